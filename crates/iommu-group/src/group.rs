@@ -1,0 +1,5 @@
+//! IOMMU groups.
+
+mod id;
+
+pub use id::GroupId;

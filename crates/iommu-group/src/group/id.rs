@@ -1,0 +1,20 @@
+//! The number of an IOMMU group.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The number of an IOMMU group, as in `/sys/kernel/iommu_groups/<number>`.
+///
+/// Linux hands out the lowest free number and reuses those of groups that died, so a number means
+/// something only until the next removal: compare partitions, not numbers
+/// (linux 7.2 drivers/iommu/iommu.c: `iommu_group_alloc()`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupId(pub u32);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}

@@ -1,0 +1,68 @@
+//! A sysfs tree: the live `/sys`, or a directory that looks like it.
+
+mod device;
+mod error;
+mod group;
+
+use std::path::{Path, PathBuf};
+
+pub use error::SysfsError;
+pub use group::GroupMember;
+
+use crate::Sbdf;
+
+/// A sysfs tree to read from. It is never written to.
+///
+/// ```no_run
+/// use iommu_group::Sysfs;
+///
+/// let sysfs = Sysfs::default();
+/// let nvme = sysfs.resolve("/sys/bus/pci/devices/0000:03:00.0".as_ref())?;
+/// let group = sysfs.group_of(nvme)?;
+/// for member in sysfs.group_members(group)? {
+///     println!("{} {:?}", member.name, member.driver);
+/// }
+/// # Ok::<(), iommu_group::SysfsError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    /// The running system's `/sys`.
+    fn default() -> Self {
+        Self::new("/sys")
+    }
+}
+
+impl Sysfs {
+    /// A tree whose `bus/pci/devices` and `kernel/iommu_groups` are below `root`. Nothing is read yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory that stands for `/sys`.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of a function: `bus/pci/devices/<address>` below the root, whether it exists or not.
+    #[must_use]
+    pub fn device_dir(&self, sbdf: Sbdf) -> PathBuf {
+        let mut path = self.devices_dir();
+        path.push(sbdf.to_string());
+        path
+    }
+
+    /// The directory that lists all PCI functions.
+    fn devices_dir(&self) -> PathBuf {
+        self.root.join("bus/pci/devices")
+    }
+
+    /// The directory of all IOMMU groups.
+    fn groups_dir(&self) -> PathBuf {
+        self.root.join("kernel/iommu_groups")
+    }
+}
