@@ -1,1 +1,33 @@
-//! placeholder
+//! Peer-to-peer DMA between the assigned devices of one virtual machine, enforced by the IOMMU.
+//!
+//! A VMM
+//! 1. reads what the host says of the devices it was asked for ([`Candidate::read`]) and has that
+//!    judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group;
+//! 2. makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
+//!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
+//!    so a device outside of it faults in the IOMMU;
+//! 3. opens each device ([`AssignedDevice::open`]), gives its BARs addresses, and serves the guest's
+//!    configuration and MMIO accesses with it.
+//!
+//! The VMM keeps its own allocators, memory slots, interrupt routes and PCI bus: see
+//! [`MemorySlots`] and [`MsiRouter`].
+
+mod address;
+mod admission;
+mod context;
+mod device;
+mod dma;
+#[cfg(test)]
+mod fake;
+mod memory;
+mod pci;
+mod sys;
+mod vmm;
+
+pub use address::{Address, AddressRange, Gpa, Iova};
+pub use admission::{Admitted, Candidate, Reason, Refusal, admit};
+pub use context::{ContextError, IommuContext, Reach};
+pub use device::{AssignedDevice, AttachError, BarInfo, DeviceParams, WindowError};
+pub use dma::DmaError;
+pub use memory::HostMemory;
+pub use vmm::{MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -1,0 +1,142 @@
+//! Addresses as types: guest-physical and I/O-virtual, and half-open ranges of either.
+
+use std::fmt;
+
+/// An address space of 64-bit byte addresses.
+pub trait Address: Copy + Ord + fmt::Display + fmt::Debug {
+    /// The address `value`, in bytes from the start of the space.
+    fn new(value: u64) -> Self;
+    /// Bytes from the start of the space.
+    fn value(self) -> u64;
+}
+
+macro_rules! address {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u64);
+
+        impl Address for $name {
+            fn new(value: u64) -> Self {
+                Self(value)
+            }
+
+            fn value(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+    };
+}
+
+address! {
+    /// A guest-physical address: what the guest puts into a BAR or a page table.
+    Gpa
+}
+
+address! {
+    /// An I/O virtual address: what an assigned device puts on the bus and the IOMMU translates.
+    Iova
+}
+
+impl Iova {
+    /// The IOVA at which a device finds what the guest sees at `gpa`.
+    ///
+    /// Without a virtual IOMMU a guest driver hands guest-physical addresses to its devices, so
+    /// the two are numerically equal. This is the only place where one becomes the other.
+    pub fn of_guest(gpa: Gpa) -> Self {
+        Self(gpa.0)
+    }
+}
+
+/// A non-empty half-open range of addresses that does not wrap.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AddressRange<A> {
+    start: A,
+    len_bytes: u64,
+}
+
+impl<A: Address> AddressRange<A> {
+    /// The `len_bytes` bytes from `start`, or `None` if that is empty or passes the end of the space.
+    pub fn new(start: A, len_bytes: u64) -> Option<Self> {
+        let last = start.value().checked_add(len_bytes.checked_sub(1)?)?;
+        // The end must be representable too, so that half-open arithmetic never wraps.
+        last.checked_add(1)?;
+        Some(Self { start, len_bytes })
+    }
+
+    /// First address.
+    pub fn start(&self) -> A {
+        self.start
+    }
+
+    /// First address after the range.
+    pub fn end(&self) -> A {
+        A::new(self.start.value() + self.len_bytes)
+    }
+
+    /// Length in bytes, never 0.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Whether every byte of `other` lies in this range.
+    pub fn contains(&self, other: &Self) -> bool {
+        self.start <= other.start && other.end() <= self.end()
+    }
+
+    /// Bytes from the start of the range to `address`, or `None` if it lies outside.
+    pub fn offset_of(&self, address: A) -> Option<u64> {
+        let offset = address.value().checked_sub(self.start.value())?;
+        (offset < self.len_bytes).then_some(offset)
+    }
+}
+
+impl<A: Address> fmt::Display for AddressRange<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.start, self.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
+        AddressRange::new(Gpa::new(start), len_bytes).unwrap()
+    }
+
+    #[test]
+    fn empty_and_wrapping_ranges_do_not_exist() {
+        assert_eq!(AddressRange::new(Gpa::new(4096), 0), None);
+        assert_eq!(AddressRange::new(Gpa::new(u64::MAX - 1), 3), None);
+        assert_eq!(AddressRange::new(Gpa::new(u64::MAX), 1), None);
+    }
+
+    #[test]
+    fn containment_is_of_every_byte() {
+        assert!(range(0x1000, 0x1000).contains(&range(0x1000, 0x1000)));
+        assert!(range(0x1000, 0x1000).contains(&range(0x1800, 0x800)));
+        assert!(!range(0x1000, 0x1000).contains(&range(0x1800, 0x801)));
+        assert!(!range(0x1000, 0x1000).contains(&range(0xfff, 2)));
+    }
+
+    #[test]
+    fn offsets_exist_only_inside() {
+        assert_eq!(range(0x1000, 0x10).offset_of(Gpa::new(0xfff)), None);
+        assert_eq!(range(0x1000, 0x10).offset_of(Gpa::new(0x1000)), Some(0));
+        assert_eq!(range(0x1000, 0x10).offset_of(Gpa::new(0x100f)), Some(0xf));
+        assert_eq!(range(0x1000, 0x10).offset_of(Gpa::new(0x1010)), None);
+    }
+}

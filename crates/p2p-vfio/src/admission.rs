@@ -1,0 +1,359 @@
+//! Which devices a VM may have, and which of them may talk to each other.
+//!
+//! Reading the host ([`Candidate::read`]) and deciding ([`admit`]) are apart; nothing is opened or
+//! changed by either.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use iommu_group::{GroupId, GroupMember, Sbdf, Sysfs, SysfsError};
+use thiserror::Error;
+
+/// A function that somebody wants in a VM, with what the host says of it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its address.
+    pub sbdf: Sbdf,
+    /// Its directory in sysfs.
+    pub sysfs: PathBuf,
+    /// Whether peer-to-peer was asked for.
+    pub p2p: bool,
+    /// Its IOMMU group.
+    pub group: GroupId,
+    /// Everything in that group, itself included.
+    pub members: Vec<GroupMember>,
+}
+
+impl Candidate {
+    /// Reads group and neighbours of the function at `path`, which may be any alias of it.
+    ///
+    /// # Errors
+    /// If the path is not a PCI function of this host or has no IOMMU group.
+    pub fn read(sysfs: &Sysfs, path: &std::path::Path, p2p: bool) -> Result<Self, SysfsError> {
+        let sbdf = sysfs.resolve(path)?;
+        let group = sysfs.group_of(sbdf)?;
+        Ok(Self {
+            sbdf,
+            sysfs: sysfs.device_dir(sbdf),
+            p2p,
+            group,
+            members: sysfs.group_members(group)?,
+        })
+    }
+
+    fn driver(&self) -> Option<&str> {
+        let own = self.members.iter().find(|m| m.sbdf == Some(self.sbdf));
+        own.and_then(|m| m.driver.as_deref())
+    }
+}
+
+/// The devices of one VM, sorted into IOMMU contexts.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The devices with peer-to-peer, all of one group: they share a context of their own.
+    pub domain: Vec<Candidate>,
+    /// The others: they share a context in which no BAR is mapped.
+    pub others: Vec<Candidate>,
+}
+
+/// Why a set of devices may not be given to a VM as asked. Nothing was changed.
+#[derive(Debug, Error)]
+#[error("{}", Lines(reasons))]
+pub struct Refusal {
+    /// Every reason, most fundamental first; never empty.
+    pub reasons: Vec<Reason>,
+}
+
+struct Lines<'a>(&'a [Reason]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, reason) in self.0.iter().enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One reason of a [`Refusal`]; its text ends with what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Reason {
+    /// The same function twice, whatever the paths were.
+    #[error("{0} is given twice\n       name every device once")]
+    Twice(Sbdf),
+    /// Not bound to vfio-pci or one of its variants.
+    #[error(
+        "{sbdf} is not bound to vfio-pci: {}\n       \
+         echo vfio-pci > /sys/bus/pci/devices/{sbdf}/driver_override, unbind it from its driver, then\n       \
+         echo {sbdf} > /sys/bus/pci/drivers_probe",
+        Driver(driver)
+    )]
+    NotBound {
+        /// The device asked for.
+        sbdf: Sbdf,
+        /// What drives it.
+        driver: Option<String>,
+    },
+    /// A neighbour in the group is in the host's hands.
+    #[error(
+        "{sbdf} cannot leave the host alone: {neighbour} in its IOMMU group {group} is driven by {driver}\n       \
+         bind {neighbour} to vfio-pci as well, or unbind it from {driver}"
+    )]
+    Neighbour {
+        /// The device asked for.
+        sbdf: Sbdf,
+        /// The group of both.
+        group: GroupId,
+        /// Who shares it.
+        neighbour: String,
+        /// What drives the neighbour.
+        driver: String,
+    },
+    /// Peer-to-peer across groups.
+    #[error(
+        "{} and {} cannot share P2P: IOMMU group {} and group {}\n       \
+         devices with p2p=on must be in one IOMMU group; leave p2p=on out to keep them apart",
+        a.0, b.0, a.1, b.1
+    )]
+    TwoGroups {
+        /// The first device and its group.
+        a: (Sbdf, GroupId),
+        /// The second device and its group.
+        b: (Sbdf, GroupId),
+    },
+    /// One group cannot be in two IOMMU contexts.
+    #[error(
+        "{without} cannot be kept out of the P2P of {with}: both are in IOMMU group {group}, which the IOMMU translates as one\n       \
+         give p2p=on to both or to neither"
+    )]
+    SplitGroup {
+        /// The device with `p2p=on`.
+        with: Sbdf,
+        /// The device without.
+        without: Sbdf,
+        /// The group of both.
+        group: GroupId,
+    },
+}
+
+struct Driver<'a>(&'a Option<String>);
+
+impl fmt::Display for Driver<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(f, "its driver is {name}"),
+            None => f.write_str("no driver is bound"),
+        }
+    }
+}
+
+/// Whether a neighbour with this driver leaves the group assignable: drivers that manage DMA
+/// ownership themselves (linux: `driver_managed_dma` in `struct pci_driver`).
+fn leaves_group_viable(driver: &str) -> bool {
+    is_vfio(driver) || matches!(driver, "pcieport" | "pci-stub")
+}
+
+/// vfio-pci and the variant drivers that use its core, all of which are named after VFIO
+/// (`vfio-pci`, `mlx5_vfio_pci`, `nvgrace_gpu_vfio_pci`, `virtio_vfio_pci`, …).
+fn is_vfio(driver: &str) -> bool {
+    driver == "vfio-pci" || driver.ends_with("vfio_pci") || driver.ends_with("vfio-pci")
+}
+
+/// Decides which devices share which IOMMU context, or refuses with every reason there is.
+///
+/// The rule: devices with `p2p=on` must all be in one IOMMU group, and a group is translated as a
+/// whole, so a device of that group cannot stay out.
+///
+/// # Errors
+/// The [`Refusal`] names the devices and groups that stand in the way.
+pub fn admit(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
+    let mut reasons = Vec::new();
+    let mut seen = BTreeSet::new();
+    for candidate in &candidates {
+        if !seen.insert(candidate.sbdf) {
+            reasons.push(Reason::Twice(candidate.sbdf));
+            continue;
+        }
+        reasons.extend(unassignable(candidate));
+    }
+    let (domain, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.p2p);
+    if let Some(first) = domain.first() {
+        for peer in domain.iter().filter(|peer| peer.group != first.group) {
+            reasons.push(Reason::TwoGroups {
+                a: (first.sbdf, first.group),
+                b: (peer.sbdf, peer.group),
+            });
+        }
+        for other in &others {
+            let Some(member) = domain.iter().find(|m| m.group == other.group) else {
+                continue;
+            };
+            if member.sbdf != other.sbdf {
+                reasons.push(Reason::SplitGroup {
+                    with: member.sbdf,
+                    without: other.sbdf,
+                    group: other.group,
+                });
+            }
+        }
+    }
+    if reasons.is_empty() {
+        Ok(Admitted { domain, others })
+    } else {
+        Err(Refusal { reasons })
+    }
+}
+
+fn unassignable(candidate: &Candidate) -> Vec<Reason> {
+    if !candidate.driver().is_some_and(is_vfio) {
+        return vec![Reason::NotBound {
+            sbdf: candidate.sbdf,
+            driver: candidate.driver().map(str::to_owned),
+        }];
+    }
+    let mut reasons = Vec::new();
+    for member in &candidate.members {
+        if let Some(driver) = &member.driver
+            && !leaves_group_viable(driver)
+        {
+            reasons.push(Reason::Neighbour {
+                sbdf: candidate.sbdf,
+                group: candidate.group,
+                neighbour: member.name.clone(),
+                driver: driver.clone(),
+            });
+        }
+    }
+    reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sbdf(text: &str) -> Sbdf {
+        text.parse().unwrap()
+    }
+
+    fn member(text: &str, driver: Option<&str>) -> GroupMember {
+        GroupMember {
+            sbdf: Some(sbdf(text)),
+            name: sbdf(text).to_string(),
+            driver: driver.map(str::to_owned),
+        }
+    }
+
+    fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
+        Candidate {
+            sbdf: sbdf(text),
+            sysfs: PathBuf::from("/sys/bus/pci/devices").join(text),
+            p2p,
+            group: GroupId(group),
+            members: vec![member(text, Some("vfio-pci"))],
+        }
+    }
+
+    fn reasons(candidates: Vec<Candidate>) -> Vec<Reason> {
+        admit(candidates).unwrap_err().reasons
+    }
+
+    #[test]
+    fn peers_of_one_group_share_a_domain() {
+        let a = candidate("03:00.0", 6, true);
+        let b = candidate("04:00.0", 6, true);
+        let c = candidate("05:00.0", 7, false);
+        let admitted = admit(vec![a, b, c]).unwrap();
+        assert_eq!(admitted.domain.len(), 2);
+        assert_eq!(admitted.others.len(), 1);
+    }
+
+    #[test]
+    fn invariant_1_peers_of_two_groups_are_refused_naming_both() {
+        let a = candidate("03:00.0", 6, true);
+        let b = candidate("04:00.0", 7, true);
+        let refusal = admit(vec![a, b]).unwrap_err();
+        let text = refusal.to_string();
+        for part in ["0000:03:00.0", "0000:04:00.0", "group 6", "group 7"] {
+            assert!(text.contains(part), "{part} is not named in: {text}");
+        }
+    }
+
+    #[test]
+    fn invariant_7_without_p2p_nothing_is_in_a_domain() {
+        let a = candidate("03:00.0", 6, false);
+        let b = candidate("04:00.0", 6, false);
+        let admitted = admit(vec![a, b]).unwrap();
+        assert!(admitted.domain.is_empty());
+        assert_eq!(admitted.others.len(), 2);
+    }
+
+    #[test]
+    fn a_group_is_not_split_between_contexts() {
+        let a = candidate("03:00.0", 6, true);
+        let b = candidate("04:00.0", 6, false);
+        let expected = Reason::SplitGroup {
+            with: sbdf("03:00.0"),
+            without: sbdf("04:00.0"),
+            group: GroupId(6),
+        };
+        assert_eq!(reasons(vec![a, b]), [expected]);
+    }
+
+    #[test]
+    fn a_device_given_twice_is_refused() {
+        let a = candidate("03:00.0", 6, true);
+        let b = candidate("03:00.0", 6, false);
+        assert_eq!(reasons(vec![a, b]), [Reason::Twice(sbdf("03:00.0"))]);
+    }
+
+    #[test]
+    fn a_device_of_the_host_is_refused() {
+        for driver in [None, Some("nvme")] {
+            let mut a = candidate("03:00.0", 6, false);
+            a.members = vec![member("03:00.0", driver)];
+            let expected = Reason::NotBound {
+                sbdf: sbdf("03:00.0"),
+                driver: driver.map(str::to_owned),
+            };
+            assert_eq!(reasons(vec![a]), [expected]);
+        }
+    }
+
+    #[test]
+    fn a_neighbour_of_the_host_is_refused_by_name() {
+        let mut a = candidate("03:00.0", 6, false);
+        a.members.push(member("04:00.0", Some("e1000e")));
+        let text = admit(vec![a]).unwrap_err().to_string();
+        assert!(
+            text.contains("0000:04:00.0") && text.contains("e1000e"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn neighbours_that_do_no_dma_of_the_host_are_fine() {
+        for driver in [
+            None,
+            Some("pcieport"),
+            Some("pci-stub"),
+            Some("mlx5_vfio_pci"),
+        ] {
+            let mut a = candidate("03:00.0", 6, true);
+            a.members.push(member("02:00.0", driver));
+            assert!(admit(vec![a]).is_ok(), "{driver:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_is_told_at_once() {
+        let a = candidate("03:00.0", 6, true);
+        let b = candidate("04:00.0", 7, true);
+        let mut c = candidate("05:00.0", 8, false);
+        c.members = vec![member("05:00.0", None)];
+        assert_eq!(reasons(vec![a, b, c]).len(), 2);
+    }
+}
