@@ -19,6 +19,7 @@ mod device;
 mod dma;
 #[cfg(test)]
 mod fake;
+mod guest;
 mod memory;
 mod pci;
 mod sys;
@@ -29,5 +30,9 @@ pub use admission::{Admitted, Candidate, Reason, Refusal, admit};
 pub use context::{ContextError, IommuContext, Reach};
 pub use device::{AssignedDevice, AttachError, BarInfo, DeviceParams, WindowError};
 pub use dma::DmaError;
+pub use guest::{
+    Apertures, Branch, BusNumbers, Endpoint, GuestTopology, LayoutError, Link, PlacedEndpoint,
+    PortKind, VirtualPort, lay_out,
+};
 pub use memory::HostMemory;
 pub use vmm::{MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -1,0 +1,9 @@
+//! What the guest sees above its devices: ports, bus numbers, windows.
+
+mod layout;
+mod port;
+
+pub use layout::{
+    Apertures, Branch, Endpoint, GuestTopology, LayoutError, PlacedEndpoint, lay_out,
+};
+pub use port::{BusNumbers, Link, PortKind, VirtualPort};
