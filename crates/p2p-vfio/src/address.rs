@@ -91,6 +91,13 @@ impl<A: Address> AddressRange<A> {
         self.len_bytes
     }
 
+    /// The addresses that both ranges have, if any.
+    pub fn intersect(&self, other: &Self) -> Option<Self> {
+        let start = self.start.max(other.start);
+        let end = self.end().min(other.end());
+        Self::new(start, end.value().checked_sub(start.value())?)
+    }
+
     /// Whether every byte of `other` lies in this range.
     pub fn contains(&self, other: &Self) -> bool {
         self.start <= other.start && other.end() <= self.end()
@@ -130,6 +137,13 @@ mod tests {
         assert!(range(0x1000, 0x1000).contains(&range(0x1800, 0x800)));
         assert!(!range(0x1000, 0x1000).contains(&range(0x1800, 0x801)));
         assert!(!range(0x1000, 0x1000).contains(&range(0xfff, 2)));
+    }
+
+    #[test]
+    fn intersection_is_what_both_have() {
+        let both = range(0x1000, 0x2000).intersect(&range(0x2000, 0x2000));
+        assert_eq!(both, Some(range(0x2000, 0x1000)));
+        assert_eq!(range(0x1000, 0x1000).intersect(&range(0x2000, 1)), None);
     }
 
     #[test]

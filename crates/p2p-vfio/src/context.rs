@@ -2,13 +2,13 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use thiserror::Error;
 use vfio_ioctls::VfioDeviceFd;
 use vm_memory::GuestMemoryMmap;
 
-use crate::address::Iova;
+use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 use crate::sys::{Type1Container, VfioPci};
@@ -29,6 +29,9 @@ pub enum ContextError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The kernel does not tell which I/O addresses can be used.
+    #[error("cannot tell which I/O addresses the IOMMU can translate: {0}")]
+    Ranges(io::Error),
     /// Guest memory could not be mapped for the devices.
     #[error("cannot give devices access to guest memory: {0}")]
     GuestMemory(#[source] DmaError),
@@ -44,12 +47,12 @@ pub enum Reach {
 }
 
 /// One IOMMU context: all its devices see the same translation, which the IOMMU enforces.
+///
+/// Devices are opened in it first, because only then does the kernel know which I/O addresses the
+/// IOMMU can translate; guest memory is laid out accordingly and given to the context after.
 pub struct IommuContext {
     reach: Reach,
     container: Arc<Type1Container>,
-    guest: GuestMemoryMmap,
-    /// Whether guest memory is mapped: it can be only once the first group has joined.
-    populated: Mutex<bool>,
 }
 
 impl IommuContext {
@@ -57,36 +60,28 @@ impl IommuContext {
     ///
     /// # Errors
     /// [`ContextError::Container`].
-    pub fn new(
-        reach: Reach,
-        guest: GuestMemoryMmap,
-        kvm: Option<Arc<VfioDeviceFd>>,
-    ) -> Result<Self, ContextError> {
+    pub fn new(reach: Reach, kvm: Option<Arc<VfioDeviceFd>>) -> Result<Self, ContextError> {
         let container = Type1Container::new(kvm).map_err(ContextError::Container)?;
         Ok(Self {
             reach,
             container: Arc::new(container),
-            guest,
-            populated: Mutex::new(false),
         })
     }
 
-    /// Opens a device in this context, which gives it access to guest memory.
+    /// Opens a device in this context; it may use what is mapped here.
     pub(crate) fn open(&self, sysfs: &Path) -> Result<VfioPci, ContextError> {
-        let mut populated = self
-            .populated
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let device =
-            VfioPci::open(self.container.clone(), sysfs).map_err(|error| ContextError::Open {
-                device: sysfs.to_owned(),
-                error,
-            })?;
-        if !*populated {
-            self.map_guest().map_err(ContextError::GuestMemory)?;
-            *populated = true;
-        }
-        Ok(device)
+        VfioPci::open(self.container.clone(), sysfs).map_err(|error| ContextError::Open {
+            device: sysfs.to_owned(),
+            error,
+        })
+    }
+
+    /// The I/O addresses that devices of this context can use, ascending. It has a device by now.
+    ///
+    /// # Errors
+    /// [`ContextError::Ranges`].
+    pub fn iova_ranges(&self) -> Result<Vec<AddressRange<Iova>>, ContextError> {
+        self.container.iova_ranges().map_err(ContextError::Ranges)
     }
 
     /// The window table for BARs: only a P2P domain has one.
@@ -97,10 +92,13 @@ impl IommuContext {
         }
     }
 
-    /// Maps all guest memory, or nothing.
-    fn map_guest(&self) -> Result<(), DmaError> {
+    /// Gives the devices access to all of `memory`, at I/O addresses equal to the guest's.
+    ///
+    /// # Errors
+    /// [`ContextError::GuestMemory`]; nothing is mapped then.
+    pub fn map_guest(&self, memory: &GuestMemoryMmap) -> Result<(), ContextError> {
         let mut done = Vec::new();
-        for (gpa, memory) in HostMemory::of_guest(&self.guest) {
+        for (gpa, memory) in HostMemory::of_guest(memory) {
             match self.container.map(Iova::of_guest(gpa), memory) {
                 Ok(range) => done.push(range),
                 Err(error) => {
@@ -109,7 +107,7 @@ impl IommuContext {
                             log::error!("while undoing: {undo}");
                         }
                     }
-                    return Err(error);
+                    return Err(ContextError::GuestMemory(error));
                 }
             }
         }

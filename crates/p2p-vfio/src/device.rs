@@ -11,6 +11,7 @@
 
 mod bars;
 mod capability;
+mod host;
 mod interrupts;
 mod msi;
 mod msix;
@@ -21,20 +22,20 @@ mod windows;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use iommu_group::Sbdf;
 use thiserror::Error;
 
 use crate::address::{AddressRange, Gpa};
-use crate::context::{ContextError, IommuContext};
+use crate::context::ContextError;
 use crate::memory::HostMemory;
 use crate::pci::{PciBackend, Region, VectorKind};
 use crate::vmm::{MemorySlots, MsiRouter};
 
 pub use bars::BarInfo;
 use bars::Bars;
+pub use host::HostDevice;
 use interrupts::Interrupts;
 use msi::Msi;
 use msix::Msix;
@@ -84,14 +85,8 @@ pub enum AttachError {
     },
 }
 
-/// What an assigned device is made of.
+/// What a VMM gives to an assigned device.
 pub struct DeviceParams {
-    /// Its address on the host.
-    pub sbdf: Sbdf,
-    /// Its directory in sysfs.
-    pub sysfs: PathBuf,
-    /// Where its DMA goes; a context that reaches peers makes its BARs visible to them.
-    pub context: Arc<IommuContext>,
     /// Where its BARs are shown to the guest.
     pub slots: Arc<dyn MemorySlots>,
     /// Where its interrupts go.
@@ -103,7 +98,7 @@ pub struct DeviceParams {
 /// A host function that a guest owns.
 ///
 /// Fields are in the order of their release: windows first, so that nobody reaches the device when
-/// it goes, then interrupts, then the device, then its context.
+/// it goes, then interrupts, then the device, which holds its context.
 pub struct AssignedDevice {
     sbdf: Sbdf,
     windows: Windows,
@@ -115,78 +110,69 @@ pub struct AssignedDevice {
     overlay: Overlay,
     mmio: Vec<AddressRange<Gpa>>,
     device: Box<dyn PciBackend>,
-    context: Option<Arc<IommuContext>>,
 }
 
 impl AssignedDevice {
-    /// Opens a function through VFIO. The kernel resets it then. Memory decode is off and its BARs
-    /// are at 0 until [`place_bar`](Self::place_bar) and [`enable_memory`](Self::enable_memory).
+    /// Makes an open device one of a guest. Memory decode is off and its BARs are at 0 until
+    /// [`place_bar`](Self::place_bar) and [`enable_memory`](Self::enable_memory).
     ///
     /// # Errors
-    /// [`AttachError`] names the device and what was attempted.
-    pub fn open(params: DeviceParams) -> Result<Self, AttachError> {
-        let device = params.context.open(&params.sysfs)?;
-        let windows = Windows::new(params.sbdf, params.slots, params.context.peer_windows());
-        let interrupts = Interrupts::new(params.msi);
-        let mut this = Self::new(
-            params.sbdf,
-            Box::new(device),
-            windows,
-            interrupts,
-            params.mmio,
-        )?;
-        this.context = Some(params.context);
-        Ok(this)
-    }
-
-    fn new(
-        sbdf: Sbdf,
-        device: Box<dyn PciBackend>,
-        mut windows: Windows,
-        interrupts: Interrupts,
-        mmio: Vec<AddressRange<Gpa>>,
-    ) -> Result<Self, AttachError> {
-        let config_bytes = device.region(Region::Config).size_bytes.min(4096);
-        let mut config = vec![0; usize::try_from(config_bytes).unwrap_or(0)];
-        let read = device.read(Region::Config, 0, &mut config);
-        read.map_err(|error| AttachError::Config { sbdf, error })?;
-
-        let bars = read_bars(sbdf, &*device, &config)?;
-        let (msi, msix) = read_vectors(&*device, &config);
-        let traps = |bar: u8| -> Vec<(u64, u64)> {
-            let structures = msix.iter().flat_map(|m| [m.table, m.pending]);
-            structures
-                .filter(|s| s.bar == bar)
-                .map(|s| (s.offset, s.len_bytes))
-                .collect()
-        };
-        for info in bars.infos() {
-            let bar = info.index;
-            for (offset, len_bytes) in mappable_areas(&device.region(Region::Bar(bar)), &traps(bar))
-            {
-                let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
-                let mapping = device
-                    .map(Region::Bar(bar), offset, len)
-                    .map_err(|error| AttachError::MapBar { sbdf, bar, error })?;
-                windows.add(bar, offset, HostMemory::of_bar(Arc::new(mapping)));
-            }
-        }
+    /// [`AttachError`] names the device and what was attempted; the device is closed then.
+    pub fn new(host: HostDevice, params: DeviceParams) -> Result<Self, AttachError> {
+        let HostDevice {
+            sbdf,
+            device,
+            config,
+            bars,
+            domain,
+        } = host;
         let mut this = Self {
             sbdf,
-            windows,
-            interrupts,
+            windows: Windows::new(sbdf, params.slots, domain),
+            interrupts: Interrupts::new(params.msi),
             command: [0; 2],
             bars,
-            msi,
-            msix,
+            msi: None,
+            msix: None,
             overlay: Overlay::of_endpoint(&capability::extended(&config)),
-            mmio,
+            mmio: params.mmio,
             device,
-            context: None,
         };
+        (this.msi, this.msix) = read_vectors(&*this.device, &config);
+        this.map_bars()?;
         let off = this.write_command(0, &[0, 0]);
         off.map_err(|error| AttachError::Config { sbdf, error })?;
         Ok(this)
+    }
+
+    /// Maps what can be mapped of the BARs into this process; it is visible to nobody yet.
+    fn map_bars(&mut self) -> Result<(), AttachError> {
+        let structures: Vec<_> = self
+            .msix
+            .iter()
+            .flat_map(|msix| [msix.table, msix.pending])
+            .collect();
+        for info in self.bars.infos() {
+            let bar = info.index;
+            let traps: Vec<_> = structures
+                .iter()
+                .filter(|s| s.bar == bar)
+                .map(|s| (s.offset, s.len_bytes))
+                .collect();
+            let region = Region::Bar(bar);
+            for (offset, len_bytes) in mappable_areas(&self.device.region(region), &traps) {
+                let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+                let mapping = self.device.map(region, offset, len);
+                let mapping = mapping.map_err(|error| AttachError::MapBar {
+                    sbdf: self.sbdf,
+                    bar,
+                    error,
+                })?;
+                self.windows
+                    .add(bar, offset, HostMemory::of_bar(Arc::new(mapping)));
+            }
+        }
+        Ok(())
     }
 
     /// Its address on the host.
@@ -437,20 +423,6 @@ enum Register {
     Vectors,
     Ignored,
     Hardware,
-}
-
-fn read_bars(sbdf: Sbdf, device: &dyn PciBackend, config: &[u8]) -> Result<Bars, AttachError> {
-    let indices = [0_u8, 1, 2, 3, 4, 5];
-    let hardware = indices.map(|bar| {
-        let offset = 0x10 + u16::from(bar) * 4;
-        capability::dword(config, offset).unwrap_or(0)
-    });
-    let sizes = indices.map(|bar| device.region(Region::Bar(bar)).size_bytes);
-    Bars::new(hardware, sizes).map_err(|bar| AttachError::BarSize {
-        sbdf,
-        bar,
-        size_bytes: sizes.get(usize::from(bar)).copied().unwrap_or(0),
-    })
 }
 
 fn read_vectors(device: &dyn PciBackend, config: &[u8]) -> (Option<Msi>, Option<Msix>) {

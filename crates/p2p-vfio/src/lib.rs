@@ -6,8 +6,12 @@
 //! 2. makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
 //!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
 //!    so a device outside of it faults in the IOMMU;
-//! 3. opens each device ([`AssignedDevice::open`]), gives its BARs addresses, and serves the guest's
-//!    configuration and MMIO accesses with it.
+//! 3. opens each device in its context ([`HostDevice::open`]) and asks which I/O addresses the IOMMU
+//!    can translate ([`IommuContext::iova_ranges`]); lays out guest memory inside them, and the
+//!    devices with the ports above them ([`lay_out`]): one virtual switch for the peers;
+//! 4. gives the contexts guest memory ([`IommuContext::map_guest`]), makes the devices the guest's
+//!    ([`AssignedDevice::new`]), places their BARs, and serves the guest's configuration and MMIO
+//!    accesses with them.
 //!
 //! The VMM keeps its own allocators, memory slots, interrupt routes and PCI bus: see
 //! [`MemorySlots`] and [`MsiRouter`].
@@ -28,7 +32,7 @@ mod vmm;
 pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{Admitted, Candidate, Reason, Refusal, admit};
 pub use context::{ContextError, IommuContext, Reach};
-pub use device::{AssignedDevice, AttachError, BarInfo, DeviceParams, WindowError};
+pub use device::{AssignedDevice, AttachError, BarInfo, DeviceParams, HostDevice, WindowError};
 pub use dma::DmaError;
 pub use guest::{
     Apertures, Branch, BusNumbers, Endpoint, GuestTopology, LayoutError, Link, PlacedEndpoint,

@@ -1,6 +1,7 @@
 //! The edge to the kernel: VFIO's ioctls and mappings of device memory. All unsafe code is here.
 
 mod bar_mapping;
+mod iova;
 mod type1;
 mod vfio_pci;
 

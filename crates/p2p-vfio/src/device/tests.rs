@@ -3,14 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use crate::address::{Address, AddressRange, Gpa};
-use crate::dma::DmaBackend;
 use crate::fake::{FakeHardware, FakePci, FakeVm};
 use crate::pci::VectorKind;
 use crate::vmm::MsiMessage;
 
-use super::interrupts::Interrupts;
-use super::windows::Windows;
-use super::{AssignedDevice, BarInfo};
+use super::{AssignedDevice, BarInfo, DeviceParams, HostDevice};
 
 const MMIO: u64 = 0xc000_0000;
 
@@ -22,12 +19,14 @@ struct Rig {
 
 fn rig_of(pci: FakePci, vm: Arc<FakeVm>, p2p: bool) -> Rig {
     let hardware = pci.hardware.clone();
-    let sbdf = "03:00.0".parse().unwrap();
-    let domain: Option<Arc<dyn DmaBackend>> = p2p.then(|| vm.clone() as _);
-    let windows = Windows::new(sbdf, vm.clone(), domain);
-    let interrupts = Interrupts::new(vm.clone());
-    let mmio = vec![AddressRange::new(Gpa::new(MMIO), 1 << 29).unwrap()];
-    let device = AssignedDevice::new(sbdf, Box::new(pci), windows, interrupts, mmio).unwrap();
+    let mut host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci)).unwrap();
+    host.domain = p2p.then(|| vm.clone() as _);
+    let params = DeviceParams {
+        slots: vm.clone(),
+        msi: vm.clone(),
+        mmio: vec![AddressRange::new(Gpa::new(MMIO), 1 << 29).unwrap()],
+    };
+    let device = AssignedDevice::new(host, params).unwrap();
     Rig {
         vm,
         hardware,

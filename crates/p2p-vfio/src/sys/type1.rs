@@ -16,6 +16,7 @@ use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 
 use super::io_error;
+use super::iova::iova_ranges;
 
 /// One container and everything mapped in it.
 pub(crate) struct Type1Container {
@@ -35,6 +36,14 @@ impl Type1Container {
             container: Arc::new(container),
             mapped: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// The I/O addresses that may be mapped, in ascending order. Known once a group has joined.
+    ///
+    /// # Errors
+    /// The errno of `VFIO_IOMMU_GET_INFO`.
+    pub(crate) fn iova_ranges(&self) -> io::Result<Vec<AddressRange<Iova>>> {
+        iova_ranges(&*self.container)
     }
 
     pub(super) fn container(&self) -> &Arc<VfioContainer> {
