@@ -1,0 +1,133 @@
+//! Description of a device to assign: one type for command line, REST and tests.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::options::{OptionError, Options, quote};
+
+const KEYS: [&str; 3] = ["path", "id", "p2p"];
+
+/// A device to assign to a virtual machine.
+///
+/// As text it is an option list, as cloud-hypervisor spells it plus `p2p`; as JSON an object with the same keys.
+///
+/// ```
+/// let device: hotplug::DeviceConfig = "path=/sys/bus/pci/devices/0000:03:00.0,id=nvme0,p2p=on".parse()?;
+/// assert_eq!(device.id.as_deref(), Some("nvme0"));
+/// assert!(device.p2p);
+/// # Ok::<(), hotplug::OptionError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// The device's directory in sysfs.
+    pub path: PathBuf,
+    /// Name by which the device is known in the API; chosen by the VMM if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Whether the device may take part in peer-to-peer DMA. Off unless asked for.
+    #[serde(default)]
+    pub p2p: bool,
+}
+
+impl FromStr for DeviceConfig {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let options = Options::parse(text, &KEYS)?;
+        Ok(Self {
+            path: options.required("path")?.into(),
+            id: options.text("id").map(str::to_owned),
+            p2p: options.switch("p2p")?.unwrap_or(false),
+        })
+    }
+}
+
+impl fmt::Display for DeviceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "path={}", quote(&self.path.to_string_lossy()))?;
+        if let Some(id) = &self.id {
+            write!(f, ",id={}", quote(id))?;
+        }
+        if self.p2p {
+            f.write_str(",p2p=on")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NVME: &str = "/sys/bus/pci/devices/0000:03:00.0";
+
+    fn device(id: Option<&str>, p2p: bool) -> DeviceConfig {
+        DeviceConfig {
+            path: NVME.into(),
+            id: id.map(str::to_owned),
+            p2p,
+        }
+    }
+
+    #[test]
+    fn p2p_is_off_unless_asked_for() {
+        let parsed: DeviceConfig = format!("path={NVME}").parse().unwrap();
+        assert_eq!(parsed, device(None, false));
+    }
+
+    #[test]
+    fn text_round_trips() {
+        let odd = DeviceConfig {
+            path: "/tmp/a,\"b\"".into(),
+            id: Some("x,y".into()),
+            p2p: true,
+        };
+        for config in [
+            device(None, false),
+            device(Some("nvme0"), false),
+            device(Some("nvme0"), true),
+            odd,
+        ] {
+            assert_eq!(config.to_string().parse(), Ok(config));
+        }
+    }
+
+    #[test]
+    fn json_round_trips() {
+        for config in [device(None, false), device(Some("nvme0"), true)] {
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(serde_json::from_str::<DeviceConfig>(&json).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn json_with_unknown_field_is_refused() {
+        let error = serde_json::from_str::<DeviceConfig>(r#"{"path":"/x","p2pp":true}"#);
+        assert!(error.unwrap_err().to_string().contains("`p2pp`"));
+    }
+
+    #[test]
+    fn path_is_required() {
+        let error = "p2p=on".parse::<DeviceConfig>().unwrap_err();
+        assert_eq!(error, OptionError::Missing { key: "path".into() });
+    }
+
+    #[test]
+    fn unknown_key_is_refused_with_the_known_ones() {
+        let error = "path=/x,iommu=on".parse::<DeviceConfig>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown option \"iommu\" (known: path, id, p2p)"
+        );
+    }
+
+    #[test]
+    fn p2p_takes_on_or_off() {
+        let error = "path=/x,p2p=1".parse::<DeviceConfig>().unwrap_err();
+        assert_eq!(error.to_string(), "option \"p2p\": \"1\" is not on or off");
+    }
+}
