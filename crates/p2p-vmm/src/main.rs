@@ -1,2 +1,53 @@
-//! placeholder
-fn main() {}
+//! p2p-vmm: the reference VMM for peer-to-peer DMA between assigned devices.
+//!
+//! A small x86-64 KVM VMM that boots Linux. Exit status: 0 the guest switched itself off or a signal ended the VM,
+//! 1 something failed, 2 the request was refused.
+
+mod acpi;
+mod bus;
+mod cli;
+mod config;
+mod exit;
+mod irq;
+mod layout;
+mod loader;
+mod lock;
+mod logger;
+mod memory;
+mod pci;
+mod ports;
+mod power;
+mod serial;
+mod signals;
+mod slots;
+mod vcpu;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+
+use crate::cli::Cli;
+use crate::vm::Host;
+
+fn main() -> ExitCode {
+    match start(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    logger::init(cli.log_level()).context("cannot start the log")?;
+    let config = cli.into_config();
+    ensure!(
+        config.devices.is_empty(),
+        "this build cannot assign devices"
+    );
+    let host = Host::open(&config)?;
+    vm::run(&host, &config)
+}

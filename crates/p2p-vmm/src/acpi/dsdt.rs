@@ -1,0 +1,190 @@
+//! Contents of the DSDT: sleep state, serial port, reserved resources, PCI host bridge.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, CreateDWordField, Device, EISAName,
+    Else, Equal, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package,
+    Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
+};
+
+use super::raw::RawAml;
+use crate::layout::{GpaRange, Layout};
+use crate::power::{SLEEP_CONTROL_PORT, SLEEP_TYPE_S5};
+use crate::serial::{COM1_GSI, COM1_PORT};
+
+/// _OSC of a PCI host bridge (PCI Firmware Specification r3.3 §4.5.1).
+const OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
+/// _DSM of a PCI host bridge (PCI Firmware Specification r3.3 §4.6).
+const DSM_UUID: &str = "E5C937D0-3553-4D7A-9117-EA4D19C3434D";
+/// _DSM function 5: whether the OS may ignore the boot configuration (PCI Firmware Specification r3.3 §4.6.5).
+const DSM_PRESERVE_BOOT_CONFIG: u8 = 5;
+/// _OSC control bit 4: the OS may use the PCI Express capability. Hot-plug, PME and AER (bits 0 to 3) stay with the
+/// platform: devices come and go through ACPI, and there are no errors to report.
+const OSC_GRANTED: u8 = 1 << 4;
+/// _OSC result bits (ACPI 6.5 §6.2.11): unrecognised UUID, unrecognised revision, capabilities masked.
+const OSC_BAD_UUID: u8 = 1 << 2;
+const OSC_BAD_REVISION: u8 = 1 << 3;
+const OSC_MASKED: u8 = 1 << 4;
+/// Sleep control and status, one byte each, at adjacent ports.
+const SLEEP_PORTS: u8 = 2;
+/// Registers of the serial port.
+const SERIAL_PORTS: u8 = 8;
+
+/// Body of the DSDT.
+pub(super) fn body(layout: &Layout, serial: bool) -> RawAml {
+    let s5 = Name::new(
+        "_S5_".into(),
+        &Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]),
+    );
+    let reserved = reserved_resources(&layout.ecam);
+    let host_bridge = host_bridge(layout);
+    let com1 = serial_port();
+    let mut devices: Vec<&dyn Aml> = vec![&reserved, &host_bridge];
+    if serial {
+        devices.push(&com1);
+    }
+    RawAml::concat(&[&s5, &Scope::new("_SB_".into(), devices)])
+}
+
+fn serial_port() -> RawAml {
+    RawAml::concat(&[&Device::new(
+        "COM1".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_DDN".into(), &"COM1"),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &IO::new(COM1_PORT, COM1_PORT, 1, SERIAL_PORTS),
+                    // Consumer, edge triggered, active high, not shared.
+                    &Interrupt::new(true, true, false, false, COM1_GSI.number()),
+                ]),
+            ),
+        ],
+    )])
+}
+
+/// Claims what belongs to no device; Linux uses ECAM only if it is claimed
+/// (linux 7.2 arch/x86/pci/mmconfig-shared.c: is_acpi_reserved()).
+fn reserved_resources(ecam: &GpaRange) -> RawAml {
+    let ecam = memory32(ecam);
+    RawAml::concat(&[&Device::new(
+        "RSVD".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &ecam,
+                    &IO::new(SLEEP_CONTROL_PORT, SLEEP_CONTROL_PORT, 1, SLEEP_PORTS),
+                ]),
+            ),
+        ],
+    )])
+}
+
+fn host_bridge(layout: &Layout) -> RawAml {
+    let windows = windows(layout);
+    RawAml::concat(&[&Device::new(
+        "PCI0".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_SEG".into(), &ZERO),
+            &Name::new("_BBN".into(), &ZERO),
+            &Name::new("_UID".into(), &ZERO),
+            // Cache coherent DMA.
+            &Name::new("_CCA".into(), &ONE),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&windows])),
+            &osc(),
+            &dsm(),
+        ],
+    )])
+}
+
+fn windows(layout: &Layout) -> RawAml {
+    let uncached = AddressSpaceCacheable::NotCacheable;
+    let (low_start, low_last) = bounds32(&layout.mmio32);
+    RawAml::concat(&[
+        &AddressSpace::new_bus_number(0x00u16, 0xff),
+        &IO::new(0xcf8, 0xcf8, 1, 8),
+        &AddressSpace::new_memory(uncached, true, low_start, low_last, None),
+        &AddressSpace::new_memory(
+            uncached,
+            true,
+            layout.mmio64.start().0,
+            layout.mmio64.end().0 - 1,
+            None,
+        ),
+    ])
+}
+
+/// `_OSC(uuid, revision, count, capabilities)`: grants what [`OSC_GRANTED`] says.
+fn osc() -> RawAml {
+    let (status, control) = (Path::new("STAT"), Path::new("CTRL"));
+    let granted = Local(0);
+    RawAml::concat(&[&Method::new(
+        "_OSC".into(),
+        4,
+        // Named objects are created while it runs.
+        true,
+        vec![
+            &CreateDWordField::new(&status, &Arg(3), &ZERO),
+            &If::new(
+                &Equal::new(&Arg(0), &Uuid::new(OSC_UUID)),
+                vec![
+                    &CreateDWordField::new(&control, &Arg(3), &8u8),
+                    &And::new(&granted, &control, &OSC_GRANTED),
+                    &If::new(
+                        &NotEqual::new(&Arg(1), &ONE),
+                        vec![&Or::new(&status, &status, &OSC_BAD_REVISION)],
+                    ),
+                    &If::new(
+                        &NotEqual::new(&control, &granted),
+                        vec![&Or::new(&status, &status, &OSC_MASKED)],
+                    ),
+                    &Store::new(&control, &granted),
+                ],
+            ),
+            &Else::new(vec![&Or::new(&status, &status, &OSC_BAD_UUID)]),
+            &Return::new(&Arg(3)),
+        ],
+    )])
+}
+
+/// `_DSM(uuid, revision, function, arguments)`: the OS must keep the addresses that it finds in BARs and bridge windows.
+fn dsm() -> RawAml {
+    let supported = BufferData::new(vec![1 | 1 << DSM_PRESERVE_BOOT_CONFIG]);
+    let nothing = BufferData::new(vec![0]);
+    RawAml::concat(&[&Method::new(
+        "_DSM".into(),
+        4,
+        false,
+        vec![
+            &If::new(
+                &Equal::new(&Arg(0), &Uuid::new(DSM_UUID)),
+                vec![
+                    &If::new(&Equal::new(&Arg(2), &ZERO), vec![&Return::new(&supported)]),
+                    &If::new(
+                        &Equal::new(&Arg(2), &DSM_PRESERVE_BOOT_CONFIG),
+                        vec![&Return::new(&ZERO)],
+                    ),
+                ],
+            ),
+            &Return::new(&nothing),
+        ],
+    )])
+}
+
+/// First and last address of a range below 4 GiB.
+fn bounds32(range: &GpaRange) -> (u32, u32) {
+    let bound = |address: u64| u32::try_from(address).expect("the layout keeps this below 4 GiB");
+    (bound(range.start().0), bound(range.end().0 - 1))
+}
+
+fn memory32(range: &GpaRange) -> Memory32Fixed {
+    let (start, last) = bounds32(range);
+    Memory32Fixed::new(true, start, last - start + 1)
+}

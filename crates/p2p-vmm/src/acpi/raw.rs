@@ -1,0 +1,27 @@
+//! AML that is already bytes: lets parts of a table be built by functions and put together.
+
+use acpi_tables::{Aml, AmlSink};
+
+/// Finished AML.
+pub(super) struct RawAml(Vec<u8>);
+
+impl RawAml {
+    /// `parts` one after the other.
+    pub(super) fn concat(parts: &[&dyn Aml]) -> Self {
+        let mut bytes = Vec::new();
+        for part in parts {
+            part.to_aml_bytes(&mut bytes);
+        }
+        Self(bytes)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Aml for RawAml {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}

@@ -1,0 +1,149 @@
+//! Command line, spelled as cloud-hypervisor's.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+use hotplug::DeviceConfig;
+use log::LevelFilter;
+
+use crate::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
+
+/// Reference VMM for peer-to-peer DMA between assigned devices
+#[derive(Debug, Parser)]
+#[command(name = "p2p-vmm", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Linux kernel to boot (bzImage)
+    #[arg(long, value_name = "PATH")]
+    kernel: PathBuf,
+
+    /// Initial RAM file system
+    #[arg(long, value_name = "PATH")]
+    initramfs: Option<PathBuf>,
+
+    /// Kernel command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+
+    /// Guest memory; the size takes K, M or G
+    #[arg(long, value_name = "size=SIZE", default_value = "size=512M")]
+    memory: MemoryConfig,
+
+    /// vCPUs, 1 to 16
+    #[arg(long, value_name = "boot=COUNT", default_value = "boot=1")]
+    cpus: CpusConfig,
+
+    /// Where the guest's serial port ends: tty, file=PATH, null or off
+    #[arg(long, value_name = "MODE", default_value = "tty")]
+    serial: SerialConfig,
+
+    /// Virtio console; there is none, so only off and null are possible
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    console: ConsoleConfig,
+
+    /// Devices to assign; p2p=on lets a device do peer-to-peer DMA with the others that have it
+    #[arg(
+        long,
+        value_name = "path=SYSFS[,id=NAME][,p2p=on|off]",
+        num_args = 1..,
+        action = ArgAction::Append
+    )]
+    device: Vec<DeviceConfig>,
+
+    /// Say more on standard error (-v: info, -vv: debug, -vvv: trace)
+    #[arg(short, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+impl Cli {
+    /// How much the log says.
+    pub(crate) fn log_level(&self) -> LevelFilter {
+        match self.verbose {
+            0 => LevelFilter::Warn,
+            1 => LevelFilter::Info,
+            2 => LevelFilter::Debug,
+            _ => LevelFilter::Trace,
+        }
+    }
+
+    /// The VM that was asked for.
+    pub(crate) fn into_config(self) -> VmConfig {
+        VmConfig {
+            kernel: self.kernel,
+            initramfs: self.initramfs,
+            cmdline: self.cmdline,
+            memory: self.memory,
+            cpus: self.cpus,
+            serial: self.serial,
+            devices: self.device,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<VmConfig, clap::Error> {
+        let args = ["p2p-vmm"].iter().chain(args);
+        Cli::try_parse_from(args).map(Cli::into_config)
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_need_only_a_kernel() {
+        let config = parse(&["--kernel", "/k"]).unwrap();
+        assert_eq!(config.memory.size_bytes, 512 << 20);
+        assert_eq!(config.cpus.boot, 1);
+        assert_eq!(config.serial, SerialConfig::Tty);
+        assert_eq!(config.devices, []);
+    }
+
+    #[test]
+    fn several_devices_in_one_option_and_repeated_options_add_up() {
+        let config = parse(&[
+            "--kernel",
+            "/k",
+            "--device",
+            "path=/a,p2p=on",
+            "path=/b,id=two",
+            "--device",
+            "path=/c",
+            "--serial",
+            "null",
+        ])
+        .unwrap();
+        let paths: Vec<_> = config.devices.iter().map(|d| d.path.clone()).collect();
+        assert_eq!(
+            paths,
+            ["/a", "/b", "/c"].map(PathBuf::from),
+            "in the order given"
+        );
+        assert!(config.devices[0].p2p && !config.devices[1].p2p);
+        assert_eq!(config.devices[1].id.as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn bad_option_exits_with_two_and_names_the_key() {
+        let error = parse(&["--kernel", "/k", "--device", "path=/a,p2pp=on"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.contains("unknown option \"p2pp\" (known: path, id, p2p)"));
+    }
+
+    #[test]
+    fn cmdline_may_begin_with_a_hyphen() {
+        let config = parse(&["--kernel", "/k", "--cmdline", "-s x=1"]).unwrap();
+        assert_eq!(config.cmdline, "-s x=1");
+    }
+}

@@ -1,0 +1,229 @@
+//! Interrupts into the guest: KVM's GSI routing table and the eventfds that raise a GSI.
+//!
+//! GSIs 0 to 23 are the pins of the I/O APIC; the others are routed to one message (MSI) each. There is no 8259:
+//! the guest is told so in the MADT and FADT.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
+    kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::lock::lock;
+
+/// Pins of KVM's I/O APIC; also the first GSI for messages.
+const IOAPIC_PINS: u32 = 24;
+/// Size of KVM's routing table (linux 7.2 include/linux/kvm_host.h: KVM_MAX_IRQ_ROUTES).
+const MAX_ROUTES: u32 = 4096;
+
+/// Global system interrupt: index into KVM's routing table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Gsi(u32);
+
+impl Gsi {
+    /// The GSI of a pin of the I/O APIC, 0 to 23.
+    pub(crate) const fn ioapic_pin(pin: u8) -> Self {
+        assert!((pin as u32) < IOAPIC_PINS, "the I/O APIC has 24 pins");
+        Self(pin as u32)
+    }
+
+    /// The number as KVM and ACPI know it.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// An interrupt message as a device sends it (PCI r3.0 §6.8.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct MsiMessage {
+    pub(crate) address_low: u32,
+    pub(crate) address_high: u32,
+    pub(crate) data: u32,
+}
+
+/// Why an interrupt could not be set up or taken down.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IrqError {
+    #[error("all {MAX_ROUTES} entries of KVM's interrupt routing table are in use")]
+    Exhausted,
+    #[error("GSI {gsi} is not allocated")]
+    NotAllocated { gsi: u32 },
+    #[error("cannot set KVM's interrupt routing table of {entries} entries")]
+    SetRouting {
+        entries: usize,
+        source: kvm_ioctls::Error,
+    },
+    #[error("the interrupt routing table of {entries} entries is too long")]
+    TableTooLong { entries: usize },
+    #[error("cannot connect an eventfd to GSI {gsi}")]
+    Attach { gsi: u32, source: kvm_ioctls::Error },
+    #[error("cannot disconnect an eventfd from GSI {gsi}")]
+    Detach { gsi: u32, source: kvm_ioctls::Error },
+}
+
+/// Owner of the routing table of a VM. Every change gives KVM the whole table.
+#[derive(Debug)]
+pub(crate) struct MsiRouter {
+    vm: Arc<VmFd>,
+    /// Allocated GSIs; `None` until a message is set.
+    messages: Mutex<BTreeMap<Gsi, Option<MsiMessage>>>,
+}
+
+impl MsiRouter {
+    /// Takes over the routing table of `vm` and connects the pins of the I/O APIC.
+    pub(crate) fn new(vm: Arc<VmFd>) -> Result<Self, IrqError> {
+        let router = Self {
+            vm,
+            messages: Mutex::new(BTreeMap::new()),
+        };
+        router.commit(&BTreeMap::new())?;
+        Ok(router)
+    }
+
+    /// Reserves a GSI for a message; it goes nowhere until [`Self::set`].
+    #[expect(dead_code, reason = "messages belong to assigned devices")]
+    pub(crate) fn allocate(&self) -> Result<Gsi, IrqError> {
+        let mut messages = lock(&self.messages);
+        let gsi = lowest_free(&messages).ok_or(IrqError::Exhausted)?;
+        messages.insert(gsi, None);
+        Ok(gsi)
+    }
+
+    /// Routes an allocated GSI to `message`.
+    #[expect(dead_code, reason = "messages belong to assigned devices")]
+    pub(crate) fn set(&self, gsi: Gsi, message: MsiMessage) -> Result<(), IrqError> {
+        self.change(gsi, |messages| {
+            messages.insert(gsi, Some(message));
+        })
+    }
+
+    /// Gives an allocated GSI back; its eventfds must have been detached.
+    #[expect(dead_code, reason = "messages belong to assigned devices")]
+    pub(crate) fn free(&self, gsi: Gsi) -> Result<(), IrqError> {
+        self.change(gsi, |messages| {
+            messages.remove(&gsi);
+        })
+    }
+
+    /// Lets a write to `event` raise `gsi`.
+    pub(crate) fn attach(&self, gsi: Gsi, event: &EventFd) -> Result<(), IrqError> {
+        self.vm
+            .register_irqfd(event, gsi.0)
+            .map_err(|source| IrqError::Attach { gsi: gsi.0, source })
+    }
+
+    /// Undoes [`Self::attach`].
+    #[expect(dead_code, reason = "messages belong to assigned devices")]
+    pub(crate) fn detach(&self, gsi: Gsi, event: &EventFd) -> Result<(), IrqError> {
+        self.vm
+            .unregister_irqfd(event, gsi.0)
+            .map_err(|source| IrqError::Detach { gsi: gsi.0, source })
+    }
+
+    /// Changes the table, in KVM first: if KVM refuses, nothing has changed.
+    fn change(
+        &self,
+        gsi: Gsi,
+        edit: impl FnOnce(&mut BTreeMap<Gsi, Option<MsiMessage>>),
+    ) -> Result<(), IrqError> {
+        let mut messages = lock(&self.messages);
+        if !messages.contains_key(&gsi) {
+            return Err(IrqError::NotAllocated { gsi: gsi.0 });
+        }
+        let mut changed = messages.clone();
+        edit(&mut changed);
+        self.commit(&changed)?;
+        *messages = changed;
+        Ok(())
+    }
+
+    fn commit(&self, messages: &BTreeMap<Gsi, Option<MsiMessage>>) -> Result<(), IrqError> {
+        let entries = routing_table(messages);
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| IrqError::TableTooLong {
+            entries: entries.len(),
+        })?;
+        self.vm
+            .set_gsi_routing(&table)
+            .map_err(|source| IrqError::SetRouting {
+                entries: entries.len(),
+                source,
+            })
+    }
+}
+
+/// The lowest GSI for messages that is not in use.
+fn lowest_free(used: &BTreeMap<Gsi, Option<MsiMessage>>) -> Option<Gsi> {
+    (IOAPIC_PINS..MAX_ROUTES)
+        .map(Gsi)
+        .find(|gsi| !used.contains_key(gsi))
+}
+
+/// KVM's table: the pins of the I/O APIC, then the messages.
+fn routing_table(messages: &BTreeMap<Gsi, Option<MsiMessage>>) -> Vec<kvm_irq_routing_entry> {
+    let pins = (0..IOAPIC_PINS).map(|pin| kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip {
+                irqchip: KVM_IRQCHIP_IOAPIC,
+                pin,
+            },
+        },
+        ..Default::default()
+    });
+    let messages = messages.iter().filter_map(|(gsi, message)| {
+        message.map(|message| kvm_irq_routing_entry {
+            gsi: gsi.0,
+            type_: KVM_IRQ_ROUTING_MSI,
+            u: kvm_irq_routing_entry__bindgen_ty_1 {
+                msi: kvm_irq_routing_msi {
+                    address_lo: message.address_low,
+                    address_hi: message.address_high,
+                    data: message.data,
+                    __bindgen_anon_1: kvm_irq_routing_msi__bindgen_ty_1::default(),
+                },
+            },
+            ..Default::default()
+        })
+    });
+    pins.chain(messages).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_has_all_pins_and_only_messages_that_are_set() {
+        let message = MsiMessage {
+            address_low: 0xfee0_1000,
+            address_high: 0,
+            data: 0x41,
+        };
+        let messages = BTreeMap::from([(Gsi(24), None), (Gsi(25), Some(message))]);
+
+        let table = routing_table(&messages);
+
+        assert_eq!(table.len(), 25);
+        assert!(table.iter().take(24).enumerate().all(|(pin, entry)| {
+            entry.gsi == u32::try_from(pin).unwrap() && entry.type_ == KVM_IRQ_ROUTING_IRQCHIP
+        }));
+        assert_eq!(table[24].gsi, 25);
+        assert_eq!(table[24].type_, KVM_IRQ_ROUTING_MSI);
+    }
+
+    #[test]
+    fn messages_start_behind_the_pins_and_freed_numbers_come_back() {
+        let mut used = BTreeMap::new();
+        assert_eq!(lowest_free(&used), Some(Gsi(24)));
+        used.extend([(Gsi(24), None), (Gsi(26), None)]);
+        assert_eq!(lowest_free(&used), Some(Gsi(25)));
+        used.extend((IOAPIC_PINS..MAX_ROUTES).map(|gsi| (Gsi(gsi), None)));
+        assert_eq!(lowest_free(&used), None);
+    }
+}

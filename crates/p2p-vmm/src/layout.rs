@@ -1,0 +1,310 @@
+//! Guest-physical address map: a pure function from the size of memory to regions.
+//!
+//! ```text
+//! 0            ┌ RAM (in as many regions as there are holes, plus one)
+//! 0xc000_0000  ├ 32-bit PCI window
+//! 0xe000_0000  ├ PCIe configuration space (ECAM), 256 buses
+//! 0xfec0_0000  ├ I/O APIC, local APICs
+//! 4 GiB        ├ RAM, as far as it did not fit below
+//! next 1 GiB   └ 64-bit PCI window, up to the end of the address space
+//! ```
+
+use std::fmt;
+
+use vm_memory::GuestAddress;
+
+/// 1 GiB in bytes.
+const GIB: u64 = 1 << 30;
+/// Unit of every region in bytes.
+const PAGE_BYTES: u64 = 4096;
+/// First address that 32 bits cannot express.
+const FOUR_GIB: u64 = 4 * GIB;
+
+/// Base of the 32-bit PCI window, and end of the RAM below 4 GiB.
+const MMIO32_START: u64 = 0xc000_0000;
+/// Base of ECAM; aligned to its size as PCIe r6.0 §7.2.2 wants it.
+const ECAM_START: u64 = 0xe000_0000;
+/// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2).
+const ECAM_BYTES: u64 = 256 << 20;
+
+/// Half-open range of guest-physical addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpaRange {
+    start: u64,
+    end: u64,
+}
+
+impl GpaRange {
+    /// The range from `start` up to and without `end`; empty if `end` is not above `start`.
+    pub(crate) const fn new(start: u64, end: u64) -> Self {
+        Self { start, end }
+    }
+
+    /// First address.
+    pub(crate) fn start(&self) -> GuestAddress {
+        GuestAddress(self.start)
+    }
+
+    /// First address behind the range.
+    pub(crate) fn end(&self) -> GuestAddress {
+        GuestAddress(self.end)
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Distance of `gpa` from the start in bytes, if it is inside.
+    pub(crate) fn offset_of(&self, gpa: GuestAddress) -> Option<u64> {
+        (self.start..self.end)
+            .contains(&gpa.0)
+            .then(|| gpa.0 - self.start)
+    }
+
+    /// The part that both ranges have.
+    pub(crate) fn intersect(&self, other: &Self) -> Self {
+        Self::new(self.start.max(other.start), self.end.min(other.end))
+    }
+}
+
+impl fmt::Debug for GpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{:#x}, {:#x})", self.start, self.end)
+    }
+}
+
+impl fmt::Display for GpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Why no layout exists for what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LayoutError {
+    #[error(
+        "{ram_bytes} bytes of guest memory and a 64-bit PCI window do not fit into {address_bits} address bits"
+    )]
+    TooLarge { ram_bytes: u64, address_bits: u8 },
+    #[error("hole {hole} in guest memory is not page aligned")]
+    RaggedHole { hole: GpaRange },
+}
+
+/// What a layout is made from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LayoutRequest<'a> {
+    /// Guest memory in bytes, whole pages.
+    pub(crate) ram_bytes: u64,
+    /// Number of guest-physical address bits.
+    pub(crate) address_bits: u8,
+    /// Where no RAM may be, page aligned, in any order.
+    pub(crate) ram_holes: &'a [GpaRange],
+}
+
+/// Guest-physical address map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// RAM regions in ascending order; they do not touch each other.
+    pub(crate) ram: Vec<GpaRange>,
+    /// 32-bit PCI window.
+    pub(crate) mmio32: GpaRange,
+    /// PCIe configuration space.
+    pub(crate) ecam: GpaRange,
+    /// 64-bit PCI window.
+    pub(crate) mmio64: GpaRange,
+}
+
+impl Layout {
+    /// Lays out the address space.
+    pub(crate) fn new(request: &LayoutRequest<'_>) -> Result<Self, LayoutError> {
+        let too_large = LayoutError::TooLarge {
+            ram_bytes: request.ram_bytes,
+            address_bits: request.address_bits,
+        };
+        let limit = 1u64
+            .checked_shl(request.address_bits.into())
+            .unwrap_or(u64::MAX);
+        let room = [
+            GpaRange::new(0, MMIO32_START),
+            GpaRange::new(FOUR_GIB, limit),
+        ];
+        let free = subtract(&room, request.ram_holes)?;
+        let (ram, missing_bytes) = fill(&free, request.ram_bytes);
+        if missing_bytes > 0 {
+            return Err(too_large);
+        }
+        let ram_end = ram.last().map_or(0, |region| region.end);
+        let mmio64_start = ram_end
+            .max(FOUR_GIB)
+            .checked_next_multiple_of(GIB)
+            .filter(|start| *start < limit)
+            .ok_or(too_large)?;
+        Ok(Self {
+            ram,
+            mmio32: GpaRange::new(MMIO32_START, ECAM_START),
+            ecam: GpaRange::new(ECAM_START, ECAM_START + ECAM_BYTES),
+            mmio64: GpaRange::new(mmio64_start, limit),
+        })
+    }
+}
+
+/// What is left of `room` without `holes`, ascending.
+fn subtract(room: &[GpaRange], holes: &[GpaRange]) -> Result<Vec<GpaRange>, LayoutError> {
+    let mut holes = holes.to_vec();
+    holes.sort_by_key(|hole| hole.start);
+    let mut free = Vec::new();
+    for area in room {
+        let mut start = area.start;
+        for hole in &holes {
+            if hole.start % PAGE_BYTES != 0 || hole.end % PAGE_BYTES != 0 {
+                return Err(LayoutError::RaggedHole { hole: *hole });
+            }
+            let cut = hole.intersect(area);
+            if cut.len_bytes() > 0 {
+                free.push(GpaRange::new(start, cut.start));
+                start = start.max(cut.end);
+            }
+        }
+        free.push(GpaRange::new(start, area.end));
+    }
+    free.retain(|area| area.len_bytes() > 0);
+    Ok(free)
+}
+
+/// Takes `bytes` from the start of `free`; the second value is what did not fit.
+fn fill(free: &[GpaRange], mut bytes: u64) -> (Vec<GpaRange>, u64) {
+    let mut taken = Vec::new();
+    for area in free {
+        let len = area.len_bytes().min(bytes);
+        if len > 0 {
+            taken.push(GpaRange::new(area.start, area.start + len));
+            bytes -= len;
+        }
+    }
+    (taken, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn layout(ram_bytes: u64, address_bits: u8, ram_holes: &[GpaRange]) -> Layout {
+        Layout::new(&LayoutRequest {
+            ram_bytes,
+            address_bits,
+            ram_holes,
+        })
+        .unwrap()
+    }
+
+    fn ram_bytes(layout: &Layout) -> u64 {
+        layout.ram.iter().map(GpaRange::len_bytes).sum()
+    }
+
+    #[test]
+    fn small_memory_is_one_region_and_the_64_bit_window_starts_at_4_gib() {
+        let layout = layout(512 * MIB, 40, &[]);
+        assert_eq!(layout.ram, [GpaRange::new(0, 512 * MIB)]);
+        assert_eq!(layout.mmio64, GpaRange::new(FOUR_GIB, 1 << 40));
+    }
+
+    #[test]
+    fn memory_above_3_gib_continues_at_4_gib() {
+        let layout = layout(3500 * MIB, 40, &[]);
+        assert_eq!(
+            layout.ram,
+            [
+                GpaRange::new(0, MMIO32_START),
+                GpaRange::new(FOUR_GIB, FOUR_GIB + 428 * MIB)
+            ]
+        );
+        assert_eq!(layout.mmio64, GpaRange::new(5 * GIB, 1 << 40));
+    }
+
+    #[test]
+    fn windows_and_memory_never_overlap() {
+        for size in [MIB, 128 * MIB, 3 * GIB, 3500 * MIB, 5 * GIB, 100 * GIB] {
+            let layout = layout(size, 39, &[]);
+            let mut all = layout.ram.clone();
+            all.extend([layout.mmio32, layout.ecam, layout.mmio64]);
+            for (index, a) in all.iter().enumerate() {
+                for b in all.iter().skip(index + 1) {
+                    assert_eq!(a.intersect(b).len_bytes(), 0, "{a} and {b} for {size}");
+                }
+            }
+            assert_eq!(ram_bytes(&layout), size);
+        }
+    }
+
+    #[test]
+    fn holes_split_memory_and_its_size_stays() {
+        let holes = [
+            GpaRange::new(GIB, GIB + 256 * MIB),
+            GpaRange::new(256 * MIB, 512 * MIB),
+            GpaRange::new(400 * MIB, 600 * MIB),
+            GpaRange::new(MMIO32_START - MIB, FOUR_GIB + MIB),
+        ];
+        let layout = layout(3 * GIB, 40, &holes);
+        assert_eq!(ram_bytes(&layout), 3 * GIB);
+        for region in &layout.ram {
+            for hole in &holes {
+                assert_eq!(region.intersect(hole).len_bytes(), 0, "{region} and {hole}");
+            }
+        }
+        assert_eq!(layout.ram.len(), 4);
+    }
+
+    #[test]
+    fn memory_beyond_the_address_space_is_refused() {
+        let request = LayoutRequest {
+            ram_bytes: 600 * GIB,
+            address_bits: 39,
+            ram_holes: &[],
+        };
+        assert_eq!(
+            Layout::new(&request),
+            Err(LayoutError::TooLarge {
+                ram_bytes: 600 * GIB,
+                address_bits: 39
+            })
+        );
+    }
+
+    #[test]
+    fn memory_that_leaves_no_64_bit_window_is_refused() {
+        let request = LayoutRequest {
+            ram_bytes: 511 * GIB,
+            address_bits: 39,
+            ram_holes: &[],
+        };
+        assert!(matches!(
+            Layout::new(&request),
+            Err(LayoutError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn hole_that_is_not_page_aligned_is_refused() {
+        let request = LayoutRequest {
+            ram_bytes: GIB,
+            address_bits: 39,
+            ram_holes: &[GpaRange::new(0x1000, 0x1800)],
+        };
+        assert!(matches!(
+            Layout::new(&request),
+            Err(LayoutError::RaggedHole { .. })
+        ));
+    }
+
+    #[test]
+    fn offset_is_known_inside_only() {
+        let range = GpaRange::new(0x1000, 0x2000);
+        assert_eq!(range.offset_of(GuestAddress(0xfff)), None);
+        assert_eq!(range.offset_of(GuestAddress(0x1000)), Some(0));
+        assert_eq!(range.offset_of(GuestAddress(0x1fff)), Some(0xfff));
+        assert_eq!(range.offset_of(GuestAddress(0x2000)), None);
+    }
+}

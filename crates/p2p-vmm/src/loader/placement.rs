@@ -1,0 +1,75 @@
+//! Finds room in RAM: pure functions over the regions.
+
+use crate::layout::GpaRange;
+
+/// The lowest place for `bytes` in one RAM region inside `bounds`.
+pub(super) fn place_low(
+    ram: &[GpaRange],
+    bytes: u64,
+    align: u64,
+    bounds: GpaRange,
+) -> Option<GpaRange> {
+    ram.iter().find_map(|region| {
+        let usable = region.intersect(&bounds);
+        let start = usable.start().0.checked_next_multiple_of(align)?;
+        let end = start.checked_add(bytes)?;
+        (end <= usable.end().0).then_some(GpaRange::new(start, end))
+    })
+}
+
+/// The highest place for `bytes` in one RAM region inside `bounds`.
+pub(super) fn place_high(
+    ram: &[GpaRange],
+    bytes: u64,
+    align: u64,
+    bounds: GpaRange,
+) -> Option<GpaRange> {
+    ram.iter().rev().find_map(|region| {
+        let usable = region.intersect(&bounds);
+        let highest = usable.end().0.checked_sub(bytes)?;
+        let start = highest - highest.checked_rem(align)?;
+        (start >= usable.start().0).then_some(GpaRange::new(start, start + bytes))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: GpaRange = GpaRange::new(0, u64::MAX);
+    const RAM: [GpaRange; 3] = [
+        GpaRange::new(0, 0x5000),
+        GpaRange::new(0x8000, 0xa000),
+        GpaRange::new(0x1_0000, 0x1_8000),
+    ];
+
+    #[test]
+    fn lowest_place_is_aligned_and_skips_regions_that_are_too_small() {
+        assert_eq!(
+            place_low(&RAM, 0x2000, 0x1000, GpaRange::new(0x4001, u64::MAX)),
+            Some(GpaRange::new(0x8000, 0xa000))
+        );
+        assert_eq!(
+            place_low(&RAM, 0x6000, 0x1000, ALL),
+            Some(GpaRange::new(0x1_0000, 0x1_6000))
+        );
+        assert_eq!(place_low(&RAM, 0x9000, 0x1000, ALL), None);
+    }
+
+    #[test]
+    fn highest_place_is_aligned_and_below_the_ceiling() {
+        assert_eq!(
+            place_high(&RAM, 0x1800, 0x1000, ALL),
+            Some(GpaRange::new(0x1_6000, 0x1_7800))
+        );
+        assert_eq!(
+            place_high(&RAM, 0x1800, 0x1000, GpaRange::new(0, 0xb000)),
+            Some(GpaRange::new(0x8000, 0x9800))
+        );
+        assert_eq!(
+            place_high(&RAM, 0x1800, 0x1000, GpaRange::new(0x4000, 0x9000)),
+            None
+        );
+        assert_eq!(place_high(&RAM, u64::MAX, 0x1000, ALL), None);
+    }
+}

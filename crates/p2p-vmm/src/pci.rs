@@ -1,0 +1,11 @@
+//! PCI: one segment, its functions, and the two ways to their configuration space.
+
+mod address;
+mod bus;
+mod host_bridge;
+mod mechanism;
+
+pub(crate) use address::Bdf;
+pub(crate) use bus::PciBus;
+pub(crate) use host_bridge::HostBridge;
+pub(crate) use mechanism::{ConfigAddressPort, decode_ecam};

@@ -1,0 +1,93 @@
+//! The host bridge at 00:00.0: identity only, no registers of its own.
+
+use vm_memory::GuestAddress;
+
+use super::bus::PciFunction;
+
+/// Bytes of configuration space with content; the extended space is empty.
+const HEADER_BYTES: usize = 64;
+/// Command register (PCI r3.0 §6.2.2).
+const COMMAND: usize = 0x04;
+/// Bits of the command register that keep what is written: memory space and bus master.
+const COMMAND_MASK: [u8; 2] = [0x06, 0x00];
+
+/// A generic PCIe host bridge, with the identity that Red Hat set apart for emulated ones.
+///
+/// Linux has no special knowledge of it; in particular it is not among the root complexes that Linux trusts to route
+/// peer-to-peer requests (linux 7.2 drivers/pci/p2pdma.c: pci_p2pdma_whitelist), which is the truth.
+#[derive(Debug)]
+pub(crate) struct HostBridge {
+    header: [u8; HEADER_BYTES],
+}
+
+impl HostBridge {
+    pub(crate) fn new() -> Self {
+        let mut header = [0; HEADER_BYTES];
+        header[0x00..0x04].copy_from_slice(&[0x36, 0x1b, 0x08, 0x00]);
+        // Class 06: bridge, subclass 00: host bridge (PCI r3.0 appendix D).
+        header[0x09..0x0c].copy_from_slice(&[0x00, 0x00, 0x06]);
+        Self { header }
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        let bytes = self.header.iter().skip(offset.into());
+        for (to, from) in data
+            .iter_mut()
+            .zip(bytes.copied().chain(std::iter::repeat(0)))
+        {
+            *to = from;
+        }
+    }
+
+    fn config_write(&mut self, offset: u16, data: &[u8]) {
+        for (register, value) in (usize::from(offset)..).zip(data) {
+            let mask = register
+                .checked_sub(COMMAND)
+                .and_then(|index| COMMAND_MASK.get(index));
+            if let (Some(mask), Some(byte)) = (mask, self.header.get_mut(register)) {
+                *byte = *byte & !mask | value & mask;
+            }
+        }
+    }
+
+    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
+        false
+    }
+
+    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bridge: &mut HostBridge, offset: u16) -> u32 {
+        let mut data = [0xaa; 4];
+        bridge.config_read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn identity_and_class_are_read_only() {
+        let mut bridge = HostBridge::new();
+        for offset in (0..4096).step_by(4) {
+            bridge.config_write(offset, &[0xff; 4]);
+        }
+        assert_eq!(read(&mut bridge, 0x00), 0x0008_1b36);
+        assert_eq!(read(&mut bridge, 0x08), 0x0600_0000);
+        assert_eq!(read(&mut bridge, 0x10), 0, "no BAR");
+        assert_eq!(read(&mut bridge, 0x04), 0x0000_0006);
+    }
+
+    #[test]
+    fn extended_space_is_empty() {
+        let mut bridge = HostBridge::new();
+        assert_eq!(read(&mut bridge, 0x3e), 0);
+        assert_eq!(read(&mut bridge, 0x100), 0);
+        assert_eq!(read(&mut bridge, 0xffc), 0);
+    }
+}

@@ -1,0 +1,126 @@
+//! Port I/O of the guest: which device is behind which port.
+
+use std::sync::{Arc, Mutex};
+
+use crate::lock::lock;
+use crate::pci::{ConfigAddressPort, PciBus};
+use crate::power::{
+    KEYBOARD_COMMAND_PORT, PowerRegisters, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+};
+use crate::serial::{COM1_LAST_PORT, COM1_PORT, SerialPort};
+
+/// CONFIG_ADDRESS of PCI configuration mechanism 1.
+const CONFIG_ADDRESS_PORT: u16 = 0xcf8;
+/// First and last port of CONFIG_DATA.
+const CONFIG_DATA_PORT: u16 = 0xcfc;
+const CONFIG_DATA_LAST_PORT: u16 = 0xcff;
+
+/// The guest's I/O space.
+pub(crate) struct Ports {
+    serial: Option<Arc<SerialPort>>,
+    power: PowerRegisters,
+    config_address: Mutex<ConfigAddressPort>,
+    pci: Arc<PciBus>,
+}
+
+impl Ports {
+    pub(crate) fn new(
+        serial: Option<Arc<SerialPort>>,
+        power: PowerRegisters,
+        pci: Arc<PciBus>,
+    ) -> Self {
+        Self {
+            serial,
+            power,
+            config_address: Mutex::default(),
+            pci,
+        }
+    }
+
+    /// Reads from a port; all ones where there is nothing.
+    pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
+        match (port, &self.serial) {
+            (COM1_PORT..=COM1_LAST_PORT, Some(serial)) => serial.read(port - COM1_PORT, data),
+            // A byte here is the reset control register.
+            (RESET_PORT, _) if data.len() == 1 => self.power.read(data),
+            (CONFIG_ADDRESS_PORT, _) => lock(&self.config_address).read(data),
+            (CONFIG_DATA_PORT..=CONFIG_DATA_LAST_PORT, _) => {
+                let address = *lock(&self.config_address);
+                match address.decode(port - CONFIG_DATA_PORT, data.len()) {
+                    Some((bdf, offset)) => self.pci.config_read(bdf, offset, data),
+                    None => data.fill(0xff),
+                }
+            }
+            (KEYBOARD_COMMAND_PORT | SLEEP_CONTROL_PORT | SLEEP_STATUS_PORT, _) => {
+                self.power.read(data);
+            }
+            _ => {
+                log::trace!("guest reads port {port:#x}: nothing there");
+                data.fill(0xff);
+            }
+        }
+    }
+
+    /// Writes to a port; ignored where there is nothing.
+    pub(crate) fn write(&self, port: u16, data: &[u8]) {
+        match (port, &self.serial) {
+            (COM1_PORT..=COM1_LAST_PORT, Some(serial)) => serial.write(port - COM1_PORT, data),
+            (RESET_PORT, _) if data.len() == 1 => self.power.write(port, data),
+            (CONFIG_ADDRESS_PORT, _) => lock(&self.config_address).write(data),
+            (CONFIG_DATA_PORT..=CONFIG_DATA_LAST_PORT, _) => {
+                let address = *lock(&self.config_address);
+                if let Some((bdf, offset)) = address.decode(port - CONFIG_DATA_PORT, data.len()) {
+                    self.pci.config_write(bdf, offset, data);
+                }
+            }
+            (KEYBOARD_COMMAND_PORT | SLEEP_CONTROL_PORT | SLEEP_STATUS_PORT, _) => {
+                self.power.write(port, data);
+            }
+            _ => log::trace!("guest writes port {port:#x}: nothing there"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{ExitRequest, VmExit};
+    use crate::pci::{Bdf, HostBridge};
+
+    fn ports() -> (Ports, Arc<ExitRequest>) {
+        let exit = Arc::new(ExitRequest::new().unwrap());
+        let pci = Arc::new(PciBus::default());
+        pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))
+            .unwrap();
+        let power = PowerRegisters::new(Arc::clone(&exit));
+        (Ports::new(None, power, pci), exit)
+    }
+
+    #[test]
+    fn configuration_mechanism_reaches_the_host_bridge() {
+        let (ports, _) = ports();
+        ports.write(0xcf8, &0x8000_0000u32.to_le_bytes());
+        let mut device_id = [0; 2];
+        ports.read(0xcfe, &mut device_id);
+        assert_eq!(device_id, [0x08, 0x00]);
+
+        ports.write(0xcf8, &0x8000_0800u32.to_le_bytes());
+        ports.read(0xcfe, &mut device_id);
+        assert_eq!(device_id, [0xff, 0xff], "no device 1");
+    }
+
+    #[test]
+    fn byte_at_cf9_is_the_reset_register() {
+        let (ports, exit) = ports();
+        ports.write(0xcf9, &[0x06]);
+        assert!(matches!(exit.requested(), Some(VmExit::Reset(_))));
+    }
+
+    #[test]
+    fn empty_port_reads_all_ones() {
+        let (ports, _) = ports();
+        let mut data = [0; 4];
+        ports.read(0x3f8, &mut data);
+        assert_eq!(data, [0xff; 4]);
+    }
+}

@@ -1,0 +1,160 @@
+//! One thread per vCPU: runs the guest and hands its accesses to the devices.
+#![allow(unsafe_code, reason = "kvm_run describes an error in a union")]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::VcpuExit;
+use vm_memory::GuestAddress;
+use vmm_sys_util::signal::Killable;
+
+use super::kick::{self, KickError};
+use super::registers::Vcpu;
+use crate::bus::GuestBus;
+use crate::exit::{ExitRequest, VmExit};
+
+/// Why the vCPUs could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VcpuThreadsError {
+    #[error(transparent)]
+    Kick(#[from] KickError),
+    #[error("cannot start the thread of vCPU {cpu}")]
+    Spawn { cpu: u8, source: io::Error },
+}
+
+/// The running vCPUs of a VM; dropping it stops them.
+pub(crate) struct VcpuThreads {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl VcpuThreads {
+    /// Starts all `vcpus`. [`super::block_kick_signal`] must have been called before.
+    pub(crate) fn start(
+        vcpus: Vec<Vcpu>,
+        bus: &Arc<GuestBus>,
+        exit: &Arc<ExitRequest>,
+    ) -> Result<Self, VcpuThreadsError> {
+        let mut running = Self {
+            stop: Arc::new(AtomicBool::new(false)),
+            threads: Vec::with_capacity(vcpus.len()),
+        };
+        for vcpu in vcpus {
+            let cpu = vcpu.number;
+            kick::open_in_kvm_run(&vcpu.fd)?;
+            let runner = Runner {
+                vcpu,
+                bus: Arc::clone(bus),
+                exit: Arc::clone(exit),
+                stop: Arc::clone(&running.stop),
+            };
+            let thread = Builder::new()
+                .name(format!("vcpu{cpu}"))
+                .spawn(move || runner.run())
+                .map_err(|source| VcpuThreadsError::Spawn { cpu, source })?;
+            running.threads.push(thread);
+        }
+        Ok(running)
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            // A thread that has already ended cannot be signalled, and need not be.
+            let _ = thread.kill(kick::kick_signal());
+            if thread.join().is_err() {
+                log::error!("a vCPU thread had panicked");
+            }
+        }
+    }
+}
+
+/// A vCPU on its own thread.
+struct Runner {
+    vcpu: Vcpu,
+    bus: Arc<GuestBus>,
+    exit: Arc<ExitRequest>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Runner {
+    fn run(mut self) {
+        let _guard = PanicGuard {
+            cpu: self.vcpu.number,
+            exit: Arc::clone(&self.exit),
+        };
+        while !self.stop.load(Ordering::Acquire) {
+            if let Some(exit) = self.step() {
+                self.exit.request(exit);
+                return;
+            }
+        }
+    }
+
+    /// Runs the guest up to its next exit; `Some` if the VM ends with it.
+    fn step(&mut self) -> Option<VmExit> {
+        let cpu = self.vcpu.number;
+        let exit = match self.vcpu.fd.run() {
+            Ok(exit) => exit,
+            // Kicked; or woken while waiting for its start.
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            Err(error) => return Some(VmExit::Failed(format!("cannot run vCPU {cpu}: {error}"))),
+        };
+        match exit {
+            VcpuExit::IoIn(port, data) => self.bus.ports.read(port, data),
+            VcpuExit::IoOut(port, data) => self.bus.ports.write(port, data),
+            VcpuExit::MmioRead(gpa, data) => self.bus.mmio_read(GuestAddress(gpa), data),
+            VcpuExit::MmioWrite(gpa, data) => self.bus.mmio_write(GuestAddress(gpa), data),
+            VcpuExit::Shutdown => {
+                return Some(VmExit::Reset("the guest had a triple fault"));
+            }
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return Some(VmExit::PowerOff),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => {
+                return Some(VmExit::Reset("the guest asked KVM for a reset"));
+            }
+            VcpuExit::Intr => {}
+            VcpuExit::InternalError => return Some(VmExit::Failed(self.internal_error())),
+            other => {
+                let text = format!(
+                    "vCPU {cpu} stopped for a reason that the VMM does not handle: {other:?}"
+                );
+                return Some(VmExit::Failed(text));
+            }
+        }
+        None
+    }
+
+    /// What KVM says about an internal error, and where the guest was.
+    fn internal_error(&mut self) -> String {
+        let cpu = self.vcpu.number;
+        let run = self.vcpu.fd.get_kvm_run();
+        // SAFETY: KVM fills this variant of the union for KVM_EXIT_INTERNAL_ERROR, and all its bit patterns are valid.
+        let internal = unsafe { run.__bindgen_anon_1.internal };
+        let suberror = internal.suberror;
+        let place = match self.vcpu.fd.get_regs() {
+            Ok(regs) => format!("rip {:#x}", regs.rip),
+            Err(error) => format!("registers not readable: {error}"),
+        };
+        format!("KVM internal error on vCPU {cpu}: suberror {suberror}, {place}")
+    }
+}
+
+/// Ends the VM if the thread of a vCPU panics.
+struct PanicGuard {
+    cpu: u8,
+    exit: Arc<ExitRequest>,
+}
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = format!("the thread of vCPU {} panicked", self.cpu);
+            self.exit.request(VmExit::Failed(text));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The parts of one VM, put together and loaded, ready to run.
+#![allow(unsafe_code, reason = "guest memory becomes KVM slots")]
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context;
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::host::Host;
+use crate::acpi::{AcpiImage, AcpiRequest};
+use crate::bus::GuestBus;
+use crate::config::VmConfig;
+use crate::exit::ExitRequest;
+use crate::irq::MsiRouter;
+use crate::layout::{Layout, LayoutRequest};
+use crate::loader::{self, ACPI_AREA, BootSource};
+use crate::memory;
+use crate::pci::{Bdf, HostBridge, PciBus};
+use crate::ports::Ports;
+use crate::power::PowerRegisters;
+use crate::serial::{COM1_GSI, SerialConnection, SerialInput};
+use crate::slots::{MemorySlots, SlotMapping};
+use crate::vcpu::{CpuidTemplate, Vcpu};
+
+/// Three pages that KVM needs on Intel CPUs for real mode, and one for an identity map; far from all else.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// One VM. Fields are dropped in this order: first whatever may still use the guest, memory last.
+pub(super) struct Machine {
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) serial_input: Option<SerialInput>,
+    pub(super) bus: Arc<GuestBus>,
+    _msi: Arc<MsiRouter>,
+    /// Also keeps the VM, which drops the slots before the memory behind them.
+    _slots: Arc<MemorySlots>,
+    _memory: GuestMemoryMmap,
+}
+
+impl Machine {
+    /// Builds the VM that `config` describes; `exit` is told when it ends.
+    pub(super) fn build(
+        host: &Host,
+        config: &VmConfig,
+        exit: &Arc<ExitRequest>,
+    ) -> anyhow::Result<Self> {
+        let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot)?;
+        let layout = Layout::new(&LayoutRequest {
+            ram_bytes: config.memory.size_bytes,
+            address_bits: cpuid.address_bits(),
+            ram_holes: &[],
+        })?;
+        log::debug!("guest layout: {layout:?}");
+        let memory = memory::allocate(&layout.ram)?;
+        let vm = Arc::new(create_vm(host)?);
+        let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
+        let slots = Arc::new(MemorySlots::new(Arc::clone(&vm), slot_limit));
+        add_ram(&slots, &memory)?;
+        let msi = Arc::new(MsiRouter::new(Arc::clone(&vm))?);
+
+        let pci = Arc::new(PciBus::default());
+        pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
+        let serial = SerialConnection::open(&host.serial).context("cannot make a serial port")?;
+        let (port, serial_input) = match serial {
+            Some(connection) => (Some(connection.port), connection.input),
+            None => (None, None),
+        };
+        if let Some(port) = &port {
+            msi.attach(COM1_GSI, port.interrupt())?;
+        }
+
+        let acpi = AcpiImage::build(&AcpiRequest {
+            area: ACPI_AREA,
+            layout: &layout,
+            cpus: config.cpus.boot,
+            serial: port.is_some(),
+        })?;
+        let source = BootSource {
+            kernel: &config.kernel,
+            initramfs: config.initramfs.as_deref(),
+            cmdline: &config.cmdline,
+        };
+        let boot = loader::load(&memory, &layout, &acpi, &source)?;
+        let vcpus = (0..config.cpus.boot)
+            .map(|number| Vcpu::create(&vm, number, &cpuid))
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(first) = vcpus.first() {
+            first.set_boot(&memory, &boot)?;
+        }
+
+        let power = PowerRegisters::new(Arc::clone(exit));
+        let ports = Ports::new(port, power, Arc::clone(&pci));
+        Ok(Self {
+            vcpus,
+            serial_input,
+            bus: Arc::new(GuestBus::new(ports, pci, layout.ecam)),
+            _msi: msi,
+            _slots: slots,
+            _memory: memory,
+        })
+    }
+}
+
+/// A VM with the interrupt controllers and the timer that KVM emulates.
+fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
+    let vm = host.kvm.create_vm().context("cannot create a KVM VM")?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+        .context("cannot place KVM's identity map")?;
+    vm.set_tss_address(TSS_ADDRESS)
+        .context("cannot place KVM's task state")?;
+    vm.create_irq_chip()
+        .context("cannot create KVM's interrupt controllers")?;
+    // The guest finds out the speed of its clock with it if it does not use the KVM clock.
+    vm.create_pit2(kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    })
+    .context("cannot create KVM's timer")?;
+    Ok(vm)
+}
+
+fn add_ram(slots: &MemorySlots, memory: &GuestMemoryMmap) -> anyhow::Result<()> {
+    for region in memory.iter() {
+        let mapping = SlotMapping {
+            gpa: region.start_addr(),
+            // A pointer is 64 bits wide on x86_64.
+            host_address: region.as_ptr() as u64,
+            size_bytes: region.len(),
+            read_only: false,
+        };
+        // SAFETY: the region is a mapping of guest memory, which `Machine` keeps until its last reference to the VM
+        // is gone.
+        unsafe { slots.add(mapping) }?;
+    }
+    Ok(())
+}
