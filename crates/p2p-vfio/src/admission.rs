@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use iommu_group::{GroupId, GroupMember, Sbdf, Sysfs, SysfsError};
 use thiserror::Error;
@@ -15,8 +15,6 @@ use thiserror::Error;
 pub struct Candidate {
     /// Its address.
     pub sbdf: Sbdf,
-    /// Its directory in sysfs.
-    pub sysfs: PathBuf,
     /// Whether peer-to-peer was asked for.
     pub p2p: bool,
     /// Its IOMMU group.
@@ -30,12 +28,11 @@ impl Candidate {
     ///
     /// # Errors
     /// If the path is not a PCI function of this host or has no IOMMU group.
-    pub fn read(sysfs: &Sysfs, path: &std::path::Path, p2p: bool) -> Result<Self, SysfsError> {
+    pub fn read(sysfs: &Sysfs, path: &Path, p2p: bool) -> Result<Self, SysfsError> {
         let sbdf = sysfs.resolve(path)?;
         let group = sysfs.group_of(sbdf)?;
         Ok(Self {
             sbdf,
-            sysfs: sysfs.device_dir(sbdf),
             p2p,
             group,
             members: sysfs.group_members(group)?,
@@ -250,7 +247,6 @@ mod tests {
     fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
         Candidate {
             sbdf: sbdf(text),
-            sysfs: PathBuf::from("/sys/bus/pci/devices").join(text),
             p2p,
             group: GroupId(group),
             members: vec![member(text, Some("vfio-pci"))],

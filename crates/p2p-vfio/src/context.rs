@@ -1,17 +1,17 @@
 //! IOMMU contexts of a VM: guest memory in each, a BAR only in its own P2P domain's.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
+use iommu_group::{GroupId, Sbdf};
+use kvm_ioctls::DeviceFd;
 use thiserror::Error;
-use vfio_ioctls::VfioDeviceFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
-use crate::sys::{Type1Container, VfioPci};
+use crate::sys::{Type1, VfioPci};
 
 /// Why a device could not join an IOMMU context. The context is as it was before.
 #[derive(Debug, Error)]
@@ -22,10 +22,12 @@ pub enum ContextError {
     )]
     Container(io::Error),
     /// The group or the device could not be opened.
-    #[error("cannot open {} through VFIO: {error}", device.display())]
+    #[error("cannot open {sbdf} of IOMMU group {group} through VFIO: {error}")]
     Open {
-        /// Directory of the device in sysfs.
-        device: std::path::PathBuf,
+        /// The device.
+        sbdf: Sbdf,
+        /// Its group.
+        group: GroupId,
         /// What the kernel said.
         error: io::Error,
     },
@@ -52,7 +54,7 @@ pub enum Reach {
 /// IOMMU can translate; guest memory is laid out accordingly and given to the context after.
 pub struct IommuContext {
     reach: Reach,
-    container: Arc<Type1Container>,
+    container: Arc<Type1>,
 }
 
 impl IommuContext {
@@ -60,8 +62,8 @@ impl IommuContext {
     ///
     /// # Errors
     /// [`ContextError::Container`].
-    pub fn new(reach: Reach, kvm: Option<Arc<VfioDeviceFd>>) -> Result<Self, ContextError> {
-        let container = Type1Container::new(kvm).map_err(ContextError::Container)?;
+    pub fn new(reach: Reach, kvm: Option<Arc<DeviceFd>>) -> Result<Self, ContextError> {
+        let container = Type1::new(kvm).map_err(ContextError::Container)?;
         Ok(Self {
             reach,
             container: Arc::new(container),
@@ -69,9 +71,10 @@ impl IommuContext {
     }
 
     /// Opens a device in this context; it may use what is mapped here.
-    pub(crate) fn open(&self, sysfs: &Path) -> Result<VfioPci, ContextError> {
-        VfioPci::open(self.container.clone(), sysfs).map_err(|error| ContextError::Open {
-            device: sysfs.to_owned(),
+    pub(crate) fn open(&self, sbdf: Sbdf, group: GroupId) -> Result<VfioPci, ContextError> {
+        VfioPci::open(self.container.clone(), group, sbdf).map_err(|error| ContextError::Open {
+            sbdf,
+            group,
             error,
         })
     }

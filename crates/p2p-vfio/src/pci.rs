@@ -15,16 +15,6 @@ pub(crate) enum Region {
     Config,
 }
 
-impl Region {
-    /// VFIO's region index (linux include/uapi/linux/vfio.h: `VFIO_PCI_*_REGION_INDEX`).
-    pub(crate) fn index(self) -> u32 {
-        match self {
-            Self::Bar(bar) => u32::from(bar),
-            Self::Config => vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX,
-        }
-    }
-}
-
 /// Which parts of a region may be mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mappable {

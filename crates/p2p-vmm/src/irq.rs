@@ -4,6 +4,7 @@
 //! the guest is told so in the MADT and FADT.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
@@ -12,6 +13,7 @@ use kvm_bindings::{
     kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1,
 };
 use kvm_ioctls::VmFd;
+use p2p_vfio::{MsiMessage, MsiRouter, RouteId};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::lock::lock;
@@ -38,14 +40,6 @@ impl Gsi {
     }
 }
 
-/// An interrupt message as a device sends it (PCI r3.0 §6.8.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct MsiMessage {
-    pub(crate) address_low: u32,
-    pub(crate) address_high: u32,
-    pub(crate) data: u32,
-}
-
 /// Why an interrupt could not be set up or taken down.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IrqError {
@@ -68,13 +62,13 @@ pub(crate) enum IrqError {
 
 /// Owner of the routing table of a VM. Every change gives KVM the whole table.
 #[derive(Debug)]
-pub(crate) struct MsiRouter {
+pub(crate) struct KvmRoutes {
     vm: Arc<VmFd>,
     /// Allocated GSIs; `None` until a message is set.
     messages: Mutex<BTreeMap<Gsi, Option<MsiMessage>>>,
 }
 
-impl MsiRouter {
+impl KvmRoutes {
     /// Takes over the routing table of `vm` and connects the pins of the I/O APIC.
     pub(crate) fn new(vm: Arc<VmFd>) -> Result<Self, IrqError> {
         let router = Self {
@@ -86,7 +80,6 @@ impl MsiRouter {
     }
 
     /// Reserves a GSI for a message; it goes nowhere until [`Self::set`].
-    #[expect(dead_code, reason = "messages belong to assigned devices")]
     pub(crate) fn allocate(&self) -> Result<Gsi, IrqError> {
         let mut messages = lock(&self.messages);
         let gsi = lowest_free(&messages).ok_or(IrqError::Exhausted)?;
@@ -95,7 +88,6 @@ impl MsiRouter {
     }
 
     /// Routes an allocated GSI to `message`.
-    #[expect(dead_code, reason = "messages belong to assigned devices")]
     pub(crate) fn set(&self, gsi: Gsi, message: MsiMessage) -> Result<(), IrqError> {
         self.change(gsi, |messages| {
             messages.insert(gsi, Some(message));
@@ -103,7 +95,6 @@ impl MsiRouter {
     }
 
     /// Gives an allocated GSI back; its eventfds must have been detached.
-    #[expect(dead_code, reason = "messages belong to assigned devices")]
     pub(crate) fn free(&self, gsi: Gsi) -> Result<(), IrqError> {
         self.change(gsi, |messages| {
             messages.remove(&gsi);
@@ -118,7 +109,6 @@ impl MsiRouter {
     }
 
     /// Undoes [`Self::attach`].
-    #[expect(dead_code, reason = "messages belong to assigned devices")]
     pub(crate) fn detach(&self, gsi: Gsi, event: &EventFd) -> Result<(), IrqError> {
         self.vm
             .unregister_irqfd(event, gsi.0)
@@ -156,6 +146,47 @@ impl MsiRouter {
     }
 }
 
+impl MsiRouter for KvmRoutes {
+    fn connect(&self, event: &EventFd, message: MsiMessage) -> io::Result<RouteId> {
+        let gsi = self.allocate()?;
+        let connected = self
+            .set(gsi, message)
+            .and_then(|()| self.attach(gsi, event));
+        if let Err(error) = connected {
+            self.free(gsi)?;
+            return Err(error.into());
+        }
+        Ok(RouteId(gsi.0))
+    }
+
+    fn update(&self, route: RouteId, message: MsiMessage) -> io::Result<()> {
+        Ok(self.set(Gsi(route.0), message)?)
+    }
+
+    fn disconnect(&self, route: RouteId, event: &EventFd) -> io::Result<()> {
+        self.detach(Gsi(route.0), event)?;
+        Ok(self.free(Gsi(route.0))?)
+    }
+}
+
+impl From<IrqError> for io::Error {
+    fn from(error: IrqError) -> Self {
+        let errno = match &error {
+            IrqError::SetRouting { source, .. }
+            | IrqError::Attach { source, .. }
+            | IrqError::Detach { source, .. } => source.errno(),
+            IrqError::Exhausted | IrqError::TableTooLong { .. } => libc::ENOSPC,
+            IrqError::NotAllocated { .. } => libc::ENOENT,
+        };
+        Self::from_raw_os_error(errno)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+fn low_half(address: u64) -> u32 {
+    address as u32
+}
+
 /// The lowest GSI for messages that is not in use.
 fn lowest_free(used: &BTreeMap<Gsi, Option<MsiMessage>>) -> Option<Gsi> {
     (IOAPIC_PINS..MAX_ROUTES)
@@ -182,8 +213,8 @@ fn routing_table(messages: &BTreeMap<Gsi, Option<MsiMessage>>) -> Vec<kvm_irq_ro
             type_: KVM_IRQ_ROUTING_MSI,
             u: kvm_irq_routing_entry__bindgen_ty_1 {
                 msi: kvm_irq_routing_msi {
-                    address_lo: message.address_low,
-                    address_hi: message.address_high,
+                    address_lo: low_half(message.address),
+                    address_hi: low_half(message.address >> 32),
                     data: message.data,
                     __bindgen_anon_1: kvm_irq_routing_msi__bindgen_ty_1::default(),
                 },
@@ -201,8 +232,7 @@ mod tests {
     #[test]
     fn table_has_all_pins_and_only_messages_that_are_set() {
         let message = MsiMessage {
-            address_low: 0xfee0_1000,
-            address_high: 0,
+            address: 0xfee0_1000,
             data: 0x41,
         };
         let messages = BTreeMap::from([(Gsi(24), None), (Gsi(25), Some(message))]);

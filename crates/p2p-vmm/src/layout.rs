@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+use p2p_vfio::{Address, AddressRange, Gpa};
 use vm_memory::GuestAddress;
 
 /// 1 GiB in bytes.
@@ -62,9 +63,20 @@ impl GpaRange {
             .then(|| gpa.0 - self.start)
     }
 
+    /// The same range as devices know it; `None` if it is empty.
+    pub(crate) fn address_range(&self) -> Option<AddressRange<Gpa>> {
+        AddressRange::new(Gpa::new(self.start), self.len_bytes())
+    }
+
     /// The part that both ranges have.
     pub(crate) fn intersect(&self, other: &Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))
+    }
+}
+
+impl From<&AddressRange<Gpa>> for GpaRange {
+    fn from(range: &AddressRange<Gpa>) -> Self {
+        Self::new(range.start().value(), range.end().value())
     }
 }
 
@@ -84,11 +96,13 @@ impl fmt::Display for GpaRange {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LayoutError {
     #[error(
-        "{ram_bytes} bytes of guest memory and a 64-bit PCI window do not fit into {address_bits} address bits"
+        "{ram_bytes} bytes of guest memory and a 64-bit PCI window do not fit below {limit:#x}, the end of what CPU and IOMMU can address"
     )]
-    TooLarge { ram_bytes: u64, address_bits: u8 },
+    TooLarge { ram_bytes: u64, limit: u64 },
     #[error("hole {hole} in guest memory is not page aligned")]
     RaggedHole { hole: GpaRange },
+    #[error("the IOMMU cannot translate {hole}, which is in the 32-bit PCI window {window}")]
+    HoleInWindow { hole: GpaRange, window: GpaRange },
 }
 
 /// What a layout is made from.
@@ -96,10 +110,10 @@ pub(crate) enum LayoutError {
 pub(crate) struct LayoutRequest<'a> {
     /// Guest memory in bytes, whole pages.
     pub(crate) ram_bytes: u64,
-    /// Number of guest-physical address bits.
-    pub(crate) address_bits: u8,
-    /// Where no RAM may be, page aligned, in any order.
-    pub(crate) ram_holes: &'a [GpaRange],
+    /// End of the usable addresses in bytes.
+    pub(crate) limit: u64,
+    /// Where neither RAM nor the 64-bit PCI window may be, page aligned, in any order.
+    pub(crate) holes: &'a [GpaRange],
 }
 
 /// Guest-physical address map.
@@ -120,31 +134,40 @@ impl Layout {
     pub(crate) fn new(request: &LayoutRequest<'_>) -> Result<Self, LayoutError> {
         let too_large = LayoutError::TooLarge {
             ram_bytes: request.ram_bytes,
-            address_bits: request.address_bits,
+            limit: request.limit,
         };
-        let limit = 1u64
-            .checked_shl(request.address_bits.into())
-            .unwrap_or(u64::MAX);
+        let mmio32 = GpaRange::new(MMIO32_START, ECAM_START);
+        let overlap = |hole: &&GpaRange| hole.intersect(&mmio32).len_bytes() > 0;
+        if let Some(hole) = request.holes.iter().find(overlap) {
+            return Err(LayoutError::HoleInWindow {
+                hole: *hole,
+                window: mmio32,
+            });
+        }
         let room = [
-            GpaRange::new(0, MMIO32_START),
-            GpaRange::new(FOUR_GIB, limit),
+            GpaRange::new(0, MMIO32_START.min(request.limit)),
+            GpaRange::new(FOUR_GIB, request.limit),
         ];
-        let free = subtract(&room, request.ram_holes)?;
+        let free = subtract(&room, request.holes)?;
         let (ram, missing_bytes) = fill(&free, request.ram_bytes);
         if missing_bytes > 0 {
             return Err(too_large);
         }
-        let ram_end = ram.last().map_or(0, |region| region.end);
-        let mmio64_start = ram_end
-            .max(FOUR_GIB)
-            .checked_next_multiple_of(GIB)
-            .filter(|start| *start < limit)
+        let ram_end = ram.last().map_or(0, |region| region.end).max(FOUR_GIB);
+        let above = [GpaRange::new(ram_end, request.limit)];
+        let mmio64 = subtract(&above, request.holes)?
+            .into_iter()
+            .filter_map(|area| {
+                let start = area.start.checked_next_multiple_of(GIB)?;
+                (start < area.end).then_some(GpaRange::new(start, area.end))
+            })
+            .max_by_key(GpaRange::len_bytes)
             .ok_or(too_large)?;
         Ok(Self {
             ram,
-            mmio32: GpaRange::new(MMIO32_START, ECAM_START),
+            mmio32,
             ecam: GpaRange::new(ECAM_START, ECAM_START + ECAM_BYTES),
-            mmio64: GpaRange::new(mmio64_start, limit),
+            mmio64,
         })
     }
 }
@@ -194,8 +217,8 @@ mod tests {
     fn layout(ram_bytes: u64, address_bits: u8, ram_holes: &[GpaRange]) -> Layout {
         Layout::new(&LayoutRequest {
             ram_bytes,
-            address_bits,
-            ram_holes,
+            limit: 1 << address_bits,
+            holes: ram_holes,
         })
         .unwrap()
     }
@@ -245,7 +268,7 @@ mod tests {
             GpaRange::new(GIB, GIB + 256 * MIB),
             GpaRange::new(256 * MIB, 512 * MIB),
             GpaRange::new(400 * MIB, 600 * MIB),
-            GpaRange::new(MMIO32_START - MIB, FOUR_GIB + MIB),
+            GpaRange::new(FOUR_GIB - 18 * MIB, FOUR_GIB + MIB),
         ];
         let layout = layout(3 * GIB, 40, &holes);
         assert_eq!(ram_bytes(&layout), 3 * GIB);
@@ -261,14 +284,14 @@ mod tests {
     fn memory_beyond_the_address_space_is_refused() {
         let request = LayoutRequest {
             ram_bytes: 600 * GIB,
-            address_bits: 39,
-            ram_holes: &[],
+            limit: 1 << 39,
+            holes: &[],
         };
         assert_eq!(
             Layout::new(&request),
             Err(LayoutError::TooLarge {
                 ram_bytes: 600 * GIB,
-                address_bits: 39
+                limit: 1 << 39
             })
         );
     }
@@ -277,8 +300,8 @@ mod tests {
     fn memory_that_leaves_no_64_bit_window_is_refused() {
         let request = LayoutRequest {
             ram_bytes: 511 * GIB,
-            address_bits: 39,
-            ram_holes: &[],
+            limit: 1 << 39,
+            holes: &[],
         };
         assert!(matches!(
             Layout::new(&request),
@@ -287,11 +310,35 @@ mod tests {
     }
 
     #[test]
+    fn the_64_bit_window_is_the_largest_space_that_is_left() {
+        let holes = [
+            GpaRange::new(64 * GIB, 65 * GIB),
+            GpaRange::new(500 * GIB, 501 * GIB),
+        ];
+        let layout = layout(GIB, 39, &holes);
+        assert_eq!(layout.mmio64, GpaRange::new(65 * GIB, 500 * GIB));
+    }
+
+    #[test]
+    fn a_32_bit_window_that_devices_cannot_use_is_refused() {
+        let hole = GpaRange::new(MMIO32_START, MMIO32_START + MIB);
+        let request = LayoutRequest {
+            ram_bytes: GIB,
+            limit: 1 << 39,
+            holes: &[hole],
+        };
+        assert!(matches!(
+            Layout::new(&request),
+            Err(LayoutError::HoleInWindow { .. })
+        ));
+    }
+
+    #[test]
     fn hole_that_is_not_page_aligned_is_refused() {
         let request = LayoutRequest {
             ram_bytes: GIB,
-            address_bits: 39,
-            ram_holes: &[GpaRange::new(0x1000, 0x1800)],
+            limit: 1 << 39,
+            holes: &[GpaRange::new(0x1000, 0x1800)],
         };
         assert!(matches!(
             Layout::new(&request),

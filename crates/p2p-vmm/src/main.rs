@@ -7,6 +7,7 @@ mod acpi;
 mod bus;
 mod cli;
 mod config;
+mod devices;
 mod exit;
 mod irq;
 mod layout;
@@ -25,18 +26,28 @@ mod vm;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Parser;
+use iommu_group::SysfsError;
+use p2p_vfio::Refusal;
 
 use crate::cli::Cli;
 use crate::vm::Host;
+
+/// Exit status when the request was refused and nothing was changed; clap uses it too.
+const REFUSED: u8 = 2;
 
 fn main() -> ExitCode {
     match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let refused = error.is::<Refusal>() || error.is::<SysfsError>();
+            if refused {
+                ExitCode::from(REFUSED)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -44,10 +55,8 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
     let config = cli.into_config();
-    ensure!(
-        config.devices.is_empty(),
-        "this build cannot assign devices"
-    );
+    // Before anything is opened: a refusal changes nothing.
+    devices::judge(&config.devices)?;
     let host = Host::open(&config)?;
     vm::run(&host, &config)
 }

@@ -1,6 +1,7 @@
 //! PCI: one segment, its functions, and the two ways to their configuration space.
 
 mod address;
+mod assigned;
 mod bus;
 mod host_bridge;
 mod mechanism;

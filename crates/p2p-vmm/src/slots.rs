@@ -2,28 +2,18 @@
 #![allow(unsafe_code, reason = "KVM is given host addresses")]
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::GuestAddress;
+use p2p_vfio::{Address, Gpa, HostMemory, MemorySlots, SlotId};
 
 use crate::lock::lock;
 
 /// Number of a KVM memory slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Slot(u32);
-
-/// What a slot maps.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SlotMapping {
-    pub(crate) gpa: GuestAddress,
-    /// Host virtual address, page aligned.
-    pub(crate) host_address: u64,
-    pub(crate) size_bytes: u64,
-    /// Whether a write by the guest is an MMIO exit.
-    pub(crate) read_only: bool,
-}
 
 /// Why a memory slot could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +24,7 @@ pub(crate) enum SlotError {
     Map {
         slot: u32,
         gpa: u64,
-        size_bytes: u64,
+        size_bytes: usize,
         source: kvm_ioctls::Error,
     },
     #[error("cannot remove KVM slot {slot} at guest address {gpa:#x}")]
@@ -48,14 +38,17 @@ pub(crate) enum SlotError {
 }
 
 /// Owner of all memory slots of a VM. Numbers of removed slots are used again.
+///
+/// The memory behind a slot is kept with it, so a slot never shows the guest what this process has mapped since.
 #[derive(Debug)]
-pub(crate) struct MemorySlots {
+pub(crate) struct KvmSlots {
+    // Dropped before the memory: the VM goes first.
     vm: Arc<VmFd>,
     limit: u32,
-    used: Mutex<BTreeMap<Slot, SlotMapping>>,
+    used: Mutex<BTreeMap<Slot, (Gpa, HostMemory)>>,
 }
 
-impl MemorySlots {
+impl KvmSlots {
     /// The slots of `vm`, of which KVM allows `limit`.
     pub(crate) fn new(vm: Arc<VmFd>, limit: u32) -> Self {
         Self {
@@ -65,57 +58,71 @@ impl MemorySlots {
         }
     }
 
-    /// Gives the guest the memory that `mapping` describes.
-    ///
-    /// # Safety
-    /// The host memory must stay mapped, and be memory that the guest may read and (unless read-only) write at any
-    /// time, until the slot was removed or the VM is gone.
-    pub(crate) unsafe fn add(&self, mapping: SlotMapping) -> Result<Slot, SlotError> {
+    /// Shows `memory` to the guest at `gpa`.
+    pub(crate) fn add(&self, gpa: Gpa, memory: HostMemory) -> Result<Slot, SlotError> {
         let mut used = lock(&self.used);
         let slot = lowest_free(used.keys().copied(), self.limit)
             .ok_or(SlotError::Exhausted { limit: self.limit })?;
         let region = kvm_userspace_memory_region {
             slot: slot.0,
-            flags: if mapping.read_only {
-                KVM_MEM_READONLY
-            } else {
-                0
-            },
-            guest_phys_addr: mapping.gpa.0,
-            memory_size: mapping.size_bytes,
-            userspace_addr: mapping.host_address,
+            flags: 0,
+            guest_phys_addr: gpa.value(),
+            memory_size: memory.len_bytes() as u64,
+            userspace_addr: memory.as_ptr() as u64,
         };
-        // SAFETY: the caller vouches for the host memory; KVM itself refuses overlapping guest ranges.
+        // SAFETY: `memory` is a mapping of that length, kept in `used` until the slot is removed, and nothing in
+        // this process makes references into it; KVM itself refuses overlapping guest ranges.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Map {
             slot: slot.0,
-            gpa: mapping.gpa.0,
-            size_bytes: mapping.size_bytes,
+            gpa: gpa.value(),
+            size_bytes: memory.len_bytes(),
             source,
         })?;
-        used.insert(slot, mapping);
+        used.insert(slot, (gpa, memory));
         Ok(slot)
     }
 
     /// Takes the memory of `slot` from the guest; on success KVM does not use it any more.
-    #[expect(dead_code, reason = "RAM stays for the life of a VM; device BARs go")]
     pub(crate) fn remove(&self, slot: Slot) -> Result<(), SlotError> {
         let mut used = lock(&self.used);
-        let mapping = *used.get(&slot).ok_or(SlotError::Unknown { slot: slot.0 })?;
+        let (gpa, memory) = used.get(&slot).ok_or(SlotError::Unknown { slot: slot.0 })?;
         let region = kvm_userspace_memory_region {
             slot: slot.0,
             flags: 0,
-            guest_phys_addr: mapping.gpa.0,
+            guest_phys_addr: gpa.value(),
             memory_size: 0,
-            userspace_addr: mapping.host_address,
+            userspace_addr: memory.as_ptr() as u64,
         };
         // SAFETY: a size of zero removes the slot, so KVM is given no memory.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Remove {
             slot: slot.0,
-            gpa: mapping.gpa.0,
+            gpa: gpa.value(),
             source,
         })?;
         used.remove(&slot);
         Ok(())
+    }
+}
+
+impl MemorySlots for KvmSlots {
+    fn add(&self, gpa: Gpa, memory: HostMemory) -> io::Result<SlotId> {
+        let slot = self.add(gpa, memory).map_err(io::Error::from)?;
+        Ok(SlotId(slot.0))
+    }
+
+    fn remove(&self, slot: SlotId) -> io::Result<()> {
+        self.remove(Slot(slot.0)).map_err(io::Error::from)
+    }
+}
+
+impl From<SlotError> for io::Error {
+    fn from(error: SlotError) -> Self {
+        let errno = match &error {
+            SlotError::Map { source, .. } | SlotError::Remove { source, .. } => source.errno(),
+            SlotError::Exhausted { .. } => libc::ENOSPC,
+            SlotError::Unknown { .. } => libc::ENOENT,
+        };
+        Self::from_raw_os_error(errno)
     }
 }
 

@@ -1,10 +1,10 @@
 //! A host function that is open through VFIO but not yet one of a guest.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use iommu_group::Sbdf;
 
+use crate::admission::Candidate;
 use crate::context::IommuContext;
 use crate::dma::DmaBackend;
 use crate::guest::Link;
@@ -28,13 +28,13 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// Opens the function `sbdf`, whose directory is `sysfs`, in `context`. The kernel resets it.
+    /// Opens an admitted device in `context`. The kernel resets it.
     ///
     /// # Errors
     /// [`AttachError`] names the device and what was attempted; it is closed then.
-    pub fn open(context: &IommuContext, sbdf: Sbdf, sysfs: &Path) -> Result<Self, AttachError> {
-        let device = context.open(sysfs)?;
-        let mut this = Self::new(sbdf, Box::new(device))?;
+    pub fn open(context: &IommuContext, candidate: &Candidate) -> Result<Self, AttachError> {
+        let device = context.open(candidate.sbdf, candidate.group)?;
+        let mut this = Self::new(candidate.sbdf, Box::new(device))?;
         this.domain = context.peer_windows();
         Ok(this)
     }

@@ -1,88 +1,167 @@
-//! A VFIO container with the type1 IOMMU driver.
+//! An IOMMU context on a container with the type1 driver: its groups and what is mapped.
 
-#![allow(
-    unsafe_code,
-    reason = "VFIO_IOMMU_MAP_DMA takes an address of this process"
-)]
+#![allow(unsafe_code, reason = "a mapping needs memory that is kept")]
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use vfio_ioctls::{VfioContainer, VfioDeviceFd};
+use iommu_group::GroupId;
+use kvm_ioctls::DeviceFd;
+use vfio_bindings::bindings::vfio::{VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE};
 
 use crate::address::{Address, AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 
-use super::io_error;
-use super::iova::iova_ranges;
+use super::container::Container;
+use super::group::Group;
+use super::info::Info;
+use super::vfio_ioctl;
 
-/// One container and everything mapped in it.
-pub(crate) struct Type1Container {
+const IOMMU_GET_INFO: libc::c_ulong = vfio_ioctl(12);
+
+/// One container, the groups in it and everything mapped in it.
+pub(crate) struct Type1 {
     // Declared, and so dropped, before `mapped`: the kernel lets go of the pages first.
-    container: Arc<VfioContainer>,
+    container: Arc<Container>,
+    kvm: Option<Arc<DeviceFd>>,
+    groups: Mutex<BTreeMap<GroupId, Weak<Group>>>,
     mapped: Mutex<BTreeMap<AddressRange<Iova>, HostMemory>>,
 }
 
-impl Type1Container {
-    /// A container without groups. `kvm` is the VM's KVM-VFIO device, which learns of every group.
+impl Type1 {
+    /// A context without groups. `kvm` is the VM's KVM-VFIO device, which learns of every group.
     ///
     /// # Errors
     /// The errno of opening `/dev/vfio/vfio`, or a kernel without type1 version 2.
-    pub(crate) fn new(kvm: Option<Arc<VfioDeviceFd>>) -> io::Result<Self> {
-        let container = VfioContainer::new(kvm).map_err(io_error)?;
+    pub(crate) fn new(kvm: Option<Arc<DeviceFd>>) -> io::Result<Self> {
         Ok(Self {
-            container: Arc::new(container),
+            container: Arc::new(Container::open()?),
+            kvm,
+            groups: Mutex::new(BTreeMap::new()),
             mapped: Mutex::new(BTreeMap::new()),
         })
     }
 
-    /// The I/O addresses that may be mapped, in ascending order. Known once a group has joined.
+    /// The group `id`, in this container from now on if it was not yet.
     ///
     /// # Errors
-    /// The errno of `VFIO_IOMMU_GET_INFO`.
-    pub(crate) fn iova_ranges(&self) -> io::Result<Vec<AddressRange<Iova>>> {
-        iova_ranges(&*self.container)
+    /// The errno of opening the group (`EBUSY`: somebody else has it) or of joining.
+    pub(super) fn join(&self, id: GroupId) -> io::Result<Arc<Group>> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|_, group| group.strong_count() > 0);
+        if let Some(group) = groups.get(&id).and_then(Weak::upgrade) {
+            return Ok(group);
+        }
+        let first = groups.is_empty();
+        let group = Group::join(id, Arc::clone(&self.container), self.kvm.clone())?;
+        if first {
+            // The driver forgot all mappings when the last group left (linux
+            // drivers/vfio/vfio_iommu_type1.c: vfio_iommu_unmap_unpin_all()).
+            self.container.set_type1()?;
+            self.lock_mapped().clear();
+        }
+        let group = Arc::new(group);
+        groups.insert(id, Arc::downgrade(&group));
+        Ok(group)
     }
 
-    pub(super) fn container(&self) -> &Arc<VfioContainer> {
-        &self.container
+    /// The I/O addresses that may be mapped, ascending: reserved regions (MSI doorbells, RMRR) are
+    /// left out and the IOMMU's width is their end (linux drivers/vfio/vfio_iommu_type1.c:
+    /// vfio_iommu_iova_build_caps()). A group has joined by now.
+    ///
+    /// # Errors
+    /// The errno of `VFIO_IOMMU_GET_INFO`; `ENODATA` from a kernel that tells no ranges.
+    pub(crate) fn iova_ranges(&self) -> io::Result<Vec<AddressRange<Iova>>> {
+        // struct vfio_iommu_type1_info: argsz, flags, page sizes, cap_offset, padding.
+        let info = Info::get(&*self.container, IOMMU_GET_INFO, &[0; 6])?;
+        ranges(&info).ok_or(io::Error::from_raw_os_error(libc::ENODATA))
+    }
+
+    fn lock_mapped(&self) -> std::sync::MutexGuard<'_, BTreeMap<AddressRange<Iova>, HostMemory>> {
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl DmaBackend for Type1Container {
+fn ranges(info: &Info) -> Option<Vec<AddressRange<Iova>>> {
+    if info.field32(4)? & VFIO_IOMMU_INFO_CAPS == 0 {
+        return None;
+    }
+    let at = info.capability(16, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE)?;
+    let bounds = info.pairs(at + 16, info.field32(at + 8)?)?;
+    let range = |(first, last): (u64, u64)| {
+        let len_bytes = last.checked_sub(first)?.saturating_add(1);
+        let start = Iova::new(first);
+        // A range up to the very last address loses its last page: nothing ends there.
+        AddressRange::new(start, len_bytes)
+            .or_else(|| AddressRange::new(start, len_bytes.checked_sub(4096)?))
+    };
+    bounds.into_iter().map(range).collect()
+}
+
+impl DmaBackend for Type1 {
     fn map(&self, iova: Iova, memory: HostMemory) -> Result<AddressRange<Iova>, DmaError> {
         let len_bytes = memory.len_bytes();
         let range = AddressRange::new(iova, len_bytes as u64)
             .ok_or(DmaError::BadRange { iova, len_bytes })?;
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: `memory` is a live mapping of that length, kept in `mapped` until it is unmapped
-        // here or the container is gone; this process makes no reference into it.
-        let result = unsafe {
-            self.container
-                .vfio_dma_map(iova.value(), len_bytes, memory.as_ptr())
-        };
-        result.map_err(|e| DmaError::Map {
-            range,
-            error: io_error(e),
-        })?;
+        let mut mapped = self.lock_mapped();
+        // SAFETY: `memory` is kept in `mapped` until it is unmapped or the container is gone.
+        unsafe { self.container.map(range, &memory) }
+            .map_err(|error| DmaError::Map { range, error })?;
         mapped.insert(range, memory);
         Ok(range)
     }
 
     fn unmap(&self, range: AddressRange<Iova>) -> Result<(), DmaError> {
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(memory) = mapped.get(&range) else {
+        let mut mapped = self.lock_mapped();
+        if !mapped.contains_key(&range) {
             return Err(DmaError::NotMapped(range));
-        };
+        }
         self.container
-            .vfio_dma_unmap(range.start().value(), memory.len_bytes())
-            .map_err(|e| DmaError::Unmap {
-                range,
-                error: io_error(e),
-            })?;
+            .unmap(range)
+            .map_err(|error| DmaError::Unmap { range, error })?;
         mapped.remove(&range);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(flags: u32, bounds: &[(u64, u64)]) -> Info {
+        let mut bytes = Vec::new();
+        let count = u32::try_from(bounds.len()).unwrap();
+        for word in [0, flags, 0x1000, 0, 24, 0, 0x1_0001, 0, count, 0] {
+            bytes.extend(u32::to_ne_bytes(word));
+        }
+        for (first, last) in bounds {
+            bytes.extend(first.to_ne_bytes());
+            bytes.extend(last.to_ne_bytes());
+        }
+        Info::of_bytes(bytes)
+    }
+
+    #[test]
+    fn a_39_bit_iommu_with_an_msi_hole() {
+        let known = [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)];
+        let found = ranges(&info(2, &known)).unwrap();
+        let text: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(text, ["0x0..0xfee00000", "0xfef00000..0x8000000000"]);
+    }
+
+    #[test]
+    fn the_whole_space_is_a_range() {
+        let found = ranges(&info(2, &[(0, u64::MAX)])).unwrap();
+        assert_eq!(found[0].start(), Iova::new(0));
+        assert!(found[0].len_bytes() > u64::MAX / 2);
+    }
+
+    #[test]
+    fn kernels_that_tell_nothing_and_backward_ranges_are_none() {
+        assert_eq!(ranges(&info(0, &[(0, 1)])), None);
+        assert_eq!(ranges(&info(2, &[(2, 1)])), None);
+        assert_eq!(ranges(&Info::of_bytes(vec![0; 8])), None);
     }
 }

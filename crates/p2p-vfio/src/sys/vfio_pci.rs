@@ -1,74 +1,124 @@
 //! A PCI function opened through VFIO.
 
-#![allow(
-    unsafe_code,
-    reason = "VFIO_DEVICE_RESET, and one descriptor shared with vfio-ioctls"
-)]
+#![allow(unsafe_code, reason = "VFIO_DEVICE_RESET")]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use iommu_group::{GroupId, Sbdf};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
+    VFIO_REGION_INFO_FLAG_MMAP,
 };
-use vfio_ioctls::{VfioDevice, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
-use vmm_sys_util::ioctl_io_nr;
 
 use crate::pci::{Mappable, PciBackend, Region, RegionInfo, VectorKind};
 
-use super::{BarMapping, Type1Container, io_error};
+use super::group::Group;
+use super::info::Info;
+use super::{BarMapping, Type1, check, irq, vfio_ioctl};
 
-ioctl_io_nr!(VFIO_DEVICE_RESET, 0x3b, 111);
+const GET_REGION_INFO: libc::c_ulong = vfio_ioctl(8);
+const RESET: libc::c_ulong = vfio_ioctl(11);
 
-/// The open device. Its group stays in the container for as long as this lives.
+/// BARs 0–5 and configuration space.
+const REGIONS: [Region; 7] = [
+    Region::Bar(0),
+    Region::Bar(1),
+    Region::Bar(2),
+    Region::Bar(3),
+    Region::Bar(4),
+    Region::Bar(5),
+    Region::Config,
+];
+
+/// An open device.
 pub(crate) struct VfioPci {
-    device: ManuallyDrop<VfioDevice>,
-    /// The same descriptor as a file, never closed by itself: vfio-ioctls swallows the errors of
-    /// reads and writes.
-    file: ManuallyDrop<File>,
-    sysfs: PathBuf,
-    group_link: PathBuf,
-    /// The IOMMU context outlives the device.
-    _context: Arc<Type1Container>,
+    // Closed before the group and the context can go.
+    file: File,
+    regions: Vec<(Region, u64, RegionInfo)>,
+    _group: Arc<Group>,
+    _context: Arc<Type1>,
 }
 
 impl VfioPci {
-    /// Opens the function at `sysfs`, which puts its group into `context`.
+    /// Opens `sbdf`, which puts its group into `context`. The kernel resets the function.
     ///
     /// # Errors
     /// The errno of opening or joining the group (`EBUSY`: in use elsewhere, `EPERM`: a neighbour
     /// in the group has a host driver) or of opening the device.
-    pub(crate) fn open(context: Arc<Type1Container>, sysfs: &Path) -> io::Result<Self> {
-        let group_link = fs::read_link(sysfs.join("iommu_group"))?;
-        let device =
-            VfioDevice::new(sysfs, context.container().clone(), false).map_err(io_error)?;
-        // SAFETY: the descriptor belongs to `device`, which lives as long as `file` does.
-        let file = unsafe { File::from_raw_fd(device.as_raw_fd()) };
+    pub(crate) fn open(context: Arc<Type1>, group: GroupId, sbdf: Sbdf) -> io::Result<Self> {
+        let group = context.join(group)?;
+        let file = group.open_device(sbdf)?;
+        let regions = REGIONS
+            .into_iter()
+            .map(|region| {
+                let (offset, info) = region_info(&file, region)?;
+                Ok((region, offset, info))
+            })
+            .collect::<io::Result<_>>()?;
         Ok(Self {
-            device: ManuallyDrop::new(device),
-            file: ManuallyDrop::new(file),
-            sysfs: sysfs.to_owned(),
-            group_link,
+            file,
+            regions,
+            _group: group,
             _context: context,
         })
     }
 
-    fn bounds(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<u64> {
-        let index = region.index();
-        let size_bytes = self.device.get_region_size(index);
-        let end = offset.checked_add(len_bytes as u64);
-        if end.is_none_or(|end| end > size_bytes) {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        Ok(self.device.get_region_offset(index) + offset)
+    fn find(&self, region: Region) -> io::Result<&(Region, u64, RegionInfo)> {
+        let found = self.regions.iter().find(|(r, ..)| *r == region);
+        found.ok_or(io::Error::from_raw_os_error(libc::EINVAL))
     }
+
+    /// Where in the file `len_bytes` bytes at `offset` of a region are.
+    fn locate(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<u64> {
+        let (_, start, info) = self.find(region)?;
+        let end = offset.checked_add(len_bytes as u64);
+        let inside = end.is_some_and(|end| end <= info.size_bytes);
+        let at = start.checked_add(offset).filter(|_| inside);
+        at.ok_or(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
+/// Offset in the device's file, and description, of a region.
+fn region_info(device: &File, region: Region) -> io::Result<(u64, RegionInfo)> {
+    let index = match region {
+        Region::Bar(bar) => u32::from(bar),
+        Region::Config => VFIO_PCI_CONFIG_REGION_INDEX,
+    };
+    // struct vfio_region_info: argsz, flags, index, cap_offset, size, offset.
+    let info = Info::get(device, GET_REGION_INFO, &[0, 0, index, 0, 0, 0, 0, 0])?;
+    parse_region(&info).ok_or(io::Error::from_raw_os_error(libc::EPROTO))
+}
+
+fn parse_region(info: &Info) -> Option<(u64, RegionInfo)> {
+    const CAP_OFFSET: usize = 12;
+    let may_map = info.field32(4)? & VFIO_REGION_INFO_FLAG_MMAP != 0;
+    let sparse = match info.capability(CAP_OFFSET, VFIO_REGION_INFO_CAP_SPARSE_MMAP) {
+        // struct vfio_region_info_cap_sparse_mmap: header, nr_areas, padding, areas.
+        Some(at) => Some(info.pairs(at + 16, info.field32(at + 8)?)?),
+        None => None,
+    };
+    let msix = info.capability(CAP_OFFSET, VFIO_REGION_INFO_CAP_MSIX_MAPPABLE);
+    let mappable = match (may_map, sparse) {
+        (false, _) => Mappable::Nothing,
+        (true, Some(areas)) => Mappable::Areas(areas),
+        (true, None) if msix.is_some() => Mappable::Whole,
+        (true, None) => Mappable::AllButMsix,
+    };
+    let size_bytes = info.field64(16)?;
+    Some((
+        info.field64(24)?,
+        RegionInfo {
+            size_bytes,
+            mappable,
+        },
+    ))
 }
 
 fn irq_index(kind: VectorKind) -> u32 {
@@ -80,92 +130,84 @@ fn irq_index(kind: VectorKind) -> u32 {
 
 impl PciBackend for VfioPci {
     fn region(&self, region: Region) -> RegionInfo {
-        let index = region.index();
-        let size_bytes = self.device.get_region_size(index);
-        let mut sparse = None;
-        let mut msix_mappable = false;
-        for capability in self.device.get_region_caps(index) {
-            match capability {
-                VfioRegionInfoCap::SparseMmap(areas) => {
-                    let areas = areas.areas.iter().map(|a| (a.offset, a.size));
-                    sparse = Some(areas.collect());
-                }
-                VfioRegionInfoCap::MsixMappable => msix_mappable = true,
-                VfioRegionInfoCap::Type(_)
-                | VfioRegionInfoCap::Nvlink2Lnkspd(_)
-                | VfioRegionInfoCap::Nvlink2Ssatgt(_) => {}
-            }
-        }
-        let may_map = self.device.get_region_flags(index) & VFIO_REGION_INFO_FLAG_MMAP != 0;
-        let mappable = match (may_map, sparse) {
-            (false, _) => Mappable::Nothing,
-            (true, Some(areas)) => Mappable::Areas(areas),
-            (true, None) if msix_mappable => Mappable::Whole,
-            (true, None) => Mappable::AllButMsix,
-        };
-        RegionInfo {
-            size_bytes,
-            mappable,
-        }
+        self.find(region).map_or(
+            RegionInfo {
+                size_bytes: 0,
+                mappable: Mappable::Nothing,
+            },
+            |(_, _, info)| info.clone(),
+        )
     }
 
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let at = self.bounds(region, offset, data.len())?;
+        let at = self.locate(region, offset, data.len())?;
         self.file.read_exact_at(data, at)
     }
 
     fn write(&self, region: Region, offset: u64, data: &[u8]) -> io::Result<()> {
-        let at = self.bounds(region, offset, data.len())?;
+        let at = self.locate(region, offset, data.len())?;
         self.file.write_all_at(data, at)
     }
 
     fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping> {
-        let at = self.bounds(region, offset, len_bytes)?;
+        let at = self.locate(region, offset, len_bytes)?;
         BarMapping::new(self.file.as_fd(), at, len_bytes)
     }
 
     fn vectors(&self, kind: VectorKind) -> u32 {
-        let info = self.device.get_irq_info(irq_index(kind));
-        info.map_or(0, |irq| irq.count)
+        irq::count(&self.file, irq_index(kind)).unwrap_or(0)
     }
 
     fn enable_vectors(&self, kind: VectorKind, events: &[&EventFd]) -> io::Result<()> {
-        let events = events.to_vec();
-        self.device
-            .enable_irq(irq_index(kind), events)
-            .map_err(io_error)
+        irq::enable(&self.file, irq_index(kind), events)
     }
 
     fn disable_vectors(&self, kind: VectorKind) -> io::Result<()> {
-        self.device.disable_irq(irq_index(kind)).map_err(io_error)
+        irq::disable(&self.file, irq_index(kind))
     }
 
     fn reset(&self) -> io::Result<()> {
-        // SAFETY: the ioctl takes no argument and the descriptor is open.
-        match unsafe { ioctl(&*self.file, VFIO_DEVICE_RESET()) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        // SAFETY: the ioctl has no argument.
+        check(unsafe { ioctl(&self.file, RESET) }).map(drop)
     }
 }
 
-impl Drop for VfioPci {
-    fn drop(&mut self) {
-        // vfio-ioctls reads the group link again when a device is dropped and panics if it is gone
-        // or names another group: a device that was unplugged or regrouped under us.
-        let same_group =
-            fs::read_link(self.sysfs.join("iommu_group")).is_ok_and(|link| link == self.group_link);
-        if same_group {
-            // SAFETY: dropped once, here; it closes the descriptor, which `file` does not.
-            unsafe { ManuallyDrop::drop(&mut self.device) };
-        } else {
-            log::warn!(
-                "{}: vanished or regrouped while assigned; its group stays with the container",
-                self.sysfs.display()
-            );
-            // SAFETY: dropped once, here; `device` is never dropped on this path, so nothing else
-            // closes the descriptor.
-            unsafe { ManuallyDrop::drop(&mut self.file) };
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[u32]) -> Option<(u64, RegionInfo)> {
+        parse_region(&Info::of_bytes(
+            words.iter().flat_map(|w| w.to_ne_bytes()).collect(),
+        ))
+    }
+
+    #[test]
+    fn a_region_has_size_offset_and_mappability() {
+        let (offset, info) = parse(&[32, 0x7, 0, 0, 0x4000, 0, 0, 0x100]).unwrap();
+        assert_eq!((offset, info.size_bytes), (0x100_0000_0000, 0x4000));
+        assert_eq!(info.mappable, Mappable::AllButMsix);
+        let (_, info) = parse(&[32, 0x3, 0, 0, 0x4000, 0, 0, 0]).unwrap();
+        assert_eq!(info.mappable, Mappable::Nothing);
+    }
+
+    #[test]
+    fn capabilities_say_what_may_be_mapped() {
+        let (_, info) = parse(&[40, 0xf, 0, 32, 0x4000, 0, 0, 0, 0x1_0003, 0]).unwrap();
+        assert_eq!(info.mappable, Mappable::Whole);
+        let sparse = [
+            64, 0xf, 0, 32, 0x4000, 0, 0, 0, 0x1_0001, 0, 1, 0, 0x1000, 0, 0x2000, 0,
+        ];
+        let (_, info) = parse(&sparse).unwrap();
+        assert_eq!(info.mappable, Mappable::Areas(vec![(0x1000, 0x2000)]));
+    }
+
+    #[test]
+    fn a_structure_that_is_too_short_is_none() {
+        assert_eq!(parse(&[32, 0x7, 0, 0]), None);
+        assert_eq!(
+            parse(&[56, 0xf, 0, 32, 0, 0, 0, 0, 0x1_0001, 0, 9, 0]),
+            None
+        );
     }
 }

@@ -180,8 +180,8 @@ mod tests {
     fn layout() -> Layout {
         Layout::new(&LayoutRequest {
             ram_bytes: 512 << 20,
-            address_bits: 40,
-            ram_holes: &[],
+            limit: 1 << 40,
+            holes: &[],
         })
         .unwrap()
     }

@@ -118,8 +118,8 @@ mod tests {
     fn layout(ram_bytes: u64, ram_holes: &[GpaRange]) -> Layout {
         Layout::new(&LayoutRequest {
             ram_bytes,
-            address_bits: 40,
-            ram_holes,
+            limit: 1 << 40,
+            holes: ram_holes,
         })
         .unwrap()
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use iommu_group::Sbdf;
+
 /// Bus, device and function number in the guest's only PCI segment.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bdf {
@@ -25,6 +27,29 @@ impl Bdf {
             device,
             function,
         })
+    }
+
+    pub(super) fn bus(self) -> u8 {
+        self.bus
+    }
+
+    pub(super) fn device(self) -> u8 {
+        self.device
+    }
+
+    pub(super) fn function(self) -> u8 {
+        self.function
+    }
+}
+
+impl From<Sbdf> for Bdf {
+    /// The guest has one segment, so the domain goes.
+    fn from(sbdf: Sbdf) -> Self {
+        Self {
+            bus: sbdf.bus(),
+            device: sbdf.device(),
+            function: sbdf.function(),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use vm_memory::GuestAddress;
@@ -24,6 +25,11 @@ pub(crate) trait PciFunction: Send {
 
     /// Writes to a BAR; `false` if `gpa` is in no BAR that is decoded and not backed by a memory slot.
     fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool;
+
+    /// The buses below a bridge, from the one that is directly below it; `None` for what is no bridge.
+    fn buses_below(&self) -> Option<RangeInclusive<u8>> {
+        None
+    }
 }
 
 /// A function that can be shared between the bus and its owner.
@@ -34,37 +40,69 @@ pub(crate) type SharedFunction = Arc<Mutex<dyn PciFunction>>;
 pub(crate) enum PciError {
     #[error("there already is a PCI function at {0}")]
     Occupied(Bdf),
+    #[error("no bridge leads to the bus of {0}")]
+    NoSuchBus(Bdf),
 }
 
-/// The guest's PCI segment.
+/// The guest's PCI segment: a tree of bridges, in which bus numbers are what the guest has programmed.
 #[derive(Default)]
 pub(crate) struct PciBus {
-    functions: RwLock<BTreeMap<Bdf, SharedFunction>>,
+    nodes: RwLock<BTreeMap<Place, Node>>,
+}
+
+/// Which wires a bus is: the root bus, or those below a bridge.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wires {
+    Root,
+    Below(u32),
+}
+
+/// Where a function sits, which no renumbering changes.
+type Place = (Wires, u8, u8);
+
+struct Node {
+    function: SharedFunction,
+    /// The wires below, should this be a bridge.
+    below: Wires,
+}
+
+type Nodes = BTreeMap<Place, Node>;
+
+/// The wires that have bus number `bus` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
+fn wires_of(nodes: &Nodes, bus: u8) -> Option<Wires> {
+    let (mut wires, mut number) = (Wires::Root, 0);
+    while number != bus {
+        let (below, secondary) = children(nodes, wires).find_map(|node| {
+            let buses = lock(&node.function).buses_below()?;
+            buses.contains(&bus).then_some((node.below, *buses.start()))
+        })?;
+        (wires, number) = (below, secondary);
+    }
+    Some(wires)
+}
+
+fn children(nodes: &Nodes, wires: Wires) -> impl Iterator<Item = &Node> {
+    let all = (wires, u8::MIN, u8::MIN)..=(wires, u8::MAX, u8::MAX);
+    nodes.range(all).map(|(_, node)| node)
 }
 
 impl PciBus {
-    /// Puts `function` at `bdf`.
+    /// Puts `function` at `bdf`, on the bus that has this number now.
     pub(crate) fn add(&self, bdf: Bdf, function: SharedFunction) -> Result<(), PciError> {
-        let mut functions = self
-            .functions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        match functions.entry(bdf) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let wires = wires_of(&nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
+        let free = (0..=u32::MAX).map(Wires::Below).find(|candidate| {
+            let taken = nodes.values().any(|node| node.below == *candidate);
+            !taken
+        });
+        match nodes.entry((wires, bdf.device(), bdf.function())) {
             Entry::Vacant(place) => {
-                place.insert(function);
+                let below = free.ok_or(PciError::NoSuchBus(bdf))?;
+                place.insert(Node { function, below });
                 Ok(())
             }
             Entry::Occupied(_) => Err(PciError::Occupied(bdf)),
         }
-    }
-
-    /// Takes the function at `bdf` off the bus.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nothing is unplugged yet"))]
-    pub(crate) fn remove(&self, bdf: Bdf) -> Option<SharedFunction> {
-        self.functions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&bdf)
     }
 
     /// Reads configuration space; all ones where there is no function.
@@ -114,20 +152,18 @@ impl PciBus {
     }
 
     fn function(&self, bdf: Bdf) -> Option<SharedFunction> {
-        self.functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&bdf)
-            .cloned()
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let wires = wires_of(&nodes, bdf.bus())?;
+        let node = nodes.get(&(wires, bdf.device(), bdf.function()))?;
+        Some(Arc::clone(&node.function))
     }
 
     /// The functions as they are now; they are called without the lock of the bus.
     fn all(&self) -> Vec<SharedFunction> {
-        self.functions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes
             .values()
-            .cloned()
+            .map(|node| Arc::clone(&node.function))
             .collect()
     }
 }
@@ -222,7 +258,79 @@ mod tests {
             bus.add(slot(1), function(0x2000)),
             Err(PciError::Occupied(slot(1)))
         );
-        assert!(bus.remove(slot(1)).is_some());
-        assert_eq!(bus.add(slot(1), function(0x2000)), Ok(()));
+    }
+
+    /// A bridge with two bus numbers, which a write to configuration space sets.
+    struct Bridge(u8, u8);
+
+    impl PciFunction for Bridge {
+        fn config_read(&mut self, _offset: u16, data: &mut [u8]) {
+            data.fill(0);
+        }
+
+        fn config_write(&mut self, _offset: u16, data: &[u8]) {
+            (self.0, self.1) = (data[0], data[1]);
+        }
+
+        fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
+            false
+        }
+
+        fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
+            false
+        }
+
+        fn buses_below(&self) -> Option<RangeInclusive<u8>> {
+            Some(self.0..=self.1)
+        }
+    }
+
+    fn bridge(secondary: u8, subordinate: u8) -> SharedFunction {
+        Arc::new(Mutex::new(Bridge(secondary, subordinate)))
+    }
+
+    fn at(bus: u8, device: u8) -> Bdf {
+        Bdf::new(bus, device, 0).unwrap()
+    }
+
+    fn is_there(bus: &PciBus, bdf: Bdf) -> bool {
+        let mut data = [0xff];
+        bus.config_read(bdf, 0x40, &mut data);
+        data != [0xff]
+    }
+
+    fn switch() -> PciBus {
+        let bus = PciBus::default();
+        bus.add(at(0, 1), bridge(1, 3)).unwrap();
+        bus.add(at(1, 0), bridge(2, 3)).unwrap();
+        bus.add(at(2, 4), bridge(3, 3)).unwrap();
+        bus.add(at(3, 0), function(0x1000)).unwrap();
+        bus
+    }
+
+    #[test]
+    fn functions_behind_bridges_are_found_by_bus_number() {
+        let bus = switch();
+        assert!(is_there(&bus, at(3, 0)));
+        assert!(!is_there(&bus, at(3, 1)) && !is_there(&bus, at(4, 0)));
+    }
+
+    #[test]
+    fn a_guest_may_renumber_buses() {
+        let bus = switch();
+        bus.config_write(at(2, 4), 0x19, &[9, 9]);
+        assert!(!is_there(&bus, at(3, 0)) && !is_there(&bus, at(9, 0)));
+        bus.config_write(at(1, 0), 0x19, &[2, 9]);
+        bus.config_write(at(0, 1), 0x19, &[1, 9]);
+        assert!(is_there(&bus, at(9, 0)));
+    }
+
+    #[test]
+    fn a_function_needs_a_bus() {
+        let bus = switch();
+        assert_eq!(
+            bus.add(at(7, 0), function(0x2000)),
+            Err(PciError::NoSuchBus(at(7, 0)))
+        );
     }
 }

@@ -1,27 +1,26 @@
 //! The parts of one VM, put together and loaded, ready to run.
-#![allow(unsafe_code, reason = "guest memory becomes KVM slots")]
-
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use p2p_vfio::{Admitted, HostMemory};
 
 use super::host::Host;
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
 use crate::config::VmConfig;
+use crate::devices::{self, Guest, OpenDevices};
 use crate::exit::ExitRequest;
-use crate::irq::MsiRouter;
-use crate::layout::{Layout, LayoutRequest};
+use crate::irq::KvmRoutes;
+use crate::layout::{GpaRange, Layout, LayoutRequest};
 use crate::loader::{self, ACPI_AREA, BootSource};
 use crate::memory;
 use crate::pci::{Bdf, HostBridge, PciBus};
 use crate::ports::Ports;
 use crate::power::PowerRegisters;
 use crate::serial::{COM1_GSI, SerialConnection, SerialInput};
-use crate::slots::{MemorySlots, SlotMapping};
+use crate::slots::KvmSlots;
 use crate::vcpu::{CpuidTemplate, Vcpu};
 
 /// Three pages that KVM needs on Intel CPUs for real mode, and one for an identity map; far from all else.
@@ -33,10 +32,9 @@ pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) serial_input: Option<SerialInput>,
     pub(super) bus: Arc<GuestBus>,
-    _msi: Arc<MsiRouter>,
-    /// Also keeps the VM, which drops the slots before the memory behind them.
-    _slots: Arc<MemorySlots>,
-    _memory: GuestMemoryMmap,
+    _routes: Arc<KvmRoutes>,
+    /// Keeps guest memory too.
+    _slots: Arc<KvmSlots>,
 }
 
 impl Machine {
@@ -44,21 +42,21 @@ impl Machine {
     pub(super) fn build(
         host: &Host,
         config: &VmConfig,
+        admitted: &Admitted,
         exit: &Arc<ExitRequest>,
     ) -> anyhow::Result<Self> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot)?;
-        let layout = Layout::new(&LayoutRequest {
-            ram_bytes: config.memory.size_bytes,
-            address_bits: cpuid.address_bits(),
-            ram_holes: &[],
-        })?;
+        let vm = Arc::new(create_vm(host)?);
+        let devices = OpenDevices::open(&vm, admitted)?;
+        let layout = lay_out(config, &cpuid, &devices)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;
-        let vm = Arc::new(create_vm(host)?);
         let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
-        let slots = Arc::new(MemorySlots::new(Arc::clone(&vm), slot_limit));
-        add_ram(&slots, &memory)?;
-        let msi = Arc::new(MsiRouter::new(Arc::clone(&vm))?);
+        let slots = Arc::new(KvmSlots::new(Arc::clone(&vm), slot_limit));
+        for (gpa, memory) in HostMemory::of_guest(&memory) {
+            slots.add(gpa, memory)?;
+        }
+        let routes = Arc::new(KvmRoutes::new(Arc::clone(&vm))?);
 
         let pci = Arc::new(PciBus::default());
         pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
@@ -68,8 +66,15 @@ impl Machine {
             None => (None, None),
         };
         if let Some(port) = &port {
-            msi.attach(COM1_GSI, port.interrupt())?;
+            routes.attach(COM1_GSI, port.interrupt())?;
         }
+        devices.assign(&Guest {
+            memory: &memory,
+            layout: &layout,
+            slots: &slots,
+            routes: &routes,
+            pci: &pci,
+        })?;
 
         let acpi = AcpiImage::build(&AcpiRequest {
             area: ACPI_AREA,
@@ -96,9 +101,8 @@ impl Machine {
             vcpus,
             serial_input,
             bus: Arc::new(GuestBus::new(ports, pci, layout.ecam)),
-            _msi: msi,
+            _routes: routes,
             _slots: slots,
-            _memory: memory,
         })
     }
 }
@@ -121,18 +125,24 @@ fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
     Ok(vm)
 }
 
-fn add_ram(slots: &MemorySlots, memory: &GuestMemoryMmap) -> anyhow::Result<()> {
-    for region in memory.iter() {
-        let mapping = SlotMapping {
-            gpa: region.start_addr(),
-            // A pointer is 64 bits wide on x86_64.
-            host_address: region.as_ptr() as u64,
-            size_bytes: region.len(),
-            read_only: false,
-        };
-        // SAFETY: the region is a mapping of guest memory, which `Machine` keeps until its last reference to the VM
-        // is gone.
-        unsafe { slots.add(mapping) }?;
+/// The guest's address space: inside what the CPU can address and the devices' IOMMU can translate.
+fn lay_out(
+    config: &VmConfig,
+    cpuid: &CpuidTemplate,
+    devices: &OpenDevices,
+) -> anyhow::Result<Layout> {
+    let mut limit = 1_u64
+        .checked_shl(cpuid.address_bits().into())
+        .unwrap_or(u64::MAX);
+    let mut holes = Vec::new();
+    if let Some(ranges) = devices.iova_ranges()? {
+        let (gaps, end) = devices::holes(&ranges);
+        holes.extend(gaps.iter().map(GpaRange::from));
+        limit = limit.min(end);
     }
-    Ok(())
+    Ok(Layout::new(&LayoutRequest {
+        ram_bytes: config.memory.size_bytes,
+        limit,
+        holes: &holes,
+    })?)
 }

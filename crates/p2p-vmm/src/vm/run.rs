@@ -8,6 +8,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use super::host::Host;
 use super::machine::Machine;
 use crate::config::VmConfig;
+use crate::devices;
 use crate::exit::{ExitRequest, VmExit};
 use crate::vcpu::VcpuThreads;
 
@@ -32,7 +33,9 @@ pub(crate) fn run(host: &Host, config: &VmConfig) -> anyhow::Result<()> {
 /// One life of the VM, from its first instruction to its end.
 fn run_once(host: &Host, config: &VmConfig) -> anyhow::Result<VmExit> {
     let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-    let mut machine = Machine::build(host, config, &exit)?;
+    // Judged again for every life: the host may have changed since the last one.
+    let admitted = devices::judge(&config.devices)?;
+    let mut machine = Machine::build(host, config, &admitted, &exit)?;
     let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new()
         .context("cannot create an event loop")?;
     events.add_subscriber(Box::new(ExitWatcher(Arc::clone(&exit))));
