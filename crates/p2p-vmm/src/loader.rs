@@ -3,6 +3,7 @@
 //! Follows the 64-bit boot protocol (linux 7.2 Documentation/arch/x86/boot.rst).
 
 mod placement;
+mod reset_vector;
 mod zero_page;
 
 use std::fs::File;
@@ -18,10 +19,11 @@ use crate::acpi::AcpiImage;
 use crate::layout::{GpaRange, Layout};
 
 use placement::{place_high, place_low};
+use reset_vector::RESET_VECTOR;
 use zero_page::{BootParameters, E820Error};
 
 /// Where the tables of [`crate::acpi`] go: what firmware would call the BIOS area.
-pub(crate) const ACPI_AREA: GpaRange = GpaRange::new(0xe_0000, 0x10_0000);
+pub(crate) const ACPI_AREA: GpaRange = GpaRange::new(0xe_0000, 0xf_f000);
 /// Boot parameters ("zero page").
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 /// Command line.
@@ -46,10 +48,13 @@ pub(crate) enum LoadError {
     Open { path: PathBuf, source: io::Error },
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} is not a bzImage that can be loaded")]
-    NotAKernel {
+    #[error("{path} is not a Linux bzImage")]
+    NotAKernel { path: PathBuf },
+    #[error("cannot load {path}: {reason}")]
+    LoadKernel {
         path: PathBuf,
-        source: linux_loader::loader::Error,
+        /// Its text has the whole chain of causes.
+        reason: linux_loader::loader::Error,
     },
     #[error("{path} is too old or has no 64-bit entry (boot protocol {version:#x})")]
     UnsupportedKernel { path: PathBuf, version: u16 },
@@ -112,6 +117,12 @@ pub(crate) fn load(
         None => None,
     };
     write(memory, "ACPI tables", acpi.base(), acpi.bytes())?;
+    write(
+        memory,
+        "reset vector",
+        RESET_VECTOR,
+        &reset_vector::program(),
+    )?;
     let parameters = BootParameters {
         header,
         cmdline: CMDLINE,
@@ -157,10 +168,10 @@ fn load_kernel(
         path: path.to_owned(),
         bytes,
     })?;
-    let loaded = BzImage::load(memory, Some(room.start()), &mut file, None).map_err(|source| {
-        LoadError::NotAKernel {
+    let loaded = BzImage::load(memory, Some(room.start()), &mut file, None).map_err(|reason| {
+        LoadError::LoadKernel {
             path: path.to_owned(),
-            source,
+            reason,
         }
     })?;
     Ok(LoadedKernel {
@@ -187,9 +198,6 @@ fn read_header(file: &mut File, path: &Path) -> Result<setup_header, LoadError> 
     } else {
         Err(LoadError::NotAKernel {
             path: path.to_owned(),
-            source: linux_loader::loader::Error::Bzimage(
-                linux_loader::loader::bzimage::Error::InvalidBzImage,
-            ),
         })
     }
 }
@@ -291,7 +299,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .ends_with("no-kernel is not a bzImage that can be loaded")
+                .ends_with("no-kernel is not a Linux bzImage")
         );
     }
 

@@ -59,6 +59,7 @@ impl PowerRegisters {
 
     /// Writes a register, which may end the VM.
     pub(crate) fn write(&self, port: u16, data: &[u8]) {
+        log::trace!("guest writes {data:x?} to power register {port:#x}");
         if let [value] = *data
             && let Some(exit) = decode(port, value)
         {
