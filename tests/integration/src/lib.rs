@@ -1,1 +1,51 @@
-//! placeholder
+//! A whole PCIe host with an IOMMU, VFIO and KVM in software, to test on without hardware.
+//!
+//! A software-emulated QEMU machine plays the host ([`Profile`] says what it consists of). An unmodified
+//! Debian kernel runs in it with an emulated VT-d, nested virtualisation and PCIe switches; a VMM started in
+//! it runs a second Linux as its guest. [`Lab`] boots such a host and runs commands in it through an agent of
+//! our own, `lab-agent`.
+//!
+//! ```no_run
+//! use lab::{Lab, Profile};
+//!
+//! let profile = Profile::named("edu-one-group")?;
+//! let lab = Lab::boot(&profile, "readme")?;
+//! lab.bind_vfio("0000:03:00.0")?;
+//! println!("{}", lab.run(["lspci", "-tv"])?.ok()?);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+//!
+//! What is needed (QEMU 10, kernel packages, a few tools) is fetched on first use into `target/lab/cache`:
+//! see [`Assets`]. Environment variables:
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `LAB_CACHE` | directory for what is fetched, instead of `target/lab/cache` |
+//! | `LAB_QEMU` | a `qemu-system-x86_64` of version 10 or newer to use |
+//! | `LAB_KERNEL`, `LAB_MODULES` | a bzImage and its `lib/modules/<version>` directory to use |
+//! | `LAB_ACCEL` | `tcg` (default) or `kvm`, which needs nested virtualisation |
+//! | `LAB_JOBS` | how many labs run at one time (default: half the processors) |
+
+mod agent;
+mod assets;
+mod binaries;
+mod host;
+mod initramfs;
+mod lock;
+mod machine;
+mod paths;
+mod profile;
+mod progress;
+pub mod protocol;
+
+pub use agent::{Command, Output, Running};
+pub use assets::Assets;
+pub use binaries::{Binaries, STATIC_BINARIES};
+pub use host::{BOOT, COMMAND, Lab};
+pub use initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
+pub use paths::lab_dir;
+pub use profile::{
+    Device, Drive, Iommu, Machine, PciBridge, Profile, ProfileError, Property, ROOT_BUS,
+    RootComplex, RootPort, SharedMemory, Switch,
+};
+pub use progress::Progress;

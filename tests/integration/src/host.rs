@@ -1,0 +1,412 @@
+//! A booted lab host.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::agent::{Agent, Command, Output};
+use crate::assets::Assets;
+use crate::binaries::Binaries;
+use crate::initramfs;
+use crate::lock::FileLock;
+use crate::machine::{Accel, Boot, Machine};
+use crate::paths::{cache_dir, lab_dir};
+use crate::profile::Profile;
+use crate::progress::Progress;
+use crate::protocol::{CHUNK_BYTES, Reply, Request};
+
+/// How long a lab host may take until its agent answers.
+pub const BOOT: Duration = Duration::from_secs(180);
+
+/// How long a command may run unless it says otherwise.
+pub const COMMAND: Duration = Duration::from_secs(120);
+
+/// How long collecting what a failure left behind may take.
+const POST_MORTEM: Duration = Duration::from_secs(30);
+
+/// How long the labs before this one may hold all slots.
+const SLOT_WAIT: Duration = Duration::from_secs(3600);
+
+/// A lab host: QEMU is killed when it is dropped. If the test panics, the host's log and `lspci -vvv` are
+/// saved beside the serial log first.
+pub struct Lab {
+    // Dropped in this order: the machine goes before the slot is given to somebody else.
+    machine: Machine,
+    agent: Agent,
+    dir: PathBuf,
+    kernel: String,
+    boot_time: Duration,
+    _slot: Option<FileLock>,
+    _dir_lock: FileLock,
+}
+
+impl Lab {
+    /// Boots a machine; waits for a free slot first. `name` is the directory below `target/lab`.
+    ///
+    /// # Errors
+    /// The lab cannot be set up, or the host does not come up within [`BOOT`].
+    pub fn boot(profile: &Profile, name: &str) -> Result<Self> {
+        let progress = Progress::new();
+        let slot = take_slot(&progress)?;
+        Self::start(profile, name, Some(slot), &progress)
+    }
+
+    /// Boots a second machine beside this one, in this one's slot.
+    ///
+    /// # Errors
+    /// As [`Lab::boot`].
+    pub fn boot_beside(&self, profile: &Profile, name: &str) -> Result<Self> {
+        Self::start(profile, name, None, &Progress::new())
+    }
+
+    fn start(
+        profile: &Profile,
+        name: &str,
+        slot: Option<FileLock>,
+        progress: &Progress,
+    ) -> Result<Self> {
+        profile.check()?;
+        let accel = Accel::chosen()?;
+        let assets = Assets::ensure(progress)?;
+        let binaries = Binaries::build(progress)?;
+        let dir = lab_dir().join(directory_name(name)?);
+        let dir_lock = FileLock::try_take(&dir.with_extension("lock"))?
+            .with_context(|| format!("another lab called {name} is running"))?;
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot clear {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let initramfs = dir.join("initramfs.cpio");
+        initramfs::pack_host(&assets, &binaries, &initramfs, progress)?;
+        let started = Instant::now();
+        let (mut machine, socket) = Machine::start(&Boot {
+            assets: &assets,
+            profile,
+            accel,
+            initramfs: &initramfs,
+            dir: &dir,
+        })?;
+        let agent = Agent::new(socket)?;
+        let kernel = wait_for_agent(&mut machine, &agent, started)?;
+        // QEMU has copied it into the machine's memory.
+        drop(fs::remove_file(&initramfs));
+        let lab = Self {
+            machine,
+            agent,
+            dir,
+            kernel,
+            boot_time: started.elapsed(),
+            _slot: slot,
+            _dir_lock: dir_lock,
+        };
+        if accel == Accel::Kvm {
+            lab.run(["test", "-c", "/dev/kvm"])?.ok().context(
+                "LAB_ACCEL=kvm: the lab host has no KVM of its own; nesting does not work here",
+            )?;
+        }
+        Ok(lab)
+    }
+
+    /// Where the serial log and, after a failure, everything else is kept.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `uname -r` of the lab host.
+    #[must_use]
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// From the start of QEMU to the agent's first word.
+    #[must_use]
+    pub fn boot_time(&self) -> Duration {
+        self.boot_time
+    }
+
+    /// A command to run; nothing happens before `run` or `spawn`.
+    pub fn command<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Command<'_> {
+        Command::new(&self.agent, argv, COMMAND)
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// It cannot be started, or the host is gone. A command that fails is no error here.
+    pub fn run<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Output> {
+        self.command(argv).run()
+    }
+
+    /// Runs a line of shell and returns what it printed.
+    ///
+    /// # Errors
+    /// It exits with another code than 0.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        self.run(["sh", "-c", script])?.ok()
+    }
+
+    /// Copies a file into the host.
+    ///
+    /// # Errors
+    /// One of the two files cannot be read or written.
+    pub fn put(&self, source: &Path, target: &str) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let read = || format!("cannot read {}", source.display());
+        let mode = source.metadata().with_context(read)?.permissions().mode() & 0o7777;
+        self.put_bytes(&fs::read(source).with_context(read)?, target, mode)
+    }
+
+    /// Writes a file in the host.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put_bytes(&self, bytes: &[u8], target: &str, mode: u32) -> Result<()> {
+        let mut offset = 0;
+        let mut rest = bytes;
+        loop {
+            let (piece, after) = rest.split_at(rest.len().min(CHUNK_BYTES));
+            let request = Request::Put {
+                path: target.to_owned(),
+                mode,
+                offset,
+            };
+            self.agent.ask(&request, piece, Duration::ZERO)?;
+            offset += u64::try_from(piece.len())?;
+            rest = after;
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads a file in the host.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn get(&self, path: &str) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        loop {
+            let request = Request::Get {
+                path: path.to_owned(),
+                offset: u64::try_from(content.len())?,
+            };
+            match self.agent.ask(&request, &[], Duration::ZERO)? {
+                (Reply::Content { end }, piece) => {
+                    content.extend_from_slice(&piece);
+                    if end {
+                        return Ok(content);
+                    }
+                }
+                (other, _) => bail!("the agent answered {other:?} to a read of {path}"),
+            }
+        }
+    }
+
+    /// Reads a text file in the host, without the line end that sysfs puts there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, path: &str) -> Result<String> {
+        let text = String::from_utf8_lossy(&self.get(path)?).into_owned();
+        Ok(text.trim_end().to_owned())
+    }
+
+    /// Gives a function to vfio-pci, whatever driver it has now.
+    ///
+    /// # Errors
+    /// A file in sysfs cannot be written, or vfio-pci does not take the function.
+    pub fn bind_vfio(&self, bdf: &str) -> Result<()> {
+        let device = format!("/sys/bus/pci/devices/{bdf}");
+        self.sh(&format!(
+            "set -e
+             [ ! -e {device}/driver ] || echo {bdf} > {device}/driver/unbind
+             echo vfio-pci > {device}/driver_override
+             echo {bdf} > /sys/bus/pci/drivers_probe"
+        ))
+        .with_context(|| format!("cannot bind {bdf} to vfio-pci"))?;
+        let driver = self.driver(bdf)?;
+        ensure!(
+            driver.as_deref() == Some("vfio-pci"),
+            "vfio-pci did not take {bdf}; its driver is {driver:?}"
+        );
+        Ok(())
+    }
+
+    /// The driver that a function is bound to.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn driver(&self, bdf: &str) -> Result<Option<String>> {
+        self.link_name(&format!("/sys/bus/pci/devices/{bdf}/driver"))
+    }
+
+    /// The IOMMU group of a function.
+    ///
+    /// # Errors
+    /// It has none, or the host is gone.
+    pub fn group(&self, bdf: &str) -> Result<u32> {
+        let name = self.link_name(&format!("/sys/bus/pci/devices/{bdf}/iommu_group"))?;
+        let name = name.with_context(|| format!("{bdf} has no IOMMU group"))?;
+        name.parse()
+            .with_context(|| format!("{bdf} is in group {name:?}"))
+    }
+
+    /// Every IOMMU group with its members.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn groups(&self) -> Result<Vec<(u32, Vec<String>)>> {
+        let listing = self.sh(
+            "for d in /sys/kernel/iommu_groups/*/devices/*; do [ -e $d ] && echo $d; done; true",
+        )?;
+        let mut groups: std::collections::BTreeMap<u32, Vec<String>> = Default::default();
+        for line in listing.lines() {
+            let mut parts = line.rsplit('/');
+            let (bdf, group) = (parts.next(), parts.nth(1));
+            let group = group.and_then(|group| group.parse().ok());
+            let (Some(bdf), Some(group)) = (bdf, group) else {
+                bail!("a member of an IOMMU group is at {line:?}");
+            };
+            groups.entry(group).or_default().push(bdf.to_owned());
+        }
+        Ok(groups.into_iter().collect())
+    }
+
+    /// Functions of a vendor and device id (hexadecimal, as `1234:11e8`), in address order.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn find_devices(&self, ids: &str) -> Result<Vec<String>> {
+        let listing = self.run(["lspci", "-Dnd", ids])?.ok()?;
+        Ok(listing
+            .lines()
+            .filter_map(|line| line.split_ascii_whitespace().next())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// The host kernel's log.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn dmesg(&self) -> Result<String> {
+        self.run(["dmesg"])?.ok()
+    }
+
+    /// Saves the kernel's log, `lspci -vvv` and the groups beside the serial log.
+    ///
+    /// # Errors
+    /// The host does not answer any more, or the files cannot be written. What could be saved is.
+    pub fn save_artifacts(&self) -> Result<()> {
+        let mut result = Ok(());
+        let sources: [(&str, &[&str]); 3] = [
+            ("dmesg.txt", &["dmesg"]),
+            ("lspci.txt", &["lspci", "-vvv"]),
+            (
+                "groups.txt",
+                &["sh", "-c", "ls -d /sys/kernel/iommu_groups/*/devices/*"],
+            ),
+        ];
+        for (file, argv) in sources {
+            let saved = self
+                .command(argv.iter().copied())
+                .deadline(POST_MORTEM)
+                .run()
+                .and_then(|output| {
+                    let path = self.dir.join(file);
+                    fs::write(&path, output.stdout + &output.stderr)
+                        .with_context(|| format!("cannot write {}", path.display()))
+                });
+            result = result.and(saved);
+        }
+        result
+    }
+
+    fn link_name(&self, path: &str) -> Result<Option<String>> {
+        let target = self.run(["readlink", path])?;
+        Ok(match target.code() {
+            Some(0) => target.stdout.trim().rsplit('/').next().map(str::to_owned),
+            _ => None,
+        })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let saved = self.save_artifacts();
+            eprintln!("lab: what is left of it is in {}", self.dir.display());
+            if let Err(error) = saved {
+                eprintln!("lab: {error:#}{}", self.machine.last_words());
+            }
+        }
+    }
+}
+
+fn wait_for_agent(machine: &mut Machine, agent: &Agent, started: Instant) -> Result<String> {
+    loop {
+        match agent.greeting(Duration::from_millis(200)) {
+            Ok(Some((kernel, _))) => return Ok(kernel),
+            Ok(None) => machine.check_alive()?,
+            Err(error) => {
+                // QEMU closes the line a moment before it can be waited for.
+                thread::sleep(Duration::from_millis(200));
+                machine.check_alive()?;
+                return Err(error);
+            }
+        }
+        ensure!(
+            started.elapsed() < BOOT,
+            "the lab host did not come up within {} s{}",
+            BOOT.as_secs(),
+            machine.last_words()
+        );
+    }
+}
+
+/// One of the slots in which labs run: every lab keeps about as many processors busy as it has.
+fn take_slot(progress: &Progress) -> Result<FileLock> {
+    let jobs = match env::var("LAB_JOBS") {
+        Ok(text) => text
+            .parse()
+            .ok()
+            .filter(|jobs| *jobs > 0)
+            .with_context(|| format!("LAB_JOBS={text}: it is a number above 0"))?,
+        Err(_) => thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+    };
+    let slots: Vec<PathBuf> = (0..jobs)
+        .map(|slot| cache_dir().join(format!("slots/{slot}")))
+        .collect();
+    FileLock::wait_any(&slots, SLOT_WAIT, "waiting for other labs to end", progress)
+}
+
+fn directory_name(name: &str) -> Result<String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    ensure!(
+        !name.is_empty() && name.chars().all(good),
+        "{name:?} cannot be a lab's name: only letters, digits, - and _"
+    );
+    ensure!(
+        !matches!(name, "cache" | "bin-target"),
+        "{name:?} cannot be a lab's name: it is taken"
+    );
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::directory_name;
+
+    #[test]
+    fn a_name_stays_within_the_labs_directory() {
+        assert!(directory_name("edu-one_2").is_ok());
+        for name in ["", "..", "a/b", "cache", "bin-target"] {
+            assert!(directory_name(name).is_err(), "{name:?}");
+        }
+    }
+}

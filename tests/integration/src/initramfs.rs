@@ -1,0 +1,196 @@
+//! The file systems that the lab host and its guests boot into.
+//!
+//! An initramfs is a row of cpio archives. What rarely changes (busybox, modules, init) is packed once and kept
+//! in the cache under a name made from its contents' versions; what changes from run to run (the programs
+//! under test) is appended. Nothing is compressed: under emulation, unpacking costs more than copying.
+
+mod archive;
+mod module;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::assets::{Assets, hex};
+use crate::binaries::Binaries;
+use crate::paths::{cache_dir, resources};
+use crate::progress::Progress;
+use archive::Archive;
+use module::ModuleTree;
+
+/// Change this when the layout of a packed base changes.
+const FORMAT: &str = "1";
+
+/// Where the guest's kernel is in the lab host.
+pub const GUEST_KERNEL: &str = "/lab/vmlinuz";
+
+/// Where the guest's initramfs is in the lab host.
+pub const GUEST_INITRAMFS: &str = "/lab/guest.cpio";
+
+/// `resources/lab/initramfs/modules.toml`: kernel modules by who gets them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModuleLists {
+    host: Vec<String>,
+    guest: Vec<String>,
+}
+
+/// Packs the lab host's initramfs, with a guest's kernel and initramfs inside, into `target`.
+pub(crate) fn pack_host(
+    assets: &Assets,
+    binaries: &Binaries,
+    target: &Path,
+    progress: &Progress,
+) -> Result<()> {
+    let lists = fs::read_to_string(resources().join("initramfs/modules.toml"))
+        .context("cannot read the module lists")?;
+    let lists: ModuleLists =
+        toml::from_str(&lists).context("resources/lab/initramfs/modules.toml")?;
+    let host = Base::new(assets, Role::Host, lists.host)?.packed(progress)?;
+    let guest = Base::new(assets, Role::Guest, lists.guest)?.packed(progress)?;
+
+    let mut guest_initramfs = fs::read(&guest).context("cannot read the guest's initramfs")?;
+    let mut changing = Archive::default();
+    changing.program("/bin/guest-probe", binaries.path("guest-probe")?);
+    changing.write(&mut guest_initramfs)?;
+
+    let mut out =
+        fs::File::create(target).with_context(|| format!("cannot create {}", target.display()))?;
+    io::copy(&mut fs::File::open(&host)?, &mut out)
+        .with_context(|| format!("cannot copy {}", host.display()))?;
+    let mut changing = Archive::default();
+    for (name, path) in binaries.iter() {
+        changing.program(&format!("/bin/{name}"), path);
+    }
+    changing.bytes(GUEST_INITRAMFS, guest_initramfs);
+    let mut tail = Vec::new();
+    changing.write(&mut tail)?;
+    out.write_all(&tail)
+        .with_context(|| format!("cannot write {}", target.display()))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Host,
+    Guest,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        }
+    }
+}
+
+/// The part of an initramfs that stays the same from run to run.
+struct Base<'a> {
+    assets: &'a Assets,
+    role: Role,
+    modules: Vec<String>,
+    init: String,
+}
+
+impl<'a> Base<'a> {
+    fn new(assets: &'a Assets, role: Role, modules: Vec<String>) -> Result<Self> {
+        let path = resources().join(format!("initramfs/{}-init", role.name()));
+        let init =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Self {
+            assets,
+            role,
+            modules,
+            init,
+        })
+    }
+
+    /// Path of the packed archive, packed now if it is not there.
+    fn packed(&self, progress: &Progress) -> Result<PathBuf> {
+        let dir = cache_dir().join("initramfs");
+        let path = dir.join(format!("{}-{}.cpio", self.role.name(), self.key()?));
+        if path.is_file() {
+            return Ok(path);
+        }
+        progress.step(&format!("packing the {}'s file system", self.role.name()));
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        // Two processes may pack at the same time; whoever renames last wins with equal contents.
+        let unfinished = dir.join(format!("{}-{}", self.role.name(), std::process::id()));
+        let staging = unfinished.join("staging");
+        let result = self.pack(&staging).and_then(|bytes| {
+            let file = unfinished.join("cpio");
+            fs::write(&file, bytes).context("cannot write the archive")?;
+            fs::rename(&file, &path)
+                .with_context(|| format!("cannot move {} into place", path.display()))
+        });
+        // Left behind, it would only take up space.
+        drop(fs::remove_dir_all(&unfinished));
+        result.map(|()| path)
+    }
+
+    /// What the archive's contents follow from.
+    fn key(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        let mut part = |text: &str| {
+            hasher.update(text.as_bytes());
+            hasher.update([0]);
+        };
+        part(FORMAT);
+        part(&self.init);
+        for module in &self.modules {
+            part(module);
+        }
+        let (kernel, tools) = (&self.assets.kernel, &self.assets.tools);
+        for file in [&kernel.image, &tools.busybox, &tools.lspci] {
+            let meta = file
+                .metadata()
+                .with_context(|| format!("cannot look at {}", file.display()))?;
+            part(&format!("{} {:?}", meta.len(), meta.modified().ok()));
+        }
+        part(&kernel.modules.display().to_string());
+        let digest = hex(&hasher.finalize());
+        Ok(digest.get(..16).unwrap_or(&digest).to_owned())
+    }
+
+    fn pack(&self, staging: &Path) -> Result<Vec<u8>> {
+        let (kernel, tools) = (&self.assets.kernel, &self.assets.tools);
+        let mut archive = Archive::default();
+        for dir in ["/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc"] {
+            archive.directory(dir);
+        }
+        archive.script("/init", &self.init);
+        archive.program("/bin/busybox", &tools.busybox);
+        ModuleTree::new(kernel).select(&self.modules, staging)?;
+        let depmod = tools
+            .depmod()
+            .arg("-b")
+            .arg(staging)
+            .arg(&kernel.version)
+            .output()
+            .context("cannot run depmod")?;
+        anyhow::ensure!(
+            depmod.status.success(),
+            "depmod: {}: {}",
+            depmod.status,
+            String::from_utf8_lossy(&depmod.stderr).trim()
+        );
+        archive.tree("/", staging)?;
+        if self.role == Role::Host {
+            for program in [&tools.lspci, &tools.setpci] {
+                let name = program.file_name().unwrap_or_default().to_string_lossy();
+                archive.program(&format!("/bin/{name}"), program);
+                for library in tools.libraries(program)? {
+                    archive.library(&library);
+                }
+            }
+            archive.file(GUEST_KERNEL, &kernel.image);
+        }
+        let mut bytes = Vec::new();
+        archive.write(&mut bytes)?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,237 @@
+//! A running QEMU.
+
+mod spawn;
+
+use std::env;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::assets::Assets;
+use crate::profile::Profile;
+
+/// Kernel command line of every lab host. `quiet` because each character on the serial port costs time
+/// under emulation; the mitigations protect nobody here and cost more.
+const CMDLINE: [&str; 7] = [
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "mitigations=off",
+    "nowatchdog",
+    "random.trust_cpu=on",
+    "audit=0",
+];
+
+/// What executes the lab host's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accel {
+    /// Software, with an emulated SVM: works everywhere.
+    Tcg,
+    /// The machine's own KVM, where it can nest.
+    Kvm,
+}
+
+impl Accel {
+    /// What `LAB_ACCEL` asks for, if the machine can do it.
+    pub(crate) fn chosen() -> Result<Self> {
+        match env::var("LAB_ACCEL").as_deref() {
+            Err(_) | Ok("tcg") => Ok(Self::Tcg),
+            Ok("kvm") => {
+                nested(Path::new("/sys/module")).context("LAB_ACCEL=kvm")?;
+                fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/kvm")
+                    .context("LAB_ACCEL=kvm: cannot open /dev/kvm")?;
+                Ok(Self::Kvm)
+            }
+            Ok(other) => bail!("LAB_ACCEL={other}: it is tcg or kvm"),
+        }
+    }
+
+    fn args(self) -> [&'static str; 4] {
+        match self {
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+        }
+    }
+}
+
+/// Whether one of the KVM modules says that its guests may have KVM too.
+fn nested(modules: &Path) -> Result<()> {
+    for name in ["kvm_intel", "kvm_amd"] {
+        let path = modules.join(name).join("parameters/nested");
+        if let Ok(value) = fs::read_to_string(&path) {
+            ensure!(
+                matches!(value.trim(), "Y" | "1"),
+                "nested virtualisation is off: {} says {}",
+                path.display(),
+                value.trim()
+            );
+            return Ok(());
+        }
+    }
+    bail!("neither kvm_intel nor kvm_amd is loaded here")
+}
+
+/// What a machine is started with.
+pub(crate) struct Boot<'a> {
+    pub(crate) assets: &'a Assets,
+    pub(crate) profile: &'a Profile,
+    pub(crate) accel: Accel,
+    pub(crate) initramfs: &'a Path,
+    /// Directory for the serial log, QEMU's messages and the drives.
+    pub(crate) dir: &'a Path,
+}
+
+/// A QEMU process; killed when dropped, or when this process dies.
+pub(crate) struct Machine {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Machine {
+    /// Starts QEMU and returns it with our end of the agent's line.
+    pub(crate) fn start(boot: &Boot<'_>) -> Result<(Self, UnixStream)> {
+        for drive in &boot.profile.drives {
+            let path = boot.dir.join(boot.profile.drive_file(&drive.id));
+            make_file(&path, drive.size_mib)?;
+        }
+        for memory in &boot.profile.shared_memories {
+            let path = boot.dir.join(boot.profile.memory_file(&memory.id));
+            make_file(&path, memory.size_mib)?;
+        }
+        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+        let log = boot.dir.join("qemu.log");
+        let messages =
+            fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        let mut command = boot.assets.qemu.command();
+        command
+            .args(["-machine", "q35,kernel-irqchip=split"])
+            .args(boot.accel.args())
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-no-reboot", "-nic", "none"])
+            .arg("-serial")
+            .arg(format!(
+                "file:{}",
+                crate::profile::escape(&serial_log(boot.dir))
+            ))
+            .arg("-kernel")
+            .arg(&boot.assets.kernel.image)
+            .arg("-initrd")
+            .arg(boot.initramfs)
+            .arg("-append")
+            .arg(cmdline(boot.profile))
+            .args(boot.profile.device_args(boot.dir))
+            .args(agent_args(theirs.as_raw_fd()))
+            .stdin(Stdio::null())
+            .stdout(messages.try_clone()?)
+            .stderr(messages);
+        let child = spawn::spawn(command, theirs.into()).context("cannot start QEMU")?;
+        let dir = boot.dir.to_owned();
+        Ok((Self { child, dir }, ours))
+    }
+
+    /// An error if QEMU has ended, with what it said.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        match self.child.try_wait().context("cannot look after QEMU")? {
+            None => Ok(()),
+            Some(status) => bail!("QEMU ended ({status}){}", self.last_words()),
+        }
+    }
+
+    /// The end of what QEMU and the lab host's console said.
+    pub(crate) fn last_words(&self) -> String {
+        let mut words = String::new();
+        for path in [self.dir.join("qemu.log"), serial_log(&self.dir)] {
+            let text = fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines.get(lines.len().saturating_sub(20)..).unwrap_or(&[]);
+            if !last.is_empty() {
+                words.push_str(&format!("\n{}:\n  {}", path.display(), last.join("\n  ")));
+            }
+        }
+        words
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Where the lab host's console is written to.
+pub(crate) fn serial_log(dir: &Path) -> PathBuf {
+    dir.join("serial.log")
+}
+
+fn cmdline(profile: &Profile) -> String {
+    let iommu = match profile.iommu {
+        Some(_) => "intel_iommu=on",
+        None => "intel_iommu=off",
+    };
+    CMDLINE
+        .into_iter()
+        .chain([iommu])
+        .chain(profile.machine.cmdline.iter().map(String::as_str))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The agent's port sits in the highest slot that a root complex has left, out of the profiles' way.
+fn agent_args(fd: i32) -> Vec<String> {
+    [
+        "-chardev",
+        &format!("socket,id=agent,fd={fd}"),
+        "-device",
+        "virtio-serial-pci,id=agent-bus,bus=pcie.0,addr=1e.0",
+        "-device",
+        &format!(
+            "virtserialport,bus=agent-bus.0,chardev=agent,name={}",
+            crate::protocol::PORT_NAME
+        ),
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// An empty file of that size; holes take no space.
+fn make_file(path: &Path, size_mib: u32) -> Result<()> {
+    fs::File::create(path)
+        .and_then(|file| file.set_len(u64::from(size_mib) << 20))
+        .with_context(|| format!("cannot create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_is_believed_only_if_the_module_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = nested(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("neither kvm_intel nor kvm_amd"));
+        let parameters = dir.path().join("kvm_amd/parameters");
+        fs::create_dir_all(&parameters).unwrap();
+        fs::write(parameters.join("nested"), "0\n").unwrap();
+        let error = nested(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("is off"));
+        fs::write(parameters.join("nested"), "1\n").unwrap();
+        assert!(nested(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_machine_without_an_iommu_boots_without_one() {
+        let mut profile = Profile::parse("description = 'x'").unwrap();
+        profile.machine.cmdline = vec!["pci=noaer".into()];
+        assert!(cmdline(&profile).ends_with("intel_iommu=off pci=noaer"));
+    }
+}

@@ -1,0 +1,254 @@
+//! A machine, described: what the lab host consists of.
+//!
+//! A profile is written as TOML under `resources/lab/`, or built in Rust. [`Profile::parse`] and
+//! [`Profile::check`] name the key or the id that is wrong; [`Profile::device_args`] turns a good one into
+//! QEMU arguments without touching anything.
+
+mod args;
+mod check;
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use args::escape;
+pub use check::ProfileError;
+
+/// QEMU's name of the bus that the root complex provides.
+pub const ROOT_BUS: &str = "pcie.0";
+
+/// A lab host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// One line on what the machine is for.
+    pub description: String,
+    /// Processors, memory, kernel command line.
+    #[serde(default)]
+    pub machine: Machine,
+    /// The IOMMU; none if absent.
+    #[serde(default)]
+    pub iommu: Option<Iommu>,
+    /// Further root complexes.
+    #[serde(
+        default,
+        rename = "root_complex",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub root_complexes: Vec<RootComplex>,
+    /// Root ports.
+    #[serde(default, rename = "root_port", skip_serializing_if = "Vec::is_empty")]
+    pub root_ports: Vec<RootPort>,
+    /// PCIe switches.
+    #[serde(default, rename = "switch", skip_serializing_if = "Vec::is_empty")]
+    pub switches: Vec<Switch>,
+    /// PCIe-to-PCI bridges.
+    #[serde(default, rename = "pci_bridge", skip_serializing_if = "Vec::is_empty")]
+    pub pci_bridges: Vec<PciBridge>,
+    /// Disk images, made empty for every lab.
+    #[serde(default, rename = "drive", skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<Drive>,
+    /// Memory that a device shows in a BAR and the harness can read as a file.
+    #[serde(
+        default,
+        rename = "shared_memory",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub shared_memories: Vec<SharedMemory>,
+    /// Everything that sits in a slot.
+    #[serde(default, rename = "device", skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+}
+
+/// Processors, memory, kernel command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Machine {
+    /// Size of the lab host's memory in MiB.
+    pub memory_mib: u32,
+    /// Processors of the lab host.
+    pub cpus: u32,
+    /// Added to the kernel command line, one word each.
+    pub cmdline: Vec<String>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            memory_mib: 3072,
+            cpus: 2,
+            cmdline: Vec::new(),
+        }
+    }
+}
+
+/// An emulated VT-d.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Iommu {
+    /// Width of an I/O virtual address in bits: 39 or 48.
+    pub address_bits: u8,
+    /// Whether devices may translate for themselves (ATS).
+    pub device_iotlb: bool,
+}
+
+impl Default for Iommu {
+    fn default() -> Self {
+        Self {
+            address_bits: 48,
+            device_iotlb: false,
+        }
+    }
+}
+
+/// A PCI expander: a root complex with buses of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootComplex {
+    /// Name of its root bus.
+    pub id: String,
+    /// Number of its root bus.
+    pub bus_number: u8,
+}
+
+/// A root port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootPort {
+    /// Name of the bus below it.
+    pub id: String,
+    /// The root bus that it sits on.
+    #[serde(default = "root_bus")]
+    pub bus: String,
+    /// Slot and function as QEMU spells them, `4.0`; chosen by QEMU if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addr: Option<String>,
+    /// Other functions share the slot.
+    #[serde(default)]
+    pub multifunction: bool,
+    /// Take the ACS capability away.
+    #[serde(default)]
+    pub disable_acs: bool,
+}
+
+/// A switch: one upstream port and its downstream ports. QEMU's has no ACS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switch {
+    /// Name of the bus between its ports.
+    pub id: String,
+    /// The port above.
+    pub bus: String,
+    /// Names of the buses below its downstream ports, in slot order.
+    pub downstream: Vec<String>,
+}
+
+/// A PCIe-to-PCI bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PciBridge {
+    /// Name of the conventional bus below it.
+    pub id: String,
+    /// The port above.
+    pub bus: String,
+}
+
+/// A disk image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// What [`Device::drive`] calls it.
+    pub id: String,
+    /// Its size in MiB.
+    pub size_mib: u32,
+}
+
+/// Memory shared with the harness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedMemory {
+    /// What a device's `memdev` property calls it.
+    pub id: String,
+    /// Its size in MiB.
+    pub size_mib: u32,
+}
+
+/// Anything QEMU can put in a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its name.
+    pub id: String,
+    /// QEMU's name of the device model: `edu`, `nvme`, `igb`, …
+    pub model: String,
+    /// The bus it sits on.
+    pub bus: String,
+    /// Slot and function as QEMU spells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addr: Option<String>,
+    /// The drive behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive: Option<String>,
+    /// QEMU properties of the model.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, Property>,
+}
+
+/// Value of a QEMU property.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Property {
+    /// `on` or `off`.
+    Switch(bool),
+    /// A number.
+    Number(i64),
+    /// Anything else, spelled as QEMU spells it.
+    Text(String),
+}
+
+impl std::fmt::Display for Property {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Switch(true) => out.write_str("on"),
+            Self::Switch(false) => out.write_str("off"),
+            Self::Number(number) => write!(out, "{number}"),
+            Self::Text(text) => out.write_str(text),
+        }
+    }
+}
+
+fn root_bus() -> String {
+    ROOT_BUS.to_owned()
+}
+
+impl Profile {
+    /// Reads `resources/lab/<name>.toml`.
+    ///
+    /// # Errors
+    /// There is no such file, or see [`Profile::parse`].
+    pub fn named(name: &str) -> anyhow::Result<Self> {
+        let path = crate::paths::resources().join(format!("{name}.toml"));
+        Self::read(&path)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or see [`Profile::parse`].
+    pub fn read(path: &std::path::Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Reads a profile and checks it.
+    ///
+    /// # Errors
+    /// The TOML is malformed, has a key that means nothing, or describes a machine that cannot be built.
+    pub fn parse(text: &str) -> Result<Self, ProfileError> {
+        let profile: Self = toml::from_str(text)?;
+        profile.check()?;
+        Ok(profile)
+    }
+}

@@ -1,0 +1,79 @@
+//! What a person sees while something takes its time.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a line is repeated where it cannot be overwritten: in a log file.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Progress on standard error; on a terminal the current line is overwritten as it advances.
+pub struct Progress {
+    terminal: bool,
+    line: Mutex<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    /// A line is on the terminal that the next one replaces.
+    open: bool,
+    what: String,
+    shown: Option<Instant>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Progress {
+    /// Progress on standard error.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            terminal: stderr().is_terminal(),
+            line: Mutex::default(),
+        }
+    }
+
+    /// A step begins or a fact is known: always shown, on a line of its own.
+    pub fn step(&self, text: &str) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.open {
+            eprintln!();
+        }
+        *line = Line::default();
+        eprintln!("{text}");
+    }
+
+    /// How far something has come, in whatever unit; call it as often as there is news.
+    pub fn amount(&self, what: &str, done: u64, total: u64) {
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
+        self.moving(what, &format!("{}%", percent.min(100)));
+    }
+
+    /// Something goes on that has no known end.
+    pub fn alive(&self, what: &str, since: Instant) {
+        self.moving(what, &format!("{} s", since.elapsed().as_secs()));
+    }
+
+    fn moving(&self, what: &str, state: &str) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = line.what != what;
+        if self.terminal {
+            if line.open && fresh {
+                eprintln!();
+            }
+            eprint!("\r{what}: {state}\x1b[K");
+            // A terminal that cannot be written to shows no progress; the work goes on.
+            drop(stderr().flush());
+            line.open = true;
+            line.what = what.to_owned();
+        } else if fresh || line.shown.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            eprintln!("{what}: {state}");
+            line.what = what.to_owned();
+            line.shown = Some(Instant::now());
+        }
+    }
+}
