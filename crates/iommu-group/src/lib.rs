@@ -3,10 +3,16 @@
 //! This crate reads and decides; it writes nothing. [`Sysfs`] reads a sysfs tree, which is the live `/sys` or any
 //! directory of the same shape. A function is named by its [`Sbdf`], a group by its [`GroupId`].
 
+mod config;
 mod group;
 mod sbdf;
 mod sysfs;
 
+pub use config::{
+    Acs, AcsBits, AcsBitsError, AcsRegisters, AdvancedFeatures, Ari, Ats, BarRegister,
+    BridgeWindows, Config, ConfigSpace, EgressVector, Express, Fault, Header, HeaderLayout, Hidden,
+    Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
+};
 pub use group::GroupId;
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};

@@ -1,0 +1,22 @@
+//! PCI configuration space: the bytes, and what they say.
+
+mod acs;
+mod bar;
+mod decode;
+mod express;
+mod extended;
+mod header;
+mod legacy;
+mod list;
+mod space;
+pub(crate) mod spec;
+
+pub use acs::{Acs, AcsBits, AcsBitsError, AcsRegisters, EgressVector};
+pub use bar::{BarRegister, BridgeWindows, Space};
+pub use decode::{Config, Hidden};
+pub use express::{Express, Link, PortType, Slot};
+pub use extended::{Ari, Ats, Sriov};
+pub use header::{Header, HeaderLayout, Ids};
+pub use legacy::{AdvancedFeatures, Msi, MsiX, PowerManagement};
+pub use list::Fault;
+pub use space::ConfigSpace;

@@ -1,0 +1,463 @@
+//! Access Control Services: what a port or function does with requests between peers.
+
+use std::fmt;
+use std::ops::{BitAnd, BitOr, Not};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::spec::acs;
+use super::{ConfigSpace, Hidden};
+
+/// A set of bits of the ACS control register (PCIe r6.0 §6.12, §7.7.11).
+///
+/// The capability register has the same bits in its low byte, except that bit 7 says there that the enhanced
+/// controls exist. [`Display`](fmt::Display) gives the short names that `lspci` and this project use,
+/// [`LowerHex`](fmt::LowerHex) the register value; parsing takes either.
+///
+/// ```
+/// use iommu_group::AcsBits;
+///
+/// let linux_default: AcsBits = "001d".parse()?;
+/// assert_eq!(linux_default.to_string(), "SV RR CR UF");
+/// assert_eq!("sv+uf".parse::<AcsBits>()?, AcsBits::SV | AcsBits::UF);
+/// assert_eq!(format!("{:04x}", linux_default & !AcsBits::REDIRECT), "0011");
+/// # Ok::<(), iommu_group::AcsBitsError>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct AcsBits(u16);
+
+impl AcsBits {
+    /// No bit.
+    pub const NONE: Self = Self(0);
+    /// Source Validation: the requester id must belong below the port.
+    pub const SV: Self = Self(0x0001);
+    /// Translation Blocking: requests that claim to be translated are blocked.
+    pub const TB: Self = Self(0x0002);
+    /// P2P Request Redirect: requests between peers go upstream instead.
+    pub const RR: Self = Self(0x0004);
+    /// P2P Completion Redirect: so do completions without Relaxed Ordering.
+    pub const CR: Self = Self(0x0008);
+    /// Upstream Forwarding: what would be routed back to the port it came from goes upstream.
+    pub const UF: Self = Self(0x0010);
+    /// P2P Egress Control: a vector says per peer port whether a request may go there.
+    pub const EC: Self = Self(0x0020);
+    /// Direct Translated P2P: translated requests go straight even where RR or EC would redirect.
+    pub const DT: Self = Self(0x0040);
+    /// I/O Request Blocking (enhanced); in the capability register: the enhanced controls exist.
+    pub const IB: Self = Self(0x0080);
+    /// Memory requests to a downstream port's own BARs: bit 8 blocks, bit 9 redirects (enhanced).
+    pub const DSP_MT: Self = Self(0x0300);
+    /// Memory requests to the upstream port's own BARs: bit 10 blocks, bit 11 redirects (enhanced).
+    pub const USP_MT: Self = Self(0x0c00);
+    /// Unclaimed Request Redirect (enhanced).
+    pub const UR: Self = Self(0x1000);
+    /// What Linux wants of every port on a path before it keeps functions apart
+    /// (linux 7.2 drivers/iommu/iommu.c: `REQ_ACS_FLAGS`).
+    pub const REQUIRED: Self = Self(0x001d);
+    /// What keeps requests or completions from going straight
+    /// (linux 7.2 drivers/pci/p2pdma.c: `pci_bridge_has_acs_redir()`).
+    pub const REDIRECT: Self = Self(0x002c);
+    /// The bits that `pci=config_acs=` may set (linux 7.2 drivers/pci/pci.c: `__pci_config_acs()`).
+    pub const CONFIGURABLE: Self = Self(0x007f);
+
+    /// The set with these register bits.
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// The register bits.
+    #[must_use]
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Whether all of `other` is in the set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether any of `other` is in the set.
+    #[must_use]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether no bit is set.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// This set with the bits of `mask` taken from `value`.
+    #[must_use]
+    pub const fn with(self, mask: Self, value: Self) -> Self {
+        Self((self.0 & !mask.0) | (value.0 & mask.0))
+    }
+}
+
+impl BitOr for AcsBits {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitAnd for AcsBits {
+    type Output = Self;
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl Not for AcsBits {
+    type Output = Self;
+    fn not(self) -> Self {
+        Self(!self.0)
+    }
+}
+
+/// Names of single bits and of the values of the two-bit fields, by which sets are written and read.
+const NAMES: [(&str, u16); 14] = [
+    ("SV", 0x0001),
+    ("TB", 0x0002),
+    ("RR", 0x0004),
+    ("CR", 0x0008),
+    ("UF", 0x0010),
+    ("EC", 0x0020),
+    ("DT", 0x0040),
+    ("IB", 0x0080),
+    ("DSP-MT-BLOCK", 0x0100),
+    ("DSP-MT-REDIR", 0x0200),
+    ("USP-MT-BLOCK", 0x0400),
+    ("USP-MT-REDIR", 0x0800),
+    ("UR", 0x1000),
+    ("RSVD", 0xe000),
+];
+
+impl fmt::Display for AcsBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names = NAMES.iter().filter(|(_, bits)| self.0 & bits != 0);
+        match names.next() {
+            None => f.write_str("none"),
+            Some((first, _)) => {
+                f.write_str(first)?;
+                names.try_for_each(|(name, _)| write!(f, " {name}"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for AcsBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}", self.0)
+    }
+}
+
+impl fmt::LowerHex for AcsBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
+
+/// A text that is not a set of ACS bits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{part}` is no ACS control: want a register value such as 001d, or names such as SV+RR+CR+UF"
+)]
+pub struct AcsBitsError {
+    /// The part that is wrong.
+    pub part: String,
+}
+
+impl FromStr for AcsBits {
+    type Err = AcsBitsError;
+
+    /// Takes a hexadecimal value of up to four digits with or without `0x`, `none`, or names joined by `+`, `,` or
+    /// spaces, in either case.
+    fn from_str(text: &str) -> Result<Self, AcsBitsError> {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        let hexadecimal = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        // "EC", "CR" and the like: of the names only EC consists of hexadecimal digits.
+        if hexadecimal && !digits.eq_ignore_ascii_case("ec") {
+            return u16::from_str_radix(digits, 16)
+                .map(Self)
+                .map_err(|_| AcsBitsError {
+                    part: text.to_owned(),
+                });
+        }
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(Self::NONE);
+        }
+        let mut bits = 0;
+        for part in text.split(['+', ',', ' ']) {
+            bits |= NAMES
+                .iter()
+                .find(|(name, _)| name.eq_ignore_ascii_case(part))
+                .map(|(_, bits)| bits)
+                .ok_or_else(|| AcsBitsError {
+                    part: part.to_owned(),
+                })?;
+        }
+        Ok(Self(bits))
+    }
+}
+
+impl Serialize for AcsBits {
+    /// The register value as four hexadecimal digits.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:04x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for AcsBits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl de::Visitor<'_> for Text {
+            type Value = AcsBits;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an ACS register value such as \"001d\"")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<AcsBits, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// What is known about the ACS capability of a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acs {
+    /// It has none.
+    Absent,
+    /// It could not be read. That is not the same as off.
+    Unknown(Hidden),
+    /// It has these registers.
+    Known(AcsRegisters),
+}
+
+impl Acs {
+    /// The registers, if they are known.
+    #[must_use]
+    pub fn registers(&self) -> Option<&AcsRegisters> {
+        match self {
+            Self::Known(registers) => Some(registers),
+            Self::Absent | Self::Unknown(_) => None,
+        }
+    }
+}
+
+/// The registers of an ACS capability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcsRegisters {
+    /// Where the capability is in configuration space.
+    pub offset: u16,
+    /// What is implemented: bits 7:0 of the capability register.
+    pub capability: AcsBits,
+    /// What is switched on.
+    pub control: AcsBits,
+    /// The egress control vector, if egress control is implemented and the vector could be read.
+    pub egress: Option<EgressVector>,
+    /// Whether the registers are doublewords, with the control register at offset 8: an erratum of Intel's 100 and
+    /// 200 series root ports (linux 7.2 drivers/pci/quirks.c: `pci_quirk_intel_spt_pch_acs()`).
+    pub dword_layout: bool,
+}
+
+impl AcsRegisters {
+    /// Reads the registers of the capability at `offset`.
+    pub(super) fn decode(space: &ConfigSpace, offset: u16, dword_layout: bool) -> Option<Self> {
+        let at = |register: u16| offset.saturating_add(register);
+        let capability = space.u16(at(acs::CAPABILITY))?;
+        let [implemented, vector_size] = capability.to_le_bytes();
+        let capability = AcsBits(u16::from(implemented));
+        let control = AcsBits(space.u16(at(if dword_layout {
+            acs::CONTROL_OF_DWORD_LAYOUT
+        } else {
+            acs::CONTROL
+        }))?);
+        let egress = if capability.contains(AcsBits::EC) && !dword_layout {
+            EgressVector::decode(space, at(acs::EGRESS_VECTOR), vector_size)
+        } else {
+            None
+        };
+        Some(Self {
+            offset,
+            capability,
+            control,
+            egress,
+            dword_layout,
+        })
+    }
+
+    /// Whether the controls in bits 12:7 exist.
+    #[must_use]
+    pub fn enhanced(&self) -> bool {
+        self.capability.contains(AcsBits::IB)
+    }
+
+    /// Offset of the control register in configuration space, in bytes.
+    #[must_use]
+    pub fn control_offset(&self) -> u16 {
+        self.offset.saturating_add(if self.dword_layout {
+            acs::CONTROL_OF_DWORD_LAYOUT
+        } else {
+            acs::CONTROL
+        })
+    }
+}
+
+/// The egress control vector: one bit per port number of the switch, or per function (group) number of the device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct EgressVector {
+    bits: [u32; 8],
+    size: u16,
+}
+
+impl EgressVector {
+    /// Reads a vector whose size field is `size_field`, where 0 stands for 256.
+    fn decode(space: &ConfigSpace, at: u16, size_field: u8) -> Option<Self> {
+        let size = if size_field == 0 {
+            256
+        } else {
+            u16::from(size_field)
+        };
+        let mut bits = [0; 8];
+        let used = usize::from(size.div_ceil(32));
+        for (slot, index) in bits.iter_mut().zip(0_u16..).take(used) {
+            *slot = space.u32(at.checked_add(index.checked_mul(4)?)?)?;
+        }
+        Some(Self { bits, size })
+    }
+
+    /// How many ports or functions the vector covers, 1 to 256.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Whether requests to this port or function number are blocked, or redirected with RR; `None` if the vector
+    /// does not reach that far.
+    #[must_use]
+    pub fn stops(&self, number: u8) -> Option<bool> {
+        if u16::from(number) >= self.size {
+            return None;
+        }
+        let word = self.bits.get(usize::from(number / 32))?;
+        Some(word & (1 << (number % 32)) != 0)
+    }
+}
+
+impl fmt::Debug for EgressVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EgressVector({} of", self.size)?;
+        for word in &self.bits {
+            write!(f, " {word:08x}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_values() {
+        for (text, bits) in [
+            ("001d", 0x1d),
+            ("0x1d", 0x1d),
+            ("0", 0),
+            ("none", 0),
+            ("SV", 1),
+            ("ec", 0x20),
+            ("EC", 0x20),
+            ("ec+sv", 0x21),
+            ("sv,tb rr", 7),
+            ("ffff", 0xffff),
+            ("UR+IB+DSP-MT-BLOCK+USP-MT-REDIR", 0x1980),
+        ] {
+            assert_eq!(text.parse(), Ok(AcsBits(bits)), "{text}");
+        }
+        for text in ["", "SV+", "XX", "1ffff", "-1", "0x", "1g"] {
+            assert!(text.parse::<AcsBits>().is_err(), "{text}");
+        }
+        assert_eq!(AcsBits(0x5f).to_string(), "SV TB RR CR UF DT");
+        assert_eq!(AcsBits(0).to_string(), "none");
+        assert_eq!(AcsBits(0x2201).to_string(), "SV DSP-MT-REDIR RSVD");
+    }
+
+    #[test]
+    fn json_is_the_register_value() {
+        assert_eq!(serde_json::to_string(&AcsBits(0x1d)).unwrap(), "\"001d\"");
+        assert_eq!(
+            serde_json::from_str::<AcsBits>("\"0011\"").unwrap(),
+            AcsBits(0x11)
+        );
+    }
+
+    fn capability(bytes: &[u8]) -> ConfigSpace {
+        let mut all = vec![0; 0x140];
+        all[0x104..0x104 + bytes.len()].copy_from_slice(bytes);
+        ConfigSpace::new(&all)
+    }
+
+    #[test]
+    fn registers() {
+        let registers =
+            AcsRegisters::decode(&capability(&[0x5f, 0, 0x1d, 0]), 0x100, false).unwrap();
+        assert_eq!(registers.capability, AcsBits(0x5f));
+        assert_eq!(registers.control, AcsBits(0x1d));
+        assert_eq!(registers.egress, None);
+        assert_eq!(registers.control_offset(), 0x106);
+        assert!(!registers.enhanced());
+    }
+
+    #[test]
+    fn registers_of_intels_100_series() {
+        let bytes = [0x1f, 0, 0, 0, 0x1d, 0, 0, 0];
+        let registers = AcsRegisters::decode(&capability(&bytes), 0x100, true).unwrap();
+        assert_eq!(registers.control, AcsBits(0x1d));
+        assert_eq!(registers.control_offset(), 0x108);
+    }
+
+    #[test]
+    fn a_capability_that_was_cut_off_is_not_read() {
+        let space = ConfigSpace::new(&vec![0; 0x106]);
+        assert_eq!(AcsRegisters::decode(&space, 0x100, false), None);
+    }
+
+    #[test]
+    fn egress_vectors_of_every_size() {
+        // (size field, ports covered)
+        for (field, size) in [(0, 256), (1, 1), (8, 8), (32, 32), (33, 33), (255, 255)] {
+            let mut bytes = vec![0xff, field, 0, 0];
+            bytes.resize(4 + 32, 0xff);
+            let vector = AcsRegisters::decode(&capability(&bytes), 0x100, false)
+                .unwrap()
+                .egress
+                .unwrap();
+            assert_eq!(vector.size(), size);
+            let last = u8::try_from(size - 1).unwrap();
+            assert_eq!(vector.stops(last), Some(true), "{size}");
+            if let Some(beyond) = last.checked_add(1) {
+                assert_eq!(vector.stops(beyond), None, "{size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_vector_tells_ports_apart() {
+        let bytes = [0x3f, 64, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0x80];
+        let vector = AcsRegisters::decode(&capability(&bytes), 0x100, false)
+            .unwrap()
+            .egress
+            .unwrap();
+        let stopped: Vec<u8> = (0..64)
+            .filter(|port| vector.stops(*port).unwrap())
+            .collect();
+        assert_eq!(stopped, [1, 63]);
+    }
+}

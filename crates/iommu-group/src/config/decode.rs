@@ -1,0 +1,287 @@
+//! A configuration space, decoded.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::list::Offsets;
+use super::spec::{self, dvsec};
+use super::{
+    Acs, AcsRegisters, AdvancedFeatures, Ari, Ats, ConfigSpace, Express, Fault, Header, Msi, MsiX,
+    PortType, PowerManagement, Sriov,
+};
+
+/// Why part of a configuration space is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hidden {
+    /// Only the header was shown: the reader lacked `CAP_SYS_ADMIN`.
+    Unprivileged,
+    /// Nobody answered: all bits read as one, or nothing could be read.
+    Unreachable,
+    /// The bytes end before the capability does.
+    Truncated,
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unprivileged => "not readable without root",
+            Self::Unreachable => "the function does not answer",
+            Self::Truncated => "its configuration space was cut short",
+        })
+    }
+}
+
+/// What a configuration space says. Reading it never fails: what is missing or makes no sense is left out and, where
+/// it should have been there, noted in `faults`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The header; `None` if it could not be read.
+    pub header: Option<Header>,
+    /// Why the capabilities are not all known, if they are not.
+    pub hidden: Option<Hidden>,
+    /// The PCI Express capability.
+    pub express: Option<Express>,
+    /// Access Control Services.
+    pub acs: Acs,
+    /// Address Translation Services.
+    pub ats: Option<Ats>,
+    /// Alternative routing ids.
+    pub ari: Option<Ari>,
+    /// SR-IOV, of a physical function.
+    pub sriov: Option<Sriov>,
+    /// Power management.
+    pub power_management: Option<PowerManagement>,
+    /// Advanced features of conventional PCI.
+    pub advanced_features: Option<AdvancedFeatures>,
+    /// MSI.
+    pub msi: Option<Msi>,
+    /// MSI-X.
+    pub msi_x: Option<MsiX>,
+    /// A CXL port; the value tells whether it passes secondary bus resets on.
+    pub cxl_port_unmasks_reset: Option<bool>,
+    /// Where the serial number capability is.
+    pub(crate) serial_number_at: Option<u16>,
+    /// What was wrong.
+    pub faults: Vec<Fault>,
+}
+
+impl Config {
+    /// Decodes what was read.
+    #[must_use]
+    pub fn decode(space: &ConfigSpace) -> Self {
+        let mut config = Self {
+            header: None,
+            hidden: Some(Hidden::Unreachable),
+            express: None,
+            acs: Acs::Unknown(Hidden::Unreachable),
+            ats: None,
+            ari: None,
+            sriov: None,
+            power_management: None,
+            advanced_features: None,
+            msi: None,
+            msi_x: None,
+            cxl_port_unmasks_reset: None,
+            serial_number_at: None,
+            faults: Vec::new(),
+        };
+        if space.is_unreachable() || space.is_empty() {
+            return config;
+        }
+        let Some(header) = Header::decode(space) else {
+            config.hidden = Some(Hidden::Truncated);
+            config.acs = Acs::Unknown(Hidden::Truncated);
+            return config;
+        };
+        let status = if header.has_capabilities {
+            spec::header::STATUS_CAPABILITIES
+        } else {
+            0
+        };
+        let found = Offsets::find(space, header.layout_number(), status, &mut config.faults);
+        config.hidden = hidden(space, &header, found.cut);
+        let at = |offset: u16| (offset != 0).then_some(offset);
+        config.express = at(found.express).and_then(|o| Express::decode(space, o));
+        config.power_management =
+            at(found.power_management).and_then(|o| PowerManagement::decode(space, o));
+        config.advanced_features =
+            at(found.advanced_features).and_then(|o| AdvancedFeatures::decode(space, o));
+        config.msi = at(found.msi).and_then(|o| Msi::decode(space, o));
+        config.msi_x = at(found.msi_x).and_then(|o| MsiX::decode(space, o));
+        config.ats = at(found.ats).and_then(|o| Ats::decode(space, o));
+        config.ari = at(found.ari).and_then(|o| Ari::decode(space, o));
+        config.sriov = at(found.sriov).and_then(|o| Sriov::decode(space, o));
+        config.cxl_port_unmasks_reset = at(found.cxl_port)
+            .and_then(|o| space.u16(o.saturating_add(dvsec::CXL_PORT_CONTROL)))
+            .map(|control| control & dvsec::CXL_PORT_CONTROL_UNMASK_SBR != 0);
+        config.serial_number_at = at(found.serial_number);
+        config.acs = config.decode_acs(space, &header, found.acs);
+        config.header = Some(header);
+        config
+    }
+
+    fn decode_acs(&mut self, space: &ConfigSpace, header: &Header, offset: u16) -> Acs {
+        if offset == 0 {
+            return match self.hidden {
+                // Without a list of capabilities there is no PCI Express and so no extended capability, whatever
+                // is hidden. With 256 bytes for root, Linux finds none either.
+                Some(reason) if header.has_capabilities => Acs::Unknown(reason),
+                _ => Acs::Absent,
+            };
+        }
+        let root_port = self
+            .express
+            .is_some_and(|e| e.port_type == PortType::RootPort);
+        let dword_layout = root_port && intel_dword_acs(header.ids.vendor, header.ids.device);
+        AcsRegisters::decode(space, offset, dword_layout).map_or_else(
+            || {
+                self.faults.push(Fault::Truncated { at: offset });
+                Acs::Unknown(Hidden::Truncated)
+            },
+            Acs::Known,
+        )
+    }
+}
+
+/// Intel's 100 and 200 series root ports and those of the 7th and 8th mobile generation have doublewords for ACS
+/// registers (linux 7.2 drivers/pci/quirks.c: `pci_quirk_intel_spt_pch_acs_match()`).
+fn intel_dword_acs(vendor: u16, device: u16) -> bool {
+    vendor == 0x8086
+        && matches!(
+            device,
+            0xa110..=0xa11f | 0xa167..=0xa16a | 0xa290..=0xa29f | 0xa2e7..=0xa2ee | 0x9d10..=0x9d1b
+        )
+}
+
+/// Whether anything that matters is out of sight.
+fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Hidden> {
+    let len = space.len();
+    if len < spec::LEGACY_BYTES {
+        // What an unprivileged reader gets: 64 bytes, or 128 of a CardBus bridge.
+        let shown_to_all = if header.layout_number() == 2 { 128 } else { 64 };
+        return header.has_capabilities.then_some(if len == shown_to_all {
+            Hidden::Unprivileged
+        } else {
+            Hidden::Truncated
+        });
+    }
+    let whole = len == spec::LEGACY_BYTES || len == spec::EXTENDED_BYTES;
+    (cut && !whole).then_some(Hidden::Truncated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A root port with PCI Express at 0x40 and ACS at 0x100.
+    fn root_port() -> Vec<u8> {
+        let mut all = vec![0; 4096];
+        all[..4].copy_from_slice(&[0x86, 0x80, 0x20, 0x34]);
+        all[0x06] = 0x10;
+        all[0x09..0x0c].copy_from_slice(&[0x00, 0x04, 0x06]);
+        all[0x0e] = 0x81;
+        all[0x34] = 0x40;
+        all[0x40] = 0x10;
+        all[0x42] = 0x42;
+        all[0x100..0x108].copy_from_slice(&[0x0d, 0, 1, 0, 0x5f, 0, 0x1d, 0]);
+        all
+    }
+
+    fn decode(bytes: &[u8]) -> Config {
+        Config::decode(&ConfigSpace::new(bytes))
+    }
+
+    #[test]
+    fn all_of_it() {
+        let config = decode(&root_port());
+        let header = config.header.unwrap();
+        assert_eq!(
+            (header.ids.vendor, header.ids.device, header.class),
+            (0x8086, 0x3420, 0x06_0400)
+        );
+        assert!(header.multifunction);
+        assert_eq!(config.express.unwrap().port_type, PortType::RootPort);
+        assert_eq!(
+            config.acs.registers().unwrap().control,
+            crate::AcsBits::REQUIRED
+        );
+        assert_eq!((config.hidden, config.faults), (None, vec![]));
+    }
+
+    #[test]
+    fn what_each_reader_can_know_of_acs() {
+        let all = root_port();
+        for (len, acs, hidden) in [
+            (
+                64,
+                Acs::Unknown(Hidden::Unprivileged),
+                Some(Hidden::Unprivileged),
+            ),
+            (
+                100,
+                Acs::Unknown(Hidden::Truncated),
+                Some(Hidden::Truncated),
+            ),
+            // Linux itself sees no extended capabilities here.
+            (256, Acs::Absent, None),
+            (0x106, Acs::Unknown(Hidden::Truncated), None),
+        ] {
+            let config = decode(&all[..len]);
+            assert_eq!((config.acs, config.hidden), (acs, hidden), "{len}");
+        }
+        assert_eq!(decode(&all[..63]).acs, Acs::Unknown(Hidden::Truncated));
+        assert_eq!(decode(&all[..63]).header, None);
+        assert_eq!(decode(&[0xff; 64]).acs, Acs::Unknown(Hidden::Unreachable));
+        assert_eq!(decode(&[]).acs, Acs::Unknown(Hidden::Unreachable));
+    }
+
+    #[test]
+    fn without_a_list_of_capabilities_64_bytes_tell_all() {
+        let mut all = root_port();
+        all[0x06] = 0;
+        let config = decode(&all[..64]);
+        assert_eq!((config.acs, config.hidden), (Acs::Absent, None));
+    }
+
+    #[test]
+    fn doubleword_registers_only_where_the_erratum_is() {
+        let mut all = root_port();
+        all[2..4].copy_from_slice(&[0x10, 0xa1]);
+        all[0x10c] = 0;
+        all[0x106] = 0;
+        all[0x108] = 0x11;
+        let acs = decode(&all).acs;
+        assert!(acs.registers().unwrap().dword_layout);
+        assert_eq!(acs.registers().unwrap().control.bits(), 0x11);
+        // The same device id on something that is no root port.
+        all[0x42] = 0x62;
+        assert!(!decode(&all).acs.registers().unwrap().dword_layout);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_decoded_without_panic() {
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut next = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for round in 0..20_000_u64 {
+            let len = usize::try_from(next() % 4200).unwrap();
+            let mut bytes: Vec<u8> = (0..len.div_ceil(8))
+                .flat_map(|_| next().to_le_bytes())
+                .collect();
+            bytes.truncate(len);
+            // Half of them get a plausible start, so that the lists are followed.
+            if round % 2 == 0 && len > 0x110 {
+                bytes[..0x40].copy_from_slice(&root_port()[..0x40]);
+                bytes[0x100] = 0x0d;
+            }
+            let config = decode(&bytes);
+            assert!(config.faults.len() <= 3);
+        }
+    }
+}
