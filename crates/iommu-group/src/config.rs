@@ -2,6 +2,7 @@
 
 mod acs;
 mod bar;
+mod collect;
 mod decode;
 mod express;
 mod extended;
@@ -13,6 +14,7 @@ pub(crate) mod spec;
 
 pub use acs::{Acs, AcsBits, AcsBitsError, AcsRegisters, EgressVector};
 pub use bar::{BarRegister, BridgeWindows, Space};
+pub use collect::ConfigSource;
 pub use decode::{Config, Hidden};
 pub use express::{Express, Link, PortType, Slot};
 pub use extended::{Ari, Ats, Sriov};

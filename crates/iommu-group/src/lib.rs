@@ -10,8 +10,8 @@ mod sysfs;
 
 pub use config::{
     Acs, AcsBits, AcsBitsError, AcsRegisters, AdvancedFeatures, Ari, Ats, BarRegister,
-    BridgeWindows, Config, ConfigSpace, EgressVector, Express, Fault, Header, HeaderLayout, Hidden,
-    Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
+    BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,
+    HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
 };
 pub use group::GroupId;
 pub use sbdf::{Sbdf, SbdfError};

@@ -61,8 +61,6 @@ pub struct Config {
     pub msi_x: Option<MsiX>,
     /// A CXL port; the value tells whether it passes secondary bus resets on.
     pub cxl_port_unmasks_reset: Option<bool>,
-    /// Where the serial number capability is.
-    pub(crate) serial_number_at: Option<u16>,
     /// What was wrong.
     pub faults: Vec<Fault>,
 }
@@ -84,7 +82,6 @@ impl Config {
             msi: None,
             msi_x: None,
             cxl_port_unmasks_reset: None,
-            serial_number_at: None,
             faults: Vec::new(),
         };
         if space.is_unreachable() || space.is_empty() {
@@ -116,7 +113,6 @@ impl Config {
         config.cxl_port_unmasks_reset = at(found.cxl_port)
             .and_then(|o| space.u16(o.saturating_add(dvsec::CXL_PORT_CONTROL)))
             .map(|control| control & dvsec::CXL_PORT_CONTROL_UNMASK_SBR != 0);
-        config.serial_number_at = at(found.serial_number);
         config.acs = config.decode_acs(space, &header, found.acs);
         config.header = Some(header);
         config
@@ -157,7 +153,7 @@ fn intel_dword_acs(vendor: u16, device: u16) -> bool {
 
 /// Whether anything that matters is out of sight.
 fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Hidden> {
-    let len = space.len();
+    let len = space.visible();
     if len < spec::LEGACY_BYTES {
         // What an unprivileged reader gets: 64 bytes, or 128 of a CardBus bridge.
         let shown_to_all = if header.layout_number() == 2 { 128 } else { 64 };
@@ -167,8 +163,7 @@ fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Hidden> {
             Hidden::Truncated
         });
     }
-    let whole = len == spec::LEGACY_BYTES || len == spec::EXTENDED_BYTES;
-    (cut && !whole).then_some(Hidden::Truncated)
+    cut.then_some(Hidden::Truncated)
 }
 
 #[cfg(test)]

@@ -51,7 +51,6 @@ pub(super) struct Offsets {
     pub(super) msi_x: u16,
     pub(super) express: u16,
     pub(super) advanced_features: u16,
-    pub(super) serial_number: u16,
     pub(super) acs: u16,
     pub(super) ari: u16,
     pub(super) ats: u16,
@@ -79,7 +78,7 @@ impl Offsets {
         if status & header::STATUS_CAPABILITIES != 0 {
             found.follow(space, layout, faults);
         }
-        if space.len() > spec::LEGACY_BYTES {
+        if space.visible() > spec::LEGACY_BYTES {
             found.follow_extended(space, faults);
         }
         found
@@ -104,7 +103,7 @@ impl Offsets {
             at = pointer & 0xfc;
             let (Some(id), Some(pointer)) = (space.u8(at), space.u8(at.saturating_add(1))) else {
                 self.cut = true;
-                if space.len() >= spec::LEGACY_BYTES {
+                if space.visible() >= spec::LEGACY_BYTES {
                     faults.push(Fault::Truncated { at });
                 }
                 return;
@@ -138,7 +137,6 @@ impl Offsets {
             }
             let [low, high, _, _] = entry.to_le_bytes();
             match u16::from_le_bytes([low, high]) {
-                ext::SERIAL_NUMBER => note(&mut self.serial_number, at),
                 ext::ACS => note(&mut self.acs, at),
                 ext::ARI => note(&mut self.ari, at),
                 ext::ATS => note(&mut self.ats, at),
@@ -146,10 +144,9 @@ impl Offsets {
                 ext::VENDOR_DESIGNATED if is_cxl_port(space, at) => note(&mut self.cxl_port, at),
                 _ => {}
             }
-            let next = u16::try_from((entry >> 20) & 0xffc).unwrap_or(0);
-            if next == 0 {
+            let Some(next) = next_extended(entry) else {
                 return;
-            }
+            };
             if next < spec::LEGACY_BYTES {
                 faults.push(Fault::StrayPointer { at, to: next });
                 return;
@@ -158,6 +155,13 @@ impl Offsets {
         }
         faults.push(Fault::Endless { at });
     }
+}
+
+/// Where the list goes on after a capability whose first doubleword is `entry`; `None` at its end.
+pub(super) fn next_extended(entry: u32) -> Option<u16> {
+    u16::try_from((entry >> 20) & 0xffc)
+        .ok()
+        .filter(|next| *next != 0)
 }
 
 fn is_cxl_port(space: &ConfigSpace, at: u16) -> bool {

@@ -4,96 +4,147 @@ use std::fmt;
 
 use super::spec;
 
-/// What could be read of a function's configuration space.
+/// What was read of a function's configuration space.
 ///
 /// Linux shows 64 bytes to a reader without `CAP_SYS_ADMIN` (128 of a CardBus bridge), else 256 or 4096
-/// (linux 7.2 drivers/pci/pci-sysfs.c: `pci_read_config()`). Reads beyond that give `None`, never a made-up value.
-/// The zeros at the end are not stored.
+/// (linux 7.2 drivers/pci/pci-sysfs.c: `pci_read_config()`); and of those only what is needed is read, because some
+/// devices do not bear to be read where they have nothing. Asking for what was not read gives `None`, never a
+/// made-up value.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct ConfigSpace {
-    bytes: Box<[u8]>,
+    /// The ranges that were read, one after the other.
+    bytes: Vec<u8>,
+    /// Where they are: ascending, neither empty nor touching each other.
+    runs: Vec<Run>,
+    visible: u16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Run {
+    start: u16,
     len: u16,
+    /// Where in `bytes` the run starts.
+    at: u16,
 }
 
 impl ConfigSpace {
-    /// The bytes as read from offset 0; what is beyond 4096 is ignored.
+    /// A space all of which was read: the bytes from offset 0. What is beyond 4096 is ignored.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
+        let mut space = Self::default();
+        space.append(0, bytes);
+        space.visible = space.bytes_len();
+        space
+    }
+
+    fn bytes_len(&self) -> u16 {
+        u16::try_from(self.bytes.len()).unwrap_or(spec::EXTENDED_BYTES)
+    }
+
+    /// Notes that at least `visible` bytes can be seen.
+    pub(super) fn visible_to(&mut self, visible: u16) {
+        self.visible = self.visible.max(visible.min(spec::EXTENDED_BYTES));
+    }
+
+    /// Adds bytes read at `offset`, which must not be below what was added before; what is is dropped, and so is
+    /// what lies beyond the end of the space.
+    pub(crate) fn append(&mut self, offset: u16, bytes: &[u8]) {
+        let end = self
+            .runs
+            .last()
+            .map_or(0, |run| run.start.saturating_add(run.len));
+        let start = offset.max(end);
+        let room = spec::EXTENDED_BYTES.saturating_sub(start);
         let bytes = bytes
-            .get(..usize::from(spec::EXTENDED_BYTES))
-            .unwrap_or(bytes);
-        let used = bytes
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .map_or(0, |last| last.saturating_add(1));
-        Self {
-            bytes: bytes.get(..used).unwrap_or_default().into(),
-            len: u16::try_from(bytes.len()).unwrap_or(spec::EXTENDED_BYTES),
+            .get(usize::from(start.saturating_sub(offset))..)
+            .unwrap_or_default();
+        let bytes = bytes.get(..usize::from(room)).unwrap_or(bytes);
+        let len = u16::try_from(bytes.len()).unwrap_or(0);
+        if len == 0 {
+            return;
         }
+        match self.runs.last_mut() {
+            Some(last) if start == end => last.len = last.len.saturating_add(len),
+            _ => self.runs.push(Run {
+                start,
+                len,
+                at: self.bytes_len(),
+            }),
+        }
+        self.bytes.extend_from_slice(bytes);
+        self.visible = self.visible.max(start.saturating_add(len));
     }
 
-    /// How many bytes could be read, 0 to 4096.
+    /// How many bytes could be seen, 0 to 4096.
     #[must_use]
-    pub fn len(&self) -> u16 {
-        self.len
+    pub fn visible(&self) -> u16 {
+        self.visible
     }
 
-    /// Whether nothing could be read.
+    /// Whether nothing was read.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.bytes.is_empty()
     }
 
     /// The byte at `offset`; `None` if it was not read.
     #[must_use]
     pub fn u8(&self, offset: u16) -> Option<u8> {
-        if offset >= self.len {
-            return None;
-        }
-        Some(self.bytes.get(usize::from(offset)).copied().unwrap_or(0))
+        let [byte] = self.array(offset)?;
+        Some(byte)
     }
 
     /// The little-endian word at `offset`; `None` if not all of it was read.
     #[must_use]
     pub fn u16(&self, offset: u16) -> Option<u16> {
-        let low = self.u8(offset)?;
-        let high = self.u8(offset.checked_add(1)?)?;
-        Some(u16::from_le_bytes([low, high]))
+        self.array(offset).map(u16::from_le_bytes)
     }
 
     /// The little-endian doubleword at `offset`; `None` if not all of it was read.
     #[must_use]
     pub fn u32(&self, offset: u16) -> Option<u32> {
-        let low = self.u16(offset)?;
-        let high = self.u16(offset.checked_add(2)?)?;
-        Some(u32::from(low) | (u32::from(high) << 16))
+        self.array(offset).map(u32::from_le_bytes)
     }
 
-    /// The bytes up to the last that is not zero.
-    #[must_use]
-    pub fn significant(&self) -> &[u8] {
-        &self.bytes
+    fn array<const N: usize>(&self, offset: u16) -> Option<[u8; N]> {
+        let run = self.runs.iter().rfind(|run| run.start <= offset)?;
+        let inside = usize::from(offset.checked_sub(run.start)?);
+        let end = inside.checked_add(N)?;
+        if end > usize::from(run.len) {
+            return None;
+        }
+        let at = usize::from(run.at);
+        let bytes = self
+            .bytes
+            .get(at.checked_add(inside)?..at.checked_add(end)?)?;
+        bytes.try_into().ok()
     }
 
-    /// All bytes that were read.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = self.bytes.to_vec();
-        bytes.resize(usize::from(self.len), 0);
-        bytes
+    /// The ranges that were read: the offset of each and its bytes.
+    pub fn runs(&self) -> impl Iterator<Item = (u16, &[u8])> {
+        self.runs.iter().map(|run| {
+            let start = usize::from(run.at);
+            let end = start.saturating_add(usize::from(run.len));
+            (run.start, self.bytes.get(start..end).unwrap_or_default())
+        })
     }
 
     /// Whether the header reads as all ones: nobody answers at this address any more, or not in this power state.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        let header = self.bytes.get(..spec::HEADER_BYTES).unwrap_or(&self.bytes);
-        header.len() >= 16 && header.iter().all(|byte| *byte == 0xff)
+        self.array::<{ spec::HEADER_BYTES }>(0)
+            .is_some_and(|header| header.iter().all(|byte| *byte == 0xff))
     }
 }
 
 impl fmt::Debug for ConfigSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ConfigSpace({} bytes)", self.len)
+        write!(
+            f,
+            "ConfigSpace({} of {} bytes read)",
+            self.bytes.len(),
+            self.visible
+        )
     }
 }
 
@@ -104,7 +155,7 @@ mod tests {
     #[test]
     fn reads_stop_where_the_file_stopped() {
         let space = ConfigSpace::new(&[0x86, 0x80, 0x00, 0x00, 0x00]);
-        assert_eq!(space.len(), 5);
+        assert_eq!(space.visible(), 5);
         assert_eq!(space.u16(0), Some(0x8086));
         assert_eq!(space.u16(3), Some(0));
         assert_eq!(space.u16(4), None);
@@ -116,19 +167,41 @@ mod tests {
     }
 
     #[test]
-    fn zeros_at_the_end_cost_nothing_but_are_there() {
-        let mut bytes = vec![0; 4096];
-        bytes[10] = 7;
-        let space = ConfigSpace::new(&bytes);
-        assert_eq!(space.significant().len(), 11);
-        assert_eq!(space.u32(4092), Some(0));
-        assert_eq!(space.to_vec(), bytes);
-        assert_ne!(space, ConfigSpace::new(&bytes[..256]));
+    fn what_was_not_read_is_not_there() {
+        let mut space = ConfigSpace::new(&[1; 64]);
+        space.append(0x100, &[2; 8]);
+        space.append(0x108, &[3; 4]);
+        space.append(0x200, &[4; 4]);
+        assert_eq!(space.u32(60), Some(0x0101_0101));
+        assert_eq!(space.u32(62), None);
+        assert_eq!(space.u8(64), None);
+        assert_eq!(space.u8(0xff), None);
+        assert_eq!(space.u32(0x106), Some(0x0303_0202));
+        assert_eq!(space.u8(0x10c), None);
+        assert_eq!(space.u32(0x200), Some(0x0404_0404));
+        let runs: Vec<_> = space.runs().map(|(at, bytes)| (at, bytes.len())).collect();
+        assert_eq!(runs, [(0, 64), (0x100, 12), (0x200, 4)]);
+        assert_eq!(space.visible(), 0x204);
+    }
+
+    #[test]
+    fn what_comes_twice_is_taken_once() {
+        let mut space = ConfigSpace::new(&[1; 8]);
+        space.append(4, &[2; 8]);
+        space.append(0, &[3; 4]);
+        assert_eq!(
+            space,
+            ConfigSpace::new(&[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2])
+        );
     }
 
     #[test]
     fn more_than_a_configuration_space_is_cut() {
-        assert_eq!(ConfigSpace::new(&[1; 5000]).len(), 4096);
+        assert_eq!(ConfigSpace::new(&[1; 5000]).visible(), 4096);
+        let mut space = ConfigSpace::new(&[1; 4]);
+        space.append(4094, &[2; 4]);
+        space.append(u16::MAX, &[2; 4]);
+        assert_eq!((space.u16(4094), space.u8(4096)), (Some(0x0202), None));
         assert!(ConfigSpace::new(&[]).is_empty());
     }
 

@@ -73,7 +73,6 @@ pub(crate) mod cap {
 
 /// The list of extended capabilities (§7.6.3), with the ids of those that matter here.
 pub(crate) mod ext {
-    pub(crate) const SERIAL_NUMBER: u16 = 0x0003;
     pub(crate) const ACS: u16 = 0x000d;
     pub(crate) const ARI: u16 = 0x000e;
     pub(crate) const ATS: u16 = 0x000f;
