@@ -4,15 +4,19 @@
 //! directory of the same shape. A function is named by its [`Sbdf`], a group by its [`GroupId`].
 
 mod config;
+mod fixture;
 mod group;
 mod sbdf;
 mod sysfs;
+mod topology;
 
 pub use config::{
     Acs, AcsBits, AcsBitsError, AcsRegisters, AdvancedFeatures, Ari, Ats, BarRegister,
     BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,
     HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
 };
+pub use fixture::FixtureError;
 pub use group::GroupId;
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};
+pub use topology::{Bar, Cpu, Function, Host, Iommu, RootBus, Topology};

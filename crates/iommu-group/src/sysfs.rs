@@ -7,6 +7,7 @@ mod group;
 use std::path::{Path, PathBuf};
 
 pub use error::SysfsError;
+pub(crate) use error::is_missing;
 pub use group::GroupMember;
 
 use crate::Sbdf;

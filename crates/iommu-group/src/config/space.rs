@@ -42,7 +42,7 @@ impl ConfigSpace {
     }
 
     /// Notes that at least `visible` bytes can be seen.
-    pub(super) fn visible_to(&mut self, visible: u16) {
+    pub(crate) fn visible_to(&mut self, visible: u16) {
         self.visible = self.visible.max(visible.min(spec::EXTENDED_BYTES));
     }
 

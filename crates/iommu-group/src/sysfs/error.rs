@@ -8,6 +8,12 @@ use crate::{GroupId, Sbdf};
 /// A failed read of sysfs.
 #[derive(Debug, thiserror::Error)]
 pub enum SysfsError {
+    /// There is no PCI here at all.
+    #[error("there is no PCI bus: {} does not exist", dir.display())]
+    NoPci {
+        /// The directory that should list the functions.
+        dir: PathBuf,
+    },
     /// There is no PCI function with this address.
     #[error("there is no PCI function {sbdf} in {}", dir.display())]
     NoSuchFunction {

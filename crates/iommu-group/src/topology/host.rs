@@ -1,0 +1,196 @@
+//! What decisions need to know of a host apart from its PCI functions.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Sysfs;
+
+/// What is known of a host apart from its PCI functions. Everything may be unknown; decisions then say what they
+/// assume.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Host {
+    /// The kernel's release, as `uname -r` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_release: Option<String>,
+    /// Those words of the kernel's command line that matter to ACS, groups and routes; no others are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_arguments: Vec<String>,
+    /// The CPU, on x86.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// The IOMMU that Linux drives.
+    #[serde(default)]
+    pub iommu: Iommu,
+}
+
+/// A CPU, as far as `pci_p2pdma` asks (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// The vendor string of CPUID, such as `AuthenticAMD`.
+    pub vendor: String,
+    /// The family, extended family added.
+    pub family: u32,
+}
+
+/// The kind of IOMMU that Linux drives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Iommu {
+    /// Not known.
+    #[default]
+    Unknown,
+    /// None is in use.
+    None,
+    /// Intel VT-d.
+    Intel,
+    /// AMD-Vi.
+    Amd,
+    /// Another kind: Arm SMMU, virtio, RISC-V.
+    Other,
+}
+
+/// The kernel parameters that are kept, by what comes before `=`.
+const ARGUMENTS: [&str; 11] = [
+    "pci",
+    "pcie_acs_override",
+    "pcie_port_pm",
+    "pcie_ports",
+    "iommu",
+    "iommu.passthrough",
+    "iommu.strict",
+    "intel_iommu",
+    "amd_iommu",
+    "vfio_iommu_type1.allow_unsafe_interrupts",
+    "vfio_iommu_type1.disable_hugepages",
+];
+
+impl Host {
+    /// Reads `/proc` (or a directory that stands for it) and the list of IOMMUs in sysfs. What cannot be read stays
+    /// unknown.
+    #[must_use]
+    pub fn read(proc: &Path, sysfs: &Sysfs) -> Self {
+        let text = |file: &str| fs::read_to_string(proc.join(file)).ok();
+        Self {
+            kernel_release: text("sys/kernel/osrelease").map(|release| release.trim().to_owned()),
+            kernel_arguments: text("cmdline")
+                .map(|line| relevant_arguments(&line))
+                .unwrap_or_default(),
+            cpu: text("cpuinfo").and_then(|info| Cpu::parse(&info)),
+            iommu: Iommu::read(sysfs),
+        }
+    }
+}
+
+/// The words of a kernel command line that matter here. A word may have quotes around parts with blanks.
+fn relevant_arguments(command_line: &str) -> Vec<String> {
+    let mut quoted = false;
+    command_line
+        .split(|c: char| {
+            quoted ^= c == '"';
+            c.is_ascii_whitespace() && !quoted
+        })
+        .map(|word| word.replace('"', ""))
+        .filter(|word| {
+            let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
+            // The kernel takes `-` and `_` in the names of parameters for the same.
+            let name = name.replace('-', "_");
+            ARGUMENTS.contains(&name.as_str())
+        })
+        .collect()
+}
+
+impl Cpu {
+    /// Reads the first processor of `/proc/cpuinfo`; `None` where it does not look like an x86's.
+    fn parse(cpuinfo: &str) -> Option<Self> {
+        let value = |key: &str| {
+            cpuinfo
+                .lines()
+                .take_while(|line| !line.is_empty())
+                .filter_map(|line| line.split_once(':'))
+                .find(|(name, _)| name.trim() == key)
+                .map(|(_, value)| value.trim())
+        };
+        Some(Self {
+            vendor: value("vendor_id")?.to_owned(),
+            family: value("cpu family")?.parse().ok()?,
+        })
+    }
+}
+
+impl Iommu {
+    fn read(sysfs: &Sysfs) -> Self {
+        let Ok(entries) = fs::read_dir(sysfs.root().join("class/iommu")) else {
+            return Self::Unknown;
+        };
+        let names: Vec<String> = entries
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .collect();
+        match names.iter().min() {
+            None => Self::None,
+            Some(name) if name.starts_with("dmar") => Self::Intel,
+            Some(name) if name.starts_with("ivhd") => Self::Amd,
+            Some(_) => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_matters_is_kept_of_the_command_line() {
+        let line = "BOOT_IMAGE=/vmlinuz root=UUID=1234 intel_iommu=on \"pci=noats,config_acs=100x1@pci:0:0\" \
+                    iommu=pt pcie-acs-override=downstream foo=\"a b iommu=off\" intel_iommu.x=1 quiet\n";
+        assert_eq!(
+            relevant_arguments(line),
+            [
+                "intel_iommu=on",
+                "pci=noats,config_acs=100x1@pci:0:0",
+                "iommu=pt",
+                "pcie-acs-override=downstream"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_first_processor_counts() {
+        let info = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n\nprocessor\t: 1\nvendor_id\t: X\n";
+        let cpu = Cpu::parse(info).unwrap();
+        assert_eq!((cpu.vendor.as_str(), cpu.family), ("AuthenticAMD", 25));
+        assert_eq!(
+            Cpu::parse("processor\t: 0\nBogoMIPS\t: 100\nFeatures\t: fp\n"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_host_is_read_and_missing_things_stay_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::new(dir.path().join("sys"));
+        assert_eq!(
+            Host::read(&dir.path().join("proc"), &sysfs),
+            Host::default()
+        );
+        fs::create_dir_all(dir.path().join("sys/class/iommu")).unwrap();
+        assert_eq!(Iommu::read(&sysfs), Iommu::None);
+        for (name, kind) in [
+            ("smmu3.0x1", Iommu::Other),
+            ("ivhd0", Iommu::Amd),
+            ("dmar0", Iommu::Intel),
+        ] {
+            fs::create_dir(dir.path().join("sys/class/iommu").join(name)).unwrap();
+            assert_eq!(Iommu::read(&sysfs), kind);
+        }
+        fs::create_dir_all(dir.path().join("proc/sys/kernel")).unwrap();
+        fs::write(
+            dir.path().join("proc/sys/kernel/osrelease"),
+            "7.2.12-amd64\n",
+        )
+        .unwrap();
+        let host = Host::read(&dir.path().join("proc"), &sysfs);
+        assert_eq!(host.kernel_release.as_deref(), Some("7.2.12-amd64"));
+    }
+}
