@@ -37,6 +37,7 @@ mod paths;
 mod profile;
 mod progress;
 pub mod protocol;
+pub mod report;
 
 pub use agent::{Command, Output, Running};
 pub use assets::Assets;

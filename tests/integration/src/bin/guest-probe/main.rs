@@ -1,2 +1,62 @@
-//! Finds devices in a guest and makes them do DMA into each other.
-fn main() {}
+//! Finds QEMU's `edu` devices in a guest and makes them do DMA: into guest memory, and into each other.
+//!
+//! ```text
+//! guest-probe [COUNT]          one round; exit code 0 if every check went well and COUNT devices are there
+//! guest-probe loop SECONDS     rounds until the time is over; exit code 0 if every check of every round did
+//! ```
+//!
+//! Each check is one line of JSON on standard output: [`Finding`].
+
+mod edu;
+mod mapping;
+mod pci;
+mod round;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use lab::report::Finding;
+
+use crate::round::Round;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (count, duration) = match words.as_slice() {
+        [] => (None, Duration::ZERO),
+        ["loop", seconds] => match seconds.parse() {
+            Ok(seconds) => (None, Duration::from_secs(seconds)),
+            Err(_) => return usage(),
+        },
+        [count] => match count.parse() {
+            Ok(count) => (Some(count), Duration::ZERO),
+            Err(_) => return usage(),
+        },
+        _ => return usage(),
+    };
+    let started = Instant::now();
+    loop {
+        let mut round = Round::default();
+        let error = round.run(&mut print).err().map(|error| error.to_string());
+        let good = error.is_none() && round.is_good(count);
+        if print(&round.summary(error)).is_err() || !good {
+            return ExitCode::FAILURE;
+        }
+        if started.elapsed() >= duration {
+            return ExitCode::SUCCESS;
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: guest-probe [COUNT] | guest-probe loop SECONDS");
+    ExitCode::FAILURE
+}
+
+fn print(finding: &Finding) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, finding)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}

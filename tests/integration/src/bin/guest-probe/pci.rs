@@ -1,0 +1,108 @@
+//! PCI functions as sysfs shows them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Offset of the command register, and its bits (PCI Local Bus 3.0 §6.2.2).
+const COMMAND: u64 = 0x04;
+const MEMORY_SPACE: u16 = 1 << 1;
+const BUS_MASTER: u16 = 1 << 2;
+
+/// A function.
+pub(crate) struct Function {
+    pub(crate) bdf: String,
+    dir: PathBuf,
+}
+
+impl Function {
+    /// Every function of a vendor and device id, in address order.
+    pub(crate) fn find(root: &Path, vendor: u16, device: u16) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(root.join("bus/pci/devices"))? {
+            let entry = entry?;
+            let dir = entry.path();
+            let id = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+            if id("vendor").trim() == format!("{vendor:#06x}")
+                && id("device").trim() == format!("{device:#06x}")
+            {
+                let bdf = entry.file_name().to_string_lossy().into_owned();
+                found.push(Self { bdf, dir });
+            }
+        }
+        found.sort_by(|a, b| a.bdf.cmp(&b.bdf));
+        Ok(found)
+    }
+
+    /// Powers it up and lets it decode memory and do DMA.
+    pub(crate) fn enable(&self) -> io::Result<()> {
+        fs::write(self.dir.join("enable"), "1")?;
+        let config = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.dir.join("config"))?;
+        let mut command = [0; 2];
+        config.read_exact_at(&mut command, COMMAND)?;
+        let command = u16::from_le_bytes(command) | MEMORY_SPACE | BUS_MASTER;
+        config.write_all_at(&command.to_le_bytes(), COMMAND)
+    }
+
+    /// Address and size of BAR 0, and the file that maps it.
+    pub(crate) fn bar0(&self) -> io::Result<(u64, u64, File)> {
+        let text = fs::read_to_string(self.dir.join("resource"))?;
+        let (start, size) = text
+            .lines()
+            .next()
+            .and_then(parse_resource)
+            .ok_or_else(|| io::Error::other(format!("{} has no BAR 0", self.bdf)))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.dir.join("resource0"))?;
+        Ok((start, size, file))
+    }
+}
+
+/// Start and size out of a line `0x… 0x… 0x…`: first address, last address, flags.
+fn parse_resource(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let mut word = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let (start, last) = (word()?, word()?);
+    (start != 0).then_some((start, last.checked_sub(start)?.checked_add(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_line_gives_start_and_size() {
+        let line = "0x00000000fe800000 0x00000000fe8fffff 0x0000000000040200";
+        assert_eq!(parse_resource(line), Some((0xfe80_0000, 0x10_0000)));
+        assert_eq!(parse_resource("0x0 0x0 0x0"), None);
+        assert_eq!(parse_resource("0x2000 0x1000 0x0"), None);
+        assert_eq!(
+            parse_resource("0x1000 0xffffffffffffffff"),
+            Some((0x1000, u64::MAX - 0xfff))
+        );
+    }
+
+    #[test]
+    fn functions_are_found_by_their_ids_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        for (bdf, device) in [
+            ("0000:02:00.0", "0x11e8"),
+            ("0000:01:00.0", "0x11e8"),
+            ("0000:00:00.0", "0x29c0"),
+        ] {
+            let dir = root.path().join("bus/pci/devices").join(bdf);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("vendor"), "0x1234\n").unwrap();
+            fs::write(dir.join("device"), format!("{device}\n")).unwrap();
+        }
+        let found = Function::find(root.path(), 0x1234, 0x11e8).unwrap();
+        let found: Vec<_> = found.into_iter().map(|function| function.bdf).collect();
+        assert_eq!(found, ["0000:01:00.0", "0000:02:00.0"]);
+    }
+}

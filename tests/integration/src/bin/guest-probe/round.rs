@@ -1,0 +1,208 @@
+//! One round of checks over all devices.
+
+use std::io;
+
+use lab::report::{Access, Finding, Outcome};
+
+use crate::edu::{Edu, LIVENESS, Stuck};
+use crate::mapping::Mapping;
+
+/// Words in the page that devices read and write.
+const SOURCE: usize = 0;
+const TARGET: usize = 64;
+
+/// What stands where data should arrive, so that nothing arriving can be told from anything arriving.
+const SENTINEL: u32 = 0x5e41_71e1;
+
+/// Counts of one round.
+#[derive(Default)]
+pub(crate) struct Round {
+    devices: usize,
+    checks: usize,
+    ok: usize,
+}
+
+type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
+
+impl Round {
+    /// Checks every device against memory and against every other device.
+    pub(crate) fn run(&mut self, print: &mut Print<'_>) -> io::Result<()> {
+        let devices = Edu::find_all()?;
+        self.devices = devices.len();
+        for device in &devices {
+            print(&Finding::Device {
+                bdf: device.bdf.clone(),
+                bar0: format!("{:#x}", device.bar0),
+            })?;
+        }
+        let page = Page::new()?;
+        for (number, device) in (1_u32..).zip(&devices) {
+            let word = 0xa110_0000 | number;
+            let (result, read) = memory(device, &page, word)?;
+            self.count(result);
+            print(&Finding::Memory {
+                device: device.bdf.clone(),
+                result,
+                wrote: hex(word),
+                read: hex(read),
+            })?;
+        }
+        for (i, initiator) in (1_u32..).zip(&devices) {
+            for (t, target) in (1_u32..).zip(&devices) {
+                if i == t {
+                    continue;
+                }
+                for access in [Access::Write, Access::Read] {
+                    let word = 0xcafe_0000 | (i << 8) | t;
+                    let (result, read) = match access {
+                        Access::Write => write(initiator, target, &page, word)?,
+                        Access::Read => read(initiator, target, &page, word)?,
+                    };
+                    self.count(result);
+                    print(&Finding::Peer {
+                        initiator: initiator.bdf.clone(),
+                        target: target.bdf.clone(),
+                        access,
+                        result,
+                        wrote: hex(word),
+                        read: hex(read),
+                        expected: hex(!word),
+                    })?;
+                }
+            }
+        }
+        page.check_place()
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        self.checks = self.checks.saturating_add(1);
+        if outcome == Outcome::Ok {
+            self.ok = self.ok.saturating_add(1);
+        }
+    }
+
+    /// Whether every check went well and there was something to check.
+    pub(crate) fn is_good(&self, count: Option<usize>) -> bool {
+        self.checks > 0 && self.ok == self.checks && count.is_none_or(|count| count == self.devices)
+    }
+
+    pub(crate) fn summary(&self, error: Option<String>) -> Finding {
+        Finding::Summary {
+            devices: self.devices,
+            checks: self.checks,
+            ok: self.ok,
+            error,
+        }
+    }
+}
+
+/// A word goes from memory into the device and back to another place.
+fn memory(device: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
+    page.prepare(word)?;
+    let stuck = match device.fetch(page.address(SOURCE))? {
+        Ok(()) => device.store(page.address(TARGET))?,
+        stuck => stuck,
+    };
+    let found = page.memory.read_u32(TARGET)?;
+    Ok((outcome(stuck, found, word, SENTINEL), found))
+}
+
+/// The initiator writes a word into the target's liveness register, which stores the inverse.
+fn write(initiator: &Edu, target: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
+    page.prepare(word)?;
+    target.set_liveness(SENTINEL)?;
+    let stuck = match initiator.fetch(page.address(SOURCE))? {
+        Ok(()) => initiator.store(target.bar0.saturating_add(LIVENESS.into()))?,
+        stuck => stuck,
+    };
+    let found = target.liveness()?;
+    Ok((outcome(stuck, found, !word, !SENTINEL), found))
+}
+
+/// The initiator reads the inverse of a word out of the target's liveness register, and stores it in memory.
+fn read(initiator: &Edu, target: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
+    // What is in the initiator's buffer before is known, so that a read that brings nothing shows.
+    page.prepare(SENTINEL)?;
+    target.set_liveness(word)?;
+    let mut stuck = initiator.fetch(page.address(SOURCE))?;
+    if stuck.is_ok() {
+        stuck = initiator.fetch(target.bar0.saturating_add(LIVENESS.into()))?;
+    }
+    if stuck.is_ok() {
+        stuck = initiator.store(page.address(TARGET))?;
+    }
+    let found = page.memory.read_u32(TARGET)?;
+    Ok((outcome(stuck, found, !word, SENTINEL), found))
+}
+
+fn outcome(transfer: Result<(), Stuck>, found: u32, expected: u32, before: u32) -> Outcome {
+    match transfer {
+        Err(Stuck) => Outcome::TimedOut,
+        Ok(()) if found == expected => Outcome::Ok,
+        Ok(()) if found == before => Outcome::Unchanged,
+        Ok(()) => Outcome::Garbled,
+    }
+}
+
+/// A page of memory for devices, at an address that must not change meanwhile.
+struct Page {
+    memory: Mapping,
+    physical: u64,
+}
+
+impl Page {
+    fn new() -> io::Result<Self> {
+        let memory = Mapping::locked_page()?;
+        memory.write_u32(0, 0)?;
+        let physical = memory.physical_address()?;
+        Ok(Self { memory, physical })
+    }
+
+    fn prepare(&self, word: u32) -> io::Result<()> {
+        self.memory.write_u32(SOURCE, word)?;
+        self.memory.write_u32(TARGET, SENTINEL)
+    }
+
+    fn address(&self, offset: usize) -> u64 {
+        self.physical.saturating_add(offset as u64)
+    }
+
+    /// A locked page stays in memory, but the kernel may still move it.
+    fn check_place(&self) -> io::Result<()> {
+        if self.memory.physical_address()? == self.physical {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "the kernel moved the page during the round; run it again",
+        ))
+    }
+}
+
+fn hex(word: u32) -> String {
+    format!("{word:#010x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrived_decides() {
+        assert_eq!(outcome(Ok(()), 1, 1, 2), Outcome::Ok);
+        assert_eq!(outcome(Ok(()), 2, 1, 2), Outcome::Unchanged);
+        assert_eq!(outcome(Ok(()), 3, 1, 2), Outcome::Garbled);
+        assert_eq!(outcome(Err(Stuck), 1, 1, 2), Outcome::TimedOut);
+    }
+
+    #[test]
+    fn a_round_without_checks_or_with_a_device_missing_is_not_good() {
+        let mut round = Round::default();
+        assert!(!round.is_good(None));
+        round.devices = 1;
+        round.count(Outcome::Ok);
+        assert!(round.is_good(None));
+        assert!(!round.is_good(Some(2)));
+        round.count(Outcome::Unchanged);
+        assert!(!round.is_good(None));
+    }
+}

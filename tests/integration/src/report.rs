@@ -1,0 +1,111 @@
+//! What `guest-probe` finds out in a guest: one JSON object per line of its output.
+
+use serde::{Deserialize, Serialize};
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "finding", rename_all = "snake_case")]
+pub enum Finding {
+    /// A device that was found and made ready.
+    Device {
+        /// Its address in the guest.
+        bdf: String,
+        /// Guest-physical address of its registers.
+        bar0: String,
+    },
+    /// A device moved a word from guest memory into its buffer and back to another place.
+    Memory {
+        /// The device.
+        device: String,
+        /// How it went.
+        result: Outcome,
+        /// The word sent.
+        wrote: String,
+        /// The word that came back.
+        read: String,
+    },
+    /// A device moved a word between its buffer and another device's register.
+    Peer {
+        /// The device that did the DMA.
+        initiator: String,
+        /// The device whose register it aimed at.
+        target: String,
+        /// Direction of the data.
+        access: Access,
+        /// How it went.
+        result: Outcome,
+        /// The word sent.
+        wrote: String,
+        /// The word found at the other end.
+        read: String,
+        /// The word that should be there.
+        expected: String,
+    },
+    /// The last line.
+    Summary {
+        /// Devices found.
+        devices: usize,
+        /// Checks made.
+        checks: usize,
+        /// Checks that went well.
+        ok: usize,
+        /// Something other than a check went wrong.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+}
+
+/// Direction of the data between an initiator and its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// From the initiator into the peer.
+    Write,
+    /// From the peer into the initiator.
+    Read,
+}
+
+/// How a transfer went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The data arrived.
+    Ok,
+    /// Nothing arrived: what was there before is still there.
+    Unchanged,
+    /// Something arrived that nobody sent.
+    Garbled,
+    /// The device did not end the transfer in time.
+    TimedOut,
+}
+
+impl Finding {
+    /// Findings among the lines of a console; everything else there is not ours.
+    #[must_use]
+    pub fn in_console(text: &str) -> Vec<Self> {
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line.trim()).ok())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_picked_out_of_a_console() {
+        let finding = Finding::Peer {
+            initiator: "0000:01:00.0".into(),
+            target: "0000:02:00.0".into(),
+            access: Access::Write,
+            result: Outcome::Unchanged,
+            wrote: "0x1".into(),
+            read: "0x2".into(),
+            expected: "0xfffffffe".into(),
+        };
+        let line = serde_json::to_string(&finding).unwrap();
+        let text = format!("[    1.0] pci: hello\r\n{line}\r\n{{\"other\":1}}\nguest: exit 1\n");
+        assert_eq!(Finding::in_console(&text), [finding]);
+    }
+}
