@@ -1,2 +1,77 @@
-//! placeholder
-fn main() {}
+//! `p2pctl`: look at, explain and plan peer-to-peer DMA between the PCIe devices of a host.
+//!
+//! Exit status: 0 done, 1 failed. Data goes to stdout, talk to stderr. Nothing here writes to the host.
+
+mod answer;
+mod cli;
+mod command;
+mod names;
+mod show;
+mod source;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser;
+
+use answer::{Answer, Body};
+use cli::Cli;
+use show::Terminal;
+
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers. Everything else is a failure: clap's own status would say "refused".
+            let status = if error.use_stderr() { FAILED } else { DONE };
+            return ExitCode::from(match error.print() {
+                Ok(()) => status,
+                Err(_) => FAILED,
+            });
+        }
+    };
+    let terminal = Terminal::detect(cli.global.color);
+    let status =
+        match command::run(&cli, &terminal).and_then(|answer| Ok(print(&answer, &terminal)?)) {
+            Ok(status) => status,
+            Err(error) => {
+                complain(&error, &terminal);
+                FAILED
+            }
+        };
+    ExitCode::from(status)
+}
+
+/// Writes an answer and says how it ends. Somebody who stops reading, such as `head`, is no error.
+fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
+    let body = match &answer.body {
+        Body::Text(text) => text.render(terminal.colour),
+        Body::Raw(text) => text.clone(),
+    };
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(body.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
+    // Nobody is left to tell if stderr is gone.
+    let _ = io::stderr().write_all(answer.talk.render(terminal.talk_colour).as_bytes());
+    Ok(DONE)
+}
+
+fn complain(error: &anyhow::Error, terminal: &Terminal) {
+    let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+    let word = if terminal.talk_colour {
+        format!("{red}error{red:#}")
+    } else {
+        "error".to_owned()
+    };
+    // As above.
+    let _ = writeln!(io::stderr(), "{word}: {error:#}");
+}

@@ -1,0 +1,54 @@
+//! What a command has to say.
+
+use serde::Serialize;
+
+use crate::show::{Line, Text, Tone};
+
+/// What goes to stdout.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// For people.
+    Text(Text),
+    /// A file, byte for byte: JSON, SVG, a man page.
+    Raw(String),
+}
+
+/// The outcome of a command that did not fail.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The data.
+    pub(crate) body: Body,
+    /// What there is to say about it, for stderr.
+    pub(crate) talk: Text,
+}
+
+impl Answer {
+    pub(crate) fn text(text: Text) -> Self {
+        Self::new(Body::Text(text))
+    }
+
+    pub(crate) fn raw(text: String) -> Self {
+        Self::new(Body::Raw(text))
+    }
+
+    /// A JSON document, ending in a newline.
+    pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<Self> {
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        Ok(Self::raw(text))
+    }
+
+    fn new(body: Body) -> Self {
+        Self {
+            body,
+            talk: Text::new(),
+        }
+    }
+
+    /// Adds a remark.
+    pub(crate) fn note(mut self, text: impl std::fmt::Display) -> Self {
+        self.talk
+            .push(Line::new().toned(Tone::Warn, "note: ").plain(text));
+        self
+    }
+}

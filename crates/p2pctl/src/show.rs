@@ -1,0 +1,9 @@
+//! What people read: lines of toned words, tables, trees, and how they get onto a terminal.
+
+mod line;
+mod table;
+mod terminal;
+
+pub(crate) use line::{Line, Text, Tone};
+pub(crate) use table::Table;
+pub(crate) use terminal::{Colour, Terminal};

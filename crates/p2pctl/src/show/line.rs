@@ -1,0 +1,230 @@
+//! Words with a tone, in lines, in a text.
+
+use std::fmt::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+
+/// What a word wants to say by its looks. On paper and in pipes it says nothing more than the word itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Tone {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// Beside the point.
+    Dim,
+    /// Open, but for a reason.
+    Warn,
+    /// A name that recurs elsewhere: a group.
+    Name,
+}
+
+impl Tone {
+    fn style(self) -> Style {
+        let colour = |c: AnsiColor| Style::new().fg_color(Some(c.into()));
+        match self {
+            Self::Plain => Style::new(),
+            Self::Dim => Style::new().dimmed(),
+            Self::Warn => colour(AnsiColor::Yellow),
+            Self::Name => colour(AnsiColor::Cyan),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Span {
+    text: String,
+    tone: Tone,
+}
+
+/// One line, built word by word.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Line {
+    spans: Vec<Span>,
+}
+
+impl Line {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds text. Control characters, which could come from a file that somebody sent, show as `?`: they must not
+    /// reach a terminal.
+    pub(crate) fn toned(mut self, tone: Tone, text: impl fmt::Display) -> Self {
+        let text: String = text
+            .to_string()
+            .chars()
+            .map(|c| if c.is_control() { '?' } else { c })
+            .collect();
+        if text.is_empty() {
+            return self;
+        }
+        match self.spans.last_mut() {
+            Some(last) if last.tone == tone => last.text.push_str(&text),
+            _ => self.spans.push(Span { text, tone }),
+        }
+        self
+    }
+
+    pub(crate) fn plain(self, text: impl fmt::Display) -> Self {
+        self.toned(Tone::Plain, text)
+    }
+
+    pub(crate) fn dim(self, text: impl fmt::Display) -> Self {
+        self.toned(Tone::Dim, text)
+    }
+
+    /// Adds another line's words.
+    pub(crate) fn then(mut self, other: &Self) -> Self {
+        for span in &other.spans {
+            self = self.toned(span.tone, &span.text);
+        }
+        self
+    }
+
+    /// Adds spaces until the line is `width` columns wide.
+    pub(crate) fn pad(self, width: usize) -> Self {
+        let missing = width.saturating_sub(self.width());
+        self.plain(" ".repeat(missing))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Columns that the line takes: what is printed here is one column per character.
+    pub(crate) fn width(&self) -> usize {
+        self.spans.iter().map(|s| s.text.chars().count()).sum()
+    }
+
+    /// Breaks the line at spaces so that no part is wider than `width`, if its words allow it.
+    pub(crate) fn wrap(&self, width: usize) -> Vec<Self> {
+        let mut lines = Vec::new();
+        let mut current = Self::new();
+        for (word, spaces) in self.words() {
+            let needed = current.width() + spaces + word.width();
+            if !current.is_empty() && needed > width {
+                lines.push(std::mem::take(&mut current));
+                current = word;
+            } else {
+                current = current.plain(" ".repeat(spaces)).then(&word);
+            }
+        }
+        lines.push(current);
+        lines
+    }
+
+    /// The words with the number of spaces before each.
+    fn words(&self) -> Vec<(Self, usize)> {
+        let mut words = Vec::new();
+        let mut word = Self::new();
+        let mut spaces = 0;
+        for span in &self.spans {
+            for c in span.text.chars() {
+                if c == ' ' {
+                    if !word.is_empty() {
+                        words.push((std::mem::take(&mut word), spaces));
+                        spaces = 0;
+                    }
+                    spaces += 1;
+                } else {
+                    word = word.toned(span.tone, c);
+                }
+            }
+        }
+        if !word.is_empty() {
+            words.push((word, spaces));
+        }
+        words
+    }
+
+    fn write(&self, colour: bool, out: &mut String) {
+        let mut line = String::new();
+        for span in &self.spans {
+            if colour && span.tone != Tone::Plain {
+                let style = span.tone.style();
+                // Writing to a String cannot fail.
+                let _ = write!(
+                    line,
+                    "{}{}{}",
+                    style.render(),
+                    span.text,
+                    style.render_reset()
+                );
+            } else {
+                line.push_str(&span.text);
+            }
+        }
+        out.push_str(line.trim_end());
+    }
+}
+
+impl From<&str> for Line {
+    fn from(text: &str) -> Self {
+        Self::new().plain(text)
+    }
+}
+
+impl From<String> for Line {
+    fn from(text: String) -> Self {
+        Self::new().plain(text)
+    }
+}
+
+/// Lines, one below the other.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Text {
+    lines: Vec<Line>,
+}
+
+impl Text {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn push(&mut self, line: impl Into<Line>) {
+        self.lines.push(line.into());
+    }
+
+    /// The text as it is printed, with escape sequences if `colour`.
+    pub(crate) fn render(&self, colour: bool) -> String {
+        let mut out = String::new();
+        for line in &self.lines {
+            line.write(colour, &mut out);
+            out.push('\n');
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colour_is_only_where_it_is_wanted() {
+        let mut text = Text::new();
+        text.push(Line::new().plain("verdict ").toned(Tone::Warn, "refused"));
+        assert_eq!(text.render(false), "verdict refused\n");
+        assert_eq!(text.render(true), "verdict \u{1b}[33mrefused\u{1b}[0m\n");
+    }
+
+    #[test]
+    fn what_a_file_says_cannot_drive_the_terminal() {
+        let line = Line::new().plain("driver \u{1b}[2Jevil\nline");
+        assert_eq!(line, Line::from("driver ?[2Jevil?line"));
+    }
+
+    #[test]
+    fn wrapping_keeps_tones_and_breaks_at_spaces() {
+        let line = Line::new().plain("one two ").dim("three four");
+        assert_eq!(
+            line.wrap(9),
+            [
+                Line::from("one two"),
+                Line::new().dim("three"),
+                Line::new().dim("four"),
+            ]
+        );
+        assert_eq!(Line::from("longer-than-that").wrap(4).len(), 1);
+    }
+}

@@ -1,0 +1,140 @@
+//! Columns.
+
+use super::{Line, Text};
+
+/// Rows of cells below an optional head. The last column takes what is left of the width and is broken to it.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    head: Vec<Line>,
+    rows: Vec<Vec<Line>>,
+    right: Vec<usize>,
+}
+
+/// Columns between columns.
+const GAP: usize = 2;
+/// The last column never gets narrower than this; then the table is wider than asked.
+const LEAST: usize = 16;
+
+impl Table {
+    pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
+        Self {
+            head: head.iter().map(|h| Line::new().dim(h)).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Aligns a column to the right.
+    pub(crate) fn right(mut self, column: usize) -> Self {
+        self.right.push(column);
+        self
+    }
+
+    pub(crate) fn row(&mut self, cells: Vec<Line>) {
+        self.rows.push(cells);
+    }
+
+    /// The table in at most `width` columns if that is possible. A column that is empty throughout is left out.
+    pub(crate) fn render(&self, width: usize) -> Text {
+        let widths = self.widths();
+        let last = widths.iter().rposition(|w| *w > 0).unwrap_or(0);
+        let before: usize = widths
+            .iter()
+            .take(last)
+            .filter(|w| **w > 0)
+            .map(|w| w + GAP)
+            .sum();
+        let room = width.saturating_sub(before).max(LEAST);
+        let mut text = Text::new();
+        let head = (!self.head.is_empty()).then_some(&self.head);
+        for row in head.into_iter().chain(&self.rows) {
+            let mut line = Line::new();
+            let mut tail = Vec::new().into_iter();
+            for (column, (cell, cell_width)) in row.iter().zip(&widths).enumerate() {
+                if *cell_width == 0 {
+                    continue;
+                }
+                if column == last {
+                    tail = cell.wrap(room).into_iter();
+                    line = line.then(&tail.next().unwrap_or_default());
+                } else if self.right.contains(&column) {
+                    let lead = cell_width.saturating_sub(cell.width());
+                    line = line.plain(" ".repeat(lead)).then(cell).plain("  ");
+                } else {
+                    let end = line.width() + cell_width + GAP;
+                    line = line.then(cell).pad(end);
+                }
+            }
+            text.push(line);
+            for part in tail {
+                text.push(Line::new().pad(before).then(&part));
+            }
+        }
+        text
+    }
+
+    /// The width of each column, 0 for one without content.
+    fn widths(&self) -> Vec<usize> {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        (0..columns)
+            .map(|column| {
+                let widest = |rows: &[Vec<Line>]| {
+                    let cells = rows.iter().filter_map(|row| row.get(column));
+                    cells.map(Line::width).max().unwrap_or(0)
+                };
+                match widest(&self.rows) {
+                    0 => 0,
+                    content => content.max(self.head.get(column).map_or(0, Line::width)),
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table = Table::new(["GROUP", "FUNCTION", "EMPTY", "DRIVER"]).right(0);
+        for (group, function, driver) in [
+            ("6", "03:00.0", "vfio-pci"),
+            ("", "03:00.1", ""),
+            ("12", "04:00.0", "a driver of many words"),
+        ] {
+            table.row(vec![
+                group.into(),
+                function.into(),
+                Line::new(),
+                driver.into(),
+            ]);
+        }
+        table
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_they_need_and_empty_ones_are_gone() {
+        assert_eq!(
+            table().render(80).render(false),
+            "\
+GROUP  FUNCTION  DRIVER
+    6  03:00.0   vfio-pci
+       03:00.1
+   12  04:00.0   a driver of many words
+"
+        );
+    }
+
+    #[test]
+    fn the_last_column_is_broken() {
+        assert_eq!(
+            table().render(34).render(false),
+            "\
+GROUP  FUNCTION  DRIVER
+    6  03:00.0   vfio-pci
+       03:00.1
+   12  04:00.0   a driver of many
+                 words
+"
+        );
+    }
+}
