@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::{OptionError, Options, quote};
 
-const KEYS: [&str; 3] = ["path", "id", "p2p"];
+const KEYS: [&str; 4] = ["path", "id", "p2p", "p2p_domain"];
 
 /// A device to assign to a virtual machine.
 ///
@@ -31,6 +31,10 @@ pub struct DeviceConfig {
     /// Whether the device may take part in peer-to-peer DMA. Off unless asked for.
     #[serde(default)]
     pub p2p: bool,
+    /// Which of the VM's P2P domains it joins; the one without a name if absent. Members of a domain are peers of
+    /// each other and of nobody else. Means something with `p2p` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p2p_domain: Option<String>,
 }
 
 impl FromStr for DeviceConfig {
@@ -38,10 +42,20 @@ impl FromStr for DeviceConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &KEYS)?;
+        let p2p = options.switch("p2p")?.unwrap_or(false);
+        let p2p_domain = options.text("p2p_domain").map(str::to_owned);
+        if let (Some(domain), false) = (&p2p_domain, p2p) {
+            return Err(OptionError::BadValue {
+                key: "p2p_domain".to_owned(),
+                value: domain.clone(),
+                expected: "possible without p2p=on".to_owned(),
+            });
+        }
         Ok(Self {
             path: options.required("path")?.into(),
             id: options.text("id").map(str::to_owned),
-            p2p: options.switch("p2p")?.unwrap_or(false),
+            p2p,
+            p2p_domain,
         })
     }
 }
@@ -54,6 +68,9 @@ impl fmt::Display for DeviceConfig {
         }
         if self.p2p {
             f.write_str(",p2p=on")?;
+        }
+        if let Some(domain) = &self.p2p_domain {
+            write!(f, ",p2p_domain={}", quote(domain))?;
         }
         Ok(())
     }
@@ -70,6 +87,7 @@ mod tests {
             path: NVME.into(),
             id: id.map(str::to_owned),
             p2p,
+            p2p_domain: None,
         }
     }
 
@@ -85,6 +103,7 @@ mod tests {
             path: "/tmp/a,\"b\"".into(),
             id: Some("x,y".into()),
             p2p: true,
+            p2p_domain: Some("left".into()),
         };
         for config in [
             device(None, false),
@@ -121,7 +140,16 @@ mod tests {
         let error = "path=/x,iommu=on".parse::<DeviceConfig>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown option \"iommu\" (known: path, id, p2p)"
+            "unknown option \"iommu\" (known: path, id, p2p, p2p_domain)"
+        );
+    }
+
+    #[test]
+    fn a_domain_needs_p2p() {
+        let error = "path=/x,p2p_domain=a".parse::<DeviceConfig>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "option \"p2p_domain\": \"a\" is not possible without p2p=on"
         );
     }
 

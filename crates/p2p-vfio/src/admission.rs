@@ -3,7 +3,7 @@
 //! Reading the host ([`Candidate::read`]) and deciding ([`admit`]) are apart; nothing is opened or
 //! changed by either.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -15,12 +15,22 @@ use thiserror::Error;
 pub struct Candidate {
     /// Its address.
     pub sbdf: Sbdf,
-    /// Whether peer-to-peer was asked for.
-    pub p2p: bool,
+    /// The P2P domain that it was asked to join; `None` if peer-to-peer was not asked for.
+    pub domain: Option<DomainName>,
     /// Its IOMMU group.
     pub group: GroupId,
     /// Everything in that group, itself included.
     pub members: Vec<GroupMember>,
+}
+
+/// Name of a P2P domain of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DomainName {
+    /// The domain of those that name none.
+    #[default]
+    Unnamed,
+    /// A name that the operator chose.
+    Named(String),
 }
 
 impl Candidate {
@@ -28,12 +38,16 @@ impl Candidate {
     ///
     /// # Errors
     /// If the path is not a PCI function of this host or has no IOMMU group.
-    pub fn read(sysfs: &Sysfs, path: &Path, p2p: bool) -> Result<Self, SysfsError> {
+    pub fn read(
+        sysfs: &Sysfs,
+        path: &Path,
+        domain: Option<DomainName>,
+    ) -> Result<Self, SysfsError> {
         let sbdf = sysfs.resolve(path)?;
         let group = sysfs.group_of(sbdf)?;
         Ok(Self {
             sbdf,
-            p2p,
+            domain,
             group,
             members: sysfs.group_members(group)?,
         })
@@ -48,8 +62,9 @@ impl Candidate {
 /// The devices of one VM, sorted into IOMMU contexts.
 #[derive(Debug)]
 pub struct Admitted {
-    /// The devices with peer-to-peer, all of one group: they share a context of their own.
-    pub domain: Vec<Candidate>,
+    /// The devices with peer-to-peer, domain by domain: those of a domain are of one group and share a context of
+    /// their own.
+    pub domains: Vec<Vec<Candidate>>,
     /// The others: they share a context in which no BAR is mapped.
     pub others: Vec<Candidate>,
 }
@@ -113,8 +128,9 @@ pub enum Reason {
     /// Peer-to-peer across groups.
     #[error(
         "{} and {} cannot share P2P: IOMMU group {} and group {}\n       \
-         devices with p2p=on must be in one IOMMU group; leave p2p=on out to keep them apart",
-        a.0, b.0, a.1, b.1
+         p2pctl explain {} {}   says why\n       \
+         leave p2p=on out, or give them p2p_domain= names of their own, to keep them apart",
+        a.0, b.0, a.1, b.1, a.0, b.0
     )]
     TwoGroups {
         /// The first device and its group.
@@ -124,14 +140,14 @@ pub enum Reason {
     },
     /// One group cannot be in two IOMMU contexts.
     #[error(
-        "{without} cannot be kept out of the P2P of {with}: both are in IOMMU group {group}, which the IOMMU translates as one\n       \
-         give p2p=on to both or to neither"
+        "{a} and {b} cannot be kept apart: both are in IOMMU group {group}, which the IOMMU translates as one\n       \
+         give p2p=on with the same p2p_domain to both, or to neither"
     )]
     SplitGroup {
-        /// The device with `p2p=on`.
-        with: Sbdf,
-        /// The device without.
-        without: Sbdf,
+        /// A device with `p2p=on`.
+        a: Sbdf,
+        /// A device without, or of another domain.
+        b: Sbdf,
         /// The group of both.
         group: GroupId,
     },
@@ -162,8 +178,8 @@ fn is_vfio(driver: &str) -> bool {
 
 /// Decides which devices share which IOMMU context, or refuses with every reason there is.
 ///
-/// The rule: devices with `p2p=on` must all be in one IOMMU group, and a group is translated as a
-/// whole, so a device of that group cannot stay out.
+/// The rule: the devices of a P2P domain must all be in one IOMMU group, and a group is translated as a whole, so a
+/// device of that group can neither stay out nor be in another domain.
 ///
 /// # Errors
 /// The [`Refusal`] names the devices and groups that stand in the way.
@@ -177,31 +193,43 @@ pub fn admit(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
         }
         reasons.extend(unassignable(candidate));
     }
-    let (domain, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.p2p);
-    if let Some(first) = domain.first() {
-        for peer in domain.iter().filter(|peer| peer.group != first.group) {
-            reasons.push(Reason::TwoGroups {
-                a: (first.sbdf, first.group),
-                b: (peer.sbdf, peer.group),
-            });
-        }
-        for other in &others {
-            let Some(member) = domain.iter().find(|m| m.group == other.group) else {
-                continue;
-            };
-            if member.sbdf != other.sbdf {
-                reasons.push(Reason::SplitGroup {
-                    with: member.sbdf,
-                    without: other.sbdf,
-                    group: other.group,
-                });
-            }
+    for (at, a) in candidates.iter().enumerate() {
+        let later = candidates.iter().skip(at + 1);
+        reasons.extend(later.filter_map(|b| incompatible(a, b)));
+    }
+    if !reasons.is_empty() {
+        return Err(Refusal { reasons });
+    }
+    let mut domains: BTreeMap<DomainName, Vec<Candidate>> = BTreeMap::new();
+    let mut others = Vec::new();
+    for candidate in candidates {
+        match &candidate.domain {
+            Some(name) => domains.entry(name.clone()).or_default().push(candidate),
+            None => others.push(candidate),
         }
     }
-    if reasons.is_empty() {
-        Ok(Admitted { domain, others })
-    } else {
-        Err(Refusal { reasons })
+    Ok(Admitted {
+        domains: domains.into_values().collect(),
+        others,
+    })
+}
+
+/// Why two devices cannot be what was asked of both.
+fn incompatible(a: &Candidate, b: &Candidate) -> Option<Reason> {
+    if a.sbdf == b.sbdf || a.domain.is_none() && b.domain.is_none() {
+        return None;
+    }
+    match (a.domain == b.domain, a.group == b.group) {
+        (true, true) | (false, false) => None,
+        (true, false) => Some(Reason::TwoGroups {
+            a: (a.sbdf, a.group),
+            b: (b.sbdf, b.group),
+        }),
+        (false, true) => Some(Reason::SplitGroup {
+            a: a.sbdf,
+            b: b.sbdf,
+            group: a.group,
+        }),
     }
 }
 
@@ -247,7 +275,7 @@ mod tests {
     fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
         Candidate {
             sbdf: sbdf(text),
-            p2p,
+            domain: p2p.then(DomainName::default),
             group: GroupId(group),
             members: vec![member(text, Some("vfio-pci"))],
         }
@@ -263,7 +291,8 @@ mod tests {
         let b = candidate("04:00.0", 6, true);
         let c = candidate("05:00.0", 7, false);
         let admitted = admit(vec![a, b, c]).unwrap();
-        assert_eq!(admitted.domain.len(), 2);
+        assert_eq!(admitted.domains.len(), 1);
+        assert_eq!(admitted.domains[0].len(), 2);
         assert_eq!(admitted.others.len(), 1);
     }
 
@@ -283,8 +312,33 @@ mod tests {
         let a = candidate("03:00.0", 6, false);
         let b = candidate("04:00.0", 6, false);
         let admitted = admit(vec![a, b]).unwrap();
-        assert!(admitted.domain.is_empty());
+        assert!(admitted.domains.is_empty());
         assert_eq!(admitted.others.len(), 2);
+    }
+
+    fn named(text: &str, group: u32, domain: &str) -> Candidate {
+        Candidate {
+            domain: Some(DomainName::Named(domain.to_owned())),
+            ..candidate(text, group, true)
+        }
+    }
+
+    #[test]
+    fn a_vm_may_have_a_domain_for_each_of_its_groups() {
+        let admitted = admit(vec![
+            named("03:00.0", 6, "left"),
+            named("05:00.0", 7, "right"),
+            named("04:00.0", 6, "left"),
+        ])
+        .unwrap();
+        let sizes: Vec<_> = admitted.domains.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1]);
+    }
+
+    #[test]
+    fn a_group_is_not_split_between_domains() {
+        let pair = vec![named("03:00.0", 6, "left"), named("04:00.0", 6, "right")];
+        assert!(matches!(reasons(pair)[..], [Reason::SplitGroup { .. }]));
     }
 
     #[test]
@@ -292,8 +346,8 @@ mod tests {
         let a = candidate("03:00.0", 6, true);
         let b = candidate("04:00.0", 6, false);
         let expected = Reason::SplitGroup {
-            with: sbdf("03:00.0"),
-            without: sbdf("04:00.0"),
+            a: sbdf("03:00.0"),
+            b: sbdf("04:00.0"),
             group: GroupId(6),
         };
         assert_eq!(reasons(vec![a, b]), [expected]);

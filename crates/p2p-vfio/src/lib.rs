@@ -30,7 +30,7 @@ mod sys;
 mod vmm;
 
 pub use address::{Address, AddressRange, Gpa, Iova};
-pub use admission::{Admitted, Candidate, Reason, Refusal, admit};
+pub use admission::{Admitted, Candidate, DomainName, Reason, Refusal, admit};
 pub use context::{ContextError, IommuContext, Reach};
 pub use device::{AssignedDevice, AttachError, BarInfo, DeviceParams, HostDevice, WindowError};
 pub use dma::DmaError;

@@ -45,10 +45,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "MODE", default_value = "off")]
     console: ConsoleConfig,
 
-    /// Devices to assign; p2p=on lets a device do peer-to-peer DMA with the others that have it
+    /// Devices to assign; p2p=on lets a device do peer-to-peer DMA with the others that have it (and the same
+    /// p2p_domain, if it has one)
     #[arg(
         long,
-        value_name = "path=SYSFS[,id=NAME][,p2p=on|off]",
+        value_name = "path=SYSFS[,id=NAME][,p2p=on|off][,p2p_domain=NAME]",
         num_args = 1..,
         action = ArgAction::Append
     )]

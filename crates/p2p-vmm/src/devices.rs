@@ -9,7 +9,7 @@ use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{
     Address, AddressRange, Admitted, Apertures, AssignedDevice, Branch, Candidate, DeviceParams,
-    Endpoint, Gpa, HostDevice, IommuContext, Iova, Reach, admit, lay_out,
+    DomainName, Endpoint, Gpa, HostDevice, IommuContext, Iova, Reach, admit, lay_out,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -25,32 +25,42 @@ pub(crate) fn judge(configs: &[DeviceConfig]) -> anyhow::Result<Admitted> {
     let sysfs = Sysfs::default();
     let candidates = configs
         .iter()
-        .map(|config| Candidate::read(&sysfs, &config.path, config.p2p))
+        .map(|config| Candidate::read(&sysfs, &config.path, domain_of(config)))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(admit(candidates)?)
 }
 
+/// The P2P domain that a device was asked to join.
+fn domain_of(config: &DeviceConfig) -> Option<DomainName> {
+    let name = config.p2p_domain.clone();
+    let domain = name.map_or(DomainName::Unnamed, DomainName::Named);
+    config.p2p.then_some(domain)
+}
+
 /// Devices that are open, before the guest's address space is laid out.
 pub(crate) struct OpenDevices {
-    /// Members of the P2P domain.
-    domain: Vec<HostDevice>,
+    /// Members of each P2P domain.
+    domains: Vec<Vec<HostDevice>>,
     others: Vec<HostDevice>,
-    contexts: Vec<Arc<IommuContext>>,
+    contexts: Vec<IommuContext>,
 }
 
 impl OpenDevices {
-    /// Opens the admitted devices: those of the P2P domain in one IOMMU context, the others in another.
+    /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in another.
     pub(crate) fn open(vm: &VmFd, admitted: &Admitted) -> anyhow::Result<Self> {
         let mut this = Self {
-            domain: Vec::new(),
+            domains: Vec::new(),
             others: Vec::new(),
             contexts: Vec::new(),
         };
-        if admitted.domain.is_empty() && admitted.others.is_empty() {
+        if admitted.domains.is_empty() && admitted.others.is_empty() {
             return Ok(this);
         }
         let kvm = kvm_vfio_device(vm)?;
-        this.domain = this.open_in(Reach::Peers, &admitted.domain, &kvm)?;
+        for members in &admitted.domains {
+            let members = this.open_in(Reach::Peers, members, &kvm)?;
+            this.domains.push(members);
+        }
         this.others = this.open_in(Reach::GuestMemory, &admitted.others, &kvm)?;
         Ok(this)
     }
@@ -69,7 +79,7 @@ impl OpenDevices {
             .iter()
             .map(|candidate| HostDevice::open(&context, candidate))
             .collect::<Result<_, _>>()?;
-        self.contexts.push(Arc::new(context));
+        self.contexts.push(context);
         Ok(devices)
     }
 
@@ -89,13 +99,13 @@ impl OpenDevices {
         Ok(usable)
     }
 
-    /// Gives the devices guest memory and the guest the devices: one virtual switch for the P2P domain, a root port
-    /// for each of the others. BARs are placed and decoded, so that an error shows now and not in the guest.
+    /// Gives the devices guest memory and the guest the devices: a virtual switch for each P2P domain, a root port for
+    /// each of the others. BARs are placed and decoded, so that an error shows now and not in the guest.
     pub(crate) fn assign(self, guest: &Guest<'_>) -> anyhow::Result<()> {
         for context in &self.contexts {
             context.map_guest(guest.memory)?;
         }
-        let branches = branches(&self.domain, &self.others);
+        let branches = branches(&self.domains, &self.others);
         let apertures = Apertures {
             memory: guest
                 .layout
@@ -112,7 +122,7 @@ impl OpenDevices {
         for (sbdf, port) in topology.ports {
             guest.pci.add(Bdf::from(sbdf), Arc::new(Mutex::new(port)))?;
         }
-        let devices = self.domain.into_iter().chain(self.others);
+        let devices = self.domains.into_iter().flatten().chain(self.others);
         for (device, place) in devices.zip(topology.endpoints) {
             let params = DeviceParams {
                 slots: guest.slots.clone(),
@@ -142,16 +152,16 @@ pub(crate) struct Guest<'a> {
     pub(crate) pci: &'a PciBus,
 }
 
-/// The domain's switch first, then the others, which is the order of [`OpenDevices::assign`].
-fn branches(domain: &[HostDevice], others: &[HostDevice]) -> Vec<Branch> {
+/// The domains' switches first, then the others, which is the order of [`OpenDevices::assign`].
+fn branches(domains: &[Vec<HostDevice>], others: &[HostDevice]) -> Vec<Branch> {
     let endpoint = |device: &HostDevice| Endpoint {
         bars: device.bars().to_vec(),
         link: device.link(),
     };
-    let switch = Branch::Switch(domain.iter().map(endpoint).collect());
-    let switch = (!domain.is_empty()).then_some(switch);
-    let alone = others.iter().map(|device| Branch::Device(endpoint(device)));
-    switch.into_iter().chain(alone).collect()
+    let switch = |members: &Vec<HostDevice>| Branch::Switch(members.iter().map(endpoint).collect());
+    let alone = |device: &HostDevice| Branch::Device(endpoint(device));
+    let switches = domains.iter().map(switch);
+    switches.chain(others.iter().map(alone)).collect()
 }
 
 /// The VM's KVM-VFIO device: through it KVM learns which groups the VM has (linux
