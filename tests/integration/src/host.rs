@@ -18,6 +18,7 @@ use crate::paths::{cache_dir, lab_dir};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::protocol::{CHUNK_BYTES, Reply, Request};
+use crate::vm::{GUEST, Vm};
 
 /// How long a lab host may take until its agent answers.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -91,7 +92,7 @@ impl Lab {
             dir: &dir,
         })?;
         let agent = Agent::new(socket)?;
-        let kernel = wait_for_agent(&mut machine, &agent, started)?;
+        let kernel = wait_for_agent(&mut machine, &agent, started, progress)?;
         // QEMU has copied it into the machine's memory.
         drop(fs::remove_file(&initramfs));
         let lab = Self {
@@ -127,6 +128,11 @@ impl Lab {
     #[must_use]
     pub fn boot_time(&self) -> Duration {
         self.boot_time
+    }
+
+    /// Starts a VM; its serial console is the command's standard output.
+    pub fn vm(&self, vm: &Vm) -> Command<'_> {
+        self.command(vm.argv()).deadline(GUEST)
     }
 
     /// A command to run; nothing happens before `run` or `spawn`.
@@ -221,18 +227,29 @@ impl Lab {
     /// # Errors
     /// A file in sysfs cannot be written, or vfio-pci does not take the function.
     pub fn bind_vfio(&self, bdf: &str) -> Result<()> {
+        self.bind(bdf, "vfio-pci")
+    }
+
+    /// Gives a function to a driver, whatever driver it has now.
+    ///
+    /// # Errors
+    /// A file in sysfs cannot be written, or the driver does not take the function.
+    pub fn bind(&self, bdf: &str, wanted: &str) -> Result<()> {
+        if self.driver(bdf)?.as_deref() == Some(wanted) {
+            return Ok(());
+        }
         let device = format!("/sys/bus/pci/devices/{bdf}");
         self.sh(&format!(
             "set -e
              [ ! -e {device}/driver ] || echo {bdf} > {device}/driver/unbind
-             echo vfio-pci > {device}/driver_override
+             echo {wanted} > {device}/driver_override
              echo {bdf} > /sys/bus/pci/drivers_probe"
         ))
-        .with_context(|| format!("cannot bind {bdf} to vfio-pci"))?;
+        .with_context(|| format!("cannot bind {bdf} to {wanted}"))?;
         let driver = self.driver(bdf)?;
         ensure!(
-            driver.as_deref() == Some("vfio-pci"),
-            "vfio-pci did not take {bdf}; its driver is {driver:?}"
+            driver.as_deref() == Some(wanted),
+            "{wanted} did not take {bdf}; its driver is {driver:?}"
         );
         Ok(())
     }
@@ -327,6 +344,15 @@ impl Lab {
         result
     }
 
+    /// Saves what can be saved after a failure and says where it is.
+    pub(crate) fn post_mortem(&self) {
+        let saved = self.save_artifacts();
+        eprintln!("lab: what it left behind is in {}", self.dir.display());
+        if let Err(error) = saved {
+            eprintln!("lab: {error:#}{}", self.machine.last_words());
+        }
+    }
+
     fn link_name(&self, path: &str) -> Result<Option<String>> {
         let target = self.run(["readlink", path])?;
         Ok(match target.code() {
@@ -339,17 +365,19 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if thread::panicking() {
-            let saved = self.save_artifacts();
-            eprintln!("lab: what is left of it is in {}", self.dir.display());
-            if let Err(error) = saved {
-                eprintln!("lab: {error:#}{}", self.machine.last_words());
-            }
+            self.post_mortem();
         }
     }
 }
 
-fn wait_for_agent(machine: &mut Machine, agent: &Agent, started: Instant) -> Result<String> {
+fn wait_for_agent(
+    machine: &mut Machine,
+    agent: &Agent,
+    started: Instant,
+    progress: &Progress,
+) -> Result<String> {
     loop {
+        progress.alive("booting the lab host", started);
         match agent.greeting(Duration::from_millis(200)) {
             Ok(Some((kernel, _))) => return Ok(kernel),
             Ok(None) => machine.check_alive()?,

@@ -38,6 +38,8 @@ mod profile;
 mod progress;
 pub mod protocol;
 pub mod report;
+mod shared;
+mod vm;
 
 pub use agent::{Command, Output, Running};
 pub use assets::Assets;
@@ -50,3 +52,5 @@ pub use profile::{
     RootComplex, RootPort, SharedMemory, Switch,
 };
 pub use progress::Progress;
+pub use shared::{SharedLab, Turn};
+pub use vm::{GUEST, Vm};

@@ -71,8 +71,8 @@ pub enum Access {
 pub enum Outcome {
     /// The data arrived.
     Ok,
-    /// Nothing arrived: what was there before is still there.
-    Unchanged,
+    /// Nothing arrived: what was there before is still there, or a read was answered with nothing.
+    Nothing,
     /// Something arrived that nobody sent.
     Garbled,
     /// The device did not end the transfer in time.
@@ -99,7 +99,7 @@ mod tests {
             initiator: "0000:01:00.0".into(),
             target: "0000:02:00.0".into(),
             access: Access::Write,
-            result: Outcome::Unchanged,
+            result: Outcome::Nothing,
             wrote: "0x1".into(),
             read: "0x2".into(),
             expected: "0xfffffffe".into(),

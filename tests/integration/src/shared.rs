@@ -1,0 +1,70 @@
+//! A lab host that several tests of one program use, one after the other.
+
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+
+use crate::host::Lab;
+use crate::profile::Profile;
+
+/// A lab booted by the first test that asks; kept in a `static`. It lives as long as the test program and
+/// keeps its slot, so such a program boots no other lab of its own.
+pub struct SharedLab {
+    profile: &'static str,
+    name: &'static str,
+    lab: OnceLock<Result<Lab, String>>,
+    turn: Mutex<()>,
+}
+
+/// One test's turn with the lab.
+pub struct Turn<'a> {
+    lab: &'a Lab,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl SharedLab {
+    /// A lab of a profile under `resources/lab`, to be booted later.
+    #[must_use]
+    pub const fn new(profile: &'static str, name: &'static str) -> Self {
+        Self {
+            profile,
+            name,
+            lab: OnceLock::new(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Waits for this test's turn.
+    ///
+    /// # Panics
+    /// The lab cannot be booted: tests that need one fail then, all with the same reason.
+    pub fn turn(&self) -> Turn<'_> {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let lab = self.lab.get_or_init(|| {
+            Profile::named(self.profile)
+                .and_then(|profile| Lab::boot(&profile, self.name))
+                .map_err(|error| format!("{error:#}"))
+        });
+        match lab {
+            Ok(lab) => Turn { lab, _turn: turn },
+            Err(error) => panic!("no lab to test in: {error}"),
+        }
+    }
+}
+
+impl Deref for Turn<'_> {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        self.lab
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // A lab in a static is never dropped, so its post-mortem is made at the end of the turn that failed.
+        if thread::panicking() {
+            self.lab.post_mortem();
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A guest to start in the lab host with `p2p-vmm`.
+
+use std::time::Duration;
+
+use crate::initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
+
+/// How long a guest may take from the start of its VMM to power-off.
+pub const GUEST: Duration = Duration::from_secs(180);
+
+/// A guest's kernel command line up to what it shall run.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off -- run";
+
+/// The command line of a VMM, in the making.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    guest: String,
+    memory_mib: u32,
+    devices: Vec<String>,
+}
+
+impl Vm {
+    /// A guest of 512 MiB that runs a program of its initramfs and powers off.
+    #[must_use]
+    pub fn new(guest: &str) -> Self {
+        Self {
+            guest: guest.to_owned(),
+            memory_mib: 512,
+            devices: Vec::new(),
+        }
+    }
+
+    /// Assigns a function.
+    #[must_use]
+    pub fn device(self, bdf: &str) -> Self {
+        self.device_option(&format!("path=/sys/bus/pci/devices/{bdf}"))
+    }
+
+    /// Assigns a function that takes part in P2P.
+    #[must_use]
+    pub fn p2p_device(self, bdf: &str) -> Self {
+        self.device_option(&format!("path=/sys/bus/pci/devices/{bdf},p2p=on"))
+    }
+
+    /// Adds a `--device` option as it is.
+    #[must_use]
+    pub fn device_option(mut self, option: &str) -> Self {
+        self.devices.push(option.to_owned());
+        self
+    }
+
+    /// Program and arguments; the serial console is standard output.
+    #[must_use]
+    pub fn argv(&self) -> Vec<String> {
+        let mut argv: Vec<String> = [
+            "p2p-vmm",
+            "--kernel",
+            GUEST_KERNEL,
+            "--initramfs",
+            GUEST_INITRAMFS,
+            "--cmdline",
+            &format!("{CMDLINE} {}", self.guest),
+            "--memory",
+            &format!("size={}M", self.memory_mib),
+            "--cpus",
+            "boot=1",
+            "--serial",
+            "tty",
+            "--console",
+            "off",
+        ]
+        .map(str::to_owned)
+        .into();
+        if !self.devices.is_empty() {
+            argv.push("--device".to_owned());
+            argv.extend(self.devices.iter().cloned());
+        }
+        argv
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Vm;
+
+    #[test]
+    fn devices_share_one_option_as_cloud_hypervisor_has_it() {
+        let argv = Vm::new("x")
+            .p2p_device("0000:03:00.0")
+            .device("0000:04:00.0")
+            .argv();
+        let devices = argv.iter().skip_while(|word| *word != "--device").skip(1);
+        assert_eq!(
+            devices.collect::<Vec<_>>(),
+            [
+                "path=/sys/bus/pci/devices/0000:03:00.0,p2p=on",
+                "path=/sys/bus/pci/devices/0000:04:00.0"
+            ]
+        );
+        assert!(!Vm::new("x").argv().contains(&"--device".to_owned()));
+    }
+}

@@ -1,0 +1,187 @@
+//! Two devices that Linux has in one IOMMU group.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use lab::protocol::Exit;
+use lab::report::{Access, Finding, Outcome};
+use lab::{GUEST, Output, SharedLab, Turn, Vm};
+
+static LAB: SharedLab = SharedLab::new("edu-one-group", "one-group");
+
+const FIRST: &str = "0000:03:00.0";
+const SECOND: &str = "0000:04:00.0";
+
+/// The lab with both devices bound to vfio-pci.
+fn lab() -> Turn<'static> {
+    let lab = LAB.turn();
+    for bdf in [FIRST, SECOND] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    assert_eq!(lab.group(FIRST).unwrap(), lab.group(SECOND).unwrap());
+    lab
+}
+
+fn p2p(guest: &str) -> Vm {
+    Vm::new(guest).p2p_device(FIRST).p2p_device(SECOND)
+}
+
+/// Access and result of every transfer between peers.
+fn transfers(output: &Output) -> Vec<(Access, Outcome)> {
+    Finding::in_console(&output.stdout)
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Peer { access, result, .. } => Some((access, result)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// How devices fared with guest memory.
+fn memory(output: &Output) -> Vec<Outcome> {
+    Finding::in_console(&output.stdout)
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Memory { result, .. } => Some(result),
+            _ => None,
+        })
+        .collect()
+}
+
+fn assert_p2p_works(output: &Output) {
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    assert_eq!(
+        transfers(output),
+        [
+            (Access::Write, Outcome::Ok),
+            (Access::Read, Outcome::Ok),
+            (Access::Write, Outcome::Ok),
+            (Access::Read, Outcome::Ok)
+        ],
+        "{output:#?}"
+    );
+    assert!(output.stdout.contains("guest: exit 0"), "{output:#?}");
+}
+
+#[test]
+fn with_p2p_each_device_reaches_the_other() {
+    let lab = lab();
+    let output = lab.vm(&p2p("guest-probe 2")).run().unwrap();
+    assert_p2p_works(&output);
+    assert_eq!(memory(&output), [Outcome::Ok, Outcome::Ok]);
+}
+
+#[test]
+fn without_p2p_the_iommu_stops_what_aims_at_the_other() {
+    let lab = lab();
+    // The kernel limits how many faults it logs in five seconds; older ones are none of ours.
+    lab.sh("dmesg -c").unwrap();
+    let vm = Vm::new("guest-probe 2").device(FIRST).device(SECOND);
+    let output = lab.vm(&vm).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    assert_eq!(
+        transfers(&output),
+        [
+            (Access::Write, Outcome::Nothing),
+            (Access::Read, Outcome::Nothing),
+            (Access::Write, Outcome::Nothing),
+            (Access::Read, Outcome::Nothing)
+        ],
+        "{output:#?}"
+    );
+    assert_eq!(memory(&output), [Outcome::Ok, Outcome::Ok]);
+    assert!(output.stdout.contains("guest: exit 1"), "{output:#?}");
+    let log = lab.dmesg().unwrap();
+    for bdf in ["03:00.0", "04:00.0"] {
+        let named =
+            |line: &str| line.contains("DMA") && line.contains(bdf) && line.contains("fault addr");
+        assert!(log.lines().any(named), "no fault by {bdf} in\n{log}");
+    }
+}
+
+#[test]
+fn p2p_asked_for_by_one_device_alone_maps_nothing() {
+    let lab = lab();
+    let vm = Vm::new("guest-probe 2").p2p_device(FIRST).device(SECOND);
+    let output = lab.vm(&vm).run().unwrap();
+    let reached = transfers(&output)
+        .iter()
+        .any(|(_, result)| *result == Outcome::Ok);
+    assert!(!reached, "{output:#?}");
+}
+
+#[test]
+fn a_vmm_killed_at_any_time_leaves_the_devices_usable() {
+    let lab = lab();
+    for delay_ms in [0, 50, 300, 1000] {
+        let vmm = lab.vm(&p2p("guest-probe loop 100")).spawn().unwrap();
+        lab.run(["usleep", &format!("{}", delay_ms * 1000)])
+            .unwrap()
+            .ok()
+            .unwrap();
+        vmm.signal(9).unwrap();
+        assert_eq!(
+            vmm.wait().unwrap().exit,
+            Exit::Signal(9),
+            "after {delay_ms} ms"
+        );
+    }
+    let mut vmm = lab.vm(&p2p("guest-probe loop 100")).spawn().unwrap();
+    vmm.wait_for("\"finding\":\"peer\"", GUEST).unwrap();
+    vmm.signal(9).unwrap();
+    assert_eq!(vmm.wait().unwrap().exit, Exit::Signal(9));
+    let output = lab.vm(&p2p("guest-probe 2")).run().unwrap();
+    assert_p2p_works(&output);
+}
+
+/// Runs a VMM that must end by itself before any guest is up.
+fn refused(lab: &Turn<'_>, vm: &Vm) -> Output {
+    let output = lab.vm(vm).deadline(Duration::from_secs(60)).run().unwrap();
+    assert!(!output.stdout.contains("guest: up"), "{output:#?}");
+    output
+}
+
+#[test]
+fn a_device_without_vfio_pci_is_named_with_the_way_out() {
+    let lab = lab();
+    lab.sh(&format!(
+        "echo {SECOND} > /sys/bus/pci/drivers/vfio-pci/unbind; echo > /sys/bus/pci/devices/{SECOND}/driver_override"
+    ))
+    .unwrap();
+    let output = refused(&lab, &p2p("guest-probe 2"));
+    assert!(matches!(output.code(), Some(1 | 2)), "{output:#?}");
+    for word in [SECOND, "vfio-pci"] {
+        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    }
+}
+
+#[test]
+fn a_neighbour_with_a_host_driver_is_named() {
+    let lab = lab();
+    lab.sh("modprobe uio_pci_generic").unwrap();
+    lab.bind(SECOND, "uio_pci_generic").unwrap();
+    let output = refused(&lab, &Vm::new("guest-probe 1").device(FIRST));
+    lab.bind_vfio(SECOND).unwrap();
+    assert!(matches!(output.code(), Some(1 | 2)), "{output:#?}");
+    for word in [FIRST, SECOND, "uio_pci_generic"] {
+        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    }
+}
+
+#[test]
+fn a_path_that_is_not_there_is_named() {
+    let lab = lab();
+    let output = refused(&lab, &Vm::new("guest-probe").device("0000:77:00.0"));
+    assert_eq!(output.code(), Some(1), "{output:#?}");
+    assert!(output.stderr.contains("0000:77:00.0"), "{output:#?}");
+}
+
+#[test]
+fn a_malformed_option_is_named() {
+    let lab = lab();
+    let option = format!("path=/sys/bus/pci/devices/{FIRST},p2p=perhaps");
+    let output = refused(&lab, &Vm::new("guest-probe").device_option(&option));
+    assert!(!matches!(output.code(), Some(0) | None), "{output:#?}");
+    assert!(output.stderr.contains("perhaps"), "{output:#?}");
+}

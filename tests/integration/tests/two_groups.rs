@@ -1,0 +1,73 @@
+//! Two devices that Linux has in different IOMMU groups.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use lab::protocol::Exit;
+use lab::report::{Finding, Outcome};
+use lab::{Lab, SharedLab, Vm};
+
+static LAB: SharedLab = SharedLab::new("edu-two-groups", "two-groups");
+
+const FIRST: &str = "0000:03:00.0";
+const SECOND: &str = "0000:04:00.0";
+
+/// Everything a refused VMM might have touched: drivers, groups, configuration space.
+fn state(lab: &Lab) -> String {
+    lab.sh(
+        "for d in /sys/bus/pci/devices/*; do
+             echo $d $(readlink $d/driver) $(readlink $d/iommu_group) $(cat $d/enable $d/driver_override)
+         done
+         lspci -xxx -vvv",
+    )
+    .unwrap()
+}
+
+#[test]
+fn p2p_is_refused_before_anything_changes() {
+    let lab = LAB.turn();
+    for bdf in [FIRST, SECOND] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    let (before, log) = (state(&lab), lab.dmesg().unwrap());
+    let vm = Vm::new("guest-probe 2")
+        .p2p_device(FIRST)
+        .p2p_device(SECOND);
+    let output = lab.vm(&vm).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(2), "{output:#?}");
+    assert_eq!(output.stdout, "", "no guest was started");
+    let groups = [FIRST, SECOND].map(|bdf| format!("group {}", lab.group(bdf).unwrap()));
+    assert_ne!(groups[0], groups[1]);
+    for word in [FIRST, SECOND, &groups[0], &groups[1]] {
+        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    }
+    assert_eq!(state(&lab), before);
+    assert_eq!(
+        lab.dmesg().unwrap(),
+        log,
+        "the host's kernel had to do something"
+    );
+}
+
+#[test]
+fn without_p2p_both_work_and_neither_reaches_the_other() {
+    let lab = LAB.turn();
+    for bdf in [FIRST, SECOND] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    let vm = Vm::new("guest-probe 2").device(FIRST).device(SECOND);
+    let output = lab.vm(&vm).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    let findings = Finding::in_console(&output.stdout);
+    let results = |peers: bool| -> Vec<Outcome> {
+        findings
+            .iter()
+            .filter_map(|finding| match finding {
+                Finding::Peer { result, .. } if peers => Some(*result),
+                Finding::Memory { result, .. } if !peers => Some(*result),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(results(false), [Outcome::Ok; 2], "{output:#?}");
+    assert_eq!(results(true), [Outcome::Nothing; 4], "{output:#?}");
+}
