@@ -139,7 +139,7 @@ mod tests {
         let error = parse(&["--kernel", "/k", "--device", "path=/a,p2pp=on"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
-        assert!(text.contains("unknown option \"p2pp\" (known: path, id, p2p)"));
+        assert!(text.contains("unknown option \"p2pp\" (known: path, id, p2p, p2p_domain)"));
     }
 
     #[test]
