@@ -42,12 +42,26 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let refused = error.is::<Refusal>() || error.is::<SysfsError>();
-            if refused {
-                ExitCode::from(REFUSED)
-            } else {
-                ExitCode::FAILURE
+            if let Some(error) = error.downcast_ref::<SysfsError>() {
+                eprintln!("       {}", way_out(error));
+                return ExitCode::from(REFUSED);
             }
+            if error.is::<Refusal>() {
+                return ExitCode::from(REFUSED);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What to do about a device that the host does not have.
+fn way_out(error: &SysfsError) -> &'static str {
+    match error {
+        SysfsError::NoGroup { .. } => {
+            "an IOMMU is needed: intel_iommu=on or amd_iommu=on, and VT-d or AMD-Vi in the firmware"
+        }
+        _ => {
+            "give the directory of a PCI function, path=/sys/bus/pci/devices/0000:03:00.0 (lspci -D lists them)"
         }
     }
 }

@@ -138,7 +138,8 @@ fn a_vmm_killed_at_any_time_leaves_the_devices_usable() {
 /// Runs a VMM that must end by itself before any guest is up.
 fn refused(lab: &Turn<'_>, vm: &Vm) -> Output {
     let output = lab.vm(vm).deadline(Duration::from_secs(60)).run().unwrap();
-    assert!(!output.stdout.contains("guest: up"), "{output:#?}");
+    assert_eq!(output.code(), Some(2), "{output:#?}");
+    assert_eq!(output.stdout, "", "no guest was started");
     output
 }
 
@@ -150,7 +151,6 @@ fn a_device_without_vfio_pci_is_named_with_the_way_out() {
     ))
     .unwrap();
     let output = refused(&lab, &p2p("guest-probe 2"));
-    assert!(matches!(output.code(), Some(1 | 2)), "{output:#?}");
     for word in [SECOND, "vfio-pci"] {
         assert!(output.stderr.contains(word), "{word}: {output:#?}");
     }
@@ -163,7 +163,6 @@ fn a_neighbour_with_a_host_driver_is_named() {
     lab.bind(SECOND, "uio_pci_generic").unwrap();
     let output = refused(&lab, &Vm::new("guest-probe 1").device(FIRST));
     lab.bind_vfio(SECOND).unwrap();
-    assert!(matches!(output.code(), Some(1 | 2)), "{output:#?}");
     for word in [FIRST, SECOND, "uio_pci_generic"] {
         assert!(output.stderr.contains(word), "{word}: {output:#?}");
     }
@@ -173,8 +172,9 @@ fn a_neighbour_with_a_host_driver_is_named() {
 fn a_path_that_is_not_there_is_named() {
     let lab = lab();
     let output = refused(&lab, &Vm::new("guest-probe").device("0000:77:00.0"));
-    assert_eq!(output.code(), Some(1), "{output:#?}");
-    assert!(output.stderr.contains("0000:77:00.0"), "{output:#?}");
+    for word in ["0000:77:00.0", "lspci -D"] {
+        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    }
 }
 
 #[test]
@@ -182,6 +182,5 @@ fn a_malformed_option_is_named() {
     let lab = lab();
     let option = format!("path=/sys/bus/pci/devices/{FIRST},p2p=perhaps");
     let output = refused(&lab, &Vm::new("guest-probe").device_option(&option));
-    assert!(!matches!(output.code(), Some(0) | None), "{output:#?}");
     assert!(output.stderr.contains("perhaps"), "{output:#?}");
 }
