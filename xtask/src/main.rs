@@ -1,6 +1,9 @@
 //! Everything one does with this repository besides `cargo build`: `cargo xtask --help`.
 
+mod check;
+mod demo;
 mod shell;
+mod test;
 
 use std::process::ExitCode;
 
@@ -17,11 +20,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or fetch what the lab needs: QEMU, a kernel, a few tools. Everything else does this by itself
+    /// Show it: a host, two devices, a VM in which they do DMA into each other
+    Demo,
+    /// Set-up, build and all tests, unit and lab
+    Test(test::Args),
+    /// Formatting, lints and documentation, with warnings as errors
+    Check,
+    /// Find or fetch what the lab needs: QEMU, a kernel, a few tools. The others do this by themselves
     Setup,
     /// Build the static programs that go into the lab
     Build,
-    /// Boot a lab host and run a command in it, or read commands from standard input
+    /// Boot a lab host and run a command in it, or commands from standard input
     Lab(shell::Args),
 }
 
@@ -37,19 +46,21 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Demo => demo::run()?,
+        Task::Test(args) => test::run(&args)?,
+        Task::Check => check::run()?,
         Task::Setup => {
             let assets = Assets::ensure(&Progress::new())?;
             for line in assets.describe() {
                 println!("{line}");
             }
-            Ok(ExitCode::SUCCESS)
         }
         Task::Build => {
             for (name, path) in Binaries::build(&Progress::new())?.iter() {
                 println!("{name} {}", path.display());
             }
-            Ok(ExitCode::SUCCESS)
         }
-        Task::Lab(args) => shell::run(&args),
+        Task::Lab(args) => return shell::run(&args),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -93,6 +93,7 @@ impl Lab {
         })?;
         let agent = Agent::new(socket)?;
         let kernel = wait_for_agent(&mut machine, &agent, started, progress)?;
+        progress.clear();
         // QEMU has copied it into the machine's memory.
         drop(fs::remove_file(&initramfs));
         let lab = Self {

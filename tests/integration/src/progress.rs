@@ -1,11 +1,16 @@
 //! What a person sees while something takes its time.
 
 use std::io::{IsTerminal, Write, stderr};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a line is repeated where it cannot be overwritten: in a log file.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often something that goes on shows it.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Progress on standard error; on a terminal the current line is overwritten as it advances.
 pub struct Progress {
@@ -41,7 +46,7 @@ impl Progress {
     pub fn step(&self, text: &str) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.open {
-            eprintln!();
+            eprint!("\r\x1b[K");
         }
         *line = Line::default();
         eprintln!("{text}");
@@ -58,13 +63,35 @@ impl Progress {
         self.moving(what, &format!("{} s", since.elapsed().as_secs()));
     }
 
+    /// Shows that something goes on while it does.
+    pub fn during<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let (done, ended) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(TICK) {
+                    self.alive(what, started);
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
+    }
+
+    /// Takes the moving line away, so that something else can be printed in its place.
+    pub fn clear(&self) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.open {
+            eprint!("\r\x1b[K");
+        }
+        *line = Line::default();
+    }
+
     fn moving(&self, what: &str, state: &str) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = line.what != what;
         if self.terminal {
-            if line.open && fresh {
-                eprintln!();
-            }
             eprint!("\r{what}: {state}\x1b[K");
             // A terminal that cannot be written to shows no progress; the work goes on.
             drop(stderr().flush());

@@ -1,0 +1,39 @@
+//! `cargo xtask check`: what a reviewer should not have to look for.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+pub(crate) fn run() -> Result<()> {
+    let shell = Shell::new()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let stage = |name: &str, command: xshell::Cmd<'_>| -> Result<()> {
+        let started = Instant::now();
+        command
+            .quiet()
+            .run()
+            .with_context(|| format!("{name} found something"))?;
+        eprintln!(
+            "check: {name} clean ({:.0} s)",
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    };
+    stage("formatting", cmd!(shell, "{cargo} fmt --all --check"))?;
+    stage(
+        "lints",
+        cmd!(
+            shell,
+            "{cargo} clippy --quiet --locked --workspace --all-targets -- -D warnings"
+        ),
+    )?;
+    stage(
+        "documentation",
+        cmd!(
+            shell,
+            "{cargo} doc --quiet --locked --workspace --no-deps --document-private-items"
+        )
+        .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
