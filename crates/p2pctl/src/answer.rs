@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::show::{Line, Text, Tone};
+use crate::source::Source;
 
 /// What goes to stdout.
 #[derive(Debug)]
@@ -49,6 +50,17 @@ impl Answer {
     pub(crate) fn note(mut self, text: impl std::fmt::Display) -> Self {
         self.talk
             .push(Line::new().toned(Tone::Warn, "note: ").plain(text));
+        self
+    }
+
+    /// Adds what everybody who looks at this machine should know: what could not be read.
+    pub(crate) fn about(self, source: &Source) -> Self {
+        if source.topology.needs_privilege() {
+            return self.note(format_args!(
+                "{} was read without root: port types, links and ACS are unknown, which is not off. Run as root",
+                source.from
+            ));
+        }
         self
     }
 }

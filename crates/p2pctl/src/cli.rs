@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use iommu_group::Sbdf;
 
 use crate::show::Colour;
 
@@ -13,7 +14,7 @@ use crate::show::Colour;
     version,
     max_term_width = 100,
     disable_help_subcommand = true,
-    after_help = "Exit status: 0 done, 1 failed."
+    after_help = "Exit status: 0 done, 1 failed, 2 refused."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -26,8 +27,11 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Look at this directory instead of /sys
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", conflicts_with = "from")]
     pub(crate) sysfs: Option<PathBuf>,
+    /// Look at a machine that `p2pctl dump` wrote to this file (`-`: standard input)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
     /// Print JSON instead of a text for people
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -39,8 +43,19 @@ pub(crate) struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show the tree of PCI functions: groups, links, ACS, drivers
+    Topology {
+        /// Show only what is at and below these (as lspci prints them: 03:00.0)
+        #[arg(value_name = "FUNCTION")]
+        below: Vec<Sbdf>,
+        /// Show every virtual function in a line of its own
+        #[arg(long)]
+        all: bool,
+    },
     /// Show the IOMMU groups and who is in them
     Groups,
+    /// Print the machine as one file that every command reads back with --from
+    Dump,
     /// Print completions for a shell
     Completions {
         /// The shell

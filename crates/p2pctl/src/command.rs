@@ -1,6 +1,8 @@
 //! What the commands do, a file for each.
 
+mod dump;
 mod groups;
+mod topology;
 
 use anyhow::Result;
 use clap::CommandFactory;
@@ -8,12 +10,19 @@ use clap::CommandFactory;
 use crate::answer::Answer;
 use crate::cli::{Cli, Command};
 use crate::show::Terminal;
-use crate::source;
+use crate::source::Source;
 
 /// Does what the command line says.
 pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
+    let json = cli.global.json;
+    let load = || Source::load(&cli.global);
     match &cli.command {
-        Command::Groups => groups::run(&source::sysfs(&cli.global)?, cli.global.json, terminal),
+        Command::Topology { below, all } => {
+            let request = topology::Request { below, all: *all };
+            topology::run(&load()?, &request, json)
+        }
+        Command::Groups => groups::run(&load()?, json, terminal.width),
+        Command::Dump => Ok(dump::run(&load()?)),
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "p2pctl", &mut out);

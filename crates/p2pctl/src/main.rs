@@ -1,10 +1,12 @@
 //! `p2pctl`: look at, explain and plan peer-to-peer DMA between the PCIe devices of a host.
 //!
-//! Exit status: 0 done, 1 failed. Data goes to stdout, talk to stderr. Nothing here writes to the host.
+//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Nothing here writes to the host.
 
 mod answer;
 mod cli;
 mod command;
+mod describe;
+mod json;
 mod names;
 mod show;
 mod source;
@@ -21,6 +23,8 @@ use show::Terminal;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
+/// What follows below `note: `.
+const NOTE_INDENT: usize = 6;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -60,8 +64,10 @@ fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
         _ => {}
     }
+    let talk = answer.talk.wrapped(terminal.width, NOTE_INDENT);
+    let talk = talk.render(terminal.talk_colour);
     // Nobody is left to tell if stderr is gone.
-    let _ = io::stderr().write_all(answer.talk.render(terminal.talk_colour).as_bytes());
+    let _ = io::stderr().write_all(talk.as_bytes());
     Ok(DONE)
 }
 

@@ -3,7 +3,9 @@
 mod line;
 mod table;
 mod terminal;
+mod tree;
 
 pub(crate) use line::{Line, Text, Tone};
 pub(crate) use table::Table;
 pub(crate) use terminal::{Colour, Terminal};
+pub(crate) use tree::branches;

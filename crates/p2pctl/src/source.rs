@@ -1,18 +1,80 @@
-//! Where the facts come from: the live `/sys`, or a directory that looks like it.
+//! Where the facts come from: the live `/sys`, a directory that looks like it, or a file that `dump` wrote.
 
-use anyhow::{Result, bail};
-use iommu_group::Sysfs;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use iommu_group::{Host, Sbdf, Sysfs, Topology};
 
 use crate::cli::Global;
+use crate::names::Names;
 
-/// The sysfs tree that the command line names.
-pub(crate) fn sysfs(global: &Global) -> Result<Sysfs> {
-    let sysfs = match &global.sysfs {
-        Some(root) => Sysfs::new(root),
-        None => Sysfs::default(),
-    };
-    if !sysfs.root().is_dir() {
-        bail!("{} is not a directory", sysfs.root().display());
+/// A machine to talk about.
+pub(crate) struct Source {
+    pub(crate) topology: Topology,
+    /// What it was read from, for messages.
+    pub(crate) from: String,
+    /// How its functions are called.
+    pub(crate) names: Names,
+}
+
+impl Source {
+    /// Reads the machine that the command line names.
+    pub(crate) fn load(global: &Global) -> Result<Self> {
+        let (topology, from) = match (&global.from, &global.sysfs) {
+            (Some(file), _) => (read_file(file)?, file.display().to_string()),
+            (None, sysfs) => {
+                let root = sysfs.clone().unwrap_or_else(|| PathBuf::from("/sys"));
+                (scan(&root)?, root.display().to_string())
+            }
+        };
+        if topology.functions().is_empty() {
+            bail!("there is no PCI function in {from}");
+        }
+        Ok(Self {
+            names: Names::new(topology.functions().iter().map(|f| f.sbdf())),
+            topology,
+            from,
+        })
     }
-    Ok(sysfs)
+
+    /// Fails for an address that the machine does not have.
+    pub(crate) fn must_have(&self, functions: &[Sbdf]) -> Result<()> {
+        for function in functions {
+            if self.topology.get(*function).is_none() {
+                bail!(
+                    "there is no PCI function {function} in {}: `p2pctl topology` shows those there are",
+                    self.from
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn scan(root: &Path) -> Result<Topology> {
+    if !root.is_dir() {
+        bail!("{} is not a directory", root.display());
+    }
+    let sysfs = Sysfs::new(root);
+    // What goes with /sys is /proc; with a copy of it, the copy beside it. Not the one of this host.
+    let host = match (root.file_name(), root.parent()) {
+        (Some(name), Some(above)) if name == "sys" => Host::read(&above.join("proc"), &sysfs),
+        _ => Host::read(Path::new("/nonexistent"), &sysfs),
+    };
+    Ok(Topology::scan(&sysfs, host)?)
+}
+
+fn read_file(file: &Path) -> Result<Topology> {
+    let text = if file == Path::new("-") {
+        let mut text = String::new();
+        io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read standard input")?;
+        text
+    } else {
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?
+    };
+    Topology::from_fixture(&text).with_context(|| format!("cannot use {}", file.display()))
 }

@@ -10,10 +10,16 @@ pub(crate) enum Tone {
     /// Nothing.
     #[default]
     Plain,
+    /// The answer, or what it is about.
+    Strong,
     /// Beside the point.
     Dim,
+    /// As it should be.
+    Good,
     /// Open, but for a reason.
     Warn,
+    /// Refused, or dangerous.
+    Bad,
     /// A name that recurs elsewhere: a group.
     Name,
 }
@@ -23,8 +29,11 @@ impl Tone {
         let colour = |c: AnsiColor| Style::new().fg_color(Some(c.into()));
         match self {
             Self::Plain => Style::new(),
+            Self::Strong => Style::new().bold(),
             Self::Dim => Style::new().dimmed(),
+            Self::Good => colour(AnsiColor::Green),
             Self::Warn => colour(AnsiColor::Yellow),
+            Self::Bad => colour(AnsiColor::Red).bold(),
             Self::Name => colour(AnsiColor::Cyan),
         }
     }
@@ -69,6 +78,10 @@ impl Line {
         self.toned(Tone::Plain, text)
     }
 
+    pub(crate) fn strong(self, text: impl fmt::Display) -> Self {
+        self.toned(Tone::Strong, text)
+    }
+
     pub(crate) fn dim(self, text: impl fmt::Display) -> Self {
         self.toned(Tone::Dim, text)
     }
@@ -98,10 +111,16 @@ impl Line {
 
     /// Breaks the line at spaces so that no part is wider than `width`, if its words allow it.
     pub(crate) fn wrap(&self, width: usize) -> Vec<Self> {
+        self.wrap_hanging(width, width)
+    }
+
+    /// The same with another width for all parts but the first.
+    fn wrap_hanging(&self, first: usize, rest: usize) -> Vec<Self> {
         let mut lines = Vec::new();
         let mut current = Self::new();
         for (word, spaces) in self.words() {
             let needed = current.width() + spaces + word.width();
+            let width = if lines.is_empty() { first } else { rest };
             if !current.is_empty() && needed > width {
                 lines.push(std::mem::take(&mut current));
                 current = word;
@@ -185,6 +204,24 @@ impl Text {
         self.lines.push(line.into());
     }
 
+    /// Adds a line broken to `width` columns, all parts but the first indented by `indent`.
+    pub(crate) fn push_wrapped(&mut self, line: &Line, width: usize, indent: usize) {
+        let rest = width.saturating_sub(indent);
+        for (index, part) in line.wrap_hanging(width, rest).into_iter().enumerate() {
+            let lead = if index == 0 { 0 } else { indent };
+            self.push(Line::new().plain(" ".repeat(lead)).then(&part));
+        }
+    }
+
+    /// The text with every line broken to `width` columns.
+    pub(crate) fn wrapped(&self, width: usize, indent: usize) -> Self {
+        let mut text = Self::new();
+        for line in &self.lines {
+            text.push_wrapped(line, width, indent);
+        }
+        text
+    }
+
     /// The text as it is printed, with escape sequences if `colour`.
     pub(crate) fn render(&self, colour: bool) -> String {
         let mut out = String::new();
@@ -203,9 +240,12 @@ mod tests {
     #[test]
     fn colour_is_only_where_it_is_wanted() {
         let mut text = Text::new();
-        text.push(Line::new().plain("verdict ").toned(Tone::Warn, "refused"));
+        text.push(Line::new().plain("verdict ").toned(Tone::Bad, "refused"));
         assert_eq!(text.render(false), "verdict refused\n");
-        assert_eq!(text.render(true), "verdict \u{1b}[33mrefused\u{1b}[0m\n");
+        assert_eq!(
+            text.render(true),
+            "verdict \u{1b}[1m\u{1b}[31mrefused\u{1b}[0m\n"
+        );
     }
 
     #[test]
@@ -216,15 +256,22 @@ mod tests {
 
     #[test]
     fn wrapping_keeps_tones_and_breaks_at_spaces() {
-        let line = Line::new().plain("one two ").dim("three four");
+        let line = Line::new().plain("one two ").strong("three four");
         assert_eq!(
             line.wrap(9),
             [
                 Line::from("one two"),
-                Line::new().dim("three"),
-                Line::new().dim("four"),
+                Line::new().strong("three"),
+                Line::new().strong("four"),
             ]
         );
         assert_eq!(Line::from("longer-than-that").wrap(4).len(), 1);
+    }
+
+    #[test]
+    fn wrapped_parts_hang() {
+        let mut text = Text::new();
+        text.push_wrapped(&Line::from("! aaaaaaaaa bbbbbbbbb ccccccccc"), 22, 2);
+        assert_eq!(text.render(false), "! aaaaaaaaa bbbbbbbbb\n  ccccccccc\n");
     }
 }

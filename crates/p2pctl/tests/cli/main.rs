@@ -1,0 +1,16 @@
+//! `p2pctl` as an operator runs it, on machines in the shape of `/sys` and on the fixtures of `resources/topologies`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test that cannot set up should stop"
+)]
+
+mod fixtures;
+mod groups;
+mod machine;
+mod machines;
+mod run;
+mod sources;
+mod topology;

@@ -1,0 +1,102 @@
+//! `p2pctl topology`.
+
+use std::fs;
+
+use crate::machines;
+use crate::run::{OnDisk, on};
+
+#[test]
+fn a_switch_with_two_drives() {
+    let run = on("switch-without-acs", &["topology"]);
+    assert_eq!(
+        run.stdout,
+        "\
+pci0000:00
+├─ 00:00.0           host bridge 8086:29c0  g0
+├─ 00:04.0           root port              g1           ACS SV RR CR UF
+│  └─ 01:00.0        switch up              g3  gen1 x1
+│     ├─ 02:00.0     switch down            g4           no ACS
+│     │  └─ 03:00.0  NVMe 1b36:0010         g4  gen1 x1  vfio-pci  BAR4 16M
+│     └─ 02:01.0     switch down            g5           no ACS
+│        └─ 04:00.0  NVMe 1b36:0010         g5  gen1 x1  nvme  BAR4 16M
+└─ 00:04.1           root port              g2           ACS SV RR CR UF
+   └─ 05:00.0        NIC 8086:10c9          g6  gen1 x4  igb
+"
+    );
+    assert_eq!((run.status, run.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn only_what_is_below_a_port() {
+    let run = on("switch-without-acs", &["topology", "2:1.0"]);
+    assert_eq!(
+        run.stdout,
+        "\
+02:01.0     switch down     g5           no ACS
+└─ 04:00.0  NVMe 1b36:0010  g5  gen1 x1  nvme  BAR4 16M
+"
+    );
+    let json = on("switch-without-acs", &["topology", "02:01.0", "--json"]).json();
+    assert_eq!(json["functions"].as_array().unwrap().len(), 2);
+    assert_eq!(json["functions"][1]["parent"], "0000:02:01.0");
+}
+
+#[test]
+fn a_thousand_virtual_functions_take_one_line_unless_asked_for() {
+    let run = on("sriov-1000", &["topology"]);
+    assert!(run.stdout.contains("1000 VFs 15b3:101e"), "{}", run.stdout);
+    assert!(run.stdout.lines().count() < 10);
+    let run = on("sriov-1000", &["topology", "--all"]);
+    assert!(run.stdout.lines().count() > 1000);
+}
+
+#[test]
+fn what_root_would_see_is_unknown_and_not_off() {
+    let run = on("unprivileged", &["topology"]);
+    assert!(run.stdout.contains("ACS ?"), "{}", run.stdout);
+    assert!(!run.stdout.contains("no ACS"), "{}", run.stdout);
+    assert!(run.stderr.contains("Run as root"), "{}", run.stderr);
+    assert_eq!(run.status, 0);
+    let json = on("unprivileged", &["topology", "--json"]).json();
+    assert_eq!(json["functions"][1]["acs"]["state"], "unknown");
+    assert_eq!(json["functions"][1]["acs"]["why"], "unprivileged");
+}
+
+#[test]
+fn domains_show_where_there_are_several() {
+    let run = on("vmd", &["topology"]);
+    assert!(run.stdout.contains("10000:01:00.0"), "{}", run.stdout);
+    assert!(run.stdout.contains("behind 0000:00:0e.0"), "{}", run.stdout);
+}
+
+#[test]
+fn ten_thousand_functions() {
+    let machine = OnDisk::new(&machines::many(10_000));
+    let run = machine.run(&["topology", "--json"]);
+    assert_eq!(run.json()["functions"].as_array().unwrap().len(), 10_000);
+    let run = machine.run(&["topology"]);
+    assert_eq!(run.status, 0);
+    assert!(run.stdout.lines().count() > 10_000);
+}
+
+#[test]
+fn configuration_space_that_was_cut_short() {
+    let machine = OnDisk::new(&machines::many(40));
+    let device = machine.sys().join("bus/pci/devices/0000:00:01.0/config");
+    let bytes = fs::read(&device).unwrap();
+    for len in [0, 1, 3, 17, 63, 64, 100, 255, 256, 0x102, 0x153] {
+        fs::write(&device, &bytes[..len]).unwrap();
+        for args in [
+            &["topology"][..],
+            &["groups"],
+            &["dump"],
+            &["topology", "--json"],
+        ] {
+            let run = machine.run(args);
+            assert_eq!(run.status, 0, "{len} bytes, {args:?}: {}", run.stderr);
+        }
+    }
+    fs::write(&device, vec![0xff; 4096]).unwrap();
+    let run = machine.run(&["topology"]);
+    assert!(run.stdout.contains("no answer"), "{}", run.stdout);
+}
