@@ -41,6 +41,20 @@ pub enum Finding {
         /// The word that should be there.
         expected: String,
     },
+    /// A drive transferred a block from or to another drive's memory.
+    Transfer {
+        /// The drive whose memory it was.
+        memory: String,
+        /// The drive that did the DMA.
+        drive: String,
+        /// Direction of the data as the drive's file sees it: `read` is from the drive into its peer's memory.
+        access: Access,
+        /// How it went.
+        result: Outcome,
+        /// What the kernel said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// The last line.
     Summary {
         /// Devices found.

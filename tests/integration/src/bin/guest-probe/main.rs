@@ -1,14 +1,17 @@
-//! Finds QEMU's `edu` devices in a guest and makes them do DMA: into guest memory, and into each other.
+//! Makes a guest's devices do DMA: QEMU's `edu` devices into guest memory and into each other, NVMe drives into each
+//! other's controller memory buffer.
 //!
 //! ```text
 //! guest-probe [COUNT]          one round; exit code 0 if every check went well and COUNT devices are there
 //! guest-probe loop SECONDS     rounds until the time is over; exit code 0 if every check of every round did
+//! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
 //! ```
 //!
 //! Each check is one line of JSON on standard output: [`Finding`].
 
 mod edu;
 mod mapping;
+mod p2pmem;
 mod pci;
 mod round;
 
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
             Ok(seconds) => (None, Duration::from_secs(seconds)),
             Err(_) => return usage(),
         },
+        ["p2pmem"] => return p2pmem(),
         [count] => match count.parse() {
             Ok(count) => (Some(count), Duration::ZERO),
             Err(_) => return usage(),
@@ -49,8 +53,19 @@ fn main() -> ExitCode {
     }
 }
 
+fn p2pmem() -> ExitCode {
+    match p2pmem::run(&mut print) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("guest-probe: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn usage() -> ExitCode {
-    eprintln!("usage: guest-probe [COUNT] | guest-probe loop SECONDS");
+    eprintln!("usage: guest-probe [COUNT] | guest-probe loop SECONDS | guest-probe p2pmem");
     ExitCode::FAILURE
 }
 

@@ -84,6 +84,20 @@ impl Mapping {
         Ok(())
     }
 
+    /// Lets a file's driver transfer a page from `at` into the start of the mapping.
+    pub(crate) fn read_file(&self, file: &File, at: u64) -> io::Result<()> {
+        // SAFETY: a page is there, and nobody else touches the mapping during the call.
+        let page = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), PAGE) };
+        file.read_exact_at(page, at)
+    }
+
+    /// Lets a file's driver transfer the first page of the mapping to `at`.
+    pub(crate) fn write_file(&self, file: &File, at: u64) -> io::Result<()> {
+        // SAFETY: a page is there, and nobody else touches the mapping during the call.
+        let page = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), PAGE) };
+        file.write_all_at(page, at)
+    }
+
     fn place<T>(&self, offset: usize) -> io::Result<*mut T> {
         let width = size_of::<T>();
         let fits = offset
