@@ -31,12 +31,16 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn tell(story: &mut Story, assets: &Assets) -> Result<()> {
+    story.fact(
+        "what",
+        "two PCIe devices in one VM that do DMA into each other",
+    )?;
     refusal(story, assets)?;
     let lab = boot(story, "edu-one-group", "demo-one-group")?;
     story.fact(
         "host 2",
         &format!(
-            "the same, but its root port has no ACS      up in {}",
+            "the same, but its root port has no ACS, up in {}",
             seconds(lab.boot_time())
         ),
     )?;
@@ -66,7 +70,7 @@ fn refusal(story: &mut Story, assets: &Assets) -> Result<()> {
     story.fact(
         "host 1",
         &format!(
-            "{}, an IOMMU; two DMA engines below one switch      up in {}",
+            "{}, an IOMMU; two DMA engines below one switch, up in {}",
             parts.join(", "),
             seconds(lab.boot_time())
         ),
@@ -93,7 +97,7 @@ fn refusal(story: &mut Story, assets: &Assets) -> Result<()> {
     let mut lines = output.stderr.lines();
     story.fact("refused", lines.next().unwrap_or_default())?;
     for line in lines {
-        story.fact("", line)?;
+        story.fact("", line.trim())?;
     }
     story.fact("", "exit code 2, no guest was started")
 }
@@ -154,17 +158,18 @@ fn on(story: &mut Story, lab: &Lab, devices: &[String; 2]) -> Result<()> {
             peer.result
         );
         let label = if number == 0 { "p2p on" } else { "" };
-        let verb = match peer.access {
-            Access::Write => "wrote into",
-            Access::Read => "read from ",
-        };
-        story.fact(
-            label,
-            &format!(
-                "the guest: {} {verb} {}   {} arrived as {}   OK",
-                peer.from, peer.to, peer.wrote, peer.read
+        // The register that the probe uses stores the inverse of what is written to it.
+        let text = match peer.access {
+            Access::Write => format!(
+                "the guest: {} wrote {} into {}, which then held the inverse {}   OK",
+                peer.from, peer.wrote, peer.to, peer.read
             ),
-        )?;
+            Access::Read => format!(
+                "the guest: {} read {} out of {}   OK",
+                peer.from, peer.read, peer.to
+            ),
+        };
+        story.fact(label, &text)?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The harness's end of the line to the agent in a lab host.
 
 mod command;
+mod transcript;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::protocol::{Reply, Request, read_frame, write_frame};
 pub use command::{Command, Output, Running};
+pub(crate) use transcript::Transcript;
 
 /// How long the agent may take to take in or answer something that needs no time of its own.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -25,6 +27,7 @@ pub(crate) struct Agent {
     writer: Mutex<UnixStream>,
     pending: Arc<Mutex<Pending>>,
     hello: Mutex<Receiver<Answer>>,
+    transcript: Transcript,
 }
 
 #[derive(Default)]
@@ -37,7 +40,7 @@ struct Pending {
 
 impl Agent {
     /// Takes over our end of the socket that QEMU connects to the agent's port.
-    pub(crate) fn new(socket: UnixStream) -> Result<Self> {
+    pub(crate) fn new(socket: UnixStream, transcript: Transcript) -> Result<Self> {
         socket
             .set_write_timeout(Some(ANSWER))
             .context("cannot set a time limit on the agent's socket")?;
@@ -73,6 +76,7 @@ impl Agent {
             writer: Mutex::new(socket),
             pending,
             hello: Mutex::new(hello),
+            transcript,
         })
     }
 
@@ -139,10 +143,12 @@ fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn connected() -> (Agent, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Agent::new(ours).unwrap(), theirs)
+        let transcript = Transcript::create(Path::new("/dev/null")).unwrap();
+        (Agent::new(ours, transcript).unwrap(), theirs)
     }
 
     fn get(path: &str) -> Request {

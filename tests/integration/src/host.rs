@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::agent::{Agent, Command, Output};
+use crate::agent::{Agent, Command, Output, Transcript};
 use crate::assets::Assets;
 use crate::binaries::Binaries;
 use crate::initramfs;
@@ -91,7 +91,7 @@ impl Lab {
             initramfs: &initramfs,
             dir: &dir,
         })?;
-        let agent = Agent::new(socket)?;
+        let agent = Agent::new(socket, Transcript::create(&dir.join("commands.log"))?)?;
         let kernel = wait_for_agent(&mut machine, &agent, started, progress)?;
         progress.clear();
         // QEMU has copied it into the machine's memory.

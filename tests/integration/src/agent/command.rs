@@ -10,6 +10,12 @@ use crate::protocol::{Exit, Invocation, Reply, Request};
 /// How long one poll waits in the lab host.
 const POLL: Duration = Duration::from_millis(500);
 
+/// How long a killed command may take to end.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// signal(7).
+const KILL: i32 = 9;
+
 /// A command to run in the lab host.
 #[must_use = "a command does nothing until it is run or spawned"]
 pub struct Command<'lab> {
@@ -104,7 +110,7 @@ impl<'lab> Command<'lab> {
         let request = Request::Run(self.invocation());
         let answer = self.agent.ask(&request, &self.stdin, self.deadline)?;
         let piece = Piece::from_answer(answer)?;
-        Ok(Output {
+        let output = Output {
             exit: piece
                 .exit
                 .context("the agent left out how a command ended")?,
@@ -112,7 +118,9 @@ impl<'lab> Command<'lab> {
             stdout: text(&piece.stdout),
             stderr: text(&piece.stderr),
             truncated: piece.truncated,
-        })
+        };
+        self.agent.transcript.add(&output);
+        Ok(output)
     }
 
     /// Starts it and leaves it running.
@@ -131,6 +139,7 @@ impl<'lab> Command<'lab> {
                 stderr: Vec::new(),
                 truncated: false,
                 exit: None,
+                reported: false,
             }),
             (other, _) => bail!("the agent answered {other:?} to a spawn"),
         }
@@ -155,6 +164,7 @@ pub struct Running<'lab> {
     stderr: Vec<u8>,
     truncated: bool,
     exit: Option<Exit>,
+    reported: bool,
 }
 
 impl Running<'_> {
@@ -210,13 +220,23 @@ impl Running<'_> {
             }
             self.poll(POLL)?;
         }
-        Ok(Output {
-            exit: self.exit.context("a command that ended has an exit")?,
+        let exit = self.exit.context("a command that ended has an exit")?;
+        Ok(self.take_output(exit))
+    }
+
+    /// Everything it wrote; it counts as ended from now on.
+    fn take_output(&mut self, exit: Exit) -> Output {
+        self.exit = Some(exit);
+        let output = Output {
+            exit,
             argv: std::mem::take(&mut self.argv),
             stdout: text(&self.stdout),
             stderr: text(&self.stderr),
             truncated: self.truncated,
-        })
+        };
+        self.agent.transcript.add(&output);
+        self.reported = true;
+        output
     }
 
     /// Whether it has ended.
@@ -258,10 +278,15 @@ impl Running<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if self.exit.is_none() {
-            // Nothing is left to kill if the lab host is gone.
-            drop(self.signal(9));
+        if self.reported {
+            return;
         }
+        if self.exit.is_none() {
+            // Nothing is left to kill if the lab host is gone; else its end is awaited, so that it is forgotten
+            // there.
+            drop(self.signal(KILL).and_then(|()| self.poll(KILLED)));
+        }
+        self.take_output(self.exit.unwrap_or(Exit::Signal(KILL)));
     }
 }
 
