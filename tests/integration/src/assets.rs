@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::binaries::ensure_static;
 use crate::lock::FileLock;
@@ -96,32 +96,23 @@ impl Assets {
                 tools,
             });
         }
-        let (qemu, kernel, tools) = found;
-        let apt = Apt::new(&cache).map_err(|error| {
-            let mut missing = String::new();
-            if qemu.is_none() {
-                missing.push_str(
-                    "\n  qemu-system-x86_64, version 10 or newer: on PATH, or named by LAB_QEMU",
-                );
-            }
-            if kernel.is_none() {
-                missing.push_str(
-                    "\n  a Linux 7.2 or newer with its modules: LAB_KERNEL names the bzImage, LAB_MODULES the lib/modules/<version> directory",
-                );
-            }
-            if tools.is_none() {
-                for name in Tools::missing() {
-                    missing.push_str(&format!("\n  {name}: on PATH"));
-                }
-            }
-            error.context(format!(
-                "the lab's parts can be fetched on Debian with apt only, and here that does not work. Missing:{missing}"
-            ))
-        })?;
+        let missing = missing(&found);
+        Self::fetch(found, &cache, &store, progress).map_err(|error| {
+            anyhow!("{error:#}\nthe lab lacks, and can fetch on Debian with apt only:{missing}")
+        })
+    }
+
+    fn fetch(
+        (qemu, kernel, tools): (Option<Qemu>, Option<Kernel>, Option<Tools>),
+        cache: &Path,
+        store: &Store,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let apt = Apt::new(cache)?;
         Ok(Self {
-            qemu: qemu.map_or_else(|| Qemu::fetch(&apt, &store, progress), Ok)?,
-            kernel: kernel.map_or_else(|| Kernel::fetch(&apt, &store, progress), Ok)?,
-            tools: tools.map_or_else(|| Tools::fetch(&apt, &store, progress), Ok)?,
+            qemu: qemu.map_or_else(|| Qemu::fetch(&apt, store, progress), Ok)?,
+            kernel: kernel.map_or_else(|| Kernel::fetch(&apt, store, progress), Ok)?,
+            tools: tools.map_or_else(|| Tools::fetch(&apt, store, progress), Ok)?,
         })
     }
 
@@ -142,6 +133,25 @@ impl Assets {
             format!("busybox {}", self.tools.busybox.display()),
         ]
     }
+}
+
+/// A line for each part that was not found: what it is, and how to provide it.
+fn missing((qemu, kernel, tools): &(Option<Qemu>, Option<Kernel>, Option<Tools>)) -> String {
+    let mut text = String::new();
+    if qemu.is_none() {
+        text.push_str("\n  qemu-system-x86_64, version 10 or newer: on PATH, or named by LAB_QEMU");
+    }
+    if kernel.is_none() {
+        text.push_str(
+            "\n  Linux 7.2 or newer: LAB_KERNEL names its bzImage, LAB_MODULES its lib/modules/<version>",
+        );
+    }
+    if tools.is_none() {
+        for name in Tools::missing() {
+            text.push_str(&format!("\n  {name}: on PATH"));
+        }
+    }
+    text
 }
 
 impl Qemu {
@@ -180,8 +190,8 @@ impl Qemu {
                 Err(error) => last = last.or(Some(error)),
             }
         }
-        let error = last.unwrap_or_else(|| anyhow::anyhow!("no suite to try"));
-        Err(error.context("cannot fetch QEMU 10 or newer; LAB_QEMU can name one"))
+        let error = last.unwrap_or_else(|| anyhow!("no suite to try"));
+        Err(error.context("cannot fetch QEMU 10 or newer"))
     }
 
     /// Checks that it starts and is new enough.
@@ -256,7 +266,7 @@ impl Kernel {
             .and_then(|scope| scope.kernel())
             .and_then(|packages| store.install(Self::SET, &packages, progress))
             .and_then(|root| Self::in_root(&root))
-            .context("cannot fetch a kernel; LAB_KERNEL and LAB_MODULES can name one")
+            .context("cannot fetch a kernel")
     }
 
     /// The kernel that the unpacked packages hold.
