@@ -6,6 +6,8 @@
 mod config;
 mod fixture;
 mod group;
+mod kernel;
+mod quirks;
 mod sbdf;
 mod sysfs;
 mod topology;
@@ -16,7 +18,8 @@ pub use config::{
     HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
 };
 pub use fixture::FixtureError;
-pub use group::GroupId;
+pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
+pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};
 pub use topology::{Bar, Cpu, Function, Host, Iommu, RootBus, Topology};

@@ -8,6 +8,7 @@ mod scan;
 mod tree;
 
 pub use function::Function;
+pub(crate) use function::{forwards_ari, is_later_function};
 pub use host::{Cpu, Host, Iommu};
 pub use resource::Bar;
 pub use tree::RootBus;
@@ -157,5 +158,13 @@ impl Topology {
             .binary_search_by_key(&sbdf, Function::sbdf)
             .ok()?;
         Some(FunctionId::new(index))
+    }
+
+    pub(crate) fn function(&self, id: FunctionId) -> Option<&Function> {
+        self.functions.get(id.index())
+    }
+
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
     }
 }

@@ -8,8 +8,10 @@ use super::list::Offsets;
 use super::spec::{self, dvsec};
 use super::{
     Acs, AcsRegisters, AdvancedFeatures, Ari, Ats, ConfigSpace, Express, Fault, Header, Msi, MsiX,
-    PortType, PowerManagement, Sriov,
+    PowerManagement, Sriov,
 };
+
+use crate::quirks::acs::has_dword_registers;
 
 /// Why part of a configuration space is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -127,10 +129,9 @@ impl Config {
                 _ => Acs::Absent,
             };
         }
-        let root_port = self
+        let dword_layout = self
             .express
-            .is_some_and(|e| e.port_type == PortType::RootPort);
-        let dword_layout = root_port && intel_dword_acs(header.ids.vendor, header.ids.device);
+            .is_some_and(|express| has_dword_registers(header.ids, express.port_type));
         AcsRegisters::decode(space, offset, dword_layout).map_or_else(
             || {
                 self.faults.push(Fault::Truncated { at: offset });
@@ -139,16 +140,6 @@ impl Config {
             Acs::Known,
         )
     }
-}
-
-/// Intel's 100 and 200 series root ports and those of the 7th and 8th mobile generation have doublewords for ACS
-/// registers (linux 7.2 drivers/pci/quirks.c: `pci_quirk_intel_spt_pch_acs_match()`).
-fn intel_dword_acs(vendor: u16, device: u16) -> bool {
-    vendor == 0x8086
-        && matches!(
-            device,
-            0xa110..=0xa11f | 0xa167..=0xa16a | 0xa290..=0xa29f | 0xa2e7..=0xa2ee | 0x9d10..=0x9d1b
-        )
 }
 
 /// Whether anything that matters is out of sight.
@@ -169,6 +160,7 @@ fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Hidden> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PortType;
 
     /// A root port with PCI Express at 0x40 and ACS at 0x100.
     fn root_port() -> Vec<u8> {

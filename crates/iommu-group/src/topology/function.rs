@@ -163,6 +163,14 @@ impl Function {
         self.facts.native_hotplug
     }
 
+    /// Whether the bus of a virtual function has no bridge of its own, because its number is not that of its
+    /// physical function's bus (linux 7.2 drivers/pci/iov.c: `virtfn_add_bus()`).
+    pub(crate) fn on_virtual_bus(&self) -> bool {
+        self.facts
+            .physical_function
+            .is_some_and(|physical| physical.bus() != self.sbdf().bus())
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.facts
     }

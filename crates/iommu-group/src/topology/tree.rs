@@ -106,6 +106,11 @@ impl Tree {
         self.parents.get(id.index()).copied().flatten()
     }
 
+    /// The bridges above a function, the nearest first.
+    pub(crate) fn ancestors(&self, id: FunctionId) -> impl Iterator<Item = FunctionId> {
+        std::iter::successors(self.parent(id), |id| self.parent(*id))
+    }
+
     pub(crate) fn root_buses(&self) -> &[RootBus] {
         &self.root_buses
     }
@@ -124,6 +129,11 @@ impl Tree {
             Ok(index) => self.range(self.parents.len() + index),
             Err(_) => &[],
         }
+    }
+
+    /// The functions on the root bus with this place among the root buses.
+    pub(crate) fn on_root_number(&self, index: usize) -> &[FunctionId] {
+        self.range(self.parents.len().saturating_add(index))
     }
 
     /// All functions, every bridge before what is below it.

@@ -1,0 +1,121 @@
+//! Whether a function keeps peers apart, as Linux judges it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::node::Node;
+use crate::config::{AcsBits, Hidden, PortType};
+use crate::kernel::Kernel;
+use crate::quirks::acs::AcsRule;
+
+/// Why Linux does not trust a function to keep peers apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lack {
+    /// It has no ACS capability.
+    NoAcs,
+    /// It has one, but these bits of the control register are off.
+    Off(AcsBits),
+    /// It is conventional PCI: what is on its bus can see what others do.
+    Conventional,
+    /// It is a bridge between PCI Express and PCI, which cannot have ACS.
+    Bridge,
+    /// It is an event collector, which cannot have ACS.
+    EventCollector,
+    /// Linux has a rule for this device that says so.
+    Quirk(&'static str),
+    /// What it has could not be read, so nothing is certain.
+    Unreadable(Hidden),
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAcs => f.write_str("has no ACS"),
+            Self::Off(bits) => write!(f, "has ACS {bits} switched off"),
+            Self::Conventional => f.write_str("is conventional PCI, which has no ACS"),
+            Self::Bridge => f.write_str("is a bridge to conventional PCI, which cannot have ACS"),
+            Self::EventCollector => f.write_str("is an event collector, which cannot have ACS"),
+            Self::Quirk(why) => write!(f, "is never trusted: {why}"),
+            Self::Unreadable(hidden) => write!(f, "is not known: {hidden}"),
+        }
+    }
+}
+
+/// Whether Linux trusts a function to keep peers apart: whether it has all of [`AcsBits::REQUIRED`] that it
+/// implements (linux 7.2 drivers/pci/pci.c: `pci_acs_enabled()`).
+pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<Lack> {
+    match node.rule {
+        Some(AcsRule::Isolated(_)) => return None,
+        Some(AcsRule::NotIsolated(why)) => return Some(Lack::Quirk(why)),
+        Some(AcsRule::AmdSouthbridge)
+            if node.multifunction && node.on_root_bus && kernel.has_ivrs =>
+        {
+            return None;
+        }
+        Some(AcsRule::IntelPch) if node.intel_pch_enabled => return None,
+        Some(AcsRule::IntelPch) => {
+            return Some(Lack::Quirk(
+                "a root port without ACS that the kernel has not set up in its own way",
+            ));
+        }
+        Some(AcsRule::AmdSouthbridge) | None => {}
+    }
+    if overridden(node, kernel) {
+        return None;
+    }
+    match node.port_type {
+        PortType::Unknown => Some(Lack::Unreadable(node.hidden.unwrap_or(Hidden::Unreachable))),
+        PortType::Conventional => Some(Lack::Conventional),
+        PortType::PcieToPciBridge | PortType::PciToPcieBridge => Some(Lack::Bridge),
+        PortType::RcEventCollector => Some(Lack::EventCollector),
+        PortType::RootPort | PortType::SwitchDownstream => registers(node),
+        PortType::Endpoint
+        | PortType::LegacyEndpoint
+        | PortType::SwitchUpstream
+        | PortType::RcEndpoint => {
+            if node.multifunction {
+                registers(node)
+            } else {
+                None
+            }
+        }
+        PortType::Reserved(_) => None,
+    }
+}
+
+/// What is missing in the registers. A bit that is not implemented counts as set: the specification requires it only
+/// where it would make a difference (linux 7.2 drivers/pci/pci.c: `pci_acs_flags_enabled()`).
+fn registers(node: &Node) -> Option<Lack> {
+    if let Some(hidden) = node.acs_hidden {
+        return Some(Lack::Unreadable(hidden));
+    }
+    let Some(capability) = node.capability else {
+        return Some(Lack::NoAcs);
+    };
+    let off = AcsBits::REQUIRED & capability & !node.control;
+    (!off.is_empty()).then_some(Lack::Off(off))
+}
+
+/// Whether a patched kernel was told to take the function for isolated. The patch adds a last entry to the table of
+/// quirks, for PCI Express functions without an ACS capability.
+fn overridden(node: &Node, kernel: &Kernel) -> bool {
+    let Some(wanted) = &kernel.parameters.acs_override else {
+        return false;
+    };
+    if !node.port_type.is_express() || node.capability.is_some() || node.acs_hidden.is_some() {
+        return false;
+    }
+    if wanted.names(node.ids) {
+        return true;
+    }
+    match node.port_type {
+        PortType::RootPort | PortType::SwitchDownstream => wanted.downstream,
+        PortType::Endpoint
+        | PortType::LegacyEndpoint
+        | PortType::SwitchUpstream
+        | PortType::RcEndpoint => wanted.multifunction && node.multifunction,
+        _ => false,
+    }
+}

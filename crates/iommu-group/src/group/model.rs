@@ -1,0 +1,445 @@
+//! The kernel's groups as a thing that can be changed and looked at.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::find::Finder;
+use super::node::{LocalGroup, Node};
+use super::partition::Partition;
+use super::reason::Reason;
+use crate::config::{AcsBits, Hidden};
+use crate::kernel::{AcsSubject, Kernel};
+use crate::topology::FunctionId;
+use crate::{Sbdf, Topology};
+
+/// What ACS control registers are taken to hold when a machine starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Firmware {
+    /// Zero, as after a reset: firmware leaves ACS alone.
+    #[default]
+    Cleared,
+    /// What they hold now.
+    AsFound,
+}
+
+/// Something that cannot be known and that a computed group depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// What the function is, or its ACS capability, could not be read.
+    Unreadable(Hidden),
+    /// The requester ids that the device uses are in its own memory (Switchtec non-transparent bridges).
+    AliasesInDeviceMemory,
+}
+
+/// The kernel's IOMMU groups: how it computes them when functions are added, what stays when others are removed, and
+/// what ports have in their ACS registers meanwhile. Nothing here touches the machine.
+///
+/// ```
+/// # use iommu_group::{Firmware, GroupModel, Kernel, Topology};
+/// # fn show(topology: &Topology) {
+/// let kernel = Kernel::of(topology);
+/// for group in GroupModel::booted(topology, &kernel, Firmware::Cleared).partition().groups() {
+///     println!("{group:?}");
+/// }
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct GroupModel<'t> {
+    topology: &'t Topology,
+    kernel: Kernel,
+    nodes: Vec<Node>,
+    buses: Buses,
+    /// The functions that a scan finds, in its order.
+    scan_order: Vec<FunctionId>,
+    next_group: u32,
+    clock: u32,
+    doubts: BTreeMap<Sbdf, Doubt>,
+}
+
+impl<'t> GroupModel<'t> {
+    /// The groups and registers as they were found. If no function has a group, because there is no IOMMU in use,
+    /// there are none here either.
+    #[must_use]
+    pub fn as_found(topology: &'t Topology, kernel: &Kernel) -> Self {
+        let mut model = Self::new(topology, kernel);
+        for (node, function) in model.nodes.iter_mut().zip(topology.functions()) {
+            node.group = function.group().map(|group| LocalGroup(group.0));
+            node.reason = if node.group.is_some() {
+                Reason::Kept
+            } else {
+                Reason::NoIommu
+            };
+            node.intel_pch_enabled = kernel.requests_acs;
+        }
+        model.next_group = topology
+            .functions()
+            .iter()
+            .filter_map(|function| function.group())
+            .map(|group| group.0.saturating_add(1))
+            .max()
+            .unwrap_or(0);
+        let order = model.scan_order.clone();
+        for id in order {
+            model.tick(id);
+        }
+        for index in 0..model.nodes.len() {
+            if model.nodes.get(index).is_some_and(|node| node.is_virtual) {
+                model.tick(FunctionId::new(index));
+            }
+        }
+        model
+    }
+
+    /// The groups and registers that a fresh start of the machine gives: all functions are found, ACS is set up, then
+    /// the IOMMU driver computes the groups in the order of the functions, and virtual functions are made last.
+    #[must_use]
+    pub fn booted(topology: &'t Topology, kernel: &Kernel, firmware: Firmware) -> Self {
+        let mut model = Self::new(topology, kernel);
+        if !topology.has_groups() {
+            for node in &mut model.nodes {
+                node.covered = true;
+            }
+        }
+        for node in &mut model.nodes {
+            node.present = false;
+            node.reason = Reason::Gone;
+            if firmware == Firmware::Cleared {
+                node.control = AcsBits::NONE;
+            }
+        }
+        let order = model.scan_order.clone();
+        for id in &order {
+            model.tick(*id);
+            model.set_up_acs(*id);
+            if let Some(node) = model.nodes.get_mut(id.index()) {
+                node.present = true;
+                node.multifunction = node.multifunction_bit || node.later_function;
+            }
+        }
+        for id in order {
+            model.join(id);
+        }
+        for index in 0..model.nodes.len() {
+            if model.nodes.get(index).is_some_and(|node| node.is_virtual) {
+                model.add(FunctionId::new(index));
+            }
+        }
+        model
+    }
+
+    fn new(topology: &'t Topology, kernel: &Kernel) -> Self {
+        let buses = Buses::number(topology);
+        let covers_all = !topology.has_groups();
+        let nodes: Vec<Node> = topology
+            .functions()
+            .iter()
+            .zip(&buses.of)
+            .enumerate()
+            .map(|(index, (function, bus))| {
+                let mut node = Node::new(topology, kernel, FunctionId::new(index), function, *bus);
+                node.covered = covers_all || function.group().is_some();
+                node
+            })
+            .collect();
+        let mut model = Self {
+            topology,
+            kernel: kernel.clone(),
+            buses,
+            scan_order: scan_order(topology),
+            nodes,
+            next_group: 0,
+            clock: 0,
+            doubts: BTreeMap::new(),
+        };
+        model.buses.note_aliases(&model.nodes);
+        model
+    }
+
+    /// The topology that the model is of.
+    #[must_use]
+    pub fn topology(&self) -> &'t Topology {
+        self.topology
+    }
+
+    /// Whether a function is there.
+    #[must_use]
+    pub fn is_present(&self, sbdf: Sbdf) -> bool {
+        self.node(sbdf).is_some_and(|node| node.present)
+    }
+
+    /// What the ACS control register of a function holds; `None` if it has none or is not there.
+    #[must_use]
+    pub fn acs_control(&self, sbdf: Sbdf) -> Option<AcsBits> {
+        let node = self.node(sbdf)?;
+        (node.present && node.capability.is_some()).then_some(node.control)
+    }
+
+    /// Writes the ACS control register of a function. That alone changes no group.
+    pub fn set_acs_control(&mut self, sbdf: Sbdf, control: AcsBits) {
+        let id = self.topology.id(sbdf);
+        let node = id.and_then(|id| self.nodes.get_mut(id.index()));
+        if let Some(node) = node.filter(|node| node.present && node.capability.is_some()) {
+            node.control = control;
+        }
+    }
+
+    /// Removes a function and all below it. With a physical function its virtual ones go for good.
+    pub fn remove(&mut self, sbdf: Sbdf) {
+        let Some(id) = self.topology.id(sbdf) else {
+            return;
+        };
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            pending.extend_from_slice(self.topology.tree().children(id));
+            let Some(node) = self.nodes.get_mut(id.index()) else {
+                continue;
+            };
+            node.present = false;
+            node.group = None;
+            node.reason = Reason::Gone;
+            let physical = node.sbdf;
+            let is_physical = self
+                .topology
+                .function(id)
+                .is_some_and(|f| f.config().sriov.is_some());
+            if is_physical {
+                let virtuals = self.topology.virtual_functions(physical);
+                pending.extend(
+                    virtuals
+                        .filter_map(|f| self.topology.id(f.sbdf()))
+                        .filter(|v| self.nodes.get(v.index()).is_some_and(|node| node.present)),
+                );
+            }
+        }
+    }
+
+    /// Scans for functions that were removed, and adds them: their ACS is set up anew and their groups are computed.
+    /// Virtual functions are not found by a scan.
+    pub fn rescan(&mut self) {
+        for index in 0..self.scan_order.len() {
+            let Some(id) = self.scan_order.get(index).copied() else {
+                break;
+            };
+            let absent = self.nodes.get(id.index()).is_some_and(|node| !node.present);
+            if absent {
+                self.add(id);
+            }
+        }
+    }
+
+    /// The group that a function would get and why, if it alone were removed and added now.
+    #[must_use]
+    pub fn reason_if_readded(&self, sbdf: Sbdf) -> Option<Reason> {
+        let id = self.topology.id(sbdf)?;
+        let mut copy = self.clone();
+        let node = copy.nodes.get_mut(id.index())?;
+        node.present = false;
+        node.group = None;
+        copy.add(id);
+        copy.nodes.get(id.index()).map(|node| node.reason)
+    }
+
+    /// Why a function is in the group that it is in.
+    #[must_use]
+    pub fn reason(&self, sbdf: Sbdf) -> Option<Reason> {
+        self.node(sbdf).map(|node| node.reason)
+    }
+
+    /// Whether two functions are in one group.
+    #[must_use]
+    pub fn together(&self, a: Sbdf, b: Sbdf) -> bool {
+        let group = |sbdf| self.node(sbdf).and_then(|node| node.group);
+        group(a).is_some() && group(a) == group(b)
+    }
+
+    /// Who is in one group with whom.
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        Partition::new(
+            self.nodes
+                .iter()
+                .filter_map(|node| Some((node.sbdf, node.group?))),
+        )
+    }
+
+    /// What the computed groups depend on and cannot be known.
+    pub fn doubts(&self) -> impl Iterator<Item = (Sbdf, Doubt)> {
+        self.doubts.iter().map(|(sbdf, doubt)| (*sbdf, *doubt))
+    }
+
+    fn node(&self, sbdf: Sbdf) -> Option<&Node> {
+        self.nodes.get(self.topology.id(sbdf)?.index())
+    }
+
+    fn tick(&mut self, id: FunctionId) {
+        self.clock = self.clock.saturating_add(1);
+        if let Some(node) = self.nodes.get_mut(id.index()) {
+            node.added = self.clock;
+        }
+    }
+
+    /// Adds a function that is found by a scan or made by its physical function.
+    fn add(&mut self, id: FunctionId) {
+        self.tick(id);
+        if let Some(node) = self.nodes.get_mut(id.index()) {
+            node.present = true;
+            node.multifunction = node.multifunction_bit;
+        }
+        self.set_up_acs(id);
+        self.join(id);
+        // Only now does the scan note that this is not the first function of its device.
+        if let Some(node) = self.nodes.get_mut(id.index()) {
+            node.multifunction |= node.later_function;
+        }
+    }
+
+    fn set_up_acs(&mut self, id: FunctionId) {
+        let Some(node) = self.nodes.get_mut(id.index()) else {
+            return;
+        };
+        let subject = AcsSubject {
+            id,
+            ids: node.ids,
+            port_type: node.port_type,
+            capability: node.capability,
+            control: node.control,
+        };
+        let setup = self.kernel.set_up_acs(self.topology, &subject);
+        node.control = setup.control;
+        node.intel_pch_enabled |= setup.intel_pch_enabled;
+    }
+
+    fn join(&mut self, id: FunctionId) {
+        if !self.nodes.get(id.index()).is_some_and(|node| node.covered) {
+            if let Some(node) = self.nodes.get_mut(id.index()) {
+                node.reason = Reason::NoIommu;
+            }
+            return;
+        }
+        let (found, reason) = Finder {
+            topology: self.topology,
+            kernel: &self.kernel,
+            nodes: &self.nodes,
+            buses: &self.buses,
+            doubts: &mut self.doubts,
+        }
+        .find(id);
+        let group = found.unwrap_or_else(|| {
+            let new = LocalGroup(self.next_group);
+            self.next_group = self.next_group.saturating_add(1);
+            new
+        });
+        if let Some(node) = self.nodes.get_mut(id.index()) {
+            node.group = Some(group);
+            node.reason = reason;
+        }
+    }
+}
+
+/// The functions that a scan finds, in its order: all of a bus, then what is below its bridges, one after the other
+/// (linux 7.2 drivers/pci/probe.c: `pci_scan_child_bus_extend()`).
+fn scan_order(topology: &Topology) -> Vec<FunctionId> {
+    let tree = topology.tree();
+    let scanned = |id: &FunctionId| {
+        topology
+            .function(*id)
+            .is_some_and(|function| !function.is_virtual())
+    };
+    let mut order = Vec::with_capacity(topology.functions().len());
+    let mut buses: Vec<&[FunctionId]> = (0..tree.root_buses().len())
+        .rev()
+        .map(|root| tree.on_root_number(root))
+        .collect();
+    while let Some(bus) = buses.pop() {
+        order.extend(bus.iter().copied().filter(scanned));
+        buses.extend(
+            bus.iter()
+                .rev()
+                .map(|bridge| tree.children(*bridge))
+                .filter(|children| !children.is_empty()),
+        );
+    }
+    order
+}
+
+/// The buses of a topology, as the kernel has them: a bus for every bridge and root, and one for every bus number
+/// beyond that virtual functions have.
+#[derive(Debug, Clone)]
+pub(super) struct Buses {
+    /// The bus of each function.
+    of: Vec<u32>,
+    /// The functions of each bus, in ascending order.
+    members: Vec<Vec<FunctionId>>,
+    /// Those of them that send requests with other ids than their own.
+    alias_holders: HashMap<u32, Vec<FunctionId>>,
+}
+
+impl Buses {
+    fn number(topology: &Topology) -> Self {
+        let tree = topology.tree();
+        let mut numbers: HashMap<(Option<FunctionId>, usize, Option<u8>), u32> = HashMap::new();
+        let mut of = Vec::with_capacity(topology.functions().len());
+        let mut members: Vec<Vec<FunctionId>> = Vec::new();
+        for (index, function) in topology.functions().iter().enumerate() {
+            let id = FunctionId::new(index);
+            let virtual_bus = function.on_virtual_bus().then(|| function.sbdf().bus());
+            let key = (tree.parent(id), tree.root_of(id), virtual_bus);
+            let next = u32::try_from(members.len()).unwrap_or(u32::MAX);
+            let bus = *numbers.entry(key).or_insert(next);
+            of.push(bus);
+            match usize::try_from(bus)
+                .ok()
+                .and_then(|bus| members.get_mut(bus))
+            {
+                Some(list) => list.push(id),
+                None => members.push(vec![id]),
+            }
+        }
+        Self {
+            of,
+            members,
+            alias_holders: HashMap::new(),
+        }
+    }
+
+    fn note_aliases(&mut self, nodes: &[Node]) {
+        for (index, node) in nodes.iter().enumerate() {
+            if node.aliases.is_some() || node.aliases_unknown {
+                let holders = self.alias_holders.entry(node.bus).or_default();
+                holders.push(FunctionId::new(index));
+            }
+        }
+    }
+
+    pub(super) fn members(&self, bus: u32) -> &[FunctionId] {
+        usize::try_from(bus)
+            .ok()
+            .and_then(|bus| self.members.get(bus))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn alias_holders(&self, bus: u32) -> &[FunctionId] {
+        if self.alias_holders.is_empty() {
+            return &[];
+        }
+        self.alias_holders.get(&bus).map_or(&[], Vec::as_slice)
+    }
+
+    /// The functions that share a device number with `devfn`, which is how Linux tells devices apart, also with ARI.
+    pub(super) fn slot<'a>(
+        &'a self,
+        nodes: &'a [Node],
+        bus: u32,
+        devfn: u8,
+    ) -> impl Iterator<Item = FunctionId> + use<'a> {
+        let members = self.members(bus);
+        let device = devfn >> 3;
+        let device_of =
+            move |id: &FunctionId| nodes.get(id.index()).map_or(0, |node| node.devfn >> 3);
+        let start = members.partition_point(|id| device_of(id) < device);
+        members
+            .iter()
+            .skip(start)
+            .take_while(move |id| device_of(id) == device)
+            .copied()
+    }
+}
