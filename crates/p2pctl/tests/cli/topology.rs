@@ -2,8 +2,11 @@
 
 use std::fs;
 
+use serde_json::Value;
+
+use crate::machine::Machine;
 use crate::machines;
-use crate::run::{OnDisk, on};
+use crate::run::{OnDisk, on, p2pctl};
 
 #[test]
 fn a_switch_with_two_drives() {
@@ -71,12 +74,44 @@ fn domains_show_where_there_are_several() {
 
 #[test]
 fn ten_thousand_functions() {
-    let machine = OnDisk::new(&machines::many(10_000));
-    let run = machine.run(&["topology", "--json"]);
-    assert_eq!(run.json()["functions"].as_array().unwrap().len(), 10_000);
-    let run = machine.run(&["topology"]);
-    assert_eq!(run.status, 0);
-    assert!(run.stdout.lines().count() > 10_000);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), in_domains(&machines::many(100), 100)).unwrap();
+    let run = |args: &[&str]| {
+        let from = ["--from", file.path().to_str().unwrap()];
+        p2pctl(args.iter().copied().chain(from))
+    };
+    let json = run(&["topology", "--json"]).json();
+    assert_eq!(json["functions"].as_array().unwrap().len(), 10_000);
+    for command in ["topology", "groups"] {
+        let run = run(&[command]);
+        assert_eq!((run.status, run.stderr.as_str()), (0, ""), "{command}");
+        assert!(run.stdout.lines().count() > 10_000, "{command}");
+    }
+}
+
+/// The fixture of a machine that has `machine` in each of so many domains.
+fn in_domains(machine: &Machine, domains: u32) -> String {
+    let dump = OnDisk::new(machine).run(&["dump"]).stdout;
+    let mut all: Value = serde_json::from_str(&dump).unwrap();
+    let one = all["functions"].take();
+    let one = one.as_object().unwrap();
+    let mut functions = serde_json::Map::new();
+    for domain in 0..domains {
+        for (address, function) in one {
+            let text = function
+                .to_string()
+                .replace("0000:", &format!("{domain:04x}:"));
+            let mut function: Value = serde_json::from_str(&text).unwrap();
+            let group = u32::try_from(function["iommu_group"].as_u64().unwrap()).unwrap();
+            function["iommu_group"] = (group + 1000 * domain).into();
+            functions.insert(
+                address.replace("0000:", &format!("{domain:04x}:")),
+                function,
+            );
+        }
+    }
+    all["functions"] = functions.into();
+    all.to_string()
 }
 
 #[test]
