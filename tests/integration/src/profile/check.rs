@@ -225,9 +225,15 @@ impl Profile {
             let addr = device.addr.iter().cloned();
             let keys = device.properties.keys().cloned();
             let values = device.properties.values().map(ToString::to_string);
-            let texts = std::iter::once(device.model.clone());
-            for text in texts.chain(addr).chain(keys).chain(values) {
-                if text.is_empty() || text.contains([',', '\n']) {
+            let names = std::iter::once(device.model.clone())
+                .chain(addr)
+                .chain(keys);
+            // A value may be empty: `romfile` without one is no option ROM.
+            let texts = names
+                .map(|text| (text, false))
+                .chain(values.map(|text| (text, true)));
+            for (text, may_be_empty) in texts {
+                if text.is_empty() && !may_be_empty || text.contains([',', '\n']) {
                     return Err(ProfileError::BadProperty {
                         device: device.id.clone(),
                         text,
