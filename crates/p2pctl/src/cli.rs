@@ -53,9 +53,28 @@ pub(crate) enum Command {
         all: bool,
     },
     /// Show the IOMMU groups and who is in them
-    Groups,
+    Groups {
+        /// Show only the groups of these functions
+        #[arg(value_name = "FUNCTION")]
+        of: Vec<Sbdf>,
+        /// Also say why each function is in its group
+        #[arg(long)]
+        why: bool,
+    },
     /// Print the machine as one file that every command reads back with --from
     Dump,
+    /// Draw the machine as SVG
+    Draw {
+        /// What to write above it
+        #[arg(long)]
+        title: Option<String>,
+        /// Draw also what no peer can reach: functions without memory, empty ports
+        #[arg(long)]
+        all: bool,
+        /// Write to this file instead of standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell

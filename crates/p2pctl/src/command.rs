@@ -1,5 +1,6 @@
 //! What the commands do, a file for each.
 
+mod draw;
 mod dump;
 mod groups;
 mod topology;
@@ -21,8 +22,19 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             let request = topology::Request { below, all: *all };
             topology::run(&load()?, &request, json)
         }
-        Command::Groups => groups::run(&load()?, json, terminal.width),
+        Command::Groups { of, why } => {
+            let request = groups::Request { of, why: *why };
+            groups::run(&load()?, &request, json, terminal.width)
+        }
         Command::Dump => Ok(dump::run(&load()?)),
+        Command::Draw { title, all, output } => {
+            let request = draw::Request {
+                title: title.as_deref(),
+                all: *all,
+                output: output.as_deref(),
+            };
+            draw::run(&load()?, &request)
+        }
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "p2pctl", &mut out);

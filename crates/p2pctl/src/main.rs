@@ -6,6 +6,7 @@ mod answer;
 mod cli;
 mod command;
 mod describe;
+mod draw;
 mod json;
 mod names;
 mod show;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use iommu_group::{Function, GroupId, Topology};
+use iommu_group::{
+    Difference, Firmware, Function, GroupId, GroupModel, Kernel, Partition, Reason, Sbdf, Topology,
+};
 
 use crate::answer::Answer;
 use crate::describe;
@@ -12,11 +14,38 @@ use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
 
+/// What to show of the groups.
+pub(crate) struct Request<'a> {
+    /// Only the groups that these are in; all if empty.
+    pub(crate) of: &'a [Sbdf],
+    /// Also why each function is in its group.
+    pub(crate) why: bool,
+}
+
+/// The groups that a fresh boot of the machine would give.
+struct Booted<'t> {
+    model: GroupModel<'t>,
+    partition: Partition,
+}
+
 /// Shows the groups.
-pub(crate) fn run(source: &Source, json: bool, width: usize) -> Result<Answer> {
+pub(crate) fn run(
+    source: &Source,
+    request: &Request<'_>,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
     let topology = &source.topology;
+    source.must_have(request.of)?;
+    let groups = by_group(topology, request.of);
+    let kernel = Kernel::of(topology);
+    let model = GroupModel::booted(topology, &kernel, Firmware::Cleared);
+    let booted = Booted {
+        partition: model.partition(),
+        model,
+    };
     if json {
-        return Answer::json(&json::groups::document(topology, &by_group(topology)));
+        return Answer::json(&json::groups::document(topology, &groups, &booted.model));
     }
     if !topology.has_groups() {
         return Ok(Answer::text(Text::new()).note(format_args!(
@@ -25,36 +54,113 @@ pub(crate) fn run(source: &Source, json: bool, width: usize) -> Result<Answer> {
             source.from
         )));
     }
-    Ok(Answer::text(show(topology, source.names, width)).about(source))
+    let reasons = request.why.then_some(&booted);
+    let answer = Answer::text(show(&groups, source.names, reasons, width)).about(source);
+    let differences = Partition::found(topology).differences(&booted.partition);
+    if differences.is_empty() || topology.needs_privilege() {
+        return Ok(answer);
+    }
+    Ok(answer.note(different(&differences, source.names)))
+}
+
+/// What to say about groups that are not those of a fresh boot.
+fn different(differences: &[Difference], names: Names) -> String {
+    const FEW: usize = 8;
+    let mut who: Vec<String> = differences
+        .iter()
+        .take(FEW)
+        .map(|d| names.of(d.sbdf))
+        .collect();
+    if differences.len() > FEW {
+        who.push(format!("and {} more", differences.len() - FEW));
+    }
+    format!(
+        "the groups of {} are not those that this kernel would make at boot: they were changed since, or this kernel \
+         groups in its own way",
+        who.join(" ")
+    )
 }
 
 /// The functions of each group in the order of their addresses.
-fn by_group(topology: &Topology) -> BTreeMap<GroupId, Vec<&Function>> {
+fn by_group<'t>(topology: &'t Topology, of: &[Sbdf]) -> BTreeMap<GroupId, Vec<&'t Function>> {
+    let wanted: Vec<GroupId> = of
+        .iter()
+        .filter_map(|sbdf| topology.get(*sbdf)?.group())
+        .collect();
     let mut groups: BTreeMap<GroupId, Vec<&Function>> = BTreeMap::new();
     for function in topology.functions() {
-        if let Some(group) = function.group() {
+        if let Some(group) = function.group()
+            && (of.is_empty() || wanted.contains(&group))
+        {
             groups.entry(group).or_default().push(function);
         }
     }
     groups
 }
 
-fn show(topology: &Topology, names: Names, width: usize) -> Text {
-    let mut table = Table::new(["GROUP", "FUNCTION", "", "DRIVER"]).right(0);
-    for (group, functions) in by_group(topology) {
+fn show(
+    groups: &BTreeMap<GroupId, Vec<&Function>>,
+    names: Names,
+    booted: Option<&Booted<'_>>,
+    width: usize,
+) -> Text {
+    let last = if booted.is_some() { "WHY" } else { "DRIVER" };
+    let mut table = Table::new(["GROUP", "FUNCTION", "", last]).right(0);
+    for (group, functions) in groups {
         for (index, function) in functions.iter().enumerate() {
             let number = if index == 0 {
                 Line::new().toned(Tone::Name, group)
             } else {
                 Line::new()
             };
+            let members: Vec<Sbdf> = functions.iter().map(|f| f.sbdf()).collect();
             table.row(vec![
                 number,
                 names.of(function.sbdf()).into(),
                 describe::what(function).into(),
-                Line::from(function.driver().unwrap_or_default()),
+                match booted {
+                    Some(booted) => why(booted, function.sbdf(), &members, names),
+                    None => Line::from(function.driver().unwrap_or_default()),
+                },
             ]);
         }
     }
     table.render(width)
+}
+
+/// Why a function is in the group with these members, in few words.
+fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> Line {
+    let reason = match booted.model.reason(function) {
+        Some(reason) if booted.partition.group_of(function) == Some(members) => reason,
+        _ => return Line::new().toned(Tone::Warn, "not so at boot: changed since"),
+    };
+    let of = |sbdf| names.of(sbdf);
+    let text = match reason {
+        Reason::New if members.len() == 1 => "alone".to_owned(),
+        Reason::New => "came first".to_owned(),
+        Reason::NoIommu | Reason::Gone | Reason::Kept => reason.to_string(),
+        Reason::RequesterId { bridge } => format!("{} sends its requests", of(bridge)),
+        Reason::ProvidedBy { provider } => {
+            format!("{} provides its bus and sends its requests", of(provider))
+        }
+        Reason::NotIsolated {
+            joins,
+            culprit,
+            lack,
+        } if joins == culprit => {
+            format!("below {}, which {lack}", of(joins))
+        }
+        Reason::NotIsolated {
+            joins,
+            culprit,
+            lack,
+        } => {
+            format!("below {}; {} {lack}", of(joins), of(culprit))
+        }
+        Reason::Alias { with, .. } => format!("may send with the id of {}", of(with)),
+        Reason::SameDevice { lack, with, .. } => {
+            format!("same device as {}, and {lack}", of(with))
+        }
+    };
+    text.into()
 }

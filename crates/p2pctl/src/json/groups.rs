@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iommu_group::{Function, GroupId, Sbdf, Topology};
+use iommu_group::{Difference, Function, GroupId, GroupModel, Partition, Reason, Sbdf, Topology};
 use serde::Serialize;
 
 /// The document.
@@ -11,6 +11,8 @@ pub(crate) struct Document<'a> {
     schema: &'static str,
     groups: Vec<Group<'a>>,
     without_group: Vec<Sbdf>,
+    /// Functions that a fresh boot would put with others than they are with now.
+    different_at_boot: Vec<Difference>,
 }
 
 #[derive(Serialize)]
@@ -23,12 +25,16 @@ struct Group<'a> {
 struct Member<'a> {
     address: Sbdf,
     driver: Option<&'a str>,
+    /// Why a fresh boot puts it where it does, and the same in words.
+    boot_reason: Option<Reason>,
+    boot_reason_text: String,
 }
 
 /// Makes the document.
 pub(crate) fn document<'a>(
     topology: &Topology,
     groups: &BTreeMap<GroupId, Vec<&'a Function>>,
+    booted: &GroupModel<'_>,
 ) -> Document<'a> {
     let ungrouped = topology.functions().iter().filter(|f| f.group().is_none());
     Document {
@@ -42,10 +48,16 @@ pub(crate) fn document<'a>(
                     .map(|function| Member {
                         address: function.sbdf(),
                         driver: function.driver(),
+                        boot_reason: booted.reason(function.sbdf()),
+                        boot_reason_text: booted
+                            .reason(function.sbdf())
+                            .map(|reason| reason.to_string())
+                            .unwrap_or_default(),
                     })
                     .collect(),
             })
             .collect(),
         without_group: ungrouped.map(Function::sbdf).collect(),
+        different_at_boot: Partition::found(topology).differences(&booted.partition()),
     }
 }

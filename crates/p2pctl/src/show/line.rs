@@ -177,6 +177,15 @@ impl Line {
     }
 }
 
+impl fmt::Display for Line {
+    /// The words without their tones.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.spans
+            .iter()
+            .try_for_each(|span| f.write_str(&span.text))
+    }
+}
+
 impl From<&str> for Line {
     fn from(text: &str) -> Self {
         Self::new().plain(text)

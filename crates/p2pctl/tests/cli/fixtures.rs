@@ -4,6 +4,8 @@
 
 use std::fs;
 
+use iommu_group::{Firmware, GroupModel, Kernel, Partition, Topology};
+
 use crate::machines;
 use crate::run::{OnDisk, fixture};
 
@@ -24,5 +26,22 @@ fn fixtures_are_what_dump_writes_of_their_machines() {
             "{} is not what `p2pctl dump` writes of the machine: set P2PCTL_UPDATE=1 to write it anew",
             file.display()
         );
+    }
+}
+
+/// Who describes a machine says who shares a group; the model of what Linux does must say the same.
+#[test]
+fn the_groups_of_the_machines_are_those_that_linux_would_make() {
+    for (name, _) in machines::all() {
+        // Nothing is known of the one; the other was changed while it ran.
+        if matches!(name, "unprivileged" | "switch-joined") {
+            continue;
+        }
+        let text = fs::read_to_string(fixture(name)).unwrap();
+        let topology = Topology::from_fixture(&text).unwrap();
+        let kernel = Kernel::of(&topology);
+        let booted = GroupModel::booted(&topology, &kernel, Firmware::Cleared).partition();
+        let differences = Partition::found(&topology).differences(&booted);
+        assert!(differences.is_empty(), "{name}: {differences:#?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::parts::{conventional_nic, leg, nvme_cmb, q35, qemu_port, switch};
 use crate::machine::Machine;
-use crate::machine::function::{Function, Group, Kind, downstream};
+use crate::machine::function::{BarKind, Function, Group, Kind, downstream};
 
 const UP: (u16, u16) = (0x104c, 0x8232);
 const DOWN: (u16, u16) = (0x104c, 0x8233);
@@ -30,6 +30,7 @@ pub(crate) fn switch_without_acs() -> Machine {
     machine.add(
         port,
         Function::new(Kind::Endpoint, (0x8086, 0x10c9), 0x02_0000)
+            .bar(0, BarKind::Memory32, 128 << 10)
             .link(1, 4)
             .flr()
             .driver("igb"),
