@@ -16,6 +16,11 @@ impl Names {
         }
     }
 
+    /// Whether names have domains.
+    pub(crate) fn have_domains(self) -> bool {
+        self.with_domain
+    }
+
     /// The name of one.
     pub(crate) fn of(self, function: Sbdf) -> String {
         let full = function.to_string();

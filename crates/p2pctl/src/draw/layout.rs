@@ -1,19 +1,23 @@
 //! What is drawn, and where.
 
-use iommu_group::{Function, PortType, RootBus, Topology};
+use iommu_group::{Bar, Function, PortType, RootBus, Topology};
+
+use crate::names::Names;
 
 /// As many virtual functions of one physical one get boxes of their own.
 const FEW: usize = 4;
 
 pub(super) const ROW: i32 = 44;
 pub(super) const BOX_HEIGHT: i32 = 34;
-pub(super) const PORT_WIDTH: i32 = 96;
+/// A port whose name has no domain, and one whose name has.
+const PORT_WIDTH: i32 = 96;
+const PORT_WIDTH_WITH_DOMAIN: i32 = 136;
 /// Between a port and what is at the other end of its link: room for the link's speed.
 const LINK: i32 = 76;
 /// Between the ports of a switch.
 const INSIDE: i32 = 30;
 pub(super) const MARGIN: i32 = 24;
-pub(super) const ROOT_WIDTH: i32 = 104;
+pub(super) const ROOT_WIDTH: i32 = 108;
 const TITLE: i32 = 56;
 /// Above the first row of a panel, for its name.
 const PANEL_HEAD: i32 = 30;
@@ -22,6 +26,7 @@ const PANEL_GAP: i32 = 16;
 /// Everything with its place.
 pub(super) struct Layout<'a> {
     pub(super) panels: Vec<Panel<'a>>,
+    pub(super) port_width: i32,
     /// Left edge of the endpoints.
     pub(super) endpoints_x: i32,
     /// Below the last panel.
@@ -68,13 +73,22 @@ impl<'a> Node<'a> {
 
 impl<'a> Layout<'a> {
     /// Places everything worth drawing, or with `all` everything.
-    pub(super) fn new(topology: &'a Topology, all: bool) -> Self {
+    pub(super) fn new(topology: &'a Topology, names: Names, all: bool) -> Self {
+        let builder = Builder {
+            topology,
+            all,
+            port_width: if names.have_domains() {
+                PORT_WIDTH_WITH_DOMAIN
+            } else {
+                PORT_WIDTH
+            },
+        };
         let mut trees: Vec<(Option<u32>, &RootBus, Vec<Node<'_>>)> = Vec::new();
         for bus in topology.root_buses() {
             let functions: Vec<&Function> = topology.on_root_bus(bus).collect();
             let node = functions.iter().find_map(|f| f.numa_node());
             let left = MARGIN + 12 + ROOT_WIDTH + INSIDE;
-            let children = nodes(topology, &functions, left, all);
+            let children = builder.nodes(&functions, left);
             if !children.is_empty() {
                 trees.push((node, bus, children));
             }
@@ -92,6 +106,7 @@ impl<'a> Layout<'a> {
         }
         let mut layout = Self {
             panels: Vec::new(),
+            port_width: builder.port_width,
             endpoints_x,
             bottom: TITLE,
         };
@@ -143,72 +158,68 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// The functions worth drawing among siblings, with what is below them.
-fn nodes<'a>(
+/// Finds what is worth drawing.
+struct Builder<'a> {
     topology: &'a Topology,
-    functions: &[&'a Function],
-    x: i32,
     all: bool,
-) -> Vec<Node<'a>> {
-    let mut nodes = Vec::new();
-    for function in functions {
-        let below: Vec<&Function> = topology.children(function.sbdf()).collect();
-        let gap = if function.port_type() == PortType::SwitchUpstream {
-            INSIDE
-        } else {
-            LINK
-        };
-        let children = nodes_below(topology, &below, x + PORT_WIDTH + gap, all);
-        let worthwhile = if function.is_bridge() {
-            !children.is_empty()
-        } else {
-            topology
-                .bars(function)
-                .iter()
-                .any(iommu_group::Bar::is_memory)
-        };
-        if all || worthwhile {
-            nodes.push(Node {
-                function,
-                virtual_functions: None,
-                x,
-                y: 0,
-                children,
-            });
-        }
-    }
-    nodes
+    port_width: i32,
 }
 
-/// Like [`nodes`], with many virtual functions taken together.
-fn nodes_below<'a>(
-    topology: &'a Topology,
-    functions: &[&'a Function],
-    x: i32,
-    all: bool,
-) -> Vec<Node<'a>> {
-    let (virtual_ones, real): (Vec<&Function>, Vec<&Function>) =
-        functions.iter().copied().partition(|f| f.is_virtual());
-    let mut below = nodes(topology, &real, x, all);
-    let mut rest = virtual_ones.as_slice();
-    while let Some(first) = rest.first() {
-        let same = |f: &&Function| f.physical_function() == first.physical_function();
-        let count = rest.iter().take_while(|f| same(f)).count();
-        let (these, others) = rest.split_at(count);
-        rest = others;
-        if count <= FEW {
-            below.extend(nodes(topology, these, x, all));
-        } else {
-            below.push(Node {
-                function: first,
-                virtual_functions: Some(count),
-                x,
-                y: 0,
-                children: Vec::new(),
-            });
+impl<'a> Builder<'a> {
+    /// The functions worth drawing among siblings, with what is below them.
+    fn nodes(&self, functions: &[&'a Function], x: i32) -> Vec<Node<'a>> {
+        let mut nodes = Vec::new();
+        for function in functions {
+            let below: Vec<&Function> = self.topology.children(function.sbdf()).collect();
+            let gap = if function.port_type() == PortType::SwitchUpstream {
+                INSIDE
+            } else {
+                LINK
+            };
+            let children = self.nodes_below(&below, x + self.port_width + gap);
+            let worthwhile = if function.is_bridge() {
+                !children.is_empty()
+            } else {
+                self.topology.bars(function).iter().any(Bar::is_memory)
+            };
+            if self.all || worthwhile {
+                nodes.push(Node {
+                    function,
+                    virtual_functions: None,
+                    x,
+                    y: 0,
+                    children,
+                });
+            }
         }
+        nodes
     }
-    below
+
+    /// Like [`Builder::nodes`], with many virtual functions taken together.
+    fn nodes_below(&self, functions: &[&'a Function], x: i32) -> Vec<Node<'a>> {
+        let (virtual_ones, real): (Vec<&Function>, Vec<&Function>) =
+            functions.iter().copied().partition(|f| f.is_virtual());
+        let mut below = self.nodes(&real, x);
+        let mut rest = virtual_ones.as_slice();
+        while let Some(first) = rest.first() {
+            let same = |f: &&Function| f.physical_function() == first.physical_function();
+            let count = rest.iter().take_while(|f| same(f)).count();
+            let (these, others) = rest.split_at(count);
+            rest = others;
+            if count <= FEW {
+                below.extend(self.nodes(these, x));
+            } else {
+                below.push(Node {
+                    function: first,
+                    virtual_functions: Some(count),
+                    x,
+                    y: 0,
+                    children: Vec::new(),
+                });
+            }
+        }
+        below
+    }
 }
 
 /// Gives every node its row: endpoints one each, ports the middle of what is below.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use iommu_group::{Acs, AcsBits, GroupId, PortType, Topology};
 
-use super::layout::{BOX_HEIGHT, Layout, MARGIN, Node, PORT_WIDTH, Panel, ROOT_WIDTH, ROW, Root};
+use super::layout::{BOX_HEIGHT, Layout, MARGIN, Node, Panel, ROOT_WIDTH, ROW, Root};
 use super::palette::{self, Pair};
 use super::svg::{Font, Rect, Svg};
 use crate::describe;
@@ -27,16 +27,17 @@ const LEGEND_STEP: i32 = 20;
 
 /// Draws a machine.
 pub(crate) fn draw(request: &Request<'_>) -> String {
-    let layout = Layout::new(request.topology, request.all);
+    let layout = Layout::new(request.topology, request.names, request.all);
     let mut picture = Picture {
         svg: Svg::new(),
         topology: request.topology,
         names: request.names,
         groups: group_colours(&layout),
+        port_width: layout.port_width,
         endpoint_width: endpoint_width(&layout, request),
     };
     let right = layout.endpoints_x + picture.endpoint_width + 12;
-    let width = (right + MARGIN).max(680);
+    let width = (right + MARGIN).max(700);
     picture.svg.text(
         MARGIN,
         34,
@@ -55,6 +56,7 @@ struct Picture<'a> {
     topology: &'a Topology,
     names: Names,
     groups: BTreeMap<GroupId, Pair>,
+    port_width: i32,
     endpoint_width: i32,
 }
 
@@ -156,7 +158,7 @@ impl Picture<'_> {
             None => self.svg.text(centre, root.y + 4, font, &name),
             Some(behind) => {
                 self.svg.text(centre, root.y - 2, font, &name);
-                let font = Font::new(10, palette::FAINT).middle();
+                let font = Font::new(9, palette::FAINT).middle();
                 let text = format!("behind {}", self.names.of(behind));
                 self.svg.text(centre, root.y + 11, font, &text);
             }
@@ -192,10 +194,10 @@ impl Picture<'_> {
                 5..=8 => 3.0,
                 _ => 4.0,
             };
-            self.connect(node.x + PORT_WIDTH, node.y, child, width);
+            self.connect(node.x + self.port_width, node.y, child, width);
             if has_link && child.virtual_functions.is_none() {
                 let text = describe::link(self.topology, child.function).to_string();
-                let x = node.x + PORT_WIDTH + 6;
+                let x = node.x + self.port_width + 6;
                 self.svg
                     .text(x, child.y - 6, Font::new(10, palette::FAINT), &text);
             }
@@ -213,7 +215,7 @@ impl Picture<'_> {
     /// The frame around a switch.
     fn switch(&mut self, up: &Node<'_>) {
         let ports = up.children.iter().filter(|c| !c.is_endpoint());
-        let right = ports.map(|c| c.x).max().unwrap_or(up.x) + PORT_WIDTH + 8;
+        let right = ports.map(|c| c.x).max().unwrap_or(up.x) + self.port_width + 8;
         let (first, last) = (
             up.children.first().map_or(up.y, |c| c.y).min(up.y),
             up.children.last().map_or(up.y, |c| c.y).max(up.y),
@@ -280,7 +282,7 @@ impl Picture<'_> {
     }
 
     fn port(&mut self, node: &Node<'_>) {
-        self.frame(node, PORT_WIDTH);
+        self.frame(node, self.port_width);
         let name = self.names.of(node.function.sbdf());
         let font = Font::new(11, palette::INK).bold();
         self.svg.text(node.x + 7, node.y - 3, font, &name);
@@ -330,10 +332,13 @@ impl Picture<'_> {
             self.svg.text(MARGIN, y, ink, text);
         }
         y += LEGEND_STEP;
-        let text = "ACS on: the port sends requests between devices up to the IOMMU.  no ACS, redirect off: it does not, \
-                    peers can reach each other directly";
-        self.svg.text(MARGIN, y, ink, text);
-        y += LEGEND_STEP;
+        for text in [
+            "ACS on: the port sends requests from one device to another up to the IOMMU",
+            "no ACS, redirect off: it does not; devices below it and beside it can reach each other directly",
+        ] {
+            self.svg.text(MARGIN, y, ink, text);
+            y += LEGEND_STEP;
+        }
         y
     }
 }
