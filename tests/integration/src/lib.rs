@@ -25,6 +25,7 @@
 //! | `LAB_KERNEL`, `LAB_MODULES` | a bzImage and its `lib/modules/<version>` directory to use |
 //! | `LAB_ACCEL` | `tcg` (default) or `kvm`, which needs nested virtualisation |
 //! | `LAB_JOBS` | how many labs run at one time (default: half the processors) |
+//! | `LAB_LONG` | not empty: tests that take many minutes run too; `cargo xtask test --long` sets it |
 
 mod agent;
 mod assets;
