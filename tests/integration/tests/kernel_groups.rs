@@ -104,7 +104,7 @@ fn predicted_groups_are_the_kernels() {
         Ok(text) => vec![text.parse().expect("LAB_SEED is a number")],
         Err(_) => {
             let fresh = RandomState::new().hash_one(machines);
-            let random = (0..machines as u64).map(|n| fresh.wrapping_add(n) >> 16);
+            let random = (0..machines as u64).map(|n| (fresh >> 16).wrapping_add(n));
             ONCE_WRONG.iter().copied().chain(random).collect()
         }
     };
