@@ -8,6 +8,7 @@ mod fixture;
 mod group;
 mod kernel;
 mod quirks;
+mod route;
 mod sbdf;
 mod sysfs;
 mod topology;
@@ -20,6 +21,10 @@ pub use config::{
 pub use fixture::FixtureError;
 pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
+pub use route::{
+    Block, Crossing, Denial, Fabric, Leak, MemoryHole, P2pDma, P2pMapping, Placement, Policy,
+    Reach, Role, Route, Scope, Verdict,
+};
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};
 pub use topology::{Bar, Cpu, Function, Host, Iommu, RootBus, Topology};

@@ -160,6 +160,15 @@ impl<'t> GroupModel<'t> {
         self.topology
     }
 
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Whether each function is there, and what its ACS control register holds.
+    pub(crate) fn presence_and_control(&self) -> impl Iterator<Item = (bool, AcsBits)> {
+        self.nodes.iter().map(|node| (node.present, node.control))
+    }
+
     /// Whether a function is there.
     #[must_use]
     pub fn is_present(&self, sbdf: Sbdf) -> bool {

@@ -44,6 +44,11 @@ impl ResourceLines {
         Self(parsed.collect())
     }
 
+    /// Whether there are none: the function has no addresses, or sysfs did not tell.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn line(&self, line: u8) -> Option<&Resource> {
         self.0.iter().find(|resource| resource.line == line)
     }

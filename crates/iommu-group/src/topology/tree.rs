@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde::Serialize;
+
 use super::{Function, Parent};
 use crate::Sbdf;
 
@@ -20,7 +22,7 @@ impl FunctionId {
 }
 
 /// A root bus: what the kernel calls `pci0000:00`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct RootBus {
     /// Domain number.
     pub domain: u32,

@@ -1,0 +1,18 @@
+//! How the hardware carries requests between functions, and what may be made of it.
+
+mod block;
+mod fabric;
+mod holes;
+mod leak;
+mod p2pdma;
+mod path;
+mod policy;
+mod root_complex;
+
+pub use block::Block;
+pub use fabric::Fabric;
+pub use holes::MemoryHole;
+pub use leak::{Leak, Reach};
+pub use p2pdma::{P2pDma, P2pMapping};
+pub use path::{Crossing, Route};
+pub use policy::{Denial, Placement, Policy, Role, Scope, Verdict};

@@ -1,0 +1,229 @@
+//! The ports of a machine and what they do with requests.
+
+use crate::config::{Acs, AcsBits, EgressVector, Hidden, PortType};
+use crate::kernel::Kernel;
+use crate::quirks::acs::{self, AcsRule};
+use crate::topology::FunctionId;
+use crate::{Function, GroupModel, Sbdf, Topology};
+
+/// What a port or a function of a multifunction device does with requests that it receives from below, or sends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ingress {
+    /// It has no ACS: it routes by address.
+    Plain,
+    /// It has ACS with these bits implemented and on.
+    Acs {
+        implemented: AcsBits,
+        on: AcsBits,
+        egress: Option<EgressVector>,
+    },
+    /// Its vendor says that it keeps peers apart, by other means.
+    Apart,
+    /// Nobody knows.
+    Hidden(Hidden),
+}
+
+/// Where an untranslated request goes that has a peer's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// To the peer.
+    Straight,
+    /// Upstream.
+    Redirected,
+    /// Nowhere.
+    Blocked,
+    /// Nobody knows.
+    Unknown(Hidden),
+}
+
+impl Ingress {
+    /// The implemented bits that are on.
+    fn has(&self, bit: AcsBits) -> bool {
+        matches!(self, Self::Acs { on, .. } if on.contains(bit))
+    }
+
+    /// Whether a bit is implemented.
+    pub(super) fn implements(&self, bit: AcsBits) -> bool {
+        matches!(self, Self::Acs { implemented, .. } if implemented.contains(bit))
+    }
+
+    /// What becomes of an untranslated request whose address belongs to the peer with this number in egress control
+    /// vectors (PCIe r6.0 §6.12.3: interaction of request redirect and egress control).
+    pub(super) fn untranslated(&self, egress_number: Option<u8>) -> Turn {
+        match self {
+            Self::Plain => Turn::Straight,
+            Self::Apart => Turn::Redirected,
+            Self::Hidden(hidden) => Turn::Unknown(*hidden),
+            Self::Acs { egress, .. } => {
+                let redirect = self.has(AcsBits::RR);
+                let stops = if self.has(AcsBits::EC) {
+                    // A vector that could not be read, or that has no bit for the peer, may stop it.
+                    let bit = egress
+                        .zip(egress_number)
+                        .and_then(|(vector, number)| vector.stops(number));
+                    bit.unwrap_or(true)
+                } else {
+                    redirect
+                };
+                match (stops, redirect) {
+                    (false, _) => Turn::Straight,
+                    (true, true) => Turn::Redirected,
+                    (true, false) => Turn::Blocked,
+                }
+            }
+        }
+    }
+
+    /// Whether a translated request goes straight to a peer: where an untranslated one does, and where Direct
+    /// Translated P2P is on; not where translated requests are blocked.
+    pub(super) fn translated_goes_straight(&self, egress_number: Option<u8>) -> bool {
+        !self.has(AcsBits::TB)
+            && (self.has(AcsBits::DT) || self.untranslated(egress_number) == Turn::Straight)
+    }
+
+    /// Whether completions without Relaxed Ordering go upstream.
+    pub(super) fn redirects_completions(&self) -> bool {
+        self.has(AcsBits::CR)
+    }
+
+    /// Whether translated requests are blocked.
+    pub(super) fn blocks_translated(&self) -> bool {
+        self.has(AcsBits::TB)
+    }
+
+    /// Whether what is addressed below this port turns around and goes upstream. `None` where that is up to the root
+    /// complex.
+    pub(super) fn forwards_upstream(&self, port_type: PortType) -> Option<bool> {
+        if self.implements(AcsBits::UF) {
+            return Some(self.has(AcsBits::UF));
+        }
+        if port_type == PortType::RootPort {
+            None
+        } else {
+            Some(false)
+        }
+    }
+}
+
+/// The functions of a machine and what they do with requests: its topology with ACS registers of one moment.
+///
+/// Routes, reach and exposure are asked of it. It is made from a topology as it was found, or from a
+/// [`GroupModel`] after changes.
+#[derive(Debug, Clone)]
+pub struct Fabric<'t> {
+    topology: &'t Topology,
+    kernel: Kernel,
+    /// The control register of each function and whether the function is there, if not as found.
+    changed: Option<Vec<(bool, AcsBits)>>,
+}
+
+impl<'t> Fabric<'t> {
+    /// The machine as it was found.
+    #[must_use]
+    pub fn found(topology: &'t Topology) -> Self {
+        Self {
+            topology,
+            kernel: Kernel::of(topology),
+            changed: None,
+        }
+    }
+
+    /// The machine as a model has it.
+    #[must_use]
+    pub fn of(model: &GroupModel<'t>) -> Self {
+        Self {
+            topology: model.topology(),
+            kernel: model.kernel().clone(),
+            changed: Some(model.presence_and_control().collect()),
+        }
+    }
+
+    /// The topology.
+    #[must_use]
+    pub fn topology(&self) -> &'t Topology {
+        self.topology
+    }
+
+    pub(super) fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The function with this address, if it is there.
+    pub(super) fn find(&self, sbdf: Sbdf) -> Option<FunctionId> {
+        self.topology.id(sbdf).filter(|id| self.is_present(*id))
+    }
+
+    pub(super) fn is_present(&self, id: FunctionId) -> bool {
+        match &self.changed {
+            None => true,
+            Some(changed) => changed.get(id.index()).is_some_and(|(present, _)| *present),
+        }
+    }
+
+    pub(super) fn function(&self, id: FunctionId) -> Option<&'t Function> {
+        self.topology.function(id)
+    }
+
+    pub(super) fn sbdf(&self, id: FunctionId) -> Sbdf {
+        self.function(id)
+            .map_or(Sbdf::from_devfn(0, 0, 0), Function::sbdf)
+    }
+
+    pub(super) fn port_type(&self, id: FunctionId) -> PortType {
+        self.function(id)
+            .map_or(PortType::Unknown, Function::port_type)
+    }
+
+    /// The control register of a function with an ACS capability.
+    pub(super) fn control(&self, id: FunctionId) -> Option<AcsBits> {
+        let registers = self.function(id)?.acs().registers()?;
+        Some(match &self.changed {
+            None => registers.control,
+            Some(changed) => changed.get(id.index())?.1,
+        })
+    }
+
+    /// What a function does with requests from below, or with its own.
+    pub(super) fn ingress(&self, id: FunctionId) -> Ingress {
+        let Some(function) = self.function(id) else {
+            return Ingress::Plain;
+        };
+        if function.port_type() == PortType::Unknown {
+            return Ingress::Hidden(function.config().hidden.unwrap_or(Hidden::Unreachable));
+        }
+        match function.acs() {
+            Acs::Unknown(hidden) => Ingress::Hidden(*hidden),
+            Acs::Absent => match acs::rule(function.ids(), function.port_type()) {
+                Some(AcsRule::Isolated(_)) => Ingress::Apart,
+                Some(AcsRule::IntelPch) if self.kernel.requests_acs => Ingress::Apart,
+                _ => Ingress::Plain,
+            },
+            Acs::Known(registers) => Ingress::Acs {
+                implemented: registers.capability,
+                on: self.control(id).unwrap_or(registers.control) & registers.capability,
+                egress: registers.egress,
+            },
+        }
+    }
+
+    /// The number of a function in the egress control vectors of its peers: a port's own number, or the number of a
+    /// function within its device (PCIe r6.0 §7.7.11.4).
+    pub(super) fn egress_number(&self, id: FunctionId) -> Option<u8> {
+        let function = self.function(id)?;
+        if function.port_type().is_downstream() {
+            return function.config().express?.link.map(|link| link.port_number);
+        }
+        match function.config().ari {
+            Some(ari) if ari.acs_function_groups => Some(ari.function_group),
+            Some(_) => Some(function.sbdf().devfn()),
+            None => Some(function.sbdf().function()),
+        }
+    }
+
+    /// A function and the bridges above it, the lowest first.
+    pub(super) fn chain(&self, id: FunctionId) -> Vec<FunctionId> {
+        std::iter::once(id)
+            .chain(self.topology.tree().ancestors(id))
+            .collect()
+    }
+}

@@ -1,0 +1,217 @@
+//! Who can reach whom without the IOMMU.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::fabric::{Fabric, Ingress, Turn};
+use crate::config::{AcsBits, PortType};
+use crate::topology::FunctionId;
+use crate::{Partition, Sbdf};
+
+/// Whether requests of a function can reach another one without the IOMMU having a say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// No: what is on their way keeps them apart.
+    No,
+    /// The specification leaves it to the root complex or the device.
+    Perhaps,
+    /// Yes.
+    Yes,
+    /// What is on their way could not be read.
+    Unknown,
+}
+
+/// A way across a switch that passes the IOMMU by, between functions that Linux has in different groups. Whoever owns
+/// one of them can reach the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leak {
+    /// The upstream port of the switch.
+    pub switch: Sbdf,
+    /// The port that does not redirect what it receives from below.
+    pub port: Sbdf,
+    /// The port of the same switch that requests get to.
+    pub into: Sbdf,
+    /// The devices below `port`.
+    pub from: Vec<Sbdf>,
+    /// Those of the devices below `into` that are in other groups than some of `from`.
+    pub exposed: Vec<Sbdf>,
+}
+
+impl fmt::Display for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "switch {} routes from ", self.switch)?;
+        list(f, &self.from)?;
+        f.write_str(" to ")?;
+        list(f, &self.exposed)?;
+        write!(f, " without the IOMMU, though they are in different groups")
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
+    for (index, sbdf) in functions.iter().enumerate() {
+        let separator = if index == 0 { "" } else { ", " };
+        write!(f, "{separator}{sbdf}")?;
+    }
+    Ok(())
+}
+
+impl Fabric<'_> {
+    /// Whether untranslated requests of `from` can reach `to` without the IOMMU, by the rules of PCI Express. In
+    /// doubt the answer is not no.
+    #[must_use]
+    pub fn reach(&self, from: Sbdf, to: Sbdf) -> Reach {
+        let (Some(from), Some(to)) = (self.find(from), self.find(to)) else {
+            return Reach::No;
+        };
+        if from == to {
+            return Reach::No;
+        }
+        let meeting = self.meeting(from, to);
+        let Some(common) = meeting.common else {
+            return self.reach_between_root_ports(meeting.ingress, meeting.egress);
+        };
+        match self.port_type(common) {
+            // All that is on a conventional bus shares it.
+            PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
+                return Reach::Yes;
+            }
+            PortType::Unknown => return Reach::Unknown,
+            _ => {}
+        }
+        let ingress = self.ingress(meeting.ingress);
+        let turn = ingress.untranslated(self.egress_number(meeting.egress));
+        if self.one_device(common, &meeting) {
+            return self.reach_inside_device(from, to, ingress, turn);
+        }
+        match turn {
+            Turn::Straight => Reach::Yes,
+            Turn::Redirected | Turn::Blocked => Reach::No,
+            Turn::Unknown(_) => Reach::Unknown,
+        }
+    }
+
+    /// A device that could let its functions reach each other must have ACS with request redirect, so one without is
+    /// not supposed to; but Linux does not rely on it, and neither should anybody (PCIe r6.0 §6.12.1.2). Virtual
+    /// functions without ACS are taken at their word, as Linux does.
+    fn reach_inside_device(
+        &self,
+        from: FunctionId,
+        to: FunctionId,
+        ingress: Ingress,
+        turn: Turn,
+    ) -> Reach {
+        if let Ingress::Hidden(_) = ingress {
+            return Reach::Unknown;
+        }
+        if ingress.implements(AcsBits::RR) {
+            return if turn == Turn::Straight {
+                Reach::Yes
+            } else {
+                Reach::No
+            };
+        }
+        let is_virtual = |id| self.function(id).is_some_and(|f| f.is_virtual());
+        match ingress {
+            Ingress::Plain if !is_virtual(from) && !is_virtual(to) => Reach::Perhaps,
+            _ => Reach::No,
+        }
+    }
+
+    /// Whether a root port passes requests on to others is up to the root complex, unless ACS says that it does not.
+    fn reach_between_root_ports(&self, ingress: FunctionId, egress: FunctionId) -> Reach {
+        if self.port_type(ingress) != PortType::RootPort {
+            return Reach::No;
+        }
+        let port = self.ingress(ingress);
+        match port {
+            Ingress::Hidden(_) => Reach::Unknown,
+            Ingress::Acs { .. } if !port.implements(AcsBits::RR) => Reach::No,
+            _ => match port.untranslated(self.egress_number(egress)) {
+                Turn::Straight => Reach::Perhaps,
+                Turn::Redirected | Turn::Blocked => Reach::No,
+                Turn::Unknown(_) => Reach::Unknown,
+            },
+        }
+    }
+
+    /// Every way across a switch that passes the IOMMU by between functions of different groups.
+    #[must_use]
+    pub fn leaks(&self, groups: &Partition) -> Vec<Leak> {
+        let tree = self.topology().tree();
+        let mut leaks = Vec::new();
+        for switch in tree.top_down() {
+            if self.port_type(switch) != PortType::SwitchUpstream {
+                continue;
+            }
+            let ports: Vec<(FunctionId, Vec<Sbdf>)> = tree
+                .children(switch)
+                .iter()
+                .map(|port| (*port, self.devices_below(*port)))
+                .filter(|(_, devices)| !devices.is_empty())
+                .collect();
+            for (port, from) in ports.iter().filter(|(port, _)| self.routes_straight(*port)) {
+                for (into, devices) in ports.iter().filter(|(into, _)| into != port) {
+                    let exposed = self.exposed_across(*port, from, *into, devices, groups);
+                    if !exposed.is_empty() {
+                        leaks.push(Leak {
+                            switch: self.sbdf(switch),
+                            port: self.sbdf(*port),
+                            into: self.sbdf(*into),
+                            from: from.clone(),
+                            exposed,
+                        });
+                    }
+                }
+            }
+        }
+        leaks.sort_by_key(|leak| (leak.port, leak.into));
+        leaks
+    }
+
+    /// The devices below `into` that `port` lets requests through to and that are not in one group with all of `from`.
+    fn exposed_across(
+        &self,
+        port: FunctionId,
+        from: &[Sbdf],
+        into: FunctionId,
+        devices: &[Sbdf],
+        groups: &Partition,
+    ) -> Vec<Sbdf> {
+        if self.ingress(port).untranslated(self.egress_number(into)) != Turn::Straight {
+            return Vec::new();
+        }
+        let one_group = from
+            .first()
+            .filter(|first| from.iter().all(|other| groups.together(**first, *other)));
+        let apart = |to: &&Sbdf| one_group.is_none_or(|first| !groups.together(*first, **to));
+        devices.iter().filter(apart).copied().collect()
+    }
+
+    fn routes_straight(&self, port: FunctionId) -> bool {
+        self.is_present(port)
+            && self.port_type(port) == PortType::SwitchDownstream
+            && matches!(self.ingress(port), Ingress::Plain | Ingress::Acs { .. })
+    }
+
+    /// The functions below a port that are there and are no ports themselves.
+    fn devices_below(&self, port: FunctionId) -> Vec<Sbdf> {
+        self.topology()
+            .descendants(self.sbdf(port))
+            .filter(|function| !function.is_bridge())
+            .map(crate::Function::sbdf)
+            .filter(|sbdf| self.find(*sbdf).is_some())
+            .collect()
+    }
+
+    /// Every device that requests of `from` can reach without the IOMMU across the switches above it.
+    pub fn exposed_to(&self, from: Sbdf) -> impl Iterator<Item = Sbdf> {
+        self.topology()
+            .functions()
+            .iter()
+            .filter(|function| !function.is_bridge())
+            .map(crate::Function::sbdf)
+            .filter(move |to| self.reach(from, *to) == Reach::Yes)
+    }
+}

@@ -1,0 +1,315 @@
+//! The way of a request from one function to another.
+
+use serde::Serialize;
+
+use super::Block;
+use super::fabric::{Fabric, Ingress, Turn};
+use super::root_complex;
+use crate::Sbdf;
+use crate::config::{Hidden, PortType};
+use crate::topology::FunctionId;
+
+/// How the hardware carries a request from one function to a BAR of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Route {
+    /// Straight across a switch (or inside a device), untranslated: by the address that the sender uses, before the
+    /// IOMMU sees it.
+    SwitchLocal,
+    /// Straight across a switch, but only translated: by an address that the sender got from the IOMMU.
+    SwitchLocalTranslated,
+    /// Up to the root complex, through the IOMMU, and down again.
+    HostBridge,
+    /// Not at all, or not as far as is known.
+    Blocked(Block),
+}
+
+/// The way of a request, with where it was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Crossing {
+    /// How the request is carried.
+    pub route: Route,
+    /// The lowest bridge above both functions.
+    pub common: Option<Sbdf>,
+    /// Where the request arrives at what both have in common: a port below the common bridge, or the sender itself.
+    pub ingress: Option<Sbdf>,
+    /// Where it leaves for the receiver.
+    pub egress: Option<Sbdf>,
+    /// Completions of reads that go straight take the way through the root complex (completion redirect).
+    pub completions_detour: bool,
+}
+
+/// What two functions have in common.
+pub(super) struct Meeting {
+    /// The lowest bridge above both; `None` if only the root complex is.
+    pub(super) common: Option<FunctionId>,
+    /// The function at or above the sender that is directly below `common`, or on its root bus.
+    pub(super) ingress: FunctionId,
+    /// The same of the receiver.
+    pub(super) egress: FunctionId,
+}
+
+impl<'t> Fabric<'t> {
+    /// The way of a request from `initiator` to a BAR of `target`.
+    #[must_use]
+    pub fn crossing(&self, initiator: Sbdf, target: Sbdf) -> Crossing {
+        let blocked = |block| Crossing {
+            route: Route::Blocked(block),
+            common: None,
+            ingress: None,
+            egress: None,
+            completions_detour: false,
+        };
+        let (from, to) = match (self.find(initiator), self.find(target)) {
+            (None, _) => {
+                return blocked(Block::Missing {
+                    function: initiator,
+                });
+            }
+            (_, None) => return blocked(Block::Missing { function: target }),
+            (Some(from), Some(to)) => (from, to),
+        };
+        if from == to {
+            return blocked(Block::Itself);
+        }
+        for id in [from, to] {
+            if self
+                .function(id)
+                .is_some_and(|function| function.is_bridge())
+            {
+                return blocked(Block::NotADevice {
+                    function: self.sbdf(id),
+                });
+            }
+        }
+        let meeting = self.meeting(from, to);
+        let route = self.route_between(from, to, &meeting);
+        let straight = matches!(route, Route::SwitchLocal | Route::SwitchLocalTranslated);
+        Crossing {
+            route,
+            common: meeting.common.map(|id| self.sbdf(id)),
+            ingress: Some(self.sbdf(meeting.ingress)),
+            egress: Some(self.sbdf(meeting.egress)),
+            completions_detour: straight && self.ingress(meeting.egress).redirects_completions(),
+        }
+    }
+
+    /// How a request from `initiator` to a BAR of `target` is carried.
+    #[must_use]
+    pub fn route(&self, initiator: Sbdf, target: Sbdf) -> Route {
+        self.crossing(initiator, target).route
+    }
+
+    pub(super) fn meeting(&self, from: FunctionId, to: FunctionId) -> Meeting {
+        let (mut up, mut down) = (self.chain(from), self.chain(to));
+        let mut common = None;
+        // The chains end at the root: strip what they share there.
+        while let (Some(a), Some(b)) = (up.last().copied(), down.last().copied()) {
+            if a != b || up.len() == 1 || down.len() == 1 {
+                break;
+            }
+            common = Some(a);
+            up.pop();
+            down.pop();
+        }
+        Meeting {
+            common,
+            ingress: up.last().copied().unwrap_or(from),
+            egress: down.last().copied().unwrap_or(to),
+        }
+    }
+
+    fn route_between(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Route {
+        if let Some(block) = self.obstacle(from, to, meeting) {
+            return Route::Blocked(block);
+        }
+        let Some(common) = meeting.common else {
+            return self.between_root_ports(from, to, meeting);
+        };
+        let ingress = self.ingress(meeting.ingress);
+        let number = self.egress_number(meeting.egress);
+        if self.one_device(common, meeting) {
+            return self.inside_device(from, to, common, ingress, number);
+        }
+        match ingress.untranslated(number) {
+            Turn::Straight => Route::SwitchLocal,
+            Turn::Unknown(hidden) => self.unreadable(meeting.ingress, hidden),
+            Turn::Redirected | Turn::Blocked
+                if self.sends_translated(from, common)
+                    && ingress.translated_goes_straight(number) =>
+            {
+                Route::SwitchLocalTranslated
+            }
+            Turn::Redirected => self.turn_around(from, to, self.topology().tree().parent(common)),
+            Turn::Blocked => Route::Blocked(Block::EgressControl {
+                port: self.sbdf(meeting.ingress),
+                egress: self.sbdf(meeting.egress),
+            }),
+        }
+    }
+
+    fn unreadable(&self, id: FunctionId, hidden: Hidden) -> Route {
+        Route::Blocked(Block::Unreadable {
+            function: self.sbdf(id),
+            hidden,
+        })
+    }
+
+    /// What lies in the way whatever the ports do: bridges to conventional PCI, buses that a function provides.
+    fn obstacle(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Option<Block> {
+        let up_to = |id: FunctionId, last: FunctionId| {
+            let mut chain = self.chain(id);
+            if let Some(end) = chain.iter().position(|at| *at == last) {
+                chain.truncate(end.saturating_add(1));
+            }
+            chain.into_iter().skip(1)
+        };
+        let bridges = up_to(from, meeting.ingress)
+            .chain(up_to(to, meeting.egress))
+            .chain(meeting.common);
+        if let Some(block) = self.first_unfit(bridges) {
+            return Some(block);
+        }
+        if meeting.common.is_some() {
+            return None;
+        }
+        // Different sides of a provided bus, or nothing but root buses above both.
+        self.provider(from)
+            .or_else(|| self.provider(to))
+            .map(|provider| Block::ProvidedBus { provider })
+    }
+
+    /// The first of these bridges that does not route as PCI Express does.
+    fn first_unfit(&self, mut bridges: impl Iterator<Item = FunctionId>) -> Option<Block> {
+        bridges.find_map(|bridge| match self.port_type(bridge) {
+            PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
+                Some(Block::PciBridge {
+                    bridge: self.sbdf(bridge),
+                })
+            }
+            PortType::Unknown => {
+                let hidden = self.function(bridge).and_then(|f| f.config().hidden);
+                Some(Block::Unreadable {
+                    function: self.sbdf(bridge),
+                    hidden: hidden.unwrap_or(Hidden::Unreachable),
+                })
+            }
+            _ => None,
+        })
+    }
+
+    /// The function that provides the root bus above another one.
+    fn provider(&self, id: FunctionId) -> Option<Sbdf> {
+        let root = self.topology().tree().root_of(id);
+        self.topology().root_buses().get(root)?.behind
+    }
+
+    /// Whether sender and receiver are in functions of one device: below one link there is only one.
+    pub(super) fn one_device(&self, common: FunctionId, meeting: &Meeting) -> bool {
+        if self.port_type(common).is_downstream() {
+            return true;
+        }
+        let device = |id| self.sbdf(id).device();
+        // Inside a switch every device number is a port of its own.
+        !self.port_type(meeting.ingress).is_downstream()
+            && device(meeting.ingress) == device(meeting.egress)
+    }
+
+    /// Between functions of one device: inside it only if the device says that it can, else by the link and back.
+    fn inside_device(
+        &self,
+        from: FunctionId,
+        to: FunctionId,
+        common: FunctionId,
+        ingress: Ingress,
+        number: Option<u8>,
+    ) -> Route {
+        let internal = ingress.implements(crate::AcsBits::RR);
+        if internal && ingress.untranslated(number) == Turn::Straight {
+            return Route::SwitchLocal;
+        }
+        if internal
+            && self.sends_translated(from, common)
+            && ingress.translated_goes_straight(number)
+        {
+            return Route::SwitchLocalTranslated;
+        }
+        if let Ingress::Hidden(hidden) = ingress {
+            return self.unreadable(from, hidden);
+        }
+        self.turn_around(from, to, Some(common))
+    }
+
+    /// A request that goes upstream although its receiver is below: every port on its way up must forward it.
+    fn turn_around(&self, from: FunctionId, to: FunctionId, port: Option<FunctionId>) -> Route {
+        let ports = port.map(|port| self.chain(port)).unwrap_or_default();
+        if let Some(block) = self.first_unfit(ports.iter().copied()) {
+            return Route::Blocked(block);
+        }
+        if let Some(provider) = self.provider(from) {
+            return Route::Blocked(Block::ProvidedBus { provider });
+        }
+        for port in ports
+            .into_iter()
+            .filter(|port| self.port_type(*port).is_downstream())
+        {
+            let ingress = self.ingress(port);
+            if let Ingress::Hidden(hidden) = ingress {
+                return self.unreadable(port, hidden);
+            }
+            if ingress.forwards_upstream(self.port_type(port)) == Some(false) {
+                return Route::Blocked(Block::NoUpstreamForwarding {
+                    port: self.sbdf(port),
+                });
+            }
+        }
+        self.through_root_complex(from, to)
+    }
+
+    fn between_root_ports(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Route {
+        // Redirected to the IOMMU or not, what routes between root ports is the root complex. Only a block counts.
+        let ingress = self.ingress(meeting.ingress);
+        if ingress.untranslated(self.egress_number(meeting.egress)) == Turn::Blocked {
+            return Route::Blocked(Block::EgressControl {
+                port: self.sbdf(meeting.ingress),
+                egress: self.sbdf(meeting.egress),
+            });
+        }
+        self.through_root_complex(from, to)
+    }
+
+    fn through_root_complex(&self, from: FunctionId, to: FunctionId) -> Route {
+        let topology = self.topology();
+        if root_complex::cpu_routes(topology)
+            || root_complex::listed(topology, self.kernel(), from, to)
+        {
+            return Route::HostBridge;
+        }
+        let root = |id| {
+            topology
+                .root_buses()
+                .get(topology.tree().root_of(id))
+                .copied()
+        };
+        match (root(from), root(to)) {
+            (Some(from), Some(to)) => Route::Blocked(Block::RootComplex { from, to }),
+            _ => Route::Blocked(Block::Missing {
+                function: self.sbdf(from),
+            }),
+        }
+    }
+
+    /// Whether a function uses translated addresses, and every port below `common` lets them pass.
+    pub(super) fn sends_translated(&self, from: FunctionId, common: FunctionId) -> bool {
+        let on = self
+            .function(from)
+            .and_then(|f| f.config().ats)
+            .is_some_and(|ats| ats.enabled);
+        on && self
+            .chain(from)
+            .into_iter()
+            .skip(1)
+            .take_while(|port| *port != common)
+            .all(|port| !self.ingress(port).blocks_translated())
+    }
+}
