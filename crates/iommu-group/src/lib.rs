@@ -8,6 +8,7 @@ mod fixture;
 mod group;
 mod kernel;
 mod quirks;
+mod reset;
 mod route;
 mod sbdf;
 mod sysfs;
@@ -21,6 +22,7 @@ pub use config::{
 pub use fixture::FixtureError;
 pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
+pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{
     Block, Crossing, Denial, Fabric, Leak, MemoryHole, P2pDma, P2pMapping, Placement, Policy,
     Reach, Role, Route, Scope, Verdict,

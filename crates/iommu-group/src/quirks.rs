@@ -2,6 +2,7 @@
 
 pub(crate) mod acs;
 pub(crate) mod alias;
+pub(crate) mod reset;
 
 /// Device ids, of one vendor.
 pub(crate) enum Devices {
