@@ -242,7 +242,7 @@ impl VirtualPort {
     }
 
     /// Opens the windows, as firmware does: `memory` below 4 GiB, `prefetchable` anywhere, both in
-    /// units of [`WINDOW_ALIGN`]; `None` closes one. Memory decode and bus mastering go on.
+    /// units of 1 MiB; `None` closes one. Memory decode and bus mastering go on.
     pub fn set_windows(
         &mut self,
         memory: Option<AddressRange<Gpa>>,
