@@ -6,15 +6,26 @@
 //!  peer  ──DMA─────▶ IOMMU context of the P2P domain ──▶ BAR
 //! ```
 //! BAR windows follow what the guest has programmed: each configuration write first changes the
-//! registers, then [`Windows::place`](windows::Windows) makes the world agree with them. With
-//! memory decode off a device has no window anywhere.
+//! registers, then [`Windows::place`](windows::Windows) makes the world agree with them. A BAR has no
+//! window anywhere while memory decode is off, the function sleeps or is being reset, the bridges above
+//! do not let its address through, or somebody else answers there: the registers keep what the guest
+//! wrote, as hardware's do, and the VMM is told ([`DeviceEvent`]).
 
+mod areas;
+mod attach;
 mod bars;
 mod capability;
+mod clique;
+mod config;
+mod controls;
+mod error;
+mod event;
 mod host;
 mod interrupts;
+mod mmio;
 mod msi;
 mod msix;
+mod notices;
 mod overlay;
 mod windows;
 
@@ -25,74 +36,42 @@ use std::io;
 use std::sync::Arc;
 
 use iommu_group::Sbdf;
-use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::address::{AddressRange, Gpa};
-use crate::context::ContextError;
-use crate::memory::HostMemory;
-use crate::pci::{PciBackend, Region, VectorKind};
-use crate::vmm::{MemorySlots, MsiRouter};
+use crate::address::{AddressRange, Gpa, Iova};
+use crate::pci::{Notice, PciBackend};
+use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiRouter};
 
 pub use bars::BarInfo;
 use bars::Bars;
+pub use clique::Clique;
+use controls::Controls;
+pub use error::{AttachError, DetachError};
+pub use event::DeviceEvent;
 pub use host::HostDevice;
 use interrupts::Interrupts;
 use msi::Msi;
 use msix::Msix;
+use notices::Notices;
 use overlay::Overlay;
 pub use windows::WindowError;
-use windows::{Windows, mappable_areas};
-
-const COMMAND: u16 = 0x04;
-const COMMAND_END: u16 = 0x06;
-const MEMORY_SPACE: u8 = 0b10;
-const CAP_MSI: u16 = 0x05;
-const CAP_MSIX: u16 = 0x11;
-
-/// Why a device could not be assigned. It was given back to VFIO as it was found.
-#[derive(Debug, Error)]
-pub enum AttachError {
-    /// It could not be opened in its IOMMU context.
-    #[error(transparent)]
-    Context(#[from] ContextError),
-    /// Its configuration space could not be read.
-    #[error("cannot read configuration space of {sbdf}: {error}")]
-    Config {
-        /// The device.
-        sbdf: Sbdf,
-        /// What the kernel said.
-        error: io::Error,
-    },
-    /// It has a BAR that PCI does not allow.
-    #[error("BAR {bar} of {sbdf} has a size that no BAR can have: {size_bytes} bytes")]
-    BarSize {
-        /// The device.
-        sbdf: Sbdf,
-        /// The BAR.
-        bar: u8,
-        /// What the kernel says.
-        size_bytes: u64,
-    },
-    /// A BAR could not be mapped into this process.
-    #[error("cannot map BAR {bar} of {sbdf}: {error}")]
-    MapBar {
-        /// The device.
-        sbdf: Sbdf,
-        /// The BAR.
-        bar: u8,
-        /// What the kernel said.
-        error: io::Error,
-    },
-}
+use windows::Windows;
 
 /// What a VMM gives to an assigned device.
 pub struct DeviceParams {
     /// Where its BARs are shown to the guest.
     pub slots: Arc<dyn MemorySlots>,
-    /// Where its interrupts go.
+    /// Where its message-signalled interrupts go.
     pub msi: Arc<dyn MsiRouter>,
-    /// Guest-physical ranges in which BARs may be; a BAR elsewhere is not decoded.
+    /// Where its pin INTA leads; `None` hides the pin.
+    pub intx: Option<Arc<dyn IntxLine>>,
+    /// Who is told what happens to it.
+    pub events: Arc<dyn EventSink>,
+    /// Guest-physical ranges that lead to it: a BAR elsewhere is not decoded.
     pub mmio: Vec<AddressRange<Gpa>>,
+    /// What an NVIDIA GPU in a P2P domain says to its driver in the guest: GPUs of one number may use
+    /// peer-to-peer. Other devices ignore it.
+    pub clique: Option<Clique>,
 }
 
 /// A host function that a guest owns.
@@ -103,78 +82,25 @@ pub struct AssignedDevice {
     sbdf: Sbdf,
     windows: Windows,
     interrupts: Interrupts,
+    notices: Notices,
+    events: Arc<dyn EventSink>,
     command: [u8; 2],
+    /// 0 is D0, 3 is D3hot.
+    power: u8,
+    /// Given up: the guest finds nothing any more.
+    stopped: bool,
+    detached: bool,
+    has_line: bool,
     bars: Bars,
     msi: Option<Msi>,
     msix: Option<Msix>,
+    controls: Controls,
     overlay: Overlay,
-    mmio: Vec<AddressRange<Gpa>>,
+    reach: Vec<AddressRange<Gpa>>,
     device: Box<dyn PciBackend>,
 }
 
 impl AssignedDevice {
-    /// Makes an open device one of a guest. Memory decode is off and its BARs are at 0 until
-    /// [`place_bar`](Self::place_bar) and [`enable_memory`](Self::enable_memory).
-    ///
-    /// # Errors
-    /// [`AttachError`] names the device and what was attempted; the device is closed then.
-    pub fn new(host: HostDevice, params: DeviceParams) -> Result<Self, AttachError> {
-        let HostDevice {
-            sbdf,
-            device,
-            config,
-            bars,
-            domain,
-        } = host;
-        let mut this = Self {
-            sbdf,
-            windows: Windows::new(sbdf, params.slots, domain),
-            interrupts: Interrupts::new(params.msi),
-            command: [0; 2],
-            bars,
-            msi: None,
-            msix: None,
-            overlay: Overlay::of_endpoint(&capability::extended(&config)),
-            mmio: params.mmio,
-            device,
-        };
-        (this.msi, this.msix) = read_vectors(&*this.device, &config);
-        this.map_bars()?;
-        let off = this.write_command(0, &[0, 0]);
-        off.map_err(|error| AttachError::Config { sbdf, error })?;
-        Ok(this)
-    }
-
-    /// Maps what can be mapped of the BARs into this process; it is visible to nobody yet.
-    fn map_bars(&mut self) -> Result<(), AttachError> {
-        let structures: Vec<_> = self
-            .msix
-            .iter()
-            .flat_map(|msix| [msix.table, msix.pending])
-            .collect();
-        for info in self.bars.infos() {
-            let bar = info.index;
-            let traps: Vec<_> = structures
-                .iter()
-                .filter(|s| s.bar == bar)
-                .map(|s| (s.offset, s.len_bytes))
-                .collect();
-            let region = Region::Bar(bar);
-            for (offset, len_bytes) in mappable_areas(&self.device.region(region), &traps) {
-                let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
-                let mapping = self.device.map(region, offset, len);
-                let mapping = mapping.map_err(|error| AttachError::MapBar {
-                    sbdf: self.sbdf,
-                    bar,
-                    error,
-                })?;
-                self.windows
-                    .add(bar, offset, HostMemory::of_bar(Arc::new(mapping)));
-            }
-        }
-        Ok(())
-    }
-
     /// Its address on the host.
     pub fn sbdf(&self) -> Sbdf {
         self.sbdf
@@ -185,266 +111,182 @@ impl AssignedDevice {
         self.bars.infos()
     }
 
+    /// Where each BAR answers to the guest now; one that does not is left out.
+    pub fn live_bars(&self) -> impl Iterator<Item = (&BarInfo, AddressRange<Gpa>)> {
+        let infos = self.bars.infos().iter();
+        infos.filter_map(|info| Some((info, self.windows.live(info.index)?)))
+    }
+
+    /// Where its peers reach it now: the BAR, and a part of the domain's I/O addresses.
+    pub fn peer_windows(&self) -> impl Iterator<Item = (u8, AddressRange<Iova>)> {
+        self.windows.peers()
+    }
+
     /// Gives a BAR its address, before the guest looks.
     ///
     /// # Errors
     /// [`WindowError`] if memory decode is on and the window could not follow.
     pub fn place_bar(&mut self, info: &BarInfo, gpa: Gpa) -> Result<(), WindowError> {
         self.bars.set(info, gpa);
-        self.place_windows()
+        self.try_place().into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Turns memory decode on, so that the guest finds its BARs mapped and peers reach them.
     ///
     /// # Errors
-    /// [`WindowError`] if a window could not be opened.
-    pub fn enable_memory(&mut self) -> Result<(), WindowError> {
-        let on = self.command[0] | MEMORY_SPACE;
-        if let Err(error) = self.forward(Region::Config, u64::from(COMMAND), &[on]) {
-            log::error!("{}: {error}", self.sbdf);
-        }
-        self.command[0] = on;
-        self.place_windows()
+    /// [`AttachError`] if the device does not take it or a window could not be opened. Memory decode
+    /// and every window is off then.
+    pub fn enable_memory(&mut self) -> Result<(), AttachError> {
+        let sbdf = self.sbdf;
+        let [low, high] = self.command;
+        let on = [low | config::MEMORY_SPACE, high];
+        self.write_raw_command(on)
+            .map_err(|error| AttachError::Config { sbdf, error })?;
+        self.command = on;
+        let Some(error) = self.try_place().into_iter().next() else {
+            return Ok(());
+        };
+        self.write_command([low, high]);
+        Err(AttachError::Window(error))
     }
 
-    /// Reads configuration space at `offset`; bytes that do not exist read as all ones.
-    pub fn config_read(&self, offset: u16, data: &mut [u8]) {
-        data.fill(0xff);
-        if let Err(error) = self.device.read(Region::Config, u64::from(offset), data) {
-            log::debug!("{}: config read at {offset:#x}: {error}", self.sbdf);
-            data.fill(0xff);
-            return;
+    /// Says which guest-physical ranges lead to the device now: those that every bridge above it lets
+    /// through. To be called when the guest has reprogrammed one of them.
+    pub fn set_reach(&mut self, ranges: &[AddressRange<Gpa>]) {
+        if self.reach != ranges {
+            self.reach = ranges.to_vec();
+            self.place_windows();
         }
-        self.overlay.apply(offset, data);
-        for (at, byte) in (offset..).zip(data) {
-            let own = self
-                .bars
-                .read(at)
-                .or_else(|| self.msi.as_ref().and_then(|msi| msi.read(at)))
-                .or_else(|| self.msix.as_ref().and_then(|msix| msix.read(at)));
-            if let Some(own) = own {
-                *byte = own;
+    }
+
+    /// Tries again what was refused before. To be called when another device may have made room.
+    pub fn settle(&mut self) {
+        if self.windows.is_unsettled() {
+            self.place_windows();
+        }
+    }
+
+    /// The eventfds that are signalled when the host has something to tell of the device; a VMM waits
+    /// for them and calls [`heed`](Self::heed).
+    pub fn notices(&self) -> impl Iterator<Item = &EventFd> {
+        self.notices.events()
+    }
+
+    /// Takes what the host has told, acts on it and passes it on to the event sink.
+    pub fn heed(&mut self) {
+        for notice in self.notices.take() {
+            match notice {
+                Notice::Error => self.stop(DeviceEvent::Error),
+                Notice::Request => self.tell(DeviceEvent::Requested),
             }
         }
     }
 
-    /// Writes configuration space at `offset`.
-    pub fn config_write(&mut self, offset: u16, data: &[u8]) {
-        let mut start = 0;
-        while let Some(&first) = data.get(start) {
-            let at = offset.saturating_add(u16::try_from(start).unwrap_or(u16::MAX));
-            let register = self.register(at);
-            let mut run = vec![first];
-            for (next, byte) in (at..).zip(data.iter().skip(start)).skip(1) {
-                if self.register(next) != register {
-                    break;
-                }
-                run.push(*byte);
-            }
-            start += run.len();
-            self.write_run(register, at, &run);
-        }
-    }
-
-    fn write_run(&mut self, register: Register, offset: u16, data: &[u8]) {
-        let result = match register {
-            Register::Ignored => Ok(()),
-            Register::Hardware => self.forward(Region::Config, u64::from(offset), data),
-            Register::Command => self.write_command(usize::from(offset - COMMAND), data),
-            Register::Bar => {
-                for (at, byte) in (offset..).zip(data) {
-                    self.bars.write(at, *byte);
-                }
-                self.place_windows().map_err(io::Error::other)
-            }
-            Register::Vectors => {
-                for (at, byte) in (offset..).zip(data) {
-                    let msi = self.msi.as_mut().is_some_and(|msi| msi.write(at, *byte));
-                    if !msi && let Some(msix) = &mut self.msix {
-                        msix.write(at, *byte);
-                    }
-                }
-                self.apply_vectors()
-            }
-        };
-        if let Err(error) = result {
-            log::error!("{}: config write at {offset:#x}: {error}", self.sbdf);
-        }
-    }
-
-    /// Which part of the device the configuration byte at `offset` belongs to.
-    fn register(&self, offset: u16) -> Register {
-        let ours = |read: Option<u8>| read.is_some();
-        match offset {
-            COMMAND..COMMAND_END => Register::Command,
-            0x10..bars::END => Register::Bar,
-            _ if self.overlay.owns(offset) => Register::Ignored,
-            _ if ours(self.msi.as_ref().and_then(|msi| msi.read(offset))) => Register::Vectors,
-            _ if ours(self.msix.as_ref().and_then(|msix| msix.read(offset))) => Register::Vectors,
-            _ => Register::Hardware,
-        }
-    }
-
-    /// Writes the command register from byte `at`: windows close before decode goes off, and open
-    /// after it is on, because the IOMMU can map a BAR only while it decodes.
-    fn write_command(&mut self, at: usize, data: &[u8]) -> io::Result<()> {
-        let mut command = self.command;
-        for (slot, byte) in command.iter_mut().skip(at).zip(data) {
-            *slot = *byte;
-        }
-        if command[0] & MEMORY_SPACE == 0 {
-            self.command = command;
-            self.place_windows().map_err(io::Error::other)?;
-            self.forward(Region::Config, u64::from(COMMAND), &command)
-        } else {
-            self.forward(Region::Config, u64::from(COMMAND), &command)?;
-            self.command = command;
-            self.place_windows().map_err(io::Error::other)
-        }
-    }
-
-    fn forward(&self, region: Region, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.device.write(region, offset, data)
-    }
-
-    /// Where a BAR is decoded: memory decode is on and its address is one that the VMM gives out.
-    fn decoded(&self, info: &BarInfo) -> Option<AddressRange<Gpa>> {
-        let range = self.bars.range(info)?;
-        let on = self.command[0] & MEMORY_SPACE != 0;
-        let inside = self.mmio.iter().any(|window| window.contains(&range));
-        (on && inside).then_some(range)
-    }
-
-    fn place_windows(&mut self) -> Result<(), WindowError> {
-        let at: Vec<(u8, Gpa)> = self
-            .bars
-            .infos()
-            .iter()
-            .filter_map(|info| Some((info.index, self.decoded(info)?.start())))
-            .collect();
-        self.windows.place(|bar| {
-            let found = at.iter().find(|(index, _)| *index == bar);
-            found.map(|(_, gpa)| *gpa)
-        })
-    }
-
-    fn apply_vectors(&mut self) -> io::Result<()> {
-        let msix = self.msix.as_ref().and_then(Msix::messages);
-        let msi = self.msi.as_ref().and_then(Msi::messages);
-        let wanted = match (msix, msi) {
-            (Some(messages), _) => Some((VectorKind::Msix, messages)),
-            (None, Some(messages)) => Some((VectorKind::Msi, messages)),
-            (None, None) => None,
-        };
-        self.interrupts.apply(&*self.device, wanted)
-    }
-
-    /// Which BAR an address is in, with the offset, and how much of `len` bytes fits there.
-    fn locate(&self, gpa: Gpa, len: usize) -> Option<(u8, u64)> {
-        self.bars.infos().iter().find_map(|info| {
-            let range = self.decoded(info)?;
-            let offset = range.offset_of(gpa)?;
-            let fits = offset.checked_add(len as u64)? <= range.len_bytes();
-            fits.then_some((info.index, offset))
-        })
-    }
-
-    /// Serves a trapped read; whether the address belongs to this device.
-    pub fn mmio_read(&self, gpa: Gpa, data: &mut [u8]) -> bool {
-        let Some((bar, offset)) = self.locate(gpa, data.len()) else {
-            return false;
-        };
-        if let Some(msix) = &self.msix
-            && let Some(at) = msix.table.locate(bar, offset)
-        {
-            msix.read_table(at, data);
-        } else if let Err(error) = self.device.read(Region::Bar(bar), offset, data) {
-            log::debug!("{}: read of BAR {bar} at {offset:#x}: {error}", self.sbdf);
-            data.fill(0xff);
-        }
-        true
-    }
-
-    /// Serves a trapped write; whether the address belongs to this device.
-    pub fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
-        let Some((bar, offset)) = self.locate(gpa, data.len()) else {
-            return false;
-        };
-        let in_table = self
-            .msix
-            .as_mut()
-            .and_then(|msix| Some((msix.table.locate(bar, offset)?, msix)));
-        let result = if let Some((at, msix)) = in_table {
-            msix.write_table(at, data);
-            self.apply_vectors()
-        } else {
-            self.forward(Region::Bar(bar), offset, data)
-        };
-        if let Err(error) = result {
-            log::error!("{}: write of BAR {bar} at {offset:#x}: {error}", self.sbdf);
-        }
-        true
-    }
-
-    /// Brings the device to its state after power-on: no windows, no interrupts, BARs kept.
+    /// Resets the function and nothing else, and brings the guest's view of it to the state after
+    /// power-on: nothing decoded, BARs at 0, no interrupts. Peers lose their windows before the device
+    /// loses its state; they have them back when the guest has programmed it again.
     ///
     /// # Errors
-    /// The errno of VFIO; `ENOTTY` for a device that cannot be reset by itself.
+    /// The errno of VFIO; `ENOTTY` for a device that cannot be reset by itself. The device is quiet
+    /// then, all the same.
     pub fn reset(&mut self) -> io::Result<()> {
-        self.write_command(0, &[0, 0])?;
+        self.forget();
+        let stuck = self.try_place().into_iter().next();
+        let closed = stuck.map_or(Ok(()), |error| Err(io::Error::other(error)));
+        let off = self.interrupts.turn_off(&*self.device);
+        let silent = self.write_silent();
+        // Only with all of that: peers must not reach into a reset.
+        let result = closed.and(off).and(silent);
+        let result = result.and_then(|()| self.device.reset());
+        if let Err(error) = &result {
+            self.look_for_absence(error);
+        }
+        self.apply_interrupts();
+        result
+    }
+
+    /// What the guest has programmed is gone.
+    fn forget(&mut self) {
+        self.command = [0; 2];
+        self.power = 0;
+        self.bars.reset();
         if let Some(msi) = &mut self.msi {
             msi.reset();
         }
         if let Some(msix) = &mut self.msix {
             msix.reset();
         }
-        self.interrupts.turn_off(&*self.device)?;
-        self.device.reset()
     }
+
+    /// Takes the device from the guest: no bus mastering, no windows, no decode, no interrupts.
+    ///
+    /// # Errors
+    /// [`DetachError`] says what is left; calling again tries again. Dropping the device is possible
+    /// in any case: what is still mapped stays alive, and where it is stays taken.
+    pub fn detach(&mut self) -> Result<(), DetachError> {
+        let sbdf = self.sbdf;
+        let mut result = Ok(());
+        let mut note = |step: Result<(), DetachError>| {
+            if let (Ok(()), Err(error)) = (&result, step) {
+                result = Err(error);
+            }
+        };
+        // A device that is gone cannot be written any more, and does not do DMA either.
+        let config = |written: io::Result<()>| match written {
+            Err(error) if !is_absence(&error) => Err(DetachError::Config { sbdf, error }),
+            _ => Ok(()),
+        };
+        note(config(self.write_quiet()));
+        let [low, high] = self.command;
+        self.command = [low & !config::MEMORY_SPACE, high];
+        let windows = self.try_place().into_iter().next();
+        note(windows.map_or(Ok(()), |error| Err(error.into())));
+        note(config(self.write_silent()));
+        let off = self.interrupts.turn_off(&*self.device);
+        note(off.map_err(|error| DetachError::Interrupts { sbdf, error }));
+        self.detached = result.is_ok();
+        result
+    }
+
+    /// Gives the device up: it is quiet, and the guest finds nothing in its place.
+    fn stop(&mut self, why: DeviceEvent) {
+        if self.stopped {
+            return;
+        }
+        self.stopped = true;
+        if let Err(error) = self.detach() {
+            log::error!("{}: {error}", self.sbdf);
+        }
+        self.tell(why);
+    }
+
+    /// Stops the device if an error says that it is not there any more.
+    fn look_for_absence(&mut self, error: &io::Error) {
+        if is_absence(error) {
+            self.stop(DeviceEvent::Vanished);
+        }
+    }
+
+    fn tell(&self, event: DeviceEvent) {
+        self.events.device_event(self.sbdf, event);
+    }
+}
+
+/// Whether the kernel says that there is no such device (any more).
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO))
 }
 
 impl Drop for AssignedDevice {
     fn drop(&mut self) {
-        // Bus mastering off: nothing the guest left running may write after the windows are gone.
-        if let Err(error) = self.write_command(0, &[0, 0]) {
-            log::warn!("{}: while quiescing: {error}", self.sbdf);
+        if self.detached {
+            return;
         }
-        if let Err(error) = self.interrupts.turn_off(&*self.device) {
-            log::warn!("{}: while turning interrupts off: {error}", self.sbdf);
-        }
-    }
-}
-
-/// The parts of configuration space that are written in different ways.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Register {
-    Command,
-    Bar,
-    Vectors,
-    Ignored,
-    Hardware,
-}
-
-fn read_vectors(device: &dyn PciBackend, config: &[u8]) -> (Option<Msi>, Option<Msix>) {
-    let (mut msi, mut msix) = (None, None);
-    for capability::Capability { id, offset } in capability::standard(config) {
-        let Some(header) = capability::dword(config, offset) else {
-            continue;
-        };
-        let [low, next, control_low, control_high] = header.to_le_bytes();
-        let control = u16::from_le_bytes([control_low, control_high]);
-        if id == CAP_MSI && device.vectors(VectorKind::Msi) > 0 {
-            msi = Some(Msi::new(offset, [low, next], control));
-        }
-        if id == CAP_MSIX
-            && device.vectors(VectorKind::Msix) > u32::from(control & 0x7ff)
-            && let (Some(table), Some(pending)) = (
-                capability::dword(config, offset + 4),
-                capability::dword(config, offset + 8),
-            )
-        {
-            msix = Some(Msix::new(offset, control, table, pending));
+        if let Err(error) = self.detach() {
+            log::warn!("{error}; trying again");
+            if let Err(error) = self.detach() {
+                log::error!("{error}");
+            }
         }
     }
-    (msi, msix)
 }

@@ -32,11 +32,14 @@ mod vmm;
 pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{Admitted, Candidate, DomainName, Reason, Refusal, admit};
 pub use context::{ContextError, IommuContext, Reach};
-pub use device::{AssignedDevice, AttachError, BarInfo, DeviceParams, HostDevice, WindowError};
+pub use device::{
+    AssignedDevice, AttachError, BarInfo, Clique, DetachError, DeviceEvent, DeviceParams,
+    HostDevice, WindowError,
+};
 pub use dma::DmaError;
 pub use guest::{
     Apertures, Branch, BusNumbers, Endpoint, GuestTopology, LayoutError, Link, PlacedEndpoint,
     PortKind, VirtualPort, lay_out,
 };
 pub use memory::HostMemory;
-pub use vmm::{MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};
+pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -37,6 +37,11 @@ impl HostMemory {
         Self(Owner::Bar(mapping))
     }
 
+    /// Whether it is guest RAM, which no device can take away.
+    pub(crate) fn is_ram(&self) -> bool {
+        matches!(self.0, Owner::Ram(_))
+    }
+
     /// First byte in this process. Never make a reference to it: guest and devices write there.
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.0 {

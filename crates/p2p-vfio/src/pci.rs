@@ -44,17 +44,59 @@ pub(crate) enum VectorKind {
     Msix,
 }
 
+/// What there is of a kind of vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vectors {
+    /// How many the function has.
+    pub(crate) count: u32,
+    /// Whether single vectors may come and go while the kind is on; if not, all of them are given
+    /// when it is turned on (`VFIO_IRQ_INFO_NORESIZE`).
+    pub(crate) dynamic: bool,
+}
+
+/// What the host tells the owner of a device besides the device's own interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// An uncorrectable error was reported for it (`VFIO_PCI_ERR_IRQ_INDEX`).
+    Error,
+    /// The host wants it back (`VFIO_PCI_REQ_IRQ_INDEX`).
+    Request,
+}
+
+/// The two signals of a level-triggered interrupt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line<'a> {
+    /// Signalled when the pin is asserted; the pin is masked then.
+    pub(crate) raised: &'a EventFd,
+    /// To be signalled when the interrupt was handled; unmasks the pin.
+    pub(crate) handled: &'a EventFd,
+}
+
 /// The lowest seam of an assigned device: VFIO in a VMM, a table of bytes in tests.
 pub(crate) trait PciBackend: Send {
     fn region(&self, region: Region) -> RegionInfo;
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> io::Result<()>;
     fn write(&self, region: Region, offset: u64, data: &[u8]) -> io::Result<()>;
     fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping>;
-    /// How many vectors of a kind the function has.
-    fn vectors(&self, kind: VectorKind) -> u32;
-    /// Turns a kind on: vector n signals `events[n]`.
-    fn enable_vectors(&self, kind: VectorKind, events: &[&EventFd]) -> io::Result<()>;
+    /// What vectors of a kind the function has.
+    fn vectors(&self, kind: VectorKind) -> Vectors;
+    /// Lets vector `first + n` signal `events[n]`, or nobody. Turns the kind on if it is off; it has
+    /// `first + events.len()` vectors then.
+    fn set_vectors(
+        &self,
+        kind: VectorKind,
+        first: u32,
+        events: &[Option<&EventFd>],
+    ) -> io::Result<()>;
     fn disable_vectors(&self, kind: VectorKind) -> io::Result<()>;
+    /// Whether the function has an interrupt pin that can be used.
+    fn has_line(&self) -> bool;
+    /// Turns the pin on or off.
+    fn set_line(&self, line: Option<Line<'_>>) -> io::Result<()>;
+    /// Whether this is ever told.
+    fn has_notice(&self, notice: Notice) -> bool;
+    /// Lets a notice signal `event`.
+    fn set_notice(&self, notice: Notice, event: &EventFd) -> io::Result<()>;
     /// Resets this function and nothing else (`VFIO_DEVICE_RESET`).
     fn reset(&self) -> io::Result<()>;
 }

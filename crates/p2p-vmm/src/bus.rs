@@ -31,6 +31,11 @@ impl GuestBus {
         }
     }
 
+    /// Passes on that the hypervisor could not reach memory at `gpa`; whether a device lets go of it.
+    pub(crate) fn memory_fault(&self, gpa: GuestAddress) -> bool {
+        self.pci.memory_fault(gpa)
+    }
+
     /// Writes memory-mapped I/O; ignored where there is nothing.
     pub(crate) fn mmio_write(&self, gpa: GuestAddress, data: &[u8]) {
         match self.ecam.offset_of(gpa) {

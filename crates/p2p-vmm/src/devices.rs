@@ -4,18 +4,20 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use hotplug::DeviceConfig;
-use iommu_group::Sysfs;
+use iommu_group::{Sbdf, Sysfs};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{
-    Address, AddressRange, Admitted, Apertures, AssignedDevice, Branch, Candidate, DeviceParams,
-    DomainName, Endpoint, Gpa, HostDevice, IommuContext, Iova, Reach, admit, lay_out,
+    Address, AddressRange, Admitted, Apertures, AssignedDevice, Branch, Candidate, Clique,
+    DeviceParams, DomainName, Endpoint, Gpa, HostDevice, IommuContext, Iova, Reach, VirtualPort,
+    admit, lay_out,
 };
 use vm_memory::GuestMemoryMmap;
 
-use crate::irq::KvmRoutes;
+use crate::irq::{KvmLine, KvmRoutes};
 use crate::layout::Layout;
-use crate::pci::{Bdf, PciBus};
+use crate::notices::EventLog;
+use crate::pci::{Bdf, PciBus, gsi_of};
 use crate::slots::KvmSlots;
 
 /// Reads what the host says of the devices and judges it. Nothing is opened or changed.
@@ -101,7 +103,10 @@ impl OpenDevices {
 
     /// Gives the devices guest memory and the guest the devices: a virtual switch for each P2P domain, a root port for
     /// each of the others. BARs are placed and decoded, so that an error shows now and not in the guest.
-    pub(crate) fn assign(self, guest: &Guest<'_>) -> anyhow::Result<()> {
+    pub(crate) fn assign(
+        self,
+        guest: &Guest<'_>,
+    ) -> anyhow::Result<Vec<Arc<Mutex<AssignedDevice>>>> {
         for context in &self.contexts {
             context.map_guest(guest.memory)?;
         }
@@ -119,14 +124,26 @@ impl OpenDevices {
                 .context("no 64-bit PCI window")?,
         };
         let topology = lay_out(&branches, apertures)?;
+        let buses = |(sbdf, port): &(Sbdf, VirtualPort)| (*sbdf, port.buses());
+        let buses: Vec<_> = topology.ports.iter().map(buses).collect();
         for (sbdf, port) in topology.ports {
             guest.pci.add(Bdf::from(sbdf), Arc::new(Mutex::new(port)))?;
         }
-        let devices = self.domains.into_iter().flatten().chain(self.others);
-        for (device, place) in devices.zip(topology.endpoints) {
+        let members = |(domain, members): (usize, Vec<HostDevice>)| {
+            let clique = Clique::of_domain(domain);
+            members.into_iter().map(move |device| (clique, device))
+        };
+        let members = self.domains.into_iter().enumerate().flat_map(members);
+        let others = self.others.into_iter().map(|device| (None, device));
+        let mut assigned = Vec::new();
+        for ((clique, device), place) in members.chain(others).zip(topology.endpoints) {
+            let line = KvmLine::new(guest.routes.clone(), gsi_of(place.sbdf, &buses));
             let params = DeviceParams {
                 slots: guest.slots.clone(),
                 msi: guest.routes.clone(),
+                intx: Some(Arc::new(line)),
+                events: Arc::new(EventLog),
+                clique,
                 mmio: vec![apertures.memory, apertures.prefetchable],
             };
             let mut device = AssignedDevice::new(device, params)?;
@@ -135,11 +152,11 @@ impl OpenDevices {
                 device.place_bar(bar, *gpa)?;
             }
             device.enable_memory()?;
-            guest
-                .pci
-                .add(Bdf::from(place.sbdf), Arc::new(Mutex::new(device)))?;
+            let device = Arc::new(Mutex::new(device));
+            guest.pci.add(Bdf::from(place.sbdf), device.clone())?;
+            assigned.push(device);
         }
-        Ok(())
+        Ok(assigned)
     }
 }
 

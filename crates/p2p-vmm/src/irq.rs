@@ -13,7 +13,7 @@ use kvm_bindings::{
     kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1,
 };
 use kvm_ioctls::VmFd;
-use p2p_vfio::{MsiMessage, MsiRouter, RouteId};
+use p2p_vfio::{IntxLine, MsiMessage, MsiRouter, RouteId};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::lock::lock;
@@ -115,6 +115,11 @@ impl KvmRoutes {
             .map_err(|source| IrqError::Detach { gsi: gsi.0, source })
     }
 
+    /// How many routes to messages there are.
+    pub(crate) fn census(&self) -> usize {
+        lock(&self.messages).len()
+    }
+
     /// Changes the table, in KVM first: if KVM refuses, nothing has changed.
     fn change(
         &self,
@@ -166,6 +171,32 @@ impl MsiRouter for KvmRoutes {
     fn disconnect(&self, route: RouteId, event: &EventFd) -> io::Result<()> {
         self.detach(Gsi(route.0), event)?;
         Ok(self.free(Gsi(route.0))?)
+    }
+}
+
+/// A level-triggered pin of the I/O APIC, as one of the devices on it sees it.
+#[derive(Debug)]
+pub(crate) struct KvmLine {
+    routes: Arc<KvmRoutes>,
+    gsi: Gsi,
+}
+
+impl KvmLine {
+    pub(crate) fn new(routes: Arc<KvmRoutes>, gsi: Gsi) -> Self {
+        Self { routes, gsi }
+    }
+}
+
+impl IntxLine for KvmLine {
+    fn connect(&self, raised: &EventFd, handled: &EventFd) -> io::Result<()> {
+        let gsi = self.gsi.0;
+        let vm = &self.routes.vm;
+        vm.register_irqfd_with_resample(raised, handled, gsi)
+            .map_err(|source| IrqError::Attach { gsi, source }.into())
+    }
+
+    fn disconnect(&self, raised: &EventFd, _handled: &EventFd) -> io::Result<()> {
+        Ok(self.routes.detach(self.gsi, raised)?)
     }
 }
 

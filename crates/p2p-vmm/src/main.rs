@@ -5,6 +5,7 @@
 
 mod acpi;
 mod bus;
+mod claims;
 mod cli;
 mod config;
 mod devices;
@@ -15,6 +16,7 @@ mod loader;
 mod lock;
 mod logger;
 mod memory;
+mod notices;
 mod pci;
 mod ports;
 mod power;

@@ -4,9 +4,11 @@ mod address;
 mod assigned;
 mod bus;
 mod host_bridge;
+mod intx;
 mod mechanism;
 
 pub(crate) use address::Bdf;
 pub(crate) use bus::PciBus;
 pub(crate) use host_bridge::HostBridge;
+pub(crate) use intx::{DEVICES, PINS, gsi, gsi_of};
 pub(crate) use mechanism::{ConfigAddressPort, decode_ecam};

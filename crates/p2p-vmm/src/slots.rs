@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use p2p_vfio::{Address, Gpa, HostMemory, MemorySlots, SlotId};
+use p2p_vfio::{Address, AddressRange, Gpa, HostMemory, MemorySlots, SlotId};
 
+use crate::claims::Claims;
 use crate::lock::lock;
 
 /// Number of a KVM memory slot.
@@ -46,6 +47,7 @@ pub(crate) struct KvmSlots {
     vm: Arc<VmFd>,
     limit: u32,
     used: Mutex<BTreeMap<Slot, (Gpa, HostMemory)>>,
+    claims: Mutex<Claims>,
 }
 
 impl KvmSlots {
@@ -55,6 +57,7 @@ impl KvmSlots {
             vm,
             limit,
             used: Mutex::new(BTreeMap::new()),
+            claims: Mutex::default(),
         }
     }
 
@@ -104,6 +107,13 @@ impl KvmSlots {
     }
 }
 
+impl KvmSlots {
+    /// How many slots are in use, and how many ranges devices have claimed.
+    pub(crate) fn census(&self) -> (usize, usize) {
+        (lock(&self.used).len(), lock(&self.claims).len())
+    }
+}
+
 impl MemorySlots for KvmSlots {
     fn add(&self, gpa: Gpa, memory: HostMemory) -> io::Result<SlotId> {
         let slot = self.add(gpa, memory).map_err(io::Error::from)?;
@@ -112,6 +122,17 @@ impl MemorySlots for KvmSlots {
 
     fn remove(&self, slot: SlotId) -> io::Result<()> {
         self.remove(Slot(slot.0)).map_err(io::Error::from)
+    }
+
+    fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()> {
+        if lock(&self.claims).take(range) {
+            return Ok(());
+        }
+        Err(io::Error::from_raw_os_error(libc::EEXIST))
+    }
+
+    fn release(&self, range: AddressRange<Gpa>) {
+        lock(&self.claims).give_back(range);
     }
 }
 

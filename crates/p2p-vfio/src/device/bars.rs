@@ -95,6 +95,13 @@ impl Bars {
         }
     }
 
+    /// Back to address 0, as after reset.
+    pub(super) fn reset(&mut self) {
+        for (register, writable) in self.registers.iter_mut().zip(self.writable) {
+            *register &= !writable;
+        }
+    }
+
     fn store(&mut self, at: usize, value: u32) {
         let writable = self.writable[at];
         self.registers[at] = (self.registers[at] & !writable) | (value & writable);

@@ -56,6 +56,24 @@ pub(super) fn extended(config: &[u8]) -> Vec<Capability> {
     found
 }
 
+/// How long a capability in the first 256 bytes is, in bytes; a header's four if its kind is not known.
+pub(super) fn len_bytes(config: &[u8], capability: Capability) -> u16 {
+    let at = usize::from(capability.offset);
+    let byte = |offset: usize| config.get(at + offset).copied().unwrap_or(0);
+    match capability.id {
+        // Power management (PCI PM r1.2 §3.2), MSI-X (PCI r3.0 §6.8.2), advanced features.
+        0x01 | 0x13 => 8,
+        0x11 => 12,
+        // MSI (PCI r3.0 §6.8.1): 64-bit addresses and per-vector masks make it longer.
+        0x05 => 12 + u16::from(byte(2) >> 7 & 1) * 4 + u16::from(byte(3) & 1) * 8,
+        // Vendor-specific: its third byte says (PCI r3.0 §6.7).
+        0x09 => u16::from(byte(2)).max(4),
+        // PCI Express, version 2 (PCIe r6.0 §7.5.3).
+        0x10 => 60,
+        _ => 4,
+    }
+}
+
 /// The little-endian dword at `offset`, if the space reaches that far.
 pub(super) fn dword(config: &[u8], offset: u16) -> Option<u32> {
     let at = usize::from(offset);

@@ -44,6 +44,9 @@ impl HostDevice {
         let mut config = vec![0; usize::try_from(config_bytes).unwrap_or(0)];
         let read = device.read(Region::Config, 0, &mut config);
         read.map_err(|error| AttachError::Config { sbdf, error })?;
+        if config.starts_with(&[0xff; 4]) {
+            return Err(AttachError::Absent { sbdf });
+        }
         let bars = read_bars(sbdf, &*device, &config)?;
         Ok(Self {
             sbdf,
@@ -52,6 +55,12 @@ impl HostDevice {
             bars,
             domain: None,
         })
+    }
+
+    /// Keeps its BARs from the peers in its domain: it reaches theirs, they do not reach it. For devices
+    /// of which policy says so.
+    pub fn hide_from_peers(&mut self) {
+        self.domain = None;
     }
 
     /// The memory BARs that need an address.

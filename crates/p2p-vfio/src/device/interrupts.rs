@@ -1,109 +1,254 @@
-//! Interrupt vectors: from the device's signal to the message that the guest asked for.
+//! Interrupts: from the device's signal to what the guest asked for.
+//!
+//! One of three kinds is on at a time: the pin, MSI or MSI-X. The host gives a vector only for what the
+//! guest uses: with dynamic MSI-X one by one, else as many as reach the highest in use.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::pci::{PciBackend, VectorKind};
-use crate::vmm::{MsiMessage, MsiRouter, RouteId};
+use crate::pci::{Line, PciBackend, VectorKind};
+use crate::vmm::{IntxLine, MsiMessage, MsiRouter, RouteId};
 
-/// What the guest has programmed: a kind, and per vector the message, `None` while masked.
-pub(super) type Wanted = Option<(VectorKind, Vec<Option<MsiMessage>>)>;
+/// What the guest has programmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Off,
+    /// The pin.
+    Line,
+    /// Message of every vector, `None` while masked.
+    Vectors(VectorKind, Vec<Option<MsiMessage>>),
+}
 
 struct Vector {
     event: EventFd,
     route: Option<(RouteId, MsiMessage)>,
 }
 
-/// The vectors that are on now.
+struct Pin {
+    raised: EventFd,
+    handled: EventFd,
+}
+
+/// The interrupts that are on now.
 pub(super) struct Interrupts {
     router: Arc<dyn MsiRouter>,
+    line: Option<Arc<dyn IntxLine>>,
+    pin: Option<Pin>,
+    /// Vectors are on in the device.
     on: Option<VectorKind>,
-    vectors: Vec<Vector>,
+    vectors: BTreeMap<u32, Vector>,
+    /// How many vectors the host has given.
+    given: u32,
 }
 
 impl Interrupts {
-    pub(super) fn new(router: Arc<dyn MsiRouter>) -> Self {
+    pub(super) fn new(router: Arc<dyn MsiRouter>, line: Option<Arc<dyn IntxLine>>) -> Self {
         Self {
             router,
+            line,
+            pin: None,
             on: None,
-            vectors: Vec::new(),
+            vectors: BTreeMap::new(),
+            given: 0,
         }
     }
 
-    /// Makes the vectors what the guest wants. A masked vector keeps its signal pending.
+    /// Makes interrupts what the guest wants. A masked vector keeps its signal pending.
     ///
     /// # Errors
-    /// The errno of VFIO or of the hypervisor; interrupts are off then if a kind had to change.
-    pub(super) fn apply(&mut self, device: &dyn PciBackend, wanted: Wanted) -> io::Result<()> {
-        let same = wanted
-            .as_ref()
-            .is_some_and(|(kind, m)| self.on == Some(*kind) && m.len() == self.vectors.len());
-        if !same {
-            self.turn_off(device)?;
+    /// The errno of VFIO or of the hypervisor. Vectors that worked before work on; what could not be
+    /// set up is off, and is tried again when the guest changes something.
+    pub(super) fn apply(&mut self, device: &dyn PciBackend, wanted: &Wanted) -> io::Result<()> {
+        match wanted {
+            Wanted::Off => self.turn_off(device),
+            Wanted::Line if self.pin.is_some() => Ok(()),
+            Wanted::Line => {
+                self.turn_off(device)?;
+                self.pin_on(device)
+            }
+            Wanted::Vectors(kind, messages) => {
+                let count = match kind {
+                    VectorKind::Msi => messages.len(),
+                    // The table does not change; what is used of it does.
+                    VectorKind::Msix => self.vectors.len(),
+                };
+                if self.on != Some(*kind) || self.vectors.len() != count {
+                    self.turn_off(device)?;
+                }
+                self.vectors_on(device, *kind, messages)
+            }
         }
-        let Some((kind, messages)) = wanted else {
+    }
+
+    fn pin_on(&mut self, device: &dyn PciBackend) -> io::Result<()> {
+        let Some(line) = &self.line else {
             return Ok(());
         };
-        if same {
-            return self.route(&messages);
+        let pin = Pin {
+            raised: EventFd::new(EFD_NONBLOCK)?,
+            handled: EventFd::new(EFD_NONBLOCK)?,
+        };
+        line.connect(&pin.raised, &pin.handled)?;
+        let on = device.set_line(Some(Line {
+            raised: &pin.raised,
+            handled: &pin.handled,
+        }));
+        let pin = self.pin.insert(pin);
+        if on.is_err() {
+            line.disconnect(&pin.raised, &pin.handled)?;
+            self.pin = None;
         }
-        for _ in &messages {
-            let event = EventFd::new(EFD_NONBLOCK)?;
-            self.vectors.push(Vector { event, route: None });
+        on
+    }
+
+    fn vectors_on(
+        &mut self,
+        device: &dyn PciBackend,
+        kind: VectorKind,
+        messages: &[Option<MsiMessage>],
+    ) -> io::Result<()> {
+        let dynamic = kind == VectorKind::Msix && device.vectors(kind).dynamic;
+        let used = (0_u32..)
+            .zip(messages)
+            .filter(|(n, message)| {
+                // The first one is always given: without any, the kind would be off in the device.
+                kind == VectorKind::Msi || *n == 0 || message.is_some()
+            })
+            .map(|(n, _)| n);
+        let mut new = Vec::new();
+        for n in used {
+            if let Entry::Vacant(place) = self.vectors.entry(n) {
+                match EventFd::new(EFD_NONBLOCK) {
+                    Ok(event) => place.insert(Vector { event, route: None }),
+                    Err(error) => {
+                        self.withdraw(device, &new);
+                        return Err(error);
+                    }
+                };
+                new.push(n);
+            }
         }
-        let result = self.route(&messages).and_then(|()| {
-            let events: Vec<&EventFd> = self.vectors.iter().map(|v| &v.event).collect();
-            device.enable_vectors(kind, &events)
+        // Routes first: a signal that comes at once must not be lost.
+        let result = self.route(messages).and_then(|()| {
+            let highest = self.vectors.keys().next_back().map_or(0, |n| n + 1);
+            if self.on.is_some() && !dynamic && highest > self.given {
+                device.disable_vectors(kind)?;
+                self.on = None;
+            }
+            if self.on.is_none() {
+                self.give_all(device, kind, dynamic)
+            } else {
+                self.give(device, kind, &new)
+            }
         });
-        match result {
-            Ok(()) => {
-                self.on = Some(kind);
-                Ok(())
-            }
-            Err(error) => {
-                self.unroute()?;
-                Err(error)
-            }
+        if result.is_err() {
+            self.withdraw(device, &new);
         }
+        if self.on.is_none() {
+            self.turn_off(device)?;
+        }
+        result
+    }
+
+    /// Turns the kind on in the device with every vector there is.
+    fn give_all(
+        &mut self,
+        device: &dyn PciBackend,
+        kind: VectorKind,
+        dynamic: bool,
+    ) -> io::Result<()> {
+        let highest = self.vectors.keys().next_back().map_or(0, |n| n + 1);
+        let first = if dynamic { 1 } else { highest };
+        let events: Vec<_> = (0..first)
+            .map(|n| self.vectors.get(&n).map(|vector| &vector.event))
+            .collect();
+        device.set_vectors(kind, 0, &events)?;
+        (self.on, self.given) = (Some(kind), first);
+        let others: Vec<u32> = self.vectors.keys().copied().skip(1).collect();
+        if dynamic {
+            self.give(device, kind, &others)?;
+        }
+        Ok(())
+    }
+
+    /// Gives single vectors of a kind that is on.
+    fn give(&mut self, device: &dyn PciBackend, kind: VectorKind, which: &[u32]) -> io::Result<()> {
+        for n in which {
+            let event = self.vectors.get(n).map(|vector| &vector.event);
+            device.set_vectors(kind, *n, &[event])?;
+            self.given = self.given.max(n.saturating_add(1));
+        }
+        Ok(())
     }
 
     fn route(&mut self, messages: &[Option<MsiMessage>]) -> io::Result<()> {
-        for (vector, message) in self.vectors.iter_mut().zip(messages) {
-            match (vector.route, *message) {
-                (None, None) => {}
-                (None, Some(new)) => {
-                    let route = self.router.connect(&vector.event, new)?;
-                    vector.route = Some((route, new));
-                }
-                (Some((route, old)), Some(new)) if old != new => {
-                    self.router.update(route, new)?;
-                    vector.route = Some((route, new));
-                }
-                (Some(_), Some(_)) => {}
-                (Some((route, _)), None) => {
-                    self.router.disconnect(route, &vector.event)?;
-                    vector.route = None;
-                }
-            }
+        for (n, vector) in &mut self.vectors {
+            let message = usize::try_from(*n).ok().and_then(|n| messages.get(n));
+            vector.route(&*self.router, message.copied().flatten())?;
         }
         Ok(())
     }
 
-    fn unroute(&mut self) -> io::Result<()> {
-        let nothing = vec![None; self.vectors.len()];
-        self.route(&nothing)?;
-        self.vectors.clear();
-        Ok(())
+    /// Forgets vectors that could not be set up.
+    fn withdraw(&mut self, device: &dyn PciBackend, which: &[u32]) {
+        for n in which {
+            if let Some(kind) = self.on
+                && *n < self.given
+                && let Err(error) = device.set_vectors(kind, *n, &[None])
+            {
+                log::debug!("while undoing: {error}");
+            }
+            if let Some(mut vector) = self.vectors.remove(n)
+                && let Err(error) = vector.route(&*self.router, None)
+            {
+                // Closing the eventfd ends delivery as well.
+                log::warn!("while undoing: {error}");
+            }
+        }
     }
 
-    /// Turns all vectors off and forgets what was pending.
+    /// Turns everything off and forgets what was pending.
+    ///
+    /// # Errors
+    /// What could not be turned off is still there, and tried again next time.
     pub(super) fn turn_off(&mut self, device: &dyn PciBackend) -> io::Result<()> {
+        if let (Some(pin), Some(line)) = (&self.pin, &self.line) {
+            device.set_line(None)?;
+            line.disconnect(&pin.raised, &pin.handled)?;
+            self.pin = None;
+        }
         if let Some(kind) = self.on {
             device.disable_vectors(kind)?;
             self.on = None;
         }
-        self.unroute()
+        self.route(&[])?;
+        self.vectors.clear();
+        self.given = 0;
+        Ok(())
+    }
+}
+
+impl Vector {
+    /// Delivers `message` from now on; nothing if that is `None`.
+    fn route(&mut self, router: &dyn MsiRouter, message: Option<MsiMessage>) -> io::Result<()> {
+        match (self.route, message) {
+            (None, None) => {}
+            (None, Some(new)) => self.route = Some((router.connect(&self.event, new)?, new)),
+            (Some((route, old)), Some(new)) => {
+                if old != new {
+                    router.update(route, new)?;
+                    self.route = Some((route, new));
+                }
+            }
+            (Some((route, _)), None) => {
+                router.disconnect(route, &self.event)?;
+                self.route = None;
+            }
+        }
+        Ok(())
     }
 }

@@ -34,15 +34,16 @@ struct Patch {
 }
 
 impl Overlay {
-    /// The overlay of an endpoint: one function, no ROM, no INTx, no capability of [`HIDDEN`].
-    pub(super) fn of_endpoint(extended: &[Capability]) -> Self {
+    /// The overlay of an endpoint: one function, no ROM, pin INTA or none, no capability of [`HIDDEN`].
+    pub(super) fn of_endpoint(extended: &[Capability], has_line: bool) -> Self {
         let mut overlay = Self::default();
         // A function of a multi-function device is alone in its slot of the guest.
         overlay.set(HEADER_TYPE, 0x80, 0);
         for byte in EXPANSION_ROM..EXPANSION_ROM + 4 {
             overlay.set(byte, 0xff, 0);
         }
-        overlay.set(INTERRUPT_PIN, 0xff, 0);
+        // The only function in its slot has INTA, whatever its pin is on the host (PCI r3.0 §2.2.6).
+        overlay.set(INTERRUPT_PIN, 0xff, u8::from(has_line));
         for capability in extended {
             if let Some((_, name)) = HIDDEN.iter().find(|(id, _)| *id == capability.id) {
                 log::debug!("{name} capability at {:#x} is hidden", capability.offset);
@@ -53,6 +54,13 @@ impl Overlay {
             }
         }
         overlay
+    }
+
+    /// Replaces what the hardware has from `offset` on.
+    pub(super) fn replace(&mut self, offset: u16, bytes: &[u8]) {
+        for (at, byte) in (offset..).zip(bytes) {
+            self.set(at, 0xff, *byte);
+        }
     }
 
     fn set(&mut self, offset: u16, mask: u8, value: u8) {
@@ -84,7 +92,7 @@ mod tests {
             id: 0x000d,
             offset: 0x140,
         };
-        let overlay = Overlay::of_endpoint(&[acs]);
+        let overlay = Overlay::of_endpoint(&[acs], false);
         let mut header = 0x1501_000d_u32.to_le_bytes();
         overlay.apply(0x140, &mut header);
         assert_eq!(u32::from_le_bytes(header), 0x1500_0000);
@@ -92,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_is_not_patched_is_the_hardwares() {
-        let overlay = Overlay::of_endpoint(&[]);
+        let overlay = Overlay::of_endpoint(&[], false);
         let mut header = [0x12, 0x34, 0x80, 0xff];
         overlay.apply(0x0c, &mut header);
         assert_eq!(header, [0x12, 0x34, 0x00, 0xff]);
@@ -100,7 +108,7 @@ mod tests {
 
     #[test]
     fn there_is_no_rom_and_no_intx() {
-        let overlay = Overlay::of_endpoint(&[]);
+        let overlay = Overlay::of_endpoint(&[], false);
         let mut rom = [0xff; 4];
         overlay.apply(0x30, &mut rom);
         assert_eq!(rom, [0; 4]);

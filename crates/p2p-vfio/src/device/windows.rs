@@ -1,4 +1,8 @@
-//! Which parts of a device's BARs are visible where: to the guest and to the peers.
+//! Where a device's BARs are visible: to the guest and to the peers.
+//!
+//! A BAR is visible to both or to nobody, with all its areas or with none, and in a range that this
+//! device alone has claimed. [`Windows::place`] brings every BAR from wherever it is to where it shall
+//! be; a BAR that cannot go there is nowhere, and the next call tries again.
 
 use std::io;
 use std::sync::Arc;
@@ -9,15 +13,23 @@ use thiserror::Error;
 use crate::address::{Address, AddressRange, Gpa, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
-use crate::pci::{Mappable, RegionInfo};
 use crate::vmm::{MemorySlots, SlotId};
-
-/// The unit in which KVM and the IOMMU map, in bytes.
-const PAGE: u64 = 4096;
 
 /// Why a window could not be opened or closed.
 #[derive(Debug, Error)]
 pub enum WindowError {
+    /// Somebody else answers there.
+    #[error("cannot put BAR {bar} of {sbdf} at {range}: {error}")]
+    Claim {
+        /// The device.
+        sbdf: Sbdf,
+        /// Its BAR.
+        bar: u8,
+        /// Where.
+        range: AddressRange<Gpa>,
+        /// What the VMM said.
+        error: io::Error,
+    },
     /// The guest cannot have it.
     #[error("cannot show BAR {bar} of {sbdf} to the guest at {gpa}: {error}")]
     Show {
@@ -52,23 +64,39 @@ pub enum WindowError {
     },
 }
 
-/// A part of a BAR that is mapped in this process, and where it is visible now.
+/// A part of a BAR that is mapped in this process, and by what it is visible now.
 struct Area {
-    bar: u8,
     /// Bytes from the start of the BAR.
     offset: u64,
     memory: HostMemory,
-    slot: Option<(Gpa, SlotId)>,
+    slot: Option<SlotId>,
     peers: Option<AddressRange<Iova>>,
 }
 
-/// All mappable areas of one device.
-pub(super) struct Windows {
-    sbdf: Sbdf,
+/// One BAR.
+struct Window {
+    bar: u8,
     areas: Vec<Area>,
+    /// What is claimed; areas are visible inside only.
+    at: Option<AddressRange<Gpa>>,
+    /// Where it could not be put, so that this is told once.
+    refused: Option<AddressRange<Gpa>>,
+    /// Part of it could not be taken from where it was.
+    stuck: bool,
+}
+
+/// The surroundings of a window.
+struct World {
+    sbdf: Sbdf,
     slots: Arc<dyn MemorySlots>,
     /// The P2P domain; `None` for a device outside of any.
     domain: Option<Arc<dyn DmaBackend>>,
+}
+
+/// All BARs of one device.
+pub(super) struct Windows {
+    world: World,
+    windows: Vec<Window>,
 }
 
 impl Windows {
@@ -78,208 +106,168 @@ impl Windows {
         domain: Option<Arc<dyn DmaBackend>>,
     ) -> Self {
         Self {
-            sbdf,
-            areas: Vec::new(),
-            slots,
-            domain,
+            world: World {
+                sbdf,
+                slots,
+                domain,
+            },
+            windows: Vec::new(),
         }
     }
 
-    /// Adds an area of a BAR; it is visible nowhere yet.
-    pub(super) fn add(&mut self, bar: u8, offset: u64, memory: HostMemory) {
-        self.areas.push(Area {
-            bar,
+    /// Adds a BAR with the areas (offset, memory) that are mapped of it; it is visible nowhere yet.
+    pub(super) fn add(&mut self, bar: u8, areas: Vec<(u64, HostMemory)>) {
+        let area = |(offset, memory)| Area {
             offset,
             memory,
             slot: None,
             peers: None,
+        };
+        self.windows.push(Window {
+            bar,
+            areas: areas.into_iter().map(area).collect(),
+            at: None,
+            refused: None,
+            stuck: false,
         });
     }
 
-    /// Makes every area visible exactly where `bar_at` says its BAR is, nowhere if that is `None`.
+    /// Puts every BAR where `target` says, nowhere if that is `None`.
     ///
-    /// Windows are closed before others are opened, so that BARs can trade places. The first error
-    /// is returned, after all areas were seen to: one that failed is visible to nobody new.
-    pub(super) fn place(&mut self, bar_at: impl Fn(u8) -> Option<Gpa>) -> Result<(), WindowError> {
-        let mut result = Ok(());
-        let goals: Vec<Option<Gpa>> = self
-            .areas
-            .iter()
-            .map(|area| bar_at(area.bar).map(|gpa| Gpa::new(gpa.value() + area.offset)))
-            .collect();
-        for (area, goal) in self.areas.iter_mut().zip(&goals) {
-            if area.slot.map(|(gpa, _)| gpa) != *goal {
-                let closed = area.close(self.sbdf, &*self.slots, self.domain.as_deref());
-                result = result.and(closed);
+    /// Windows are closed before others are opened, so that BARs can trade places. Returns what went
+    /// wrong; a refusal that was told before and still stands is not told again.
+    pub(super) fn place(
+        &mut self,
+        target: impl Fn(u8) -> Option<AddressRange<Gpa>>,
+    ) -> Vec<WindowError> {
+        let mut errors = Vec::new();
+        for window in &mut self.windows {
+            let goal = target(window.bar);
+            if window.refused != goal {
+                window.refused = None;
+            }
+            let settled = window.at == goal && !window.stuck;
+            if window.at.is_some() && !settled {
+                errors.extend(window.close(&self.world));
             }
         }
-        for (area, goal) in self.areas.iter_mut().zip(goals) {
-            if let (Some(gpa), None) = (goal, area.slot) {
-                let opened = area.open(gpa, self.sbdf, &*self.slots, self.domain.as_deref());
-                result = result.and(opened);
+        for window in &mut self.windows {
+            let (Some(range), None) = (target(window.bar), window.at) else {
+                continue;
+            };
+            if let Err(error) = window.open(&self.world, range) {
+                if window.refused.replace(range).is_none() {
+                    errors.push(error);
+                }
+            } else {
+                window.refused = None;
             }
         }
-        result
+        errors
+    }
+
+    /// Whether some BAR is not where it should be: [`place`](Self::place) may do better now.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.windows.iter().any(|w| w.refused.is_some() || w.stuck)
+    }
+
+    /// Where a BAR answers now.
+    pub(super) fn live(&self, bar: u8) -> Option<AddressRange<Gpa>> {
+        let window = self.windows.iter().find(|window| window.bar == bar)?;
+        window.at.filter(|_| !window.stuck)
+    }
+
+    /// Where the peers reach BARs now: the BAR and the part of the address space.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (u8, AddressRange<Iova>)> {
+        let of = |w: &Window| {
+            let bar = w.bar;
+            let ranges: Vec<_> = w.areas.iter().filter_map(|area| area.peers).collect();
+            ranges.into_iter().map(move |range| (bar, range))
+        };
+        self.windows.iter().flat_map(of)
     }
 }
 
-impl Area {
-    /// Shows the area to the peers, then to the guest; to nobody if either fails.
-    fn open(
-        &mut self,
-        gpa: Gpa,
-        sbdf: Sbdf,
-        slots: &dyn MemorySlots,
-        domain: Option<&dyn DmaBackend>,
-    ) -> Result<(), WindowError> {
-        let bar = self.bar;
-        if self.peers.is_some() {
-            // A range that the IOMMU would not let go of: nothing new on top of it.
-            self.close(sbdf, slots, domain)?;
-        }
-        if let Some(domain) = domain {
-            let range = domain
-                .map(Iova::of_guest(gpa), self.memory.clone())
-                .map_err(|error| WindowError::Peers { sbdf, bar, error })?;
-            self.peers = Some(range);
-        }
-        match slots.add(gpa, self.memory.clone()) {
-            Ok(slot) => {
-                self.slot = Some((gpa, slot));
-                Ok(())
-            }
-            Err(error) => {
-                if let Err(undo) = self.close(sbdf, slots, domain) {
-                    log::error!("while undoing: {undo}");
-                }
-                Err(WindowError::Show {
-                    sbdf,
-                    bar,
-                    gpa,
-                    error,
-                })
+impl Window {
+    /// Shows the BAR to the peers, then to the guest; to nobody if anything fails.
+    fn open(&mut self, world: &World, range: AddressRange<Gpa>) -> Result<(), WindowError> {
+        let (sbdf, bar) = (world.sbdf, self.bar);
+        let claimed = world.slots.claim(range);
+        claimed.map_err(|error| WindowError::Claim {
+            sbdf,
+            bar,
+            range,
+            error,
+        })?;
+        self.at = Some(range);
+        let opened = self.show(world, range);
+        if opened.is_err() {
+            for undo in self.close(world) {
+                log::error!("while undoing: {undo}");
             }
         }
+        opened
     }
 
-    /// Takes the area from the peers, then from the guest.
-    fn close(
-        &mut self,
-        sbdf: Sbdf,
-        slots: &dyn MemorySlots,
-        domain: Option<&dyn DmaBackend>,
-    ) -> Result<(), WindowError> {
-        let bar = self.bar;
-        if let (Some(range), Some(domain)) = (self.peers, domain) {
-            domain
-                .unmap(range)
-                .map_err(|error| WindowError::Peers { sbdf, bar, error })?;
-            self.peers = None;
+    fn show(&mut self, world: &World, range: AddressRange<Gpa>) -> Result<(), WindowError> {
+        let (sbdf, bar) = (world.sbdf, self.bar);
+        let place = |area: &Area| Gpa::new(range.start().value() + area.offset);
+        if let Some(domain) = &world.domain {
+            for area in &mut self.areas {
+                let mapped = domain.map(Iova::of_guest(place(area)), area.memory.clone());
+                let mapped = mapped.map_err(|error| WindowError::Peers { sbdf, bar, error })?;
+                area.peers = Some(mapped);
+            }
         }
-        if let Some((_, slot)) = self.slot {
-            slots
-                .remove(slot)
-                .map_err(|error| WindowError::Hide { sbdf, bar, error })?;
-            self.slot = None;
+        for area in &mut self.areas {
+            let gpa = place(area);
+            let slot = world.slots.add(gpa, area.memory.clone());
+            let slot = slot.map_err(|error| WindowError::Show {
+                sbdf,
+                bar,
+                gpa,
+                error,
+            })?;
+            area.slot = Some(slot);
         }
         Ok(())
+    }
+
+    /// Takes the BAR from the peers, then from the guest, as much of it as goes. What could not be
+    /// taken keeps its claim, so that nothing else can be put there.
+    fn close(&mut self, world: &World) -> Vec<WindowError> {
+        let (sbdf, bar) = (world.sbdf, self.bar);
+        let mut errors = Vec::new();
+        for area in &mut self.areas {
+            if let (Some(range), Some(domain)) = (area.peers, &world.domain) {
+                match domain.unmap(range) {
+                    Ok(()) => area.peers = None,
+                    Err(error) => errors.push(WindowError::Peers { sbdf, bar, error }),
+                }
+            }
+        }
+        for area in &mut self.areas {
+            if let Some(slot) = area.slot {
+                match world.slots.remove(slot) {
+                    Ok(()) => area.slot = None,
+                    Err(error) => errors.push(WindowError::Hide { sbdf, bar, error }),
+                }
+            }
+        }
+        self.stuck = !errors.is_empty();
+        if !self.stuck
+            && let Some(range) = self.at.take()
+        {
+            world.slots.release(range);
+        }
+        errors
     }
 }
 
 impl Drop for Windows {
     fn drop(&mut self) {
-        if let Err(error) = self.place(|_| None) {
+        for error in self.place(|_| None) {
             log::error!("{error}");
         }
-    }
-}
-
-/// The parts of a region to map: what VFIO allows, in whole pages, without the pages that hold
-/// `traps` (MSI-X structures, which the VMM emulates), as (offset, length) in bytes.
-pub(super) fn mappable_areas(info: &RegionInfo, traps: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let allowed = match &info.mappable {
-        Mappable::Nothing => return Vec::new(),
-        Mappable::AllButMsix if !traps.is_empty() => return Vec::new(),
-        Mappable::Whole | Mappable::AllButMsix => vec![(0, info.size_bytes)],
-        Mappable::Areas(areas) => areas.clone(),
-    };
-    let mut pages: Vec<(u64, u64)> = allowed
-        .into_iter()
-        .filter_map(|(offset, len)| {
-            let end = offset.saturating_add(len).min(info.size_bytes);
-            Some((offset.checked_next_multiple_of(PAGE)?, end / PAGE * PAGE))
-        })
-        .collect();
-    for (offset, len) in traps {
-        let hole = (
-            offset / PAGE * PAGE,
-            offset.saturating_add(*len).div_ceil(PAGE) * PAGE,
-        );
-        pages = pages
-            .into_iter()
-            .flat_map(|(start, end)| [(start, end.min(hole.0)), (start.max(hole.1), end)])
-            .filter(|(start, end)| start < end)
-            .collect();
-    }
-    pages.retain(|(start, end)| start < end);
-    pages
-        .iter()
-        .map(|(start, end)| (*start, end - start))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn whole(size_bytes: u64) -> RegionInfo {
-        RegionInfo {
-            size_bytes,
-            mappable: Mappable::Whole,
-        }
-    }
-
-    #[test]
-    fn a_plain_bar_is_mapped_whole() {
-        assert_eq!(mappable_areas(&whole(1 << 20), &[]), [(0, 1 << 20)]);
-    }
-
-    #[test]
-    fn pages_with_msix_structures_are_left_out() {
-        let areas = mappable_areas(&whole(0x4000), &[(0x2000, 0x410), (0x3000, 8)]);
-        assert_eq!(areas, [(0, 0x2000)]);
-    }
-
-    #[test]
-    fn structures_that_are_not_page_aligned_take_their_pages_with_them() {
-        let areas = mappable_areas(&whole(0x8000), &[(0x2ff8, 0x10)]);
-        assert_eq!(areas, [(0, 0x2000), (0x4000, 0x4000)]);
-    }
-
-    #[test]
-    fn less_than_a_page_is_not_mapped() {
-        assert_eq!(mappable_areas(&whole(256), &[]), []);
-    }
-
-    #[test]
-    fn areas_of_the_kernel_are_taken_in_whole_pages() {
-        let info = RegionInfo {
-            size_bytes: 0x10000,
-            mappable: Mappable::Areas(vec![(0x800, 0x2800), (0xf000, 0x8000)]),
-        };
-        assert_eq!(
-            mappable_areas(&info, &[]),
-            [(0x1000, 0x2000), (0xf000, 0x1000)]
-        );
-    }
-
-    #[test]
-    fn an_msix_bar_that_may_not_be_mapped_is_not() {
-        let info = RegionInfo {
-            size_bytes: 0x4000,
-            mappable: Mappable::AllButMsix,
-        };
-        assert_eq!(mappable_areas(&info, &[(0x2000, 16)]), []);
-        assert_eq!(mappable_areas(&info, &[]), [(0, 0x4000)]);
     }
 }

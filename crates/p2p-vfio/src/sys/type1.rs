@@ -58,9 +58,16 @@ impl Type1 {
         let group = Group::join(id, Arc::clone(&self.container), self.kvm.clone())?;
         if first {
             // The driver forgot all mappings when the last group left (linux
-            // drivers/vfio/vfio_iommu_type1.c: vfio_iommu_unmap_unpin_all()).
+            // drivers/vfio/vfio_iommu_type1.c: vfio_iommu_unmap_unpin_all()), but what was mapped
+            // here still is, as far as anybody outside knows: guest memory, that is, for a BAR's
+            // device was closed. If it cannot be mapped again, the group leaves.
             self.container.set_type1()?;
-            self.lock_mapped().clear();
+            let mut mapped = self.lock_mapped();
+            mapped.retain(|_, memory| memory.is_ram());
+            for (range, memory) in &*mapped {
+                // SAFETY: `memory` is in `mapped`, as in `map()`.
+                unsafe { self.container.map(*range, memory) }?;
+            }
         }
         let group = Arc::new(group);
         groups.insert(id, Arc::downgrade(&group));

@@ -10,14 +10,15 @@ use std::sync::Arc;
 
 use iommu_group::{GroupId, Sbdf};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
+    VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
     VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
     VFIO_REGION_INFO_FLAG_MMAP,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
 
-use crate::pci::{Mappable, PciBackend, Region, RegionInfo, VectorKind};
+use crate::pci::{Line, Mappable, Notice, PciBackend, Region, RegionInfo, VectorKind, Vectors};
 
 use super::group::Group;
 use super::info::Info;
@@ -121,10 +122,17 @@ fn parse_region(info: &Info) -> Option<(u64, RegionInfo)> {
     ))
 }
 
-fn irq_index(kind: VectorKind) -> u32 {
+fn vector_index(kind: VectorKind) -> u32 {
     match kind {
         VectorKind::Msi => VFIO_PCI_MSI_IRQ_INDEX,
         VectorKind::Msix => VFIO_PCI_MSIX_IRQ_INDEX,
+    }
+}
+
+fn notice_index(notice: Notice) -> u32 {
+    match notice {
+        Notice::Error => VFIO_PCI_ERR_IRQ_INDEX,
+        Notice::Request => VFIO_PCI_REQ_IRQ_INDEX,
     }
 }
 
@@ -151,19 +159,59 @@ impl PciBackend for VfioPci {
 
     fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping> {
         let at = self.locate(region, offset, len_bytes)?;
-        BarMapping::new(self.file.as_fd(), at, len_bytes)
+        BarMapping::new(self.file.as_fd(), at, offset, len_bytes)
     }
 
-    fn vectors(&self, kind: VectorKind) -> u32 {
-        irq::count(&self.file, irq_index(kind)).unwrap_or(0)
+    fn vectors(&self, kind: VectorKind) -> Vectors {
+        let info = irq::info(&self.file, vector_index(kind));
+        info.map_or(
+            Vectors {
+                count: 0,
+                dynamic: false,
+            },
+            |info| Vectors {
+                count: info.count,
+                dynamic: info.resizable,
+            },
+        )
     }
 
-    fn enable_vectors(&self, kind: VectorKind, events: &[&EventFd]) -> io::Result<()> {
-        irq::enable(&self.file, irq_index(kind), events)
+    fn set_vectors(
+        &self,
+        kind: VectorKind,
+        first: u32,
+        events: &[Option<&EventFd>],
+    ) -> io::Result<()> {
+        irq::signal(&self.file, vector_index(kind), first, events)
     }
 
     fn disable_vectors(&self, kind: VectorKind) -> io::Result<()> {
-        irq::disable(&self.file, irq_index(kind))
+        irq::disable(&self.file, vector_index(kind))
+    }
+
+    fn has_line(&self) -> bool {
+        irq::info(&self.file, VFIO_PCI_INTX_IRQ_INDEX).is_ok_and(|info| info.count > 0)
+    }
+
+    fn set_line(&self, line: Option<Line<'_>>) -> io::Result<()> {
+        let Some(Line { raised, handled }) = line else {
+            return irq::disable(&self.file, VFIO_PCI_INTX_IRQ_INDEX);
+        };
+        irq::signal(&self.file, VFIO_PCI_INTX_IRQ_INDEX, 0, &[Some(raised)])?;
+        // Masked by the kernel whenever it is raised, and only the guest knows when it was handled.
+        let unmask = irq::unmask_on(&self.file, VFIO_PCI_INTX_IRQ_INDEX, handled);
+        if unmask.is_err() {
+            irq::disable(&self.file, VFIO_PCI_INTX_IRQ_INDEX)?;
+        }
+        unmask
+    }
+
+    fn has_notice(&self, notice: Notice) -> bool {
+        irq::info(&self.file, notice_index(notice)).is_ok_and(|info| info.count > 0)
+    }
+
+    fn set_notice(&self, notice: Notice, event: &EventFd) -> io::Result<()> {
+        irq::signal(&self.file, notice_index(notice), 0, &[Some(event)])
     }
 
     fn reset(&self) -> io::Result<()> {

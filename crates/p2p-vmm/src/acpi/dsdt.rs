@@ -4,11 +4,12 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, CreateDWordField, Device, EISAName,
     Else, Equal, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package,
-    Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
+    PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
 
 use super::raw::RawAml;
 use crate::layout::{GpaRange, Layout};
+use crate::pci::{DEVICES, PINS, gsi};
 use crate::power::{SLEEP_CONTROL_PORT, SLEEP_TYPE_S5};
 use crate::serial::{COM1_GSI, COM1_PORT};
 
@@ -98,6 +99,7 @@ fn host_bridge(layout: &Layout) -> RawAml {
             // Cache coherent DMA.
             &Name::new("_CCA".into(), &ONE),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&windows])),
+            &interrupt_routing(),
             &osc(),
             &dsm(),
         ],
@@ -119,6 +121,19 @@ fn windows(layout: &Layout) -> RawAml {
             None,
         ),
     ])
+}
+
+/// `_PRT`: which I/O APIC pin every interrupt pin on the root bus leads to (ACPI 6.5 §6.2.13). Entries without a link
+/// device are level triggered and active low.
+fn interrupt_routing() -> RawAml {
+    let pins = (0..DEVICES).flat_map(|device| (0..PINS).map(move |pin| (device, pin)));
+    let mut table = PackageBuilder::new();
+    for (device, pin) in pins {
+        let function = u32::from(device) << 16 | 0xffff;
+        let gsi = gsi(device, pin).number();
+        table.add_element(&Package::new(vec![&function, &pin, &ZERO, &gsi]));
+    }
+    RawAml::concat(&[&Name::new("_PRT".into(), &table)])
 }
 
 /// `_OSC(uuid, revision, count, capabilities)`: grants what [`OSC_GRANTED`] says.

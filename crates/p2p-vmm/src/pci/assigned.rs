@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use p2p_vfio::{Address, AssignedDevice, Gpa, VirtualPort};
+use p2p_vfio::{Address, AddressRange, AssignedDevice, Gpa, VirtualPort};
 use vm_memory::GuestAddress;
 
 use super::bus::PciFunction;
@@ -23,7 +23,38 @@ impl PciFunction for AssignedDevice {
     fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool {
         AssignedDevice::mmio_write(self, Gpa::new(gpa.0), data)
     }
+
+    fn set_reach(&mut self, ranges: &[AddressRange<Gpa>]) {
+        AssignedDevice::set_reach(self, ranges);
+    }
+
+    fn settle(&mut self) {
+        AssignedDevice::settle(self);
+    }
+
+    fn reset(&mut self) {
+        if let Err(error) = AssignedDevice::reset(self) {
+            log::error!("{}: cannot be reset: {error}", self.sbdf());
+        }
+    }
+
+    fn memory_fault(&mut self, gpa: GuestAddress) -> bool {
+        AssignedDevice::memory_fault(self, Gpa::new(gpa.0))
+    }
 }
+
+/// Bridge control (PCI-to-PCI bridge r1.2 §3.2.5.18), and its bit that holds the bus below in reset.
+const BRIDGE_CONTROL: u16 = 0x3e;
+const SECONDARY_BUS_RESET: u8 = 1 << 6;
+/// What a reset does to a bridge: command register, bus numbers, windows (closed: base above limit), bridge control.
+const AFTER_RESET: [(u16, &[u8]); 6] = [
+    (0x04, &[0, 0]),
+    (0x18, &[0, 0, 0]),
+    (0x20, &[0xf0, 0xff, 0, 0]),
+    (0x24, &[0xf1, 0xff, 1, 0]),
+    (0x28, &[0; 8]),
+    (BRIDGE_CONTROL, &[0, 0]),
+];
 
 impl PciFunction for VirtualPort {
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
@@ -45,5 +76,21 @@ impl PciFunction for VirtualPort {
     fn buses_below(&self) -> Option<RangeInclusive<u8>> {
         let buses = self.buses();
         Some(buses.secondary..=buses.subordinate)
+    }
+
+    fn windows(&self) -> Option<Vec<AddressRange<Gpa>>> {
+        Some(VirtualPort::windows(self).collect())
+    }
+
+    fn holds_reset(&self) -> bool {
+        let mut control = [0];
+        VirtualPort::config_read(self, BRIDGE_CONTROL, &mut control);
+        control[0] & SECONDARY_BUS_RESET != 0
+    }
+
+    fn reset(&mut self) {
+        for (offset, data) in AFTER_RESET {
+            VirtualPort::config_write(self, offset, data);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use p2p_vfio::{AddressRange, Gpa};
 use vm_memory::GuestAddress;
 
 use super::address::Bdf;
@@ -30,6 +31,30 @@ pub(crate) trait PciFunction: Send {
     fn buses_below(&self) -> Option<RangeInclusive<u8>> {
         None
     }
+
+    /// The windows of a bridge that are open: what it lets through to the bus below; `None` for what is no bridge.
+    fn windows(&self) -> Option<Vec<AddressRange<Gpa>>> {
+        None
+    }
+
+    /// Whether a bridge holds the bus below it in reset.
+    fn holds_reset(&self) -> bool {
+        false
+    }
+
+    /// Brings the function to its state after power-on.
+    fn reset(&mut self) {}
+
+    /// Learns which addresses the bridges above let through.
+    fn set_reach(&mut self, _ranges: &[AddressRange<Gpa>]) {}
+
+    /// Tries again to decode BARs that could not be decoded because another function had their addresses.
+    fn settle(&mut self) {}
+
+    /// Learns that the hypervisor could not reach memory that a BAR shows at `gpa`; whether it does.
+    fn memory_fault(&mut self, _gpa: GuestAddress) -> bool {
+        false
+    }
 }
 
 /// A function that can be shared between the bus and its owner.
@@ -48,7 +73,14 @@ pub(crate) enum PciError {
 #[derive(Default)]
 pub(crate) struct PciBus {
     nodes: RwLock<BTreeMap<Place, Node>>,
+    /// What the host bridge lets through.
+    windows: Vec<AddressRange<Gpa>>,
+    /// Held while a write to a header takes effect elsewhere, so that the last write decides.
+    effects: Mutex<()>,
 }
+
+/// Registers whose effects go beyond the function: all of the header (PCI r3.0 §6.1).
+const HEADER_END: u16 = 0x40;
 
 /// Which wires a bus is: the root bus, or those below a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +118,41 @@ fn children(nodes: &Nodes, wires: Wires) -> impl Iterator<Item = &Node> {
     nodes.range(all).map(|(_, node)| node)
 }
 
+/// Tells everything on `wires` and below what reaches it through the bridges above.
+fn spread(nodes: &Nodes, wires: Wires, reach: &[AddressRange<Gpa>]) {
+    for node in children(nodes, wires) {
+        let windows = lock(&node.function).windows();
+        match windows {
+            Some(windows) => {
+                let both = |window: &AddressRange<Gpa>| {
+                    let window = *window;
+                    reach.iter().filter_map(move |r| r.intersect(&window))
+                };
+                let below: Vec<_> = windows.iter().flat_map(both).collect();
+                spread(nodes, node.below, &below);
+            }
+            None => lock(&node.function).set_reach(reach),
+        }
+    }
+}
+
+/// Resets everything on `wires` and below, endpoints before the ports above them.
+fn reset_below(nodes: &Nodes, wires: Wires) {
+    for node in children(nodes, wires) {
+        reset_below(nodes, node.below);
+        lock(&node.function).reset();
+    }
+}
+
 impl PciBus {
+    /// A segment without functions whose host bridge lets `windows` through.
+    pub(crate) fn new(windows: Vec<AddressRange<Gpa>>) -> Self {
+        Self {
+            windows,
+            ..Self::default()
+        }
+    }
+
     /// Puts `function` at `bdf`, on the bus that has this number now.
     pub(crate) fn add(&self, bdf: Bdf, function: SharedFunction) -> Result<(), PciError> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
@@ -115,9 +181,37 @@ impl PciBus {
 
     /// Writes configuration space; ignored where there is no function.
     pub(crate) fn config_write(&self, bdf: Bdf, offset: u16, data: &[u8]) {
-        if let Some(function) = self.function(bdf) {
+        let Some((function, below)) = self.find(bdf) else {
+            return;
+        };
+        if offset >= HEADER_END {
             lock(&function).config_write(offset, data);
+            return;
         }
+        let _effects = lock(&self.effects);
+        let (is_bridge, reset) = {
+            let mut function = lock(&function);
+            let before = function.holds_reset();
+            function.config_write(offset, data);
+            let is_bridge = function.buses_below().is_some();
+            (is_bridge, function.holds_reset() && !before)
+        };
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        if reset {
+            reset_below(&nodes, below);
+        }
+        if is_bridge {
+            spread(&nodes, Wires::Root, &self.windows);
+        }
+        for node in nodes.values() {
+            lock(&node.function).settle();
+        }
+    }
+
+    /// Passes on that the hypervisor could not reach the memory of a BAR; whether there is one.
+    pub(crate) fn memory_fault(&self, gpa: GuestAddress) -> bool {
+        let all = self.all();
+        all.iter().any(|function| lock(function).memory_fault(gpa))
     }
 
     /// Reads from whichever function has a BAR at `gpa`; all ones if none has.
@@ -152,10 +246,15 @@ impl PciBus {
     }
 
     fn function(&self, bdf: Bdf) -> Option<SharedFunction> {
+        self.find(bdf).map(|(function, _)| function)
+    }
+
+    /// A function, and the wires below it should it be a bridge.
+    fn find(&self, bdf: Bdf) -> Option<(SharedFunction, Wires)> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let wires = wires_of(&nodes, bdf.bus())?;
         let node = nodes.get(&(wires, bdf.device(), bdf.function()))?;
-        Some(Arc::clone(&node.function))
+        Some((Arc::clone(&node.function), node.below))
     }
 
     /// The functions as they are now; they are called without the lock of the bus.

@@ -110,6 +110,8 @@ impl Runner {
             VcpuExit::IoOut(port, data) => self.bus.ports.write(port, data),
             VcpuExit::MmioRead(gpa, data) => self.bus.mmio_read(GuestAddress(gpa), data),
             VcpuExit::MmioWrite(gpa, data) => self.bus.mmio_write(GuestAddress(gpa), data),
+            // A device that the kernel took away; the guest tries again and finds nothing there.
+            VcpuExit::MemoryFault { gpa, .. } if self.bus.memory_fault(GuestAddress(gpa)) => {}
             VcpuExit::Shutdown => {
                 return Some(VmExit::Reset("the guest had a triple fault"));
             }

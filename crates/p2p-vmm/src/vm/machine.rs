@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
-use p2p_vfio::{Admitted, HostMemory};
+use p2p_vfio::{Admitted, AssignedDevice, HostMemory};
 
 use super::host::Host;
 use crate::acpi::{AcpiImage, AcpiRequest};
@@ -15,6 +15,7 @@ use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
 use crate::loader::{self, ACPI_AREA, BootSource};
+use crate::lock::lock;
 use crate::memory;
 use crate::pci::{Bdf, HostBridge, PciBus};
 use crate::ports::Ports;
@@ -32,9 +33,10 @@ pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) serial_input: Option<SerialInput>,
     pub(super) bus: Arc<GuestBus>,
-    _routes: Arc<KvmRoutes>,
+    pub(super) devices: Vec<Arc<Mutex<AssignedDevice>>>,
+    routes: Arc<KvmRoutes>,
     /// Keeps guest memory too.
-    _slots: Arc<KvmSlots>,
+    slots: Arc<KvmSlots>,
 }
 
 impl Machine {
@@ -58,7 +60,9 @@ impl Machine {
         }
         let routes = Arc::new(KvmRoutes::new(Arc::clone(&vm))?);
 
-        let pci = Arc::new(PciBus::default());
+        let windows = [layout.mmio32, layout.mmio64];
+        let windows = windows.iter().filter_map(GpaRange::address_range).collect();
+        let pci = Arc::new(PciBus::new(windows));
         pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let serial = SerialConnection::open(&host.serial).context("cannot make a serial port")?;
         let (port, serial_input) = match serial {
@@ -68,7 +72,7 @@ impl Machine {
         if let Some(port) = &port {
             routes.attach(COM1_GSI, port.interrupt())?;
         }
-        devices.assign(&Guest {
+        let devices = devices.assign(&Guest {
             memory: &memory,
             layout: &layout,
             slots: &slots,
@@ -101,9 +105,21 @@ impl Machine {
             vcpus,
             serial_input,
             bus: Arc::new(GuestBus::new(ports, pci, layout.ecam)),
-            _routes: routes,
-            _slots: slots,
+            devices,
+            routes,
+            slots,
         })
+    }
+
+    /// What the VM holds, in one line: nothing a guest does may make these numbers grow.
+    pub(super) fn census(&self) -> String {
+        let (slots, claims) = self.slots.census();
+        let routes = self.routes.census();
+        let of = |device: &Arc<Mutex<AssignedDevice>>| lock(device).peer_windows().count();
+        let peers: usize = self.devices.iter().map(of).sum();
+        format!(
+            "{slots} memory slots, {claims} BARs, {peers} peer windows, {routes} message routes"
+        )
     }
 }
 

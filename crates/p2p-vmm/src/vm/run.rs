@@ -10,6 +10,7 @@ use super::machine::Machine;
 use crate::config::VmConfig;
 use crate::devices;
 use crate::exit::{ExitRequest, VmExit};
+use crate::notices::NoticeWatcher;
 use crate::vcpu::VcpuThreads;
 
 /// Runs the VM until it is switched off or a signal ends it.
@@ -44,6 +45,11 @@ fn run_once(host: &Host, config: &VmConfig) -> anyhow::Result<VmExit> {
         events.add_subscriber(Box::new(input));
     }
 
+    for device in &machine.devices {
+        events.add_subscriber(Box::new(NoticeWatcher(Arc::clone(device))));
+    }
+    log::info!("at the start: {}", machine.census());
+
     let vcpus = std::mem::take(&mut machine.vcpus);
     let threads = VcpuThreads::start(vcpus, &machine.bus, &exit)?;
     let ended = loop {
@@ -54,6 +60,7 @@ fn run_once(host: &Host, config: &VmConfig) -> anyhow::Result<VmExit> {
     };
     // In this order: nobody runs the guest, nobody hands it input, then its parts go.
     drop(threads);
+    log::info!("at the end: {}", machine.census());
     drop(events);
     drop(machine);
     Ok(ended)

@@ -1,0 +1,131 @@
+//! From an open host function to one of a guest.
+
+use std::sync::Arc;
+
+use crate::memory::HostMemory;
+use crate::pci::{PciBackend, Region, VectorKind};
+
+use super::areas::mappable_areas;
+use super::capability::{self, Capability};
+use super::controls::Controls;
+use super::interrupts::Interrupts;
+use super::msi::Msi;
+use super::msix::Msix;
+use super::notices::Notices;
+use super::overlay::Overlay;
+use super::windows::Windows;
+use super::{AssignedDevice, AttachError, DeviceParams, HostDevice};
+
+const CAP_MSI: u16 = 0x05;
+const CAP_MSIX: u16 = 0x11;
+const INTERRUPT_PIN: usize = 0x3d;
+
+impl AssignedDevice {
+    /// Makes an open device one of a guest. Memory decode is off and its BARs are at 0 until
+    /// [`place_bar`](Self::place_bar) and [`enable_memory`](Self::enable_memory).
+    ///
+    /// # Errors
+    /// [`AttachError`] names the device and what was attempted; the device is closed then.
+    pub fn new(host: HostDevice, params: DeviceParams) -> Result<Self, AttachError> {
+        let HostDevice {
+            sbdf,
+            device,
+            config,
+            bars,
+            domain,
+        } = host;
+        let pin = config.get(INTERRUPT_PIN).is_some_and(|pin| *pin != 0);
+        let has_line = pin && params.intx.is_some() && device.has_line();
+        let mut overlay = Overlay::of_endpoint(&capability::extended(&config), has_line);
+        if let Some(clique) = params.clique
+            && domain.is_some()
+        {
+            let shown = clique.show(&config, &mut overlay);
+            shown.map_err(|why| AttachError::Clique { sbdf, why })?;
+        }
+        let notices =
+            Notices::listen(&*device).map_err(|error| AttachError::Notices { sbdf, error })?;
+        let (msi, msix) = read_vectors(&*device, &config);
+        let mut this = Self {
+            sbdf,
+            windows: Windows::new(sbdf, params.slots, domain),
+            interrupts: Interrupts::new(params.msi, params.intx),
+            notices,
+            events: params.events,
+            command: [0; 2],
+            power: 0,
+            stopped: false,
+            detached: false,
+            has_line,
+            bars,
+            msi,
+            msix,
+            controls: Controls::find(&config),
+            overlay,
+            reach: params.mmio,
+            device,
+        };
+        this.map_bars()?;
+        this.write_silent()
+            .map_err(|error| AttachError::Config { sbdf, error })?;
+        let wanted = this.wanted_interrupts();
+        let on = this.interrupts.apply(&*this.device, &wanted);
+        on.map_err(|error| AttachError::Interrupts { sbdf, error })?;
+        Ok(this)
+    }
+
+    /// Maps what can be mapped of the BARs into this process; it is visible to nobody yet.
+    fn map_bars(&mut self) -> Result<(), AttachError> {
+        let structures: Vec<_> = self
+            .msix
+            .iter()
+            .flat_map(|msix| [msix.table, msix.pending])
+            .collect();
+        for info in self.bars.infos() {
+            let bar = info.index;
+            let traps: Vec<_> = structures
+                .iter()
+                .filter(|s| s.bar == bar)
+                .map(|s| (s.offset, s.len_bytes))
+                .collect();
+            let region = Region::Bar(bar);
+            let mut areas = Vec::new();
+            for (offset, len_bytes) in mappable_areas(&self.device.region(region), &traps) {
+                let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+                let mapping = self.device.map(region, offset, len);
+                let mapping = mapping.map_err(|error| AttachError::MapBar {
+                    sbdf: self.sbdf,
+                    bar,
+                    error,
+                })?;
+                areas.push((offset, HostMemory::of_bar(Arc::new(mapping))));
+            }
+            self.windows.add(bar, areas);
+        }
+        Ok(())
+    }
+}
+
+fn read_vectors(device: &dyn PciBackend, config: &[u8]) -> (Option<Msi>, Option<Msix>) {
+    let (mut msi, mut msix) = (None, None);
+    for Capability { id, offset } in capability::standard(config) {
+        let Some(header) = capability::dword(config, offset) else {
+            continue;
+        };
+        let [low, next, control_low, control_high] = header.to_le_bytes();
+        let control = u16::from_le_bytes([control_low, control_high]);
+        if id == CAP_MSI && device.vectors(VectorKind::Msi).count > 0 {
+            msi = Some(Msi::new(offset, [low, next], control));
+        }
+        if id == CAP_MSIX
+            && device.vectors(VectorKind::Msix).count > u32::from(control & 0x7ff)
+            && let (Some(table), Some(pending)) = (
+                capability::dword(config, offset.saturating_add(4)),
+                capability::dword(config, offset.saturating_add(8)),
+            )
+        {
+            msix = Some(Msix::new(offset, control, table, pending));
+        }
+    }
+    (msi, msix)
+}

@@ -1,0 +1,288 @@
+//! The guest's accesses to configuration space.
+
+use std::io;
+
+use crate::address::{AddressRange, Gpa};
+use crate::pci::{Region, VectorKind};
+
+use super::bars::{self, BarInfo};
+use super::controls::Control;
+use super::interrupts::Wanted;
+use super::msi::Msi;
+use super::msix::Msix;
+use super::{AssignedDevice, DeviceEvent};
+
+const COMMAND: u16 = 0x04;
+const COMMAND_END: u16 = 0x06;
+pub(super) const MEMORY_SPACE: u8 = 1 << 1;
+const BUS_MASTER: u8 = 1 << 2;
+/// Bits of the command register that the guest reads as it wrote them (PCI r3.0 §6.2.2): memory space
+/// in the lower byte, interrupt disable in the upper. I/O space stays off: I/O BARs are not offered.
+const OWN_BITS: [u8; 2] = [0b11, 0b100];
+const INTERRUPT_DISABLE: u8 = 1 << 2;
+
+/// The parts of configuration space that are written in different ways.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Register {
+    Command,
+    Bar,
+    Vectors,
+    Control(Control),
+    Ignored,
+    Hardware,
+}
+
+impl AssignedDevice {
+    /// Reads configuration space at `offset`; bytes that do not exist read as all ones, and so does all
+    /// of a device that is stopped.
+    pub fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        if self.stopped {
+            return;
+        }
+        if let Err(error) = self.device.read(Region::Config, u64::from(offset), data) {
+            log::debug!("{}: config read at {offset:#x}: {error}", self.sbdf);
+            data.fill(0xff);
+            self.look_for_absence(&error);
+            return;
+        }
+        if offset == 0 && data.starts_with(&[0xff, 0xff]) {
+            self.stop(DeviceEvent::Vanished);
+            data.fill(0xff);
+            return;
+        }
+        self.overlay.apply(offset, data);
+        for (at, byte) in (offset..).zip(data) {
+            if let Some(own) = self.own_byte(at, *byte) {
+                *byte = own;
+            }
+        }
+    }
+
+    /// The byte at `offset` if it is not the hardware's, which says `hardware`.
+    fn own_byte(&self, offset: u16, hardware: u8) -> Option<u8> {
+        if let Some(at) = offset.checked_sub(COMMAND).map(usize::from)
+            && let (Some(own), Some(value)) = (OWN_BITS.get(at), self.command.get(at))
+        {
+            return Some((hardware & !own) | (value & own));
+        }
+        self.bars
+            .read(offset)
+            .or_else(|| self.msi.as_ref().and_then(|msi| msi.read(offset)))
+            .or_else(|| self.msix.as_ref().and_then(|msix| msix.read(offset)))
+    }
+
+    /// Writes configuration space at `offset`.
+    pub fn config_write(&mut self, offset: u16, data: &[u8]) {
+        let mut start = 0;
+        while let Some(&first) = data.get(start) {
+            if self.stopped {
+                return;
+            }
+            let at = offset.saturating_add(u16::try_from(start).unwrap_or(u16::MAX));
+            let register = self.register(at);
+            let mut run = vec![first];
+            for (next, byte) in (at..).zip(data.iter().skip(start)).skip(1) {
+                if self.register(next) != register {
+                    break;
+                }
+                run.push(*byte);
+            }
+            start += run.len();
+            self.write_run(register, at, &run);
+        }
+    }
+
+    fn write_run(&mut self, register: Register, offset: u16, data: &[u8]) {
+        match register {
+            Register::Ignored => {}
+            Register::Hardware => {
+                self.forward(offset, data);
+            }
+            Register::Command => {
+                let mut command = self.command;
+                let at = usize::from(offset.saturating_sub(COMMAND));
+                for (slot, byte) in command.iter_mut().skip(at).zip(data) {
+                    *slot = *byte;
+                }
+                self.write_command(command);
+            }
+            Register::Bar => {
+                for (at, byte) in (offset..).zip(data) {
+                    self.bars.write(at, *byte);
+                }
+                self.place_windows();
+            }
+            Register::Vectors => {
+                for (at, byte) in (offset..).zip(data) {
+                    let msi = self.msi.as_mut().is_some_and(|msi| msi.write(at, *byte));
+                    if !msi && let Some(msix) = &mut self.msix {
+                        msix.write(at, *byte);
+                    }
+                }
+                self.apply_interrupts();
+            }
+            Register::Control(control) => {
+                for byte in data {
+                    self.write_control(control, offset, *byte);
+                }
+            }
+        }
+    }
+
+    /// Which part of the device the configuration byte at `offset` belongs to.
+    fn register(&self, offset: u16) -> Register {
+        let ours = |read: Option<u8>| read.is_some();
+        match offset {
+            COMMAND..COMMAND_END => Register::Command,
+            0x10..bars::END => Register::Bar,
+            _ if self.overlay.owns(offset) => Register::Ignored,
+            _ if ours(self.msi.as_ref().and_then(|msi| msi.read(offset))) => Register::Vectors,
+            _ if ours(self.msix.as_ref().and_then(|msix| msix.read(offset))) => Register::Vectors,
+            _ => match self.controls.at(offset) {
+                Some(control) => Register::Control(control),
+                None => Register::Hardware,
+            },
+        }
+    }
+
+    fn write_control(&mut self, control: Control, offset: u16, value: u8) {
+        match control {
+            Control::Express | Control::AdvancedFeatures => {
+                let rest = value & !control.reset_bit();
+                self.forward(offset, &[rest]);
+                if rest != value {
+                    match self.reset() {
+                        Ok(()) => self.tell(DeviceEvent::Reset),
+                        Err(error) => self.tell(DeviceEvent::ResetFailed(error)),
+                    }
+                }
+            }
+            Control::Power => self.write_power(offset, value),
+        }
+    }
+
+    /// A function that is not in D0 answers to configuration accesses only (PCI PM r1.2 §5.3), and the
+    /// kernel takes its BARs away: windows close before, and open after.
+    fn write_power(&mut self, offset: u16, value: u8) {
+        let (before, after) = (self.power, value & 0b11);
+        if after != 0 {
+            self.power = after;
+            self.place_windows();
+            self.forward(offset, &[value]);
+            return;
+        }
+        self.forward(offset, &[value]);
+        self.power = 0;
+        if before == 0b11 && self.controls.soft_reset {
+            self.forget();
+            self.write_command([0; 2]);
+        } else {
+            self.place_windows();
+        }
+    }
+
+    /// Writes the command register: windows close before decode goes off, and open after it is on,
+    /// because the IOMMU can map a BAR only while it decodes.
+    pub(super) fn write_command(&mut self, command: [u8; 2]) {
+        let [low, high] = command;
+        let value = [low & !1, high];
+        let on = low & MEMORY_SPACE != 0;
+        if !on {
+            self.command = value;
+            self.place_windows();
+        }
+        let written = self.forward(COMMAND, &value);
+        if on && written {
+            self.command = value;
+            self.place_windows();
+        }
+        self.apply_interrupts();
+    }
+
+    /// Bus mastering off: from now on the device reads and writes nothing by itself.
+    pub(super) fn write_quiet(&mut self) -> io::Result<()> {
+        let [low, high] = self.command;
+        let quiet = [low & !BUS_MASTER, high];
+        self.write_raw_command(quiet)?;
+        self.command = quiet;
+        Ok(())
+    }
+
+    /// Memory decode off too. The windows are closed by now.
+    pub(super) fn write_silent(&mut self) -> io::Result<()> {
+        self.write_raw_command([0; 2])
+    }
+
+    /// Memory decode on, before windows can open.
+    pub(super) fn write_raw_command(&mut self, command: [u8; 2]) -> io::Result<()> {
+        self.device
+            .write(Region::Config, u64::from(COMMAND), &command)
+    }
+
+    /// Writes the hardware's register; whether that worked. If not, it is told.
+    fn forward(&mut self, offset: u16, data: &[u8]) -> bool {
+        let at = u64::from(offset);
+        let Err(error) = self.device.write(Region::Config, at, data) else {
+            return true;
+        };
+        self.look_for_absence(&error);
+        self.tell(DeviceEvent::Config { offset, error });
+        false
+    }
+
+    /// Where a BAR is decoded: the function is awake, memory decode is on and the address is one that
+    /// the bridges above let through.
+    fn decoded(&self, info: &BarInfo) -> Option<AddressRange<Gpa>> {
+        let range = self.bars.range(info)?;
+        let on = self.command[0] & MEMORY_SPACE != 0 && self.power == 0 && !self.stopped;
+        let inside = self.reach.iter().any(|window| window.contains(&range));
+        (on && inside).then_some(range)
+    }
+
+    /// Makes the world agree with the registers, and tells what it does not agree to.
+    pub(super) fn place_windows(&mut self) {
+        for error in self.try_place() {
+            self.tell(DeviceEvent::Window(error));
+        }
+    }
+
+    pub(super) fn try_place(&mut self) -> Vec<super::WindowError> {
+        let at: Vec<_> = self
+            .bars
+            .infos()
+            .iter()
+            .filter_map(|info| Some((info.index, self.decoded(info)?)))
+            .collect();
+        self.windows.place(|bar| {
+            let found = at.iter().find(|(index, _)| *index == bar);
+            found.map(|(_, range)| *range)
+        })
+    }
+
+    /// Makes interrupts what the registers say, and tells if that is not possible.
+    pub(super) fn apply_interrupts(&mut self) {
+        let wanted = self.wanted_interrupts();
+        if let Err(error) = self.interrupts.apply(&*self.device, &wanted) {
+            self.look_for_absence(&error);
+            self.tell(DeviceEvent::Interrupts(error));
+        }
+    }
+
+    pub(super) fn wanted_interrupts(&self) -> Wanted {
+        if self.stopped {
+            return Wanted::Off;
+        }
+        if let Some(messages) = self.msix.as_ref().and_then(Msix::messages) {
+            return Wanted::Vectors(VectorKind::Msix, messages);
+        }
+        if let Some(messages) = self.msi.as_ref().and_then(Msi::messages) {
+            return Wanted::Vectors(VectorKind::Msi, messages);
+        }
+        let [_, high] = self.command;
+        if self.has_line && high & INTERRUPT_DISABLE == 0 {
+            return Wanted::Line;
+        }
+        Wanted::Off
+    }
+}

@@ -1,0 +1,131 @@
+//! The registers whose writes do more than store: resets and the power state.
+
+use super::capability::{self, Capability};
+
+const CAP_POWER: u16 = 0x01;
+const CAP_EXPRESS: u16 = 0x10;
+const CAP_ADVANCED_FEATURES: u16 = 0x13;
+
+/// Device capabilities (PCIe r6.0 §7.5.3.3): function level reset is supported.
+const CAN_FLR: u32 = 1 << 28;
+/// Advanced features (PCI-SIG ECN "Advanced Capabilities for Conventional PCI"): FLR is supported.
+const AF_CAN_FLR: u8 = 1 << 1;
+/// Power management control/status (PCI PM r1.2 §3.2.4): D3hot to D0 keeps the device's state.
+const NO_SOFT_RESET: u8 = 1 << 3;
+
+/// A byte of configuration space that controls the function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Control {
+    /// Upper half of PCI Express device control; bit 7 initiates a function level reset (PCIe r6.0 §7.5.3.4).
+    Express,
+    /// Advanced features control; bit 0 initiates a function level reset.
+    AdvancedFeatures,
+    /// Lower quarter of power management control/status; bits 1:0 are the state.
+    Power,
+}
+
+impl Control {
+    /// The bit that initiates a reset, which reads as zero.
+    pub(super) fn reset_bit(self) -> u8 {
+        match self {
+            Self::Express => 0x80,
+            Self::AdvancedFeatures => 0x01,
+            Self::Power => 0,
+        }
+    }
+}
+
+/// Where a function's controls are.
+#[derive(Debug, Default)]
+pub(super) struct Controls {
+    device_control: Option<u16>,
+    advanced: Option<u16>,
+    power: Option<u16>,
+    /// Whether the way from D3hot to D0 is a reset.
+    pub(super) soft_reset: bool,
+}
+
+impl Controls {
+    /// From configuration space as it is at the start.
+    pub(super) fn find(config: &[u8]) -> Self {
+        let mut found = Self::default();
+        for Capability { id, offset } in capability::standard(config) {
+            let register = |at: u16| capability::dword(config, offset.saturating_add(at));
+            match id {
+                CAP_EXPRESS if register(4).is_some_and(|caps| caps & CAN_FLR != 0) => {
+                    found.device_control = offset.checked_add(9);
+                }
+                CAP_ADVANCED_FEATURES
+                    if register(0).is_some_and(|r| r.to_le_bytes()[3] & AF_CAN_FLR != 0) =>
+                {
+                    found.advanced = offset.checked_add(4);
+                }
+                CAP_POWER => {
+                    found.power = offset.checked_add(4);
+                    let status = register(4).unwrap_or(0).to_le_bytes()[0];
+                    found.soft_reset = status & NO_SOFT_RESET == 0;
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// What the byte at `offset` controls, if anything.
+    pub(super) fn at(&self, offset: u16) -> Option<Control> {
+        [
+            (self.device_control, Control::Express),
+            (self.advanced, Control::AdvancedFeatures),
+            (self.power, Control::Power),
+        ]
+        .into_iter()
+        .find_map(|(at, control)| (at == Some(offset)).then_some(control))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Vec<u8> {
+        let mut bytes = vec![0; 256];
+        let mut put = |at: usize, data: &[u8]| bytes[at..at + data.len()].copy_from_slice(data);
+        put(0x06, &[0x10]);
+        put(0x34, &[0x40]);
+        put(0x40, &[0x01, 0x50, 0, 0, 0x08]);
+        put(0x50, &[0x10, 0x90, 0, 0, 0, 0, 0, 0x10]);
+        put(0x90, &[0x13, 0x00, 0x06, 0x03]);
+        bytes
+    }
+
+    #[test]
+    fn controls_are_where_the_capabilities_are() {
+        let controls = Controls::find(&config());
+        assert_eq!(controls.at(0x59), Some(Control::Express));
+        assert_eq!(controls.at(0x94), Some(Control::AdvancedFeatures));
+        assert_eq!(controls.at(0x44), Some(Control::Power));
+        assert_eq!(controls.at(0x58), None);
+        assert!(!controls.soft_reset);
+    }
+
+    #[test]
+    fn what_the_function_cannot_do_controls_nothing() {
+        let mut bytes = config();
+        bytes[0x57] = 0;
+        bytes[0x93] = 0x01;
+        bytes[0x44] = 0;
+        let controls = Controls::find(&bytes);
+        assert_eq!(controls.at(0x59), None);
+        assert_eq!(controls.at(0x94), None);
+        assert!(controls.soft_reset);
+    }
+
+    #[test]
+    fn a_capability_at_the_end_of_the_space_is_harmless() {
+        let mut bytes = vec![0; 256];
+        bytes[0x06] = 0x10;
+        bytes[0x34] = 0xfc;
+        bytes[0xfc] = 0x10;
+        assert_eq!(Controls::find(&bytes).at(0x105), None);
+    }
+}

@@ -1,0 +1,42 @@
+//! What happens to an assigned device without the VMM's doing.
+
+use std::io;
+
+use thiserror::Error;
+
+use super::windows::WindowError;
+
+/// Something that a VMM is told of one of its devices.
+#[derive(Debug, Error)]
+pub enum DeviceEvent {
+    /// The guest put a BAR where it cannot be, or it could not be taken from where it was. The BAR is
+    /// visible to nobody until the guest puts it elsewhere or the place becomes free.
+    #[error(transparent)]
+    Window(WindowError),
+    /// The guest's interrupts could not be set up as it wants them.
+    #[error("interrupts are not as the guest wants them: {0}")]
+    Interrupts(io::Error),
+    /// The guest's write to a register did not reach the device.
+    #[error("write to configuration space at {offset:#x}: {error}")]
+    Config {
+        /// Where, in bytes.
+        offset: u16,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The guest reset the function.
+    #[error("the guest reset it")]
+    Reset,
+    /// The guest wanted to reset the function; it is quiet, but as it was.
+    #[error("the guest's reset failed: {0}")]
+    ResetFailed(io::Error),
+    /// The hardware reported an uncorrectable error. The device is stopped.
+    #[error("the hardware reported an uncorrectable error; the device is stopped")]
+    Error,
+    /// The host wants the device back: soft-unplug it.
+    #[error("the host wants the device back")]
+    Requested,
+    /// The device does not answer any more. It is stopped.
+    #[error("the device has vanished")]
+    Vanished,
+}

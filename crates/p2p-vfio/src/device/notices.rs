@@ -1,0 +1,45 @@
+//! What the host tells of a device: errors, and that it wants it back.
+
+use std::io;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::pci::{Notice, PciBackend};
+
+/// The eventfds that the kernel signals; a VMM waits for them.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    error: Option<EventFd>,
+    request: Option<EventFd>,
+}
+
+impl Notices {
+    /// Asks the kernel for every notice that it has for this device.
+    pub(super) fn listen(device: &dyn PciBackend) -> io::Result<Self> {
+        let listen = |notice| -> io::Result<Option<EventFd>> {
+            if !device.has_notice(notice) {
+                return Ok(None);
+            }
+            let event = EventFd::new(EFD_NONBLOCK)?;
+            device.set_notice(notice, &event)?;
+            Ok(Some(event))
+        };
+        Ok(Self {
+            error: listen(Notice::Error)?,
+            request: listen(Notice::Request)?,
+        })
+    }
+
+    /// The eventfds to wait for.
+    pub(super) fn events(&self) -> impl Iterator<Item = &EventFd> {
+        self.error.iter().chain(&self.request)
+    }
+
+    /// What has been told since the last time, errors first.
+    pub(super) fn take(&self) -> Vec<Notice> {
+        let told = |event: &Option<EventFd>| event.as_ref().is_some_and(|e| e.read().is_ok());
+        let error = told(&self.error).then_some(Notice::Error);
+        let request = told(&self.request).then_some(Notice::Request);
+        error.into_iter().chain(request).collect()
+    }
+}
