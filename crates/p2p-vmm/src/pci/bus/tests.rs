@@ -1,0 +1,266 @@
+//! The segment with functions that remember what they were told.
+
+use super::*;
+
+/// A function with one byte of memory at `bar`.
+struct OneByte {
+    bar: GuestAddress,
+    value: u8,
+}
+
+impl PciFunction for OneByte {
+    fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        data.fill(u8::try_from(offset).unwrap());
+    }
+
+    fn config_write(&mut self, _offset: u16, data: &[u8]) {
+        self.value = data[0];
+    }
+
+    fn mmio_read(&mut self, gpa: GuestAddress, data: &mut [u8]) -> bool {
+        data.fill(self.value);
+        gpa == self.bar
+    }
+
+    fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool {
+        let here = gpa == self.bar;
+        if here {
+            self.value = data[0];
+        }
+        here
+    }
+}
+
+fn function(bar: u64) -> SharedFunction {
+    Arc::new(Mutex::new(OneByte {
+        bar: GuestAddress(bar),
+        value: 0,
+    }))
+}
+
+fn slot(device: u8) -> Bdf {
+    Bdf::new(0, device, 0).unwrap()
+}
+
+#[test]
+fn absent_function_reads_all_ones() {
+    let bus = PciBus::default();
+    let mut data = [0; 4];
+    bus.config_read(slot(1), 0, &mut data);
+    assert_eq!(data, [0xff; 4]);
+    bus.config_write(slot(1), 0, &data);
+}
+
+#[test]
+fn configuration_reaches_the_addressed_function_only() {
+    let bus = PciBus::default();
+    bus.add(slot(1), function(0x1000)).unwrap();
+    bus.add(slot(2), function(0x2000)).unwrap();
+    bus.config_write(slot(2), 0, &[7]);
+
+    let mut one = [9];
+    bus.mmio_read(GuestAddress(0x1000), &mut one);
+    let mut two = [9];
+    bus.mmio_read(GuestAddress(0x2000), &mut two);
+
+    assert_eq!((one, two), ([0], [7]));
+}
+
+#[test]
+fn memory_access_goes_to_the_function_that_takes_it() {
+    let bus = PciBus::default();
+    bus.add(slot(1), function(0x1000)).unwrap();
+    bus.add(slot(2), function(0x2000)).unwrap();
+    bus.mmio_write(GuestAddress(0x2000), &[5]);
+
+    let mut data = [0];
+    bus.mmio_read(GuestAddress(0x2000), &mut data);
+    assert_eq!(data, [5]);
+    bus.mmio_read(GuestAddress(0x3000), &mut data);
+    assert_eq!(data, [0xff], "nothing is there");
+}
+
+#[test]
+fn address_is_given_once() {
+    let bus = PciBus::default();
+    bus.add(slot(1), function(0x1000)).unwrap();
+    assert_eq!(
+        bus.add(slot(1), function(0x2000)),
+        Err(PciError::Occupied(slot(1)))
+    );
+}
+
+/// A bridge with two bus numbers, which a write to configuration space sets.
+struct Bridge(u8, u8);
+
+impl PciFunction for Bridge {
+    fn config_read(&mut self, _offset: u16, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn config_write(&mut self, _offset: u16, data: &[u8]) {
+        (self.0, self.1) = (data[0], data[1]);
+    }
+
+    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
+        false
+    }
+
+    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
+        false
+    }
+
+    fn buses_below(&self) -> Option<RangeInclusive<u8>> {
+        Some(self.0..=self.1)
+    }
+}
+
+fn bridge(secondary: u8, subordinate: u8) -> SharedFunction {
+    Arc::new(Mutex::new(Bridge(secondary, subordinate)))
+}
+
+fn at(bus: u8, device: u8) -> Bdf {
+    Bdf::new(bus, device, 0).unwrap()
+}
+
+fn is_there(bus: &PciBus, bdf: Bdf) -> bool {
+    let mut data = [0xff];
+    bus.config_read(bdf, 0x40, &mut data);
+    data != [0xff]
+}
+
+fn switch() -> PciBus {
+    let bus = PciBus::default();
+    bus.add(at(0, 1), bridge(1, 3)).unwrap();
+    bus.add(at(1, 0), bridge(2, 3)).unwrap();
+    bus.add(at(2, 4), bridge(3, 3)).unwrap();
+    bus.add(at(3, 0), function(0x1000)).unwrap();
+    bus
+}
+
+#[test]
+fn functions_behind_bridges_are_found_by_bus_number() {
+    let bus = switch();
+    assert!(is_there(&bus, at(3, 0)));
+    assert!(!is_there(&bus, at(3, 1)) && !is_there(&bus, at(4, 0)));
+}
+
+#[test]
+fn a_guest_may_renumber_buses() {
+    let bus = switch();
+    bus.config_write(at(2, 4), 0x19, &[9, 9]);
+    assert!(!is_there(&bus, at(3, 0)) && !is_there(&bus, at(9, 0)));
+    bus.config_write(at(1, 0), 0x19, &[2, 9]);
+    bus.config_write(at(0, 1), 0x19, &[1, 9]);
+    assert!(is_there(&bus, at(9, 0)));
+}
+
+#[test]
+fn a_function_needs_a_bus() {
+    let bus = switch();
+    assert_eq!(
+        bus.add(at(7, 0), function(0x2000)),
+        Err(PciError::NoSuchBus(at(7, 0)))
+    );
+}
+
+/// What a bridge or an endpoint below one was told.
+#[derive(Default)]
+struct Told {
+    reach: Vec<AddressRange<Gpa>>,
+    resets: u32,
+    settled: u32,
+}
+
+struct Listener(Arc<Mutex<Told>>);
+
+impl PciFunction for Listener {
+    fn config_read(&mut self, _offset: u16, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn config_write(&mut self, _offset: u16, _data: &[u8]) {}
+
+    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
+        false
+    }
+
+    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
+        false
+    }
+
+    fn set_reach(&mut self, ranges: &[AddressRange<Gpa>]) {
+        lock(&self.0).reach = ranges.to_vec();
+    }
+
+    fn reset(&mut self) {
+        lock(&self.0).resets += 1;
+    }
+
+    fn settle(&mut self) {
+        lock(&self.0).settled += 1;
+    }
+}
+
+fn gpa_range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
+    AddressRange::new(p2p_vfio::Address::new(start), len_bytes).unwrap()
+}
+
+/// A root port at 00:01.0 with a downstream port below it, and a listener below that.
+fn two_ports() -> (PciBus, Arc<Mutex<Told>>) {
+    use p2p_vfio::{BusNumbers, Link, PortKind, VirtualPort};
+    let link = Link { speed: 1, width: 1 };
+    let bus = PciBus::new(vec![gpa_range(0xc000_0000, 0x1000_0000)]);
+    for (number, kind) in [(0, PortKind::Root), (1, PortKind::Downstream)] {
+        let mut port = VirtualPort::new(kind, number, link);
+        port.set_buses(BusNumbers {
+            primary: number,
+            secondary: number + 1,
+            subordinate: 2,
+        });
+        port.set_windows(Some(gpa_range(0xc000_0000, 0x20_0000)), None);
+        bus.add(at(number, 1), Arc::new(Mutex::new(port))).unwrap();
+    }
+    let told = Arc::new(Mutex::new(Told::default()));
+    bus.add(at(2, 0), Arc::new(Mutex::new(Listener(Arc::clone(&told)))))
+        .unwrap();
+    (bus, told)
+}
+
+#[test]
+fn a_device_learns_what_every_bridge_above_lets_through() {
+    let (bus, told) = two_ports();
+    // The lower port: base at its second MiB.
+    bus.config_write(at(1, 1), 0x20, &[0x10, 0xc0]);
+    assert_eq!(lock(&told).reach, [gpa_range(0xc010_0000, 0x10_0000)]);
+    // The upper port closes: base above limit.
+    bus.config_write(at(0, 1), 0x20, &[0xf0, 0xff]);
+    assert_eq!(lock(&told).reach, []);
+    bus.config_write(at(0, 1), 0x20, &[0x00, 0xc0]);
+    bus.config_write(at(0, 1), 0x04, &[0]);
+    assert_eq!(lock(&told).reach, [], "memory decode of the bridge is off");
+}
+
+#[test]
+fn a_bus_held_in_reset_resets_all_below_once() {
+    let (bus, told) = two_ports();
+    bus.config_write(at(0, 1), 0x3e, &[0x40]);
+    assert_eq!(lock(&told).resets, 1);
+    bus.config_write(at(0, 1), 0x3e, &[0x41]);
+    bus.config_write(at(0, 1), 0x3e, &[0x00]);
+    assert_eq!(lock(&told).resets, 1);
+    assert!(
+        !is_there(&bus, at(2, 0)),
+        "the lower port has forgotten its bus numbers"
+    );
+    assert_eq!(lock(&told).reach, [], "and its windows");
+}
+
+#[test]
+fn a_write_to_one_header_lets_others_try_again() {
+    let (bus, told) = two_ports();
+    bus.config_write(at(1, 1), 0x10, &[0]);
+    assert_eq!(lock(&told).settled, 1);
+    bus.config_write(at(1, 1), 0x48, &[0]);
+    assert_eq!(lock(&told).settled, 1);
+}
