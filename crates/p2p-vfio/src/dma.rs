@@ -41,17 +41,29 @@ pub enum DmaError {
 
 /// One IOMMU context: the translation that all devices attached to it share.
 ///
-/// Mappings never overlap; what is mapped is removed exactly as it was made.
+/// Mappings never overlap; what is mapped is removed exactly as it was made. The backend keeps the
+/// memory behind a mapping for as long as the mapping stands, and mappings of guest RAM stand whether
+/// or not a device is attached at the moment.
+///
+/// A BAR is only mapped while its device decodes memory, and its owner unmaps it *before* the device is
+/// reset, sleeps, or stops decoding: type1 would let peers reach into that (linux 7.2
+/// drivers/vfio/vfio_iommu_type1.c has no revocation), and iommufd, where a BAR is a dma-buf, would kill
+/// the mapping for good (linux 7.2 drivers/vfio/pci/vfio_pci_dmabuf.c) — it still has to be unmapped
+/// there, and mapping it again makes a new one. How guest RAM is shared between contexts is the
+/// backends' business: they recognise the memory that they are given.
+///
+/// What all backends must do is checked by the suite in `contract`, on the fake in unit tests and on
+/// the kernel in the lab.
 pub(crate) trait DmaBackend: Send + Sync {
     /// Lets the devices read and write `memory` at `iova`.
     ///
     /// # Errors
     /// [`DmaError::Map`] if the kernel refuses: an overlap (`EEXIST`), addresses beyond the IOMMU's
-    /// width (`EINVAL`), a BAR whose device has memory decode off (`EFAULT`), the locked-memory
-    /// limit (`ENOMEM`).
+    /// width or on a reserved region (`EINVAL`), a BAR whose device has memory decode off (`EFAULT`),
+    /// the locked-memory limit (`ENOMEM`). Nothing is mapped then.
     fn map(&self, iova: Iova, memory: HostMemory) -> Result<AddressRange<Iova>, DmaError>;
 
-    /// Takes a range away that [`map`](Self::map) returned.
+    /// Takes a range away that [`map`](Self::map) returned. No device reaches it from then on.
     ///
     /// # Errors
     /// [`DmaError::NotMapped`] if there is no such mapping; [`DmaError::Unmap`] from the kernel.

@@ -5,4 +5,4 @@ mod pci;
 mod vm;
 
 pub(crate) use pci::{FakeHardware, FakePci};
-pub(crate) use vm::FakeVm;
+pub(crate) use vm::{FakeVm, iova_ranges};

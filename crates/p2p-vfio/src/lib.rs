@@ -19,6 +19,8 @@
 mod address;
 mod admission;
 mod context;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 mod device;
 mod dma;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod fake;
 mod guest;
 mod memory;
 mod pci;
+mod policy;
 mod sys;
 mod vmm;
 
@@ -42,4 +45,5 @@ pub use guest::{
     PortKind, VirtualPort, lay_out,
 };
 pub use memory::HostMemory;
+pub use policy::{Identity, Policy, PolicyError, PolicyReason, Role, Ruling, share};
 pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -37,6 +37,16 @@ impl HostMemory {
         Self(Owner::Bar(mapping))
     }
 
+    /// What DMA into guest RAM does.
+    #[cfg(test)]
+    pub(crate) fn store(&self, offset_bytes: usize, word: u32) {
+        use vm_memory::{Bytes, VolatileMemory};
+        if let Owner::Ram(region) = &self.0 {
+            let slice = region.as_volatile_slice();
+            slice.write_obj(word, offset_bytes).unwrap();
+        }
+    }
+
     /// Whether it is guest RAM, which no device can take away.
     pub(crate) fn is_ram(&self) -> bool {
         matches!(self.0, Owner::Ram(_))

@@ -14,9 +14,10 @@ use crate::paths;
 use crate::progress::Progress;
 
 /// Package and name of every program of the workspace that goes into the lab.
-pub const STATIC_BINARIES: [(&str, &str); 4] = [
+pub const STATIC_BINARIES: [(&str, &str); 5] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
+    ("lab", "dma-contract"),
     ("p2p-vmm", "p2p-vmm"),
     ("p2pctl", "p2pctl"),
 ];

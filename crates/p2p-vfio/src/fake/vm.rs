@@ -102,6 +102,16 @@ impl FakeVm {
             && state.lines == 0
     }
 
+    /// A device does DMA: the word arrives if something is mapped there, and faults if not.
+    pub(crate) fn store(&self, iova: Iova, word: u32) {
+        let state = self.state();
+        for (range, memory) in &state.dma {
+            if let Some(offset) = range.offset_of(iova) {
+                memory.store(usize::try_from(offset).unwrap(), word);
+            }
+        }
+    }
+
     /// Learns whose BAR is mapped at an address of this process.
     pub(super) fn know_bar(&self, memory: *mut u8, hardware: &Arc<Mutex<FakeHardware>>) {
         let mut state = self.state();

@@ -1,0 +1,150 @@
+//! What every IOMMU context must do, as a suite: one for the fake of unit tests and for the kernel.
+//!
+//! The feature `contract` makes [`run_on_type1`] public for a program that runs where there is an IOMMU.
+
+mod checks;
+#[cfg(feature = "contract")]
+mod edu;
+#[cfg(feature = "contract")]
+mod type1;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::address::{Address, AddressRange, Gpa, Iova};
+use crate::dma::DmaBackend;
+use crate::memory::HostMemory;
+
+#[cfg(feature = "contract")]
+pub use type1::run_on_type1;
+
+/// Why a check failed.
+pub(crate) type Failure = String;
+
+/// Names of checks with what came of them.
+pub type Results = Vec<(&'static str, Result<(), String>)>;
+
+/// One check of a suite.
+pub(crate) struct Check<R: ?Sized> {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&R, &Ram) -> Result<(), Failure>,
+}
+
+/// A context to check, with a device that can do DMA in it.
+pub(crate) trait Rig {
+    fn backend(&self) -> &dyn DmaBackend;
+
+    /// What the IOMMU can translate.
+    fn ranges(&self) -> Vec<AddressRange<Iova>>;
+
+    /// A piece of a BAR of a device in the context.
+    fn bar(&self) -> HostMemory;
+
+    /// Turns memory decode of that device on or off.
+    fn decode(&self, on: bool);
+
+    /// Lets a device in the context write a word at `iova`; whether it arrives is another question.
+    fn store(&self, iova: Iova, word: u32);
+}
+
+/// Memory of this process to be mapped, in pieces of 1, 2 and 16 pages.
+pub(crate) struct Ram {
+    memory: GuestMemoryMmap,
+    pieces: Vec<(Gpa, HostMemory)>,
+}
+
+const PAGE: u64 = 4096;
+const PIECES: [usize; 3] = [4096, 2 * 4096, 16 * 4096];
+
+impl Ram {
+    fn new() -> Result<Self, Failure> {
+        let place = |n: usize| GuestAddress((n as u64) << 20);
+        let ranges: Vec<_> = (0..).zip(PIECES).map(|(n, len)| (place(n), len)).collect();
+        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| error.to_string())?;
+        let pieces = HostMemory::of_guest(&memory);
+        Ok(Self { memory, pieces })
+    }
+
+    /// The piece with this number of pages.
+    fn pages(&self, count: usize) -> Result<HostMemory, Failure> {
+        let found = self
+            .pieces
+            .iter()
+            .find(|(_, m)| m.len_bytes() == count * 4096);
+        let found = found.map(|(_, memory)| memory.clone());
+        found.ok_or_else(|| format!("there is no piece of {count} pages"))
+    }
+
+    /// The word at a byte offset of the piece with this number of pages.
+    fn word(&self, count: usize, offset: u64) -> Result<u32, Failure> {
+        let found = self
+            .pieces
+            .iter()
+            .find(|(_, m)| m.len_bytes() == count * 4096);
+        let (gpa, _) = found.ok_or("no such piece")?;
+        let at = GuestAddress(gpa.value() + offset);
+        self.memory.read_obj(at).map_err(|error| error.to_string())
+    }
+}
+
+/// Runs a suite: names and results.
+pub(crate) fn run<R: ?Sized>(suite: &[Check<R>], rig: &R) -> Results {
+    let one = |check: &Check<R>| {
+        let result = Ram::new().and_then(|ram| (check.run)(rig, &ram));
+        (check.name, result)
+    };
+    suite.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::fake::{FakeHardware, FakePci, FakeVm, iova_ranges};
+    use crate::pci::{PciBackend, Region};
+
+    struct FakeRig {
+        vm: Arc<FakeVm>,
+        hardware: Arc<Mutex<FakeHardware>>,
+        bar: HostMemory,
+    }
+
+    impl Rig for FakeRig {
+        fn backend(&self) -> &dyn DmaBackend {
+            &*self.vm
+        }
+
+        fn ranges(&self) -> Vec<AddressRange<Iova>> {
+            iova_ranges()
+        }
+
+        fn bar(&self) -> HostMemory {
+            self.bar.clone()
+        }
+
+        fn decode(&self, on: bool) {
+            self.hardware.lock().unwrap().config[4] = u8::from(on) << 1;
+        }
+
+        fn store(&self, iova: Iova, word: u32) {
+            self.vm.store(iova, word);
+        }
+    }
+
+    #[test]
+    fn the_fake_keeps_the_contract() {
+        let vm = Arc::new(FakeVm::default());
+        let pci = FakePci::new(&vm, vec![0; 256], [1 << 20, 0, 0, 0, 0, 0]);
+        let hardware = pci.hardware.clone();
+        let bar = pci.map(Region::Bar(0), 0, 4096).unwrap();
+        let rig = FakeRig {
+            vm,
+            hardware,
+            bar: HostMemory::of_bar(Arc::new(bar)),
+        };
+        for (name, result) in run::<dyn Rig>(&checks::ALL, &rig) {
+            assert_eq!(result, Ok(()), "{name}");
+        }
+        assert!(rig.vm.dma().is_empty(), "every check cleans up");
+    }
+}

@@ -1,0 +1,61 @@
+//! Devices that are known to be no ordinary peers.
+
+use super::rule::{Identity, Role};
+
+/// A built-in rule.
+pub(super) struct Quirk {
+    vendor: u16,
+    /// `None` is every device of the vendor.
+    device: Option<u16>,
+    /// Base class (PCI Code and ID Assignment r1.11 §1).
+    base_class: Option<u8>,
+    /// Whether it must be a part of the root complex, without a link of its own.
+    integrated: bool,
+    pub(super) role: Role,
+    pub(super) why: &'static str,
+}
+
+const DISPLAY: u8 = 0x03;
+const COHERENT: &str =
+    "its large BAR is memory of the processor's node, which no PCIe request reaches";
+
+/// A GPU whose memory the processor reaches by its own coherent link; the driver makes it look like a BAR
+/// (linux 7.2 drivers/vfio/pci/nvgrace-gpu/main.c).
+const fn coherent(device: u16) -> Quirk {
+    Quirk {
+        vendor: 0x10de,
+        device: Some(device),
+        base_class: None,
+        integrated: false,
+        role: Role::InitiatorOnly,
+        why: COHERENT,
+    }
+}
+
+pub(super) const QUIRKS: [Quirk; 6] = [
+    coherent(0x2342),
+    coherent(0x2345),
+    coherent(0x2348),
+    coherent(0x2941),
+    coherent(0x31c2),
+    // Their apertures are windows into memory that firmware has set aside for graphics.
+    Quirk {
+        vendor: 0x8086,
+        device: None,
+        base_class: Some(DISPLAY),
+        integrated: true,
+        role: Role::Never,
+        why: "its BAR is a window into system memory",
+    },
+];
+
+impl Quirk {
+    pub(super) fn fits(&self, identity: &Identity) -> bool {
+        self.vendor == identity.vendor
+            && self.device.is_none_or(|device| device == identity.device)
+            && self
+                .base_class
+                .is_none_or(|class| u32::from(class) == identity.class >> 16)
+            && (!self.integrated || identity.integrated)
+    }
+}
