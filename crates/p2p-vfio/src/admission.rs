@@ -1,14 +1,44 @@
 //! Which devices a VM may have, and which of them may talk to each other.
 //!
-//! Reading the host ([`Candidate::read`]) and deciding ([`admit`]) are apart; nothing is opened or
+//! Reading the host ([`HostView`], [`Candidate::read`]) and deciding ([`admit`]) are apart; nothing is opened or
 //! changed by either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use iommu_group::{GroupId, GroupMember, Sbdf, Sysfs, SysfsError};
+use iommu_group::{
+    Bar, Denial, Fabric, GroupId, GroupMember, Host, Partition, Placement, Policy, Sbdf, Sysfs,
+    SysfsError, Topology, Verdict,
+};
 use thiserror::Error;
+
+/// A host's functions and what its hardware does with requests between them, at one moment.
+pub struct HostView {
+    sysfs: Sysfs,
+    topology: Topology,
+}
+
+impl HostView {
+    /// Looks at the running host.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read.
+    pub fn read() -> Result<Self, SysfsError> {
+        let sysfs = Sysfs::default();
+        let host = Host::read(Path::new("/proc"), &sysfs);
+        let topology = Topology::scan(&sysfs, host)?;
+        Ok(Self { sysfs, topology })
+    }
+
+    /// How requests between two functions go, and whether the default policy lets them.
+    pub fn verdicts(&self) -> impl Fn(Sbdf, Sbdf) -> Verdict {
+        let fabric = Fabric::found(&self.topology);
+        let groups = Partition::found(&self.topology);
+        move |initiator, target| fabric.verdict(&groups, &Policy::default(), initiator, target)
+    }
+}
 
 /// A function that somebody wants in a VM, with what the host says of it.
 #[derive(Clone, Debug)]
@@ -21,6 +51,10 @@ pub struct Candidate {
     pub group: GroupId,
     /// Everything in that group, itself included.
     pub members: Vec<GroupMember>,
+    /// Bus addresses of its memory BARs, by number.
+    pub bus_addresses: Vec<(u8, u64)>,
+    /// Bus addresses that a switch above it takes for others before the IOMMU sees them: no guest memory may be there.
+    pub holes: Vec<RangeInclusive<u64>>,
 }
 
 /// Name of a P2P domain of a VM.
@@ -39,10 +73,11 @@ impl Candidate {
     /// # Errors
     /// If the path is not a PCI function of this host or has no IOMMU group.
     pub fn read(
-        sysfs: &Sysfs,
+        host: &HostView,
         path: &Path,
         domain: Option<DomainName>,
     ) -> Result<Self, SysfsError> {
+        let HostView { sysfs, topology } = host;
         let sbdf = sysfs.resolve(path)?;
         let group = sysfs.group_of(sbdf)?;
         Ok(Self {
@@ -50,6 +85,12 @@ impl Candidate {
             domain,
             group,
             members: sysfs.group_members(group)?,
+            bus_addresses: bus_addresses(topology, sbdf),
+            holes: Fabric::found(topology)
+                .memory_holes(sbdf)
+                .into_iter()
+                .map(|hole| hole.range)
+                .collect(),
         })
     }
 
@@ -59,12 +100,29 @@ impl Candidate {
     }
 }
 
+fn bus_addresses(topology: &Topology, sbdf: Sbdf) -> Vec<(u8, u64)> {
+    let bars = topology.get(sbdf).map(|function| topology.bars(function));
+    let memory = bars.into_iter().flatten().filter(Bar::is_memory);
+    memory
+        .filter_map(|bar| Some((bar.index, bar.bus_address?)))
+        .collect()
+}
+
+/// The devices of one P2P domain.
+#[derive(Debug)]
+pub struct AdmittedDomain {
+    /// Its members, all of one group.
+    pub members: Vec<Candidate>,
+    /// Where the members' BARs must be in guest-physical addresses: at their bus addresses if any request between them
+    /// goes straight across a switch.
+    pub placement: Placement,
+}
+
 /// The devices of one VM, sorted into IOMMU contexts.
 #[derive(Debug)]
 pub struct Admitted {
-    /// The devices with peer-to-peer, domain by domain: those of a domain are of one group and share a context of
-    /// their own.
-    pub domains: Vec<Vec<Candidate>>,
+    /// The devices with peer-to-peer, domain by domain: those of a domain share a context of their own.
+    pub domains: Vec<AdmittedDomain>,
     /// The others: they share a context in which no BAR is mapped.
     pub others: Vec<Candidate>,
 }
@@ -138,6 +196,21 @@ pub enum Reason {
         /// The second device and its group.
         b: (Sbdf, GroupId),
     },
+    /// The hardware does not carry requests between peers, or policy forbids it.
+    #[error(
+        "{from} cannot reach {to}: {}\n       \
+         p2pctl explain {from} {to}   says more\n       \
+         leave p2p=on out, or give them p2p_domain= names of their own",
+        Denials(reasons)
+    )]
+    Route {
+        /// The device that would send.
+        from: Sbdf,
+        /// The device that would be reached.
+        to: Sbdf,
+        /// Why not.
+        reasons: Vec<Denial>,
+    },
     /// One group cannot be in two IOMMU contexts.
     #[error(
         "{a} and {b} cannot be kept apart: both are in IOMMU group {group}, which the IOMMU translates as one\n       \
@@ -151,6 +224,20 @@ pub enum Reason {
         /// The group of both.
         group: GroupId,
     },
+}
+
+struct Denials<'a>(&'a [Denial]);
+
+impl fmt::Display for Denials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, denial) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str("; ")?;
+            }
+            write!(f, "{denial}")?;
+        }
+        Ok(())
+    }
 }
 
 struct Driver<'a>(&'a Option<String>);
@@ -178,12 +265,16 @@ fn is_vfio(driver: &str) -> bool {
 
 /// Decides which devices share which IOMMU context, or refuses with every reason there is.
 ///
-/// The rule: the devices of a P2P domain must all be in one IOMMU group, and a group is translated as a whole, so a
-/// device of that group can neither stay out nor be in another domain.
+/// The rule: the devices of a P2P domain must all be in one IOMMU group, the hardware must carry requests between each
+/// two of them (`verdict` of initiator and target), and a group is translated as a whole, so a device of that group can
+/// neither stay out nor be in another domain.
 ///
 /// # Errors
 /// The [`Refusal`] names the devices and groups that stand in the way.
-pub fn admit(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
+pub fn admit(
+    candidates: Vec<Candidate>,
+    verdict: impl Fn(Sbdf, Sbdf) -> Verdict,
+) -> Result<Admitted, Refusal> {
     let mut reasons = Vec::new();
     let mut seen = BTreeSet::new();
     for candidate in &candidates {
@@ -197,9 +288,6 @@ pub fn admit(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
         let later = candidates.iter().skip(at + 1);
         reasons.extend(later.filter_map(|b| incompatible(a, b)));
     }
-    if !reasons.is_empty() {
-        return Err(Refusal { reasons });
-    }
     let mut domains: BTreeMap<DomainName, Vec<Candidate>> = BTreeMap::new();
     let mut others = Vec::new();
     for candidate in candidates {
@@ -208,10 +296,42 @@ pub fn admit(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
             None => others.push(candidate),
         }
     }
+    // Routes say nothing new between devices that are apart anyway.
+    let routes = reasons.is_empty();
+    let mut admitted = Vec::new();
+    for members in domains.into_values() {
+        let mut placement = Placement::Anywhere;
+        for (from, to) in pairs(&members).filter(|_| routes) {
+            match verdict(from, to) {
+                Verdict::Allowed {
+                    placement: Placement::AtBusAddress,
+                    ..
+                } => placement = Placement::AtBusAddress,
+                Verdict::Allowed { .. } => {}
+                Verdict::Denied { reasons: denials } => reasons.push(Reason::Route {
+                    from,
+                    to,
+                    reasons: denials,
+                }),
+            }
+        }
+        admitted.push(AdmittedDomain { members, placement });
+    }
+    if !reasons.is_empty() {
+        return Err(Refusal { reasons });
+    }
     Ok(Admitted {
-        domains: domains.into_values().collect(),
+        domains: admitted,
         others,
     })
+}
+
+/// Every ordered pair of different members.
+fn pairs(members: &[Candidate]) -> impl Iterator<Item = (Sbdf, Sbdf)> {
+    let all = members.iter().map(|member| member.sbdf);
+    all.clone()
+        .flat_map(move |from| all.clone().map(move |to| (from, to)))
+        .filter(|(from, to)| from != to)
 }
 
 /// Why two devices cannot be what was asked of both.
@@ -258,6 +378,8 @@ fn unassignable(candidate: &Candidate) -> Vec<Reason> {
 
 #[cfg(test)]
 mod tests {
+    use iommu_group::Route;
+
     use super::*;
 
     fn sbdf(text: &str) -> Sbdf {
@@ -278,11 +400,63 @@ mod tests {
             domain: p2p.then(DomainName::default),
             group: GroupId(group),
             members: vec![member(text, Some("vfio-pci"))],
+            bus_addresses: Vec::new(),
+            holes: Vec::new(),
         }
     }
 
+    fn through_host_bridge(_: Sbdf, _: Sbdf) -> Verdict {
+        Verdict::Allowed {
+            route: Route::HostBridge,
+            placement: Placement::Anywhere,
+        }
+    }
+
+    fn judge(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
+        admit(candidates, through_host_bridge)
+    }
+
     fn reasons(candidates: Vec<Candidate>) -> Vec<Reason> {
-        admit(candidates).unwrap_err().reasons
+        judge(candidates).unwrap_err().reasons
+    }
+
+    #[test]
+    fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
+        let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
+        let one_way = |from: Sbdf, to: Sbdf| {
+            if from < to {
+                through_host_bridge(from, to)
+            } else {
+                Verdict::Denied {
+                    reasons: vec![Denial::NoMemory { function: to }],
+                }
+            }
+        };
+        let refusal = admit(pair, one_way).unwrap_err();
+        assert_eq!(refusal.reasons.len(), 1);
+        let text = refusal.to_string();
+        assert!(
+            text.contains("0000:04:00.0 cannot reach 0000:03:00.0"),
+            "{text}"
+        );
+        assert!(text.contains("no memory BAR"), "{text}");
+    }
+
+    #[test]
+    fn one_direct_route_puts_all_members_at_their_bus_addresses() {
+        let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
+        let verdict = |from: Sbdf, to: Sbdf| {
+            if from < to {
+                through_host_bridge(from, to)
+            } else {
+                Verdict::Allowed {
+                    route: Route::SwitchLocal,
+                    placement: Placement::AtBusAddress,
+                }
+            }
+        };
+        let admitted = admit(pair, verdict).unwrap();
+        assert_eq!(admitted.domains[0].placement, Placement::AtBusAddress);
     }
 
     #[test]
@@ -290,9 +464,9 @@ mod tests {
         let a = candidate("03:00.0", 6, true);
         let b = candidate("04:00.0", 6, true);
         let c = candidate("05:00.0", 7, false);
-        let admitted = admit(vec![a, b, c]).unwrap();
+        let admitted = judge(vec![a, b, c]).unwrap();
         assert_eq!(admitted.domains.len(), 1);
-        assert_eq!(admitted.domains[0].len(), 2);
+        assert_eq!(admitted.domains[0].members.len(), 2);
         assert_eq!(admitted.others.len(), 1);
     }
 
@@ -300,7 +474,7 @@ mod tests {
     fn invariant_1_peers_of_two_groups_are_refused_naming_both() {
         let a = candidate("03:00.0", 6, true);
         let b = candidate("04:00.0", 7, true);
-        let refusal = admit(vec![a, b]).unwrap_err();
+        let refusal = judge(vec![a, b]).unwrap_err();
         let text = refusal.to_string();
         for part in ["0000:03:00.0", "0000:04:00.0", "group 6", "group 7"] {
             assert!(text.contains(part), "{part} is not named in: {text}");
@@ -311,7 +485,7 @@ mod tests {
     fn invariant_7_without_p2p_nothing_is_in_a_domain() {
         let a = candidate("03:00.0", 6, false);
         let b = candidate("04:00.0", 6, false);
-        let admitted = admit(vec![a, b]).unwrap();
+        let admitted = judge(vec![a, b]).unwrap();
         assert!(admitted.domains.is_empty());
         assert_eq!(admitted.others.len(), 2);
     }
@@ -325,13 +499,13 @@ mod tests {
 
     #[test]
     fn a_vm_may_have_a_domain_for_each_of_its_groups() {
-        let admitted = admit(vec![
+        let admitted = judge(vec![
             named("03:00.0", 6, "left"),
             named("05:00.0", 7, "right"),
             named("04:00.0", 6, "left"),
         ])
         .unwrap();
-        let sizes: Vec<_> = admitted.domains.iter().map(Vec::len).collect();
+        let sizes: Vec<_> = admitted.domains.iter().map(|d| d.members.len()).collect();
         assert_eq!(sizes, [2, 1]);
     }
 
@@ -377,7 +551,7 @@ mod tests {
     fn a_neighbour_of_the_host_is_refused_by_name() {
         let mut a = candidate("03:00.0", 6, false);
         a.members.push(member("04:00.0", Some("e1000e")));
-        let text = admit(vec![a]).unwrap_err().to_string();
+        let text = judge(vec![a]).unwrap_err().to_string();
         assert!(
             text.contains("0000:04:00.0") && text.contains("e1000e"),
             "{text}"
@@ -394,7 +568,7 @@ mod tests {
         ] {
             let mut a = candidate("03:00.0", 6, true);
             a.members.push(member("02:00.0", driver));
-            assert!(admit(vec![a]).is_ok(), "{driver:?}");
+            assert!(judge(vec![a]).is_ok(), "{driver:?}");
         }
     }
 

@@ -4,6 +4,6 @@ mod layout;
 mod port;
 
 pub use layout::{
-    Apertures, Branch, Endpoint, GuestTopology, LayoutError, PlacedEndpoint, lay_out,
+    Apertures, Branch, Endpoint, GuestTopology, LayoutError, PlacedEndpoint, fixed_windows, lay_out,
 };
 pub use port::{BusNumbers, Link, PortKind, VirtualPort};

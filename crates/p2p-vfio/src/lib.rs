@@ -1,8 +1,9 @@
 //! Peer-to-peer DMA between the assigned devices of one virtual machine, enforced by the IOMMU.
 //!
 //! A VMM
-//! 1. reads what the host says of the devices it was asked for ([`Candidate::read`]) and has that
-//!    judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group;
+//! 1. reads what the host says of the devices it was asked for ([`HostView`], [`Candidate::read`]) and
+//!    has that judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group, and the
+//!    hardware must carry requests between them;
 //! 2. makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
 //!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
 //!    so a device outside of it faults in the IOMMU;
@@ -33,7 +34,9 @@ mod sys;
 mod vmm;
 
 pub use address::{Address, AddressRange, Gpa, Iova};
-pub use admission::{Admitted, Candidate, DomainName, Reason, Refusal, admit};
+pub use admission::{
+    Admitted, AdmittedDomain, Candidate, DomainName, HostView, Reason, Refusal, admit,
+};
 pub use context::{ContextError, IommuContext, Reach};
 pub use device::{
     AssignedDevice, AttachError, BarInfo, Clique, DetachError, DeviceEvent, DeviceParams,
@@ -42,7 +45,7 @@ pub use device::{
 pub use dma::DmaError;
 pub use guest::{
     Apertures, Branch, BusNumbers, Endpoint, GuestTopology, LayoutError, Link, PlacedEndpoint,
-    PortKind, VirtualPort, lay_out,
+    PortKind, VirtualPort, fixed_windows, lay_out,
 };
 pub use memory::HostMemory;
 pub use policy::{Identity, Policy, PolicyError, PolicyReason, Role, Ruling, share};

@@ -1,21 +1,22 @@
 //! The assigned devices of a VM: judged, opened, placed.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use hotplug::DeviceConfig;
-use iommu_group::{Sbdf, Sysfs};
+use iommu_group::{Placement, Sbdf};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{
     Address, AddressRange, Admitted, Apertures, AssignedDevice, Branch, Candidate, Clique,
-    DeviceParams, DomainName, Endpoint, Gpa, HostDevice, IommuContext, Iova, Reach, VirtualPort,
-    admit, lay_out,
+    DeviceParams, DomainName, Endpoint, Gpa, HostDevice, HostView, IommuContext, Iova, Reach,
+    VirtualPort, admit, fixed_windows, lay_out,
 };
 use vm_memory::GuestMemoryMmap;
 
 use crate::irq::{KvmLine, KvmRoutes};
-use crate::layout::Layout;
+use crate::layout::{GpaRange, Layout};
 use crate::notices::EventLog;
 use crate::pci::{Bdf, PciBus, gsi_of};
 use crate::slots::KvmSlots;
@@ -24,12 +25,12 @@ use crate::slots::KvmSlots;
 ///
 /// Refusals are [`Refusal`](p2p_vfio::Refusal) or [`SysfsError`](iommu_group::SysfsError).
 pub(crate) fn judge(configs: &[DeviceConfig]) -> anyhow::Result<Admitted> {
-    let sysfs = Sysfs::default();
+    let host = HostView::read()?;
     let candidates = configs
         .iter()
-        .map(|config| Candidate::read(&sysfs, &config.path, domain_of(config)))
+        .map(|config| Candidate::read(&host, &config.path, domain_of(config)))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(admit(candidates)?)
+    Ok(admit(candidates, host.verdicts())?)
 }
 
 /// The P2P domain that a device was asked to join.
@@ -40,30 +41,52 @@ fn domain_of(config: &DeviceConfig) -> Option<DomainName> {
 }
 
 /// Devices that are open, before the guest's address space is laid out.
+#[derive(Default)]
 pub(crate) struct OpenDevices {
-    /// Members of each P2P domain.
-    domains: Vec<Vec<HostDevice>>,
-    others: Vec<HostDevice>,
+    /// How the guest will find them: a switch for each P2P domain, then a root port for each of the others.
+    branches: Vec<Branch>,
+    /// The devices in the order in which the branches name them.
+    devices: Vec<(Option<Clique>, HostDevice)>,
     contexts: Vec<IommuContext>,
+    /// Bus addresses that a switch of the host takes for others before the IOMMU sees them.
+    holes: Vec<GpaRange>,
+}
+
+/// What the devices demand of the guest's address space.
+#[derive(Default)]
+pub(crate) struct Demands {
+    /// Where nothing may be that devices reach, page aligned.
+    pub(crate) holes: Vec<GpaRange>,
+    /// PCI windows that must be where they are.
+    pub(crate) fixed: Vec<GpaRange>,
+    /// End of what every device can address.
+    pub(crate) limit: Option<u64>,
 }
 
 impl OpenDevices {
     /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in another.
     pub(crate) fn open(vm: &VmFd, admitted: &Admitted) -> anyhow::Result<Self> {
-        let mut this = Self {
-            domains: Vec::new(),
-            others: Vec::new(),
-            contexts: Vec::new(),
-        };
+        let mut this = Self::default();
         if admitted.domains.is_empty() && admitted.others.is_empty() {
             return Ok(this);
         }
         let kvm = kvm_vfio_device(vm)?;
-        for members in &admitted.domains {
-            let members = this.open_in(Reach::Peers, members, &kvm)?;
-            this.domains.push(members);
+        for (number, domain) in admitted.domains.iter().enumerate() {
+            let fixed = domain.placement == Placement::AtBusAddress;
+            let devices = this.open_in(Reach::Peers, &domain.members, &kvm)?;
+            let places = devices.iter().zip(&domain.members);
+            let endpoints = places.map(|(device, candidate)| endpoint(device, candidate, fixed));
+            this.branches.push(Branch::Switch(endpoints.collect()));
+            let clique = Clique::of_domain(number);
+            let members = devices.into_iter().map(|device| (clique, device));
+            this.devices.extend(members);
         }
-        this.others = this.open_in(Reach::GuestMemory, &admitted.others, &kvm)?;
+        let devices = this.open_in(Reach::GuestMemory, &admitted.others, &kvm)?;
+        for (device, candidate) in devices.into_iter().zip(&admitted.others) {
+            this.branches
+                .push(Branch::Device(endpoint(&device, candidate, false)));
+            this.devices.push((None, device));
+        }
         Ok(this)
     }
 
@@ -82,11 +105,32 @@ impl OpenDevices {
             .map(|candidate| HostDevice::open(&context, candidate))
             .collect::<Result<_, _>>()?;
         self.contexts.push(context);
+        let holes = candidates.iter().flat_map(|candidate| &candidate.holes);
+        self.holes.extend(holes.map(whole_pages));
         Ok(devices)
     }
 
+    /// What the guest's address space must be like.
+    pub(crate) fn demands(&self) -> anyhow::Result<Demands> {
+        let mut demands = Demands {
+            holes: self.holes.clone(),
+            fixed: Vec::new(),
+            limit: None,
+        };
+        for window in fixed_windows(&self.branches)? {
+            demands.fixed.push(GpaRange::from(&window));
+        }
+        if let Some(ranges) = self.iova_ranges()? {
+            let (gaps, end) = gaps(&ranges);
+            demands.limit = Some(end);
+            demands.holes.extend(gaps.iter().map(GpaRange::from));
+            check_reachable(&demands.fixed, &gaps)?;
+        }
+        Ok(demands)
+    }
+
     /// The I/O addresses that every device can use; `None` without devices, when any will do.
-    pub(crate) fn iova_ranges(&self) -> anyhow::Result<Option<Vec<AddressRange<Iova>>>> {
+    fn iova_ranges(&self) -> anyhow::Result<Option<Vec<AddressRange<Iova>>>> {
         let mut usable: Option<Vec<AddressRange<Iova>>> = None;
         for context in &self.contexts {
             let ranges = context.iova_ranges()?;
@@ -110,33 +154,21 @@ impl OpenDevices {
         for context in &self.contexts {
             context.map_guest(guest.memory)?;
         }
-        let branches = branches(&self.domains, &self.others);
+        let ranges =
+            |ranges: &[GpaRange]| ranges.iter().filter_map(GpaRange::address_range).collect();
         let apertures = Apertures {
-            memory: guest
-                .layout
-                .mmio32
-                .address_range()
-                .context("no 32-bit PCI window")?,
-            prefetchable: guest
-                .layout
-                .mmio64
-                .address_range()
-                .context("no 64-bit PCI window")?,
+            memory: ranges(&guest.layout.mmio32),
+            prefetchable: ranges(&[guest.layout.mmio64]),
         };
-        let topology = lay_out(&branches, apertures)?;
+        let windows: Vec<AddressRange<Gpa>> = ranges(&guest.layout.pci);
+        let topology = lay_out(&self.branches, &apertures)?;
         let buses = |(sbdf, port): &(Sbdf, VirtualPort)| (*sbdf, port.buses());
         let buses: Vec<_> = topology.ports.iter().map(buses).collect();
         for (sbdf, port) in topology.ports {
             guest.pci.add(Bdf::from(sbdf), Arc::new(Mutex::new(port)))?;
         }
-        let members = |(domain, members): (usize, Vec<HostDevice>)| {
-            let clique = Clique::of_domain(domain);
-            members.into_iter().map(move |device| (clique, device))
-        };
-        let members = self.domains.into_iter().enumerate().flat_map(members);
-        let others = self.others.into_iter().map(|device| (None, device));
         let mut assigned = Vec::new();
-        for ((clique, device), place) in members.chain(others).zip(topology.endpoints) {
+        for ((clique, device), place) in self.devices.into_iter().zip(topology.endpoints) {
             let line = KvmLine::new(guest.routes.clone(), gsi_of(place.sbdf, &buses));
             let params = DeviceParams {
                 slots: guest.slots.clone(),
@@ -144,7 +176,7 @@ impl OpenDevices {
                 intx: Some(Arc::new(line)),
                 events: Arc::new(EventLog),
                 clique,
-                mmio: vec![apertures.memory, apertures.prefetchable],
+                mmio: windows.clone(),
             };
             let mut device = AssignedDevice::new(device, params)?;
             log::info!("{} is {} in the guest", device.sbdf(), place.sbdf);
@@ -169,16 +201,40 @@ pub(crate) struct Guest<'a> {
     pub(crate) pci: &'a PciBus,
 }
 
-/// The domains' switches first, then the others, which is the order of [`OpenDevices::assign`].
-fn branches(domains: &[Vec<HostDevice>], others: &[HostDevice]) -> Vec<Branch> {
-    let endpoint = |device: &HostDevice| Endpoint {
+fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) -> Endpoint {
+    let at = candidate.bus_addresses.iter();
+    let at = at.map(|(bar, address)| (*bar, Gpa::new(*address)));
+    Endpoint {
         bars: device.bars().to_vec(),
+        at: if fixed { at.collect() } else { Vec::new() },
         link: device.link(),
-    };
-    let switch = |members: &Vec<HostDevice>| Branch::Switch(members.iter().map(endpoint).collect());
-    let alone = |device: &HostDevice| Branch::Device(endpoint(device));
-    let switches = domains.iter().map(switch);
-    switches.chain(others.iter().map(alone)).collect()
+    }
+}
+
+/// A range of bus addresses, extended to whole pages.
+fn whole_pages(range: &RangeInclusive<u64>) -> GpaRange {
+    const PAGE: u64 = 4096;
+    let end = range.end().saturating_add(1).checked_next_multiple_of(PAGE);
+    GpaRange::new(
+        range.start() / PAGE * PAGE,
+        end.unwrap_or(u64::MAX / PAGE * PAGE),
+    )
+}
+
+/// A window that must be at its bus address must be one that the IOMMU can translate too: it is mapped there, so that a
+/// peer whose requests are redirected finds it as well.
+fn check_reachable(fixed: &[GpaRange], gaps: &[AddressRange<Gpa>]) -> anyhow::Result<()> {
+    for window in fixed {
+        let gap = gaps
+            .iter()
+            .find(|gap| GpaRange::from(*gap).intersect(window).len_bytes() > 0);
+        if let Some(gap) = gap {
+            bail!(
+                "a peer's window must be at its bus address {window}, but the IOMMU cannot translate {gap}"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The VM's KVM-VFIO device: through it KVM learns which groups the VM has (linux
@@ -195,8 +251,8 @@ fn kvm_vfio_device(vm: &VmFd) -> anyhow::Result<Arc<DeviceFd>> {
     Ok(Arc::new(device))
 }
 
-/// Where RAM may not be, and the end of the usable space, from what the IOMMU can translate.
-pub(crate) fn holes(ranges: &[AddressRange<Iova>]) -> (Vec<AddressRange<Gpa>>, u64) {
+/// What lies between the ranges, and their end.
+fn gaps(ranges: &[AddressRange<Iova>]) -> (Vec<AddressRange<Gpa>>, u64) {
     let mut holes = Vec::new();
     let mut end = 0;
     for range in ranges {

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! 0            ┌ RAM (in as many regions as there are holes, plus one)
+//! 0xb000_0000  ├ PCIe configuration space (ECAM), 256 buses; lower if a fixed PCI window is there
 //! 0xc000_0000  ├ 32-bit PCI window
-//! 0xe000_0000  ├ PCIe configuration space (ECAM), 256 buses
 //! 0xfec0_0000  ├ I/O APIC, local APICs
 //! 4 GiB        ├ RAM, as far as it did not fit below
-//! next 1 GiB   └ 64-bit PCI window, up to the end of the address space
+//! next 1 GiB   └ 64-bit PCI window: the largest space that is left
 //! ```
+//! PCI windows that must be at a certain address (those of peers that the host's switch reaches by bus address) may be
+//! anywhere; RAM and ECAM keep clear of them.
 
 use std::fmt;
 
@@ -23,9 +25,9 @@ const FOUR_GIB: u64 = 4 * GIB;
 
 /// Base of the 32-bit PCI window, and end of the RAM below 4 GiB.
 const MMIO32_START: u64 = 0xc000_0000;
-/// Base of ECAM; aligned to its size as PCIe r6.0 §7.2.2 wants it.
-const ECAM_START: u64 = 0xe000_0000;
-/// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2).
+/// End of the 32-bit PCI window: the I/O APIC.
+const MMIO32_END: u64 = 0xfec0_0000;
+/// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2). It is aligned to its size.
 const ECAM_BYTES: u64 = 256 << 20;
 
 /// Half-open range of guest-physical addresses.
@@ -101,8 +103,13 @@ pub(crate) enum LayoutError {
     TooLarge { ram_bytes: u64, limit: u64 },
     #[error("hole {hole} in guest memory is not page aligned")]
     RaggedHole { hole: GpaRange },
-    #[error("the IOMMU cannot translate {hole}, which is in the 32-bit PCI window {window}")]
-    HoleInWindow { hole: GpaRange, window: GpaRange },
+    #[error("no room for PCIe configuration space below 3 GiB: peers' windows are everywhere")]
+    NoEcam,
+    #[error("a peer's window must be at its bus address {window}, where {what} is")]
+    Fixed {
+        window: GpaRange,
+        what: &'static str,
+    },
 }
 
 /// What a layout is made from.
@@ -112,8 +119,11 @@ pub(crate) struct LayoutRequest<'a> {
     pub(crate) ram_bytes: u64,
     /// End of the usable addresses in bytes.
     pub(crate) limit: u64,
-    /// Where neither RAM nor the 64-bit PCI window may be, page aligned, in any order.
+    /// Where nothing may be that devices reach, page aligned, in any order: what the IOMMU cannot translate, and what
+    /// a switch of the host would take for others.
     pub(crate) holes: &'a [GpaRange],
+    /// PCI windows that must be where they are, although they are holes, in any order.
+    pub(crate) fixed: &'a [GpaRange],
 }
 
 /// Guest-physical address map.
@@ -121,41 +131,43 @@ pub(crate) struct LayoutRequest<'a> {
 pub(crate) struct Layout {
     /// RAM regions in ascending order; they do not touch each other.
     pub(crate) ram: Vec<GpaRange>,
-    /// 32-bit PCI window.
-    pub(crate) mmio32: GpaRange,
+    /// Free parts of the 32-bit PCI window.
+    pub(crate) mmio32: Vec<GpaRange>,
     /// PCIe configuration space.
     pub(crate) ecam: GpaRange,
-    /// 64-bit PCI window.
+    /// Free 64-bit PCI window.
     pub(crate) mmio64: GpaRange,
+    /// What the host bridge forwards: the PCI windows, fixed ones included, ascending and apart.
+    pub(crate) pci: Vec<GpaRange>,
 }
 
 impl Layout {
     /// Lays out the address space.
     pub(crate) fn new(request: &LayoutRequest<'_>) -> Result<Self, LayoutError> {
-        let too_large = LayoutError::TooLarge {
-            ram_bytes: request.ram_bytes,
-            limit: request.limit,
-        };
-        let mmio32 = GpaRange::new(MMIO32_START, ECAM_START);
-        let overlap = |hole: &&GpaRange| hole.intersect(&mmio32).len_bytes() > 0;
-        if let Some(hole) = request.holes.iter().find(overlap) {
-            return Err(LayoutError::HoleInWindow {
-                hole: *hole,
-                window: mmio32,
-            });
-        }
+        let LayoutRequest {
+            ram_bytes,
+            limit,
+            holes,
+            fixed,
+        } = *request;
+        check_fixed(fixed, limit)?;
+        let too_large = LayoutError::TooLarge { ram_bytes, limit };
+        let ecam = place_ecam(fixed).ok_or(LayoutError::NoEcam)?;
+        let taken: Vec<GpaRange> = holes.iter().chain(fixed).copied().collect();
+
         let room = [
-            GpaRange::new(0, MMIO32_START.min(request.limit)),
-            GpaRange::new(FOUR_GIB, request.limit),
+            GpaRange::new(0, ecam.start.min(limit)),
+            GpaRange::new(ecam.end, MMIO32_START.min(limit)),
+            GpaRange::new(FOUR_GIB, limit),
         ];
-        let free = subtract(&room, request.holes)?;
-        let (ram, missing_bytes) = fill(&free, request.ram_bytes);
+        let (ram, missing_bytes) = fill(&subtract(&room, &taken)?, ram_bytes);
         if missing_bytes > 0 {
             return Err(too_large);
         }
+        let window = GpaRange::new(MMIO32_START, MMIO32_END);
+        let mmio32 = subtract(&[window], &taken)?;
         let ram_end = ram.last().map_or(0, |region| region.end).max(FOUR_GIB);
-        let above = [GpaRange::new(ram_end, request.limit)];
-        let mmio64 = subtract(&above, request.holes)?
+        let mmio64 = subtract(&[GpaRange::new(ram_end, limit)], &taken)?
             .into_iter()
             .filter_map(|area| {
                 let start = area.start.checked_next_multiple_of(GIB)?;
@@ -163,13 +175,63 @@ impl Layout {
             })
             .max_by_key(GpaRange::len_bytes)
             .ok_or(too_large)?;
+        let windows = [window, mmio64];
         Ok(Self {
             ram,
             mmio32,
-            ecam: GpaRange::new(ECAM_START, ECAM_START + ECAM_BYTES),
+            ecam,
             mmio64,
+            pci: union(windows.iter().chain(fixed)),
         })
     }
+}
+
+/// Fixed windows must be possible PCI windows.
+fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
+    let forbidden = [
+        (GpaRange::new(0, 0x10_0000), "the first MiB of RAM"),
+        (
+            GpaRange::new(MMIO32_END, FOUR_GIB),
+            "the interrupt controllers",
+        ),
+        (
+            GpaRange::new(limit, u64::MAX),
+            "nothing that CPU and IOMMU can address",
+        ),
+    ];
+    for window in fixed {
+        for (range, what) in forbidden {
+            if range.intersect(window).len_bytes() > 0 {
+                return Err(LayoutError::Fixed {
+                    window: *window,
+                    what,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The highest aligned place below the 32-bit PCI window that no fixed window needs; RAM at its start stays.
+fn place_ecam(fixed: &[GpaRange]) -> Option<GpaRange> {
+    let candidates = (1..MMIO32_START / ECAM_BYTES).rev();
+    candidates
+        .map(|n| GpaRange::new(n * ECAM_BYTES, (n + 1) * ECAM_BYTES))
+        .find(|ecam| fixed.iter().all(|w| w.intersect(ecam).len_bytes() == 0))
+}
+
+/// The ranges, ascending, with those that overlap or touch made one.
+fn union<'a>(ranges: impl Iterator<Item = &'a GpaRange>) -> Vec<GpaRange> {
+    let mut sorted: Vec<GpaRange> = ranges.copied().collect();
+    sorted.sort_by_key(|range| range.start);
+    let mut merged: Vec<GpaRange> = Vec::new();
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
 }
 
 /// What is left of `room` without `holes`, ascending.
@@ -219,6 +281,7 @@ mod tests {
             ram_bytes,
             limit: 1 << address_bits,
             holes: ram_holes,
+            fixed: &[],
         })
         .unwrap()
     }
@@ -235,13 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_above_3_gib_continues_at_4_gib() {
+    fn memory_beyond_ecam_continues_at_4_gib() {
         let layout = layout(3500 * MIB, 40, &[]);
         assert_eq!(
             layout.ram,
             [
-                GpaRange::new(0, MMIO32_START),
-                GpaRange::new(FOUR_GIB, FOUR_GIB + 428 * MIB)
+                GpaRange::new(0, 0xb000_0000),
+                GpaRange::new(FOUR_GIB, FOUR_GIB + 684 * MIB)
             ]
         );
         assert_eq!(layout.mmio64, GpaRange::new(5 * GIB, 1 << 40));
@@ -252,7 +315,8 @@ mod tests {
         for size in [MIB, 128 * MIB, 3 * GIB, 3500 * MIB, 5 * GIB, 100 * GIB] {
             let layout = layout(size, 39, &[]);
             let mut all = layout.ram.clone();
-            all.extend([layout.mmio32, layout.ecam, layout.mmio64]);
+            all.extend(&layout.mmio32);
+            all.extend([layout.ecam, layout.mmio64]);
             for (index, a) in all.iter().enumerate() {
                 for b in all.iter().skip(index + 1) {
                     assert_eq!(a.intersect(b).len_bytes(), 0, "{a} and {b} for {size}");
@@ -286,6 +350,7 @@ mod tests {
             ram_bytes: 600 * GIB,
             limit: 1 << 39,
             holes: &[],
+            fixed: &[],
         };
         assert_eq!(
             Layout::new(&request),
@@ -302,6 +367,7 @@ mod tests {
             ram_bytes: 511 * GIB,
             limit: 1 << 39,
             holes: &[],
+            fixed: &[],
         };
         assert!(matches!(
             Layout::new(&request),
@@ -320,17 +386,55 @@ mod tests {
     }
 
     #[test]
-    fn a_32_bit_window_that_devices_cannot_use_is_refused() {
-        let hole = GpaRange::new(MMIO32_START, MMIO32_START + MIB);
-        let request = LayoutRequest {
-            ram_bytes: GIB,
-            limit: 1 << 39,
-            holes: &[hole],
-        };
-        assert!(matches!(
-            Layout::new(&request),
-            Err(LayoutError::HoleInWindow { .. })
-        ));
+    fn holes_are_left_out_of_the_32_bit_window() {
+        let hole = GpaRange::new(MMIO32_START + MIB, MMIO32_START + 2 * MIB);
+        let layout = layout(GIB, 39, &[hole]);
+        let expected = [
+            GpaRange::new(MMIO32_START, hole.start),
+            GpaRange::new(hole.end, MMIO32_END),
+        ];
+        assert_eq!(layout.mmio32, expected);
+        assert_eq!(layout.pci[0], GpaRange::new(MMIO32_START, MMIO32_END));
+    }
+
+    fn with_fixed(fixed: &[GpaRange]) -> Result<Layout, LayoutError> {
+        Layout::new(&LayoutRequest {
+            ram_bytes: 8 * GIB,
+            limit: 1 << 40,
+            holes: &[],
+            fixed,
+        })
+    }
+
+    #[test]
+    fn memory_and_ecam_keep_clear_of_fixed_windows() {
+        let fixed = [
+            GpaRange::new(0x9000_0000, 0x9010_0000),
+            GpaRange::new(0xb800_0000, 0xb900_0000),
+            GpaRange::new(6 * GIB, 7 * GIB),
+            GpaRange::new(768 * GIB, 769 * GIB),
+        ];
+        let layout = with_fixed(&fixed).unwrap();
+        assert_eq!(layout.ecam.start, 0xa000_0000);
+        let ram = layout.ram.iter().chain([&layout.ecam, &layout.mmio64]);
+        for region in ram.chain(&layout.mmio32) {
+            for window in &fixed {
+                assert_eq!(region.intersect(window).len_bytes(), 0, "{region} {window}");
+            }
+        }
+        assert_eq!(ram_bytes(&layout), 8 * GIB);
+        for window in &fixed {
+            let forwarded = |pci: &GpaRange| pci.intersect(window) == *window;
+            assert!(layout.pci.iter().any(forwarded), "{window}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_window_where_none_can_be_is_refused() {
+        for (start, what) in [(0, "RAM"), (0xfee0_0000, "interrupt"), (1 << 40, "address")] {
+            let error = with_fixed(&[GpaRange::new(start, start + MIB)]).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+        }
     }
 
     #[test]
@@ -339,6 +443,7 @@ mod tests {
             ram_bytes: GIB,
             limit: 1 << 39,
             holes: &[GpaRange::new(0x1000, 0x1800)],
+            fixed: &[],
         };
         assert!(matches!(
             Layout::new(&request),

@@ -72,6 +72,34 @@ fn with_p2p_each_device_reaches_the_other() {
     assert_eq!(memory(&output), [Outcome::Ok, Outcome::Ok]);
 }
 
+/// Where a function's first BAR is on the host.
+fn bus_address(lab: &Turn<'_>, bdf: &str) -> String {
+    let text = lab
+        .read(&format!("/sys/bus/pci/devices/{bdf}/resource"))
+        .unwrap();
+    let first = text.split_ascii_whitespace().next().unwrap();
+    let address = u64::from_str_radix(first.trim_start_matches("0x"), 16).unwrap();
+    format!("{address:#x}")
+}
+
+#[test]
+fn peers_that_the_hosts_switch_reaches_by_bus_address_are_at_it_in_the_guest() {
+    let lab = lab();
+    let output = lab.vm(&p2p("guest-probe 2")).run().unwrap();
+    let bars: Vec<String> = Finding::in_console(&output.stdout)
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Device { bar0, .. } => Some(bar0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        bars,
+        [bus_address(&lab, FIRST), bus_address(&lab, SECOND)],
+        "{output:#?}"
+    );
+}
+
 #[test]
 fn without_p2p_the_iommu_stops_what_aims_at_the_other() {
     let lab = lab();

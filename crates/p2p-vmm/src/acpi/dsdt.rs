@@ -108,19 +108,25 @@ fn host_bridge(layout: &Layout) -> RawAml {
 
 fn windows(layout: &Layout) -> RawAml {
     let uncached = AddressSpaceCacheable::NotCacheable;
-    let (low_start, low_last) = bounds32(&layout.mmio32);
-    RawAml::concat(&[
-        &AddressSpace::new_bus_number(0x00u16, 0xff),
-        &IO::new(0xcf8, 0xcf8, 1, 8),
-        &AddressSpace::new_memory(uncached, true, low_start, low_last, None),
-        &AddressSpace::new_memory(
-            uncached,
-            true,
-            layout.mmio64.start().0,
-            layout.mmio64.end().0 - 1,
-            None,
-        ),
-    ])
+    let mut resources = vec![
+        RawAml::concat(&[&AddressSpace::new_bus_number(0x00u16, 0xff)]),
+        RawAml::concat(&[&IO::new(0xcf8, 0xcf8, 1, 8)]),
+    ];
+    for window in &layout.pci {
+        let (start, last) = (window.start().0, window.end().0 - 1);
+        let resource = match (u32::try_from(start), u32::try_from(last)) {
+            (Ok(start), Ok(last)) => {
+                RawAml::concat(&[&AddressSpace::new_memory(uncached, true, start, last, None)])
+            }
+            _ => RawAml::concat(&[&AddressSpace::new_memory(uncached, true, start, last, None)]),
+        };
+        resources.push(resource);
+    }
+    let resources: Vec<&dyn Aml> = resources
+        .iter()
+        .map(|resource| resource as &dyn Aml)
+        .collect();
+    RawAml::concat(&resources)
 }
 
 /// `_PRT`: which I/O APIC pin every interrupt pin on the root bus leads to (ACPI 6.5 §6.2.13). Entries without a link

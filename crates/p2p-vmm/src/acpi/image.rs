@@ -182,6 +182,7 @@ mod tests {
             ram_bytes: 512 << 20,
             limit: 1 << 40,
             holes: &[],
+            fixed: &[],
         })
         .unwrap()
     }

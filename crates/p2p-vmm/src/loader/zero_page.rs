@@ -120,6 +120,7 @@ mod tests {
             ram_bytes,
             limit: 1 << 40,
             holes: ram_holes,
+            fixed: &[],
         })
         .unwrap()
     }
@@ -138,9 +139,9 @@ mod tests {
             [
                 (0, 0x9_fc00, E820_RAM),
                 (0x9_fc00, 0x6_0400, E820_RESERVED),
-                (0x10_0000, 0xbff0_0000, E820_RAM),
-                (0xe000_0000, 256 << 20, E820_RESERVED),
-                (1 << 32, 2 << 30, E820_RAM),
+                (0x10_0000, 0xaff0_0000, E820_RAM),
+                (0xb000_0000, 256 << 20, E820_RESERVED),
+                (1 << 32, 0x9000_0000, E820_RAM),
             ]
         );
     }

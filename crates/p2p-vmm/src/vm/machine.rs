@@ -10,7 +10,7 @@ use super::host::Host;
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
 use crate::config::VmConfig;
-use crate::devices::{self, Guest, OpenDevices};
+use crate::devices::{Guest, OpenDevices};
 use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
@@ -60,8 +60,8 @@ impl Machine {
         }
         let routes = Arc::new(KvmRoutes::new(Arc::clone(&vm))?);
 
-        let windows = [layout.mmio32, layout.mmio64];
-        let windows = windows.iter().filter_map(GpaRange::address_range).collect();
+        let windows = layout.pci.iter();
+        let windows = windows.filter_map(GpaRange::address_range).collect();
         let pci = Arc::new(PciBus::new(windows));
         pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let serial = SerialConnection::open(&host.serial).context("cannot make a serial port")?;
@@ -147,18 +147,16 @@ fn lay_out(
     cpuid: &CpuidTemplate,
     devices: &OpenDevices,
 ) -> anyhow::Result<Layout> {
-    let mut limit = 1_u64
+    let demands = devices.demands()?;
+    let cpu_limit = 1_u64
         .checked_shl(cpuid.address_bits().into())
         .unwrap_or(u64::MAX);
-    let mut holes = Vec::new();
-    if let Some(ranges) = devices.iova_ranges()? {
-        let (gaps, end) = devices::holes(&ranges);
-        holes.extend(gaps.iter().map(GpaRange::from));
-        limit = limit.min(end);
-    }
     Ok(Layout::new(&LayoutRequest {
         ram_bytes: config.memory.size_bytes,
-        limit,
-        holes: &holes,
+        limit: demands
+            .limit
+            .map_or(cpu_limit, |limit| limit.min(cpu_limit)),
+        holes: &demands.holes,
+        fixed: &demands.fixed,
     })?)
 }
