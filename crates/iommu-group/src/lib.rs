@@ -7,6 +7,7 @@ mod config;
 mod fixture;
 mod group;
 mod kernel;
+mod plan;
 mod quirks;
 mod reset;
 mod route;
@@ -22,6 +23,10 @@ pub use config::{
 pub use fixture::FixtureError;
 pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
+pub use plan::{
+    BootArgument, Exposure, Goals, GroupChange, Impossible, Objection, Plan, PlanError,
+    PlanOptions, PortChange, Purpose, Refusal, RouteChange, RouteWish, Step, Transient,
+};
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{
     Block, Crossing, Denial, Fabric, Leak, MemoryHole, P2pDma, P2pMapping, Placement, Policy,

@@ -52,6 +52,7 @@ fn word(route: Route) -> String {
         Route::Blocked(Block::NoUpstreamForwarding { port }) => format!("no forwarding at {port}"),
         Route::Blocked(Block::EgressControl { port, egress }) => format!("egress {port} {egress}"),
         Route::Blocked(Block::PciBridge { bridge }) => format!("bridge {bridge}"),
+        Route::Blocked(Block::Unreadable { function, .. }) => format!("unknown at {function}"),
         Route::Blocked(other) => format!("{other:?}"),
     }
 }
@@ -108,12 +109,12 @@ fn the_port_above_the_sender_decides() {
             "ats=on",
             "translated",
         ),
-        // A vector that does not reach that far stops what it does not know.
+        // A vector that does not reach that far: there is no telling.
         (
             "acs=5f/1d",
             "acs=7f/3d vector=1 egress=0",
             "",
-            "host bridge",
+            "unknown at 0000:02:00.0",
         ),
     ] {
         let text = switch(root_port, port0, "acs=5f/1d")

@@ -1,13 +1,17 @@
 //! Access Control Services: what a port or function does with requests between peers.
 
 use std::fmt;
-use std::ops::{BitAnd, BitOr, Not};
+use std::ops::{BitAnd, BitOr, BitXor, Not};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::spec::acs;
 use super::{ConfigSpace, Hidden};
+
+mod egress;
+
+pub use egress::EgressVector;
 
 /// A set of bits of the ACS control register (PCIe r6.0 §6.12, §7.7.11).
 ///
@@ -109,6 +113,13 @@ impl BitAnd for AcsBits {
     type Output = Self;
     fn bitand(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+}
+
+impl BitXor for AcsBits {
+    type Output = Self;
+    fn bitxor(self, other: Self) -> Self {
+        Self(self.0 ^ other.0)
     }
 }
 
@@ -309,57 +320,6 @@ impl AcsRegisters {
     }
 }
 
-/// The egress control vector: one bit per port number of the switch, or per function (group) number of the device.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct EgressVector {
-    bits: [u32; 8],
-    size: u16,
-}
-
-impl EgressVector {
-    /// Reads a vector whose size field is `size_field`, where 0 stands for 256.
-    fn decode(space: &ConfigSpace, at: u16, size_field: u8) -> Option<Self> {
-        let size = if size_field == 0 {
-            256
-        } else {
-            u16::from(size_field)
-        };
-        let mut bits = [0; 8];
-        let used = usize::from(size.div_ceil(32));
-        for (slot, index) in bits.iter_mut().zip(0_u16..).take(used) {
-            *slot = space.u32(at.checked_add(index.checked_mul(4)?)?)?;
-        }
-        Some(Self { bits, size })
-    }
-
-    /// How many ports or functions the vector covers, 1 to 256.
-    #[must_use]
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
-    /// Whether requests to this port or function number are blocked, or redirected with RR; `None` if the vector
-    /// does not reach that far.
-    #[must_use]
-    pub fn stops(&self, number: u8) -> Option<bool> {
-        if u16::from(number) >= self.size {
-            return None;
-        }
-        let word = self.bits.get(usize::from(number / 32))?;
-        Some(word & (1 << (number % 32)) != 0)
-    }
-}
-
-impl fmt::Debug for EgressVector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EgressVector({} of", self.size)?;
-        for word in &self.bits {
-            write!(f, " {word:08x}")?;
-        }
-        f.write_str(")")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,37 +387,5 @@ mod tests {
     fn a_capability_that_was_cut_off_is_not_read() {
         let space = ConfigSpace::new(&vec![0; 0x106]);
         assert_eq!(AcsRegisters::decode(&space, 0x100, false), None);
-    }
-
-    #[test]
-    fn egress_vectors_of_every_size() {
-        // (size field, ports covered)
-        for (field, size) in [(0, 256), (1, 1), (8, 8), (32, 32), (33, 33), (255, 255)] {
-            let mut bytes = vec![0xff, field, 0, 0];
-            bytes.resize(4 + 32, 0xff);
-            let vector = AcsRegisters::decode(&capability(&bytes), 0x100, false)
-                .unwrap()
-                .egress
-                .unwrap();
-            assert_eq!(vector.size(), size);
-            let last = u8::try_from(size - 1).unwrap();
-            assert_eq!(vector.stops(last), Some(true), "{size}");
-            if let Some(beyond) = last.checked_add(1) {
-                assert_eq!(vector.stops(beyond), None, "{size}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_vector_tells_ports_apart() {
-        let bytes = [0x3f, 64, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0x80];
-        let vector = AcsRegisters::decode(&capability(&bytes), 0x100, false)
-            .unwrap()
-            .egress
-            .unwrap();
-        let stopped: Vec<u8> = (0..64)
-            .filter(|port| vector.stops(*port).unwrap())
-            .collect();
-        assert_eq!(stopped, [1, 63]);
     }
 }

@@ -6,8 +6,8 @@ use super::find::Finder;
 use super::node::{LocalGroup, Node};
 use super::partition::Partition;
 use super::reason::Reason;
-use crate::config::{AcsBits, Hidden};
-use crate::kernel::{AcsSubject, Kernel};
+use crate::config::{AcsBits, EgressVector, Hidden};
+use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
 
@@ -53,6 +53,8 @@ pub struct GroupModel<'t> {
     next_group: u32,
     clock: u32,
     doubts: BTreeMap<Sbdf, Doubt>,
+    /// Egress control vectors that were written.
+    egress: BTreeMap<Sbdf, EgressVector>,
 }
 
 impl<'t> GroupModel<'t> {
@@ -149,6 +151,7 @@ impl<'t> GroupModel<'t> {
             next_group: 0,
             clock: 0,
             doubts: BTreeMap::new(),
+            egress: BTreeMap::new(),
         };
         model.buses.note_aliases(&model.nodes);
         model
@@ -162,6 +165,11 @@ impl<'t> GroupModel<'t> {
 
     pub(crate) fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// The egress control vectors that were written.
+    pub(crate) fn written_egress(&self) -> &BTreeMap<Sbdf, EgressVector> {
+        &self.egress
     }
 
     /// Whether each function is there, and what its ACS control register holds.
@@ -182,6 +190,15 @@ impl<'t> GroupModel<'t> {
         (node.present && node.capability.is_some()).then_some(node.control)
     }
 
+    /// What the kernel would make of the ACS control register of a function if it set it up again now, as it does when
+    /// a port wakes or is reset.
+    #[must_use]
+    pub fn acs_control_if_set_up(&self, sbdf: Sbdf) -> Option<AcsBits> {
+        self.acs_control(sbdf)?;
+        let subject = self.node(sbdf)?.acs_subject(self.topology.id(sbdf)?);
+        Some(self.kernel.set_up_acs(self.topology, &subject).control)
+    }
+
     /// Writes the ACS control register of a function. That alone changes no group.
     pub fn set_acs_control(&mut self, sbdf: Sbdf, control: AcsBits) {
         let id = self.topology.id(sbdf);
@@ -189,6 +206,20 @@ impl<'t> GroupModel<'t> {
         if let Some(node) = node.filter(|node| node.present && node.capability.is_some()) {
             node.control = control;
         }
+    }
+
+    /// Writes the egress control vector of a function that has one.
+    pub fn set_egress(&mut self, sbdf: Sbdf, vector: EgressVector) {
+        if self.is_present(sbdf) && self.egress(sbdf).is_some() {
+            self.egress.insert(sbdf, vector);
+        }
+    }
+
+    /// The egress control vector of a function; `None` if it has none.
+    #[must_use]
+    pub fn egress(&self, sbdf: Sbdf) -> Option<EgressVector> {
+        let written = self.egress.get(&sbdf).copied();
+        written.or_else(|| self.topology.get(sbdf)?.acs().registers()?.egress)
     }
 
     /// Removes a function and all below it. With a physical function its virtual ones go for good.
@@ -305,13 +336,7 @@ impl<'t> GroupModel<'t> {
         let Some(node) = self.nodes.get_mut(id.index()) else {
             return;
         };
-        let subject = AcsSubject {
-            id,
-            ids: node.ids,
-            port_type: node.port_type,
-            capability: node.capability,
-            control: node.control,
-        };
+        let subject = node.acs_subject(id);
         let setup = self.kernel.set_up_acs(self.topology, &subject);
         node.control = setup.control;
         node.intel_pch_enabled |= setup.intel_pch_enabled;

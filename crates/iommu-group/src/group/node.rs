@@ -1,7 +1,7 @@
 //! A function as the computation of groups sees it.
 
 use crate::config::{Acs, AcsBits, Hidden, PortType};
-use crate::kernel::Kernel;
+use crate::kernel::{AcsSubject, Kernel};
 use crate::quirks::acs::{self, AcsRule};
 use crate::quirks::alias::{self, AliasRule, Aliases};
 use crate::topology::{FunctionId, forwards_ari, is_later_function};
@@ -109,6 +109,17 @@ impl Node {
             intel_pch_enabled: false,
             group: None,
             reason: Reason::NoIommu,
+        }
+    }
+
+    /// What the kernel looks at when it sets up ACS.
+    pub(super) fn acs_subject(&self, id: FunctionId) -> AcsSubject {
+        AcsSubject {
+            id,
+            ids: self.ids,
+            port_type: self.port_type,
+            capability: self.capability,
+            control: self.control,
         }
     }
 }

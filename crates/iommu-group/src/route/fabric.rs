@@ -1,5 +1,7 @@
 //! The ports of a machine and what they do with requests.
 
+use std::collections::BTreeMap;
+
 use crate::config::{Acs, AcsBits, EgressVector, Hidden, PortType};
 use crate::kernel::Kernel;
 use crate::quirks::acs::{self, AcsRule};
@@ -57,18 +59,18 @@ impl Ingress {
             Self::Acs { egress, .. } => {
                 let redirect = self.has(AcsBits::RR);
                 let stops = if self.has(AcsBits::EC) {
-                    // A vector that could not be read, or that has no bit for the peer, may stop it.
-                    let bit = egress
+                    egress
                         .zip(egress_number)
-                        .and_then(|(vector, number)| vector.stops(number));
-                    bit.unwrap_or(true)
+                        .and_then(|(vector, number)| vector.stops(number))
                 } else {
-                    redirect
+                    Some(redirect)
                 };
                 match (stops, redirect) {
-                    (false, _) => Turn::Straight,
-                    (true, true) => Turn::Redirected,
-                    (true, false) => Turn::Blocked,
+                    // No vector could be read, or it has no bit for this peer: there is no telling.
+                    (None, _) => Turn::Unknown(Hidden::Truncated),
+                    (Some(false), _) => Turn::Straight,
+                    (Some(true), true) => Turn::Redirected,
+                    (Some(true), false) => Turn::Blocked,
                 }
             }
         }
@@ -115,6 +117,8 @@ pub struct Fabric<'t> {
     kernel: Kernel,
     /// The control register of each function and whether the function is there, if not as found.
     changed: Option<Vec<(bool, AcsBits)>>,
+    /// Egress control vectors that are not as found.
+    egress: BTreeMap<Sbdf, EgressVector>,
 }
 
 impl<'t> Fabric<'t> {
@@ -125,6 +129,7 @@ impl<'t> Fabric<'t> {
             topology,
             kernel: Kernel::of(topology),
             changed: None,
+            egress: BTreeMap::new(),
         }
     }
 
@@ -135,6 +140,7 @@ impl<'t> Fabric<'t> {
             topology: model.topology(),
             kernel: model.kernel().clone(),
             changed: Some(model.presence_and_control().collect()),
+            egress: model.written_egress().clone(),
         }
     }
 
@@ -201,7 +207,11 @@ impl<'t> Fabric<'t> {
             Acs::Known(registers) => Ingress::Acs {
                 implemented: registers.capability,
                 on: self.control(id).unwrap_or(registers.control) & registers.capability,
-                egress: registers.egress,
+                egress: self
+                    .egress
+                    .get(&function.sbdf())
+                    .copied()
+                    .or(registers.egress),
             },
         }
     }
@@ -218,6 +228,20 @@ impl<'t> Fabric<'t> {
             Some(_) => Some(function.sbdf().devfn()),
             None => Some(function.sbdf().function()),
         }
+    }
+
+    /// The number of a port in the egress control vectors of its peers.
+    pub(crate) fn egress_port_number(&self, port: Sbdf) -> Option<u8> {
+        self.egress_number(self.find(port)?)
+    }
+
+    /// Whether untranslated requests that arrive at `port` go straight to `other`, a port of the same switch.
+    pub(crate) fn goes_straight(&self, port: Sbdf, other: Sbdf) -> bool {
+        let (Some(port), Some(other)) = (self.find(port), self.find(other)) else {
+            return false;
+        };
+        let turn = self.ingress(port).untranslated(self.egress_number(other));
+        self.port_type(port).is_downstream() && turn == Turn::Straight
     }
 
     /// A function and the bridges above it, the lowest first.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::fabric::{Fabric, Ingress, Turn};
 use crate::config::{AcsBits, PortType};
@@ -10,7 +10,7 @@ use crate::topology::FunctionId;
 use crate::{Partition, Sbdf};
 
 /// Whether requests of a function can reach another one without the IOMMU having a say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reach {
     /// No: what is on their way keeps them apart.
@@ -25,7 +25,7 @@ pub enum Reach {
 
 /// A way across a switch that passes the IOMMU by, between functions that Linux has in different groups. Whoever owns
 /// one of them can reach the other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leak {
     /// The upstream port of the switch.
     pub switch: Sbdf,

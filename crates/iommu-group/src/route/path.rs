@@ -1,6 +1,6 @@
 //! The way of a request from one function to another.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Block;
 use super::fabric::{Fabric, Ingress, Turn};
@@ -10,7 +10,7 @@ use crate::config::{Hidden, PortType};
 use crate::topology::FunctionId;
 
 /// How the hardware carries a request from one function to a BAR of another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Route {
     /// Straight across a switch (or inside a device), untranslated: by the address that the sender uses, before the
@@ -25,7 +25,7 @@ pub enum Route {
 }
 
 /// The way of a request, with where it was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Crossing {
     /// How the request is carried.
     pub route: Route,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Function, Parent};
 use crate::Sbdf;
@@ -22,7 +22,7 @@ impl FunctionId {
 }
 
 /// A root bus: what the kernel calls `pci0000:00`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RootBus {
     /// Domain number.
     pub domain: u32,

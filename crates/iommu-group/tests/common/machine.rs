@@ -20,7 +20,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use iommu_group::{Host, Sbdf, Sysfs, Topology};
+use iommu_group::{Firmware, GroupModel, Host, Kernel, Sbdf, Sysfs, Topology};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -435,6 +435,20 @@ impl Machine {
 
     pub(crate) fn topology(&self) -> Topology {
         Topology::from_fixture(&self.fixture()).unwrap()
+    }
+
+    /// The machine after it was started: with the groups that Linux gives it, and ACS words as written in the lines.
+    pub(crate) fn started(&self) -> Topology {
+        let bare = self.topology();
+        let kernel = Kernel::of(&bare);
+        let groups = GroupModel::booted(&bare, &kernel, Firmware::AsFound).partition();
+        let mut document: Value = serde_json::from_str(&self.fixture()).unwrap();
+        for (number, group) in groups.groups().iter().enumerate() {
+            for member in group {
+                document["functions"][member.to_string()]["iommu_group"] = json!(number);
+            }
+        }
+        Topology::from_fixture(&document.to_string()).unwrap()
     }
 
     pub(crate) fn host(&self) -> Host {

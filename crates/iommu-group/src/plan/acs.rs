@@ -1,0 +1,74 @@
+//! Setting ACS words because they were asked for, with groups to match.
+
+use std::collections::BTreeSet;
+
+use super::workshop::Workshop;
+use super::{Impossible, Purpose, Refusal, Step};
+use crate::config::{Acs, AcsBits};
+use crate::{Function, Sbdf};
+
+impl Workshop<'_> {
+    /// Sets the words that were asked for. Where that changes what Linux makes of the functions below, these are
+    /// removed and found again: before the word is written if it lets more pass, so that nothing alive is below.
+    pub(super) fn set_acs(&mut self) -> Result<(), Refusal> {
+        let asked = self.goals.acs.clone();
+        let reasons: Vec<Impossible> = asked
+            .iter()
+            .filter_map(|(port, bits)| self.unfit_word(*port, *bits))
+            .collect();
+        if !reasons.is_empty() {
+            return Err(Refusal { reasons });
+        }
+        for (port, bits) in asked {
+            if self.control(port) == bits {
+                continue;
+            }
+            let children: BTreeSet<Sbdf> = self
+                .topology
+                .children(port)
+                .filter(|child| !child.is_virtual())
+                .map(Function::sbdf)
+                .collect();
+            let mut trial = self.model.clone();
+            trial.set_acs_control(port, bits);
+            children.iter().for_each(|child| trial.remove(*child));
+            trial.rescan();
+            if trial.partition() == self.model.partition() {
+                self.set_acs_word(port, bits, Purpose::Asked);
+                continue;
+            }
+            self.step(Step::Remove {
+                functions: children,
+            });
+            self.set_acs_word(port, bits, Purpose::Asked);
+            self.step(Step::Rescan {
+                below: BTreeSet::from([port]),
+            });
+            self.check_groups();
+        }
+        Ok(())
+    }
+
+    fn unfit_word(&self, port: Sbdf, bits: AcsBits) -> Option<Impossible> {
+        let function = self.topology.get(port)?;
+        if !function.port_type().is_downstream() {
+            return Some(Impossible::NotAPort { function: port });
+        }
+        match function.acs() {
+            Acs::Absent | Acs::Unknown(_) => Some(Impossible::NoAcs { port }),
+            Acs::Known(acs) => {
+                // The bit that says in the capability that there are enhanced controls allows for all of them.
+                let enhanced = if acs.enhanced() {
+                    AcsBits::IB | AcsBits::DSP_MT | AcsBits::USP_MT | AcsBits::UR
+                } else {
+                    AcsBits::NONE
+                };
+                let missing = bits & !(acs.capability | enhanced);
+                (!missing.is_empty()).then_some(Impossible::NotImplemented {
+                    port,
+                    bits: missing,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The kernel argument that comes nearest to a plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::PortChange;
+use super::workshop::Workshop;
+use crate::config::AcsBits;
+use crate::kernel::Kernel;
+use crate::{Firmware, Function, GroupModel, Sbdf};
+
+/// The kernel argument that comes nearest to a plan, for machines that are to start like that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootArgument {
+    /// The argument. Entries that the present command line has are kept, behind the new ones.
+    pub argument: String,
+    /// Whether the functions to be joined are in one group at boot with it.
+    pub joins: bool,
+    /// Devices that get into the groups of those at boot, and do not by the plan: ports lack what they lack for good.
+    pub wider: BTreeSet<Sbdf>,
+}
+
+impl Workshop<'_> {
+    /// The argument for the ports that differ in the end and those that were opened for a rescan.
+    pub(super) fn boot_argument(&self, changes: &[PortChange]) -> Option<BootArgument> {
+        let mut words: BTreeMap<Sbdf, AcsBits> = changes
+            .iter()
+            .map(|change| (change.port, change.after))
+            .collect();
+        words.extend(&self.opened);
+        // A word that the kernel would set anyway needs no argument.
+        let usual = GroupModel::booted(self.topology, self.kernel, Firmware::Cleared);
+        words.retain(|port, word| usual.acs_control(*port) != Some(*word));
+        if words.is_empty() {
+            return None;
+        }
+        let mut entries: Vec<String> = words
+            .iter()
+            .map(|(port, word)| format!("{}@{}", self.flags(*port, *word), self.path(*port)))
+            .collect();
+        entries.extend(self.kernel.parameters.config_acs.clone());
+        let value = entries.join(";");
+        let mut kernel: Kernel = self.kernel.clone();
+        kernel.parameters.config_acs = Some(value.clone());
+        let booted = GroupModel::booted(self.topology, &kernel, Firmware::Cleared);
+        let sets = || self.goals.join.iter();
+        let joins = sets().all(|set| super::open::pairs(set).all(|(a, b)| booted.together(a, b)));
+        let named: BTreeSet<Sbdf> = sets()
+            .flatten()
+            .chain(&self.goals.isolate)
+            .copied()
+            .collect();
+        let wider = self
+            .topology
+            .functions()
+            .iter()
+            .filter(|function| !function.is_bridge())
+            .map(Function::sbdf)
+            .filter(|other| {
+                let newly = |function: &Sbdf| {
+                    function != other
+                        && booted.together(*function, *other)
+                        && !self.model.together(*function, *other)
+                };
+                named.iter().any(newly)
+            })
+            .collect();
+        Some(BootArgument {
+            argument: format!("pci=config_acs={value}"),
+            joins,
+            wider,
+        })
+    }
+
+    /// Flags of `config_acs=`, bit 0 last; what the port does not implement is left as it is.
+    fn flags(&self, port: Sbdf, word: AcsBits) -> String {
+        let implemented = self
+            .port_acs(port)
+            .map_or(AcsBits::NONE, |acs| acs.capability);
+        (0..7_u16)
+            .rev()
+            .map(|shift| {
+                let bit = AcsBits::from_bits(1 << shift);
+                match (implemented.contains(bit), word.contains(bit)) {
+                    (false, _) => 'x',
+                    (true, true) => '1',
+                    (true, false) => '0',
+                }
+            })
+            .collect()
+    }
+
+    /// A port by the way to it from its root bus: bus numbers below may be others at the next boot.
+    fn path(&self, port: Sbdf) -> String {
+        let mut chain: Vec<Sbdf> = std::iter::once(port)
+            .chain(self.topology.ancestors(port).map(Function::sbdf))
+            .collect();
+        let top = chain.pop().unwrap_or(port);
+        let mut path = top.to_string();
+        for below in chain.iter().rev() {
+            path.push_str(&format!("/{:02x}.{}", below.device(), below.function()));
+        }
+        path
+    }
+}

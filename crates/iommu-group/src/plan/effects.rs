@@ -1,0 +1,520 @@
+//! What is different after a plan, and while it is carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::open::pairs;
+use super::workshop::Workshop;
+use super::{Impossible, Objection, Plan, Refusal, RouteWish, Step};
+use crate::config::AcsBits;
+use crate::{EgressVector, Fabric, Function, PortType, Route, Sbdf};
+
+/// A function whose group is different in the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupChange {
+    /// The function.
+    pub function: Sbdf,
+    /// Its group before, itself included.
+    pub before: Vec<Sbdf>,
+    /// Its group in the end; empty if it is not there.
+    pub after: Vec<Sbdf>,
+}
+
+/// The way of requests between two functions, before and in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteChange {
+    /// From.
+    pub from: Sbdf,
+    /// To.
+    pub to: Sbdf,
+    /// How they went.
+    pub before: Route,
+    /// How they go.
+    pub after: Route,
+}
+
+/// A port whose ACS is different in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortChange {
+    /// The port.
+    pub port: Sbdf,
+    /// What its control register held.
+    pub before: AcsBits,
+    /// What it holds.
+    pub after: AcsBits,
+    /// Whether the kernel would set another word when the port wakes or is reset, so that it has to be kept awake.
+    pub hold: bool,
+    /// What its egress control vector holds, if that is different.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressVector>,
+}
+
+/// A port that lacks something for the moment of a rescan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transient {
+    /// The port.
+    pub port: Sbdf,
+    /// What its control register holds before and after.
+    pub from: AcsBits,
+    /// What it holds for the moment.
+    pub to: AcsBits,
+    /// The devices below it that are alive meanwhile.
+    pub alive: Vec<Sbdf>,
+}
+
+/// A function that becomes reachable without the IOMMU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exposure {
+    /// The function.
+    pub function: Sbdf,
+    /// The devices that reach it.
+    pub to: Vec<Sbdf>,
+    /// Whether that is certain; between root ports it is up to the root complex.
+    pub certain: bool,
+    /// Whether it was asked for: all of them are joined with it.
+    pub asked: bool,
+}
+
+/// Two ports next to each other, and whether the first lets requests to the second go straight for certain.
+type Opened = (Sbdf, Sbdf, bool);
+
+impl Workshop<'_> {
+    /// Puts the plan together.
+    pub(super) fn finish(mut self) -> Result<Plan, Refusal> {
+        self.check_goals()?;
+        let before = Fabric::of(&self.before);
+        let after = Fabric::of(&self.model);
+        let newly_open = self.difference(&after, &before);
+        let newly_closed = self.difference(&before, &after);
+        let unplug = self.unplugged(&newly_open, &newly_closed);
+        let lost: BTreeSet<Sbdf> = self
+            .removed
+            .iter()
+            .copied()
+            .filter(|function| !self.model.is_present(*function))
+            .collect();
+        let exposures = self.exposures(&newly_open);
+        let groups = self.group_changes();
+        let routes = self.route_changes(&before, &after);
+        let objections = self.objections(&exposures, &groups, &routes, &unplug, &lost);
+        let ports = self.port_changes();
+        let leaks = self.leaks(&after);
+        let boot = self.boot_argument(&ports);
+        self.frame(&unplug);
+        Ok(Plan {
+            goals: self.goals,
+            options: self.options.clone(),
+            objections,
+            unplug,
+            steps: self.steps,
+            groups,
+            routes,
+            ports,
+            transients: self.transients,
+            exposures,
+            leaks,
+            lost,
+            boot,
+        })
+    }
+
+    /// Whether all goals are reached in the end, and the way there does not depend on guesses.
+    fn check_goals(&self) -> Result<(), Refusal> {
+        if let Some(doubt) = self.doubtful() {
+            return Err(doubt.into());
+        }
+        for set in &self.goals.join {
+            if pairs(set).any(|(a, b)| !self.model.together(a, b)) {
+                return Err(Impossible::Conflict {
+                    functions: set.iter().copied().collect(),
+                }
+                .into());
+            }
+        }
+        for function in &self.goals.isolate {
+            let mates = self.mates(&self.model, *function);
+            if mates.iter().any(|mate| !self.goals.isolate.contains(mate)) {
+                let functions = std::iter::once(*function).chain(mates).collect();
+                return Err(Impossible::Conflict { functions }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The pairs of neighbouring ports of the switches and root buses concerned between which requests go straight in
+    /// one state and not in the other.
+    fn difference(&self, open: &Fabric<'_>, closed: &Fabric<'_>) -> Vec<Opened> {
+        let written: BTreeSet<Sbdf> = self
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => Some(*port),
+                _ => None,
+            })
+            .chain(self.removed.iter().copied())
+            .filter(|port| self.port_acs(*port).is_some())
+            .collect();
+        let mut found = Vec::new();
+        for port in written {
+            let inside = self
+                .topology
+                .upstream(port)
+                .filter(|above| above.port_type() == PortType::SwitchUpstream);
+            let neighbours: Vec<Sbdf> = match inside {
+                Some(switch) => self
+                    .topology
+                    .children(switch.sbdf())
+                    .map(Function::sbdf)
+                    .collect(),
+                None => self
+                    .topology
+                    .root_bus(port)
+                    .into_iter()
+                    .flat_map(|root| self.topology.on_root_bus(root))
+                    .map(Function::sbdf)
+                    .collect(),
+            };
+            let implements = self
+                .port_acs(port)
+                .is_some_and(|acs| inside.is_some() || acs.capability.contains(AcsBits::RR));
+            found.extend(
+                neighbours
+                    .into_iter()
+                    .filter(|other| *other != port && implements)
+                    .filter(|other| {
+                        open.goes_straight(port, *other) && !closed.goes_straight(port, *other)
+                    })
+                    .map(|other| (port, other, inside.is_some())),
+            );
+        }
+        found
+    }
+
+    /// The devices that have to be let go of: those that are removed, and those whose requests go another way.
+    fn unplugged(&self, newly_open: &[Opened], newly_closed: &[Opened]) -> BTreeSet<Sbdf> {
+        let is_device =
+            |function: &Sbdf| self.topology.get(*function).is_some_and(|f| !f.is_bridge());
+        let mut unplug: BTreeSet<Sbdf> = self.removed.iter().copied().filter(is_device).collect();
+        for (port, other, _) in newly_open.iter().chain(newly_closed) {
+            if self.devices_at(*other).next().is_some() {
+                unplug.extend(self.devices_below(*port));
+            }
+        }
+        // Translated requests may go another way too.
+        for change in self.port_changes() {
+            if (change.before ^ change.after).intersects(AcsBits::DT) {
+                unplug.extend(self.devices_below(change.port));
+            }
+        }
+        unplug
+    }
+
+    /// The devices at a place next to a port: below another port, or a function there.
+    fn devices_at(&self, place: Sbdf) -> impl Iterator<Item = Sbdf> {
+        let itself = self
+            .topology
+            .get(place)
+            .filter(|function| !function.is_bridge());
+        itself
+            .map(Function::sbdf)
+            .into_iter()
+            .chain(self.devices_below(place))
+    }
+
+    fn exposures(&self, newly_open: &[Opened]) -> Vec<Exposure> {
+        let mut found: BTreeMap<(Sbdf, bool), BTreeSet<Sbdf>> = BTreeMap::new();
+        for (port, other, certain) in newly_open {
+            for function in self.devices_at(*other) {
+                let to = found.entry((function, *certain)).or_default();
+                to.extend(self.devices_below(*port));
+            }
+        }
+        found
+            .into_iter()
+            .filter(|(_, to)| !to.is_empty())
+            .map(|((function, certain), to)| Exposure {
+                function,
+                asked: self.join_set(function).is_some_and(|set| to.is_subset(set)),
+                to: to.into_iter().collect(),
+                certain,
+            })
+            .collect()
+    }
+
+    fn group_changes(&self) -> Vec<GroupChange> {
+        let differences = self.before.partition().differences(&self.model.partition());
+        differences
+            .into_iter()
+            .map(|difference| GroupChange {
+                function: difference.sbdf,
+                before: difference.here,
+                after: difference.there,
+            })
+            .collect()
+    }
+
+    /// The ways between named functions, and between those and others where they changed.
+    fn route_changes(&self, before: &Fabric<'_>, after: &Fabric<'_>) -> Vec<RouteChange> {
+        let named: BTreeSet<Sbdf> = self
+            .goals
+            .join
+            .iter()
+            .flatten()
+            .chain(&self.goals.isolate)
+            .copied()
+            .collect();
+        let concerned: BTreeSet<Sbdf> = self
+            .concerned()
+            .into_iter()
+            .filter(|function| self.topology.get(*function).is_some_and(|f| !f.is_bridge()))
+            .filter(|function| self.model.is_present(*function))
+            .collect();
+        let mut changes = Vec::new();
+        for one in &named {
+            for other in concerned.iter().filter(|other| *other != one) {
+                for (from, to) in [(*one, *other), (*other, *one)] {
+                    // A pair of named functions comes once from each of them.
+                    if from != *one && named.contains(&from) {
+                        continue;
+                    }
+                    let change = RouteChange {
+                        from,
+                        to,
+                        before: before.route(from, to),
+                        after: after.route(from, to),
+                    };
+                    let joined = self.join_set(from).is_some_and(|set| set.contains(&to));
+                    if joined || change.before != change.after {
+                        changes.push(change);
+                    }
+                }
+            }
+        }
+        changes.sort_by_key(|change| (change.from, change.to));
+        changes
+    }
+
+    pub(super) fn port_changes(&self) -> Vec<PortChange> {
+        let ports = self.topology.functions().iter().map(Function::sbdf);
+        ports
+            .filter_map(|port| {
+                let before = self.before.acs_control(port)?;
+                let after = self.model.acs_control(port)?;
+                let egress = self
+                    .model
+                    .egress(port)
+                    .filter(|vector| self.before.egress(port) != Some(*vector));
+                (before != after || egress.is_some()).then_some(PortChange {
+                    port,
+                    before,
+                    after,
+                    hold: self.model.acs_control_if_set_up(port) != Some(after),
+                    egress,
+                })
+            })
+            .collect()
+    }
+
+    fn leaks(&self, after: &Fabric<'_>) -> Vec<crate::Leak> {
+        let concerned = self.concerned();
+        let mut leaks = after.leaks(&self.model.partition());
+        leaks.retain(|leak| concerned.contains(&leak.switch));
+        leaks
+    }
+
+    fn objections(
+        &self,
+        exposures: &[Exposure],
+        groups: &[GroupChange],
+        routes: &[RouteChange],
+        unplug: &BTreeSet<Sbdf>,
+        lost: &BTreeSet<Sbdf>,
+    ) -> Vec<Objection> {
+        let named: BTreeSet<Sbdf> = self
+            .goals
+            .join
+            .iter()
+            .flatten()
+            .chain(&self.goals.isolate)
+            .copied()
+            .collect();
+        let with = &self.options.with;
+        let mut objections = Vec::new();
+        for exposure in exposures {
+            if !exposure.asked && !self.options.expose.contains(&exposure.function) {
+                objections.push(Objection::Exposes {
+                    function: exposure.function,
+                    to: exposure.to.clone(),
+                    certain: exposure.certain,
+                });
+            }
+        }
+        for change in groups {
+            objections.extend(self.regrouped(change, &named));
+        }
+        // Those below a port whose word was asked for are as good as named.
+        let below_asked: BTreeSet<Sbdf> = self
+            .goals
+            .acs
+            .keys()
+            .flat_map(|port| self.devices_below(*port))
+            .collect();
+        for function in unplug.iter().filter(|function| !lost.contains(function)) {
+            if !named.contains(function)
+                && !with.contains(function)
+                && !below_asked.contains(function)
+            {
+                objections.push(Objection::Interrupts {
+                    function: *function,
+                });
+            }
+        }
+        let unaccepted = lost.iter().filter(|function| !with.contains(function));
+        objections.extend(unaccepted.map(|function| Objection::Loses {
+            function: *function,
+        }));
+        objections.extend(self.routes_not_as_asked(routes));
+        for (port, bits) in &self.goals.acs {
+            let safety = AcsBits::SV | AcsBits::UF;
+            let lost = self.before.acs_control(*port).unwrap_or(AcsBits::NONE) & safety & !*bits;
+            if !lost.is_empty() {
+                objections.push(Objection::ClearsSafety {
+                    port: *port,
+                    bits: lost,
+                });
+            }
+        }
+        objections.sort();
+        objections
+    }
+
+    /// Whether a function comes to share its group with devices that it was not asked to.
+    fn regrouped(&self, change: &GroupChange, named: &BTreeSet<Sbdf>) -> Option<Objection> {
+        let function = change.function;
+        if self.topology.get(function).is_none_or(Function::is_bridge) {
+            return None;
+        }
+        let with = &self.options.with;
+        let set = self.join_set(function);
+        let stranger = |other: &Sbdf| {
+            *other != function
+                && self.topology.get(*other).is_some_and(|f| !f.is_bridge())
+                && !change.before.contains(other)
+                && !set.is_some_and(|set| set.contains(other))
+        };
+        let strangers: Vec<Sbdf> = change.after.iter().copied().filter(stranger).collect();
+        if named.contains(&function) {
+            // Others that were not named have an objection of their own.
+            let others: Vec<Sbdf> = strangers
+                .into_iter()
+                .filter(|other| named.contains(other))
+                .collect();
+            return (!others.is_empty()).then_some(Objection::Merges {
+                function,
+                with: others,
+            });
+        }
+        let unaccepted: Vec<Sbdf> = strangers
+            .into_iter()
+            .filter(|other| !with.contains(other))
+            .collect();
+        (!with.contains(&function) && !unaccepted.is_empty()).then_some(Objection::Regroups {
+            function,
+            with: unaccepted,
+        })
+    }
+
+    fn routes_not_as_asked(&self, routes: &[RouteChange]) -> Vec<Objection> {
+        let straight = |route| matches!(route, Route::SwitchLocal | Route::SwitchLocalTranslated);
+        routes
+            .iter()
+            .filter(|change| {
+                self.join_set(change.from)
+                    .is_some_and(|set| set.contains(&change.to))
+            })
+            .filter(|change| match self.options.route {
+                RouteWish::Mildest => false,
+                RouteWish::Direct => !straight(change.after),
+                RouteWish::Iommu => straight(change.after),
+            })
+            .map(|change| Objection::RouteNotAsAsked {
+                from: change.from,
+                to: change.to,
+                route: change.after,
+            })
+            .collect()
+    }
+
+    /// Adds what every plan begins and ends with.
+    fn frame(&mut self, unplug: &BTreeSet<Sbdf>) {
+        if self.steps.is_empty() {
+            return;
+        }
+        let with_above = |port: Sbdf| {
+            let above = self.topology.ancestors(port).map(Function::sbdf);
+            std::iter::once(port).chain(above).collect::<Vec<_>>()
+        };
+        // The ports that each step needs awake.
+        let needed: Vec<BTreeSet<Sbdf>> = self
+            .steps
+            .iter()
+            .map(|step| match step {
+                Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => {
+                    with_above(*port).into_iter().collect()
+                }
+                Step::Rescan { below } => below.iter().copied().flat_map(with_above).collect(),
+                _ => BTreeSet::new(),
+            })
+            .collect();
+        let mut steps = Vec::with_capacity(self.steps.len());
+        let mut removed = BTreeSet::new();
+        for (index, step) in std::mem::take(&mut self.steps).into_iter().enumerate() {
+            if let Step::Remove { functions } = &step {
+                let below = functions
+                    .iter()
+                    .flat_map(|function| self.topology.descendants(*function));
+                removed.extend(functions.iter().copied().chain(below.map(Function::sbdf)));
+            }
+            let checked = matches!(step, Step::CheckGroups { .. });
+            steps.push(step);
+            if checked {
+                // A port that was found again has forgotten that it is to stay awake.
+                let later: BTreeSet<Sbdf> = needed
+                    .iter()
+                    .skip(index.saturating_add(1))
+                    .flatten()
+                    .copied()
+                    .collect();
+                let ports: BTreeSet<Sbdf> = removed.intersection(&later).copied().collect();
+                if !ports.is_empty() {
+                    steps.push(Step::KeepAwake { ports });
+                }
+                removed.clear();
+            }
+        }
+        self.steps = steps;
+        let awake = needed.into_iter().flatten().collect();
+        let mut first = Vec::new();
+        if !unplug.is_empty() {
+            first.push(Step::Unplug {
+                functions: unplug.clone(),
+            });
+        }
+        first.push(Step::KeepAwake { ports: awake });
+        self.steps.splice(0..0, first);
+        let back: BTreeSet<Sbdf> = unplug
+            .iter()
+            .copied()
+            .filter(|f| self.model.is_present(*f))
+            .collect();
+        if !back.is_empty() {
+            self.steps.push(Step::Replug { functions: back });
+        }
+    }
+}

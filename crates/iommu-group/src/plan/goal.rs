@@ -1,0 +1,51 @@
+//! What is asked of a plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AcsBits, Sbdf};
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Goals {
+    /// Sets of functions, each to be in one group.
+    #[serde(default)]
+    pub join: Vec<BTreeSet<Sbdf>>,
+    /// Functions, each to be in a group without other devices, and reachable from none without the IOMMU.
+    #[serde(default)]
+    pub isolate: BTreeSet<Sbdf>,
+    /// Ports, and what their ACS control registers are to hold, with groups to match.
+    #[serde(default)]
+    pub acs: BTreeMap<Sbdf, AcsBits>,
+}
+
+/// How requests between joined functions shall go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteWish {
+    /// By the mildest means that there is: straight if that exposes nobody, else through the IOMMU if the root complex
+    /// is known to route, else straight.
+    #[default]
+    Mildest,
+    /// Straight across the switch.
+    Direct,
+    /// Up through the IOMMU.
+    Iommu,
+}
+
+/// How it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanOptions {
+    /// How requests between joined functions shall go.
+    #[serde(default)]
+    pub route: RouteWish,
+    /// Functions that may become reachable without the IOMMU for devices that they are not joined with.
+    #[serde(default)]
+    pub expose: BTreeSet<Sbdf>,
+    /// Functions that may be unplugged for a while, get into a group with named ones, or be lost.
+    #[serde(default)]
+    pub with: BTreeSet<Sbdf>,
+}

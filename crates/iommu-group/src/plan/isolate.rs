@@ -1,0 +1,255 @@
+//! Isolating functions: closing the routes to them, and taking them out of their groups.
+
+use std::collections::BTreeSet;
+
+use super::workshop::Workshop;
+use super::{Impossible, Purpose, Refusal, RouteWish, Step};
+use crate::config::AcsBits;
+use crate::{Function, GroupModel, PortType, Sbdf};
+
+impl Workshop<'_> {
+    /// Closes the ways across switches that are to be closed: from and to functions to be isolated, and between
+    /// joined ones if their requests are to go through the IOMMU. That comes first: no group splits while its members
+    /// still reach each other.
+    pub(super) fn close_routes(&mut self) {
+        for function in self.goals.isolate.clone() {
+            self.raise_path(function);
+            for port in self.open_ports_towards(function) {
+                if self.goals.acs.contains_key(&port) {
+                    continue;
+                }
+                let own = self
+                    .topology
+                    .descendants(port)
+                    .any(|f| f.sbdf() == function);
+                if own || !self.options.expose.contains(&function) {
+                    self.close(port);
+                }
+            }
+        }
+        if self.options.route != RouteWish::Iommu {
+            return;
+        }
+        for set in self.goals.join.clone() {
+            for port in self.junctions(&set) {
+                if self.straight_to(port, &set) && !self.goals.acs.contains_key(&port) {
+                    self.close(port);
+                }
+            }
+        }
+    }
+
+    /// Sets what Linux asks for at every port above a function, or it will not take the way up for isolating.
+    fn raise_path(&mut self, function: Sbdf) {
+        let ports: Vec<Sbdf> = self
+            .topology
+            .ancestors(function)
+            .map(Function::sbdf)
+            .collect();
+        for port in ports {
+            if self.goals.acs.contains_key(&port) {
+                continue;
+            }
+            if let Some(acs) = self.port_acs(port) {
+                let raised = self.control(port) | (acs.capability & AcsBits::REQUIRED);
+                self.set_acs_word(port, raised, Purpose::CloseRoute);
+            }
+        }
+    }
+
+    /// Sets a port to what the kernel would: redirection on, nothing straight.
+    fn close(&mut self, port: Sbdf) {
+        let Some(acs) = self.port_acs(port) else {
+            return;
+        };
+        let closed = (self.control(port) | (acs.capability & AcsBits::REQUIRED))
+            & !(AcsBits::EC | AcsBits::DT);
+        self.set_acs_word(port, closed, Purpose::CloseRoute);
+    }
+
+    /// The ports with ACS that let requests to or from a function go straight: those of every switch above it, and its
+    /// root port.
+    fn open_ports_towards(&self, function: Sbdf) -> BTreeSet<Sbdf> {
+        let fabric = self.fabric();
+        let mut open = BTreeSet::new();
+        let path: Vec<Sbdf> = std::iter::once(function)
+            .chain(self.topology.ancestors(function).map(Function::sbdf))
+            .collect();
+        for switch in &path {
+            if self
+                .topology
+                .get(*switch)
+                .is_none_or(|f| f.port_type() != PortType::SwitchUpstream)
+            {
+                continue;
+            }
+            let Some(own) = self.child_towards(*switch, function) else {
+                continue;
+            };
+            for port in self
+                .topology
+                .children(*switch)
+                .map(Function::sbdf)
+                .filter(|port| *port != own)
+            {
+                if fabric.goes_straight(port, own) {
+                    open.insert(port);
+                }
+                if fabric.goes_straight(own, port) {
+                    open.insert(own);
+                }
+            }
+        }
+        if let Some(root) = path.last() {
+            let redirects = AcsBits::RR;
+            let off = self.port_acs(*root).is_some_and(|acs| {
+                acs.capability.contains(redirects) && !self.control(*root).contains(redirects)
+            });
+            if off {
+                open.insert(*root);
+            }
+        }
+        open.retain(|port| self.port_acs(*port).is_some());
+        open
+    }
+
+    /// Takes every function to be isolated out of its group.
+    pub(super) fn isolate(&mut self) -> Result<(), Refusal> {
+        let mut reasons = Vec::new();
+        let mut remove = BTreeSet::new();
+        for function in self.goals.isolate.clone() {
+            match self.removal_for(function) {
+                Ok(more) => remove.extend(more),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        if !reasons.is_empty() {
+            return Err(Refusal { reasons });
+        }
+        // What is below something that goes, goes with it.
+        let inside = |function: &Sbdf| {
+            self.topology
+                .ancestors(*function)
+                .any(|f| remove.contains(&f.sbdf()))
+        };
+        let remove: BTreeSet<Sbdf> = remove
+            .iter()
+            .copied()
+            .filter(|function| !inside(function))
+            .collect();
+        if remove.is_empty() {
+            return Ok(());
+        }
+        let below = remove
+            .iter()
+            .filter_map(|function| self.topology.upstream(*function))
+            .map(Function::sbdf);
+        let below = below.collect();
+        self.step(Step::Remove { functions: remove });
+        self.step(Step::Rescan { below });
+        self.check_groups();
+        Ok(())
+    }
+
+    /// The smallest removal that leaves a function with as few others as can be.
+    fn removal_for(&self, function: Sbdf) -> Result<BTreeSet<Sbdf>, Impossible> {
+        let mut best = self.mates(&self.model, function);
+        let mut removal = BTreeSet::new();
+        let found = self.topology.get(function);
+        let physical = found.and_then(Function::physical_function);
+        if let Some(physical) = physical.filter(|_| !best.is_empty()) {
+            return Err(Impossible::VirtualFunction { function, physical });
+        }
+        for candidate in self.removals(function) {
+            if best.is_empty() {
+                break;
+            }
+            let mut trial = self.model.clone();
+            candidate.iter().for_each(|f| trial.remove(*f));
+            trial.rescan();
+            let mates = self.mates(&trial, function);
+            if mates.len() < best.len() {
+                best = mates;
+                removal = candidate;
+            }
+        }
+        // Those that it cannot be without must be meant to leave with it.
+        if best.iter().any(|mate| !self.goals.isolate.contains(mate)) {
+            return Err(Impossible::Inseparable {
+                because: self.culprit(function, &removal),
+                from: best,
+                function,
+            });
+        }
+        Ok(self.with_own_ports(removal))
+    }
+
+    /// A removal, with the ports above that lead to nobody else: they leave the group too, and are as at boot again.
+    fn with_own_ports(&self, mut removal: BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
+        let leaves = |device: &Sbdf| self.goals.isolate.contains(device);
+        while let Some(above) = removal.first().and_then(|f| self.topology.upstream(*f)) {
+            let port = above.sbdf();
+            let own = self.topology.upstream(port).is_some()
+                && self.devices_below(port).all(|d| leaves(&d));
+            let shared = self
+                .mates(&self.model, port)
+                .iter()
+                .any(|mate| !leaves(mate));
+            if !own || !shared {
+                break;
+            }
+            removal = BTreeSet::from([port]);
+        }
+        removal
+    }
+
+    /// What could be removed to have the group of a function computed again, the least first: it alone, its device,
+    /// the ports above it one after the other with their devices.
+    fn removals(&self, function: Sbdf) -> Vec<BTreeSet<Sbdf>> {
+        let chain =
+            std::iter::once(function).chain(self.topology.ancestors(function).map(Function::sbdf));
+        chain
+            .flat_map(|at| {
+                let device: BTreeSet<Sbdf> = self.device_of(at).collect();
+                let alone = BTreeSet::from([at]);
+                if device.len() > 1 {
+                    vec![alone, device]
+                } else {
+                    vec![alone]
+                }
+            })
+            .collect()
+    }
+
+    /// The functions of the device of one, virtual ones excepted.
+    fn device_of(&self, function: Sbdf) -> impl Iterator<Item = Sbdf> {
+        let above = self.topology.upstream(function).map(Function::sbdf);
+        self.topology
+            .functions()
+            .iter()
+            .filter(move |other| {
+                let at = other.sbdf();
+                at.domain() == function.domain()
+                    && at.bus() == function.bus()
+                    && at.device() == function.device()
+                    && !other.is_virtual()
+            })
+            .map(Function::sbdf)
+            .filter(move |other| self.topology.upstream(*other).map(Function::sbdf) == above)
+    }
+
+    /// What keeps a function in its group even when it is added anew.
+    fn culprit(&self, function: Sbdf, removal: &BTreeSet<Sbdf>) -> Option<(Sbdf, crate::Lack)> {
+        let mut trial: GroupModel<'_> = self.model.clone();
+        if removal.is_empty() {
+            trial.remove(function);
+        }
+        removal.iter().for_each(|f| trial.remove(*f));
+        trial.rescan();
+        match trial.reason(function)? {
+            crate::Reason::NotIsolated { culprit, lack, .. } => Some((culprit, lack)),
+            crate::Reason::SameDevice { of, lack, .. } => Some((of, lack)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Joining functions into one group.
+
+use std::collections::BTreeSet;
+
+use super::effects::Transient;
+use super::workshop::Workshop;
+use super::{Impossible, Purpose, Refusal, Step};
+use crate::config::AcsBits;
+use crate::{Function, GroupModel, Sbdf};
+
+/// What a port lacks for the moment of a rescan, so that Linux does not take it for isolating.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Opening {
+    port: Sbdf,
+    from: AcsBits,
+    to: AcsBits,
+}
+
+/// One removal and rescan.
+struct Round {
+    /// The bridge whose group the functions come into.
+    anchor: Sbdf,
+    remove: BTreeSet<Sbdf>,
+    /// `None` if the way above the anchor is not isolating as it is.
+    opening: Option<Opening>,
+}
+
+/// The bits to switch off, the least harmful first.
+///
+/// With request redirect on, no request goes from peer to peer and so no completion does; without completion redirect
+/// nothing changes but the way of completions of redirected requests, for a moment. Without upstream forwarding those
+/// requests are lost. Without request redirect requests go straight, so that is for ports with nothing alive below.
+const OPENINGS: [AcsBits; 3] = [AcsBits::CR, AcsBits::UF, AcsBits::RR];
+
+impl Workshop<'_> {
+    /// Joins every set.
+    pub(super) fn join(&mut self) -> Result<(), Refusal> {
+        let mut reasons = Vec::new();
+        for set in self.goals.join.clone() {
+            match self.round_for(&set) {
+                Ok(None) => {}
+                Ok(Some(round)) => {
+                    self.carry_out(&round);
+                    self.split_bystanders(&round, &set);
+                }
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(Refusal { reasons })
+        }
+    }
+
+    fn are_together(model: &GroupModel<'_>, set: &BTreeSet<Sbdf>) -> bool {
+        let first = set.first();
+        first.is_some_and(|first| set.iter().all(|other| model.together(*first, *other)))
+    }
+
+    /// The removal and rescan that joins a set with the fewest functions touched; `None` if it is joined already.
+    fn round_for(&self, set: &BTreeSet<Sbdf>) -> Result<Option<Round>, Impossible> {
+        if Self::are_together(&self.model, set) {
+            return Ok(None);
+        }
+        let anchors = self.common_bridges(set)?;
+        let mut obstacle = None;
+        for anchor in &anchors {
+            match self.round_at(*anchor, set) {
+                Ok(round) => return Ok(Some(round)),
+                Err(reason) => obstacle = obstacle.or(Some(reason)),
+            }
+        }
+        Err(obstacle.unwrap_or(Impossible::CannotOpen {
+            functions: set.iter().copied().collect(),
+            anchor: anchors
+                .first()
+                .copied()
+                .unwrap_or(Sbdf::from_devfn(0, 0, 0)),
+            ports: Vec::new(),
+        }))
+    }
+
+    /// The bridges above all of a set, the lowest first.
+    fn common_bridges(&self, set: &BTreeSet<Sbdf>) -> Result<Vec<Sbdf>, Impossible> {
+        let ancestors = |function: Sbdf| -> Vec<Sbdf> {
+            self.topology
+                .ancestors(function)
+                .map(Function::sbdf)
+                .collect()
+        };
+        let Some(first) = set.first() else {
+            return Ok(Vec::new());
+        };
+        let mut common = ancestors(*first);
+        for other in set {
+            let above: BTreeSet<Sbdf> = ancestors(*other).into_iter().collect();
+            common.retain(|bridge| above.contains(bridge));
+            if common.is_empty() {
+                return Err(Impossible::DifferentRootPorts {
+                    a: *first,
+                    b: *other,
+                });
+            }
+        }
+        Ok(common)
+    }
+
+    fn round_at(&self, anchor: Sbdf, set: &BTreeSet<Sbdf>) -> Result<Round, Impossible> {
+        // What is in the group of the anchor already stays where it is.
+        let remove: BTreeSet<Sbdf> = set
+            .iter()
+            .filter(|function| !self.model.together(anchor, **function))
+            .filter_map(|function| self.child_towards(anchor, *function))
+            .collect();
+        for function in &remove {
+            let found = self.topology.get(*function);
+            if let Some(physical) = found.and_then(Function::physical_function) {
+                return Err(Impossible::VirtualFunction {
+                    function: *function,
+                    physical,
+                });
+            }
+        }
+        let mut candidates = vec![None];
+        candidates.extend(self.openings(anchor, &remove).into_iter().map(Some));
+        for opening in candidates {
+            let round = Round {
+                anchor,
+                remove: remove.clone(),
+                opening,
+            };
+            let mut trial = self.model.clone();
+            for step in self.steps_of(&round) {
+                step.apply(&mut trial);
+            }
+            if Self::are_together(&trial, set) {
+                return Ok(round);
+            }
+        }
+        Err(Impossible::CannotOpen {
+            functions: set.iter().copied().collect(),
+            anchor,
+            ports: std::iter::once(anchor)
+                .chain(self.topology.ancestors(anchor).map(Function::sbdf))
+                .filter(|port| {
+                    self.topology
+                        .get(*port)
+                        .is_some_and(|f| f.port_type().is_downstream())
+                })
+                .collect(),
+        })
+    }
+
+    /// What could be switched off above the anchor, the least harmful and the nearest first.
+    fn openings(&self, anchor: Sbdf, removed: &BTreeSet<Sbdf>) -> Vec<Opening> {
+        let ports: Vec<Sbdf> = std::iter::once(anchor)
+            .chain(self.topology.ancestors(anchor).map(Function::sbdf))
+            .collect();
+        let mut openings = Vec::new();
+        for bit in OPENINGS {
+            for port in &ports {
+                let Some(acs) = self.port_acs(*port) else {
+                    continue;
+                };
+                let from = self.control(*port);
+                let usable = acs.capability.contains(bit) && from.contains(bit);
+                if usable && (bit != AcsBits::RR || self.nothing_else_below(*port, removed)) {
+                    openings.push(Opening {
+                        port: *port,
+                        from,
+                        to: from & !bit,
+                    });
+                }
+            }
+        }
+        openings
+    }
+
+    fn nothing_else_below(&self, port: Sbdf, removed: &BTreeSet<Sbdf>) -> bool {
+        let goes = |device: Sbdf| {
+            removed.contains(&device)
+                || self
+                    .topology
+                    .ancestors(device)
+                    .any(|f| removed.contains(&f.sbdf()))
+        };
+        self.devices_below(port).all(goes)
+    }
+
+    fn steps_of(&self, round: &Round) -> Vec<Step> {
+        // The port is opened for as short as can be: when those who leave have left.
+        let mut steps = vec![Step::Remove {
+            functions: round.remove.clone(),
+        }];
+        let set = |opening: &Opening, from, to, purpose| Step::SetAcs {
+            port: opening.port,
+            from,
+            to,
+            purpose,
+        };
+        steps.extend(
+            round
+                .opening
+                .iter()
+                .map(|opening| set(opening, opening.from, opening.to, Purpose::OpenForRescan)),
+        );
+        steps.push(Step::Rescan {
+            below: BTreeSet::from([round.anchor]),
+        });
+        steps.extend(
+            round
+                .opening
+                .iter()
+                .map(|opening| set(opening, opening.to, opening.from, Purpose::Restore)),
+        );
+        steps
+    }
+
+    fn carry_out(&mut self, round: &Round) {
+        for step in self.steps_of(round) {
+            if let Step::SetAcs {
+                port,
+                from,
+                to,
+                purpose: Purpose::OpenForRescan,
+            } = step
+            {
+                self.opened.insert(port, to);
+                self.transients.push(Transient {
+                    port,
+                    from,
+                    to,
+                    alive: self.devices_below(port).collect(),
+                });
+            }
+            self.step(step);
+        }
+        self.check_groups();
+    }
+
+    /// What was removed only because it is below something that had to be is taken out of the group again: it is
+    /// unplugged anyway, and now nothing above it lacks anything.
+    fn split_bystanders(&mut self, round: &Round, set: &BTreeSet<Sbdf>) {
+        let mut pending: Vec<Sbdf> = round.remove.iter().copied().collect();
+        let mut tops = BTreeSet::new();
+        while let Some(bridge) = pending.pop() {
+            for child in self
+                .topology
+                .children(bridge)
+                .filter(|child| !child.is_virtual())
+            {
+                let sbdf = child.sbdf();
+                let leads_to_member = set.contains(&sbdf)
+                    || self
+                        .topology
+                        .descendants(sbdf)
+                        .any(|below| set.contains(&below.sbdf()));
+                if leads_to_member {
+                    pending.push(sbdf);
+                } else {
+                    tops.insert(sbdf);
+                }
+            }
+        }
+        let with_member = |model: &GroupModel<'_>, function: Sbdf| {
+            set.iter().any(|member| model.together(*member, function))
+        };
+        tops.retain(|top| with_member(&self.model, *top));
+        // Only what does leave is worth a second removal.
+        let split = |tops: &BTreeSet<Sbdf>| {
+            let mut trial = self.model.clone();
+            tops.iter().for_each(|top| trial.remove(*top));
+            trial.rescan();
+            trial
+        };
+        let trial = split(&tops);
+        tops.retain(|top| !with_member(&trial, *top));
+        if tops.is_empty() {
+            return;
+        }
+        let below = tops
+            .iter()
+            .filter_map(|top| self.topology.upstream(*top))
+            .map(Function::sbdf);
+        let below = below.collect();
+        self.step(Step::Remove { functions: tops });
+        self.step(Step::Rescan { below });
+        self.check_groups();
+    }
+}

@@ -1,0 +1,138 @@
+//! What a plan would do that nobody asked for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AcsBits, Route, Sbdf};
+
+/// Something that a plan would do and that was not asked for. It has to be accepted by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Objection {
+    /// A function becomes reachable, without the IOMMU, from devices that it is not joined with.
+    Exposes {
+        /// The function.
+        function: Sbdf,
+        /// The devices.
+        to: Vec<Sbdf>,
+        /// Whether that is certain, or up to the root complex.
+        certain: bool,
+    },
+    /// A function that was not named can no longer be assigned on its own.
+    Regroups {
+        /// The function.
+        function: Sbdf,
+        /// Those that it comes to share a group with.
+        with: Vec<Sbdf>,
+    },
+    /// Functions that were to be joined separately end up in one group.
+    Merges {
+        /// One.
+        function: Sbdf,
+        /// Those of other sets.
+        with: Vec<Sbdf>,
+    },
+    /// A device that was not named has to be unplugged meanwhile.
+    Interrupts {
+        /// The device.
+        function: Sbdf,
+    },
+    /// A virtual function is lost.
+    Loses {
+        /// The function.
+        function: Sbdf,
+    },
+    /// Requests do not go as was asked for.
+    RouteNotAsAsked {
+        /// From.
+        from: Sbdf,
+        /// To.
+        to: Sbdf,
+        /// How they would go.
+        route: Route,
+    },
+    /// Source validation or upstream forwarding would be switched off: a device could send requests in the name of
+    /// another, or those that turn around at the port would be lost.
+    ClearsSafety {
+        /// The port.
+        port: Sbdf,
+        /// The bits.
+        bits: AcsBits,
+    },
+}
+
+impl Objection {
+    /// The function to name, and the option to name it in, for those objections that can be met like that.
+    #[must_use]
+    pub fn remedy(&self) -> Option<(&'static str, Sbdf)> {
+        match self {
+            Self::Exposes { function, .. } => Some(("expose", *function)),
+            Self::Regroups { function, .. }
+            | Self::Interrupts { function }
+            | Self::Loses { function } => Some(("with", *function)),
+            Self::Merges { .. } | Self::RouteNotAsAsked { .. } | Self::ClearsSafety { .. } => None,
+        }
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
+    for (index, sbdf) in functions.iter().enumerate() {
+        let gap = if index == 0 { "" } else { ", " };
+        write!(f, "{gap}{sbdf}")?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for Objection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exposes {
+                function,
+                to,
+                certain,
+            } => {
+                let may = if *certain { "becomes" } else { "may become" };
+                write!(f, "{function} {may} reachable without the IOMMU from ")?;
+                list(f, to)
+            }
+            Self::Regroups { function, with } => {
+                write!(
+                    f,
+                    "{function} can no longer be assigned on its own: it gets into a group with "
+                )?;
+                list(f, with)
+            }
+            Self::Merges { function, with } => {
+                write!(f, "{function} gets into one group also with ")?;
+                list(f, with)?;
+                f.write_str(", which it was not to be joined with")
+            }
+            Self::Interrupts { function } => write!(f, "{function} has to be unplugged meanwhile"),
+            Self::Loses { function } => write!(f, "the virtual function {function} is lost"),
+            Self::RouteNotAsAsked { from, to, route } => match route {
+                Route::SwitchLocal | Route::SwitchLocalTranslated => {
+                    write!(
+                        f,
+                        "requests from {from} to {to} go straight and cannot be made to go through the IOMMU"
+                    )
+                }
+                Route::HostBridge => {
+                    write!(
+                        f,
+                        "requests from {from} to {to} go through the IOMMU and cannot be made to go straight"
+                    )
+                }
+                Route::Blocked(block) => {
+                    write!(f, "no way for requests from {from} to {to}: {block}")
+                }
+            },
+            Self::ClearsSafety { port, bits } => {
+                write!(
+                    f,
+                    "{port} would lose ACS {bits}, which isolation depends on whatever the route"
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Opening straight routes between joined functions, by the mildest means.
+
+use std::collections::BTreeSet;
+
+use super::workshop::Workshop;
+use super::{Purpose, RouteWish};
+use crate::config::{AcsBits, EgressVector};
+use crate::{Function, GroupModel, Route, Sbdf};
+
+/// A change of a port that lets requests go straight.
+struct Means {
+    control: AcsBits,
+    egress: Option<EgressVector>,
+}
+
+impl Workshop<'_> {
+    /// Opens routes between the functions of every joined set, as was wished.
+    pub(super) fn open_routes(&mut self) {
+        if self.options.route == RouteWish::Iommu {
+            return;
+        }
+        for set in self.goals.join.clone() {
+            for port in self.junctions(&set) {
+                if !self.goals.acs.contains_key(&port) {
+                    self.open(port, &set);
+                }
+            }
+        }
+    }
+
+    /// The ports at which requests between functions of a set turn: directly below what two of them have in common.
+    pub(super) fn junctions(&self, set: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
+        let fabric = self.fabric();
+        let pairs = pairs(set);
+        pairs
+            .filter_map(|(from, to)| fabric.crossing(from, to).ingress)
+            .filter(|port| self.port_acs(*port).is_some())
+            .collect()
+    }
+
+    /// Whether requests of some function of a set go straight at a port.
+    pub(super) fn straight_to(&self, port: Sbdf, set: &BTreeSet<Sbdf>) -> bool {
+        self.ways_at(&self.model, port, set)
+            .any(|(_, _, route)| is_straight(route))
+    }
+
+    /// The ways between functions of a set that are decided at a port.
+    fn ways_at<'m>(
+        &self,
+        model: &'m GroupModel<'_>,
+        port: Sbdf,
+        set: &'m BTreeSet<Sbdf>,
+    ) -> impl Iterator<Item = (Sbdf, Sbdf, Route)> + use<'m> {
+        let fabric = crate::Fabric::of(model);
+        pairs(set).filter_map(move |(from, to)| {
+            let crossing = fabric.crossing(from, to);
+            (crossing.ingress == Some(port)).then_some((from, to, crossing.route))
+        })
+    }
+
+    fn open(&mut self, port: Sbdf, set: &BTreeSet<Sbdf>) {
+        let ways: Vec<(Sbdf, Sbdf, Route)> = self.ways_at(&self.model, port, set).collect();
+        if ways.iter().all(|(_, _, route)| is_straight(*route)) {
+            self.let_completions_pass(port, set);
+            return;
+        }
+        let mild = [self.by_translation(port), self.by_egress(port, &ways)];
+        for means in mild.into_iter().flatten() {
+            if self.opens(port, &means, set) && self.newly_exposed(port, &means, set).is_empty() {
+                return self.use_means(port, &means);
+            }
+        }
+        let Some(means) = self
+            .by_redirect_off(port)
+            .filter(|means| self.opens(port, means, set))
+        else {
+            return;
+        };
+        let through_iommu = ways
+            .iter()
+            .all(|(_, _, route)| is_straight(*route) || *route == Route::HostBridge);
+        let stay = self.options.route == RouteWish::Mildest
+            && through_iommu
+            && !self.newly_exposed(port, &means, set).is_empty();
+        if !stay {
+            self.use_means(port, &means);
+        }
+    }
+
+    /// Completions go back by the way the request came, if that was straight.
+    fn let_completions_pass(&mut self, port: Sbdf, set: &BTreeSet<Sbdf>) {
+        let fabric = self.fabric();
+        let detour = pairs(set).any(|(from, to)| {
+            let crossing = fabric.crossing(from, to);
+            crossing.egress == Some(port) && crossing.completions_detour
+        });
+        if detour {
+            let control = self.control(port) & !AcsBits::CR;
+            self.set_acs_word(port, control, Purpose::OpenRoute);
+        }
+    }
+
+    /// Only translated requests go straight: the IOMMU's mappings still decide who is reached.
+    fn by_translation(&self, port: Sbdf) -> Option<Means> {
+        let acs = self.port_acs(port)?;
+        let control = self.control(port);
+        let possible = acs.capability.contains(AcsBits::DT) && !control.contains(AcsBits::TB);
+        let keep = acs.capability & (AcsBits::SV | AcsBits::RR | AcsBits::UF | AcsBits::DT);
+        possible.then_some(Means {
+            control: (control & !(AcsBits::CR | AcsBits::EC)) | keep,
+            egress: None,
+        })
+    }
+
+    /// Only requests to the ports of the others go straight.
+    fn by_egress(&self, port: Sbdf, ways: &[(Sbdf, Sbdf, Route)]) -> Option<Means> {
+        let acs = self.port_acs(port)?;
+        let needed = AcsBits::EC | AcsBits::RR;
+        if !acs.capability.contains(needed) {
+            return None;
+        }
+        let fabric = self.fabric();
+        let numbers: Option<Vec<u8>> = ways
+            .iter()
+            .map(|(from, to, _)| fabric.egress_port_number(fabric.crossing(*from, *to).egress?))
+            .collect();
+        let vector = self.model.egress(port)?.open_only_to(&numbers?);
+        // The vector must know every port of the switch, or there is no telling what becomes of the rest.
+        let switch = self.topology.upstream(port)?;
+        let knows = |other: &Function| {
+            let number = fabric.egress_port_number(other.sbdf());
+            number.and_then(|number| vector.stops(number)).is_some()
+        };
+        if !self.topology.children(switch.sbdf()).all(knows) {
+            return None;
+        }
+        let keep = acs.capability & (AcsBits::SV | AcsBits::UF | needed);
+        Some(Means {
+            control: (self.control(port) & !AcsBits::CR) | keep,
+            egress: Some(vector),
+        })
+    }
+
+    /// All requests go straight, to whatever is there.
+    fn by_redirect_off(&self, port: Sbdf) -> Option<Means> {
+        let acs = self.port_acs(port)?;
+        let keep = acs.capability & (AcsBits::SV | AcsBits::UF);
+        Some(Means {
+            control: (self.control(port) & !AcsBits::REDIRECT) | keep,
+            egress: None,
+        })
+    }
+
+    fn with_means<'m>(&'m self, port: Sbdf, means: &Means) -> GroupModel<'m> {
+        let mut trial = self.model.clone();
+        if let Some(vector) = means.egress {
+            trial.set_egress(port, vector);
+        }
+        trial.set_acs_control(port, means.control);
+        trial
+    }
+
+    /// Whether all ways at the port are straight with the means.
+    fn opens(&self, port: Sbdf, means: &Means, set: &BTreeSet<Sbdf>) -> bool {
+        let trial = self.with_means(port, means);
+        self.ways_at(&trial, port, set)
+            .all(|(_, _, route)| is_straight(route))
+    }
+
+    /// The devices that become reachable at the port, other than those that are to be.
+    fn newly_exposed(&self, port: Sbdf, means: &Means, set: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
+        let before = self.fabric();
+        let trial = self.with_means(port, means);
+        let after = crate::Fabric::of(&trial);
+        let Some(switch) = self.topology.upstream(port).map(Function::sbdf) else {
+            return BTreeSet::new();
+        };
+        let mut exposed = BTreeSet::new();
+        for other in self
+            .topology
+            .children(switch)
+            .map(Function::sbdf)
+            .filter(|other| *other != port)
+        {
+            let newly = after.goes_straight(port, other) && !before.goes_straight(port, other);
+            if newly {
+                let all_named = self.devices_below(port).all(|from| set.contains(&from));
+                let accepted =
+                    |to: &Sbdf| self.options.expose.contains(to) || (all_named && set.contains(to));
+                exposed.extend(self.devices_below(other).filter(|to| !accepted(to)));
+            }
+        }
+        exposed
+    }
+
+    fn use_means(&mut self, port: Sbdf, means: &Means) {
+        // The vector first: it counts for nothing until egress control is on.
+        if let Some(vector) = means.egress {
+            self.set_egress_vector(port, vector);
+        }
+        self.set_acs_word(port, means.control, Purpose::OpenRoute);
+    }
+}
+
+/// All ordered pairs of a set.
+pub(super) fn pairs(set: &BTreeSet<Sbdf>) -> impl Iterator<Item = (Sbdf, Sbdf)> {
+    set.iter().flat_map(move |from| {
+        set.iter()
+            .filter(move |to| *to != from)
+            .map(move |to| (*from, *to))
+    })
+}
+
+fn is_straight(route: Route) -> bool {
+    matches!(route, Route::SwitchLocal | Route::SwitchLocalTranslated)
+}

@@ -1,0 +1,309 @@
+//! Where a plan is made: the machine as it would be after the steps so far.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::effects::Transient;
+use super::{Goals, Impossible, PlanOptions, Purpose, Refusal, Step};
+use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, Hidden, PortType};
+use crate::kernel::Kernel;
+use crate::{Doubt, Fabric, Function, GroupModel, Sbdf, Topology};
+
+/// A plan in the making.
+pub(super) struct Workshop<'a> {
+    pub(super) topology: &'a Topology,
+    pub(super) kernel: &'a Kernel,
+    pub(super) goals: Goals,
+    pub(super) options: &'a PlanOptions,
+    /// The machine as it was found.
+    pub(super) before: GroupModel<'a>,
+    /// The machine after the steps so far.
+    pub(super) model: GroupModel<'a>,
+    pub(super) steps: Vec<Step>,
+    /// Every function that is removed at some time.
+    pub(super) removed: BTreeSet<Sbdf>,
+    pub(super) transients: Vec<Transient>,
+    /// Which port was opened for a rescan, and to what.
+    pub(super) opened: BTreeMap<Sbdf, AcsBits>,
+}
+
+impl<'a> Workshop<'a> {
+    pub(super) fn new(
+        topology: &'a Topology,
+        kernel: &'a Kernel,
+        goals: &Goals,
+        options: &'a PlanOptions,
+    ) -> Result<Self, Refusal> {
+        let goals = united(goals);
+        let reasons = unfit(topology, &goals);
+        if !reasons.is_empty() {
+            return Err(Refusal { reasons });
+        }
+        let before = GroupModel::as_found(topology, kernel);
+        Ok(Self {
+            topology,
+            kernel,
+            goals,
+            options,
+            model: before.clone(),
+            before,
+            steps: Vec::new(),
+            removed: BTreeSet::new(),
+            transients: Vec::new(),
+            opened: BTreeMap::new(),
+        })
+    }
+
+    /// Adds a step, and does it to the model.
+    pub(super) fn step(&mut self, step: Step) {
+        if let Step::Remove { functions } = &step {
+            for function in functions {
+                self.removed.insert(*function);
+                self.removed
+                    .extend(self.topology.descendants(*function).map(Function::sbdf));
+            }
+        }
+        step.apply(&mut self.model);
+        self.steps.push(step);
+    }
+
+    /// Adds a step that writes an ACS word, unless it is there already.
+    pub(super) fn set_acs_word(&mut self, port: Sbdf, to: AcsBits, purpose: Purpose) {
+        let from = self.control(port);
+        if from != to {
+            self.step(Step::SetAcs {
+                port,
+                from,
+                to,
+                purpose,
+            });
+        }
+    }
+
+    /// Adds a step that writes an egress control vector, unless it is there already.
+    pub(super) fn set_egress_vector(&mut self, port: Sbdf, to: EgressVector) {
+        if let Some(from) = self.model.egress(port).filter(|from| *from != to) {
+            self.step(Step::SetEgress { port, from, to });
+        }
+    }
+
+    /// Adds a step that compares the kernel's groups with those of the model.
+    pub(super) fn check_groups(&mut self) {
+        let concerned: BTreeSet<Sbdf> = self.concerned();
+        let expect = self
+            .model
+            .partition()
+            .groups()
+            .iter()
+            .filter(|group| group.iter().any(|function| concerned.contains(function)))
+            .cloned()
+            .collect();
+        self.step(Step::CheckGroups { expect });
+    }
+
+    /// All functions below the root ports of those that were named.
+    pub(super) fn concerned(&self) -> BTreeSet<Sbdf> {
+        let named = self
+            .goals
+            .join
+            .iter()
+            .flatten()
+            .chain(&self.goals.isolate)
+            .chain(self.goals.acs.keys());
+        concerned(self.topology, named.copied())
+    }
+
+    /// The ACS registers of a port that decides about requests: a root port or downstream port.
+    pub(super) fn port_acs(&self, port: Sbdf) -> Option<&'a AcsRegisters> {
+        let function = self.topology.get(port)?;
+        if !function.port_type().is_downstream() {
+            return None;
+        }
+        function.acs().registers()
+    }
+
+    pub(super) fn control(&self, port: Sbdf) -> AcsBits {
+        self.model.acs_control(port).unwrap_or(AcsBits::NONE)
+    }
+
+    pub(super) fn fabric(&self) -> Fabric<'a> {
+        Fabric::of(&self.model)
+    }
+
+    /// The set of functions that one is to be joined with, itself included.
+    pub(super) fn join_set(&self, function: Sbdf) -> Option<&BTreeSet<Sbdf>> {
+        self.goals.join.iter().find(|set| set.contains(&function))
+    }
+
+    /// The functions below a port that are no ports themselves and are there.
+    pub(super) fn devices_below(&self, port: Sbdf) -> impl Iterator<Item = Sbdf> {
+        self.topology
+            .descendants(port)
+            .filter(|function| !function.is_bridge())
+            .map(Function::sbdf)
+            .filter(|sbdf| self.model.is_present(*sbdf))
+    }
+
+    /// The function at or above `function` that is directly below `bridge`.
+    pub(super) fn child_towards(&self, bridge: Sbdf, function: Sbdf) -> Option<Sbdf> {
+        let above = self.topology.ancestors(function).map(Function::sbdf);
+        let mut below = function;
+        for sbdf in above {
+            if sbdf == bridge {
+                return Some(below);
+            }
+            below = sbdf;
+        }
+        None
+    }
+
+    /// The other devices in the group of one.
+    pub(super) fn mates(&self, model: &GroupModel<'_>, function: Sbdf) -> Vec<Sbdf> {
+        self.topology
+            .functions()
+            .iter()
+            .filter(|other| !other.is_bridge() && other.sbdf() != function)
+            .map(Function::sbdf)
+            .filter(|other| model.together(function, *other))
+            .collect()
+    }
+
+    /// What of the model's answers so far cannot be relied on.
+    pub(super) fn doubtful(&self) -> Option<Impossible> {
+        let mut unreadable = Vec::new();
+        let mut functions = Vec::new();
+        let mut reason = Hidden::Unprivileged;
+        for (sbdf, doubt) in self.model.doubts() {
+            match doubt {
+                Doubt::Unreadable(hidden) => {
+                    unreadable.push(sbdf);
+                    reason = hidden;
+                }
+                Doubt::AliasesInDeviceMemory => functions.push(sbdf),
+            }
+        }
+        if !unreadable.is_empty() {
+            return Some(Impossible::Unreadable {
+                functions: unreadable,
+                hidden: reason,
+            });
+        }
+        (!functions.is_empty()).then_some(Impossible::Doubtful { functions })
+    }
+}
+
+/// All functions below the root ports of these, the root ports included.
+fn concerned(topology: &Topology, functions: impl Iterator<Item = Sbdf>) -> BTreeSet<Sbdf> {
+    let roots: BTreeSet<Sbdf> = functions
+        .map(|function| {
+            topology
+                .ancestors(function)
+                .last()
+                .map_or(function, Function::sbdf)
+        })
+        .collect();
+    roots
+        .into_iter()
+        .flat_map(|root| {
+            std::iter::once(root).chain(topology.descendants(root).map(Function::sbdf))
+        })
+        .collect()
+}
+
+/// The goals with sets that share a function made one, and sets of fewer than two left as they are.
+fn united(goals: &Goals) -> Goals {
+    let mut join: Vec<BTreeSet<Sbdf>> = Vec::new();
+    for set in &goals.join {
+        let mut set = set.clone();
+        join.retain(|other| {
+            let apart = other.is_disjoint(&set);
+            if !apart {
+                set.extend(other);
+            }
+            apart
+        });
+        join.push(set);
+    }
+    join.sort();
+    Goals {
+        join,
+        ..goals.clone()
+    }
+}
+
+/// Why goals cannot even be considered.
+fn unfit(topology: &Topology, goals: &Goals) -> Vec<Impossible> {
+    let named: BTreeSet<Sbdf> = goals
+        .join
+        .iter()
+        .flatten()
+        .chain(&goals.isolate)
+        .copied()
+        .collect();
+    let mut reasons = Vec::new();
+    if named.is_empty() && goals.acs.is_empty() {
+        return vec![Impossible::NoGoal];
+    }
+    for set in &goals.join {
+        if let (Some(function), 1) = (set.first(), set.len()) {
+            reasons.push(Impossible::Alone {
+                function: *function,
+            });
+        }
+        let both = set
+            .iter()
+            .filter(|function| goals.isolate.contains(function));
+        reasons.extend(both.map(|function| Impossible::Contradiction {
+            function: *function,
+        }));
+    }
+    for function in named.iter().chain(goals.acs.keys()) {
+        if topology.get(*function).is_none() {
+            reasons.push(Impossible::Missing {
+                function: *function,
+            });
+        }
+    }
+    if !topology.has_groups() {
+        reasons.push(Impossible::NoIommu);
+        return reasons;
+    }
+    for function in named.iter().filter_map(|sbdf| topology.get(*sbdf)) {
+        let function_at = function.sbdf();
+        if function.is_bridge() {
+            reasons.push(Impossible::NotADevice {
+                function: function_at,
+            });
+        } else if function.group().is_none() {
+            reasons.push(Impossible::NoGroup {
+                function: function_at,
+            });
+        }
+    }
+    let mut unreadable: BTreeMap<Hidden, Vec<Sbdf>> = BTreeMap::new();
+    for sbdf in concerned(topology, named.iter().chain(goals.acs.keys()).copied()) {
+        // Of devices that were not named it matters only where groups depend on them, and then it is doubted there.
+        let matters = |function: &&Function| {
+            function.is_bridge()
+                || named.contains(&sbdf)
+                || topology.children(sbdf).next().is_some()
+        };
+        if let Some(hidden) = topology.get(sbdf).filter(matters).and_then(hidden) {
+            unreadable.entry(hidden).or_default().push(sbdf);
+        }
+    }
+    reasons.extend(
+        unreadable
+            .into_iter()
+            .map(|(hidden, functions)| Impossible::Unreadable { functions, hidden }),
+    );
+    reasons
+}
+
+/// Why it is not known what a function is or does.
+fn hidden(function: &Function) -> Option<Hidden> {
+    match function.acs() {
+        Acs::Unknown(hidden) => Some(*hidden),
+        _ if function.port_type() == PortType::Unknown => function.config().hidden,
+        _ => None,
+    }
+}
