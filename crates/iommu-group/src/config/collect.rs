@@ -32,7 +32,7 @@ impl ConfigSource for [u8] {
 }
 
 impl ConfigSpace {
-    /// Reads the header, the rest of the first 256 bytes if there are capabilities in it, and of the extended
+    /// Reads the header (of a CardBus bridge 128 bytes), the rest of the first 256 bytes if there are capabilities in it, and of the extended
     /// capabilities the first doubleword of each and those that this crate decodes. A read that fails ends it, as if
     /// the space ended there.
     pub fn collect<S: ConfigSource + ?Sized>(source: &S) -> Self {
@@ -41,13 +41,20 @@ impl ConfigSpace {
             .fetch::<{ spec::HEADER_BYTES }>(source, 0)
             .then(|| space.u16(header::STATUS));
         let has_list = status.flatten().unwrap_or(0) & header::STATUS_CAPABILITIES != 0;
-        if space.is_unreachable() || !has_list {
+        let layout = space.u8(header::HEADER_TYPE).unwrap_or(0) & header::HEADER_TYPE_LAYOUT;
+        if space.is_unreachable() {
+            return space;
+        }
+        if !has_list {
+            if layout == header::LAYOUT_CARDBUS {
+                // Its header is longer: the subsystem comes after the first 64 bytes.
+                space.fetch::<{ spec::HEADER_BYTES }>(source, 64);
+            }
             return space;
         }
         if !space.fetch::<{ spec::LEGACY_BYTES as usize - spec::HEADER_BYTES }>(source, 64) {
             return space;
         }
-        let layout = space.u8(header::HEADER_TYPE).unwrap_or(0) & header::HEADER_TYPE_LAYOUT;
         let found = Offsets::find(&space, layout, header::STATUS_CAPABILITIES, &mut Vec::new());
         if found.express != 0 {
             space.collect_extended(source);
@@ -202,6 +209,19 @@ mod tests {
         let mut all = endpoint();
         all[0x06] = 0;
         assert_eq!(watch(&all).1, [(0, 64)]);
+    }
+
+    #[test]
+    fn the_header_of_a_cardbus_bridge_is_longer() {
+        let mut all = endpoint();
+        all[0x06] = 0;
+        all[0x0e] = 0x02;
+        let (space, reads) = watch(&all);
+        assert_eq!(reads, [(0, 64), (64, 64)]);
+        assert_eq!(
+            Config::decode(&space),
+            Config::decode(&ConfigSpace::new(&all[..256]))
+        );
     }
 
     #[test]

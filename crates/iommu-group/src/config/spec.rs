@@ -23,6 +23,7 @@ pub(crate) mod header {
     pub(crate) const REVISION: u16 = 0x08;
     pub(crate) const HEADER_TYPE: u16 = 0x0e;
     pub(crate) const HEADER_TYPE_LAYOUT: u8 = 0x7f;
+    pub(crate) const LAYOUT_CARDBUS: u8 = 2;
     pub(crate) const HEADER_TYPE_MULTIFUNCTION: u8 = 0x80;
     pub(crate) const BAR0: u16 = 0x10;
     /// Type 0 (§7.5.1.2).
