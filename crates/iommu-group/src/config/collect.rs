@@ -94,6 +94,7 @@ impl ConfigSpace {
                 if at != spec::LEGACY_BYTES {
                     self.visible_to(at);
                 }
+                self.visible_to(piece.visible());
                 break;
             }
             self.visible_to(spec::EXTENDED_BYTES);
@@ -240,6 +241,7 @@ mod tests {
             (64, 64),
             (128, 128),
             (256, 256),
+            (258, 258),
             (4096, 4096),
         ] {
             assert_eq!(watch(&all[..len]).0.visible(), visible, "{len}");
