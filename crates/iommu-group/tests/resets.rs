@@ -123,6 +123,14 @@ fn virtual_functions_go_with_their_physical_one() {
 }
 
 #[test]
+fn nobody_is_hit_twice() {
+    // No real machine has virtual functions below their physical one; a broken file may.
+    let topology =
+        Machine::new("\n00:01.0 root-port flr sriov=1\n 01:00.0 endpoint vf=00:01.0").topology();
+    assert_eq!(resets(&topology, "00:01.0"), ["flr: 00:01.0 01:00.0"]);
+}
+
+#[test]
 fn what_is_below_a_port_goes_with_it() {
     let topology = Machine::new("\n00:01.0 root-port pm=0 reset=pm\n 01:00.0 endpoint").topology();
     assert_eq!(resets(&topology, "00:01.0"), ["pm!: 00:01.0 01:00.0"]);

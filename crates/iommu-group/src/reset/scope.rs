@@ -107,6 +107,7 @@ impl Topology {
         // What is below a bridge is cut off meanwhile.
         hits.extend(self.descendants(function.sbdf()).map(Function::sbdf));
         hits.sort_unstable();
+        hits.dedup();
         Reset {
             kind,
             resets_function,
