@@ -1,0 +1,150 @@
+//! What must hold for every machine, however broken.
+
+use std::collections::BTreeSet;
+
+use iommu_group::{
+    AcsBits, Fabric, Firmware, GroupModel, Kernel, Partition, Policy, Reset, Sbdf, Topology,
+};
+
+/// A topology and the text that is written of it say the same.
+pub fn check_text(topology: &Topology) {
+    let text = topology.to_fixture();
+    let again = Topology::from_fixture(&text).expect("what was written is read back");
+    assert_eq!(&again, topology, "what is read back is what was written");
+    assert_eq!(again.to_fixture(), text, "and is written in the same words");
+}
+
+/// The groups of a machine, as found, as booted, and after a removal and a scan.
+pub fn check_groups(topology: &Topology) {
+    let kernel = Kernel::of(topology);
+    let all: BTreeSet<Sbdf> = topology.functions().iter().map(|f| f.sbdf()).collect();
+    // With an IOMMU in use, functions without a group are those that it does not cover.
+    let covered: BTreeSet<Sbdf> = topology
+        .functions()
+        .iter()
+        .filter(|f| f.group().is_some() || !topology.has_groups())
+        .map(|f| f.sbdf())
+        .collect();
+
+    let found = GroupModel::as_found(topology, &kernel).partition();
+    assert_eq!(found, Partition::found(topology));
+
+    for firmware in [Firmware::Cleared, Firmware::AsFound] {
+        let model = GroupModel::booted(topology, &kernel, firmware);
+        let partition = model.partition();
+        assert_eq!(members(&partition), covered, "everybody once");
+        assert!(all.iter().all(|sbdf| model.is_present(*sbdf)));
+        assert!(all.iter().all(|sbdf| model.reason(*sbdf).is_some()));
+        assert!(model.doubts().all(|(sbdf, _)| all.contains(&sbdf)));
+    }
+
+    let mut model = GroupModel::booted(topology, &kernel, Firmware::Cleared);
+    for gone in all.iter().take(6) {
+        let before = model.partition();
+        model.set_acs_control(*gone, AcsBits::NONE);
+        model.remove(*gone);
+        assert!(!model.is_present(*gone));
+        assert!(model.partition().group_of(*gone).is_none());
+        let stayed = members(&model.partition());
+        model.rescan();
+        let after = model.partition();
+        for a in &stayed {
+            assert!(model.is_present(*a));
+            for b in &stayed {
+                assert_eq!(before.together(*a, *b), after.together(*a, *b), "{a} {b}");
+            }
+        }
+        let real = |sbdf: &&Sbdf| topology.get(**sbdf).is_some_and(|f| !f.is_virtual());
+        assert!(all.iter().filter(real).all(|sbdf| model.is_present(*sbdf)));
+    }
+}
+
+/// The members of all groups, none of which may be in two of them.
+fn members(partition: &Partition) -> BTreeSet<Sbdf> {
+    let mut seen = BTreeSet::new();
+    for group in partition.groups() {
+        assert!(!group.is_empty(), "a group without members");
+        for sbdf in group {
+            assert!(seen.insert(*sbdf), "{sbdf} is in two groups");
+            assert_eq!(partition.group_of(*sbdf), Some(group.as_slice()));
+        }
+    }
+    seen
+}
+
+/// Routes, reach and leaks between all functions.
+pub fn check_routes(topology: &Topology) {
+    let kernel = Kernel::of(topology);
+    let model = GroupModel::booted(topology, &kernel, Firmware::AsFound);
+    let groups = model.partition();
+    let policy = Policy::default();
+    for fabric in [Fabric::found(topology), Fabric::of(&model)] {
+        for a in topology.functions().iter().map(|f| f.sbdf()) {
+            for b in topology.functions().iter().map(|f| f.sbdf()) {
+                let verdict = fabric.verdict(&groups, &policy, a, b);
+                let crossing = fabric.crossing(a, b);
+                assert_eq!(crossing.route, fabric.route(a, b));
+                if verdict.is_allowed() {
+                    assert_ne!(a, b);
+                    assert!(crossing.route.placement().is_some());
+                    assert!(groups.together(a, b), "{a} {b}: allowed across groups");
+                }
+                let _ = fabric.reach(a, b);
+                let there = fabric.p2pdma(a, b).expect("both are there").distance;
+                let back = fabric.p2pdma(b, a).expect("both are there").distance;
+                assert_eq!(there, back, "{a} {b}: the way back is as long");
+            }
+            for hole in fabric.memory_holes(a) {
+                assert!(hole.range.start() <= hole.range.end());
+            }
+        }
+        for leak in fabric.leaks(&groups) {
+            assert!(!leak.from.is_empty() && !leak.exposed.is_empty());
+            for exposed in &leak.exposed {
+                assert!(
+                    leak.from
+                        .iter()
+                        .any(|from| !groups.together(*from, *exposed))
+                );
+            }
+        }
+    }
+}
+
+/// The tree of functions and whom a reset of each would hit.
+pub fn check_resets(topology: &Topology) {
+    let kernel = Kernel::of(topology);
+    let mut on_roots = 0;
+    for root in topology.root_buses() {
+        for function in topology.on_root_bus(root) {
+            on_roots += 1 + topology.descendants(function.sbdf()).count();
+        }
+    }
+    assert_eq!(
+        on_roots,
+        topology.functions().len(),
+        "everybody hangs somewhere once"
+    );
+    for function in topology.functions() {
+        let sbdf = function.sbdf();
+        for child in topology.children(sbdf) {
+            assert_eq!(
+                topology.upstream(child.sbdf()).map(|f| f.sbdf()),
+                Some(sbdf)
+            );
+        }
+        for bar in topology.bars(function) {
+            assert!(bar.index < 6);
+        }
+        for Reset {
+            hits, hit_ports, ..
+        } in topology.resets(&kernel, sbdf)
+        {
+            assert!(hits.contains(&sbdf), "a reset of {sbdf} hits it");
+            assert!(hit_ports.iter().all(|port| hits.contains(port)));
+            assert!(hits.is_sorted());
+            let unique: BTreeSet<&Sbdf> = hits.iter().collect();
+            assert_eq!(unique.len(), hits.len(), "nobody is hit twice");
+        }
+    }
+}

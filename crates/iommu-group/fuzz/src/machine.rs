@@ -1,0 +1,294 @@
+//! Machines made from arbitrary bytes: sensible enough to be read, broken enough to be interesting.
+
+use serde_json::{Map, Value, json};
+
+/// Most functions that a machine is given: pairs of them are looked at.
+const MOST_FUNCTIONS: usize = 24;
+
+/// Ids that Linux makes exceptions for, and some that it does not.
+const IDS: [(u16, u16); 16] = [
+    (0x1234, 0x11e8),
+    (0x1b36, 0x000c),
+    (0x8086, 0x3420),
+    (0x8086, 0x10fb), // keeps its functions apart without ACS
+    (0x8086, 0xa110), // ACS registers in doublewords
+    (0x8086, 0x9c10), // chipset port that is isolated by other means
+    (0x8086, 0x2030),
+    (0x8086, 0x0b25),
+    (0x1022, 0x7809),
+    (0x1022, 0x1480), // root complex that p2pdma trusts
+    (0x1b4b, 0x9230), // requests of another function
+    (0x1283, 0x8892), // bridge that is taken for PCI Express
+    (0x111d, 0x80b5), // broken source validation
+    (0x1a03, 0x1150), // bridge without aliases
+    (0x11f8, 0x8531), // non-transparent bridge
+    (0x10de, 0x2330),
+];
+
+const ACS_BITS: [u16; 8] = [0x00, 0x1d, 0x5f, 0x7f, 0x11, 0x15, 0x3d, 0x1f];
+
+/// Bytes that are taken one after the other; zeros when they are used up.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn next(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((first, rest)) => {
+                self.0 = rest;
+                *first
+            }
+            None => 0,
+        }
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::from(self.next()) % end.max(1)
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+}
+
+/// A configuration space that is written.
+struct Space {
+    bytes: Vec<u8>,
+    /// Where the pointer to the next capability goes.
+    pointer: usize,
+    next: usize,
+    extended: usize,
+    next_extended: usize,
+}
+
+impl Space {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; 0x300],
+            pointer: 0x34,
+            next: 0x40,
+            extended: 0,
+            next_extended: 0x100,
+        }
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn capability(&mut self, id: u8, body: &[u8]) {
+        let at = self.next;
+        self.bytes[self.pointer] = u8::try_from(at).unwrap_or(0);
+        self.put(at, &[id, 0]);
+        self.put(at + 2, body);
+        self.pointer = at + 1;
+        self.next = (at + 2 + body.len()).next_multiple_of(4);
+    }
+
+    fn extended(&mut self, id: u16, body: &[u8]) {
+        let at = self.next_extended;
+        if self.extended != 0 {
+            let pointer = u16::try_from(at << 4).unwrap_or(0) | 1;
+            self.put(self.extended + 2, &pointer.to_le_bytes());
+        }
+        self.put(at, &(u32::from(id) | 1 << 16).to_le_bytes());
+        self.put(at + 4, body);
+        self.extended = at;
+        self.next_extended = (at + 4 + body.len()).next_multiple_of(4);
+    }
+
+    fn text(&self, visible: usize) -> Value {
+        let shown = visible.min(self.bytes.len());
+        let mut text = Map::new();
+        text.insert("visible".into(), json!(visible));
+        if let Some(last) = shown.checked_sub(1) {
+            text.insert("read".into(), json!(format!("000-{last:03x}")));
+        } else {
+            text.insert("read".into(), json!(""));
+        }
+        for (row, line) in self.bytes[..shown].chunks(16).enumerate() {
+            if line.iter().any(|byte| *byte != 0) {
+                let hex: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+                text.insert(format!("{:03x}", row * 16), json!(hex));
+            }
+        }
+        Value::Object(text)
+    }
+}
+
+/// The text of a topology file with a machine that the bytes describe.
+pub fn machine(bytes: &[u8]) -> String {
+    let mut bytes = Bytes(bytes);
+    let host = host(&mut bytes);
+    let mut behind = Map::new();
+    let mut names: Vec<String> = Vec::new();
+    let mut functions = Map::new();
+    while names.len() < MOST_FUNCTIONS && !bytes.0.is_empty() {
+        let name = address(&mut bytes);
+        let function = function(&mut bytes, &names, &mut behind);
+        functions.insert(name.clone(), function);
+        names.push(name);
+    }
+    json!({
+        "format": "pci-topology",
+        "version": 1,
+        "host": host,
+        "root_buses_behind": behind,
+        "functions": functions,
+    })
+    .to_string()
+}
+
+fn host(bytes: &mut Bytes<'_>) -> Value {
+    let release = bytes.pick(&["7.2.12", "6.12.95", "7.3.4", ""]);
+    let argument = bytes.pick(&[
+        "quiet",
+        "pci=disable_acs_redir=0000:01:00.0",
+        "pci=config_acs=10111x0@pci:8086:0",
+        "pcie_acs_override=downstream,multifunction",
+        "pci=config_acs=x1x0@0000:00:01.0;disable_acs_redir=pci:0:0",
+    ]);
+    let vendor = bytes.pick(&["GenuineIntel", "AuthenticAMD"]);
+    json!({
+        "kernel_release": release,
+        "kernel_arguments": [argument],
+        "cpu": { "vendor": vendor, "family": bytes.next() },
+        "iommu": bytes.pick(&["unknown", "none", "intel", "amd", "other"]),
+    })
+}
+
+fn address(bytes: &mut Bytes<'_>) -> String {
+    let domain = bytes.pick(&[0_u32, 0, 0, 1, 0x1_0000]);
+    let (bus, devfn) = (bytes.next() % 8, bytes.next());
+    format!("{domain:04x}:{bus:02x}:{:02x}.{}", devfn >> 3, devfn & 7)
+}
+
+fn function(bytes: &mut Bytes<'_>, names: &[String], behind: &mut Map<String, Value>) -> Value {
+    let mut text = Map::new();
+    match bytes.below(8) {
+        0 => {
+            let root = bytes.pick(&["pci0000:00", "pci0000:01", "pci10000:00"]);
+            text.insert("parent".into(), json!(root));
+            if let Some(name) = some_of(bytes, names) {
+                behind.insert(root.into(), json!(name));
+            }
+        }
+        // No word on it: by bus numbers.
+        1 => {}
+        2 => {
+            text.insert("parent".into(), json!("pci0000:00"));
+        }
+        _ => {
+            let parent = match some_of(bytes, names) {
+                Some(name) => name.clone(),
+                None => address(bytes),
+            };
+            text.insert("parent".into(), json!(parent));
+        }
+    }
+    let flags = bytes.next();
+    if flags & 1 != 0
+        && let Some(physical) = some_of(bytes, names)
+    {
+        text.insert("physical_function".into(), json!(physical));
+        let (vendor, device) = bytes.pick(&IDS);
+        text.insert(
+            "known_as".into(),
+            json!({
+                "vendor": format!("{vendor:04x}"), "device": format!("{device:04x}"),
+                "subsystem_vendor": "0", "subsystem_device": "0", "class": "020000",
+            }),
+        );
+    }
+    if flags & 2 != 0 {
+        text.insert("iommu_group".into(), json!(bytes.next() % 8));
+    }
+    if flags & 4 != 0 {
+        text.insert("native_hotplug".into(), json!(true));
+    }
+    if flags & 8 != 0 {
+        let words = bytes.pick(&[
+            "flr bus",
+            "device_specific acpi pm",
+            "cxl_bus",
+            "af_flr bus pm",
+        ]);
+        text.insert("reset_methods".into(), json!(words));
+    }
+    if flags & 0x10 != 0 {
+        let (line, start) = (bytes.next() % 17, u64::from(bytes.next()) << 20);
+        let flags = bytes.pick(&["200", "14220c", "100", "10100200"]);
+        let resource = format!("{start:x}-{:x} {flags}", start + 0xfffff);
+        text.insert("resources".into(), json!({ line.to_string(): resource }));
+    }
+    text.insert("config".into(), config(bytes));
+    Value::Object(text)
+}
+
+fn some_of<'a>(bytes: &mut Bytes<'_>, names: &'a [String]) -> Option<&'a String> {
+    let index = bytes.below(names.len());
+    names.get(index)
+}
+
+fn config(bytes: &mut Bytes<'_>) -> Value {
+    let mut space = Space::new();
+    let (vendor, device) = bytes.pick(&IDS);
+    space.put(0, &vendor.to_le_bytes());
+    space.put(2, &device.to_le_bytes());
+    space.put(6, &[0x10]);
+    // None, then the types of PCI Express that there are, and one that there is not.
+    let kind = bytes.below(13);
+    let port_type = kind.checked_sub(1).and_then(|kind| u8::try_from(kind).ok());
+    let flags = bytes.next();
+    let is_bridge = matches!(port_type, Some(4..=8)) || flags & 1 != 0;
+    let multifunction = if flags & 2 != 0 { 0x80 } else { 0 };
+    space.put(0x0e, &[u8::from(is_bridge) | multifunction]);
+    if is_bridge {
+        space.put(9, &[0, 4, 6, 0]);
+        let secondary = bytes.next() % 8;
+        space.put(0x18, &[0, secondary, secondary]);
+        let window = bytes.next();
+        space.put(0x20, &[0, window, 0xf0, window.saturating_add(0x10)]);
+    } else {
+        space.put(9, &[0, bytes.pick(&[0, 1, 4]), 2, 0]);
+        space.put(0x10, &[0x04, 0, bytes.next(), 0]);
+    }
+    if let Some(port_type) = port_type {
+        let mut body = [0; 0x3a];
+        body[0] = port_type << 4 | 2;
+        body[5] = if flags & 4 != 0 { 0x10 } else { 0 };
+        body[0x0d] = bytes.next();
+        body[0x26] = if flags & 8 != 0 { 0x20 } else { 0 };
+        space.capability(0x10, &body);
+    }
+    if flags & 0x10 != 0 {
+        let (capability, control) = (bytes.pick(&ACS_BITS), bytes.pick(&ACS_BITS));
+        let mut body = [0; 12];
+        body[..2].copy_from_slice(&capability.to_le_bytes());
+        body[1] = bytes.pick(&[0, 8, 33, 0xff]);
+        body[2..4].copy_from_slice(&control.to_le_bytes());
+        body[4] = bytes.next();
+        space.extended(0x0d, &body);
+    }
+    if flags & 0x20 != 0 {
+        space.extended(0x0f, &[0x20, 0, 0, bytes.pick(&[0x80, 0])]);
+    }
+    if flags & 0x40 != 0 {
+        space.extended(0x0e, &[bytes.next(), bytes.next(), bytes.next(), 0]);
+    }
+    if flags & 0x80 != 0 {
+        let mut body = [0; 60];
+        body[8..].fill(bytes.next());
+        space.extended(0x10, &body);
+    }
+    let visible = bytes.pick(&[4096, 4096, 4096, 4096, 256, 64, 0, 0x104]);
+    match bytes.next() {
+        0xff => space.bytes.fill(0xff),
+        // One byte somewhere is wrong.
+        0xf0..=0xfe => {
+            let at = usize::from(bytes.next()) * 2 + usize::from(bytes.next() & 1);
+            space.bytes[at] = bytes.next();
+        }
+        _ => {}
+    }
+    space.text(visible)
+}
