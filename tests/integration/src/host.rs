@@ -21,7 +21,10 @@ use crate::protocol::{CHUNK_BYTES, Reply, Request};
 use crate::vm::{GUEST, Vm};
 
 /// How long a lab host may take until its agent answers.
-pub const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(90);
+
+/// How often a boot is tried: on a busy machine an emulated host now and then stops before its kernel says a word.
+const BOOT_ATTEMPTS: u32 = 3;
 
 /// How long a command may run unless it says otherwise.
 pub const COMMAND: Duration = Duration::from_secs(120);
@@ -83,16 +86,14 @@ impl Lab {
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let initramfs = dir.join("initramfs.cpio");
         initramfs::pack_host(&assets, &binaries, &initramfs, progress)?;
-        let started = Instant::now();
-        let (mut machine, socket) = Machine::start(&Boot {
+        let boot = Boot {
             assets: &assets,
             profile,
             accel,
             initramfs: &initramfs,
             dir: &dir,
-        })?;
-        let agent = Agent::new(socket, Transcript::create(&dir.join("commands.log"))?)?;
-        let kernel = wait_for_agent(&mut machine, &agent, started, progress)?;
+        };
+        let (machine, agent, kernel, boot_time) = boot_patiently(&boot, progress)?;
         progress.clear();
         // QEMU has copied it into the machine's memory.
         drop(fs::remove_file(&initramfs));
@@ -101,7 +102,7 @@ impl Lab {
             agent,
             dir,
             kernel,
-            boot_time: started.elapsed(),
+            boot_time,
             _slot: slot,
             _dir_lock: dir_lock,
         };
@@ -367,6 +368,32 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if thread::panicking() {
             self.post_mortem();
+        }
+    }
+}
+
+/// Boots, again if the host is silent for too long; the logs of an attempt that failed are kept.
+fn boot_patiently(
+    boot: &Boot<'_>,
+    progress: &Progress,
+) -> Result<(Machine, Agent, String, Duration)> {
+    let mut attempt = 1;
+    loop {
+        let started = Instant::now();
+        let (mut machine, socket) = Machine::start(boot)?;
+        let agent = Agent::new(socket, Transcript::create(&boot.dir.join("commands.log"))?)?;
+        match wait_for_agent(&mut machine, &agent, started, progress) {
+            Ok(kernel) => return Ok((machine, agent, kernel, started.elapsed())),
+            Err(error) if attempt < BOOT_ATTEMPTS && started.elapsed() >= BOOT => {
+                drop(machine);
+                progress.step(&format!("lab: {error:#}; trying again"));
+                for log in ["serial.log", "qemu.log"] {
+                    let kept = boot.dir.join(format!("boot-{attempt}-{log}"));
+                    drop(fs::rename(boot.dir.join(log), kept));
+                }
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
         }
     }
 }
