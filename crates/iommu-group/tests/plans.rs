@@ -12,10 +12,10 @@ mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use carry_out::carry_out;
+use carry_out::{as_topology, carry_out};
 use iommu_group::{
-    Goals, GroupModel, Impossible, Kernel, Objection, Plan, PlanError, PlanOptions, Route,
-    RouteWish, Sbdf, Step, Topology,
+    Goals, Impossible, Kernel, Objection, Plan, PlanError, PlanOptions, Route, RouteWish, Sbdf,
+    Step, Topology,
 };
 use machine::{Machine, bdf};
 
@@ -128,37 +128,6 @@ fn after(topology: &Topology, plan: &Plan) -> Topology {
     as_topology(&carry_out(topology, &kernel, plan))
 }
 
-/// A model as a machine that could be scanned: groups and ACS words are written into its file.
-fn as_topology(model: &GroupModel<'_>) -> Topology {
-    let mut document: serde_json::Value =
-        serde_json::from_str(&model.topology().to_fixture()).unwrap();
-    for (number, group) in model.partition().groups().iter().enumerate() {
-        for member in group {
-            document["functions"][member.to_string()]["iommu_group"] = number.into();
-        }
-    }
-    for function in model.topology().functions() {
-        let (Some(acs), Some(control)) = (
-            function.acs().registers(),
-            model.acs_control(function.sbdf()),
-        ) else {
-            continue;
-        };
-        let config = &mut document["functions"][function.sbdf().to_string()]["config"];
-        // The capability, its control word and what follows are in one line of 16 bytes.
-        let line = format!("{:03x}", acs.offset / 16 * 16);
-        let mut hex = config[&line].as_str().unwrap_or("").to_owned();
-        let at = usize::from(acs.control_offset() % 16) * 2;
-        while hex.len() < at + 4 {
-            hex.push('0');
-        }
-        let [low, high] = control.bits().to_le_bytes();
-        hex.replace_range(at..at + 4, &format!("{low:02x}{high:02x}"));
-        config[&line] = hex.into();
-    }
-    Topology::from_fixture(&document.to_string()).unwrap()
-}
-
 #[test]
 fn the_least_invasive_merge() {
     // The ports have no ACS: requests go straight as soon as the group allows it.
@@ -180,6 +149,10 @@ fn the_least_invasive_merge() {
     assert!(found.is_acceptable());
     assert_eq!(ways(&found, "03:00.0", "04:00.0").1, Route::SwitchLocal);
     assert_eq!((found.ports.len(), found.exposures.len()), (0, 0));
+    assert_eq!(
+        found.transients[0].to_string(),
+        "completion redirect off; requests stay redirected"
+    );
     let alive: Vec<_> = found.transients[0].alive.iter().map(short).collect();
     assert_eq!(alive, ["05:00.0", "06:00.0"]);
     // Those who stay are as reachable as before, and the plan says so.
@@ -993,10 +966,7 @@ fn virtual_functions_stay_where_they_are_made() {
     );
     let reasons = make(&topology, &join("03:10.0 04:00.0"), &PlanOptions::default()).unwrap_err();
     assert!(
-        matches!(
-            reasons[..],
-            [Impossible::Conflict { .. } | Impossible::CannotOpen { .. }]
-        ),
+        matches!(reasons[..], [Impossible::VirtualFunction { .. }]),
         "{reasons:?}"
     );
 }

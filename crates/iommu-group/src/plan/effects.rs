@@ -1,6 +1,7 @@
 //! What is different after a plan, and while it is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,20 @@ pub struct Transient {
     pub to: AcsBits,
     /// The devices below it that are alive meanwhile.
     pub alive: Vec<Sbdf>,
+}
+
+impl fmt::Display for Transient {
+    /// What is off, and what that means for those who are alive.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let off = self.from & !self.to;
+        f.write_str(if off.contains(AcsBits::RR) {
+            "request redirect off; nothing is alive below"
+        } else if off.contains(AcsBits::UF) {
+            "upstream forwarding off; requests that turn around there are lost for the moment"
+        } else {
+            "completion redirect off; requests stay redirected"
+        })
+    }
 }
 
 /// A function that becomes reachable without the IOMMU.

@@ -108,12 +108,12 @@ impl Workshop<'_> {
 
     fn round_at(&self, anchor: Sbdf, set: &BTreeSet<Sbdf>) -> Result<Round, Impossible> {
         // What is in the group of the anchor already stays where it is.
-        let remove: BTreeSet<Sbdf> = set
+        let moving: Vec<Sbdf> = set
             .iter()
-            .filter(|function| !self.model.together(anchor, **function))
-            .filter_map(|function| self.child_towards(anchor, *function))
+            .copied()
+            .filter(|function| !self.model.together(anchor, *function))
             .collect();
-        for function in &remove {
+        for function in &moving {
             let found = self.topology.get(*function);
             if let Some(physical) = found.and_then(Function::physical_function) {
                 return Err(Impossible::VirtualFunction {
@@ -122,6 +122,10 @@ impl Workshop<'_> {
                 });
             }
         }
+        let remove: BTreeSet<Sbdf> = moving
+            .iter()
+            .filter_map(|function| self.child_towards(anchor, *function))
+            .collect();
         let mut candidates = vec![None];
         candidates.extend(self.openings(anchor, &remove).into_iter().map(Some));
         for opening in candidates {

@@ -1,6 +1,10 @@
 //! Carrying a plan out on a model, and watching that it is safe at every moment.
 
 #![allow(dead_code, reason = "each test uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot set up its machine should stop"
+)]
 
 use std::collections::BTreeSet;
 
@@ -21,6 +25,37 @@ pub(crate) fn carry_out<'t>(
         watch.check(&format!("after step {number}, {step:?}"));
     }
     watch.finish()
+}
+
+/// A model as a machine that could be scanned: groups and ACS words are written into its file.
+pub(crate) fn as_topology(model: &GroupModel<'_>) -> Topology {
+    let mut document: serde_json::Value =
+        serde_json::from_str(&model.topology().to_fixture()).unwrap();
+    for (number, group) in model.partition().groups().iter().enumerate() {
+        for member in group {
+            document["functions"][member.to_string()]["iommu_group"] = number.into();
+        }
+    }
+    for function in model.topology().functions() {
+        let (Some(acs), Some(control)) = (
+            function.acs().registers(),
+            model.acs_control(function.sbdf()),
+        ) else {
+            continue;
+        };
+        let config = &mut document["functions"][function.sbdf().to_string()]["config"];
+        // The capability, its control word and what follows are in one line of 16 bytes.
+        let line = format!("{:03x}", acs.offset / 16 * 16);
+        let mut hex = config[&line].as_str().unwrap_or("").to_owned();
+        let at = usize::from(acs.control_offset() % 16) * 2;
+        while hex.len() < at + 4 {
+            hex.push('0');
+        }
+        let [low, high] = control.bits().to_le_bytes();
+        hex.replace_range(at..at + 4, &format!("{low:02x}{high:02x}"));
+        config[&line] = hex.into();
+    }
+    Topology::from_fixture(&document.to_string()).unwrap()
 }
 
 struct Watch<'t, 'p> {
@@ -209,6 +244,37 @@ impl<'t, 'p> Watch<'t, 'p> {
         }
     }
 
+    /// What is isolated is reached by nobody, but through ports that have nothing to stop it with.
+    fn check_isolation(&self) {
+        let fabric = Fabric::of(&self.model);
+        for to in self
+            .plan
+            .goals
+            .isolate
+            .difference(&self.plan.options.expose)
+        {
+            for from in self.alive().into_iter().filter(|from| from != to) {
+                let Some(port) = fabric
+                    .crossing(from, *to)
+                    .ingress
+                    .and_then(|at| self.topology.get(at))
+                else {
+                    continue;
+                };
+                let redirects = |port: &Function| {
+                    port.acs()
+                        .registers()
+                        .is_some_and(|acs| acs.capability.contains(AcsBits::RR))
+                };
+                let can_stop = port.port_type().is_downstream() && redirects(port);
+                let asked = self.plan.goals.acs.contains_key(&port.sbdf());
+                if can_stop && !asked {
+                    assert_ne!(fabric.reach(from, *to), Reach::Yes, "{from} reaches {to}");
+                }
+            }
+        }
+    }
+
     fn finish(self) -> GroupModel<'t> {
         assert!(self.unplugged.is_empty() || self.unplugged.is_subset(&self.plan.lost));
         for set in &self.plan.goals.join {
@@ -219,6 +285,7 @@ impl<'t, 'p> Watch<'t, 'p> {
                 );
             }
         }
+        self.check_isolation();
         for change in &self.plan.groups {
             let partition = self.model.partition();
             assert_eq!(
