@@ -21,6 +21,8 @@ pub(crate) struct Answer {
     pub(crate) body: Body,
     /// What there is to say about it, for stderr.
     pub(crate) talk: Text,
+    /// Whether what was asked for is refused.
+    pub(crate) refused: bool,
 }
 
 impl Answer {
@@ -43,6 +45,7 @@ impl Answer {
         Self {
             body,
             talk: Text::new(),
+            refused: false,
         }
     }
 
@@ -61,6 +64,12 @@ impl Answer {
                 source.from
             ));
         }
+        self
+    }
+
+    /// Says that this is a refusal.
+    pub(crate) fn refused_if(mut self, refused: bool) -> Self {
+        self.refused = refused;
         self
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use iommu_group::Sbdf;
+use iommu_group::{Policy, ResetMask, Sbdf, Scope};
 
 use crate::show::Colour;
 
@@ -61,6 +61,37 @@ pub(crate) enum Command {
         #[arg(long)]
         why: bool,
     },
+    /// Show for every pair of devices whether and how one may reach the other
+    Matrix {
+        /// Compare only these; a port stands for the devices below it
+        #[arg(value_name = "FUNCTION")]
+        functions: Vec<Sbdf>,
+        /// Between which devices P2P is allowed at all
+        #[arg(long, value_name = "POLICY", default_value = "same-group")]
+        policy: PolicyName,
+    },
+    /// Say what is between two devices, why, and what to do about it (exit 2 if it is refused)
+    Explain {
+        /// The one that starts requests
+        initiator: Sbdf,
+        /// The one that has the memory
+        target: Sbdf,
+        /// Between which devices P2P is allowed at all
+        #[arg(long, value_name = "POLICY", default_value = "same-group")]
+        policy: PolicyName,
+    },
+    /// Show whom a reset of a function would hit (exit 2 if it cannot be had)
+    ResetScope {
+        /// The function to reset
+        function: Sbdf,
+        /// Kinds that are acceptable: device-specific, acpi, flr, af-flr, pm, slot, bus, cxl-bus, joined by `+`, or func,
+        /// link, any
+        #[arg(long, value_name = "KINDS")]
+        kind: Option<ResetMask>,
+        /// Functions that you own: refuse a reset that hits others
+        #[arg(long, value_name = "FUNCTION", num_args = 1..)]
+        owned: Vec<Sbdf>,
+    },
     /// Print the machine as one file that every command reads back with --from
     Dump,
     /// Draw the machine as SVG
@@ -71,6 +102,9 @@ pub(crate) enum Command {
         /// Draw also what no peer can reach: functions without memory, empty ports
         #[arg(long)]
         all: bool,
+        /// Between which devices P2P is allowed at all
+        #[arg(long, value_name = "POLICY", default_value = "same-group")]
+        policy: PolicyName,
         /// Write to this file instead of standard output
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -82,4 +116,26 @@ pub(crate) enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// Between which devices P2P is allowed at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PolicyName {
+    /// Devices of one IOMMU group
+    SameGroup,
+    /// Devices of one virtual machine, whatever their groups
+    SameVm,
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Self {
+        let scope = match name {
+            PolicyName::SameGroup => Scope::SameGroup,
+            PolicyName::SameVm => Scope::SameVm,
+        };
+        Self {
+            scope,
+            ..Self::default()
+        }
+    }
 }

@@ -2,7 +2,10 @@
 
 mod draw;
 mod dump;
+mod explain;
 mod groups;
+pub(crate) mod matrix;
+mod reset_scope;
 mod topology;
 
 use anyhow::Result;
@@ -20,15 +23,51 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
     match &cli.command {
         Command::Topology { below, all } => {
             let request = topology::Request { below, all: *all };
-            topology::run(&load()?, &request, json)
+            topology::run(&load()?, &request, json, terminal.width)
         }
         Command::Groups { of, why } => {
             let request = groups::Request { of, why: *why };
             groups::run(&load()?, &request, json, terminal.width)
         }
+        Command::Matrix { functions, policy } => {
+            let policy = (*policy).into();
+            matrix::run(&load()?, functions, &policy, json, terminal.width)
+        }
+        Command::Explain {
+            initiator,
+            target,
+            policy,
+        } => {
+            let policy = (*policy).into();
+            explain::run(
+                &load()?,
+                [*initiator, *target],
+                &policy,
+                json,
+                terminal.width,
+            )
+        }
+        Command::ResetScope {
+            function,
+            kind,
+            owned,
+        } => {
+            let request = reset_scope::Request {
+                function: *function,
+                kind: *kind,
+                owned,
+            };
+            reset_scope::run(&load()?, &request, json, terminal.width)
+        }
         Command::Dump => Ok(dump::run(&load()?)),
-        Command::Draw { title, all, output } => {
+        Command::Draw {
+            title,
+            all,
+            policy,
+            output,
+        } => {
             let request = draw::Request {
+                policy: &(*policy).into(),
                 title: title.as_deref(),
                 all: *all,
                 output: output.as_deref(),

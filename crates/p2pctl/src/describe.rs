@@ -88,6 +88,25 @@ pub(crate) fn acs(function: &Function) -> Line {
     }
 }
 
+/// The same in few words: whether the port keeps the devices below it apart from others.
+pub(crate) fn acs_in_short(function: &Function) -> Option<(Tone, String)> {
+    Some(match function.acs() {
+        Acs::Unknown(_) if function.is_bridge() => (Tone::Warn, "ACS unknown".to_owned()),
+        Acs::Absent if function.port_type().is_downstream() => (Tone::Bad, "no ACS".to_owned()),
+        Acs::Unknown(_) | Acs::Absent => return None,
+        Acs::Known(registers) => {
+            let missing = AcsBits::REQUIRED & registers.capability & !registers.control;
+            if missing.is_empty() {
+                (Tone::Good, "ACS on".to_owned())
+            } else if missing.contains(AcsBits::RR) {
+                (Tone::Bad, "redirect off".to_owned())
+            } else {
+                (Tone::Warn, format!("{missing} off"))
+            }
+        }
+    })
+}
+
 /// The link above a function: `gen4 x16`, and `gen1/4 x16` where both ends could do more.
 pub(crate) fn link(topology: &Topology, function: &Function) -> Line {
     let of = |f: &Function| f.config().express.and_then(|e| e.link);

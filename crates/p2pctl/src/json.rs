@@ -2,4 +2,6 @@
 //! within a version, none is taken away or changes its meaning. `JSON.md` describes them.
 
 pub(crate) mod groups;
+pub(crate) mod matrix;
+pub(crate) mod reset;
 pub(crate) mod topology;

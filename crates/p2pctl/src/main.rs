@@ -8,7 +8,9 @@ mod command;
 mod describe;
 mod draw;
 mod json;
+mod leaks;
 mod names;
+mod peers;
 mod show;
 mod source;
 
@@ -24,6 +26,7 @@ use show::Terminal;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
+const REFUSED: u8 = 2;
 /// What follows below `note: `.
 const NOTE_INDENT: usize = 6;
 
@@ -69,7 +72,7 @@ fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
     let talk = talk.render(terminal.talk_colour);
     // Nobody is left to tell if stderr is gone.
     let _ = io::stderr().write_all(talk.as_bytes());
-    Ok(DONE)
+    Ok(if answer.refused { REFUSED } else { DONE })
 }
 
 fn complain(error: &anyhow::Error, terminal: &Terminal) {

@@ -29,6 +29,34 @@ impl Names {
             _ => full,
         }
     }
+
+    /// A text in which functions have their full names, with the names as they are used here.
+    pub(crate) fn shorten(self, text: &str) -> String {
+        let mut short = String::with_capacity(text.len());
+        let mut word = String::new();
+        let flush = |word: &mut String, short: &mut String| {
+            // A full stop may end the sentence, not the name.
+            let bare = word.trim_end_matches(['.', ':']);
+            match bare.parse::<Sbdf>() {
+                Ok(function) => {
+                    short.push_str(&self.of(function));
+                    short.push_str(word.get(bare.len()..).unwrap_or_default());
+                }
+                Err(_) => short.push_str(word),
+            }
+            word.clear();
+        };
+        for c in text.chars() {
+            if c.is_ascii_hexdigit() || c == ':' || c == '.' {
+                word.push(c);
+            } else {
+                flush(&mut word, &mut short);
+                short.push(c);
+            }
+        }
+        flush(&mut word, &mut short);
+        short
+    }
 }
 
 #[cfg(test)]
@@ -45,5 +73,21 @@ mod tests {
             (both.of(nic), both.of(vmd)),
             ("0000:03:00.1".into(), "10000:e1:00.0".into())
         );
+    }
+
+    #[test]
+    fn names_in_sentences_are_shortened() {
+        let nic: Sbdf = "03:00.1".parse().unwrap();
+        let names = Names::new([nic]);
+        for (long, short) in [
+            ("in the group of 0000:03:00.1.", "in the group of 03:00.1."),
+            (
+                "0000:03:00.1, because 10de:2330 is 1.5 a:b",
+                "03:00.1, because 10de:2330 is 1.5 a:b",
+            ),
+            ("(0000:03:00.1: dead beef)", "(03:00.1: dead beef)"),
+        ] {
+            assert_eq!(names.shorten(long), short);
+        }
     }
 }

@@ -4,9 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use iommu_group::{Fabric, Partition, Policy};
 
+use super::matrix::Matrix;
 use crate::answer::Answer;
 use crate::draw::picture;
+use crate::leaks;
+use crate::peers::Peers;
 use crate::show::Text;
 use crate::source::Source;
 
@@ -14,6 +18,7 @@ use crate::source::Source;
 pub(crate) struct Request<'a> {
     pub(crate) title: Option<&'a str>,
     pub(crate) all: bool,
+    pub(crate) policy: &'a Policy,
     pub(crate) output: Option<&'a Path>,
 }
 
@@ -25,11 +30,20 @@ pub(crate) fn run(source: &Source, request: &Request<'_>) -> Result<Answer> {
         (None, Some(kernel)) => format!("PCIe devices and IOMMU groups, Linux {kernel}"),
         (None, None) => "PCIe devices and IOMMU groups".to_owned(),
     };
+    let topology = &source.topology;
+    let fabric = Fabric::found(topology);
+    let groups = Partition::found(topology);
+    // A picture of many devices is still a picture; who may reach whom is then asked for with names.
+    let peers = Peers::select(source, &[]).map_or_else(|_| Vec::new(), |peers| peers.functions);
+    let matrix = Matrix::new(&fabric, &groups, request.policy, peers);
+    let warnings = leaks::sentences(topology, source.names, &fabric.leaks(&groups));
     let svg = picture::draw(&picture::Request {
-        topology: &source.topology,
+        topology,
         names: source.names,
         title: &title,
         all: request.all,
+        matrix: &matrix,
+        warnings: &warnings,
     });
     match request.output {
         None => Ok(Answer::raw(svg).about(source)),

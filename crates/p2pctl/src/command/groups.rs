@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use iommu_group::{
-    Difference, Firmware, Function, GroupId, GroupModel, Kernel, Partition, Reason, Sbdf, Topology,
+    Difference, Fabric, Firmware, Function, GroupId, GroupModel, Kernel, Partition, Reason, Sbdf,
+    Topology,
 };
 
 use crate::answer::Answer;
 use crate::describe;
 use crate::json;
+use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
@@ -55,7 +57,15 @@ pub(crate) fn run(
         )));
     }
     let reasons = request.why.then_some(&booted);
-    let answer = Answer::text(show(&groups, source.names, reasons, width)).about(source);
+    let mut text = show(&groups, source.names, reasons, width);
+    let shown: Vec<Sbdf> = match request.of {
+        [] => Vec::new(),
+        _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
+    };
+    let leaks = Fabric::found(topology).leaks(&Partition::found(topology));
+    let leaks = leaks::concerning(leaks, &shown);
+    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    let answer = Answer::text(text).about(source);
     let differences = Partition::found(topology).differences(&booted.partition);
     if differences.is_empty() || topology.needs_privilege() {
         return Ok(answer);

@@ -1,11 +1,12 @@
 //! `p2pctl topology`: the tree of functions.
 
 use anyhow::Result;
-use iommu_group::{Function, RootBus, Sbdf, Topology};
+use iommu_group::{Fabric, Function, Partition, PortType, RootBus, Sbdf, Topology};
 
 use crate::answer::Answer;
 use crate::describe;
 use crate::json;
+use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone, branches};
 use crate::source::Source;
@@ -22,12 +23,30 @@ pub(crate) struct Request<'a> {
 }
 
 /// Shows the tree.
-pub(crate) fn run(source: &Source, request: &Request<'_>, json: bool) -> Result<Answer> {
+pub(crate) fn run(
+    source: &Source,
+    request: &Request<'_>,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
     source.must_have(request.below)?;
     if json {
         return Answer::json(&json::topology::document(&source.topology, request.below));
     }
-    Ok(Answer::text(show(&source.topology, source.names, request)).about(source))
+    let topology = &source.topology;
+    let mut text = show(topology, source.names, request);
+    let shown: Vec<Sbdf> = request
+        .below
+        .iter()
+        .flat_map(|top| {
+            let below = topology.descendants(*top).map(Function::sbdf);
+            below.chain([*top])
+        })
+        .collect();
+    let leaks = Fabric::found(topology).leaks(&Partition::found(topology));
+    let leaks = leaks::concerning(leaks, &shown);
+    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    Ok(Answer::text(text).about(source))
 }
 
 /// The tree as a text.
@@ -68,15 +87,33 @@ impl Tree<'_> {
         {
             about.push(format!("node {node}"));
         }
+        if let Some(routes) = self.root_complex(root) {
+            about.push(routes.to_owned());
+        }
         if let Some(behind) = root.behind {
             about.push(format!("behind {}", self.names.of(behind)));
         }
         self.table.row(vec![
-            Line::new().strong(root),
-            Line::new().dim(about.join(", ")),
+            Line::new()
+                .strong(root)
+                .dim(format_args!("  {}", about.join(", "))),
         ]);
         let functions: Vec<&Function> = self.topology.on_root_bus(root).collect();
         self.siblings(&functions, &mut Vec::new());
+    }
+
+    /// Whether the root complex is known to route between devices, where there are any that could ask it to.
+    fn root_complex(&self, root: &RootBus) -> Option<&'static str> {
+        let port = self
+            .topology
+            .on_root_bus(root)
+            .find(|f| f.port_type() == PortType::RootPort)?;
+        let opinion = Fabric::found(self.topology).p2pdma(port.sbdf(), port.sbdf())?;
+        Some(if opinion.cpu_supports || opinion.host_bridge_listed {
+            "routes P2P"
+        } else {
+            "not known to route P2P"
+        })
     }
 
     fn siblings(&mut self, functions: &[&Function], last: &mut Vec<bool>) {

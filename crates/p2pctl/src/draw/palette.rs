@@ -1,5 +1,7 @@
 //! Colours. Group colours are tints of Okabe and Ito's set, which people with any colour vision tell apart.
 
+use crate::show::Tone;
+
 /// Fill and edge of a group.
 pub(super) type Pair = (&'static str, &'static str);
 
@@ -23,11 +25,22 @@ pub(super) const PANEL: &str = "#f3f6f9";
 pub(super) const PANEL_EDGE: &str = "#d5dde5";
 pub(super) const SWITCH: &str = "#fffdf5";
 pub(super) const SWITCH_EDGE: &str = "#b9b29b";
-pub(super) const GOOD: &str = "#00745a";
-pub(super) const WARN: &str = "#9a6300";
-pub(super) const BAD: &str = "#c0321f";
+const GOOD: &str = "#00745a";
+const WARN: &str = "#9a6300";
+const BAD: &str = "#c0321f";
 
 /// The colours of the n-th group with several members.
 pub(super) fn group(index: usize) -> Pair {
     GROUPS.get(index % GROUPS.len()).copied().unwrap_or(ALONE)
+}
+
+/// The colour of words in a tone.
+pub(super) fn ink(tone: Tone) -> &'static str {
+    match tone {
+        Tone::Plain | Tone::Strong | Tone::Name => INK,
+        Tone::Dim => FAINT,
+        Tone::Good => GOOD,
+        Tone::Warn => WARN,
+        Tone::Bad => BAD,
+    }
 }

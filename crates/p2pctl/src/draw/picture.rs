@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use iommu_group::{Acs, AcsBits, GroupId, PortType, Topology};
+use iommu_group::{GroupId, PortType, Topology};
 
 use super::layout::{BOX_HEIGHT, Layout, MARGIN, Node, Panel, ROOT_WIDTH, ROW, Root};
 use super::palette::{self, Pair};
+use super::routes::Routes;
 use super::svg::{Font, Rect, Svg};
+use crate::command::matrix::Matrix;
 use crate::describe;
 use crate::names::Names;
+use crate::show::Tone;
 
 /// What to draw.
 pub(crate) struct Request<'a> {
@@ -17,13 +20,17 @@ pub(crate) struct Request<'a> {
     pub(crate) title: &'a str,
     /// Also what has no memory to reach and no device below it.
     pub(crate) all: bool,
+    /// Verdicts to show beside the devices.
+    pub(crate) matrix: &'a Matrix,
+    /// What to warn of.
+    pub(crate) warnings: &'a [String],
 }
 
 /// Width of a character of 12 pixels, a little more than it is.
 const CHARACTER: i32 = 8;
 const SMALL_CHARACTER: i32 = 6;
 /// Columns of the legend.
-const LEGEND_STEP: i32 = 20;
+pub(super) const LEGEND_STEP: i32 = 20;
 
 /// Draws a machine.
 pub(crate) fn draw(request: &Request<'_>) -> String {
@@ -37,7 +44,8 @@ pub(crate) fn draw(request: &Request<'_>) -> String {
         endpoint_width: endpoint_width(&layout, request),
     };
     let right = layout.endpoints_x + picture.endpoint_width + 12;
-    let width = (right + MARGIN).max(700);
+    let routes = Routes::place(&layout, request, right + MARGIN);
+    let width = (routes.right() + MARGIN).max(760);
     picture.svg.text(
         MARGIN,
         34,
@@ -47,7 +55,15 @@ pub(crate) fn draw(request: &Request<'_>) -> String {
     for panel in &layout.panels {
         picture.panel(panel, right);
     }
-    let bottom = picture.legend(layout.bottom + 34);
+    routes.draw(&mut picture.svg);
+    let mut bottom = layout.bottom + 34;
+    for warning in request.warnings {
+        let font = Font::new(12, palette::ink(Tone::Bad)).bold();
+        picture.svg.text(MARGIN, bottom, font, warning);
+        bottom += LEGEND_STEP;
+    }
+    bottom = picture.legend(bottom);
+    bottom = routes.legend(&mut picture.svg, bottom);
     picture.svg.finish(width, bottom + 10, request.title)
 }
 
@@ -345,21 +361,9 @@ impl Picture<'_> {
 
 /// What there is to say about a port: its ACS.
 fn port_words(node: &Node<'_>) -> (&'static str, String) {
-    let function = node.function;
-    match function.acs() {
-        Acs::Unknown(_) => (palette::WARN, "ACS unknown".to_owned()),
-        Acs::Absent if function.port_type().is_downstream() => (palette::BAD, "no ACS".to_owned()),
-        Acs::Absent => (palette::FAINT, short(function.port_type()).to_owned()),
-        Acs::Known(registers) => {
-            let missing = AcsBits::REQUIRED & registers.capability & !registers.control;
-            if missing.is_empty() {
-                (palette::GOOD, "ACS on".to_owned())
-            } else if missing.contains(AcsBits::RR) {
-                (palette::BAD, "redirect off".to_owned())
-            } else {
-                (palette::WARN, format!("{missing} off"))
-            }
-        }
+    match describe::acs_in_short(node.function) {
+        Some((tone, words)) => (palette::ink(tone), words),
+        None => (palette::FAINT, short(node.function.port_type()).to_owned()),
     }
 }
 

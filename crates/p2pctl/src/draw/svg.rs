@@ -108,6 +108,21 @@ impl Svg {
         ));
     }
 
+    /// A text that reads upwards.
+    pub(super) fn upright(&mut self, x: i32, y: i32, font: Font, text: &str) {
+        let Font { size, colour, .. } = font;
+        let text = escaped(text);
+        self.line(format_args!(
+            "<text transform=\"translate({x},{y}) rotate(-90)\" font-size=\"{size}\" fill=\"{colour}\">{text}</text>"
+        ));
+    }
+
+    pub(super) fn circle(&mut self, x: i32, y: i32, radius: i32, fill: &str, stroke: &str) {
+        self.line(format_args!(
+            "<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\" fill=\"{fill}\" stroke=\"{stroke}\" stroke-width=\"2\"/>"
+        ));
+    }
+
     /// Everything until [`Svg::close`] shows this text under a pointer.
     pub(super) fn open(&mut self, title: &str) {
         let title = escaped(title);

@@ -222,6 +222,14 @@ impl Text {
         }
     }
 
+    pub(crate) fn blank(&mut self) {
+        self.push(Line::new());
+    }
+
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.lines.extend(other.lines);
+    }
+
     /// The text with every line broken to `width` columns.
     pub(crate) fn wrapped(&self, width: usize, indent: usize) -> Self {
         let mut text = Self::new();

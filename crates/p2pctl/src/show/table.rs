@@ -2,7 +2,7 @@
 
 use super::{Line, Text};
 
-/// Rows of cells below an optional head. The last column takes what is left of the width and is broken to it.
+/// Rows of cells below an optional head; a row of one cell runs across all columns. The last column takes what is left of the width and is broken to it.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     head: Vec<Line>,
@@ -47,6 +47,10 @@ impl Table {
         let mut text = Text::new();
         let head = (!self.head.is_empty()).then_some(&self.head);
         for row in head.into_iter().chain(&self.rows) {
+            if let [whole] = row.as_slice() {
+                text.push(whole.clone());
+                continue;
+            }
             let mut line = Line::new();
             let mut tail = Vec::new().into_iter();
             for (column, (cell, cell_width)) in row.iter().zip(&widths).enumerate() {
@@ -78,7 +82,8 @@ impl Table {
         (0..columns)
             .map(|column| {
                 let widest = |rows: &[Vec<Line>]| {
-                    let cells = rows.iter().filter_map(|row| row.get(column));
+                    let rows = rows.iter().filter(|row| row.len() > 1);
+                    let cells = rows.filter_map(|row| row.get(column));
                     cells.map(Line::width).max().unwrap_or(0)
                 };
                 match widest(&self.rows) {

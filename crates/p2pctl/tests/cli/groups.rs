@@ -18,6 +18,10 @@ GROUP  FUNCTION                         DRIVER
     5  02:01.0   switch down            pcieport
        04:00.0   NVMe 1b36:0010         nvme
     6  05:00.0   NIC 8086:10c9          igb
+
+! groups 4 and 5 are separate in Linux, but switch 01:00.0 routes between
+  03:00.0 and 04:00.0 without the IOMMU.
+  Do not give them to different tenants. p2pctl explain 03:00.0 04:00.0
 "
     );
     assert_eq!((run.status, run.stderr.as_str()), (0, ""));

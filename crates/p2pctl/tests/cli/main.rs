@@ -12,6 +12,8 @@ mod fixtures;
 mod groups;
 mod machine;
 mod machines;
+mod resets;
+mod routes;
 mod run;
 mod sources;
 mod topology;

@@ -1,0 +1,257 @@
+//! `p2pctl explain A B`: what is between two functions, why, and what to do about it.
+
+mod advice;
+mod way;
+
+use anyhow::{Result, bail};
+use iommu_group::{
+    Block, Denial, Fabric, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Policy,
+    Reason, Route, Sbdf, Topology, Verdict,
+};
+
+use super::matrix::{Cell, common_switch};
+use crate::answer::Answer;
+use crate::json;
+use crate::leaks;
+use crate::names::Names;
+use crate::show::{Line, Text, Tone};
+use crate::source::Source;
+
+/// Columns of the words that say what a line is about.
+const LABEL: usize = 10;
+
+/// Explains both directions. Refused if the first is.
+pub(crate) fn run(
+    source: &Source,
+    pair: [Sbdf; 2],
+    policy: &Policy,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
+    let [from, to] = pair;
+    source.must_have(&pair)?;
+    if from == to {
+        bail!("{from} and {to} are one function: name two");
+    }
+    let topology = &source.topology;
+    let fabric = Fabric::found(topology);
+    let groups = Partition::found(topology);
+    let there = fabric.verdict(&groups, policy, from, to);
+    let refused = !there.is_allowed();
+    if json {
+        let functions = [from, to];
+        let leaks = leaks_between(&fabric, &groups, pair);
+        let document = json::matrix::explanation(&fabric, &groups, policy, &functions, &leaks);
+        return Ok(Answer::json(&document)?.refused_if(refused));
+    }
+    let explanation = Explanation {
+        topology,
+        names: source.names,
+        fabric: &fabric,
+        groups: &groups,
+        width,
+    };
+    let mut text = explanation.direction(from, to, &there);
+    let back = fabric.verdict(&groups, policy, to, from);
+    text.blank();
+    if same(&there, &back) {
+        text.push(
+            explanation
+                .answer(to, from, &back)
+                .dim(", for the same reasons"),
+        );
+    } else {
+        text.extend(explanation.direction(to, from, &back));
+    }
+    let leaks = leaks_between(&fabric, &groups, pair);
+    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    Ok(Answer::text(text).about(source).refused_if(refused))
+}
+
+/// The leaks by which one of the two reaches the other.
+fn leaks_between(
+    fabric: &Fabric<'_>,
+    groups: &Partition,
+    [a, b]: [Sbdf; 2],
+) -> Vec<iommu_group::Leak> {
+    let mut leaks = fabric.leaks(groups);
+    leaks.retain(|leak| {
+        let has = |from, to| leak.from.contains(&from) && leak.exposed.contains(&to);
+        has(a, b) || has(b, a)
+    });
+    for leak in &mut leaks {
+        leak.from.retain(|f| *f == a || *f == b);
+        leak.exposed.retain(|f| *f == a || *f == b);
+    }
+    leaks
+}
+
+/// Whether two verdicts of opposite directions need not be told apart.
+fn same(there: &Verdict, back: &Verdict) -> bool {
+    let kinds = |verdict: &Verdict| match verdict {
+        Verdict::Allowed { route, .. } => vec![format!("{route:?}")],
+        Verdict::Denied { reasons } => reasons
+            .iter()
+            .map(|reason| match reason {
+                Denial::DifferentGroups { .. } => "groups".to_owned(),
+                Denial::Route(Block::RootComplex { .. }) => "root complex".to_owned(),
+                Denial::Route(Block::Unreadable { .. }) => "unreadable".to_owned(),
+                other => format!("{other:?}"),
+            })
+            .collect(),
+    };
+    kinds(there) == kinds(back)
+}
+
+struct Explanation<'a> {
+    topology: &'a Topology,
+    names: Names,
+    fabric: &'a Fabric<'a>,
+    groups: &'a Partition,
+    width: usize,
+}
+
+impl Explanation<'_> {
+    fn of(&self, sbdf: Sbdf) -> String {
+        self.names.of(sbdf)
+    }
+
+    fn direction(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Text {
+        let crossing = self.fabric.crossing(from, to);
+        let mut text = Text::new();
+        text.push(self.answer(from, to, verdict));
+        text.blank();
+        self.section(&mut text, "group", self.group_lines(from, to));
+        self.section(&mut text, "way", vec![self.way(from, to, &crossing)]);
+        self.section(&mut text, "hardware", self.hardware(from, to, &crossing));
+        let others = self.other_reasons(verdict);
+        self.section(&mut text, "also", others);
+        let readable = !matches!(crossing.route, Route::Blocked(Block::Unreadable { .. }));
+        if let Some(p2pdma) = self.fabric.p2pdma(to, from).filter(|_| readable) {
+            self.section(&mut text, "kernel", vec![kernel(&p2pdma)]);
+        }
+        self.section(&mut text, "so", self.advice(from, to, verdict));
+        text
+    }
+
+    /// The first line: who to whom, and whether.
+    fn answer(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Line {
+        let common = common_switch(self.fabric, from, to).is_some();
+        let cell = Cell::of(verdict, common);
+        let words = match (verdict, cell) {
+            (Verdict::Allowed { .. }, cell) => cell.meaning(),
+            (Verdict::Denied { .. }, Cell::Unknown) => "unknown",
+            (Verdict::Denied { .. }, _) => "refused",
+        };
+        Line::new()
+            .strong(format_args!("{} → {}: ", self.of(from), self.of(to)))
+            .toned(cell.tone(), words)
+    }
+
+    fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
+        for (index, line) in lines.into_iter().enumerate() {
+            let label = if index == 0 { label } else { "" };
+            let line = Line::new()
+                .plain("  ")
+                .dim(format_args!("{label:LABEL$}"))
+                .then(&line);
+            text.push_wrapped(&line, self.width, LABEL + 2);
+        }
+    }
+
+    fn group_lines(&self, from: Sbdf, to: Sbdf) -> Vec<Line> {
+        let number = |sbdf| {
+            self.topology
+                .get(sbdf)
+                .and_then(iommu_group::Function::group)
+        };
+        let (a, b) = (number(from), number(to));
+        match (a, b) {
+            (Some(a), Some(b)) if a == b => {
+                let others = self
+                    .groups
+                    .group_of(from)
+                    .map_or(0, <[Sbdf]>::len)
+                    .saturating_sub(2);
+                let others = match others {
+                    0 => String::new(),
+                    1 => ", with 1 other function".to_owned(),
+                    count => format!(", with {count} other functions"),
+                };
+                vec![
+                    Line::new()
+                        .plain("both are in ")
+                        .toned(Tone::Name, format_args!("group {a}"))
+                        .plain(others),
+                ]
+            }
+            (Some(a), Some(b)) => {
+                let mut lines = vec![
+                    Line::new()
+                        .plain(format_args!("{} is in ", self.of(from)))
+                        .toned(Tone::Name, format_args!("group {a}"))
+                        .plain(format_args!(", {} in ", self.of(to)))
+                        .toned(Tone::Name, format_args!("group {b}")),
+                ];
+                lines.extend(self.reasons(from, to));
+                lines
+            }
+            (a, b) => [(from, a), (to, b)]
+                .into_iter()
+                .filter(|(_, group)| group.is_none())
+                .map(|(sbdf, _)| {
+                    format!("{} has no IOMMU group: no IOMMU guards it", self.of(sbdf)).into()
+                })
+                .collect(),
+        }
+    }
+
+    /// Why two functions in different groups are where they are.
+    fn reasons(&self, from: Sbdf, to: Sbdf) -> Vec<Line> {
+        let kernel = Kernel::of(self.topology);
+        let booted = GroupModel::booted(self.topology, &kernel, Firmware::Cleared);
+        [from, to]
+            .into_iter()
+            .filter_map(|sbdf| Some((sbdf, booted.reason(sbdf)?)))
+            .map(|(sbdf, reason)| match reason {
+                // Said in one word by the number of the group.
+                Reason::New => format!(
+                    "{}: all ports above it have the ACS that Linux asks for",
+                    self.of(sbdf)
+                )
+                .into(),
+                reason => format!(
+                    "{}: {}",
+                    self.of(sbdf),
+                    self.names.shorten(&reason.to_string())
+                )
+                .into(),
+            })
+            .collect()
+    }
+
+    /// Reasons for a refusal that are neither groups nor routes.
+    fn other_reasons(&self, verdict: &Verdict) -> Vec<Line> {
+        let Verdict::Denied { reasons } = verdict else {
+            return Vec::new();
+        };
+        reasons
+            .iter()
+            .filter(|reason| matches!(reason, Denial::Role { .. } | Denial::NoMemory { .. }))
+            .map(|reason| self.names.shorten(&reason.to_string()).into())
+            .collect()
+    }
+}
+
+/// What the kernel's own P2P code would do, which does not bind virtual machines.
+fn kernel(p2pdma: &P2pDma) -> Line {
+    let words = match p2pdma.mapping {
+        P2pMapping::BusAddress => "by bus address",
+        P2pMapping::ThroughHostBridge => "through the host bridge",
+        P2pMapping::NotSupported => "not supported",
+    };
+    Line::new().dim(format_args!(
+        "p2pdma, for this kernel's own drivers: {words} (distance {})",
+        p2pdma.distance
+    ))
+}

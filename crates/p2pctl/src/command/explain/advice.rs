@@ -1,0 +1,186 @@
+//! What to do about a verdict.
+
+use std::ops::RangeInclusive;
+
+use iommu_group::{Block, Denial, MemoryHole, Placement, Sbdf, Verdict};
+
+use super::Explanation;
+use crate::command::matrix::{Cell, common_switch};
+use crate::describe;
+use crate::show::Line;
+
+impl Explanation<'_> {
+    /// What it takes, or what would change the verdict.
+    pub(super) fn advice(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Vec<Line> {
+        match verdict {
+            Verdict::Allowed {
+                placement: Placement::AtBusAddress,
+                ..
+            } => {
+                let mut lines = vec![
+                    format!(
+                        "the guest must see {} at its bus addresses: {}",
+                        self.of(to),
+                        self.bars(to)
+                    )
+                    .into(),
+                ];
+                let holes = self.fabric.memory_holes(from);
+                let holes: Vec<String> = merged(&holes)
+                    .iter()
+                    .map(|range| format!("{:#x}–{:#x}", range.start(), range.end()))
+                    .collect();
+                if !holes.is_empty() {
+                    lines.push(
+                        format!(
+                            "guest memory must keep clear of the windows of that switch: {}",
+                            holes.join(", ")
+                        )
+                        .into(),
+                    );
+                }
+                lines
+            }
+            Verdict::Allowed {
+                placement: Placement::Anywhere,
+                ..
+            } => {
+                vec![
+                    format!(
+                        "the guest may see {} at any address: the IOMMU maps it",
+                        self.of(to)
+                    )
+                    .into(),
+                ]
+            }
+            Verdict::Denied { reasons } => self.way_out(from, to, reasons),
+        }
+    }
+
+    fn way_out(&self, from: Sbdf, to: Sbdf, reasons: &[Denial]) -> Vec<Line> {
+        let (a, b) = (self.of(from), self.of(to));
+        let switch = common_switch(self.fabric, from, to).is_some();
+        let command = |text: String| Line::new().strong(text);
+        let groups = reasons
+            .iter()
+            .any(|r| matches!(r, Denial::DifferentGroups { .. }));
+        let cell = Cell::of(
+            &Verdict::Denied {
+                reasons: reasons.to_vec(),
+            },
+            switch,
+        );
+        match cell {
+            Cell::Unknown => vec!["run as root: what decides is out of sight".into()],
+            Cell::NoGroup => vec![
+                "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel".into(),
+            ],
+            Cell::NoMemory => vec![
+                format!("try the other way round: {b} may be able to reach {a}").into(),
+            ],
+            Cell::Groups => vec![
+                Line::new()
+                    .plain("P2P needs one group: ")
+                    .then(&command(format!("p2pctl plan --join {a} {b}"))),
+            ],
+            Cell::GroupsApart => vec![
+                "no switch is above both, so they cannot be joined at run time".into(),
+                Line::new()
+                    .plain("the route through the IOMMU exists; who accepts two groups may use it: ")
+                    .then(&command(format!("p2pctl explain --policy same-vm {a} {b}"))),
+            ],
+            Cell::Redirected => vec![
+                Line::new()
+                    .plain("let the switch carry it: ")
+                    .then(&command(format!("p2pctl plan --join {a} {b} --route direct"))),
+            ],
+            Cell::RootComplex if groups => vec![
+                "no switch is above both, so they cannot be joined at run time, and this root complex is not known to \
+                 route between them: put both cards below one switch"
+                    .into(),
+            ],
+            Cell::RootComplex => vec![
+                "put both cards below one switch, or use a host whose root complex is known to route".into(),
+            ],
+            Cell::Blocked => reasons.iter().filter_map(blocked_way_out).map(Line::from).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn bars(&self, to: Sbdf) -> String {
+        let Some(function) = self.topology.get(to) else {
+            return String::new();
+        };
+        let bars: Vec<String> = self
+            .topology
+            .bars(function)
+            .iter()
+            .filter(|bar| bar.is_memory())
+            .map(|bar| {
+                let address = bar
+                    .bus_address
+                    .map_or("unassigned".to_owned(), |address| format!("{address:#x}"));
+                format!(
+                    "BAR{} {address} ({})",
+                    bar.index,
+                    describe::size(bar.size_bytes)
+                )
+            })
+            .collect();
+        bars.join(", ")
+    }
+}
+
+/// What to do about a block that no plan changes.
+fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
+    let Denial::Route(block) = denial else {
+        return None;
+    };
+    match block {
+        Block::PciBridge { .. } => {
+            Some("conventional PCI takes no part in P2P: use PCI Express cards below one switch")
+        }
+        Block::ProvidedBus { .. } => Some(
+            "have the firmware switch that off, so that the devices behind it stand on their own",
+        ),
+        _ => None,
+    }
+}
+
+/// The addresses of all holes, in as few ranges as possible.
+fn merged(holes: &[MemoryHole]) -> Vec<RangeInclusive<u64>> {
+    let mut ranges: Vec<RangeInclusive<u64>> =
+        holes.iter().map(|hole| hole.range.clone()).collect();
+    ranges.sort_by_key(|range| *range.start());
+    let mut merged: Vec<RangeInclusive<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if *range.start() <= last.end().saturating_add(1) => {
+                let end = *last.end().max(range.end());
+                *last = *last.start()..=end;
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_inside_windows_are_one() {
+        let hole = |range| MemoryHole {
+            range,
+            port: Sbdf::from_devfn(0, 0, 0),
+        };
+        let holes = [
+            hole(0x3000..=0x3fff),
+            hole(0..=0xfff),
+            hole(0x1000..=0x1fff),
+            hole(0x3000..=0x30ff),
+        ];
+        assert_eq!(merged(&holes), [0..=0x1fff, 0x3000..=0x3fff]);
+    }
+}

@@ -1,0 +1,315 @@
+//! `p2pctl matrix`: every pair at a glance.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use iommu_group::{
+    Block, Denial, Fabric, Partition, Policy, PortType, Route, Sbdf, Topology, Verdict,
+};
+
+use crate::answer::Answer;
+use crate::describe;
+use crate::json;
+use crate::leaks;
+use crate::names::Names;
+use crate::peers::Peers;
+use crate::show::{Line, Text, Tone};
+use crate::source::Source;
+
+/// What a cell of the matrix says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cell {
+    /// The function itself.
+    Itself,
+    /// Allowed, straight across the switch.
+    Direct,
+    /// Allowed, straight across the switch by translated addresses.
+    DirectTranslated,
+    /// Allowed, through the IOMMU.
+    ThroughIommu,
+    /// Only the groups are in the way, or the groups and a switch that redirects: a plan can change both.
+    Groups,
+    /// Only the groups are in the way, but no switch is above both: a plan cannot change that.
+    GroupsApart,
+    /// One group, but the switch sends requests up to a root complex that is not known to send them back.
+    Redirected,
+    /// Only through root complexes that are not known to route.
+    RootComplex,
+    /// No IOMMU group.
+    NoGroup,
+    /// The receiver has no memory.
+    NoMemory,
+    /// Something else is in the way.
+    Blocked,
+    /// Part of the way could not be read.
+    Unknown,
+}
+
+impl Cell {
+    /// What to show for a verdict. `common` is whether both are below one switch.
+    pub(crate) fn of(verdict: &Verdict, common: bool) -> Self {
+        let reasons = match verdict {
+            Verdict::Allowed { route, .. } => {
+                return match route {
+                    Route::SwitchLocal => Self::Direct,
+                    Route::SwitchLocalTranslated => Self::DirectTranslated,
+                    Route::HostBridge => Self::ThroughIommu,
+                    Route::Blocked(_) => Self::Blocked,
+                };
+            }
+            Verdict::Denied { reasons } => reasons,
+        };
+        let worst = reasons.iter().map(|reason| Self::of_denial(reason, common));
+        let groups = reasons
+            .iter()
+            .any(|r| matches!(r, Denial::DifferentGroups { .. }));
+        match worst.max() {
+            Some(Self::Redirected) if groups => Self::Groups,
+            Some(Self::Groups) if !common => Self::GroupsApart,
+            Some(cell) => cell,
+            None => Self::Blocked,
+        }
+    }
+
+    fn of_denial(denial: &Denial, common: bool) -> Self {
+        match denial {
+            Denial::DifferentGroups { .. } => Self::Groups,
+            Denial::NoGroup { .. } => Self::NoGroup,
+            Denial::NoMemory { .. } => Self::NoMemory,
+            Denial::Route(Block::Unreadable { .. }) => Self::Unknown,
+            Denial::Route(Block::RootComplex { .. }) if common => Self::Redirected,
+            Denial::Route(Block::RootComplex { .. }) => Self::RootComplex,
+            Denial::Role { .. } | Denial::Route(_) => Self::Blocked,
+        }
+    }
+
+    pub(crate) fn sign(self) -> char {
+        match self {
+            Self::Itself => '·',
+            Self::Direct => '●',
+            Self::DirectTranslated => '◐',
+            Self::ThroughIommu => '○',
+            Self::Groups => 'g',
+            Self::GroupsApart => 'i',
+            Self::Redirected => 'r',
+            Self::RootComplex => 'h',
+            Self::NoGroup => 'n',
+            Self::NoMemory => 'm',
+            Self::Blocked => 'x',
+            Self::Unknown => '?',
+        }
+    }
+
+    pub(crate) fn tone(self) -> Tone {
+        match self {
+            Self::Itself => Tone::Dim,
+            Self::Direct | Self::DirectTranslated | Self::ThroughIommu => Tone::Good,
+            Self::Groups | Self::GroupsApart | Self::Redirected | Self::Unknown => Tone::Warn,
+            Self::RootComplex | Self::NoGroup | Self::NoMemory | Self::Blocked => Tone::Bad,
+        }
+    }
+
+    /// What the sign means, and what to do about it.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Self::Itself => "",
+            Self::Direct => "allowed, direct in the switch",
+            Self::DirectTranslated => "allowed, direct in the switch by translated addresses (ATS)",
+            Self::ThroughIommu => "allowed, through the IOMMU",
+            Self::Groups => "refused: different IOMMU groups (p2pctl plan --join A B)",
+            Self::GroupsApart => {
+                "refused: different IOMMU groups, and no switch above both to join them; the IOMMU \
+                 would route it (--policy same-vm allows that)"
+            }
+            Self::Redirected => {
+                "refused: the switch redirects to a root complex that is not known to route P2P \
+                 (p2pctl plan --join A B)"
+            }
+            Self::RootComplex => {
+                "refused: only through a root complex that is not known to route P2P"
+            }
+            Self::NoGroup => "refused: no IOMMU group, so no IOMMU guards it",
+            Self::NoMemory => "refused: the receiver has no memory BAR",
+            Self::Blocked => "refused: something is in the way (p2pctl explain A B)",
+            Self::Unknown => "unknown: run as root",
+        }
+    }
+}
+
+/// All pairs.
+pub(crate) struct Matrix {
+    pub(crate) functions: Vec<Sbdf>,
+    /// For each function as the initiator, a cell for each as the target.
+    pub(crate) cells: Vec<Vec<Cell>>,
+}
+
+impl Matrix {
+    /// Compares every function with every other.
+    pub(crate) fn new(
+        fabric: &Fabric<'_>,
+        groups: &Partition,
+        policy: &Policy,
+        functions: Vec<Sbdf>,
+    ) -> Self {
+        let cell = |from: Sbdf, to: Sbdf| {
+            if from == to {
+                return Cell::Itself;
+            }
+            let verdict = fabric.verdict(groups, policy, from, to);
+            Cell::of(&verdict, common_switch(fabric, from, to).is_some())
+        };
+        let cells = functions
+            .iter()
+            .map(|from| functions.iter().map(|to| cell(*from, *to)).collect())
+            .collect();
+        Self { functions, cells }
+    }
+
+    /// The signs in use, what is allowed first.
+    pub(crate) fn used(&self) -> Vec<Cell> {
+        let mut counts: BTreeMap<Cell, usize> = BTreeMap::new();
+        for cell in self.cells.iter().flatten().filter(|c| **c != Cell::Itself) {
+            *counts.entry(*cell).or_default() += 1;
+        }
+        counts.into_keys().collect()
+    }
+}
+
+/// The upstream port of the lowest switch above both.
+pub(crate) fn common_switch(fabric: &Fabric<'_>, from: Sbdf, to: Sbdf) -> Option<Sbdf> {
+    let common = fabric.topology().get(fabric.crossing(from, to).common?)?;
+    (common.port_type() == PortType::SwitchUpstream).then(|| common.sbdf())
+}
+
+/// Shows the matrix.
+pub(crate) fn run(
+    source: &Source,
+    named: &[Sbdf],
+    policy: &Policy,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
+    let topology = &source.topology;
+    let peers = Peers::select(source, named)?;
+    let fabric = Fabric::found(topology);
+    let groups = Partition::found(topology);
+    let leaks = fabric.leaks(&groups);
+    if json {
+        let document = json::matrix::document(&fabric, &groups, policy, &peers.functions, &leaks);
+        return Answer::json(&document);
+    }
+    let matrix = Matrix::new(&fabric, &groups, policy, peers.functions);
+    let mut text = Text::new();
+    if matrix.functions.is_empty() {
+        return Ok(Answer::text(text).note("no function here has memory that a peer could reach"));
+    }
+    text.extend(table(topology, source.names, &matrix, width));
+    text.blank();
+    text.extend(legend(&matrix, width));
+    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    let answer = Answer::text(text).about(source);
+    Ok(match peers.left_out {
+        0 => answer,
+        count => answer.note(format_args!(
+            "{count} virtual or conventional functions are left out: name those that matter"
+        )),
+    })
+}
+
+/// The table: with names above the columns if that fits, else with numbers.
+fn table(topology: &Topology, names: Names, matrix: &Matrix, width: usize) -> Text {
+    let labels: Vec<String> = matrix.functions.iter().map(|f| names.of(*f)).collect();
+    let widest = labels.iter().map(String::len).max().unwrap_or(0);
+    if (widest + 2) * (labels.len() + 1) <= width {
+        return named(&labels, widest, matrix);
+    }
+    let described: Vec<String> = labels
+        .iter()
+        .zip(&matrix.functions)
+        .map(|(label, sbdf)| {
+            let what = topology.get(*sbdf).map(describe::what).unwrap_or_default();
+            format!("{label:widest$}  {what}")
+        })
+        .collect();
+    let room = width.saturating_sub(4 + 2 * labels.len());
+    if described.iter().all(|label| label.chars().count() <= room) {
+        numbered(&described, matrix)
+    } else {
+        numbered(&labels, matrix)
+    }
+}
+
+fn named(labels: &[String], widest: usize, matrix: &Matrix) -> Text {
+    let mut text = Text::new();
+    let head = labels.iter().fold(Line::new().pad(widest), |line, label| {
+        line.dim(format_args!("  {label:>widest$}"))
+    });
+    text.push(head);
+    for (label, cells) in labels.iter().zip(&matrix.cells) {
+        let mut line = Line::new().plain(format_args!("{label:widest$}"));
+        for cell in cells {
+            // The sign stands below the middle of the name.
+            let before = 2 + widest / 2;
+            let after = widest - widest / 2 - 1;
+            line = line
+                .plain(" ".repeat(before))
+                .toned(cell.tone(), cell.sign())
+                .plain(" ".repeat(after));
+        }
+        text.push(line);
+    }
+    text
+}
+
+fn numbered(labels: &[String], matrix: &Matrix) -> Text {
+    let mut text = Text::new();
+    let widest = labels.iter().map(|l| l.chars().count()).max().unwrap_or(0);
+    let count = labels.len();
+    let mut head = Vec::new();
+    if count >= 100 {
+        head.push(100);
+    }
+    if count >= 10 {
+        head.push(10);
+    }
+    head.push(1);
+    for unit in head {
+        let mut line = Line::new().pad(widest + 5);
+        for number in 1..=count {
+            let digit = if number >= unit {
+                ((number / unit) % 10).to_string()
+            } else {
+                " ".to_owned()
+            };
+            line = line.dim(format_args!(" {digit}"));
+        }
+        text.push(line);
+    }
+    for ((label, cells), number) in labels.iter().zip(&matrix.cells).zip(1..) {
+        let mut line = Line::new()
+            .dim(format_args!("{number:>3}"))
+            .plain(format_args!("  {label:widest$}"));
+        for cell in cells {
+            line = line.plain(" ").toned(cell.tone(), cell.sign());
+        }
+        text.push(line);
+    }
+    text
+}
+
+fn legend(matrix: &Matrix, width: usize) -> Text {
+    let mut text = Text::new();
+    text.push_wrapped(
+        &Line::new().dim("rows reach for columns: who starts the request is at the left"),
+        width,
+        0,
+    );
+    for cell in matrix.used() {
+        let line = Line::new()
+            .toned(cell.tone(), cell.sign())
+            .plain("  ")
+            .plain(cell.meaning());
+        text.push_wrapped(&line, width, 3);
+    }
+    text
+}

@@ -1,0 +1,246 @@
+//! `p2pctl reset-scope`: whom a reset would hit.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use iommu_group::{Kernel, Reset, ResetMask, Sbdf, Topology};
+
+use crate::answer::Answer;
+use crate::describe;
+use crate::json;
+use crate::names::Names;
+use crate::show::{Line, Table, Text, Tone};
+use crate::source::Source;
+
+/// Which reset of which function, and who wants it.
+pub(crate) struct Request<'a> {
+    pub(crate) function: Sbdf,
+    /// The kinds that are acceptable; all are listed if there is none.
+    pub(crate) kind: Option<ResetMask>,
+    /// The functions that the caller has.
+    pub(crate) owned: &'a [Sbdf],
+}
+
+/// Shows the resets of a function, or the one that would be chosen. Refused if there is none, or if it hits what the
+/// caller does not own.
+pub(crate) fn run(
+    source: &Source,
+    request: &Request<'_>,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
+    source.must_have(&[request.function])?;
+    source.must_have(request.owned)?;
+    let topology = &source.topology;
+    let kernel = Kernel::of(topology);
+    let all = topology.resets(&kernel, request.function);
+    let chosen = topology.choose_reset(
+        &kernel,
+        request.function,
+        request.kind.unwrap_or(ResetMask::ANY),
+    );
+    let owned: BTreeSet<Sbdf> = request
+        .owned
+        .iter()
+        .copied()
+        .chain([request.function])
+        .collect();
+    let foreign: Vec<Sbdf> = chosen
+        .iter()
+        .flat_map(|reset| reset.not_owned(&owned))
+        .collect();
+    let asked = request.kind.is_some() || !request.owned.is_empty();
+    let refused = chosen.is_none() || (!request.owned.is_empty() && !foreign.is_empty());
+    if json {
+        let document = json::reset::document(request.function, &all, chosen.as_ref(), &foreign);
+        return Ok(Answer::json(&document)?.refused_if(refused));
+    }
+    let view = View {
+        topology,
+        names: source.names,
+        width,
+    };
+    let text = match &chosen {
+        None => view.none(request, &all),
+        Some(chosen) if asked => view.one(request, chosen, &foreign),
+        Some(chosen) => view.all(request.function, &all, chosen),
+    };
+    Ok(Answer::text(text).about(source).refused_if(refused))
+}
+
+struct View<'a> {
+    topology: &'a Topology,
+    names: Names,
+    width: usize,
+}
+
+impl View<'_> {
+    fn list(&self, functions: &[Sbdf]) -> String {
+        const FEW: usize = 8;
+        let mut words: Vec<String> = functions
+            .iter()
+            .take(FEW)
+            .map(|f| self.names.of(*f))
+            .collect();
+        if functions.len() > FEW {
+            words.push(format!("and {} more", functions.len() - FEW));
+        }
+        words.join(" ")
+    }
+
+    /// Every kind that there is; the one that Linux would choose first is marked.
+    fn all(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
+        let mut table = Table::new(["", "KIND", "BY", "HITS"]);
+        for reset in all {
+            let first = chosen.resets_function && reset.kind == chosen.kind;
+            table.row(vec![
+                if first {
+                    Line::new().toned(Tone::Good, "→")
+                } else {
+                    Line::new()
+                },
+                reset.kind.to_string().into(),
+                reset
+                    .port
+                    .map_or_else(|| "itself".to_owned(), |port| self.names.of(port))
+                    .into(),
+                if reset.hits == [function] {
+                    Line::new().toned(Tone::Good, "this function alone")
+                } else {
+                    self.list(&reset.hits).into()
+                },
+            ]);
+        }
+        let mut text = table.render(self.width);
+        text.blank();
+        let name = self.names.of(function);
+        let line = if chosen.resets_function {
+            format!("→ is what a reset of {name} alone would use; the others have to be asked for")
+        } else {
+            format!("no reset hits {name} alone: whoever resets it must own all that is hit")
+        };
+        text.push_wrapped(&Line::new().dim(line), self.width, 2);
+        text
+    }
+
+    /// The one that would be chosen, and everybody it hits.
+    fn one(&self, request: &Request<'_>, chosen: &Reset, foreign: &[Sbdf]) -> Text {
+        let mut text = Text::new();
+        let by = chosen
+            .port
+            .map_or_else(String::new, |port| format!(" by {}", self.names.of(port)));
+        let function = self.names.of(request.function);
+        let head = Line::new().strong(format_args!("{function}: "));
+        let reset = format!("{} reset{by}", chosen.kind);
+        let refused = !request.owned.is_empty() && !foreign.is_empty();
+        if chosen.hits == [request.function] {
+            text.push(
+                head.plain(reset)
+                    .toned(Tone::Good, " hits this function alone"),
+            );
+            return text;
+        }
+        text.push(if refused {
+            head.toned(Tone::Bad, "refused").plain(format_args!(
+                ", a {reset} hits {}",
+                count(
+                    foreign.len(),
+                    "function that is not yours",
+                    "functions that are not yours"
+                )
+            ))
+        } else {
+            head.plain(reset).toned(
+                Tone::Warn,
+                format_args!(" hits {} functions", chosen.hits.len()),
+            )
+        });
+        text.blank();
+        let mut table = Table::new(["", "FUNCTION", "", "GROUP", "DRIVER", ""]);
+        for sbdf in &chosen.hits {
+            let Some(function) = self.topology.get(*sbdf) else {
+                continue;
+            };
+            let group = function
+                .group()
+                .map(|g| format!("g{g}"))
+                .unwrap_or_default();
+            let owned = request.owned.is_empty() || !foreign.contains(sbdf);
+            table.row(vec![
+                "  ".into(),
+                self.names.of(*sbdf).into(),
+                describe::what(function).into(),
+                Line::new().toned(Tone::Name, group),
+                function.driver().unwrap_or_default().into(),
+                if owned {
+                    Line::new()
+                } else {
+                    Line::new().toned(Tone::Bad, "not yours")
+                },
+            ]);
+        }
+        text.extend(table.render(self.width));
+        text.blank();
+        let advice = if refused {
+            format!("own all that is hit, or ask for another kind: p2pctl reset-scope {function}")
+        } else if foreign.is_empty() {
+            "all of them are yours".to_owned()
+        } else {
+            "whoever asks for it must own all of them (--owned says whom you own)".to_owned()
+        };
+        text.push_wrapped(&Line::from(advice), self.width, 2);
+        if !chosen.hit_ports.is_empty() {
+            let ports = self.list(&chosen.hit_ports);
+            let line = format!(
+                "ACS of {ports} is reset too: Linux then sets its defaults, whatever was set before"
+            );
+            text.push_wrapped(&Line::new().toned(Tone::Warn, line), self.width, 2);
+        }
+        text
+    }
+
+    /// There is no such reset.
+    fn none(&self, request: &Request<'_>, all: &[Reset]) -> Text {
+        let mut text = Text::new();
+        let function = self.names.of(request.function);
+        let kinds: Vec<String> = all.iter().map(|reset| reset.kind.to_string()).collect();
+        let line = Line::new()
+            .strong(format_args!("{function}: "))
+            .toned(Tone::Bad, "refused");
+        match request.kind {
+            Some(mask) if !kinds.is_empty() => {
+                text.push(line.plain(format_args!(
+                    ", it has no reset of kind {}",
+                    kinds_in_short(mask)
+                )));
+                text.push(format!(
+                    "  it has {}: p2pctl reset-scope {function}",
+                    kinds.join(", ")
+                ));
+            }
+            _ => {
+                text.push(line.plain(", it cannot be reset"));
+                text.push("  a power cycle of the machine is the only reset it has");
+            }
+        }
+        text
+    }
+}
+
+fn count(count: usize, one: &str, several: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {several}"),
+    }
+}
+
+/// The name of a set of kinds, or its members.
+fn kinds_in_short(mask: ResetMask) -> String {
+    if mask == ResetMask::FUNC {
+        "func".to_owned()
+    } else if mask == ResetMask::LINK {
+        "link".to_owned()
+    } else {
+        mask.to_string()
+    }
+}

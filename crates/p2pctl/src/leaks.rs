@@ -1,0 +1,165 @@
+//! The warning that groups promise more than the hardware keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iommu_group::{GroupId, Leak, Sbdf, Topology};
+
+use crate::names::Names;
+use crate::show::{Line, Text, Tone};
+
+/// Names of more functions are not listed.
+const FEW: usize = 8;
+
+/// What one switch lets through.
+struct Hole {
+    switch: Sbdf,
+    ways: Vec<Way>,
+}
+
+/// Who reaches whom.
+struct Way {
+    from: Vec<Sbdf>,
+    /// Empty if those in `from` reach each other.
+    to: Vec<Sbdf>,
+}
+
+/// The leaks that lead from or to these functions, or all leaks if none is named.
+pub(crate) fn concerning(mut leaks: Vec<Leak>, functions: &[Sbdf]) -> Vec<Leak> {
+    if !functions.is_empty() {
+        leaks.retain(|leak| {
+            let mut ends = leak.from.iter().chain(&leak.exposed);
+            ends.any(|end| functions.contains(end))
+        });
+    }
+    leaks
+}
+
+/// A warning for every switch that routes between groups without the IOMMU. Empty if there is none.
+pub(crate) fn warning(topology: &Topology, names: Names, leaks: &[Leak], width: usize) -> Text {
+    let mut text = Text::new();
+    for hole in holes(leaks) {
+        text.blank();
+        for line in words(topology, names, &hole) {
+            text.push_wrapped(&line, width, 2);
+        }
+    }
+    text
+}
+
+/// The same as sentences without tones, for pictures.
+pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[Leak]) -> Vec<String> {
+    holes(leaks)
+        .iter()
+        .flat_map(|hole| words(topology, names, hole))
+        .map(|line| line.to_string())
+        .filter(|line| line.starts_with('!'))
+        .collect()
+}
+
+fn holes(leaks: &[Leak]) -> Vec<Hole> {
+    let mut by_switch: BTreeMap<Sbdf, Vec<&Leak>> = BTreeMap::new();
+    for leak in leaks {
+        by_switch.entry(leak.switch).or_default().push(leak);
+    }
+    by_switch
+        .into_iter()
+        .map(|(switch, leaks)| {
+            let ways: BTreeSet<(Sbdf, Sbdf)> = leaks.iter().map(|l| (l.port, l.into)).collect();
+            let ports: BTreeSet<Sbdf> = ways.iter().flat_map(|(a, b)| [*a, *b]).collect();
+            let mutual = ways.len() == ports.len() * ports.len().saturating_sub(1);
+            let ways = if mutual {
+                let ends = leaks.iter().flat_map(|l| l.from.iter().chain(&l.exposed));
+                let ends: BTreeSet<Sbdf> = ends.copied().collect();
+                vec![Way {
+                    from: ends.into_iter().collect(),
+                    to: Vec::new(),
+                }]
+            } else {
+                one_way(&leaks)
+            };
+            Hole { switch, ways }
+        })
+        .collect()
+}
+
+/// Who reaches whom, in as few sentences as possible.
+fn one_way(leaks: &[&Leak]) -> Vec<Way> {
+    let mut sources: BTreeMap<Sbdf, BTreeSet<Sbdf>> = BTreeMap::new();
+    for leak in leaks {
+        for exposed in &leak.exposed {
+            sources.entry(*exposed).or_default().extend(&leak.from);
+        }
+    }
+    let mut targets: BTreeMap<BTreeSet<Sbdf>, Vec<Sbdf>> = BTreeMap::new();
+    for (exposed, from) in sources {
+        targets.entry(from).or_default().push(exposed);
+    }
+    targets
+        .into_iter()
+        .map(|(from, to)| Way {
+            from: from.into_iter().collect(),
+            to,
+        })
+        .collect()
+}
+
+fn words(topology: &Topology, names: Names, hole: &Hole) -> Vec<Line> {
+    let switch = names.of(hole.switch);
+    let mut lines = Vec::new();
+    for Way { from, to } in &hole.ways {
+        let all: Vec<Sbdf> = from.iter().chain(to).copied().collect();
+        let groups: BTreeSet<GroupId> = all
+            .iter()
+            .filter_map(|sbdf| topology.get(*sbdf)?.group())
+            .collect();
+        let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+        let way = if to.is_empty() {
+            format!("between {}", list(from, names))
+        } else {
+            format!("from {} to {}", list(from, names), list(to, names))
+        };
+        lines.push(
+            Line::new()
+                .toned(Tone::Bad, "! ")
+                .toned(
+                    Tone::Bad,
+                    format_args!("groups {} are separate in Linux, but ", and(&groups)),
+                )
+                .toned(
+                    Tone::Bad,
+                    format_args!("switch {switch} routes {way} without the IOMMU."),
+                ),
+        );
+    }
+    let pair = hole.ways.first().and_then(|Way { from, to }| {
+        let first = from.first()?;
+        let other = if to.is_empty() {
+            from.last()?
+        } else {
+            to.first()?
+        };
+        Some(format!("{} {}", names.of(*first), names.of(*other)))
+    });
+    lines.push(Line::new().plain(format_args!(
+        "  Do not give them to different tenants. p2pctl explain {}",
+        pair.unwrap_or_default()
+    )));
+    lines
+}
+
+fn list(functions: &[Sbdf], names: Names) -> String {
+    let mut words: Vec<String> = functions.iter().take(FEW).map(|f| names.of(*f)).collect();
+    if functions.len() > FEW {
+        words.push(format!("{} more", functions.len() - FEW));
+    }
+    and(&words)
+}
+
+/// Words as a list: `a, b and c`.
+fn and(words: &[String]) -> String {
+    match words.split_last() {
+        None => String::new(),
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+    }
+}

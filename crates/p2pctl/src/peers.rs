@@ -1,0 +1,84 @@
+//! Which functions to compare with each other.
+
+use anyhow::{Result, bail};
+use iommu_group::{Bar, Function, PortType, Sbdf, Topology};
+
+use crate::source::Source;
+
+/// More make a table that nobody reads.
+const MOST: usize = 128;
+
+/// Functions to compare, and how many were left out.
+pub(crate) struct Peers {
+    pub(crate) functions: Vec<Sbdf>,
+    /// Virtual and conventional functions that nobody named.
+    pub(crate) left_out: usize,
+}
+
+impl Peers {
+    /// The functions named, ports standing for the devices below them; or, if none is named, all that could take part.
+    pub(crate) fn select(source: &Source, named: &[Sbdf]) -> Result<Self> {
+        source.must_have(named)?;
+        let topology = &source.topology;
+        let mut peers = if named.is_empty() {
+            let able = topology
+                .functions()
+                .iter()
+                .filter(|f| may_take_part(topology, f));
+            // Virtual functions are too many, conventional ones cannot be told apart behind their bridge.
+            let (rest, real): (Vec<&Function>, Vec<&Function>) =
+                able.partition(|f| f.is_virtual() || f.port_type() == PortType::Conventional);
+            Self {
+                functions: real.into_iter().map(Function::sbdf).collect(),
+                left_out: rest.len(),
+            }
+        } else {
+            Self {
+                functions: named
+                    .iter()
+                    .flat_map(|sbdf| expanded(topology, *sbdf))
+                    .collect(),
+                left_out: 0,
+            }
+        };
+        peers.functions.sort_unstable();
+        peers.functions.dedup();
+        if peers.functions.len() > MOST {
+            bail!(
+                "{} functions are too many to compare at once (at most {MOST}): name some, or a port above them",
+                peers.functions.len()
+            );
+        }
+        Ok(peers)
+    }
+}
+
+/// The function itself, or all devices below it if it is a port.
+fn expanded(topology: &Topology, sbdf: Sbdf) -> Vec<Sbdf> {
+    match topology.get(sbdf) {
+        Some(port) if port.is_bridge() => topology
+            .descendants(sbdf)
+            .filter(|f| !f.is_bridge())
+            .map(Function::sbdf)
+            .collect(),
+        _ => vec![sbdf],
+    }
+}
+
+/// Whether a function has memory that a peer could reach and is neither a part of the chipset nor stands for others.
+fn may_take_part(topology: &Topology, function: &Function) -> bool {
+    let chipset = function.port_type() == PortType::Conventional
+        && topology.upstream(function.sbdf()).is_none();
+    // Base class 06 is bridges, 08 system peripherals.
+    let kind = function.class() >> 16;
+    let provider = topology
+        .root_buses()
+        .iter()
+        .any(|root| root.behind == Some(function.sbdf()));
+    !function.is_bridge()
+        && !chipset
+        && !provider
+        && kind != 0x06
+        && kind != 0x08
+        && topology.bars(function).iter().any(Bar::is_memory)
+}
