@@ -8,7 +8,7 @@ pub(crate) mod matrix;
 mod reset_scope;
 mod topology;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::CommandFactory;
 
 use crate::answer::Answer;
@@ -79,10 +79,23 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             clap_complete::generate(*shell, &mut Cli::command(), "p2pctl", &mut out);
             Ok(Answer::raw(String::from_utf8(out)?))
         }
-        Command::Man => {
-            let mut out = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut out)?;
-            Ok(Answer::raw(String::from_utf8(out)?))
-        }
+        Command::Man { command } => manual(command.as_deref()),
     }
+}
+
+/// The manual page of the whole or of one command.
+fn manual(command: Option<&str>) -> Result<Answer> {
+    let mut all = Cli::command();
+    all.build();
+    let page = match command {
+        None => all,
+        Some(name) => all
+            .find_subcommand(name)
+            .with_context(|| format!("there is no command `{name}`: p2pctl --help lists them"))?
+            .clone(),
+    };
+    let mut out = Vec::new();
+    // Built subcommands know their full names.
+    clap_mangen::Man::new(page).render(&mut out)?;
+    Ok(Answer::raw(String::from_utf8(out)?))
 }

@@ -2,6 +2,7 @@
 //! within a version, none is taken away or changes its meaning. `JSON.md` describes them.
 
 pub(crate) mod groups;
+mod leak;
 pub(crate) mod matrix;
 pub(crate) mod reset;
 pub(crate) mod topology;

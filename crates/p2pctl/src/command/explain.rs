@@ -39,9 +39,14 @@ pub(crate) fn run(
     let there = fabric.verdict(&groups, policy, from, to);
     let refused = !there.is_allowed();
     if json {
-        let functions = [from, to];
-        let leaks = leaks_between(&fabric, &groups, pair);
-        let document = json::matrix::explanation(&fabric, &groups, policy, &functions, &leaks);
+        let request = json::matrix::Request {
+            fabric: &fabric,
+            groups: &groups,
+            policy,
+            functions: &pair,
+            leaks: &leaks_between(&fabric, &groups, pair),
+        };
+        let document = json::matrix::explanation(&request);
         return Ok(Answer::json(&document)?.refused_if(refused));
     }
     let explanation = Explanation {

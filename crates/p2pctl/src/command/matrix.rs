@@ -193,10 +193,21 @@ pub(crate) fn run(
     let peers = Peers::select(source, named)?;
     let fabric = Fabric::found(topology);
     let groups = Partition::found(topology);
-    let leaks = fabric.leaks(&groups);
+    let concerned = if named.is_empty() {
+        &[]
+    } else {
+        peers.functions.as_slice()
+    };
+    let leaks = leaks::concerning(fabric.leaks(&groups), concerned);
     if json {
-        let document = json::matrix::document(&fabric, &groups, policy, &peers.functions, &leaks);
-        return Answer::json(&document);
+        let request = json::matrix::Request {
+            fabric: &fabric,
+            groups: &groups,
+            policy,
+            functions: &peers.functions,
+            leaks: &leaks,
+        };
+        return Answer::json(&json::matrix::matrix(&request));
     }
     let matrix = Matrix::new(&fabric, &groups, policy, peers.functions);
     let mut text = Text::new();

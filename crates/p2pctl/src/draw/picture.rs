@@ -11,7 +11,7 @@ use super::svg::{Font, Rect, Svg};
 use crate::command::matrix::Matrix;
 use crate::describe;
 use crate::names::Names;
-use crate::show::Tone;
+use crate::show::{Line, Tone};
 
 /// What to draw.
 pub(crate) struct Request<'a> {
@@ -57,10 +57,13 @@ pub(crate) fn draw(request: &Request<'_>) -> String {
     }
     routes.draw(&mut picture.svg);
     let mut bottom = layout.bottom + 34;
+    let columns = usize::try_from((width - 2 * MARGIN) / CHARACTER).unwrap_or(0);
     for warning in request.warnings {
         let font = Font::new(12, palette::ink(Tone::Bad)).bold();
-        picture.svg.text(MARGIN, bottom, font, warning);
-        bottom += LEGEND_STEP;
+        for part in Line::from(warning.as_str()).wrap(columns) {
+            picture.svg.text(MARGIN, bottom, font, &part.to_string());
+            bottom += LEGEND_STEP;
+        }
     }
     bottom = picture.legend(bottom);
     bottom = routes.legend(&mut picture.svg, bottom);

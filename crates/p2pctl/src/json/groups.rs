@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use iommu_group::{Difference, Function, GroupId, GroupModel, Partition, Reason, Sbdf, Topology};
+use iommu_group::{
+    Difference, Fabric, Function, GroupId, GroupModel, Partition, Reason, Sbdf, Topology,
+};
 use serde::Serialize;
+
+use super::leak::LeakEntry;
 
 /// The document.
 #[derive(Serialize)]
@@ -11,8 +15,8 @@ pub(crate) struct Document<'a> {
     schema: &'static str,
     groups: Vec<Group<'a>>,
     without_group: Vec<Sbdf>,
-    /// Functions that a fresh boot would put with others than they are with now.
-    different_at_boot: Vec<Difference>,
+    different_at_boot: Vec<Change>,
+    leaks: Vec<LeakEntry>,
 }
 
 #[derive(Serialize)]
@@ -25,9 +29,20 @@ struct Group<'a> {
 struct Member<'a> {
     address: Sbdf,
     driver: Option<&'a str>,
-    /// Why a fresh boot puts it where it does, and the same in words.
-    boot_reason: Option<Reason>,
-    boot_reason_text: String,
+    boot_reason: Option<BootReason>,
+}
+
+#[derive(Serialize)]
+struct BootReason {
+    kind: &'static str,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Change {
+    address: Sbdf,
+    now: Vec<Sbdf>,
+    at_boot: Vec<Sbdf>,
 }
 
 /// Makes the document.
@@ -36,28 +51,50 @@ pub(crate) fn document<'a>(
     groups: &BTreeMap<GroupId, Vec<&'a Function>>,
     booted: &GroupModel<'_>,
 ) -> Document<'a> {
+    let found = Partition::found(topology);
     let ungrouped = topology.functions().iter().filter(|f| f.group().is_none());
+    let leaks = Fabric::found(topology).leaks(&found);
+    let differences = found.differences(&booted.partition());
     Document {
         schema: "p2pctl/groups/1",
         groups: groups
             .iter()
             .map(|(group, functions)| Group {
                 group: *group,
-                functions: functions
-                    .iter()
-                    .map(|function| Member {
-                        address: function.sbdf(),
-                        driver: function.driver(),
-                        boot_reason: booted.reason(function.sbdf()),
-                        boot_reason_text: booted
-                            .reason(function.sbdf())
-                            .map(|reason| reason.to_string())
-                            .unwrap_or_default(),
-                    })
-                    .collect(),
+                functions: functions.iter().map(|f| member(booted, f)).collect(),
             })
             .collect(),
         without_group: ungrouped.map(Function::sbdf).collect(),
-        different_at_boot: Partition::found(topology).differences(&booted.partition()),
+        different_at_boot: differences.into_iter().map(change).collect(),
+        leaks: leaks.iter().map(LeakEntry::of).collect(),
+    }
+}
+
+fn member<'a>(booted: &GroupModel<'_>, function: &'a Function) -> Member<'a> {
+    Member {
+        address: function.sbdf(),
+        driver: function.driver(),
+        boot_reason: booted.reason(function.sbdf()).map(|reason| BootReason {
+            kind: match reason {
+                Reason::NoIommu => "no-iommu",
+                Reason::Gone => "gone",
+                Reason::Kept => "kept",
+                Reason::New => "new",
+                Reason::RequesterId { .. } => "requester-id",
+                Reason::ProvidedBy { .. } => "provided-by",
+                Reason::NotIsolated { .. } => "not-isolated",
+                Reason::Alias { .. } => "alias",
+                Reason::SameDevice { .. } => "same-device",
+            },
+            text: reason.to_string(),
+        }),
+    }
+}
+
+fn change(difference: Difference) -> Change {
+    Change {
+        address: difference.sbdf,
+        now: difference.here,
+        at_boot: difference.there,
     }
 }

@@ -1,107 +1,178 @@
 //! `p2pctl/matrix/1` and `p2pctl/explain/1`.
 
 use iommu_group::{
-    Crossing, Fabric, GroupId, Leak, MemoryHole, P2pDma, Partition, Policy, Reach, Sbdf, Scope,
-    Verdict,
+    Block, Denial, Fabric, GroupId, Leak, P2pMapping, Partition, Placement, Policy, Reach, Route,
+    Sbdf, Scope, Verdict,
 };
 use serde::Serialize;
 
+use super::leak::LeakEntry;
+
 /// The document.
 #[derive(Serialize)]
-pub(crate) struct Document<'a> {
+pub(crate) struct Document {
     schema: &'static str,
     policy: Scope,
     functions: Vec<Member>,
     pairs: Vec<Pair>,
-    leaks: &'a [Leak],
+    leaks: Vec<LeakEntry>,
 }
 
 #[derive(Serialize)]
 struct Member {
     address: Sbdf,
     group: Option<GroupId>,
-    /// Bus addresses that guest memory must keep clear of.
-    memory_holes: Vec<MemoryHole>,
+    memory_holes: Vec<Hole>,
+}
+
+#[derive(Serialize)]
+struct Hole {
+    first: String,
+    last: String,
+    port: Sbdf,
 }
 
 #[derive(Serialize)]
 struct Pair {
     from: Sbdf,
     to: Sbdf,
-    verdict: Verdict,
-    /// The reasons of a refusal in words.
-    reasons: Vec<String>,
-    crossing: Crossing,
-    /// Whether `from` can reach `to` without the IOMMU, whatever the verdict.
+    allowed: bool,
+    reasons: Vec<Reason>,
+    route: &'static str,
+    placement: Option<Placement>,
+    common: Option<Sbdf>,
+    ingress: Option<Sbdf>,
+    egress: Option<Sbdf>,
+    completions_detour: bool,
     reach_without_iommu: Reach,
-    p2pdma: Option<P2pDma>,
+    p2pdma: Option<Kernel>,
 }
 
-/// Makes the document of `matrix`.
-pub(crate) fn document<'a>(
-    fabric: &Fabric<'_>,
-    groups: &Partition,
-    policy: &Policy,
-    functions: &[Sbdf],
-    leaks: &'a [Leak],
-) -> Document<'a> {
-    build("p2pctl/matrix/1", fabric, groups, policy, functions, leaks)
+#[derive(Serialize)]
+struct Reason {
+    kind: &'static str,
+    text: String,
 }
 
-/// Makes the document of `explain`: the same for two functions.
-pub(crate) fn explanation<'a>(
-    fabric: &Fabric<'_>,
-    groups: &Partition,
-    policy: &Policy,
-    functions: &[Sbdf],
-    leaks: &'a [Leak],
-) -> Document<'a> {
-    build("p2pctl/explain/1", fabric, groups, policy, functions, leaks)
+#[derive(Serialize)]
+struct Kernel {
+    mapping: P2pMapping,
+    distance: u32,
+    redirecting: Vec<Sbdf>,
+    cpu_supports: bool,
+    host_bridge_listed: bool,
 }
 
-fn build<'a>(
-    schema: &'static str,
-    fabric: &Fabric<'_>,
-    groups: &Partition,
-    policy: &Policy,
-    functions: &[Sbdf],
-    leaks: &'a [Leak],
-) -> Document<'a> {
-    let others = |from: Sbdf| functions.iter().filter(move |to| **to != from);
-    let pairs = functions
-        .iter()
-        .flat_map(|from| others(*from).map(|to| pair(fabric, groups, policy, *from, *to)));
+/// What a document is made of.
+pub(crate) struct Request<'a> {
+    pub(crate) fabric: &'a Fabric<'a>,
+    pub(crate) groups: &'a Partition,
+    pub(crate) policy: &'a Policy,
+    pub(crate) functions: &'a [Sbdf],
+    pub(crate) leaks: &'a [Leak],
+}
+
+/// The document of `matrix`.
+pub(crate) fn matrix(request: &Request<'_>) -> Document {
+    build("p2pctl/matrix/1", request)
+}
+
+/// The document of `explain`: the same for two functions.
+pub(crate) fn explanation(request: &Request<'_>) -> Document {
+    build("p2pctl/explain/1", request)
+}
+
+fn build(schema: &'static str, request: &Request<'_>) -> Document {
+    let all = request.functions;
+    let pairs = all.iter().flat_map(|from| {
+        let others = all.iter().filter(move |to| *to != from);
+        others.map(|to| pair(request, *from, *to))
+    });
     Document {
         schema,
-        policy: policy.scope,
-        functions: functions
+        policy: request.policy.scope,
+        functions: all
             .iter()
-            .map(|sbdf| Member {
-                address: *sbdf,
-                group: fabric
-                    .topology()
-                    .get(*sbdf)
-                    .and_then(iommu_group::Function::group),
-                memory_holes: fabric.memory_holes(*sbdf),
-            })
+            .map(|sbdf| member(request.fabric, *sbdf))
             .collect(),
         pairs: pairs.collect(),
-        leaks,
+        leaks: request.leaks.iter().map(LeakEntry::of).collect(),
     }
 }
 
-fn pair(fabric: &Fabric<'_>, groups: &Partition, policy: &Policy, from: Sbdf, to: Sbdf) -> Pair {
-    let verdict = fabric.verdict(groups, policy, from, to);
+fn member(fabric: &Fabric<'_>, address: Sbdf) -> Member {
+    let holes = fabric.memory_holes(address);
+    Member {
+        address,
+        group: fabric
+            .topology()
+            .get(address)
+            .and_then(iommu_group::Function::group),
+        memory_holes: holes
+            .iter()
+            .map(|hole| Hole {
+                first: format!("{:#x}", hole.range.start()),
+                last: format!("{:#x}", hole.range.end()),
+                port: hole.port,
+            })
+            .collect(),
+    }
+}
+
+fn pair(request: &Request<'_>, from: Sbdf, to: Sbdf) -> Pair {
+    let fabric = request.fabric;
+    let verdict = fabric.verdict(request.groups, request.policy, from, to);
+    let crossing = fabric.crossing(from, to);
+    let (placement, reasons) = match &verdict {
+        Verdict::Allowed { placement, .. } => (Some(*placement), Vec::new()),
+        Verdict::Denied { reasons } => (None, reasons.iter().map(reason).collect()),
+    };
     Pair {
         from,
         to,
-        reasons: match &verdict {
-            Verdict::Allowed { .. } => Vec::new(),
-            Verdict::Denied { reasons } => reasons.iter().map(ToString::to_string).collect(),
+        allowed: verdict.is_allowed(),
+        reasons,
+        route: match crossing.route {
+            Route::SwitchLocal => "switch-local",
+            Route::SwitchLocalTranslated => "switch-local-translated",
+            Route::HostBridge => "host-bridge",
+            Route::Blocked(_) => "blocked",
         },
-        verdict,
-        crossing: fabric.crossing(from, to),
+        placement,
+        common: crossing.common,
+        ingress: crossing.ingress,
+        egress: crossing.egress,
+        completions_detour: crossing.completions_detour,
         reach_without_iommu: fabric.reach(from, to),
-        p2pdma: fabric.p2pdma(to, from),
+        p2pdma: fabric.p2pdma(to, from).map(|opinion| Kernel {
+            mapping: opinion.mapping,
+            distance: opinion.distance,
+            redirecting: opinion.redirecting,
+            cpu_supports: opinion.cpu_supports,
+            host_bridge_listed: opinion.host_bridge_listed,
+        }),
+    }
+}
+
+fn reason(denial: &Denial) -> Reason {
+    Reason {
+        kind: match denial {
+            Denial::DifferentGroups { .. } => "different-groups",
+            Denial::NoGroup { .. } => "no-group",
+            Denial::Role { .. } => "role",
+            Denial::NoMemory { .. } => "no-memory",
+            Denial::Route(block) => match block {
+                Block::Missing { .. } => "missing",
+                Block::Itself => "itself",
+                Block::NotADevice { .. } => "not-a-device",
+                Block::Unreadable { .. } => "unreadable",
+                Block::PciBridge { .. } => "pci-bridge",
+                Block::EgressControl { .. } => "egress-control",
+                Block::NoUpstreamForwarding { .. } => "no-upstream-forwarding",
+                Block::RootComplex { .. } => "root-complex",
+                Block::ProvidedBus { .. } => "provided-bus",
+            },
+        },
+        text: denial.to_string(),
     }
 }

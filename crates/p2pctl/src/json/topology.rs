@@ -1,9 +1,12 @@
 //! `p2pctl/topology/1`.
 
 use iommu_group::{
-    Acs, AcsBits, Bar, Function, GroupId, Hidden, Host, PortType, RootBus, Sbdf, Space, Topology,
+    Acs, AcsBits, Bar, Fabric, Function, GroupId, Hidden, Host, Partition, PortType, RootBus, Sbdf,
+    Space, Topology,
 };
 use serde::Serialize;
+
+use super::leak::LeakEntry;
 
 /// The document.
 #[derive(Serialize)]
@@ -12,6 +15,7 @@ pub(crate) struct Document<'a> {
     host: &'a Host,
     root_buses: Vec<Root>,
     functions: Vec<Entry<'a>>,
+    leaks: Vec<LeakEntry>,
 }
 
 #[derive(Serialize)]
@@ -86,6 +90,7 @@ pub(crate) fn document<'a>(topology: &'a Topology, below: &[Sbdf]) -> Document<'
                 .ancestors(function.sbdf())
                 .any(|bridge| below.contains(&bridge.sbdf()))
     };
+    let leaks = Fabric::found(topology).leaks(&Partition::found(topology));
     Document {
         schema: "p2pctl/topology/1",
         host: topology.host(),
@@ -103,6 +108,7 @@ pub(crate) fn document<'a>(topology: &'a Topology, below: &[Sbdf]) -> Document<'
             .filter(wanted)
             .map(|function| entry(topology, function))
             .collect(),
+        leaks: leaks.iter().map(LeakEntry::of).collect(),
     }
 }
 

@@ -62,5 +62,8 @@ fn groups_that_were_changed_since_boot_are_pointed_out() {
     assert_eq!(json["different_at_boot"].as_array().unwrap().len(), 5);
     let json = on("switch-four-nvme", &["groups", "--json"]).json();
     assert_eq!(json["different_at_boot"].as_array().unwrap().len(), 0);
-    assert_eq!(json["groups"][0]["functions"][0]["boot_reason"], "new");
+    assert_eq!(
+        json["groups"][0]["functions"][0]["boot_reason"]["kind"],
+        "new"
+    );
 }

@@ -10,6 +10,7 @@
 mod draw;
 mod fixtures;
 mod groups;
+mod json;
 mod machine;
 mod machines;
 mod resets;

@@ -147,4 +147,13 @@ fn completions_and_the_manual_page() {
         assert!(run.stdout.contains("topology"), "{shell}");
     }
     assert!(p2pctl(["man"]).stdout.contains(".TH p2pctl 1"));
+    let page = p2pctl(["man", "explain"]);
+    assert!(page.stdout.contains("same\\-group"), "{}", page.stdout);
+    let run = p2pctl(["man", "everything"]);
+    assert_eq!(run.status, 1);
+    assert!(
+        run.stderr.contains("no command `everything`"),
+        "{}",
+        run.stderr
+    );
 }

@@ -1,0 +1,26 @@
+//! The leaks that several documents have.
+
+use iommu_group::{Leak, Sbdf};
+use serde::Serialize;
+
+/// A way across a switch, past the IOMMU, between functions of different groups.
+#[derive(Serialize)]
+pub(crate) struct LeakEntry {
+    switch: Sbdf,
+    port: Sbdf,
+    into: Sbdf,
+    from: Vec<Sbdf>,
+    exposed: Vec<Sbdf>,
+}
+
+impl LeakEntry {
+    pub(crate) fn of(leak: &Leak) -> Self {
+        Self {
+            switch: leak.switch,
+            port: leak.port,
+            into: leak.into,
+            from: leak.from.clone(),
+            exposed: leak.exposed.clone(),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The documents of `--json` and their description.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::run::on;
+
+const DESCRIPTION: &str = include_str!("../../JSON.md");
+
+/// The names of all fields, at any depth.
+fn fields(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                found.insert(name.clone());
+                fields(value, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| fields(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_is_described() {
+    for (machine, args) in [
+        ("switch-joined", &["topology"][..]),
+        ("unprivileged", &["topology"]),
+        ("sriov-1000", &["topology"]),
+        ("switch-joined", &["groups"]),
+        ("switch-joined", &["matrix"]),
+        ("gpu-server-two-sockets", &["matrix"]),
+        ("switch-joined", &["explain", "03:00.0", "04:00.0"]),
+        ("client-amd", &["reset-scope", "07:00.0"]),
+    ] {
+        let document = on(machine, &[args, &["--json"]].concat()).json();
+        let schema = document["schema"].as_str().unwrap();
+        assert!(DESCRIPTION.contains(&format!("`{schema}`")), "{schema}");
+        let mut found = BTreeSet::new();
+        fields(&document, &mut found);
+        for field in found {
+            assert!(
+                DESCRIPTION.contains(&format!("`{field}`")),
+                "`{field}` of {schema}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pair_in_json() {
+    let document = on(
+        "switch-without-acs",
+        &["explain", "03:00.0", "04:00.0", "--json"],
+    );
+    assert_eq!(document.status, 2);
+    let pair = &document.json()["pairs"][0];
+    assert_eq!(pair["allowed"], false);
+    assert_eq!(pair["reasons"][0]["kind"], "different-groups");
+    assert_eq!(pair["route"], "switch-local");
+    assert_eq!(pair["reach_without_iommu"], "yes");
+    assert_eq!(pair["p2pdma"]["mapping"], "bus-address");
+    let document = on(
+        "switch-joined",
+        &["explain", "03:00.0", "04:00.0", "--json"],
+    );
+    assert_eq!(document.status, 0);
+    let pair = &document.json()["pairs"][0];
+    assert_eq!(
+        (&pair["allowed"], &pair["placement"]),
+        (&true.into(), &"at-bus-address".into())
+    );
+}
