@@ -125,7 +125,13 @@ impl Line {
                 lines.push(std::mem::take(&mut current));
                 current = word;
             } else {
-                current = current.plain(" ".repeat(spaces)).then(&word);
+                // Spaces inside a toned part belong to it.
+                let before = current.spans.last().map(|span| span.tone);
+                let tone = match word.spans.first() {
+                    Some(first) if before == Some(first.tone) => first.tone,
+                    _ => Tone::Plain,
+                };
+                current = current.toned(tone, " ".repeat(spaces)).then(&word);
             }
         }
         lines.push(current);
@@ -283,6 +289,7 @@ mod tests {
             ]
         );
         assert_eq!(Line::from("longer-than-that").wrap(4).len(), 1);
+        assert_eq!(line.wrap(80), [line.clone()]);
     }
 
     #[test]
