@@ -101,6 +101,7 @@ fn same(there: &Verdict, back: &Verdict) -> bool {
                 Denial::DifferentGroups { .. } => "groups".to_owned(),
                 Denial::Route(Block::RootComplex { .. }) => "root complex".to_owned(),
                 Denial::Route(Block::Unreadable { .. }) => "unreadable".to_owned(),
+                Denial::NoGroup { .. } => "no group".to_owned(),
                 other => format!("{other:?}"),
             })
             .collect(),

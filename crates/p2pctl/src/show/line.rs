@@ -289,7 +289,7 @@ mod tests {
             ]
         );
         assert_eq!(Line::from("longer-than-that").wrap(4).len(), 1);
-        assert_eq!(line.wrap(80), [line.clone()]);
+        assert_eq!(line.wrap(80), std::slice::from_ref(&line));
     }
 
     #[test]

@@ -89,11 +89,20 @@ impl Explanation<'_> {
                 )
                 .into(),
             ],
-            Route::HostBridge => vec![
-                "a request goes up to the root complex, through the IOMMU, and down again; this root complex is known \
-                 to route it"
+            Route::HostBridge => {
+                let iommu = if self.topology.has_groups() {
+                    "through the IOMMU, "
+                } else {
+                    ""
+                };
+                vec![
+                    format!(
+                        "a request goes up to the root complex, {iommu}and down again; this root complex is known to \
+                         route it"
+                    )
                     .into(),
-            ],
+                ]
+            }
             Route::Blocked(block) => vec![self.names.shorten(&block.to_string()).into()],
         };
         if crossing.completions_detour {
