@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use iommu_group::{Policy, ResetMask, Sbdf, Scope};
 
+use crate::goals::GoalArgs;
 use crate::show::Colour;
 
 /// Look at, explain and plan peer-to-peer DMA between the PCIe devices of a host
@@ -79,6 +80,19 @@ pub(crate) enum Command {
         /// Between which devices P2P is allowed at all
         #[arg(long, value_name = "POLICY", default_value = "same-group")]
         policy: PolicyName,
+    },
+    /// Show how groups and routes could be changed at run time, and what that would do; change nothing (exit 2 if refused)
+    Plan {
+        #[command(flatten)]
+        goals: GoalArgs,
+        /// Write the plan to this file, if it is not refused
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Print the kernel argument that comes nearest to a plan at boot
+    KernelArgs {
+        #[command(flatten)]
+        goals: GoalArgs,
     },
     /// Show whom a reset of a function would hit (exit 2 if it cannot be had)
     ResetScope {

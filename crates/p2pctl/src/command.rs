@@ -5,6 +5,7 @@ mod dump;
 mod explain;
 mod groups;
 pub(crate) mod matrix;
+mod plan;
 mod reset_scope;
 mod topology;
 
@@ -47,6 +48,10 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 terminal.width,
             )
         }
+        Command::Plan { goals, output } => {
+            plan::run(&load()?, goals, output.as_deref(), json, terminal.width)
+        }
+        Command::KernelArgs { goals } => plan::kernel_args(&load()?, goals, json, terminal.width),
         Command::ResetScope {
             function,
             kind,

@@ -4,5 +4,6 @@
 pub(crate) mod groups;
 mod leak;
 pub(crate) mod matrix;
+pub(crate) mod plan;
 pub(crate) mod reset;
 pub(crate) mod topology;

@@ -7,6 +7,7 @@ mod cli;
 mod command;
 mod describe;
 mod draw;
+mod goals;
 mod json;
 mod leaks;
 mod names;

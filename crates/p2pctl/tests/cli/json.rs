@@ -33,8 +33,17 @@ fn every_field_is_described() {
         ("gpu-server-two-sockets", &["matrix"]),
         ("switch-joined", &["explain", "03:00.0", "04:00.0"]),
         ("client-amd", &["reset-scope", "07:00.0"]),
+        (
+            "switch-four-nvme",
+            &["plan", "--join", "03:00.0", "04:00.0"],
+        ),
+        ("switch-four-nvme", &["kernel-args", "--acs", "02:00.0=11"]),
     ] {
-        let document = on(machine, &[args, &["--json"]].concat()).json();
+        let mut document = on(machine, &[args, &["--json"]].concat()).json();
+        // The plan itself is a format of its own.
+        if document["plan"].is_object() {
+            document["plan"] = Value::Null;
+        }
         let schema = document["schema"].as_str().unwrap();
         assert!(DESCRIPTION.contains(&format!("`{schema}`")), "{schema}");
         let mut found = BTreeSet::new();

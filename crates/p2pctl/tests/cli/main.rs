@@ -13,6 +13,7 @@ mod groups;
 mod json;
 mod machine;
 mod machines;
+mod plans;
 mod readme;
 mod resets;
 mod routes;

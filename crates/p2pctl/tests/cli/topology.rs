@@ -97,6 +97,21 @@ fn ten_thousand_functions() {
         assert_eq!((run.status, run.stderr.as_str()), (0, ""), "{command}");
         assert!(run.stdout.lines().count() > 10_000, "{command}");
     }
+    // Two neighbours below one switch.
+    let join = run(&["plan", "--join", "32:03:00.0", "32:04:00.0"]);
+    assert!(
+        join.stdout.contains("--expose"),
+        "{}{}",
+        join.stdout,
+        join.stderr
+    );
+    let matrix = run(&["matrix"]);
+    assert_eq!(matrix.status, 1);
+    assert!(
+        matrix.stderr.contains("name some, or a port above them"),
+        "{}",
+        matrix.stderr
+    );
 }
 
 /// The fixture of a machine that has `machine` in each of so many domains.

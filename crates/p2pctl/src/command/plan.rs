@@ -1,0 +1,338 @@
+//! `p2pctl plan` and `p2pctl kernel-args`: what would have to be done to change groups and routes.
+
+mod changes;
+mod steps;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use iommu_group::{
+    Goals, Impossible, Kernel, Objection, Plan, Refusal, Route, RouteChange, Sbdf, Topology,
+};
+
+use crate::answer::Answer;
+use crate::goals::GoalArgs;
+use crate::json;
+use crate::names::Names;
+use crate::show::{Line, Text, Tone};
+use crate::source::Source;
+
+/// Columns of the words that say what a line is about.
+const LABEL: usize = 11;
+
+/// Computes a plan and shows it, or writes it to a file. Refused if it is impossible or not acceptable as it stands.
+pub(crate) fn run(
+    source: &Source,
+    args: &GoalArgs,
+    output: Option<&Path>,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
+    let made = make(source, args)?;
+    let view = View {
+        topology: &source.topology,
+        names: source.names,
+        width,
+    };
+    let refused = !made.as_ref().is_ok_and(Plan::is_acceptable);
+    let mut answer = if json {
+        Answer::json(&json::plan::document(&made)?)?
+    } else {
+        Answer::text(match &made {
+            Ok(plan) => view.plan(args, plan),
+            Err(refusal) => view.refusal(args, refusal),
+        })
+    };
+    if let Some(file) = output {
+        answer = match &made {
+            Ok(plan) if !refused => {
+                fs::write(file, plan.to_json())
+                    .with_context(|| format!("cannot write {}", file.display()))?;
+                answer.note(format_args!("the plan is in {}", file.display()))
+            }
+            _ => answer.note(format_args!(
+                "{} was not written: the plan is refused",
+                file.display()
+            )),
+        };
+    }
+    Ok(answer.about(source).refused_if(refused))
+}
+
+/// Shows the kernel argument that comes nearest to a plan.
+pub(crate) fn kernel_args(
+    source: &Source,
+    args: &GoalArgs,
+    json: bool,
+    width: usize,
+) -> Result<Answer> {
+    let plan = match make(source, args)? {
+        Ok(plan) => plan,
+        Err(refusal) if json => {
+            return Ok(Answer::json(&json::plan::document(&Err(refusal))?)?.refused_if(true));
+        }
+        Err(refusal) => {
+            let view = View {
+                topology: &source.topology,
+                names: source.names,
+                width,
+            };
+            return Ok(Answer::text(view.refusal(args, &refusal))
+                .about(source)
+                .refused_if(true));
+        }
+    };
+    if json {
+        return Answer::json(&json::plan::boot(&plan));
+    }
+    let Some(boot) = &plan.boot else {
+        return Ok(Answer::text(Text::new())
+            .note("no argument is needed: the kernel sets this up by itself")
+            .about(source));
+    };
+    let mut answer = Answer::raw(format!("{}\n", boot.argument));
+    if !boot.joins {
+        answer = answer.note(
+            "with it the functions are still not in one group after a boot: Linux needs the plan for that",
+        );
+    }
+    if !boot.wider.is_empty() {
+        let who: Vec<String> = boot.wider.iter().map(|f| source.names.of(*f)).collect();
+        answer = answer.note(format_args!(
+            "with it {} get into the same group at boot; the plan leaves them alone",
+            who.join(" ")
+        ));
+    }
+    Ok(answer.about(source))
+}
+
+fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
+    source.must_have(&args.named())?;
+    if args.goals() == Goals::default() {
+        bail!("nothing to plan: say what is wanted with --join, --isolate or --acs");
+    }
+    let kernel = Kernel::of(&source.topology);
+    Ok(Plan::make(
+        &source.topology,
+        &kernel,
+        &args.goals(),
+        &args.options(),
+    ))
+}
+
+struct View<'a> {
+    topology: &'a Topology,
+    names: Names,
+    width: usize,
+}
+
+impl View<'_> {
+    fn list<'f>(&self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
+        const FEW: usize = 16;
+        let all: Vec<String> = functions.into_iter().map(|f| self.names.of(*f)).collect();
+        match all.get(..FEW) {
+            Some(few) if all.len() > FEW => {
+                format!("{} and {} more", few.join(" "), all.len() - FEW)
+            }
+            _ => all.join(" "),
+        }
+    }
+
+    fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
+        for (index, line) in lines.into_iter().enumerate() {
+            let label = if index == 0 { label } else { "" };
+            let line = Line::new()
+                .plain("  ")
+                .dim(format_args!("{label:LABEL$}"))
+                .then(&line);
+            text.push_wrapped(&line, self.width, LABEL + 2);
+        }
+    }
+
+    /// The goals in words.
+    fn title(&self, args: &GoalArgs) -> String {
+        let goals = args.goals();
+        let mut parts: Vec<String> = goals
+            .join
+            .iter()
+            .map(|set| format!("join {}", self.list(set)))
+            .collect();
+        if !goals.isolate.is_empty() {
+            parts.push(format!("isolate {}", self.list(&goals.isolate)));
+        }
+        parts.extend(
+            goals
+                .acs
+                .iter()
+                .map(|(port, bits)| format!("set ACS of {} to {bits}", self.names.of(*port))),
+        );
+        if parts.is_empty() {
+            "plan".to_owned()
+        } else {
+            parts.join(", ")
+        }
+    }
+
+    fn plan(&self, args: &GoalArgs, plan: &Plan) -> Text {
+        let mut text = Text::new();
+        let title = Line::new().strong(format_args!("{}: ", self.title(args)));
+        if plan.steps.is_empty() {
+            text.push(title.toned(Tone::Good, "nothing to do, it is so already"));
+            return text;
+        }
+        let options = self.options_to_accept(plan);
+        let joined = |change: &&RouteChange| {
+            let sets = plan.goals.join.iter();
+            sets.into_iter()
+                .any(|set| set.contains(&change.from) && set.contains(&change.to))
+        };
+        let no_way = plan
+            .routes
+            .iter()
+            .filter(joined)
+            .any(|change| matches!(change.after, Route::Blocked(_)));
+        let answer = if plan.is_acceptable() && no_way {
+            title.toned(
+                Tone::Warn,
+                "can be done, but requests between them would still not arrive",
+            )
+        } else if plan.is_acceptable() {
+            title.toned(Tone::Good, "can be done")
+        } else if options.is_empty() {
+            title.toned(Tone::Bad, "refused")
+        } else {
+            title.toned(Tone::Bad, format_args!("refused unless {options}"))
+        };
+        text.push_wrapped(&answer, self.width, 2);
+        text.blank();
+        self.section(&mut text, "refused", self.objections(plan));
+        self.section(&mut text, "unplug", self.unplug(plan));
+        self.section(&mut text, "groups", self.groups(plan));
+        self.section(&mut text, "route", self.routes(plan));
+        self.section(&mut text, "isolation", self.isolation(plan));
+        self.section(&mut text, "meanwhile", self.transients(plan));
+        text.extend(self.steps(plan));
+        self.section(
+            &mut text,
+            "at boot",
+            self.boot(plan, &self.goal_options(args)),
+        );
+        self.section(&mut text, "back", self.back(args));
+        text.blank();
+        let last = if plan.is_acceptable() {
+            "nothing was changed".to_owned()
+        } else {
+            "nothing was changed. This plan is refused as it stands".to_owned()
+        };
+        text.push(last);
+        text
+    }
+
+    /// What to say to accept the plan, if that is possible.
+    fn options_to_accept(&self, plan: &Plan) -> String {
+        if plan.objections.iter().any(|o| o.remedy().is_none()) {
+            return String::new();
+        }
+        let mut words: Vec<String> = Vec::new();
+        for option in ["expose", "with"] {
+            let mut functions: Vec<Sbdf> = plan
+                .objections
+                .iter()
+                .filter_map(Objection::remedy)
+                .filter(|(name, _)| *name == option)
+                .map(|(_, function)| function)
+                .collect();
+            functions.sort_unstable();
+            functions.dedup();
+            if !functions.is_empty() {
+                words.push(format!("--{option} {}", self.list(&functions)));
+            }
+        }
+        words.join(" ")
+    }
+
+    fn objections(&self, plan: &Plan) -> Vec<Line> {
+        plan.objections
+            .iter()
+            .map(|objection| {
+                Line::new().toned(Tone::Bad, self.names.shorten(&objection.to_string()))
+            })
+            .collect()
+    }
+
+    /// The goals as they are written on the command line.
+    fn goal_options(&self, args: &GoalArgs) -> String {
+        let goals = args.goals();
+        let mut words: Vec<String> = goals
+            .join
+            .iter()
+            .map(|set| format!("--join {}", self.list(set)))
+            .collect();
+        if !goals.isolate.is_empty() {
+            words.push(format!("--isolate {}", self.list(&goals.isolate)));
+        }
+        let ports = goals.acs.iter();
+        words
+            .extend(ports.map(|(port, bits)| format!("--acs {}={bits:04x}", self.names.of(*port))));
+        words.join(" ")
+    }
+
+    fn back(&self, args: &GoalArgs) -> Vec<Line> {
+        let goals = args.goals();
+        let command = if !goals.join.is_empty() {
+            let joined: Vec<Sbdf> = goals.join.iter().flatten().copied().collect();
+            format!("p2pctl plan --isolate {}", self.list(&joined))
+        } else if goals.isolate.is_empty() {
+            let words = goals.acs.keys().filter_map(|port| {
+                let now = self.topology.get(*port)?.acs().registers()?.control;
+                Some(format!(" --acs {}={now:04x}", self.names.of(*port)))
+            });
+            format!("p2pctl plan{}", words.collect::<String>())
+        } else {
+            return Vec::new();
+        };
+        vec![Line::new().strong(command)]
+    }
+
+    /// Goals that cannot be reached.
+    fn refusal(&self, args: &GoalArgs, refusal: &Refusal) -> Text {
+        let mut text = Text::new();
+        text.push(
+            Line::new()
+                .strong(format_args!("{}: ", self.title(args)))
+                .toned(Tone::Bad, "refused"),
+        );
+        text.blank();
+        let reasons = refusal.reasons.iter();
+        let reasons = reasons.map(|reason| self.names.shorten(&reason.to_string()).into());
+        self.section(&mut text, "why", reasons.collect());
+        let mut advice: Vec<&str> = refusal.reasons.iter().filter_map(way_out).collect();
+        advice.dedup();
+        self.section(
+            &mut text,
+            "so",
+            advice.into_iter().map(Line::from).collect(),
+        );
+        text
+    }
+}
+
+/// What to do about a goal that cannot be reached.
+fn way_out(reason: &Impossible) -> Option<&'static str> {
+    Some(match reason {
+        Impossible::NoIommu | Impossible::NoGroup { .. } => {
+            "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel"
+        }
+        Impossible::DifferentRootPorts { .. } => {
+            "put the cards below one switch; routes through the IOMMU between two groups: p2pctl matrix --policy same-vm"
+        }
+        Impossible::VirtualFunction { .. } => {
+            "name the physical function, or destroy and make the virtual functions (sriov_numvfs)"
+        }
+        Impossible::NoAcs { .. } | Impossible::NotImplemented { .. } => {
+            "p2pctl topology shows what each port has"
+        }
+        _ => return None,
+    })
+}

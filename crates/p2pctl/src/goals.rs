@@ -1,0 +1,127 @@
+//! Goals of plans on the command line.
+
+use std::collections::BTreeSet;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, ValueEnum, value_parser};
+use iommu_group::{AcsBits, Goals, PlanOptions, RouteWish, Sbdf};
+
+/// What is asked of a plan.
+#[derive(Debug, Args)]
+pub(crate) struct GoalArgs {
+    #[command(flatten)]
+    join: JoinSets,
+    /// Put each of these into a group without other devices, out of reach of all
+    #[arg(long, value_name = "FUNCTION", num_args = 1..)]
+    isolate: Vec<Sbdf>,
+    /// Set the ACS of a port: a register value (001d), or names (SV+RR+CR+UF)
+    #[arg(long, value_name = "PORT=BITS", value_parser = port_word)]
+    acs: Vec<(Sbdf, AcsBits)>,
+    /// How requests between joined functions shall go
+    #[arg(long, value_name = "ROUTE", default_value = "mildest")]
+    route: RouteName,
+    /// Accept that these become reachable without the IOMMU
+    #[arg(long, value_name = "FUNCTION", num_args = 1..)]
+    expose: Vec<Sbdf>,
+    /// Accept that these are unplugged for a while, get into a group with the others, or are lost
+    #[arg(long, value_name = "FUNCTION", num_args = 1..)]
+    with: Vec<Sbdf>,
+}
+
+/// How requests between joined functions shall go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RouteName {
+    /// Straight if that exposes nobody, else through the IOMMU if the root complex routes, else straight
+    Mildest,
+    /// Straight across the switch
+    Direct,
+    /// Through the IOMMU
+    Iommu,
+}
+
+impl GoalArgs {
+    pub(crate) fn goals(&self) -> Goals {
+        Goals {
+            join: self.join.0.clone(),
+            isolate: self.isolate.iter().copied().collect(),
+            acs: self.acs.iter().copied().collect(),
+        }
+    }
+
+    pub(crate) fn options(&self) -> PlanOptions {
+        PlanOptions {
+            route: match self.route {
+                RouteName::Mildest => RouteWish::Mildest,
+                RouteName::Direct => RouteWish::Direct,
+                RouteName::Iommu => RouteWish::Iommu,
+            },
+            expose: self.expose.iter().copied().collect(),
+            with: self.with.iter().copied().collect(),
+        }
+    }
+
+    /// Every function that is named anywhere.
+    pub(crate) fn named(&self) -> Vec<Sbdf> {
+        let ports = self.acs.iter().map(|(port, _)| port);
+        self.join
+            .0
+            .iter()
+            .flatten()
+            .chain(&self.isolate)
+            .chain(ports)
+            .chain(&self.expose)
+            .chain(&self.with)
+            .copied()
+            .collect()
+    }
+}
+
+fn port_word(text: &str) -> Result<(Sbdf, AcsBits), String> {
+    let (port, bits) = text
+        .split_once('=')
+        .ok_or("want PORT=BITS, such as 02:00.0=0011")?;
+    let port = port.parse().map_err(|error| format!("{error}"))?;
+    let bits = bits.parse().map_err(|error| format!("{error}"))?;
+    Ok((port, bits))
+}
+
+/// The sets to be joined, one for each time that `--join` is given.
+#[derive(Debug)]
+struct JoinSets(Vec<BTreeSet<Sbdf>>);
+
+const JOIN: &str = "join";
+
+// The derived code would put the values of all occurrences into one list.
+impl FromArgMatches for JoinSets {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let sets = matches.get_occurrences::<Sbdf>(JOIN);
+        Ok(Self(
+            sets.into_iter()
+                .flatten()
+                .map(|set| set.copied().collect())
+                .collect(),
+        ))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for JoinSets {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.arg(
+            Arg::new(JOIN)
+                .long(JOIN)
+                .value_name("FUNCTION")
+                .num_args(1..)
+                .action(ArgAction::Append)
+                .value_parser(value_parser!(Sbdf))
+                .help("Put these into one group; give it several times for several groups"),
+        )
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
