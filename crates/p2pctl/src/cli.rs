@@ -28,16 +28,28 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// Look at this directory instead of /sys
-    #[arg(long, global = true, value_name = "PATH", conflicts_with = "from")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        value_name = "PATH",
+        conflicts_with = "from"
+    )]
     pub(crate) sysfs: Option<PathBuf>,
     /// Look at a machine that `p2pctl dump` wrote to this file (`-`: standard input)
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Everywhere", value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
     /// Print JSON instead of a text for people
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
     /// Use colour
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
     pub(crate) color: Colour,
 }
 
