@@ -90,9 +90,11 @@ pub fn check_routes(topology: &Topology) {
                     assert!(groups.together(a, b), "{a} {b}: allowed across groups");
                 }
                 let _ = fabric.reach(a, b);
-                let there = fabric.p2pdma(a, b).expect("both are there").distance;
-                let back = fabric.p2pdma(b, a).expect("both are there").distance;
-                assert_eq!(there, back, "{a} {b}: the way back is as long");
+                if a < b {
+                    let there = fabric.p2pdma(a, b).expect("both are there").distance;
+                    let back = fabric.p2pdma(b, a).expect("both are there").distance;
+                    assert_eq!(there, back, "{a} {b}: the way back is as long");
+                }
             }
             for hole in fabric.memory_holes(a) {
                 assert!(hole.range.start() <= hole.range.end());
