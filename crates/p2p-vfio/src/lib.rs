@@ -15,7 +15,8 @@
 //!    accesses with them.
 //!
 //! The VMM keeps its own allocators, memory slots, interrupt routes and PCI bus: see
-//! [`MemorySlots`] and [`MsiRouter`].
+//! [`MemorySlots`], [`MsiRouter`] and [`IntxLine`]. What happens to a device without its doing it
+//! learns through [`EventSink`].
 
 mod address;
 mod admission;

@@ -55,6 +55,27 @@ pub enum Finding {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// Something was done to a device while its peer did DMA into it.
+    Upset {
+        /// What was done.
+        what: String,
+        /// How often.
+        rounds: u32,
+        /// Whether DMA between peers works after.
+        result: Outcome,
+        /// What went wrong.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// An interrupt of the guest.
+    Interrupt {
+        /// What its driver calls it.
+        name: String,
+        /// The chip and the kind of it, as the kernel says it.
+        kind: String,
+        /// How often it fired.
+        count: u64,
+    },
     /// The last line.
     Summary {
         /// Devices found.

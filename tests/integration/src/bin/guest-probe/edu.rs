@@ -1,15 +1,16 @@
 //! QEMU's `edu` device: a DMA engine that anybody can drive (QEMU docs/specs/edu.rst).
 
+use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, PAGE};
 use crate::pci::Function;
 
-const VENDOR: u16 = 0x1234;
-const DEVICE: u16 = 0x11e8;
+pub(crate) const VENDOR: u16 = 0x1234;
+pub(crate) const DEVICE: u16 = 0x11e8;
 
 /// Stores the inverse of what is written to it: 32 bits wide.
 pub(crate) const LIVENESS: u32 = 0x04;
@@ -51,7 +52,17 @@ impl Edu {
             .collect()
     }
 
-    fn open(function: &Function) -> io::Result<Self> {
+    /// Whatever device has its registers at a guest-physical address now.
+    pub(crate) fn at(bar0: u64) -> io::Result<Self> {
+        let memory = OpenOptions::new().read(true).write(true).open("/dev/mem")?;
+        Ok(Self {
+            bdf: format!("{bar0:#x}"),
+            bar0,
+            registers: Mapping::of_file_at(&memory, bar0, PAGE)?,
+        })
+    }
+
+    pub(crate) fn open(function: &Function) -> io::Result<Self> {
         function.enable()?;
         let (bar0, size, file) = function.bar0()?;
         let size = usize::try_from(size).map_err(io::Error::other)?;
@@ -82,18 +93,46 @@ impl Edu {
         self.transfer(BUFFER, to, DMA_START | DMA_OUT)
     }
 
+    /// Keeps the device busy with storing a word at a bus address, over and over.
+    pub(crate) fn keep_storing(&self, to: u64) -> io::Result<()> {
+        if self.is_busy()? {
+            return Ok(());
+        }
+        self.start(BUFFER, to, DMA_START | DMA_OUT)
+    }
+
+    /// Waits until no transfer is under way.
+    pub(crate) fn finish(&self) -> io::Result<()> {
+        let started = Instant::now();
+        while self.is_busy()? {
+            if started.elapsed() > TRANSFER {
+                return Err(io::Error::other("a transfer does not end"));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn is_busy(&self) -> io::Result<bool> {
+        Ok(self.registers.read_u64(DMA_COMMAND)? & DMA_START != 0)
+    }
+
+    fn start(&self, source: u64, destination: u64, command: u64) -> io::Result<()> {
+        self.registers.write_u64(DMA_SOURCE, source)?;
+        self.registers.write_u64(DMA_DESTINATION, destination)?;
+        self.registers.write_u64(DMA_COUNT, 4)?;
+        self.registers.write_u64(DMA_COMMAND, command)
+    }
+
     fn transfer(
         &self,
         source: u64,
         destination: u64,
         command: u64,
     ) -> io::Result<Result<(), Stuck>> {
-        self.registers.write_u64(DMA_SOURCE, source)?;
-        self.registers.write_u64(DMA_DESTINATION, destination)?;
-        self.registers.write_u64(DMA_COUNT, 4)?;
-        self.registers.write_u64(DMA_COMMAND, command)?;
+        self.start(source, destination, command)?;
         let started = Instant::now();
-        while self.registers.read_u64(DMA_COMMAND)? & DMA_START != 0 {
+        while self.is_busy()? {
             if started.elapsed() > TRANSFER {
                 return Ok(Err(Stuck));
             }

@@ -5,15 +5,20 @@
 //! guest-probe [COUNT]          one round; exit code 0 if every check went well and COUNT devices are there
 //! guest-probe loop SECONDS     rounds until the time is over; exit code 0 if every check of every round did
 //! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
+//! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
+//!                              of it works after
+//! guest-probe interrupts NAME… waits until interrupts of these names have fired; exit code 0 if all have
 //! ```
 //!
 //! Each check is one line of JSON on standard output: [`Finding`].
 
 mod edu;
+mod interrupts;
 mod mapping;
 mod p2pmem;
 mod pci;
 mod round;
+mod upset;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -32,7 +37,12 @@ fn main() -> ExitCode {
             Ok(seconds) => (None, Duration::from_secs(seconds)),
             Err(_) => return usage(),
         },
-        ["p2pmem"] => return p2pmem(),
+        ["p2pmem"] => return outcome(p2pmem::run(&mut print)),
+        ["upset", rounds] => match rounds.parse() {
+            Ok(rounds) => return outcome(upset::run(rounds, &mut print)),
+            Err(_) => return usage(),
+        },
+        ["interrupts", names @ ..] => return outcome(interrupts::run(names, &mut print)),
         [count] => match count.parse() {
             Ok(count) => (Some(count), Duration::ZERO),
             Err(_) => return usage(),
@@ -53,8 +63,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn p2pmem() -> ExitCode {
-    match p2pmem::run(&mut print) {
+fn outcome(result: io::Result<bool>) -> ExitCode {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -65,7 +75,9 @@ fn p2pmem() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: guest-probe [COUNT] | guest-probe loop SECONDS | guest-probe p2pmem");
+    eprintln!(
+        "usage: guest-probe [COUNT | loop SECONDS | p2pmem | upset ROUNDS | interrupts NAME…]"
+    );
     ExitCode::FAILURE
 }
 

@@ -25,6 +25,11 @@ pub(crate) struct Mapping {
 impl Mapping {
     /// Maps the start of a file, such as a BAR in sysfs.
     pub(crate) fn of_file(file: &File, size: usize) -> io::Result<Self> {
+        Self::of_file_at(file, 0, size)
+    }
+
+    /// Maps a piece of a file, such as physical memory at an address in `/dev/mem`.
+    pub(crate) fn of_file_at(file: &File, offset: u64, size: usize) -> io::Result<Self> {
         // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
         let start = unsafe {
             rustix::mm::mmap(
@@ -33,7 +38,7 @@ impl Mapping {
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
                 file.as_fd(),
-                0,
+                offset,
             )
         }?;
         Self::new(start.cast(), size)

@@ -38,29 +38,64 @@ impl Function {
     /// Powers it up and lets it decode memory and do DMA.
     pub(crate) fn enable(&self) -> io::Result<()> {
         fs::write(self.dir.join("enable"), "1")?;
-        let config = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.dir.join("config"))?;
+        let config = self.config()?;
         let mut command = [0; 2];
         config.read_exact_at(&mut command, COMMAND)?;
         let command = u16::from_le_bytes(command) | MEMORY_SPACE | BUS_MASTER;
         config.write_all_at(&command.to_le_bytes(), COMMAND)
     }
 
+    /// Its configuration space, past the kernel.
+    pub(crate) fn config(&self) -> io::Result<File> {
+        self.open("config")
+    }
+
+    /// Writes a file of it in sysfs.
+    pub(crate) fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        let why = |error| io::Error::other(format!("{}: {text:?} into {file}: {error}", self.bdf));
+        fs::write(self.dir.join(file), text).map_err(why)
+    }
+
+    /// The bridges above it, nearest first.
+    pub(crate) fn bridges(&self) -> io::Result<Vec<Self>> {
+        let path = fs::canonicalize(&self.dir)?;
+        let above = path.ancestors().skip(1);
+        let is_bridge = |dir: &&Path| dir.join("config").exists();
+        Ok(above
+            .take_while(is_bridge)
+            .map(|dir| Self {
+                bdf: dir
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                dir: dir.to_owned(),
+            })
+            .collect())
+    }
+
     /// Address and size of BAR 0, and the file that maps it.
     pub(crate) fn bar0(&self) -> io::Result<(u64, u64, File)> {
+        self.bar(0)
+    }
+
+    /// Address and size of a BAR, and the file that maps it.
+    pub(crate) fn bar(&self, number: usize) -> io::Result<(u64, u64, File)> {
         let text = fs::read_to_string(self.dir.join("resource"))?;
         let (start, size) = text
             .lines()
-            .next()
+            .nth(number)
             .and_then(parse_resource)
-            .ok_or_else(|| io::Error::other(format!("{} has no BAR 0", self.bdf)))?;
-        let file = OpenOptions::new()
+            .ok_or_else(|| io::Error::other(format!("{} has no BAR {number}", self.bdf)))?;
+        let file = self.open(&format!("resource{number}"))?;
+        Ok((start, size, file))
+    }
+
+    fn open(&self, file: &str) -> io::Result<File> {
+        OpenOptions::new()
             .read(true)
             .write(true)
-            .open(self.dir.join("resource0"))?;
-        Ok((start, size, file))
+            .open(self.dir.join(file))
     }
 }
 

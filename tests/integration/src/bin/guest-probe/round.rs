@@ -8,7 +8,7 @@ use crate::edu::{Edu, LIVENESS, Stuck};
 use crate::mapping::Mapping;
 
 /// Words in the page that devices read and write.
-const SOURCE: usize = 0;
+pub(crate) const SOURCE: usize = 0;
 const TARGET: usize = 64;
 
 /// What stands where data should arrive, so that nothing arriving can be told from anything arriving.
@@ -150,25 +150,25 @@ fn outcome(transfer: Result<(), Stuck>, found: u32, expected: u32, before: u32) 
 }
 
 /// A page of memory for devices, at an address that must not change meanwhile.
-struct Page {
+pub(crate) struct Page {
     memory: Mapping,
     physical: u64,
 }
 
 impl Page {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let memory = Mapping::locked_page()?;
         memory.write_u32(0, 0)?;
         let physical = memory.physical_address()?;
         Ok(Self { memory, physical })
     }
 
-    fn prepare(&self, word: u32) -> io::Result<()> {
+    pub(crate) fn prepare(&self, word: u32) -> io::Result<()> {
         self.memory.write_u32(SOURCE, word)?;
         self.memory.write_u32(TARGET, SENTINEL)
     }
 
-    fn address(&self, offset: usize) -> u64 {
+    pub(crate) fn address(&self, offset: usize) -> u64 {
         self.physical.saturating_add(offset as u64)
     }
 

@@ -1,0 +1,117 @@
+//! Devices are moved, switched off, reset and put to sleep while a peer does DMA into them.
+//!
+//! What the transfers meanwhile do is not looked at: they may arrive or be lost. After each disturbance DMA from
+//! the peer must work again, which is.
+
+mod bus;
+mod steps;
+
+use std::io;
+use std::path::Path;
+
+use lab::report::{Finding, Outcome};
+
+use crate::edu::{self, Edu, LIVENESS};
+use crate::pci::Function;
+use crate::round::{Page, SOURCE};
+
+/// Two `edu` devices below one switch, each below a port of its own.
+struct Stage {
+    /// What is disturbed.
+    target: Function,
+    /// Where its registers are at the start.
+    home: u64,
+    /// Its neighbour.
+    peer: Function,
+    /// The engine of the neighbour, where it is at the start.
+    engine: Edu,
+    page: Page,
+    word: u32,
+}
+
+type Step = fn(&mut Stage, u32) -> io::Result<()>;
+
+/// Does all of it; whether everything worked after.
+pub(crate) fn run(
+    rounds: u32,
+    print: &mut dyn FnMut(&Finding) -> io::Result<()>,
+) -> io::Result<bool> {
+    let mut stage = Stage::new()?;
+    let steps: [(&str, u32, Step); 8] = [
+        ("decode off and on", 50, steps::decode),
+        ("moves", rounds, steps::moves),
+        ("swap", 4, steps::swap),
+        ("onto another device", 4, steps::collide),
+        ("secondary bus reset", 2, steps::bus_reset),
+        ("function level reset", 4, steps::function_reset),
+        ("D3hot", 4, steps::sleep),
+        ("memory device", 1, steps::memory_device),
+    ];
+    let mut all_good = true;
+    for (what, rounds, step) in steps {
+        let error = step(&mut stage, rounds).err();
+        all_good &= error.is_none();
+        print(&Finding::Upset {
+            what: what.to_owned(),
+            rounds,
+            result: error.as_ref().map_or(Outcome::Ok, |_| Outcome::Nothing),
+            error: error.map(|error| error.to_string()),
+        })?;
+    }
+    Ok(all_good)
+}
+
+impl Stage {
+    fn new() -> io::Result<Self> {
+        let mut found = Function::find(Path::new("/sys"), edu::VENDOR, edu::DEVICE)?.into_iter();
+        let (Some(target), Some(peer)) = (found.next(), found.next()) else {
+            return Err(io::Error::other("there are no two edu devices"));
+        };
+        let home = Edu::open(&target)?.bar0;
+        let engine = Edu::open(&peer)?;
+        Ok(Self {
+            target,
+            home,
+            peer,
+            engine,
+            page: Page::new()?,
+            word: 0xbeef_0000,
+        })
+    }
+
+    /// A word that was not used before.
+    fn next_word(&mut self) -> u32 {
+        self.word = self.word.wrapping_add(1);
+        self.word
+    }
+
+    /// `engine` stores a word in the liveness register of the device at `to`, which must invert it.
+    fn check(&mut self, engine: &Edu, to: u64) -> io::Result<()> {
+        let word = self.next_word();
+        let target = Edu::at(to)?;
+        target.set_liveness(0)?;
+        self.store(engine, to + u64::from(LIVENESS), word)?;
+        let found = target.liveness()?;
+        if found == !word {
+            return Ok(());
+        }
+        let expected = !word;
+        let text = format!("at {to:#x}: {found:#x} instead of {expected:#x} after DMA");
+        Err(io::Error::other(text))
+    }
+
+    /// `engine` stores `word` at a bus address.
+    fn store(&mut self, engine: &Edu, to: u64, word: u32) -> io::Result<()> {
+        engine.finish()?;
+        self.page.prepare(word)?;
+        let stuck = |_| io::Error::other("a transfer does not end");
+        engine.fetch(self.page.address(SOURCE))?.map_err(stuck)?;
+        engine.store(to)?.map_err(stuck)
+    }
+
+    /// DMA from the peer to the target where both were at the start.
+    fn check_home(&mut self) -> io::Result<()> {
+        let engine = Edu::open(&self.peer)?;
+        self.check(&engine, self.home)
+    }
+}

@@ -1,0 +1,266 @@
+//! What is done to devices.
+
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use super::Stage;
+use super::bus::{Config, MIB};
+use crate::edu::{Edu, LIVENESS};
+use crate::mapping::{Mapping, PAGE};
+use crate::pci::Function;
+
+/// How many places the target is moved to, one MiB each, behind the windows that firmware has opened.
+const PLACES: u64 = 8;
+/// How often a move is looked at: DMA takes 100 ms.
+const LOOK_EVERY: u32 = 100;
+
+fn liveness(bar: u64) -> u64 {
+    bar + u64::from(LIVENESS)
+}
+
+/// Memory decode goes off and on.
+pub(super) fn decode(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    let config = Config::of(&stage.target)?;
+    for _ in 0..rounds {
+        stage.engine.keep_storing(liveness(stage.home))?;
+        config.decode(false)?;
+        stage.engine.keep_storing(liveness(stage.home))?;
+        config.decode(true)?;
+    }
+    stage.check_home()
+}
+
+/// The ports above a function, with room for [`PLACES`] opened in those that are shared.
+struct Ports {
+    own: Config,
+    window: (u64, u64),
+    shared: Vec<(Config, (u64, u64))>,
+    /// First of the places.
+    free: u64,
+}
+
+impl Ports {
+    fn open(function: &Function) -> io::Result<Self> {
+        let bridges = function.bridges()?;
+        let mut configs = bridges.iter().map(Config::of);
+        let own = configs.next().ok_or(io::ErrorKind::NotFound)??;
+        let mut shared = Vec::new();
+        for config in configs {
+            let config = config?;
+            let window = config.window()?;
+            shared.push((config, window));
+        }
+        let end = shared.iter().map(|(_, (_, end))| *end).max();
+        let free = end.ok_or(io::ErrorKind::NotFound)?;
+        // Other root ports have windows behind this one.
+        let free = free + 64 * MIB;
+        for (config, (start, _)) in &shared {
+            config.set_window(*start, free + PLACES * MIB)?;
+        }
+        Ok(Self {
+            window: own.window()?,
+            own,
+            shared,
+            free,
+        })
+    }
+
+    fn close(self) -> io::Result<()> {
+        self.own.set_window(self.window.0, self.window.1)?;
+        for (config, (start, end)) in self.shared {
+            config.set_window(start, end)?;
+        }
+        Ok(())
+    }
+}
+
+/// The target's BAR and the window above it move, with decode off, as Linux does it.
+pub(super) fn moves(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    let config = Config::of(&stage.target)?;
+    let ports = Ports::open(&stage.target)?;
+    let engine = Edu::open(&stage.peer)?;
+    let mut last = stage.home;
+    for round in 0..rounds {
+        engine.keep_storing(liveness(last))?;
+        let to = ports.free + u64::from(round) % PLACES * MIB;
+        config.decode(false)?;
+        ports.own.set_window(to, to + MIB)?;
+        config.move_bar0(to)?;
+        config.decode(true)?;
+        if round % LOOK_EVERY == 0 {
+            stage.check(&engine, to)?;
+            if stage.check(&engine, last).is_ok() {
+                return Err(io::Error::other(format!("{last:#x} is still reached")));
+            }
+        }
+        last = to;
+    }
+    engine.finish()?;
+    config.decode(false)?;
+    ports.close()?;
+    config.move_bar0(stage.home)?;
+    config.decode(true)?;
+    stage.check_home()
+}
+
+/// Target and peer trade places, and the windows above them do.
+pub(super) fn swap(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    let configs = [Config::of(&stage.target)?, Config::of(&stage.peer)?];
+    let port = |function: &Function| -> io::Result<Config> {
+        let bridges = function.bridges()?;
+        Config::of(bridges.first().ok_or(io::ErrorKind::NotFound)?)
+    };
+    let ports = [port(&stage.target)?, port(&stage.peer)?];
+    let homes = [stage.home, stage.engine.bar0];
+    stage.engine.finish()?;
+    for round in 0..rounds {
+        let places = match round % 2 {
+            0 => [homes[1], homes[0]],
+            _ => homes,
+        };
+        for config in &configs {
+            config.decode(false)?;
+        }
+        for ((config, port), place) in configs.iter().zip(&ports).zip(places) {
+            port.set_window(place, place + MIB)?;
+            config.move_bar0(place)?;
+        }
+        for config in &configs {
+            config.decode(true)?;
+        }
+        // Whichever device is there now.
+        let one = Edu::at(homes[0])?;
+        let two = Edu::at(homes[1])?;
+        stage.check(&one, homes[1])?;
+        stage.check(&two, homes[0])?;
+    }
+    stage.check_home()
+}
+
+/// The target is put where the peer is, with decode on. The peer keeps its place.
+pub(super) fn collide(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    let config = Config::of(&stage.target)?;
+    let bridges = stage.target.bridges()?;
+    let port = Config::of(bridges.first().ok_or(io::ErrorKind::NotFound)?)?;
+    let (start, end) = port.window()?;
+    let theirs = stage.engine.bar0;
+    let (first, last) = (start.min(theirs), end.max(theirs + MIB));
+    port.set_window(first, last)?;
+    for _ in 0..rounds {
+        stage.engine.keep_storing(liveness(stage.home))?;
+        config.move_bar0(theirs)?;
+        stage.engine.finish()?;
+        let word = stage.next_word();
+        stage.engine.set_liveness(word)?;
+        if stage.engine.liveness()? != !word {
+            return Err(io::Error::other("the peer lost its place"));
+        }
+        config.move_bar0(stage.home)?;
+    }
+    port.set_window(start, end)?;
+    stage.check_home()
+}
+
+/// The port above holds its bus in reset; the kernel saves and restores what is below.
+pub(super) fn bus_reset(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    stage.target.write("reset_method", "bus")?;
+    for _ in 0..rounds {
+        stage.engine.keep_storing(liveness(stage.home))?;
+        stage.target.write("reset", "1")?;
+        stage.engine.finish()?;
+        stage.check_home()?;
+    }
+    Ok(())
+}
+
+/// A drive whose driver was taken away: its registers are the target.
+struct Drive {
+    function: Function,
+    bar0: u64,
+    registers: Mapping,
+}
+
+/// Admin queue attributes (NVM Express r1.4 §3.1.7), which keep what is written while the controller is off.
+const ADMIN_QUEUE: usize = 0x24;
+
+impl Drive {
+    fn take() -> io::Result<Self> {
+        let mut found = Function::find(Path::new("/sys"), 0x1b36, 0x0010)?.into_iter();
+        let function = found.next().ok_or(io::ErrorKind::NotFound)?;
+        // Fails if it was taken before.
+        drop(function.write("driver/unbind", &function.bdf));
+        function.enable()?;
+        let (bar0, _, file) = function.bar0()?;
+        Ok(Self {
+            function,
+            bar0,
+            registers: Mapping::of_file(&file, PAGE)?,
+        })
+    }
+
+    /// The peer writes a register of the drive.
+    fn check(&self, stage: &mut Stage) -> io::Result<()> {
+        let word = stage.next_word() & 0x0fff_0fff;
+        let engine = Edu::open(&stage.peer)?;
+        stage.store(&engine, self.bar0 + ADMIN_QUEUE as u64, word)?;
+        let found = self.registers.read_u32(ADMIN_QUEUE)?;
+        if found == word {
+            return Ok(());
+        }
+        let text = format!("the drive's register has {found:#x}, not {word:#x}, after DMA");
+        Err(io::Error::other(text))
+    }
+}
+
+pub(super) fn function_reset(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    let drive = Drive::take()?;
+    drive.check(stage)?;
+    drive.function.write("reset_method", "flr")?;
+    for _ in 0..rounds {
+        stage.engine.keep_storing(drive.bar0 + ADMIN_QUEUE as u64)?;
+        drive.function.write("reset", "1")?;
+        stage.engine.finish()?;
+        drive.check(stage)?;
+    }
+    Ok(())
+}
+
+pub(super) fn sleep(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    /// How long a function may take from D3hot to D0 (PCI PM r1.2 §5.4.1).
+    const WAKE: Duration = Duration::from_millis(10);
+    let drive = Drive::take()?;
+    drive.check(stage)?;
+    let config = Config::of(&drive.function)?;
+    let bars = config.bars()?;
+    for _ in 0..rounds {
+        stage.engine.keep_storing(drive.bar0 + ADMIN_QUEUE as u64)?;
+        config.set_power(3)?;
+        stage.engine.keep_storing(drive.bar0 + ADMIN_QUEUE as u64)?;
+        config.set_power(0)?;
+        thread::sleep(WAKE);
+        config.set_bars(&bars)?;
+        config.decode(true)?;
+        stage.engine.finish()?;
+        drive.check(stage)?;
+    }
+    Ok(())
+}
+
+/// The peer stores into plain memory of a device; what arrived is looked at from outside of the host too.
+pub(super) fn memory_device(stage: &mut Stage, _rounds: u32) -> io::Result<()> {
+    const WORD: u32 = 0x5eed_cafe;
+    let mut found = Function::find(Path::new("/sys"), 0x1af4, 0x1110)?.into_iter();
+    let function = found.next().ok_or(io::ErrorKind::NotFound)?;
+    function.enable()?;
+    let (bar2, _, file) = function.bar(2)?;
+    let memory = Mapping::of_file(&file, PAGE)?;
+    memory.write_u32(0, 0)?;
+    let engine = Edu::open(&stage.peer)?;
+    stage.store(&engine, bar2, WORD)?;
+    if memory.read_u32(0)? == WORD {
+        return Ok(());
+    }
+    Err(io::Error::other("nothing arrived in the device's memory"))
+}

@@ -1,0 +1,211 @@
+//! One device after the other, under its peer's DMA: moved, switched off, reset, put to sleep; and every kind of
+//! interrupt.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use lab::protocol::Exit;
+use lab::report::{Finding, Outcome};
+use lab::{GUEST, Output, SharedLab, Turn, Vm};
+
+static LAB: SharedLab = SharedLab::new("device-zoo", "device");
+
+/// What shares a group: two DMA engines, a drive, memory.
+const ENGINES: [&str; 2] = ["0000:03:00.0", "0000:04:00.0"];
+const DRIVE: &str = "0000:05:00.0";
+const MEMORY: &str = "0000:06:00.0";
+const CARD: &str = "0000:07:00.0";
+const OTHER_CARD: &str = "0000:08:00.0";
+const CONTROLLER: &str = "0000:09:00.0";
+
+const MOVES: u32 = 1000;
+/// A thousand moves and all else, with DMA in between, in emulation of emulation.
+const UPSET: Duration = Duration::from_secs(600);
+
+fn lab() -> Turn<'static> {
+    let lab = LAB.turn();
+    for bdf in [ENGINES[0], ENGINES[1], DRIVE, MEMORY] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    lab
+}
+
+fn domain(guest: &str) -> Vm {
+    [ENGINES[0], ENGINES[1], DRIVE, MEMORY]
+        .iter()
+        .fold(Vm::new(guest), |vm, bdf| vm.p2p_device(bdf))
+}
+
+fn spoken(vm: &Vm) -> Vec<String> {
+    let mut argv = vm.argv();
+    argv.push("-v".to_owned());
+    argv
+}
+
+/// The census that the VMM gives of itself at a moment.
+fn census<'a>(output: &'a Output, moment: &str) -> &'a str {
+    let line = output.stderr.lines().find_map(|l| l.split_once(moment));
+    line.unwrap_or_else(|| panic!("no {moment:?} in {output:#?}"))
+        .1
+}
+
+#[test]
+fn p2p_works_after_moves_resets_and_sleep_under_dma_and_nothing_leaks() {
+    let lab = lab();
+    let vm = domain(&format!("guest-probe upset {MOVES}"));
+    let mut running = lab.command(spoken(&vm)).deadline(UPSET).spawn().unwrap();
+    running.wait_for("decode off and on", UPSET).unwrap();
+    let before = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
+    running.wait_for("onto another device", UPSET).unwrap();
+    let after = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
+    assert_eq!(before, after, "descriptors before and after {MOVES} moves");
+    let output = running.wait().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    let upsets: Vec<_> = Finding::in_console(&output.stdout)
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Upset {
+                what,
+                result,
+                error,
+                ..
+            } => Some((what, result, error)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(upsets.len(), 8, "{output:#?}");
+    for (what, result, error) in &upsets {
+        assert_eq!(*result, Outcome::Ok, "{what}: {error:?}\n{output:#?}");
+    }
+    assert_eq!(
+        census(&output, "at the start: "),
+        census(&output, "at the end: ")
+    );
+    assert!(
+        output.stderr.contains("cannot put BAR 0"),
+        "a refused move is told: {output:#?}"
+    );
+    let memory = File::open(lab.dir().join("mem0.mem")).unwrap();
+    let mut word = [0; 4];
+    memory.read_exact_at(&mut word, 0).unwrap();
+    assert_eq!(
+        u32::from_le_bytes(word),
+        0x5eed_cafe,
+        "as seen from outside of the host"
+    );
+}
+
+/// Interrupts of a guest: name, chip and kind.
+fn interrupts(output: &Output) -> Vec<(String, String)> {
+    assert!(output.stdout.contains("guest: exit 0"), "{output:#?}");
+    Finding::in_console(&output.stdout)
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Interrupt { name, kind, count } if count > 0 => Some((name, kind)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[track_caller]
+fn assert_fired(output: &Output, name: &str, kind: &str) {
+    let fired = interrupts(output);
+    let found = fired
+        .iter()
+        .any(|(n, k)| n.starts_with(name) && k.contains(kind));
+    assert!(
+        found,
+        "no {kind} of {name} in {fired:#?}\n{}",
+        output.stderr
+    );
+}
+
+/// The guest's kernel gets more words on its command line.
+fn with_words(vm: &Vm, words: &str) -> Vec<String> {
+    let argv = spoken(vm).into_iter();
+    argv.map(|word| word.replace("quiet", &format!("quiet {words}")))
+        .collect()
+}
+
+#[test]
+fn msi_and_msix_fire_beside_a_virtual_function() {
+    let lab = lab();
+    lab.sh(&format!(
+        "set -e
+         echo 1 > /sys/bus/pci/devices/{CARD}/sriov_numvfs
+         ip link set $(ls /sys/bus/pci/devices/{CARD}/net | head -n 1) up"
+    ))
+    .unwrap();
+    let function = format!("basename $(readlink /sys/bus/pci/devices/{CARD}/virtfn0)");
+    let function = lab.sh(&function).unwrap().trim().to_owned();
+    for bdf in [&function, OTHER_CARD, CONTROLLER] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    let vm = domain("guest-probe interrupts nvme0q1 eth1 ioc0")
+        .device(&function)
+        .device(OTHER_CARD)
+        .device(CONTROLLER);
+    let argv = with_words(&vm, "mptbase.mpt_msi_enable_sas=1");
+    let output = lab.command(argv).deadline(GUEST).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    assert_fired(&output, "nvme0q1", "PCI-MSIX-");
+    assert_fired(&output, "eth1", "PCI-MSIX-");
+    assert_fired(&output, "ioc0", "PCI-MSI-");
+    // Its driver got all of its vectors. They do not fire in this emulation, not even in the host.
+    let vectors = Finding::in_console(&output.stdout);
+    let of_function = vectors.iter().filter(|finding| {
+        matches!(finding, Finding::Interrupt { name, kind, .. }
+            if name.starts_with("eth0") && kind.starts_with("PCI-MSIX-"))
+    });
+    assert_eq!(of_function.count(), 3, "{output:#?}");
+    lab.sh(&format!(
+        "echo 0 > /sys/bus/pci/devices/{CARD}/sriov_numvfs"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn pins_fire_below_a_switch_and_below_a_root_port() {
+    let lab = lab();
+    lab.bind_vfio(OTHER_CARD).unwrap();
+    let vm = domain("guest-probe interrupts nvme0q1 eth0").device(OTHER_CARD);
+    let argv = with_words(&vm, "pci=nomsi");
+    let output = lab.command(argv).deadline(GUEST).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    // The level is let go of: else it would fire once, or for ever.
+    assert_fired(&output, "nvme0q1", "fasteoi");
+    assert_fired(&output, "eth0", "fasteoi");
+}
+
+#[test]
+fn the_host_asks_for_its_device_and_the_vmm_hears_it() {
+    let lab = lab();
+    let vm = Vm::new("stay")
+        .p2p_device(ENGINES[0])
+        .p2p_device(ENGINES[1]);
+    // The VMM speaks on standard error.
+    let together = ["sh", "-c", "exec \"$0\" \"$@\" 2>&1"].map(str::to_owned);
+    let argv = together.into_iter().chain(spoken(&vm));
+    let mut running = lab.command(argv).deadline(GUEST).spawn().unwrap();
+    running.wait_for("guest: up", GUEST).unwrap();
+    // Waits until the VMM lets go; the kernel asks at once, and again every ten seconds.
+    let unbind = format!("echo {} > /sys/bus/pci/drivers/vfio-pci/unbind", ENGINES[0]);
+    let unbinding = lab
+        .command(["sh", "-c", &unbind])
+        .deadline(GUEST)
+        .spawn()
+        .unwrap();
+    let said = format!("{}: the host wants the device back", ENGINES[0]);
+    running.wait_for(&said, GUEST).unwrap();
+    running.signal(15).unwrap();
+    running.wait().unwrap();
+    let unbound = unbinding.wait().unwrap();
+    assert_eq!(
+        unbound.code(),
+        Some(0),
+        "the host has its device: {unbound:#?}"
+    );
+}
