@@ -140,10 +140,13 @@ fn header(space: &mut Space, function: &Function) {
     }
 }
 
+/// Identifier, length in bytes, and words at offsets.
+type Capability = (u16, usize, Vec<(usize, u32)>);
+
 /// The extended capabilities: each a number, its length and what is in it beyond zeros.
 fn extended(space: &mut Space, kind: Kind) {
     // Error reporting, serial number, latency tolerance, secondary PCI Express, power states of the link.
-    let mut list: Vec<(u16, usize, Vec<(usize, u32)>)> = vec![
+    let mut list: Vec<Capability> = vec![
         (0x0001, 0x48, vec![(0x08, 0x0046_2030), (0x14, 0x0000_2000)]),
         (0x0003, 0x10, vec![(0x04, 0x1234_5678)]),
     ];
