@@ -21,7 +21,7 @@ use crate::protocol::{CHUNK_BYTES, Reply, Request};
 use crate::vm::{GUEST, Vm};
 
 /// How long a lab host may take until its agent answers.
-pub const BOOT: Duration = Duration::from_secs(90);
+pub const BOOT: Duration = Duration::from_secs(150);
 
 /// How often a boot is tried: on a busy machine an emulated host now and then stops before its kernel says a word.
 const BOOT_ATTEMPTS: u32 = 3;

@@ -5,6 +5,8 @@ use lab::{Device, Iommu, PciBridge, Profile, Property, ROOT_BUS, RootComplex, Ro
 
 /// Most switches in one machine: buses and boot time are limited.
 const MOST_SWITCHES: usize = 5;
+/// Most devices in one machine: with many more, the firmware's own walk over emulated buses takes minutes.
+const MOST_DEVICES: usize = 24;
 /// How many switches may hang below each other.
 const MOST_LEVELS: u32 = 3;
 /// First slot of the root bus that QEMU's chipset leaves to us, and one after the last.
@@ -156,6 +158,9 @@ impl Builder {
     }
 
     fn device(&mut self, model: &str, bus: &str, addr: String, multifunction: bool) {
+        if self.profile.devices.len() >= MOST_DEVICES {
+            return;
+        }
         let id = self.name("ep");
         let mut properties: std::collections::BTreeMap<String, Property> = Default::default();
         if multifunction {
