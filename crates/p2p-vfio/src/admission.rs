@@ -187,8 +187,9 @@ pub enum Reason {
     #[error(
         "{} and {} cannot share P2P: IOMMU group {} and group {}\n       \
          p2pctl explain {} {}   says why\n       \
-         leave p2p=on out, or give them p2p_domain= names of their own, to keep them apart",
-        a.0, b.0, a.1, b.1, a.0, b.0
+         p2pctl plan --join {} {}   says how they would get into one\n       \
+         or leave p2p=on out, or give them p2p_domain= names of their own, to keep them apart",
+        a.0, b.0, a.1, b.1, a.0, b.0, a.0, b.0
     )]
     TwoGroups {
         /// The first device and its group.
