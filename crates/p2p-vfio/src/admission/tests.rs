@@ -1,0 +1,204 @@
+//! Which devices a VM may have.
+
+use iommu_group::{Denial, GroupId, GroupMember, Route};
+
+use super::*;
+
+fn sbdf(text: &str) -> Sbdf {
+    text.parse().unwrap()
+}
+
+fn member(text: &str, driver: Option<&str>) -> GroupMember {
+    GroupMember {
+        sbdf: Some(sbdf(text)),
+        name: sbdf(text).to_string(),
+        driver: driver.map(str::to_owned),
+    }
+}
+
+fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
+    Candidate {
+        sbdf: sbdf(text),
+        domain: p2p.then(DomainName::default),
+        group: GroupId(group),
+        members: vec![member(text, Some("vfio-pci"))],
+        bus_addresses: Vec::new(),
+        holes: Vec::new(),
+    }
+}
+
+fn through_host_bridge(_: Sbdf, _: Sbdf) -> Verdict {
+    Verdict::Allowed {
+        route: Route::HostBridge,
+        placement: Placement::Anywhere,
+    }
+}
+
+fn judge(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
+    admit(candidates, through_host_bridge)
+}
+
+fn reasons(candidates: Vec<Candidate>) -> Vec<Reason> {
+    judge(candidates).unwrap_err().reasons
+}
+
+#[test]
+fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
+    let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
+    let one_way = |from: Sbdf, to: Sbdf| {
+        if from < to {
+            through_host_bridge(from, to)
+        } else {
+            Verdict::Denied {
+                reasons: vec![Denial::NoMemory { function: to }],
+            }
+        }
+    };
+    let refusal = admit(pair, one_way).unwrap_err();
+    assert_eq!(refusal.reasons.len(), 1);
+    let text = refusal.to_string();
+    assert!(
+        text.contains("0000:04:00.0 cannot reach 0000:03:00.0"),
+        "{text}"
+    );
+    assert!(text.contains("no memory BAR"), "{text}");
+}
+
+#[test]
+fn one_direct_route_puts_all_members_at_their_bus_addresses() {
+    let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
+    let verdict = |from: Sbdf, to: Sbdf| {
+        if from < to {
+            through_host_bridge(from, to)
+        } else {
+            Verdict::Allowed {
+                route: Route::SwitchLocal,
+                placement: Placement::AtBusAddress,
+            }
+        }
+    };
+    let admitted = admit(pair, verdict).unwrap();
+    assert_eq!(admitted.domains[0].placement, Placement::AtBusAddress);
+}
+
+#[test]
+fn peers_of_one_group_share_a_domain() {
+    let a = candidate("03:00.0", 6, true);
+    let b = candidate("04:00.0", 6, true);
+    let c = candidate("05:00.0", 7, false);
+    let admitted = judge(vec![a, b, c]).unwrap();
+    assert_eq!(admitted.domains.len(), 1);
+    assert_eq!(admitted.domains[0].members.len(), 2);
+    assert_eq!(admitted.others.len(), 1);
+}
+
+#[test]
+fn invariant_1_peers_of_two_groups_are_refused_naming_both() {
+    let a = candidate("03:00.0", 6, true);
+    let b = candidate("04:00.0", 7, true);
+    let refusal = judge(vec![a, b]).unwrap_err();
+    let text = refusal.to_string();
+    for part in ["0000:03:00.0", "0000:04:00.0", "group 6", "group 7"] {
+        assert!(text.contains(part), "{part} is not named in: {text}");
+    }
+}
+
+#[test]
+fn invariant_7_without_p2p_nothing_is_in_a_domain() {
+    let a = candidate("03:00.0", 6, false);
+    let b = candidate("04:00.0", 6, false);
+    let admitted = judge(vec![a, b]).unwrap();
+    assert!(admitted.domains.is_empty());
+    assert_eq!(admitted.others.len(), 2);
+}
+
+fn named(text: &str, group: u32, domain: &str) -> Candidate {
+    Candidate {
+        domain: Some(DomainName::Named(domain.to_owned())),
+        ..candidate(text, group, true)
+    }
+}
+
+#[test]
+fn a_vm_may_have_a_domain_for_each_of_its_groups() {
+    let admitted = judge(vec![
+        named("03:00.0", 6, "left"),
+        named("05:00.0", 7, "right"),
+        named("04:00.0", 6, "left"),
+    ])
+    .unwrap();
+    let sizes: Vec<_> = admitted.domains.iter().map(|d| d.members.len()).collect();
+    assert_eq!(sizes, [2, 1]);
+}
+
+#[test]
+fn a_group_is_not_split_between_domains() {
+    let pair = vec![named("03:00.0", 6, "left"), named("04:00.0", 6, "right")];
+    assert!(matches!(reasons(pair)[..], [Reason::SplitGroup { .. }]));
+}
+
+#[test]
+fn a_group_is_not_split_between_contexts() {
+    let a = candidate("03:00.0", 6, true);
+    let b = candidate("04:00.0", 6, false);
+    let expected = Reason::SplitGroup {
+        a: sbdf("03:00.0"),
+        b: sbdf("04:00.0"),
+        group: GroupId(6),
+    };
+    assert_eq!(reasons(vec![a, b]), [expected]);
+}
+
+#[test]
+fn a_device_given_twice_is_refused() {
+    let a = candidate("03:00.0", 6, true);
+    let b = candidate("03:00.0", 6, false);
+    assert_eq!(reasons(vec![a, b]), [Reason::Twice(sbdf("03:00.0"))]);
+}
+
+#[test]
+fn a_device_of_the_host_is_refused() {
+    for driver in [None, Some("nvme")] {
+        let mut a = candidate("03:00.0", 6, false);
+        a.members = vec![member("03:00.0", driver)];
+        let expected = Reason::NotBound {
+            sbdf: sbdf("03:00.0"),
+            driver: driver.map(str::to_owned),
+        };
+        assert_eq!(reasons(vec![a]), [expected]);
+    }
+}
+
+#[test]
+fn a_neighbour_of_the_host_is_refused_by_name() {
+    let mut a = candidate("03:00.0", 6, false);
+    a.members.push(member("04:00.0", Some("e1000e")));
+    let text = judge(vec![a]).unwrap_err().to_string();
+    assert!(
+        text.contains("0000:04:00.0") && text.contains("e1000e"),
+        "{text}"
+    );
+}
+
+#[test]
+fn neighbours_that_do_no_dma_of_the_host_are_fine() {
+    for driver in [
+        None,
+        Some("pcieport"),
+        Some("pci-stub"),
+        Some("mlx5_vfio_pci"),
+    ] {
+        let mut a = candidate("03:00.0", 6, true);
+        a.members.push(member("02:00.0", driver));
+        assert!(judge(vec![a]).is_ok(), "{driver:?}");
+    }
+}
+
+#[test]
+fn every_reason_is_told_at_once() {
+    let a = candidate("03:00.0", 6, true);
+    let b = candidate("04:00.0", 7, true);
+    let mut c = candidate("05:00.0", 8, false);
+    c.members = vec![member("05:00.0", None)];
+    assert_eq!(reasons(vec![a, b, c]).len(), 2);
+}

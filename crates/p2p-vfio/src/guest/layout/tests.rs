@@ -1,0 +1,256 @@
+//! Layouts of guests.
+
+use crate::device::BarInfo;
+
+use super::*;
+
+const LINK: Link = Link { speed: 4, width: 4 };
+
+fn apertures() -> Apertures {
+    let range = |start, len| AddressRange::new(Gpa::new(start), len).unwrap();
+    Apertures {
+        memory: vec![range(0xc000_0000, 512 << 20)],
+        prefetchable: vec![range(0x2_0000_0000, 256 << 30)],
+    }
+}
+
+fn bar(index: u8, size_bytes: u64, prefetchable: bool) -> BarInfo {
+    BarInfo {
+        index,
+        size_bytes,
+        is_64bit: prefetchable,
+        prefetchable,
+    }
+}
+
+fn endpoint(bars: &[BarInfo]) -> Endpoint {
+    Endpoint {
+        bars: bars.to_vec(),
+        at: Vec::new(),
+        link: LINK,
+    }
+}
+
+fn gpu() -> Endpoint {
+    endpoint(&[
+        bar(0, 16 << 20, false),
+        bar(1, 64 << 30, true),
+        bar(3, 32 << 20, true),
+    ])
+}
+
+fn nvme() -> Endpoint {
+    endpoint(&[bar(0, 16 << 10, false), bar(4, 16 << 20, true)])
+}
+
+fn addresses(topology: &GuestTopology) -> Vec<String> {
+    let ports = topology.ports.iter().map(|(sbdf, _)| sbdf);
+    let endpoints = topology.endpoints.iter().map(|e| &e.sbdf);
+    let mut all: Vec<_> = ports.chain(endpoints).map(Sbdf::to_string).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_domain_is_a_switch_and_others_have_root_ports() {
+    let branches = [Branch::Switch(vec![nvme(), nvme()]), Branch::Device(nvme())];
+    let topology = lay_out(&branches, &apertures()).unwrap();
+    let expected = [
+        "0000:00:01.0",
+        "0000:00:02.0",
+        "0000:01:00.0",
+        "0000:02:00.0",
+        "0000:02:01.0",
+        "0000:03:00.0",
+        "0000:04:00.0",
+        "0000:05:00.0",
+    ];
+    assert_eq!(addresses(&topology), expected);
+    let (_, root) = &topology.ports[0];
+    let buses = root.buses();
+    assert_eq!(
+        (buses.primary, buses.secondary, buses.subordinate),
+        (0, 1, 4)
+    );
+}
+
+#[test]
+fn every_bar_is_aligned_inside_all_windows_above_and_apart_from_others() {
+    let branches = [
+        Branch::Switch(vec![gpu(), nvme(), gpu()]),
+        Branch::Device(nvme()),
+        Branch::Device(endpoint(&[])),
+    ];
+    let topology = lay_out(&branches, &apertures()).unwrap();
+    let mut used: Vec<AddressRange<Gpa>> = Vec::new();
+    for endpoint in &topology.endpoints {
+        for (bar, gpa) in &endpoint.bars {
+            assert!(
+                gpa.value().is_multiple_of(bar.size_bytes),
+                "{bar:?} at {gpa}"
+            );
+            let range = AddressRange::new(*gpa, bar.size_bytes).unwrap();
+            let bus = endpoint.sbdf.bus();
+            for (sbdf, port) in &topology.ports {
+                let buses = port.buses();
+                if (buses.secondary..=buses.subordinate).contains(&bus) {
+                    assert!(
+                        port.windows().any(|window| window.contains(&range)),
+                        "{bar:?} at {gpa} is not behind {sbdf}"
+                    );
+                }
+            }
+            let apart =
+                |r: &AddressRange<Gpa>| r.end() <= range.start() || range.end() <= r.start();
+            assert!(used.iter().all(apart));
+            used.push(range);
+        }
+    }
+    assert_eq!(used.len(), 10);
+}
+
+#[test]
+fn an_endpoint_without_bars_needs_no_window() {
+    let topology = lay_out(&[Branch::Device(endpoint(&[]))], &apertures()).unwrap();
+    assert_eq!(topology.ports[0].1.windows().count(), 0);
+}
+
+#[test]
+fn bars_that_do_not_fit_are_an_error_with_their_size() {
+    let huge = endpoint(&[bar(0, 1 << 30, false)]);
+    let error = lay_out(&[Branch::Device(huge)], &apertures()).unwrap_err();
+    assert!(error.to_string().contains("1073741824"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_into_one_aperture_goes_into_the_next() {
+    let range = |start, len| AddressRange::new(Gpa::new(start), len).unwrap();
+    let split = Apertures {
+        memory: vec![range(0xc000_0000, 1 << 20), range(0xd000_0000, 4 << 20)],
+        prefetchable: apertures().prefetchable,
+    };
+    let branches = [Branch::Device(nvme()), Branch::Device(nvme())];
+    let topology = lay_out(&branches, &split).unwrap();
+    let firsts: Vec<_> = topology
+        .endpoints
+        .iter()
+        .map(|e| e.bars[0].1.value())
+        .collect();
+    assert_eq!(firsts, [0xc000_0000, 0xd000_0000]);
+}
+
+fn fixed(at: &[(u8, u64)], endpoint: Endpoint) -> Endpoint {
+    Endpoint {
+        at: at.iter().map(|(bar, gpa)| (*bar, Gpa::new(*gpa))).collect(),
+        ..endpoint
+    }
+}
+
+#[test]
+fn peers_that_a_switch_reaches_by_bus_address_are_at_it() {
+    let branches = [
+        Branch::Switch(vec![
+            fixed(&[(0, 0xfe80_0000), (4, 0xc0_2000_0000)], nvme()),
+            fixed(&[(0, 0xfe60_0000), (4, 0xc0_0000_0000)], nvme()),
+        ]),
+        Branch::Device(nvme()),
+    ];
+    let windows: Vec<_> = fixed_windows(&branches)
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        windows,
+        ["0xfe600000..0xfe900000", "0xc000000000..0xc021000000"]
+    );
+    let topology = lay_out(&branches, &apertures()).unwrap();
+    let at: Vec<_> = topology
+        .endpoints
+        .iter()
+        .map(|e| (e.bars[0].1.value(), e.bars[1].1.value()))
+        .collect();
+    assert_eq!(
+        at,
+        [
+            (0xfe80_0000, 0xc0_2000_0000),
+            (0xfe60_0000, 0xc0_0000_0000),
+            (0xc000_0000, 0x2_0000_0000)
+        ]
+    );
+    for (sbdf, port) in &topology.ports {
+        assert_eq!(port.windows().count(), 2, "{sbdf}");
+    }
+}
+
+#[test]
+fn free_devices_keep_clear_of_fixed_windows() {
+    let branches = [
+        Branch::Device(fixed(&[(0, 0xc000_0000), (4, 0x2_0000_0000)], nvme())),
+        Branch::Device(nvme()),
+    ];
+    let topology = lay_out(&branches, &apertures()).unwrap();
+    let free = &topology.endpoints[1].bars;
+    assert_eq!(
+        (free[0].1.value(), free[1].1.value()),
+        (0xc010_0000, 0x2_0100_0000)
+    );
+}
+
+#[test]
+fn fixed_windows_that_overlap_are_refused_by_name() {
+    let branches = [Branch::Switch(vec![
+        fixed(&[(0, 0xfe80_0000), (4, 0xc0_0000_0000)], nvme()),
+        fixed(&[(0, 0xfe80_4000), (4, 0xc0_2000_0000)], nvme()),
+    ])];
+    let error = lay_out(&branches, &apertures()).unwrap_err().to_string();
+    assert!(
+        error.contains("0000:02:00.0") && error.contains("0000:02:01.0"),
+        "{error}"
+    );
+}
+
+#[test]
+fn bars_that_cannot_be_at_their_bus_address_are_refused() {
+    for (at, why) in [
+        (vec![(0, 0xfe80_0000)], "assigned none"),
+        (
+            vec![(0, 0xfe80_1000), (4, 0xc0_0000_0000)],
+            "multiple of its size",
+        ),
+        (
+            vec![(0, 0x1_0000_0000), (4, 0xc0_0000_0000)],
+            "not prefetchable",
+        ),
+    ] {
+        let error = lay_out(&[Branch::Device(fixed(&at, nvme()))], &apertures()).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+#[test]
+fn too_many_branches_and_slots_are_counted() {
+    let many = vec![Branch::Device(nvme()); 32];
+    assert!(matches!(
+        lay_out(&many, &apertures()),
+        Err(LayoutError::TooMany {
+            count: 32,
+            room: 31,
+            ..
+        })
+    ));
+    let wide = [Branch::Switch(vec![nvme(); 33])];
+    assert!(matches!(
+        lay_out(&wide, &apertures()),
+        Err(LayoutError::TooMany {
+            count: 33,
+            room: 32,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn nothing_is_a_topology_too() {
+    assert!(lay_out(&[], &apertures()).unwrap().endpoints.is_empty());
+}
