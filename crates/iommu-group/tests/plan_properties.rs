@@ -85,7 +85,7 @@ fn goals(random: &mut Random, topology: &Topology) -> Goals {
 #[test]
 fn plans_are_safe_and_do_what_they_say() {
     let (mut made, mut refused, mut accepted) = (0, 0, 0);
-    for seed in 0..120 {
+    for seed in 0..160 {
         let mut random = Random::new(seed ^ 0x5eed);
         let text = random::machine(&mut random);
         let mut machine = Machine::new(&text);

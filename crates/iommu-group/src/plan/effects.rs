@@ -9,7 +9,7 @@ use super::open::pairs;
 use super::workshop::Workshop;
 use super::{Impossible, Objection, Plan, Refusal, RouteWish, Step};
 use crate::config::AcsBits;
-use crate::{EgressVector, Fabric, Function, PortType, Route, Sbdf};
+use crate::{EgressVector, Fabric, Function, Leak, PortType, Route, Sbdf};
 
 /// A function whose group is different in the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,9 +117,10 @@ impl Workshop<'_> {
         let exposures = self.exposures(&newly_open);
         let groups = self.group_changes();
         let routes = self.route_changes(&before, &after);
-        let objections = self.objections(&exposures, &groups, &routes, &unplug, &lost);
+        let mut objections = self.objections(&exposures, &groups, &routes, &unplug, &lost);
         let ports = self.port_changes();
         let leaks = self.leaks(&after);
+        objections.extend(self.not_apart(&leaks));
         let boot = self.boot_argument(&ports);
         self.frame(&unplug);
         Ok(Plan {
@@ -137,6 +138,31 @@ impl Workshop<'_> {
             lost,
             boot,
         })
+    }
+
+    /// Functions that were to be isolated and have ways past the IOMMU in the end.
+    fn not_apart(&self, leaks: &[Leak]) -> Vec<Objection> {
+        let accepted = |function: &&Sbdf| !self.options.expose.contains(*function);
+        let isolated = self.goals.isolate.iter().filter(accepted);
+        isolated
+            .filter_map(|function| {
+                let mut from = BTreeSet::new();
+                for leak in leaks {
+                    if leak.exposed.contains(function) {
+                        from.extend(&leak.from);
+                    }
+                    if leak.from.contains(function) {
+                        from.extend(&leak.exposed);
+                    }
+                }
+                from.remove(function);
+                let from: Vec<Sbdf> = from.into_iter().collect();
+                (!from.is_empty()).then_some(Objection::NotApart {
+                    function: *function,
+                    from,
+                })
+            })
+            .collect()
     }
 
     /// Whether all goals are reached in the end, and the way there does not depend on guesses.

@@ -19,6 +19,14 @@ pub enum Objection {
         /// Whether that is certain, or up to the root complex.
         certain: bool,
     },
+    /// A function that was to be isolated is so for Linux only: it and other devices still reach each other without the
+    /// IOMMU, because no port between them can redirect.
+    NotApart {
+        /// The function.
+        function: Sbdf,
+        /// The devices.
+        from: Vec<Sbdf>,
+    },
     /// A function that was not named can no longer be assigned on its own.
     Regroups {
         /// The function.
@@ -67,7 +75,9 @@ impl Objection {
     #[must_use]
     pub fn remedy(&self) -> Option<(&'static str, Sbdf)> {
         match self {
-            Self::Exposes { function, .. } => Some(("expose", *function)),
+            Self::Exposes { function, .. } | Self::NotApart { function, .. } => {
+                Some(("expose", *function))
+            }
             Self::Regroups { function, .. }
             | Self::Interrupts { function }
             | Self::Loses { function } => Some(("with", *function)),
@@ -95,6 +105,14 @@ impl fmt::Display for Objection {
                 let may = if *certain { "becomes" } else { "may become" };
                 write!(f, "{function} {may} reachable without the IOMMU from ")?;
                 list(f, to)
+            }
+            Self::NotApart { function, from } => {
+                write!(
+                    f,
+                    "{function} would not be isolated: the hardware routes between it and "
+                )?;
+                list(f, from)?;
+                f.write_str(" without the IOMMU, and no port between them can redirect")
             }
             Self::Regroups { function, with } => {
                 write!(

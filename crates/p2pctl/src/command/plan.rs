@@ -177,7 +177,7 @@ impl View<'_> {
     fn plan(&self, args: &GoalArgs, plan: &Plan) -> Text {
         let mut text = Text::new();
         let title = Line::new().strong(format_args!("{}: ", self.title(args)));
-        if plan.steps.is_empty() {
+        if plan.steps.is_empty() && plan.is_acceptable() {
             text.push(title.toned(Tone::Good, "nothing to do, it is so already"));
             return text;
         }
