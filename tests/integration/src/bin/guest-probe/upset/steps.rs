@@ -1,5 +1,6 @@
 //! What is done to devices.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -11,7 +12,7 @@ use crate::edu::{Edu, LIVENESS};
 use crate::mapping::{Mapping, PAGE};
 use crate::pci::Function;
 
-/// How many places the target is moved to, one MiB each, behind the windows that firmware has opened.
+/// How many places the target is moved to, one MiB each.
 const PLACES: u64 = 8;
 /// How often a move is looked at: DMA takes 100 ms.
 const LOOK_EVERY: u32 = 100;
@@ -52,12 +53,12 @@ impl Ports {
             let window = config.window()?;
             shared.push((config, window));
         }
-        let end = shared.iter().map(|(_, (_, end))| *end).max();
-        let free = end.ok_or(io::ErrorKind::NotFound)?;
-        // Other root ports have windows behind this one.
-        let free = free + 64 * MIB;
-        for (config, (start, _)) in &shared {
-            config.set_window(*start, free + PLACES * MIB)?;
+        let free = gap(&fs::read_to_string("/proc/iomem")?, PLACES * MIB);
+        let free =
+            free.ok_or_else(|| io::Error::other("the host bridge has no room for a move"))?;
+        for (config, (start, end)) in &shared {
+            // Both places, and whatever is between them.
+            config.set_window(free.min(*start), (free + PLACES * MIB).max(*end))?;
         }
         Ok(Self {
             window: own.window()?,
@@ -74,6 +75,39 @@ impl Ports {
         }
         Ok(())
     }
+}
+
+/// The first `len_bytes` bytes below 4 GiB, whole MiB, that the host bridge has and no bridge below it uses, out of
+/// `/proc/iomem`: what is nested is indented by two blanks.
+fn gap(iomem: &str, len_bytes: u64) -> Option<u64> {
+    let range = |line: &str| {
+        let (start, last) = line.trim().split_once(" : ")?.0.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(last)?.checked_add(1)?))
+    };
+    let mut at: Option<(u64, u64)> = None;
+    for line in iomem.lines().chain([""]) {
+        let depth = line.len() - line.trim_start().len();
+        let found = range(line);
+        // From the end of what came before to the start of this, or to the end of the window.
+        if let Some((free, end)) = at {
+            let until = found.filter(|_| depth == 2).map_or(end, |(start, _)| start);
+            if depth <= 2 && free + len_bytes <= until {
+                return Some(free);
+            }
+        }
+        match (depth, found) {
+            (0, Some((start, end))) if line.ends_with("PCI Bus 0000:00") && end <= 1 << 32 => {
+                at = Some((start.next_multiple_of(MIB), end));
+            }
+            (0, _) => at = None,
+            (2, Some((_, end))) => {
+                at = at.map(|(free, window)| (free.max(end.next_multiple_of(MIB)), window));
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The target's BAR and the window above it move, with decode off, as Linux does it.
@@ -263,4 +297,31 @@ pub(super) fn memory_device(stage: &mut Stage, _rounds: u32) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other("nothing arrived in the device's memory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gap;
+
+    const IOMEM: &str = "\
+00000000-1fffffff : System RAM
+c0000000-c07fffff : PCI Bus 0000:00
+  c0000000-c00fffff : PCI Bus 0000:01
+fe000000-febfffff : PCI Bus 0000:00
+  fe000000-fe3fffff : PCI Bus 0000:01
+    fe000000-fe0fffff : 0000:02:00.0
+  fe400000-fe400fff : 0000:00:02.0
+100000000-1ffffffff : PCI Bus 0000:00
+";
+
+    #[test]
+    fn gaps_are_between_windows_or_behind_the_last() {
+        assert_eq!(gap(IOMEM, 1 << 20), Some(0xc010_0000));
+        assert_eq!(gap(IOMEM, 7 << 20), Some(0xc010_0000));
+        assert_eq!(
+            gap(&IOMEM.replace("c07f", "c00f"), 1 << 20),
+            Some(0xfe50_0000)
+        );
+        assert_eq!(gap(IOMEM, 8 << 20), None);
+    }
 }
