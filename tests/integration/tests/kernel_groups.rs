@@ -21,7 +21,10 @@ use lab::Lab;
 use change::Change;
 
 /// Seeds whose machines once showed a difference.
-const ONCE_WRONG: &[u64] = &[];
+const ONCE_WRONG: &[u64] = &[
+    // A port that was removed and found again comes after its neighbours in the kernel's list.
+    59429504532849,
+];
 
 /// Machines and changes of each: in every run, and in a long one.
 const SHORT: (usize, usize) = (2, 6);

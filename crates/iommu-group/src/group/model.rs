@@ -88,6 +88,9 @@ impl<'t> GroupModel<'t> {
                 model.tick(FunctionId::new(index));
             }
         }
+        for id in added_later(topology) {
+            model.tick(id);
+        }
         model
     }
 
@@ -476,4 +479,25 @@ impl Buses {
             .take_while(move |id| device_of(id) == device)
             .copied()
     }
+}
+
+/// The functions that the kernel added out of the order of their addresses. It tells no domain: of functions with one
+/// number in several domains all are meant.
+fn added_later(topology: &Topology) -> Vec<FunctionId> {
+    let late = &topology.host().added_later;
+    if late.is_empty() {
+        return Vec::new();
+    }
+    let mut by_number: BTreeMap<u16, Vec<FunctionId>> = BTreeMap::new();
+    for (index, function) in topology.functions().iter().enumerate() {
+        let number = function.sbdf().requester_id();
+        let ids = by_number.entry(number).or_default();
+        ids.push(FunctionId::new(index));
+    }
+    let numbers = late.iter().filter_map(|text| text.parse::<Sbdf>().ok());
+    numbers
+        .filter_map(|sbdf| by_number.get(&sbdf.requester_id()))
+        .flatten()
+        .copied()
+        .collect()
 }

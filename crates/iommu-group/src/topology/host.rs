@@ -23,6 +23,11 @@ pub struct Host {
     /// The IOMMU that Linux drives.
     #[serde(default)]
     pub iommu: Iommu,
+    /// Functions that the kernel added out of the order of their addresses, because they were removed and found again
+    /// or are virtual, in the order in which it did: bus, device and function as `lspci` prints them. Where several
+    /// neighbours have a group to offer, Linux takes that of the one it has known longest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added_later: Vec<String>,
 }
 
 /// A CPU, as far as `pci_p2pdma` asks (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
@@ -79,8 +84,28 @@ impl Host {
                 .unwrap_or_default(),
             cpu: text("cpuinfo").and_then(|info| Cpu::parse(&info)),
             iommu: Iommu::read(sysfs),
+            added_later: text("bus/pci/devices")
+                .map(|list| added_later(&list))
+                .unwrap_or_default(),
         }
     }
+}
+
+/// The end of `/proc/bus/pci/devices` from where it is no longer ascending. The list is in the order of the kernel's own
+/// (linux 7.2 drivers/pci/proc.c: `pci_seq_next()`); its first word is bus and function number.
+fn added_later(list: &str) -> Vec<String> {
+    let numbers = list.lines().filter_map(|line| {
+        let word = line.split_ascii_whitespace().next()?;
+        u16::from_str_radix(word, 16).ok()
+    });
+    let numbers: Vec<u16> = numbers.collect();
+    let pairs = numbers.iter().zip(numbers.iter().skip(1));
+    let ascending = pairs.take_while(|(a, b)| a < b).count() + 1;
+    let name = |number: &u16| {
+        let [bus, devfn] = number.to_be_bytes();
+        format!("{bus:02x}:{:02x}.{:x}", devfn >> 3, devfn & 7)
+    };
+    numbers.iter().skip(ascending).map(name).collect()
 }
 
 /// The words of a kernel command line that matter here. A word may have quotes around parts with blanks.
@@ -139,6 +164,14 @@ impl Iommu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_added_out_of_order_is_known() {
+        let list = "0000\t808629c0\t0\n0028\t1b36000c\t0\n002b\t1b36000c\t0\n002a\t1b36000c\t0\n0500\t123411e8\t0\n";
+        assert_eq!(added_later(list), ["00:05.2", "05:00.0"]);
+        assert!(added_later("0000 x\n0008 y\n").is_empty());
+        assert!(added_later("").is_empty() && added_later("nonsense\n").is_empty());
+    }
 
     #[test]
     fn only_what_matters_is_kept_of_the_command_line() {
