@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    AcsBits, Fabric, Firmware, GroupModel, Kernel, Partition, Policy, Reset, Sbdf, Topology,
+    AcsBits, Fabric, Firmware, Function, GroupModel, Kernel, Partition, Policy, PortType, Reset,
+    Sbdf, Topology,
 };
 
 /// A topology and the text that is written of it say the same.
@@ -32,7 +33,7 @@ pub fn check_groups(topology: &Topology) {
     for firmware in [Firmware::Cleared, Firmware::AsFound] {
         let model = GroupModel::booted(topology, &kernel, firmware);
         let partition = model.partition();
-        assert_eq!(members(&partition), covered, "everybody once");
+        assert_eq!(check_partition(&partition), covered, "everybody once");
         assert!(all.iter().all(|sbdf| model.is_present(*sbdf)));
         assert!(all.iter().all(|sbdf| model.reason(*sbdf).is_some()));
         assert!(model.doubts().all(|(sbdf, _)| all.contains(&sbdf)));
@@ -45,7 +46,7 @@ pub fn check_groups(topology: &Topology) {
         model.remove(*gone);
         assert!(!model.is_present(*gone));
         assert!(model.partition().group_of(*gone).is_none());
-        let stayed = members(&model.partition());
+        let stayed = check_partition(&model.partition());
         model.rescan();
         let after = model.partition();
         for a in &stayed {
@@ -60,7 +61,7 @@ pub fn check_groups(topology: &Topology) {
 }
 
 /// The members of all groups, none of which may be in two of them.
-fn members(partition: &Partition) -> BTreeSet<Sbdf> {
+pub fn check_partition(partition: &Partition) -> BTreeSet<Sbdf> {
     let mut seen = BTreeSet::new();
     for group in partition.groups() {
         assert!(!group.is_empty(), "a group without members");
@@ -149,4 +150,34 @@ pub fn check_resets(topology: &Topology) {
             assert_eq!(unique.len(), hits.len(), "nobody is hit twice");
         }
     }
+}
+
+/// Whether functions hang as PCI Express has them: what a plan promises holds for such machines.
+pub fn is_lawful(topology: &Topology) -> bool {
+    topology.functions().iter().all(|function| {
+        let above = topology.upstream(function.sbdf());
+        let above_type = above.map(Function::port_type);
+        let hangs_well = match function.port_type() {
+            PortType::RootPort => function.is_bridge() && above.is_none(),
+            PortType::RcEndpoint | PortType::RcEventCollector => above.is_none(),
+            PortType::SwitchDownstream => above_type == Some(PortType::SwitchUpstream),
+            PortType::SwitchUpstream => {
+                above_type.is_some_and(PortType::is_downstream) && function.is_bridge()
+            }
+            PortType::Endpoint | PortType::LegacyEndpoint | PortType::Conventional => {
+                above_type != Some(PortType::SwitchUpstream)
+            }
+            _ => true,
+        };
+        let physical = function.physical_function();
+        let is_part_of_its_device = physical.is_none_or(|physical| {
+            topology
+                .get(physical)
+                .is_some_and(|f| !f.is_virtual() && !f.is_bridge())
+                && topology.upstream(physical).map(Function::sbdf) == above.map(Function::sbdf)
+                && !function.is_bridge()
+        });
+        let one_domain = above.is_none_or(|f| f.sbdf().domain() == function.sbdf().domain());
+        hangs_well && is_part_of_its_device && one_domain
+    })
 }

@@ -1,5 +1,6 @@
 //! Machines made from arbitrary bytes: sensible enough to be read, broken enough to be interesting.
 
+use iommu_group::{Firmware, GroupModel, Kernel, PortType, Topology};
 use serde_json::{Map, Value, json};
 
 /// Most functions that a machine is given: pairs of them are looked at.
@@ -117,6 +118,37 @@ impl Space {
 
 /// The text of a topology file with a machine that the bytes describe.
 pub fn machine(bytes: &[u8]) -> String {
+    document(bytes).to_string()
+}
+
+/// The same with the groups that Linux gives to it when it starts.
+pub fn machine_with_groups(bytes: &[u8]) -> String {
+    let mut document = document(bytes);
+    if let Some(functions) = document["functions"].as_object_mut() {
+        for function in functions.values_mut().filter_map(Value::as_object_mut) {
+            function.remove("iommu_group");
+        }
+    }
+    let bare = Topology::from_fixture(&document.to_string()).expect("it is a machine");
+    // Most of them could not hang where they do; those that can only be on a root bus go there.
+    for function in bare.functions() {
+        let (sbdf, port_type) = (function.sbdf(), function.port_type());
+        if matches!(port_type, PortType::RootPort | PortType::RcEndpoint) {
+            let root = format!("pci{:04x}:00", sbdf.domain());
+            document["functions"][sbdf.to_string()]["parent"] = json!(root);
+        }
+    }
+    let bare = Topology::from_fixture(&document.to_string()).expect("it is a machine");
+    let model = GroupModel::booted(&bare, &Kernel::of(&bare), Firmware::AsFound);
+    for (number, group) in model.partition().groups().iter().enumerate() {
+        for member in group {
+            document["functions"][member.to_string()]["iommu_group"] = json!(number);
+        }
+    }
+    document.to_string()
+}
+
+fn document(bytes: &[u8]) -> Value {
     let mut bytes = Bytes(bytes);
     let host = host(&mut bytes);
     let mut behind = Map::new();
@@ -135,7 +167,6 @@ pub fn machine(bytes: &[u8]) -> String {
         "root_buses_behind": behind,
         "functions": functions,
     })
-    .to_string()
 }
 
 fn host(bytes: &mut Bytes<'_>) -> Value {
