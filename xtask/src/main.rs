@@ -1,5 +1,6 @@
 //! Everything one does with this repository besides `cargo build`: `cargo xtask --help`.
 
+mod bench;
 mod check;
 mod demo;
 mod shell;
@@ -12,7 +13,7 @@ use clap::{Parser, Subcommand};
 use lab::{Assets, Binaries, Progress};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set-up, demo, test and check")]
+#[command(name = "cargo xtask", about = "Set-up, demo, test, check and bench")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -26,6 +27,8 @@ enum Task {
     Test(test::Args),
     /// Formatting, lints and documentation, with warnings as errors
     Check,
+    /// How fast it is: ratios within one run, as a table
+    Bench(bench::Args),
     /// Find or fetch what the lab needs: QEMU, a kernel, a few tools. The others do this by themselves
     Setup,
     /// Build the static programs that go into the lab
@@ -49,6 +52,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => demo::run()?,
         Task::Test(args) => test::run(&args)?,
         Task::Check => check::run()?,
+        Task::Bench(args) => bench::run(&args)?,
         Task::Setup => {
             let assets = Assets::ensure(&Progress::new())?;
             for line in assets.describe() {

@@ -389,6 +389,17 @@ impl Tools {
     }
 }
 
+/// The `lspci` of this machine, or the one that was fetched for the lab; in that case with its library path. Nothing is
+/// fetched.
+#[must_use]
+pub fn find_lspci() -> Option<(PathBuf, Option<OsString>)> {
+    if let Some(program) = find_program("lspci") {
+        return Some((program, None));
+    }
+    let tools = Tools::find(&Store::new(&cache_dir()))?;
+    Some((tools.lspci, tools.root.as_deref().map(library_path)))
+}
+
 fn library_path(root: &Path) -> OsString {
     let dirs = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|dir| root.join(dir));
     env::join_paths(dirs).unwrap_or_default()

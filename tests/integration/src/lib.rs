@@ -43,7 +43,7 @@ mod shared;
 mod vm;
 
 pub use agent::{Command, Output, Running};
-pub use assets::Assets;
+pub use assets::{Assets, find_lspci};
 pub use binaries::{Binaries, STATIC_BINARIES};
 pub use host::{BOOT, COMMAND, Lab};
 pub use initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};

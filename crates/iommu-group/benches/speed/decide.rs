@@ -1,32 +1,38 @@
 //! Groups and routes.
 
-use criterion::{BenchmarkId, Criterion, Throughput};
-use iommu_group::{
-    Fabric, Firmware, GroupModel, Host, Kernel, Policy, Sbdf, Sysfs, Topology, Verdict,
-};
+use std::time::Duration;
 
-use crate::machine::Machine;
-use crate::scan::SIZES;
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
+use iommu_group::{Fabric, Firmware, GroupModel, Kernel, Policy, Sbdf, Topology, Verdict};
 
-pub(crate) fn bench(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("groups");
-    for size in SIZES {
-        let topology = scan(&Machine::of_functions(size));
-        group.throughput(Throughput::Elements(size as u64));
-        group.bench_with_input(
-            BenchmarkId::new("groups", size),
-            &topology,
-            |b, topology| {
-                b.iter(|| {
-                    let kernel = Kernel::of(topology);
-                    GroupModel::booted(topology, &kernel, Firmware::Cleared).partition()
-                });
-            },
-        );
-    }
+/// A group of benches with many samples of a few milliseconds: some of them are not interrupted on a busy machine.
+fn short_samples<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group
+        .sampling_mode(SamplingMode::Flat)
+        .sample_size(100)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(500));
+    group
+}
+
+/// The groups of a machine as it starts.
+pub(crate) fn groups(criterion: &mut Criterion, topology: &Topology) {
+    let size = topology.functions().len();
+    let mut group = short_samples(criterion, "groups");
+    group.throughput(Throughput::Elements(size as u64));
+    group.bench_function(BenchmarkId::new("groups", size), |b| {
+        b.iter(|| {
+            let kernel = Kernel::of(topology);
+            GroupModel::booted(topology, &kernel, Firmware::Cleared).partition()
+        });
+    });
     group.finish();
+}
 
-    let topology = scan(&Machine::of_64_peers());
+/// Groups and all routes of a host with 64 devices that may be peers.
+pub(crate) fn peers(criterion: &mut Criterion, topology: &Topology) {
     let peers: Vec<Sbdf> = topology
         .functions()
         .iter()
@@ -34,13 +40,11 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         .map(|function| function.sbdf())
         .collect();
     assert_eq!(peers.len(), 64);
-    criterion.bench_function("peers/groups-and-routes/64", |b| {
-        b.iter(|| verdicts(&topology, &peers));
+    let mut group = short_samples(criterion, "peers");
+    group.bench_function(BenchmarkId::new("verdicts", peers.len()), |b| {
+        b.iter(|| verdicts(topology, &peers));
     });
-}
-
-fn scan(machine: &Machine) -> Topology {
-    Topology::scan(&Sysfs::new(machine.root()), Host::default()).expect("scanning the machine")
+    group.finish();
 }
 
 /// Groups, then the verdict on every ordered pair.

@@ -1,46 +1,47 @@
 //! Reading of sysfs: against `lspci`, and against reading alone.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use criterion::{BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use iommu_group::{Host, Sysfs, Topology};
 
 use crate::machine::Machine;
 
-pub(crate) const SIZES: [usize; 4] = [1_000, 2_000, 5_000, 10_000];
+/// The machine as the crate reads it.
+pub(crate) fn scan(machine: &Machine) -> Topology {
+    Topology::scan(&Sysfs::new(machine.root()), Host::default()).expect("scanning the machine")
+}
 
-pub(crate) fn bench(criterion: &mut Criterion) {
+/// Measures scanning; the largest machine is also read by others, one right after the other.
+pub(crate) fn bench(criterion: &mut Criterion, machine: &Machine, compare: bool) -> Topology {
+    let topology = scan(machine);
+    let size = machine.functions.len();
+    assert_eq!(topology.functions().len(), size);
     let mut group = criterion.benchmark_group("scan");
-    for size in SIZES {
-        let machine = Machine::of_functions(size);
-        let sysfs = Sysfs::new(machine.root());
-        group.throughput(Throughput::Elements(size as u64));
-        let scan = || Topology::scan(&sysfs, Host::default()).expect("scanning the machine");
-        assert_eq!(scan().functions().len(), size);
-        if size == SIZES[3] {
-            // Side by side, so that all three see the same machine in the same state.
-            group.bench_function(BenchmarkId::new("bare", size), |b| {
-                b.iter(|| bare(&machine.root()));
+    group.sampling_mode(SamplingMode::Flat);
+    group.throughput(Throughput::Elements(size as u64));
+    group.bench_function(BenchmarkId::new("scan", size), |b| b.iter(|| scan(machine)));
+    if compare {
+        group.bench_function(BenchmarkId::new("bare", size), |b| {
+            b.iter(|| bare(&machine.root()));
+        });
+        if let Some(lspci) = Lspci::find() {
+            lspci.check(machine);
+            group.bench_function(BenchmarkId::new("lspci", size), |b| {
+                b.iter(|| lspci.run(&machine.root()));
             });
-            group.bench_function(BenchmarkId::new("scan", size), |b| b.iter(scan));
-            if let Some(lspci) = Lspci::find() {
-                lspci.check(&machine);
-                group.bench_function(BenchmarkId::new("lspci", size), |b| {
-                    b.iter(|| lspci.run(&machine.root()));
-                });
-            } else {
-                eprintln!("SKIPPED: no lspci. Install pciutils, or name one with LSPCI.");
-            }
         } else {
-            group.bench_function(BenchmarkId::new("scan", size), |b| b.iter(scan));
+            eprintln!("SKIPPED: no lspci. Install pciutils, or name one with LSPCI.");
         }
     }
     group.finish();
+    topology
 }
 
 /// Opens and reads what a scan needs, once each, and makes nothing of it.
@@ -82,14 +83,14 @@ fn bare(root: &Path) -> usize {
 /// `lspci` of pciutils: `LSPCI` names it, and `LSPCI_LIBRARIES` where its libraries are.
 struct Lspci {
     program: PathBuf,
-    libraries: Option<PathBuf>,
+    libraries: Option<OsString>,
 }
 
 impl Lspci {
     fn find() -> Option<Self> {
         let lspci = Self {
             program: env::var_os("LSPCI").map_or_else(|| "lspci".into(), PathBuf::from),
-            libraries: env::var_os("LSPCI_LIBRARIES").map(PathBuf::from),
+            libraries: env::var_os("LSPCI_LIBRARIES"),
         };
         let found = lspci.command().arg("--version").output().is_ok();
         found.then_some(lspci)
