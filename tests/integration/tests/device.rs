@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::env;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -21,8 +22,14 @@ const CARD: &str = "0000:07:00.0";
 const OTHER_CARD: &str = "0000:08:00.0";
 const CONTROLLER: &str = "0000:09:00.0";
 
-const MOVES: u32 = 1000;
-/// A thousand moves and all else, with DMA in between, in emulation of emulation.
+/// A thousand with `LAB_LONG=1`. The emulation of nested virtualisation now and then leaves every processor halted for
+/// good, and the more a guest leaves for its VMM, the likelier.
+fn moves() -> u32 {
+    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
+    if long { 1000 } else { 200 }
+}
+
+/// The moves and all else, with DMA in between, in emulation of emulation.
 const UPSET: Duration = Duration::from_secs(600);
 
 fn lab() -> Turn<'static> {
@@ -52,16 +59,27 @@ fn census<'a>(output: &'a Output, moment: &str) -> &'a str {
         .1
 }
 
+/// How many files the VMM has open.
+fn descriptors(lab: &Turn<'_>) -> usize {
+    let count = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
+    count.trim().parse().unwrap()
+}
+
 #[test]
 fn p2p_works_after_moves_resets_and_sleep_under_dma_and_nothing_leaks() {
     let lab = lab();
-    let vm = domain(&format!("guest-probe upset {MOVES}"));
+    let moves = moves();
+    let vm = domain(&format!("guest-probe upset {moves}"));
     let mut running = lab.command(spoken(&vm)).deadline(UPSET).spawn().unwrap();
     running.wait_for("decode off and on", UPSET).unwrap();
-    let before = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
+    let before = descriptors(&lab);
     running.wait_for("onto another device", UPSET).unwrap();
-    let after = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
-    assert_eq!(before, after, "descriptors before and after {MOVES} moves");
+    let after = descriptors(&lab);
+    // Drivers in the guest may have turned vectors off meanwhile, but nothing turns any on.
+    assert!(
+        after <= before,
+        "{before} descriptors before {moves} moves, {after} after"
+    );
     let output = running.wait().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
     let upsets: Vec<_> = Finding::in_console(&output.stdout)
