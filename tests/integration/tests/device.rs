@@ -26,7 +26,7 @@ const CONTROLLER: &str = "0000:09:00.0";
 /// good, and the more a guest leaves for its VMM, the likelier.
 fn moves() -> u32 {
     let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
-    if long { 1000 } else { 200 }
+    if long { 1000 } else { 40 }
 }
 
 /// The moves and all else, with DMA in between, in emulation of emulation.
