@@ -45,3 +45,17 @@ fn the_groups_of_the_machines_are_those_that_linux_would_make() {
         assert!(differences.is_empty(), "{name}: {differences:#?}");
     }
 }
+
+/// These were dumped from lab hosts: their groups are a kernel's.
+#[test]
+fn the_groups_of_lab_hosts_as_dumped_are_those_that_the_model_gives() {
+    for name in ["edu-one-group", "edu-four-ports", "nvme-one-group"] {
+        let text = fs::read_to_string(fixture(&format!("lab/{name}"))).unwrap();
+        let topology = Topology::from_fixture(&text).unwrap();
+        assert!(topology.has_groups(), "{name}");
+        let kernel = Kernel::of(&topology);
+        let booted = GroupModel::booted(&topology, &kernel, Firmware::Cleared).partition();
+        let differences = Partition::found(&topology).differences(&booted);
+        assert!(differences.is_empty(), "{name}: {differences:#?}");
+    }
+}
