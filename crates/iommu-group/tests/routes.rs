@@ -377,6 +377,10 @@ fn what_cannot_be_read_is_not_guessed() {
         Fabric::found(&topology).reach(bdf("03:00.0"), bdf("04:00.0")),
         Reach::Unknown
     );
+    assert_eq!(
+        Fabric::found(&topology).p2pdma(bdf("03:00.0"), bdf("04:00.0")),
+        None
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::fabric::Fabric;
 use super::root_complex;
 use crate::Sbdf;
-use crate::config::AcsBits;
+use crate::config::{Acs, AcsBits};
 use crate::topology::FunctionId;
 
 /// How `pci_p2pdma` would map the memory of a provider for a client.
@@ -37,8 +37,9 @@ pub struct P2pDma {
 }
 
 impl Fabric<'_> {
-    /// What `pci_p2pdma` thinks of memory of `provider` for DMA by `client`; `None` if one of them is not there
-    /// (linux 7.2 drivers/pci/p2pdma.c: `calc_map_type_and_dist()`).
+    /// What `pci_p2pdma` thinks of memory of `provider` for DMA by `client`; `None` if one of them is not there, or if
+    /// the ACS of a function that counts could not be read (linux 7.2 drivers/pci/p2pdma.c:
+    /// `calc_map_type_and_dist()`).
     #[must_use]
     pub fn p2pdma(&self, provider: Sbdf, client: Sbdf) -> Option<P2pDma> {
         let (provider, client) = (self.find(provider)?, self.find(client)?);
@@ -60,6 +61,13 @@ impl Fabric<'_> {
             ),
             None => (up.len().saturating_add(down.len()), up),
         };
+        let hidden = |id: &FunctionId| {
+            self.function(*id)
+                .is_some_and(|function| matches!(function.acs(), Acs::Unknown(_)))
+        };
+        if counted.iter().any(hidden) {
+            return None;
+        }
         let redirecting: Vec<Sbdf> = counted
             .into_iter()
             .filter(|id| self.redirects(*id))

@@ -6,7 +6,7 @@ mod way;
 use anyhow::{Result, bail};
 use iommu_group::{
     Block, Denial, Fabric, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Policy,
-    Reason, Route, Sbdf, Topology, Verdict,
+    Reason, Sbdf, Topology, Verdict,
 };
 
 use super::matrix::{Cell, common_switch};
@@ -132,8 +132,7 @@ impl Explanation<'_> {
         self.section(&mut text, "hardware", self.hardware(from, to, &crossing));
         let others = self.other_reasons(verdict);
         self.section(&mut text, "also", others);
-        let readable = !matches!(crossing.route, Route::Blocked(Block::Unreadable { .. }));
-        if let Some(p2pdma) = self.fabric.p2pdma(to, from).filter(|_| readable) {
+        if let Some(p2pdma) = self.fabric.p2pdma(to, from) {
             self.section(&mut text, "kernel", vec![kernel(&p2pdma)]);
         }
         self.section(&mut text, "so", self.advice(from, to, verdict));
