@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lacking::Lacking;
 use crate::options::{OptionError, Options, quote};
 
 const KEYS: [&str; 4] = ["path", "id", "p2p", "p2p_domain"];
@@ -21,20 +22,71 @@ const KEYS: [&str; 4] = ["path", "id", "p2p", "p2p_domain"];
 /// # Ok::<(), hotplug::OptionError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "DeviceFields")]
 pub struct DeviceConfig {
     /// The device's directory in sysfs.
     pub path: PathBuf,
     /// Name by which the device is known in the API; chosen by the VMM if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Whether the device may take part in peer-to-peer DMA. Off unless asked for.
-    #[serde(default)]
     pub p2p: bool,
     /// Which of the VM's P2P domains it joins; the one without a name if absent. Members of a domain are peers of
     /// each other and of nobody else. Means something with `p2p` only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub p2p_domain: Option<String>,
+}
+
+/// The JSON of a device as cloud-hypervisor spells it, with what this VMM lacks.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+struct DeviceFields {
+    path: PathBuf,
+    id: Option<String>,
+    #[serde(default)]
+    p2p: bool,
+    p2p_domain: Option<String>,
+    #[serde(default)]
+    fd: Lacking,
+    #[serde(default)]
+    iommu: Lacking,
+    #[serde(default)]
+    pci_segment: Lacking,
+    #[serde(default)]
+    pci_device_id: Lacking,
+    #[serde(default)]
+    x_nv_gpudirect_clique: Lacking,
+    #[serde(default)]
+    x_exclude_mmap_bars: Lacking,
+}
+
+impl TryFrom<DeviceFields> for DeviceConfig {
+    type Error = OptionError;
+
+    fn try_from(fields: DeviceFields) -> Result<Self, OptionError> {
+        Self {
+            path: fields.path,
+            id: fields.id,
+            p2p: fields.p2p,
+            p2p_domain: fields.p2p_domain,
+        }
+        .checked()
+    }
+}
+
+impl DeviceConfig {
+    /// This, if its parts go together.
+    fn checked(self) -> Result<Self, OptionError> {
+        match &self.p2p_domain {
+            Some(domain) if !self.p2p => Err(OptionError::BadValue {
+                key: "p2p_domain".to_owned(),
+                value: domain.clone(),
+                expected: "possible without p2p=on".to_owned(),
+            }),
+            _ => Ok(self),
+        }
+    }
 }
 
 impl FromStr for DeviceConfig {
@@ -42,21 +94,13 @@ impl FromStr for DeviceConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &KEYS)?;
-        let p2p = options.switch("p2p")?.unwrap_or(false);
-        let p2p_domain = options.text("p2p_domain").map(str::to_owned);
-        if let (Some(domain), false) = (&p2p_domain, p2p) {
-            return Err(OptionError::BadValue {
-                key: "p2p_domain".to_owned(),
-                value: domain.clone(),
-                expected: "possible without p2p=on".to_owned(),
-            });
-        }
-        Ok(Self {
+        Self {
             path: options.required("path")?.into(),
             id: options.text("id").map(str::to_owned),
-            p2p,
-            p2p_domain,
-        })
+            p2p: options.switch("p2p")?.unwrap_or(false),
+            p2p_domain: options.text("p2p_domain").map(str::to_owned),
+        }
+        .checked()
     }
 }
 

@@ -1,9 +1,20 @@
-//! Lifecycle of assigned devices: how one is described, and (as it grows) how it comes and goes.
+//! Lifecycle of assigned devices, and the API by which they come and go.
 //!
-//! [`DeviceConfig`] is the one description of a device that the command line, the REST API and the tests share.
+//! [`VmConfig`] and [`DeviceConfig`] are the one description of a VM and its devices that the command line, the REST API
+//! and the tests share. [`EventLog`] is what a VMM tells, to [`EventMonitor`] and to the readers of the API. With the
+//! feature `server`, [`api`] has what a VMM needs to be asked by cloud-hypervisor's clients.
 
+pub mod api;
 mod device_config;
+mod event;
+mod lacking;
 mod options;
+mod vm_config;
 
 pub use device_config::DeviceConfig;
+pub use event::{Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
 pub use options::{OptionError, Options};
+pub use vm_config::{
+    ConfigError, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig,
+    SerialConfig, VmConfig,
+};

@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
-use hotplug::DeviceConfig;
+use hotplug::{
+    ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, OptionError, Options,
+    PayloadConfig, SerialConfig, VmConfig,
+};
 use log::LevelFilter;
-
-use crate::config::{ConsoleConfig, CpusConfig, MemoryConfig, SerialConfig, VmConfig};
 
 /// Reference VMM for peer-to-peer DMA between assigned devices
 #[derive(Debug, Parser)]
 #[command(name = "p2p-vmm", version, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Linux kernel to boot (bzImage)
-    #[arg(long, value_name = "PATH")]
-    kernel: PathBuf,
+    /// Linux kernel to boot (bzImage); may be left out where the VM comes through the API
+    #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
+    kernel: Option<PathBuf>,
 
     /// Initial RAM file system
     #[arg(long, value_name = "PATH")]
@@ -55,6 +56,14 @@ pub(crate) struct Cli {
     )]
     device: Vec<DeviceConfig>,
 
+    /// Serve cloud-hypervisor's REST API on a unix socket, for root and this user only
+    #[arg(long, value_name = "[path=]PATH", value_parser = socket_path)]
+    api_socket: Option<PathBuf>,
+
+    /// Write events to a file or an inherited descriptor, as JSON
+    #[arg(long, value_name = "path=PATH|fd=NUMBER")]
+    event_monitor: Option<MonitorTarget>,
+
     /// Say more on standard error (-v: info, -vv: debug, -vvv: trace)
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
@@ -71,18 +80,46 @@ impl Cli {
         }
     }
 
-    /// The VM that was asked for.
-    pub(crate) fn into_config(self) -> VmConfig {
-        VmConfig {
-            kernel: self.kernel,
-            initramfs: self.initramfs,
-            cmdline: self.cmdline,
-            memory: self.memory,
+    /// What was asked for.
+    pub(crate) fn into_request(self) -> Request {
+        let vm = self.kernel.map(|kernel| VmConfig {
             cpus: self.cpus,
-            serial: self.serial,
+            memory: self.memory,
+            payload: PayloadConfig {
+                kernel,
+                initramfs: self.initramfs,
+                cmdline: Some(self.cmdline).filter(|text| !text.is_empty()),
+            },
             devices: self.device,
+            serial: self.serial,
+            console: self.console,
+        });
+        Request {
+            vm,
+            api_socket: self.api_socket,
+            event_monitor: self.event_monitor,
         }
     }
+}
+
+/// What the operator asked for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// The VM to boot; none if it is to come through the API.
+    pub(crate) vm: Option<VmConfig>,
+    /// Where to serve the API.
+    pub(crate) api_socket: Option<PathBuf>,
+    /// Where events go.
+    pub(crate) event_monitor: Option<MonitorTarget>,
+}
+
+/// The path in `path=/run/vm.sock` or `/run/vm.sock`.
+fn socket_path(text: &str) -> Result<PathBuf, OptionError> {
+    if text.starts_with("path=") {
+        let options = Options::parse(text, &["path"])?;
+        return options.required("path").map(PathBuf::from);
+    }
+    Ok(text.into())
 }
 
 #[cfg(test)]
@@ -93,7 +130,8 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<VmConfig, clap::Error> {
         let args = ["p2p-vmm"].iter().chain(args);
-        Cli::try_parse_from(args).map(Cli::into_config)
+        let request = Cli::try_parse_from(args).map(Cli::into_request)?;
+        Ok(request.vm.unwrap())
     }
 
     #[test]
@@ -104,8 +142,8 @@ mod tests {
     #[test]
     fn defaults_need_only_a_kernel() {
         let config = parse(&["--kernel", "/k"]).unwrap();
-        assert_eq!(config.memory.size_bytes, 512 << 20);
-        assert_eq!(config.cpus.boot, 1);
+        assert_eq!(config.memory.size_bytes(), 512 << 20);
+        assert_eq!(config.cpus.boot_vcpus(), 1);
         assert_eq!(config.serial, SerialConfig::Tty);
         assert_eq!(config.devices, []);
     }
@@ -145,6 +183,17 @@ mod tests {
     #[test]
     fn cmdline_may_begin_with_a_hyphen() {
         let config = parse(&["--kernel", "/k", "--cmdline", "-s x=1"]).unwrap();
-        assert_eq!(config.cmdline, "-s x=1");
+        assert_eq!(config.payload.cmdline.as_deref(), Some("-s x=1"));
+    }
+
+    #[test]
+    fn with_an_api_the_vm_may_come_later() {
+        for socket in ["path=/run/vm.sock", "/run/vm.sock"] {
+            let cli = Cli::try_parse_from(["p2p-vmm", "--api-socket", socket]).unwrap();
+            let request = cli.into_request();
+            assert_eq!(request.vm, None);
+            assert_eq!(request.api_socket, Some("/run/vm.sock".into()));
+        }
+        assert!(Cli::try_parse_from(["p2p-vmm"]).is_err());
     }
 }

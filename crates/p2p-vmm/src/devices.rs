@@ -1,11 +1,12 @@
 //! The assigned devices of a VM: judged, opened, placed.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
 use hotplug::DeviceConfig;
-use iommu_group::{Placement, Sbdf};
+use iommu_group::{Placement, Sbdf, Sysfs, SysfsError};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{
@@ -17,6 +18,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::irq::{KvmLine, KvmRoutes};
 use crate::layout::{GpaRange, Layout};
+use crate::lock::lock;
 use crate::notices::EventLog;
 use crate::pci::{Bdf, PciBus, gsi_of};
 use crate::slots::KvmSlots;
@@ -147,10 +149,7 @@ impl OpenDevices {
 
     /// Gives the devices guest memory and the guest the devices: a virtual switch for each P2P domain, a root port for
     /// each of the others. BARs are placed and decoded, so that an error shows now and not in the guest.
-    pub(crate) fn assign(
-        self,
-        guest: &Guest<'_>,
-    ) -> anyhow::Result<Vec<Arc<Mutex<AssignedDevice>>>> {
+    pub(crate) fn assign(self, guest: &Guest<'_>) -> anyhow::Result<Vec<Assigned>> {
         for context in &self.contexts {
             context.map_guest(guest.memory)?;
         }
@@ -185,8 +184,14 @@ impl OpenDevices {
             }
             device.enable_memory()?;
             let device = Arc::new(Mutex::new(device));
-            guest.pci.add(Bdf::from(place.sbdf), device.clone())?;
-            assigned.push(device);
+            let bdf = Bdf::from(place.sbdf);
+            guest.pci.add(bdf, device.clone())?;
+            let id = guest.names.get(&lock(&device).sbdf()).cloned();
+            assigned.push(Assigned {
+                id: id.unwrap_or_else(|| bdf.to_string()),
+                bdf,
+                device,
+            });
         }
         Ok(assigned)
     }
@@ -199,6 +204,27 @@ pub(crate) struct Guest<'a> {
     pub(crate) slots: &'a Arc<KvmSlots>,
     pub(crate) routes: &'a Arc<KvmRoutes>,
     pub(crate) pci: &'a PciBus,
+    /// How the API calls each device.
+    pub(crate) names: &'a BTreeMap<Sbdf, String>,
+}
+
+/// A device in the guest.
+pub(crate) struct Assigned {
+    /// How the API calls it.
+    pub(crate) id: String,
+    /// Where the guest finds it.
+    pub(crate) bdf: Bdf,
+    pub(crate) device: Arc<Mutex<AssignedDevice>>,
+}
+
+/// How the API calls each device.
+pub(crate) fn names(configs: &[DeviceConfig]) -> Result<BTreeMap<Sbdf, String>, SysfsError> {
+    let sysfs = Sysfs::default();
+    configs
+        .iter()
+        .filter_map(|config| Some((config, config.id.clone()?)))
+        .map(|(config, id)| Ok((sysfs.resolve(&config.path)?, id)))
+        .collect()
 }
 
 fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) -> Endpoint {

@@ -48,6 +48,12 @@ impl ExitRequest {
         lock(&self.first).clone()
     }
 
+    /// Makes the event wait for the next request.
+    pub(crate) fn seen(&self) {
+        // Nothing to read is no error.
+        let _ = self.event.read();
+    }
+
     /// Readable as soon as the end was asked for.
     pub(crate) fn event(&self) -> &EventFd {
         &self.event

@@ -7,7 +7,6 @@ mod acpi;
 mod bus;
 mod claims;
 mod cli;
-mod config;
 mod devices;
 mod exit;
 mod irq;
@@ -34,7 +33,6 @@ use iommu_group::SysfsError;
 use p2p_vfio::Refusal;
 
 use crate::cli::Cli;
-use crate::vm::Host;
 
 /// Exit status when the request was refused and nothing was changed; clap uses it too.
 const REFUSED: u8 = 2;
@@ -70,9 +68,11 @@ fn way_out(error: &SysfsError) -> &'static str {
 
 fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
-    let config = cli.into_config();
-    // Before anything is opened: a refusal changes nothing.
-    devices::judge(&config.devices)?;
-    let host = Host::open(&config)?;
-    vm::run(&host, &config)
+    let mut request = cli.into_request();
+    if let Some(config) = &mut request.vm {
+        config.name_devices()?;
+        // Before anything is opened: a refusal changes nothing.
+        devices::judge(&config.devices)?;
+    }
+    vm::run(request)
 }

@@ -147,7 +147,7 @@ impl SerialConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SerialConfig;
+    use hotplug::SerialConfig;
 
     #[test]
     fn output_reaches_the_file_and_survives_a_second_port() {

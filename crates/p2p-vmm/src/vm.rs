@@ -1,16 +1,23 @@
 //! A virtual machine: built from its configuration, run until it ends, taken apart in order.
 //!
 //! ```text
-//! Host (lives through resets)        Machine (one VM)                     running
-//! KVM, signals, serial backend  ──▶  memory, slots, GSIs, PCI, ports  ──▶  vCPU threads + event loop
+//! command line ─┐
+//! API calls ────┴▶ Life (what may be done now) ──▶ Owner (does it)
+//!                                                   │
+//!            Host (lives through resets)        Machine (one VM)                     running
+//!            KVM, serial backend          ──▶  memory, slots, GSIs, PCI, ports  ──▶  vCPU threads
 //! ```
-//!
-//! A reset takes the machine apart and builds a new one from the same configuration, so nothing of the old one can
-//! leak into the new one.
+//! The main thread owns all of it, and waits in one event loop. A reset takes the machine apart and builds a new one from
+//! the same configuration, so nothing of the old one can leak into the new one.
 
+mod answer;
 mod host;
+mod life;
 mod machine;
+mod owner;
+mod plug;
 mod run;
+mod running;
+mod watch;
 
-pub(crate) use host::Host;
 pub(crate) use run::run;

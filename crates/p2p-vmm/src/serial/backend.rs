@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::terminal::Terminal;
 
-use crate::config::SerialConfig;
 use crate::lock::lock;
+use hotplug::SerialConfig;
 
 /// Why the host's end of the serial port could not be opened.
 #[derive(Debug, thiserror::Error)]

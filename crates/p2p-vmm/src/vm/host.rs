@@ -1,12 +1,10 @@
-//! What outlives a reset of the VM: the KVM device, signals, and the host's end of the serial port.
+//! What outlives a reset of the VM: the KVM device and the host's end of the serial port.
 
 use anyhow::{Context, ensure};
+use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::config::VmConfig;
 use crate::serial::SerialBackend;
-use crate::signals::EndSignals;
-use crate::vcpu::block_kick_signal;
 
 /// The version that KVM's interface has had since linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
@@ -14,15 +12,12 @@ const KVM_API_VERSION: i32 = 12;
 /// The VMM's side of all VMs that one process runs, one after the other.
 pub(crate) struct Host {
     pub(super) kvm: Kvm,
-    pub(super) signals: EndSignals,
     pub(super) serial: SerialBackend,
 }
 
 impl Host {
-    /// Opens what `config` needs. Must be called before any thread is started.
+    /// Opens what `config` needs.
     pub(crate) fn open(config: &VmConfig) -> anyhow::Result<Self> {
-        let signals = EndSignals::open()?;
-        block_kick_signal()?;
         let kvm = Kvm::new().context("cannot open /dev/kvm (is the KVM module loaded?)")?;
         let version = kvm.get_api_version();
         ensure!(
@@ -44,10 +39,6 @@ impl Host {
         }
         // Last, because it changes the terminal.
         let serial = SerialBackend::open(&config.serial)?;
-        Ok(Self {
-            kvm,
-            signals,
-            serial,
-        })
+        Ok(Self { kvm, serial })
     }
 }

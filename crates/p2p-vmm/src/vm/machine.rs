@@ -2,15 +2,15 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use hotplug::VmConfig;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
-use p2p_vfio::{Admitted, AssignedDevice, HostMemory};
+use p2p_vfio::{Admitted, HostMemory};
 
 use super::host::Host;
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
-use crate::config::VmConfig;
-use crate::devices::{Guest, OpenDevices};
+use crate::devices::{self, Assigned, Guest, OpenDevices};
 use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
@@ -33,7 +33,7 @@ pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) serial_input: Option<SerialInput>,
     pub(super) bus: Arc<GuestBus>,
-    pub(super) devices: Vec<Arc<Mutex<AssignedDevice>>>,
+    pub(super) devices: Vec<Assigned>,
     routes: Arc<KvmRoutes>,
     /// Keeps guest memory too.
     slots: Arc<KvmSlots>,
@@ -47,7 +47,7 @@ impl Machine {
         admitted: &Admitted,
         exit: &Arc<ExitRequest>,
     ) -> anyhow::Result<Self> {
-        let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot)?;
+        let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
         let vm = Arc::new(create_vm(host)?);
         let devices = OpenDevices::open(&vm, admitted)?;
         let layout = lay_out(config, &cpuid, &devices)?;
@@ -78,21 +78,22 @@ impl Machine {
             slots: &slots,
             routes: &routes,
             pci: &pci,
+            names: &devices::names(&config.devices)?,
         })?;
 
         let acpi = AcpiImage::build(&AcpiRequest {
             area: ACPI_AREA,
             layout: &layout,
-            cpus: config.cpus.boot,
+            cpus: config.cpus.boot_vcpus(),
             serial: port.is_some(),
         })?;
         let source = BootSource {
-            kernel: &config.kernel,
-            initramfs: config.initramfs.as_deref(),
-            cmdline: &config.cmdline,
+            kernel: &config.payload.kernel,
+            initramfs: config.payload.initramfs.as_deref(),
+            cmdline: config.payload.cmdline.as_deref().unwrap_or_default(),
         };
         let boot = loader::load(&memory, &layout, &acpi, &source)?;
-        let vcpus = (0..config.cpus.boot)
+        let vcpus = (0..config.cpus.boot_vcpus())
             .map(|number| Vcpu::create(&vm, number, &cpuid))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(first) = vcpus.first() {
@@ -115,7 +116,7 @@ impl Machine {
     pub(super) fn census(&self) -> String {
         let (slots, claims) = self.slots.census();
         let routes = self.routes.census();
-        let of = |device: &Arc<Mutex<AssignedDevice>>| lock(device).peer_windows().count();
+        let of = |assigned: &Assigned| lock(&assigned.device).peer_windows().count();
         let peers: usize = self.devices.iter().map(of).sum();
         format!(
             "{slots} memory slots, {claims} BARs, {peers} peer windows, {routes} message routes"
@@ -152,7 +153,7 @@ fn lay_out(
         .checked_shl(cpuid.address_bits().into())
         .unwrap_or(u64::MAX);
     Ok(Layout::new(&LayoutRequest {
-        ram_bytes: config.memory.size_bytes,
+        ram_bytes: config.memory.size_bytes(),
         limit: demands
             .limit
             .map_or(cpu_limit, |limit| limit.min(cpu_limit)),

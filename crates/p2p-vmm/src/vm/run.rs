@@ -1,81 +1,146 @@
-//! The main thread: builds the VM, waits for its end, and begins again after a reset.
+//! The main thread: starts what was asked for, and waits for the guest, clients and signals until the end.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use hotplug::api::{ApiServer, CallQueue};
+use hotplug::{Event, EventLog, EventMonitor};
 
-use super::host::Host;
-use super::machine::Machine;
-use crate::config::VmConfig;
-use crate::devices;
+use super::answer::After;
+use super::life::Verb;
+use super::owner::Owner;
+use super::running::ExitWatcher;
+use super::watch::Watch;
+use crate::cli::Request;
 use crate::exit::{ExitRequest, VmExit};
-use crate::notices::NoticeWatcher;
-use crate::vcpu::VcpuThreads;
+use crate::signals::EndSignals;
+use crate::vcpu::block_kick_signal;
 
-/// Runs the VM until it is switched off or a signal ends it.
-pub(crate) fn run(host: &Host, config: &VmConfig) -> anyhow::Result<()> {
-    loop {
-        match run_once(host, config)? {
-            VmExit::PowerOff => {
-                log::info!("the guest switched itself off");
-                return Ok(());
-            }
-            VmExit::Signal(signal) => {
-                log::info!("ended by signal {signal}");
-                return Ok(());
-            }
-            VmExit::Reset(how) => log::warn!("{how}: the VM starts again"),
-            VmExit::Failed(why) => bail!("the VM cannot go on: {why}"),
-        }
-    }
-}
+/// Runs until the guest switches itself off, a client or a signal ends it.
+pub(crate) fn run(request: Request) -> anyhow::Result<()> {
+    // Before any thread is started: all inherit what is blocked.
+    let signals = EndSignals::open()?;
+    block_kick_signal()?;
+    let events = EventLog::new();
+    let monitor = request.event_monitor.as_ref();
+    let monitor = monitor
+        .map(|target| EventMonitor::start(&events, target))
+        .transpose()?;
+    events.publish(&Event::VmmStarting);
 
-/// One life of the VM, from its first instruction to its end.
-fn run_once(host: &Host, config: &VmConfig) -> anyhow::Result<VmExit> {
+    let mut watch = Watch::new()?;
     let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-    // Judged again for every life: the host may have changed since the last one.
-    let admitted = devices::judge(&config.devices)?;
-    let mut machine = Machine::build(host, config, &admitted, &exit)?;
-    let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new()
-        .context("cannot create an event loop")?;
-    events.add_subscriber(Box::new(ExitWatcher(Arc::clone(&exit))));
-    events.add_subscriber(Box::new(host.signals.watcher(Arc::clone(&exit))));
-    if let Some(input) = machine.serial_input.take() {
-        events.add_subscriber(Box::new(input));
+    watch.add(ExitWatcher(Arc::clone(&exit)));
+    watch.add(signals.watcher(Arc::clone(&exit)));
+    let socket = request.api_socket.as_deref();
+    let api = socket
+        .map(|path| ApiServer::start(path, &events))
+        .transpose()?;
+    let (server, calls) = api.unzip();
+    let calls = calls.map(Arc::new);
+    if let Some(calls) = &calls {
+        watch.add(CallWatcher {
+            calls: Arc::clone(calls),
+            exit: Arc::clone(&exit),
+        });
     }
 
-    for device in &machine.devices {
-        events.add_subscriber(Box::new(NoticeWatcher(Arc::clone(device))));
+    let mut owner = Owner::new(watch, events.clone());
+    let ended = match request.vm {
+        Some(config) => owner.create(config).and_then(|()| owner.go(Verb::Boot)),
+        None => Ok(()),
     }
-    log::info!("at the start: {}", machine.census());
-
-    let vcpus = std::mem::take(&mut machine.vcpus);
-    let threads = VcpuThreads::start(vcpus, &machine.bus, &exit)?;
-    let ended = loop {
-        if let Some(ended) = exit.requested() {
-            break ended;
-        }
-        events.run().context("the event loop failed")?;
+    .and_then(|()| serve(&mut owner, calls.as_deref(), &exit));
+    let stopped = match owner.is_running() {
+        true => owner.go(Verb::Shutdown),
+        false => Ok(()),
     };
-    // In this order: nobody runs the guest, nobody hands it input, then its parts go.
-    drop(threads);
-    log::info!("at the end: {}", machine.census());
-    drop(events);
-    drop(machine);
-    Ok(ended)
+    events.publish(&Event::VmmShutdown);
+    // Whoever asks from now on is told that the VMM ends.
+    drop(owner);
+    drop(calls);
+    drop(server);
+    drop(monitor);
+    ended.and(stopped)
 }
 
-/// Wakes the loop when the end of the VM was asked for; the loop looks why.
-struct ExitWatcher(Arc<ExitRequest>);
+/// Waits and acts until the end.
+fn serve(owner: &mut Owner, calls: Option<&CallQueue>, exit: &ExitRequest) -> anyhow::Result<()> {
+    loop {
+        if let Some(ended) = exit.requested().or_else(|| owner.ended()) {
+            match ended {
+                VmExit::PowerOff => {
+                    log::info!("the guest switched itself off");
+                    return Ok(());
+                }
+                VmExit::Signal(signal) => {
+                    log::info!("ended by signal {signal}");
+                    return Ok(());
+                }
+                VmExit::Reset(how) => {
+                    log::warn!("{how}: the VM starts again");
+                    owner.go(Verb::Reboot)?;
+                    continue;
+                }
+                VmExit::Failed(why) => bail!("the VM cannot go on: {why}"),
+            }
+        }
+        owner.heed();
+        if let Some(call) = calls.and_then(CallQueue::next) {
+            match owner.answer(call) {
+                After::GoOn => continue,
+                After::End => return Ok(()),
+            }
+        }
+        owner.watch.wait(milliseconds_until(owner.deadline()))?;
+    }
+}
 
-impl MutEventSubscriber for ExitWatcher {
+/// What the event loop takes as a timeout: not before `deadline`; -1 if there is none.
+fn milliseconds_until(deadline: Option<Instant>) -> i32 {
+    let Some(deadline) = deadline else {
+        return -1;
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let milliseconds = left.as_nanos().div_ceil(1_000_000);
+    i32::try_from(milliseconds).unwrap_or(i32::MAX)
+}
+
+/// Wakes the loop when clients call; the loop answers.
+struct CallWatcher {
+    calls: Arc<CallQueue>,
+    exit: Arc<ExitRequest>,
+}
+
+impl MutEventSubscriber for CallWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(self.0.event(), EventSet::IN)) {
-            let text = format!("cannot wait for the end of the VM: {error}");
-            self.0.request(VmExit::Failed(text));
+        if let Err(error) = ops.add(Events::new(self.calls.event(), EventSet::IN)) {
+            let text = format!("cannot wait for clients: {error}");
+            self.exit.request(VmExit::Failed(text));
         }
     }
 
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {}
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        // Before the calls are taken, so that none is overslept; nothing to read is no error.
+        let _ = self.calls.event().read();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_loop_does_not_wake_before_its_deadline() {
+        assert_eq!(milliseconds_until(None), -1);
+        assert_eq!(milliseconds_until(Some(Instant::now())), 0);
+        let soon = Instant::now() + Duration::from_millis(500);
+        assert!((400..=500).contains(&milliseconds_until(Some(soon))));
+        let never = Instant::now() + Duration::from_secs(1 << 40);
+        assert_eq!(milliseconds_until(Some(never)), i32::MAX);
+    }
 }

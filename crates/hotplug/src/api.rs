@@ -1,0 +1,27 @@
+//! The REST API of a VMM, in cloud-hypervisor's dialect: HTTP on a unix socket, below `/api/v1/`.
+//!
+//! ```text
+//! clients ──▶ api thread (HTTP, limits, JSON) ──Call──▶ main thread of the VMM, which owns the VM
+//!                              ▲                            │
+//!                              └──────────── Reply ─────────┘
+//! ```
+//! The thread of the API decides nothing: each request becomes a [`Call`] that the owner of the VM answers, one after the
+//! other. A client needs the [types](VmInfo) only; a VMM needs the feature `server`.
+
+#[cfg(feature = "server")]
+mod call;
+#[cfg(feature = "server")]
+mod failure;
+#[cfg(feature = "server")]
+mod server;
+mod types;
+
+#[cfg(feature = "server")]
+pub use call::{Call, CallQueue, Counters, Reply};
+#[cfg(feature = "server")]
+pub use failure::Failure;
+#[cfg(feature = "server")]
+pub use server::{ApiServer, ServerError};
+pub use types::{
+    BarKind, DeviceNode, DeviceTree, PciDevice, RemoveDevice, Resource, VmInfo, VmState, VmmPing,
+};

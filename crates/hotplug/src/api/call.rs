@@ -1,0 +1,119 @@
+//! What clients ask, on its way to the owner of the VM and back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use tokio::sync::oneshot;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::failure::Failure;
+use super::types::{PciDevice, RemoveDevice, VmInfo, VmmPing};
+use crate::{DeviceConfig, VmConfig};
+
+/// Calls that may wait for the owner of the VM.
+const WAITING: usize = 64;
+
+/// Something that a client asks of the owner of the VM, who answers through the [`Reply`].
+#[derive(Debug)]
+pub enum Call {
+    /// Whether somebody is there.
+    Ping(Reply<VmmPing>),
+    /// The end of the VMM.
+    ShutdownVmm(Reply<()>),
+    /// To have a VM, not yet running.
+    Create(Box<VmConfig>, Reply<()>),
+    /// To start the VM.
+    Boot(Reply<()>),
+    /// To stop the VM, and keep its description.
+    Shutdown(Reply<()>),
+    /// To forget the VM.
+    Delete(Reply<()>),
+    /// To start the VM again from its beginning.
+    Reboot(Reply<()>),
+    /// To stop the vCPUs.
+    Pause(Reply<()>),
+    /// To start the vCPUs again.
+    Resume(Reply<()>),
+    /// To tell the guest that somebody pressed its power button.
+    PowerButton(Reply<()>),
+    /// How the VM is.
+    Info(Reply<VmInfo>),
+    /// What there is to count, by device.
+    Counters(Reply<Counters>),
+    /// To add a device; its place in the guest, if there is a guest.
+    AddDevice(DeviceConfig, Reply<Option<PciDevice>>),
+    /// To ask the guest to let go of a device.
+    RemoveDevice(RemoveDevice, Reply<()>),
+}
+
+/// What there is to count: for every device its counters.
+pub type Counters = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// Where the answer to one call goes.
+#[derive(Debug)]
+pub struct Reply<T>(oneshot::Sender<Result<T, Failure>>);
+
+impl<T> Reply<T> {
+    /// Answers. A client that went away in the meantime does not matter.
+    pub fn send(self, answer: Result<T, Failure>) {
+        let _ = self.0.send(answer);
+    }
+}
+
+/// The owner's end of the calls.
+pub struct CallQueue {
+    calls: Receiver<Call>,
+    event: Arc<EventFd>,
+}
+
+/// The API's end of the calls.
+#[derive(Clone)]
+pub(super) struct Caller {
+    calls: SyncSender<Call>,
+    event: Arc<EventFd>,
+}
+
+/// Both ends of a new queue.
+pub(super) fn queue() -> io::Result<(Caller, CallQueue)> {
+    let (sender, receiver) = sync_channel(WAITING);
+    let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    let caller = Caller {
+        calls: sender,
+        event: Arc::clone(&event),
+    };
+    let queue = CallQueue {
+        calls: receiver,
+        event,
+    };
+    Ok((caller, queue))
+}
+
+impl CallQueue {
+    /// Readable when there are calls.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// The next call, if there is one.
+    pub fn next(&self) -> Option<Call> {
+        self.calls.try_recv().ok()
+    }
+}
+
+impl Caller {
+    /// Hands over the call that `make` makes, and waits for its answer.
+    pub(super) async fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Call) -> Result<T, Failure> {
+        let (sender, answer) = oneshot::channel();
+        match self.calls.try_send(make(Reply(sender))) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(Failure::Busy),
+            Err(TrySendError::Disconnected(_)) => return Err(Failure::Ending),
+        }
+        if let Err(error) = self.event.write(1) {
+            log::error!("cannot wake the main thread for a call: {error}");
+        }
+        answer.await.unwrap_or(Err(Failure::Ending))
+    }
+}

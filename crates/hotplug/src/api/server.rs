@@ -1,0 +1,94 @@
+//! The thread that serves the API.
+
+mod answer;
+mod connection;
+mod listen;
+mod request;
+mod routes;
+mod socket;
+mod stream;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use tokio::sync::Notify;
+
+use super::call::{CallQueue, queue};
+use crate::EventLog;
+
+use socket::ApiSocket;
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Something answers there already.
+    #[error("{path} is in use: another VMM answers there")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is something that is not a socket.
+    #[error("{path} exists and is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen at {path}")]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The thread cannot be made.
+    #[error("cannot start the thread of the API")]
+    Thread(#[source] io::Error),
+}
+
+/// The running API. Dropping it answers what is being asked, ends the thread, and removes the socket.
+pub struct ApiServer {
+    stop: Arc<Notify>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ApiServer {
+    /// Listens at `path`, for root and this process's user only; calls come out of the queue.
+    ///
+    /// # Errors
+    /// The socket or the thread cannot be made.
+    pub fn start(path: &Path, events: &EventLog) -> Result<(Self, CallQueue), ServerError> {
+        let socket = ApiSocket::bind(path)?;
+        let (caller, calls) = queue().map_err(ServerError::Thread)?;
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        let routes = routes::Shared::new(caller, events.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(ServerError::Thread)?;
+        let thread = Builder::new()
+            .name("api".to_owned())
+            .spawn(move || runtime.block_on(listen::serve(socket, routes, stopped)))
+            .map_err(ServerError::Thread)?;
+        let server = Self {
+            stop,
+            thread: Some(thread),
+        };
+        Ok((server, calls))
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of the API had panicked");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Answers: cloud-hypervisor's status codes, headers and error bodies.
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use serde::Serialize;
+
+use crate::api::failure::Failure;
+
+/// A request that does not become a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BadRequest {
+    /// It is not of the form that the call needs: the verb, or a body too many or too few.
+    Form,
+    /// There is no such call.
+    NoSuchCall,
+    /// The body is longer than anything sensible.
+    TooLong,
+    /// The body did not come in time.
+    TooSlow,
+    /// There are too many of this kind already.
+    TooMany,
+    /// The body is not the JSON that the call needs; the text says why.
+    Json(String),
+}
+
+impl IntoResponse for BadRequest {
+    fn into_response(self) -> Response {
+        let (status, messages) = match self {
+            Self::Form => (StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned()]),
+            Self::NoSuchCall => (StatusCode::NOT_FOUND, vec!["Not Found".to_owned()]),
+            Self::TooLong => {
+                let text = "Payload Too Large".to_owned();
+                (StatusCode::PAYLOAD_TOO_LARGE, vec![text])
+            }
+            Self::TooSlow => {
+                let text = "Request Timeout".to_owned();
+                (StatusCode::REQUEST_TIMEOUT, vec![text])
+            }
+            Self::TooMany => {
+                let text = "Too Many Requests".to_owned();
+                (StatusCode::TOO_MANY_REQUESTS, vec![text])
+            }
+            Self::Json(why) => {
+                let messages = vec!["Failed to deserialize JSON".to_owned(), why];
+                (StatusCode::BAD_REQUEST, messages)
+            }
+        };
+        json(status, &messages)
+    }
+}
+
+/// The answer to a call that was not done; `what` says in a sentence what was tried.
+pub(super) fn failure(what: &str, failure: &Failure) -> Response {
+    let mut messages = vec!["Error from API".to_owned()];
+    if !matches!(failure, Failure::Busy | Failure::Ending) {
+        messages.push(what.to_owned());
+    }
+    messages.extend(failure.messages());
+    log::info!("API: {}", messages.join(": "));
+    json(failure.status(), &messages)
+}
+
+/// The answer with this value as its body.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => with_body(status, Body::from(body)),
+        Err(error) => {
+            log::error!("API: cannot write an answer: {error}");
+            with_body(StatusCode::INTERNAL_SERVER_ERROR, Body::empty())
+        }
+    }
+}
+
+/// The answer without a body.
+pub(super) fn empty(status: StatusCode) -> Response {
+    with_body(status, Body::empty())
+}
+
+fn with_body(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(SERVER, HeaderValue::from_static("p2p-vmm"));
+    response
+}

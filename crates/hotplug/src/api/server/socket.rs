@@ -1,0 +1,103 @@
+//! The unix socket: for its owner only, from the moment it exists.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+use super::ServerError;
+
+/// Connections that may wait to be accepted; the kernel's limit may be lower.
+const BACKLOG: i32 = 1024;
+
+/// A listening socket that is removed with this.
+pub(super) struct ApiSocket {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+/// The socket's file: removed when dropped, unless somebody has put another there.
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl ApiSocket {
+    /// Makes the socket. A socket that nobody answers at is replaced.
+    pub(super) fn bind(path: &Path) -> Result<Self, ServerError> {
+        let failed = |source| ServerError::Listen {
+            path: path.to_owned(),
+            source,
+        };
+        make_room(path)?;
+        let listener = open(path).map_err(failed)?;
+        let identity = identity(path).map_err(failed)?;
+        Ok(Self {
+            listener,
+            _file: SocketFile {
+                path: path.to_owned(),
+                identity,
+            },
+        })
+    }
+
+    /// The socket, to accept connections with.
+    pub(super) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Takes away what an earlier VMM left behind.
+fn make_room(path: &Path) -> Result<(), ServerError> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let path = path.to_owned();
+    if !metadata.file_type().is_socket() {
+        return Err(ServerError::NotASocket { path });
+    }
+    match UnixStream::connect(&path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(&path).map_err(|source| ServerError::Listen { path, source })
+        }
+        Ok(_) => Err(ServerError::InUse { path }),
+        Err(source) => Err(ServerError::Listen { path, source }),
+    }
+}
+
+fn open(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    // The file gets the mode of the socket (linux net/unix/af_unix.c: unix_bind_bsd()), so there is no moment in which
+    // others could connect.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}

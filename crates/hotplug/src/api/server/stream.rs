@@ -1,0 +1,143 @@
+//! `GET /api/v1/events`: what the VMM tells, as server-sent events.
+//!
+//! Each has its number as its id; a client that comes back with `Last-Event-ID` gets what it has missed.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Extension, State};
+use axum::http::HeaderMap;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Frame;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::OwnedNotified};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::answer::BadRequest;
+use super::connection::Held;
+use super::routes::Shared;
+use crate::event::{Found, Reader};
+use crate::{EventLog, Record};
+
+/// Clients that may read events at once.
+const MAX_STREAMS: usize = 32;
+/// How often a quiet stream says that it is alive, which also finds out who has gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The streams of events.
+#[derive(Clone)]
+pub(super) struct Streams {
+    events: EventLog,
+    more: Arc<Notify>,
+    room: Arc<Semaphore>,
+}
+
+impl Streams {
+    pub(super) fn new(events: EventLog) -> Self {
+        let more = Arc::new(Notify::new());
+        let waker = Arc::clone(&more);
+        events.on_change(move || waker.notify_waiters());
+        Self {
+            events,
+            more,
+            room: Arc::new(Semaphore::new(MAX_STREAMS)),
+        }
+    }
+
+    pub(super) fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    fn open(&self, after: Option<u64>, held: Held) -> Option<EventBody> {
+        let permit = Arc::clone(&self.room).try_acquire_owned().ok()?;
+        let reader = match after {
+            Some(seen) => self.events.reader_from(seen.saturating_add(1)),
+            None => self.events.reader(),
+        };
+        let mut alive = interval(KEEP_ALIVE);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Some(EventBody {
+            changed: Box::pin(Arc::clone(&self.more).notified_owned()),
+            streams: self.clone(),
+            reader,
+            alive,
+            _held: held,
+            _permit: permit,
+        })
+    }
+}
+
+/// Serves the stream.
+pub(super) async fn events(
+    State(shared): State<Shared>,
+    Extension(held): Extension<Held>,
+    headers: HeaderMap,
+) -> Response {
+    let seen = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok())
+        .and_then(|id| id.parse().ok());
+    let Some(body) = shared.streams.open(seen, held) else {
+        return BadRequest::TooMany.into_response();
+    };
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// The body of a stream: events as they come.
+struct EventBody {
+    streams: Streams,
+    reader: Reader,
+    changed: Pin<Box<OwnedNotified>>,
+    alive: Interval,
+    /// A flood of others does not close this.
+    _held: Held,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl HttpBody for EventBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        loop {
+            // Before looking, so that what comes after the look is not overslept.
+            this.changed.as_mut().enable();
+            let text = match this.reader.poll() {
+                Found::Event(number, record) => format!("id: {number}\n{}", fields(&record)),
+                Found::Missed(count) => fields(&this.streams.events.missed(count)),
+                Found::End => return Poll::Ready(None),
+                Found::Nothing => {
+                    if this.changed.as_mut().poll(context).is_ready() {
+                        let next = Arc::clone(&this.streams.more).notified_owned();
+                        this.changed.set(next);
+                        continue;
+                    }
+                    ready!(this.alive.poll_tick(context));
+                    ":\n\n".to_owned()
+                }
+            };
+            return Poll::Ready(Some(Ok(Frame::data(text.into()))));
+        }
+    }
+}
+
+/// An event without its id (WHATWG HTML §9.2.5). JSON in one line has no line breaks of its own.
+fn fields(record: &Record) -> String {
+    let data = serde_json::to_string(record).unwrap_or_else(|error| {
+        log::error!("API: cannot write an event: {error}");
+        "null".to_owned()
+    });
+    format!("event: {}\ndata: {data}\n\n", record.event)
+}

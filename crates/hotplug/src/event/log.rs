@@ -1,0 +1,249 @@
+//! The latest events, for any number of readers that go at their own pace.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Event, Record};
+
+/// How many events a reader may fall behind before it misses some.
+const KEPT: usize = 1024;
+
+/// The latest events. Clones are the same log.
+#[derive(Clone)]
+pub struct EventLog(Arc<Shared>);
+
+struct Shared {
+    start: Instant,
+    events: Mutex<Events>,
+    more: Condvar,
+}
+
+struct Events {
+    kept: VecDeque<Arc<Record>>,
+    /// Number of the oldest that is kept; the first ever is 0.
+    oldest: u64,
+    closed: bool,
+    /// Told of every change: readers that cannot wait for the condition variable.
+    wakers: Vec<Box<dyn Fn() + Send>>,
+}
+
+/// What a reader finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The next event, and its number.
+    Event(u64, Arc<Record>),
+    /// So many events are gone that the reader has not seen.
+    Missed(u64),
+    /// There is nothing new yet.
+    Nothing,
+    /// There will be nothing more.
+    End,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl EventLog {
+    /// A log that counts time from now.
+    pub fn new() -> Self {
+        Self(Arc::new(Shared {
+            start: Instant::now(),
+            events: Mutex::new(Events {
+                kept: VecDeque::new(),
+                oldest: 0,
+                closed: false,
+                wakers: Vec::new(),
+            }),
+            more: Condvar::new(),
+        }))
+    }
+
+    /// Tells everybody. Never waits for a reader.
+    pub fn publish(&self, event: &Event) {
+        let record = Arc::new(event.record(self.0.start.elapsed()));
+        log::info!(
+            "event: {} {} {:?}",
+            record.source,
+            record.event,
+            record.properties
+        );
+        let mut events = self.lock();
+        events.kept.push_back(record);
+        while events.kept.len() > KEPT {
+            events.kept.pop_front();
+            events.oldest = events.oldest.saturating_add(1);
+        }
+        self.wake(&events);
+    }
+
+    /// Says that nothing more will come.
+    pub fn close(&self) {
+        let mut events = self.lock();
+        events.closed = true;
+        self.wake(&events);
+    }
+
+    /// What stands for `count` events that a reader missed.
+    pub(crate) fn missed(&self, count: u64) -> Record {
+        let properties = BTreeMap::from([("count".to_owned(), count.to_string())]);
+        Record {
+            timestamp: self.0.start.elapsed(),
+            source: "vmm".to_owned(),
+            event: "events-missed".to_owned(),
+            properties: Some(properties),
+        }
+    }
+
+    /// A reader that begins with what comes next.
+    pub(crate) fn reader(&self) -> Reader {
+        let events = self.lock();
+        let next = events.end();
+        drop(events);
+        self.reader_from(next)
+    }
+
+    /// A reader that begins with the event of this number.
+    pub(crate) fn reader_from(&self, next: u64) -> Reader {
+        Reader {
+            log: self.clone(),
+            next,
+        }
+    }
+
+    /// Calls `waker` at every change from now on.
+    #[cfg(feature = "server")]
+    pub(crate) fn on_change(&self, waker: impl Fn() + Send + 'static) {
+        self.lock().wakers.push(Box::new(waker));
+    }
+
+    fn wake(&self, events: &Events) {
+        self.0.more.notify_all();
+        for waker in &events.wakers {
+            waker();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Events> {
+        self.0.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Events {
+    /// Number that the next event will have.
+    fn end(&self) -> u64 {
+        let kept = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
+        self.oldest.saturating_add(kept)
+    }
+
+    fn find(&self, next: u64) -> Found {
+        let Some(at) = next.checked_sub(self.oldest) else {
+            return Found::Missed(self.oldest.saturating_sub(next));
+        };
+        let record = usize::try_from(at).ok().and_then(|at| self.kept.get(at));
+        match record {
+            Some(record) => Found::Event(next, Arc::clone(record)),
+            None if self.closed => Found::End,
+            None => Found::Nothing,
+        }
+    }
+}
+
+/// Somebody who reads the log in order.
+pub(crate) struct Reader {
+    log: EventLog,
+    next: u64,
+}
+
+impl Reader {
+    /// The next thing, if there is one now.
+    #[cfg(any(test, feature = "server"))]
+    pub(crate) fn poll(&mut self) -> Found {
+        let events = self.log.lock();
+        let found = events.find(self.next);
+        let oldest = events.oldest;
+        drop(events);
+        self.advance(&found, oldest);
+        found
+    }
+
+    /// The next thing; waits for it at most `patience`.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Found {
+        let next = self.next;
+        let events = self.log.lock();
+        let (events, _) = self
+            .log
+            .0
+            .more
+            .wait_timeout_while(events, patience, |events| {
+                events.find(next) == Found::Nothing
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let found = events.find(next);
+        let oldest = events.oldest;
+        drop(events);
+        self.advance(&found, oldest);
+        found
+    }
+
+    fn advance(&mut self, found: &Found, oldest: u64) {
+        match found {
+            Found::Event(number, _) => self.next = number.saturating_add(1),
+            Found::Missed(_) => self.next = oldest,
+            Found::Nothing | Found::End => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(reader: &mut Reader) -> Vec<String> {
+        let mut names = Vec::new();
+        loop {
+            match reader.poll() {
+                Found::Event(_, record) => names.push(record.event.clone()),
+                Found::Missed(count) => names.push(format!("missed {count}")),
+                Found::Nothing | Found::End => return names,
+            }
+        }
+    }
+
+    #[test]
+    fn readers_go_at_their_own_pace() {
+        let log = EventLog::new();
+        let mut early = log.reader();
+        log.publish(&Event::VmBooting);
+        let mut late = log.reader();
+        log.publish(&Event::VmBooted);
+        assert_eq!(names(&mut late), ["booted"]);
+        assert_eq!(names(&mut early), ["booting", "booted"]);
+        assert_eq!(names(&mut log.reader_from(0)), ["booting", "booted"]);
+    }
+
+    #[test]
+    fn a_slow_reader_learns_what_it_missed() {
+        let log = EventLog::new();
+        let mut reader = log.reader();
+        for _ in 0..KEPT + 3 {
+            log.publish(&Event::VmPaused);
+        }
+        assert_eq!(reader.poll(), Found::Missed(3));
+        assert_eq!(names(&mut reader).len(), KEPT);
+    }
+
+    #[test]
+    fn waiting_ends_with_the_log_and_with_patience() {
+        let log = EventLog::new();
+        let mut reader = log.reader();
+        assert_eq!(reader.wait(Duration::from_millis(1)), Found::Nothing);
+        let other = log.clone();
+        let closer = std::thread::spawn(move || other.close());
+        assert_eq!(reader.wait(Duration::from_secs(60)), Found::End);
+        closer.join().unwrap();
+    }
+}

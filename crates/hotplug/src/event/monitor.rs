@@ -1,0 +1,223 @@
+//! Events into a file or descriptor, as cloud-hypervisor's `--event-monitor` writes them: pretty JSON and an empty line.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{EventLog, Found, Reader};
+use crate::options::{OptionError, Options};
+
+/// How long the end of the VMM waits for a reader of its last events.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What a pipe takes at once, in bytes.
+const PIPE_BUF: usize = 4096;
+/// How often a waiting writer looks whether the VMM has ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// `--event-monitor path=FILE|fd=NUMBER`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MonitorTarget {
+    /// A file, written from its beginning; a FIFO is possible.
+    Path(PathBuf),
+    /// A descriptor that the VMM has inherited.
+    Fd(RawFd),
+}
+
+impl FromStr for MonitorTarget {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let options = Options::parse(text, &["path", "fd"])?;
+        let fd = options.value("fd", "the number of a descriptor above 2")?;
+        match (options.text("path"), fd) {
+            (Some(path), None) => Ok(Self::Path(path.into())),
+            (None, Some(fd @ 3..)) => Ok(Self::Fd(fd)),
+            (None, None) => Err(OptionError::Missing {
+                key: "path".to_owned(),
+            }),
+            (_, Some(fd)) => Err(OptionError::BadValue {
+                key: "fd".to_owned(),
+                value: fd.to_string(),
+                expected: "a descriptor above 2, or given beside path".to_owned(),
+            }),
+        }
+    }
+}
+
+/// Why events cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The file cannot be created.
+    #[error("cannot create {path} for events")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The descriptor is none.
+    #[error("cannot use descriptor {fd} for events")]
+    Descriptor {
+        /// Its number.
+        fd: RawFd,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no thread to write.
+    #[error("cannot start the thread that writes events")]
+    Thread(#[source] io::Error),
+}
+
+/// A thread that writes events; dropping it writes the last ones, within two seconds.
+pub struct EventMonitor {
+    log: EventLog,
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EventMonitor {
+    /// Starts to write what `log` has from now on.
+    ///
+    /// # Errors
+    /// The target cannot be written to, or there is no thread.
+    pub fn start(log: &EventLog, target: &MonitorTarget) -> Result<Self, MonitorError> {
+        let file = open(target)?;
+        let done = Arc::new(AtomicBool::new(false));
+        let writer = Writer {
+            log: log.clone(),
+            file,
+            done: Arc::clone(&done),
+            last_call: None,
+        };
+        let reader = log.reader();
+        let thread = Builder::new()
+            .name("events".to_owned())
+            .spawn(move || writer.run(reader))
+            .map_err(MonitorError::Thread)?;
+        Ok(Self {
+            log: log.clone(),
+            done,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for EventMonitor {
+    fn drop(&mut self) {
+        self.log.close();
+        self.done.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread that writes events had panicked");
+        }
+    }
+}
+
+fn open(target: &MonitorTarget) -> Result<File, MonitorError> {
+    match target {
+        MonitorTarget::Path(path) => File::create(path).map_err(|source| MonitorError::Create {
+            path: path.clone(),
+            source,
+        }),
+        MonitorTarget::Fd(fd) => duplicate(*fd)
+            .map(File::from)
+            .map_err(|source| MonitorError::Descriptor { fd: *fd, source }),
+    }
+}
+
+/// A descriptor of our own for what the inherited `fd` is open on.
+fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // Opening it anew would fail for sockets; procfs says whether it is open at all.
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}"))?;
+    log::debug!("events go to {}", link.display());
+    inherited::duplicate(fd)
+}
+
+mod inherited {
+    #![allow(unsafe_code, reason = "an inherited descriptor is a number")]
+
+    use std::io;
+    use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+    pub(super) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: the caller saw that the descriptor is open; it was inherited, so nobody in this process closes it.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        borrowed.try_clone_to_owned()
+    }
+}
+
+/// The thread's side.
+struct Writer {
+    log: EventLog,
+    file: File,
+    done: Arc<AtomicBool>,
+    /// When to give up, once the VMM has ended.
+    last_call: Option<Instant>,
+}
+
+impl Writer {
+    fn run(mut self, mut reader: Reader) {
+        loop {
+            let text = match reader.wait(Duration::from_secs(3600)) {
+                Found::Event(_, record) => serde_json::to_string_pretty(&*record),
+                Found::Missed(count) => serde_json::to_string_pretty(&self.log.missed(count)),
+                Found::Nothing => continue,
+                Found::End => return,
+            };
+            let written = text
+                .map_err(io::Error::from)
+                .and_then(|text| self.write(format!("{text}\n\n").as_bytes()));
+            if let Err(error) = written {
+                log::error!("cannot write an event, and will write no more: {error}");
+                return;
+            }
+        }
+    }
+
+    /// Writes all of `bytes`, however long the reader takes, also if the descriptor does not block.
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            // A pipe with room for anything takes this much without blocking (POSIX: PIPE_BUF).
+            let some = bytes.get(..PIPE_BUF).unwrap_or(bytes);
+            match self.ready().and_then(|()| self.file.write(some)) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room for a bit more.
+    fn ready(&mut self) -> io::Result<()> {
+        let look = Timespec::try_from(LOOK).map_err(io::Error::other)?;
+        loop {
+            let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::OUT)];
+            if poll(&mut fds, Some(&look))? > 0 {
+                return Ok(());
+            }
+            if self.done.load(Ordering::Acquire) {
+                let now = Instant::now();
+                let last_call = *self.last_call.get_or_insert(now + PATIENCE);
+                if now >= last_call {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+use std::io::Read;
+use std::os::fd::AsRawFd;
+
+use super::*;
+use crate::{Event, Record};
+
+fn records(text: &str) -> Vec<Record> {
+    text.split_terminator("\n\n")
+        .map(|text| serde_json::from_str(text).unwrap())
+        .collect()
+}
+
+#[test]
+fn targets_are_a_path_or_a_descriptor() {
+    let path = MonitorTarget::Path("/tmp/e".into());
+    assert_eq!("path=/tmp/e".parse(), Ok(path));
+    assert_eq!("fd=7".parse(), Ok(MonitorTarget::Fd(7)));
+    for text in ["fd=1", "fd=-1", "fd=x", "path=/a,fd=4", "file=/a", ""] {
+        assert!(text.parse::<MonitorTarget>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_file_has_every_event_and_an_empty_line_after_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events");
+    let log = EventLog::new();
+    let monitor = EventMonitor::start(&log, &MonitorTarget::Path(path.clone())).unwrap();
+    log.publish(&Event::VmBooting);
+    log.publish(&Event::VmBooted);
+    drop(monitor);
+
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(
+        text.starts_with("{\n  \"timestamp\": {\n    \"secs\": 0,"),
+        "{text}"
+    );
+    assert!(text.ends_with("}\n\n"), "{text}");
+    let names: Vec<_> = records(&text).into_iter().map(|r| r.event).collect();
+    assert_eq!(names, ["booting", "booted"]);
+}
+
+#[test]
+fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let log = EventLog::new();
+    let target = MonitorTarget::Fd(writer.as_raw_fd());
+    let monitor = EventMonitor::start(&log, &target).unwrap();
+    drop(writer);
+    // Far more than a pipe holds, and fewer than the log keeps.
+    const COUNT: usize = 1000;
+    for number in 0..COUNT {
+        let reason = format!("{number} {}", "x".repeat(300));
+        log.publish(&Event::DeviceError {
+            id: "nvme0".into(),
+            reason,
+        });
+    }
+    let collector = std::thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    });
+    drop(monitor);
+    assert_eq!(records(&collector.join().unwrap()).len(), COUNT);
+}
+
+#[test]
+fn the_end_does_not_wait_for_ever() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let log = EventLog::new();
+    let monitor = EventMonitor::start(&log, &MonitorTarget::Fd(writer.as_raw_fd())).unwrap();
+    for _ in 0..1000 {
+        log.publish(&Event::DeviceError {
+            id: "nvme0".into(),
+            reason: "x".repeat(300),
+        });
+    }
+    let started = Instant::now();
+    drop(monitor);
+    assert!(started.elapsed() < PATIENCE * 5);
+}
+
+#[test]
+fn a_descriptor_that_is_not_open_is_refused() {
+    let error = EventMonitor::start(&EventLog::new(), &MonitorTarget::Fd(987_654))
+        .err()
+        .unwrap();
+    assert!(matches!(
+        error,
+        MonitorError::Descriptor { fd: 987_654, .. }
+    ));
+}

@@ -1,0 +1,100 @@
+//! Calls of the API, answered by the owner of the VM.
+
+use hotplug::api::{Call, Failure, VmmPing};
+use iommu_group::SysfsError;
+use p2p_vfio::Refusal;
+
+use super::life::Verb;
+use super::owner::Owner;
+use super::plug::{AddError, RemoveError};
+
+/// What comes after a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// The next one.
+    GoOn,
+    /// The end of the VMM.
+    End,
+}
+
+impl Owner {
+    /// Does what `call` asks and answers it.
+    pub(super) fn answer(&mut self, call: Call) -> After {
+        match call {
+            Call::Ping(reply) => reply.send(Ok(ping())),
+            Call::ShutdownVmm(reply) => {
+                reply.send(Ok(()));
+                return After::End;
+            }
+            Call::Create(config, reply) => reply.send(self.create(*config).map_err(failure)),
+            Call::Boot(reply) => reply.send(self.go(Verb::Boot).map_err(failure)),
+            Call::Shutdown(reply) => reply.send(self.go(Verb::Shutdown).map_err(failure)),
+            Call::Delete(reply) => reply.send(self.go(Verb::Delete).map_err(failure)),
+            Call::Reboot(reply) => reply.send(self.go(Verb::Reboot).map_err(failure)),
+            Call::Pause(reply) => reply.send(self.go(Verb::Pause).map_err(failure)),
+            Call::Resume(reply) => reply.send(self.go(Verb::Resume).map_err(failure)),
+            Call::PowerButton(reply) => {
+                reply.send(self.go(Verb::PowerButton).map_err(failure));
+            }
+            Call::Info(reply) => reply.send(self.info()),
+            Call::Counters(reply) => reply.send(self.counters()),
+            Call::AddDevice(config, reply) => {
+                reply.send(self.add_device(config).map_err(failure));
+            }
+            Call::RemoveDevice(request, reply) => {
+                reply.send(self.remove_device(&request).map_err(failure));
+            }
+        }
+        After::GoOn
+    }
+}
+
+fn ping() -> VmmPing {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    VmmPing {
+        build_version: format!("p2p-vmm {VERSION}"),
+        version: VERSION.to_owned(),
+        pid: std::process::id().into(),
+        features: vec!["kvm".to_owned(), "p2p".to_owned()],
+    }
+}
+
+/// What a client is told of an error.
+fn failure(error: anyhow::Error) -> Failure {
+    let error = match error.downcast::<Failure>() {
+        Ok(failure) => return failure,
+        Err(error) => error,
+    };
+    let error = match error.downcast::<AddError>() {
+        Ok(AddError::Refused(refusal)) => return refused(&refusal),
+        Ok(AddError::Host(error)) => return Failure::NoSuchDevice(error.to_string()),
+        Ok(AddError::Failed(error)) => error,
+        Ok(error @ AddError::NoSlots) => return Failure::State(error.to_string()),
+        Err(error) => error,
+    };
+    let error = match error.downcast::<RemoveError>() {
+        Ok(RemoveError::Unknown(id)) => return Failure::UnknownDevice(id),
+        Ok(error @ RemoveError::NoSlots) => return Failure::State(error.to_string()),
+        Err(error) => error,
+    };
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        return refused(refusal);
+    }
+    if let Some(error) = error.downcast_ref::<SysfsError>() {
+        return Failure::NoSuchDevice(error.to_string());
+    }
+    let messages = error.chain().map(ToString::to_string).collect();
+    Failure::Failed { messages }
+}
+
+/// A refusal, each reason with its advice in lines of their own.
+fn refused(refusal: &Refusal) -> Failure {
+    let lines = |text: String| {
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        lines.join("\n")
+    };
+    let reasons = refusal.reasons.iter();
+    Failure::Refused {
+        reasons: reasons.map(|reason| lines(reason.to_string())).collect(),
+    }
+}

@@ -1,0 +1,233 @@
+//! The owner of the VM: does what its life asks for, and tells it.
+
+use hotplug::api::{Failure, PciDevice, RemoveDevice, VmInfo, VmState};
+use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
+use std::time::{Duration, Instant};
+
+use super::host::Host;
+use super::life::{Effect, Life, Verb};
+use super::plug::RemoveOptions;
+use super::running::Running;
+use super::watch::Watch;
+use crate::devices;
+use crate::exit::VmExit;
+
+/// How long the guest may take to let go of a device, unless said.
+const UNPLUG_TIME: Duration = Duration::from_secs(30);
+
+/// The VM, wherever it is in its life.
+pub(super) struct Owner {
+    life: Life,
+    config: Option<VmConfig>,
+    host: Option<Host>,
+    running: Option<Running>,
+    pub(super) watch: Watch,
+    events: EventLog,
+}
+
+impl Owner {
+    pub(super) fn new(watch: Watch, events: EventLog) -> Self {
+        Self {
+            life: Life::Absent,
+            config: None,
+            host: None,
+            running: None,
+            watch,
+            events,
+        }
+    }
+
+    /// Takes over the description of a VM.
+    pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
+        self.life.next(Verb::Create)?;
+        config.name_devices().map_err(Failure::from)?;
+        self.config = Some(config);
+        self.go(Verb::Create)
+    }
+
+    /// Goes through everything that `verb` asks for. If a step fails the VM is stopped.
+    pub(super) fn go(&mut self, verb: Verb) -> anyhow::Result<()> {
+        let (next, effects) = self.life.next(verb)?;
+        self.tell_before(verb);
+        for effect in effects {
+            if let Err(error) = self.perform(*effect) {
+                if self.running.is_none() && self.config.is_some() {
+                    self.life = Life::Created;
+                }
+                return Err(error);
+            }
+        }
+        self.life = next;
+        self.tell_after(verb);
+        Ok(())
+    }
+
+    fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
+        match effect {
+            // The description came with the call.
+            Effect::Describe => Ok(()),
+            Effect::Start => self.start(),
+            Effect::Stop => {
+                if let Some(running) = self.running.take() {
+                    running.stop(&mut self.watch);
+                }
+                Ok(())
+            }
+            Effect::Forget => {
+                self.config = None;
+                self.host = None;
+                Ok(())
+            }
+            Effect::Halt | Effect::Continue => {
+                Err(Failure::State("vCPUs cannot be paused".to_owned()).into())
+            }
+            Effect::PressPowerButton => {
+                Err(Failure::State("this guest has no power button".to_owned()).into())
+            }
+        }
+    }
+
+    fn start(&mut self) -> anyhow::Result<()> {
+        let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
+        let host = match &mut self.host {
+            Some(host) => host,
+            none => {
+                // Before anything is opened: a refusal changes nothing.
+                devices::judge(&config.devices)?;
+                none.insert(Host::open(config)?)
+            }
+        };
+        self.running = Some(Running::start(host, config, &mut self.watch)?);
+        Ok(())
+    }
+
+    fn tell_before(&self, verb: Verb) {
+        let event = match verb {
+            Verb::Boot => Event::VmBooting,
+            Verb::Pause => Event::VmPausing,
+            Verb::Resume => Event::VmResuming,
+            Verb::Reboot => Event::VmRebooting,
+            Verb::Create | Verb::Shutdown | Verb::Delete | Verb::PowerButton => return,
+        };
+        self.events.publish(&event);
+    }
+
+    fn tell_after(&self, verb: Verb) {
+        let event = match verb {
+            Verb::Boot => Event::VmBooted,
+            Verb::Pause => Event::VmPaused,
+            Verb::Resume => Event::VmResumed,
+            Verb::Reboot => Event::VmRebooted,
+            Verb::Shutdown => Event::VmShutdown,
+            Verb::Delete => Event::VmDeleted,
+            Verb::Create | Verb::PowerButton => return,
+        };
+        self.events.publish(&event);
+    }
+
+    /// How the guest has ended, if it has.
+    pub(super) fn ended(&self) -> Option<VmExit> {
+        self.running.as_ref().and_then(Running::ended)
+    }
+
+    /// Whether there is a guest.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Lets the machine do what the guest or the time asks for.
+    pub(super) fn heed(&mut self) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let gone = running.machine.heed(&mut self.watch);
+        if let Some(config) = &mut self.config {
+            config
+                .devices
+                .retain(|device| !gone.iter().any(|id| device.id.as_ref() == Some(id)));
+        }
+    }
+
+    /// When [`heed`](Self::heed) is to be called at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.running.as_ref()?.machine.deadline()
+    }
+
+    pub(super) fn info(&self) -> Result<VmInfo, Failure> {
+        let config = self.config.clone().ok_or(Failure::NotCreated)?;
+        Ok(VmInfo {
+            state: match self.life {
+                Life::Absent => return Err(Failure::NotCreated),
+                Life::Created => VmState::Created,
+                Life::Running => VmState::Running,
+                Life::Paused => VmState::Paused,
+            },
+            memory_actual_size: config.memory.size_bytes(),
+            config,
+            device_tree: self
+                .running
+                .as_ref()
+                .map(|running| running.machine.device_tree()),
+        })
+    }
+
+    pub(super) fn counters(&self) -> Result<hotplug::api::Counters, Failure> {
+        let running = self.running.as_ref().ok_or(Failure::NotRunning)?;
+        Ok(running.machine.counters())
+    }
+
+    /// Adds a device: to the guest, if there is one, and to the description.
+    pub(super) fn add_device(&mut self, device: DeviceConfig) -> anyhow::Result<Option<PciDevice>> {
+        let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
+        let mut wanted = config.clone();
+        wanted.devices.push(device);
+        wanted.name_devices().map_err(Failure::from)?;
+        let Some(running) = &mut self.running else {
+            self.config = Some(wanted);
+            return Ok(None);
+        };
+        let device = wanted.devices.last().ok_or(Failure::NotCreated)?;
+        let id = device.id.clone().unwrap_or_default();
+        match running.machine.add_device(device, &mut self.watch) {
+            Ok(plugged) => {
+                let bdf = plugged.bdf.to_string();
+                self.config = Some(wanted);
+                let event = Event::DeviceAdded {
+                    id: id.clone(),
+                    bdf: bdf.clone(),
+                };
+                self.events.publish(&event);
+                Ok(Some(PciDevice { id, bdf }))
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.events.publish(&Event::DeviceAddFailed { id, reason });
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Asks the guest to let go of a device; takes it out of the description at once if there is no guest.
+    pub(super) fn remove_device(&mut self, request: &RemoveDevice) -> anyhow::Result<()> {
+        let config = self.config.as_mut().ok_or(Failure::NotCreated)?;
+        let Some(running) = &mut self.running else {
+            let before = config.devices.len();
+            let is_it = |device: &DeviceConfig| device.id.as_ref() == Some(&request.id);
+            config.devices.retain(|device| !is_it(device));
+            if config.devices.len() == before {
+                return Err(Failure::UnknownDevice(request.id.clone()).into());
+            }
+            return Ok(());
+        };
+        let options = RemoveOptions {
+            timeout: request
+                .timeout_ms
+                .map_or(UNPLUG_TIME, Duration::from_millis),
+            force: request.force,
+        };
+        running.machine.remove_device(&request.id, options)?;
+        let id = request.id.clone();
+        self.events.publish(&Event::DeviceUnplugRequested { id });
+        Ok(())
+    }
+}

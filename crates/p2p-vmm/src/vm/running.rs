@@ -1,0 +1,84 @@
+//! A machine whose vCPUs have been started.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
+use hotplug::VmConfig;
+
+use super::host::Host;
+use super::machine::Machine;
+use super::watch::Watch;
+use crate::devices;
+use crate::exit::{ExitRequest, VmExit};
+use crate::vcpu::VcpuThreads;
+
+/// One life of the VM, from its first instruction to its end; ended by [`stop`](Self::stop).
+pub(super) struct Running {
+    pub(super) machine: Machine,
+    threads: VcpuThreads,
+    exit: Arc<ExitRequest>,
+    subscribers: Vec<SubscriberId>,
+}
+
+impl Running {
+    /// Builds the VM that `config` describes, and runs it.
+    pub(super) fn start(host: &Host, config: &VmConfig, watch: &mut Watch) -> anyhow::Result<Self> {
+        let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
+        // Judged again for every life: the host may have changed since the last one.
+        let admitted = devices::judge(&config.devices)?;
+        let mut machine = Machine::build(host, config, &admitted, &exit)?;
+        log::info!("at the start: {}", machine.census());
+
+        let vcpus = std::mem::take(&mut machine.vcpus);
+        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit)?;
+        let mut subscribers = vec![watch.add(ExitWatcher(Arc::clone(&exit)))];
+        if let Some(input) = machine.serial_input.take() {
+            subscribers.push(watch.add(input));
+        }
+        for assigned in &machine.devices {
+            watch.add_device(&assigned.id, &assigned.device);
+        }
+        Ok(Self {
+            machine,
+            threads,
+            exit,
+            subscribers,
+        })
+    }
+
+    /// How the guest has ended, if it has.
+    pub(super) fn ended(&self) -> Option<VmExit> {
+        self.exit.requested()
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self, watch: &mut Watch) {
+        // In this order: nobody runs the guest, nobody hands it input, then its parts go.
+        drop(self.threads);
+        log::info!("at the end: {}", self.machine.census());
+        for subscriber in self.subscribers {
+            watch.remove(subscriber);
+        }
+        for assigned in &self.machine.devices {
+            watch.remove_device(&assigned.id);
+        }
+        drop(self.machine);
+    }
+}
+
+/// Wakes the loop when the end of the VM was asked for; the loop looks why.
+pub(super) struct ExitWatcher(pub(super) Arc<ExitRequest>);
+
+impl MutEventSubscriber for ExitWatcher {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(self.0.event(), EventSet::IN)) {
+            let text = format!("cannot wait for the end of the VM: {error}");
+            self.0.request(VmExit::Failed(text));
+        }
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        self.0.seen();
+    }
+}
