@@ -8,12 +8,15 @@ pub mod api;
 mod device_config;
 mod event;
 mod lacking;
+pub mod lifecycle;
 mod options;
+mod slots;
 mod vm_config;
 
 pub use device_config::DeviceConfig;
 pub use event::{Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
 pub use options::{OptionError, Options};
+pub use slots::{Register, Slot, SlotBus, SlotRegisters};
 pub use vm_config::{
     ConfigError, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig,
     SerialConfig, VmConfig,

@@ -1,0 +1,70 @@
+//! Names of slots: a bus with slots and a device number on it.
+
+use std::fmt;
+
+/// Device numbers of a bus.
+const DEVICES_PER_BUS: u8 = 32;
+
+/// A bus of the guest that has slots, by what it is and not by its number, which the guest may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SlotBus {
+    /// The root bus.
+    Root,
+    /// The bus inside the switch that is in this slot of the root bus.
+    Switch(u8),
+}
+
+/// A place for something that comes and goes: a port with all that is below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    bus: SlotBus,
+    device: u8,
+}
+
+impl Slot {
+    /// The slot with this device number, 0 to 31.
+    pub fn new(bus: SlotBus, device: u8) -> Option<Self> {
+        (device < DEVICES_PER_BUS).then_some(Self { bus, device })
+    }
+
+    /// The bus that it is on.
+    pub fn bus(self) -> SlotBus {
+        self.bus
+    }
+
+    /// Its device number, 0 to 31.
+    pub fn device(self) -> u8 {
+        self.device
+    }
+
+    /// Whether `other` is this slot or one that is gone when what is in this slot goes.
+    pub fn holds(self, other: Self) -> bool {
+        self == other || self.bus == SlotBus::Root && other.bus == SlotBus::Switch(self.device)
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bus {
+            SlotBus::Root => write!(f, "slot {}", self.device),
+            SlotBus::Switch(root) => write!(f, "slot {} of the switch in {root}", self.device),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_holds_the_slots_of_its_bus() {
+        let slot = |bus, device| Slot::new(bus, device).unwrap();
+        let root = slot(SlotBus::Root, 3);
+        assert!(root.holds(root));
+        assert!(root.holds(slot(SlotBus::Switch(3), 0)));
+        assert!(!root.holds(slot(SlotBus::Switch(2), 3)));
+        assert!(!root.holds(slot(SlotBus::Root, 2)));
+        assert!(!slot(SlotBus::Switch(3), 3).holds(root));
+        assert_eq!(Slot::new(SlotBus::Root, 32), None);
+    }
+}
