@@ -210,6 +210,34 @@ fn fixed_windows_that_overlap_are_refused_by_name() {
     );
 }
 
+fn pair_below_4_gib(first: [u64; 2], second: [u64; 2]) -> Vec<String> {
+    let at = |[memory, prefetchable]: [u64; 2]| fixed(&[(0, memory), (4, prefetchable)], nvme());
+    let branches = [Branch::Switch(vec![at(first), at(second)])];
+    let topology = lay_out(&branches, &apertures()).unwrap();
+    for (endpoint, bars) in topology.endpoints.iter().zip([first, second]) {
+        let placed: Vec<u64> = endpoint.bars.iter().map(|(_, gpa)| gpa.value()).collect();
+        assert_eq!(placed, bars);
+    }
+    let (_, root) = &topology.ports[0];
+    root.windows().map(|window| window.to_string()).collect()
+}
+
+#[test]
+fn prefetchable_bars_below_4_gib_are_in_a_window_of_their_own() {
+    // The bridges of a host without 64-bit windows have these two as well.
+    let windows = pair_below_4_gib([0xfd80_0000, 0xf800_0000], [0xfd60_0000, 0xf700_0000]);
+    assert_eq!(
+        windows,
+        ["0xfd600000..0xfd900000", "0xf7000000..0xf9000000"]
+    );
+}
+
+#[test]
+fn prefetchable_bars_in_between_the_others_are_in_one_window_with_them() {
+    let windows = pair_below_4_gib([0xfa00_0000, 0xfb00_0000], [0xfc00_0000, 0xfd00_0000]);
+    assert_eq!(windows, ["0xfa000000..0xfe000000"]);
+}
+
 #[test]
 fn bars_that_cannot_be_at_their_bus_address_are_refused() {
     for (at, why) in [

@@ -192,30 +192,78 @@ impl Tree {
 
     /// Gives the ports above fixed endpoints the windows that these need.
     pub(super) fn fix(&mut self) -> Result<(), LayoutError> {
+        let tops: Vec<usize> = self.children(None).collect();
+        for top in tops {
+            // On a host with all BARs below 4 GiB, the prefetchable ones of all ports are together, apart from the
+            // others, as its own bridges have two windows too; or they are mixed, if its bridges have one.
+            let two = !self.reaches_high(top) && self.fix_below(top, true).is_ok();
+            if !two {
+                self.fix_below(top, false)?;
+            }
+        }
+        self.check_apart(None)
+    }
+
+    /// Does so for the ports of one branch. Below 4 GiB, prefetchable BARs are in the prefetchable window if
+    /// `low_prefetchable`.
+    fn fix_below(&mut self, top: usize, low_prefetchable: bool) -> Result<(), LayoutError> {
         // Children come after their parents, so that going backwards each port finds its children done.
-        for at in (0..self.nodes.len()).rev() {
-            if let Body::Port(_) = self.nodes[at].body {
+        for at in (top..self.nodes.len()).rev() {
+            if matches!(self.nodes[at].body, Body::Port(_)) && self.top_of(at) == top {
                 for kind in [Kind::Memory, Kind::Prefetchable] {
                     let below: Vec<_> = self
                         .children(Some(at))
-                        .flat_map(|c| self.fixed_ranges(c, kind))
+                        .flat_map(|c| self.fixed_ranges(c, kind, low_prefetchable))
                         .collect();
                     self.nodes[at].windows[kind as usize] = hull(&below);
                 }
                 self.check_apart(Some(at))?;
             }
         }
-        self.check_apart(None)
+        self.check_apart_in(top)
+    }
+
+    /// The topmost port above a node.
+    fn top_of(&self, mut at: usize) -> usize {
+        while let Some(parent) = self.nodes[at].parent {
+            at = parent;
+        }
+        at
+    }
+
+    /// Whether a branch has a fixed BAR above 4 GiB.
+    fn reaches_high(&self, at: usize) -> bool {
+        match &self.nodes[at].body {
+            Body::Port(_) => self
+                .children(Some(at))
+                .any(|child| self.reaches_high(child)),
+            Body::Endpoint { fixed, bars } => {
+                let high = |(_, gpa): &(BarInfo, Gpa)| Kind::at(*gpa) == Kind::Prefetchable;
+                *fixed && bars.iter().any(high)
+            }
+        }
     }
 
     /// The ranges that a node takes of its parent's window of one kind, for it is fixed.
-    fn fixed_ranges(&self, at: usize, kind: Kind) -> Vec<AddressRange<Gpa>> {
+    fn fixed_ranges(
+        &self,
+        at: usize,
+        kind: Kind,
+        low_prefetchable: bool,
+    ) -> Vec<AddressRange<Gpa>> {
+        let window = |(bar, gpa): &&(BarInfo, Gpa)| {
+            if low_prefetchable {
+                Kind::of(bar) == kind
+            } else {
+                Kind::at(*gpa) == kind
+            }
+        };
         match &self.nodes[at].body {
             Body::Port(_) => self.nodes[at].windows[kind as usize].into_iter().collect(),
             Body::Endpoint { fixed: false, .. } => Vec::new(),
             Body::Endpoint { bars, .. } => bars
                 .iter()
-                .filter(|(_, gpa)| Kind::at(*gpa) == kind)
+                .filter(window)
                 .filter_map(|(bar, gpa)| AddressRange::new(*gpa, bar.size_bytes))
                 .collect(),
         }
@@ -223,29 +271,23 @@ impl Tree {
 
     /// Windows of ports on one bus must not overlap, whatever their kind.
     fn check_apart(&self, parent: Option<usize>) -> Result<(), LayoutError> {
-        let windows: Vec<_> = self
+        let windows = self
             .children(parent)
-            .flat_map(|child| {
-                let node = &self.nodes[child];
-                node.windows
-                    .iter()
-                    .flatten()
-                    .map(|window| (node.sbdf, *window))
-            })
-            .collect();
-        for (at, (a, first)) in windows.iter().enumerate() {
-            for (b, second) in windows.iter().skip(at + 1) {
-                if first.intersect(second).is_some() {
-                    return Err(LayoutError::Overlap {
-                        a: *a,
-                        first: *first,
-                        b: *b,
-                        second: *second,
-                    });
-                }
-            }
-        }
-        Ok(())
+            .flat_map(|child| self.windows_of(child));
+        apart(&windows.collect::<Vec<_>>())
+    }
+
+    /// The two windows of one port must not overlap.
+    fn check_apart_in(&self, at: usize) -> Result<(), LayoutError> {
+        apart(&self.windows_of(at).collect::<Vec<_>>())
+    }
+
+    fn windows_of(&self, at: usize) -> impl Iterator<Item = (Sbdf, AddressRange<Gpa>)> {
+        let node = self.nodes.get(at);
+        let windows = node.map(|node| (node.sbdf, node.windows));
+        windows
+            .into_iter()
+            .flat_map(|(sbdf, windows)| windows.into_iter().flatten().map(move |w| (sbdf, w)))
     }
 
     /// What `at` and everything below it needs.
@@ -327,6 +369,23 @@ fn hull(ranges: &[AddressRange<Gpa>]) -> Option<AddressRange<Gpa>> {
     let end = ranges.iter().map(|r| r.end().value()).max()?;
     let end = end.checked_next_multiple_of(WINDOW_ALIGN)?;
     AddressRange::new(Gpa::new(start), end - start)
+}
+
+/// No window may overlap another.
+fn apart(windows: &[(Sbdf, AddressRange<Gpa>)]) -> Result<(), LayoutError> {
+    for (at, (a, first)) in windows.iter().enumerate() {
+        for (b, second) in windows.iter().skip(at + 1) {
+            if first.intersect(second).is_some() {
+                return Err(LayoutError::Overlap {
+                    a: *a,
+                    first: *first,
+                    b: *b,
+                    second: *second,
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_room(what: &'static str, count: usize, room: usize) -> Result<(), LayoutError> {
