@@ -23,7 +23,7 @@ use archive::Archive;
 use module::ModuleTree;
 
 /// Change this when the layout of a packed base changes.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// Where the guest's kernel is in the lab host.
 pub const GUEST_KERNEL: &str = "/lab/vmlinuz";
@@ -156,6 +156,15 @@ impl<'a> Base<'a> {
         Ok(digest.get(..16).unwrap_or(&digest).to_owned())
     }
 
+    /// What is there beside busybox.
+    fn programs(&self) -> Vec<&Path> {
+        let tools = &self.assets.tools;
+        match self.role {
+            Role::Host => vec![&tools.lspci, &tools.setpci],
+            Role::Guest => vec![&tools.lspci],
+        }
+    }
+
     fn pack(&self, staging: &Path) -> Result<Vec<u8>> {
         let (kernel, tools) = (&self.assets.kernel, &self.assets.tools);
         let mut archive = Archive::default();
@@ -179,14 +188,14 @@ impl<'a> Base<'a> {
             String::from_utf8_lossy(&depmod.stderr).trim()
         );
         archive.tree("/", staging)?;
-        if self.role == Role::Host {
-            for program in [&tools.lspci, &tools.setpci] {
-                let name = program.file_name().unwrap_or_default().to_string_lossy();
-                archive.program(&format!("/bin/{name}"), program);
-                for library in tools.libraries(program)? {
-                    archive.library(&library);
-                }
+        for program in self.programs() {
+            let name = program.file_name().unwrap_or_default().to_string_lossy();
+            archive.program(&format!("/bin/{name}"), program);
+            for library in tools.libraries(program)? {
+                archive.library(&library);
             }
+        }
+        if self.role == Role::Host {
             archive.file(GUEST_KERNEL, &kernel.image);
         }
         let mut bytes = Vec::new();

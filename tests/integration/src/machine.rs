@@ -55,11 +55,15 @@ impl Accel {
         }
     }
 
-    fn args(self) -> [&'static str; 4] {
-        match self {
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
-            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-        }
+    /// QEMU's arguments; `address_bits` is the width of a physical address.
+    fn args(self, address_bits: Option<u8>) -> [String; 4] {
+        let (accel, cpu, limit) = match self {
+            Self::Tcg => ("tcg,thread=multi", "max", "phys-bits"),
+            Self::Kvm => ("kvm", "host", "host-phys-bits-limit"),
+        };
+        let limit = address_bits.map(|bits| format!(",{limit}={bits}"));
+        let cpu = format!("{cpu}{}", limit.unwrap_or_default());
+        ["-accel", accel, "-cpu", &cpu].map(str::to_owned)
     }
 }
 
@@ -114,7 +118,7 @@ impl Machine {
         let mut command = boot.assets.qemu.command();
         command
             .args(["-machine", "q35,kernel-irqchip=split"])
-            .args(boot.accel.args())
+            .args(boot.accel.args(boot.profile.machine.address_bits))
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-nic", "none"])
             .arg("-serial")
@@ -228,6 +232,13 @@ mod tests {
         assert!(error.to_string().contains("is off"));
         fs::write(parameters.join("nested"), "1\n").unwrap();
         assert!(nested(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn processors_are_as_wide_as_the_profile_says() {
+        assert_eq!(Accel::Tcg.args(None)[3], "max");
+        assert_eq!(Accel::Tcg.args(Some(39))[3], "max,phys-bits=39");
+        assert_eq!(Accel::Kvm.args(Some(39))[3], "host,host-phys-bits-limit=39");
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Processors of the lab host.
     pub cpus: u32,
+    /// Width of a physical address in bits, as the processors tell it; the emulator's 40 if absent. The firmware puts
+    /// 64-bit BARs below its end, so a client machine has 39 here and in its IOMMU.
+    pub address_bits: Option<u8>,
     /// Added to the kernel command line, one word each.
     pub cmdline: Vec<String>,
 }
@@ -78,6 +81,7 @@ impl Default for Machine {
         Self {
             memory_mib: 3072,
             cpus: 2,
+            address_bits: None,
             cmdline: Vec::new(),
         }
     }

@@ -7,26 +7,36 @@ use crate::initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 /// How long a guest may take from the start of its VMM to power-off.
 pub const GUEST: Duration = Duration::from_secs(180);
 
-/// A guest's kernel command line up to what it shall run.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off -- run";
+/// A guest's kernel command line up to words of a test's own.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
 
 /// The command line of a VMM, in the making.
 #[derive(Debug, Clone)]
 pub struct Vm {
     guest: String,
+    words: String,
     memory_mib: u32,
     devices: Vec<String>,
 }
 
 impl Vm {
-    /// A guest of 512 MiB that runs a program of its initramfs and powers off.
+    /// A guest of 512 MiB that runs a line of shell, of 31 words at most, and powers off.
     #[must_use]
     pub fn new(guest: &str) -> Self {
         Self {
             guest: guest.to_owned(),
+            words: String::new(),
             memory_mib: 512,
             devices: Vec::new(),
         }
+    }
+
+    /// Adds words to the kernel's command line.
+    #[must_use]
+    pub fn kernel_words(mut self, words: &str) -> Self {
+        self.words.push(' ');
+        self.words.push_str(words);
+        self
     }
 
     /// Assigns a function.
@@ -58,7 +68,7 @@ impl Vm {
             "--initramfs",
             GUEST_INITRAMFS,
             "--cmdline",
-            &format!("{CMDLINE} {}", self.guest),
+            &format!("{CMDLINE}{} -- run {}", self.words, self.guest),
             "--memory",
             &format!("size={}M", self.memory_mib),
             "--cpus",
@@ -96,6 +106,9 @@ mod tests {
                 "path=/sys/bus/pci/devices/0000:04:00.0"
             ]
         );
+        let words = Vm::new("x ; y").kernel_words("a").kernel_words("b=c");
+        let line = "console=ttyS0 quiet panic=-1 mitigations=off a b=c -- run x ; y";
+        assert!(words.argv().contains(&line.to_owned()));
         assert!(!Vm::new("x").argv().contains(&"--device".to_owned()));
     }
 }

@@ -1,5 +1,4 @@
-//! One device after the other, under its peer's DMA: moved, switched off, reset, put to sleep; and every kind of
-//! interrupt.
+//! One device after the other, under its peer's DMA: moved, switched off, reset, put to sleep; and interrupt pins.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,8 +18,6 @@ const ENGINES: [&str; 2] = ["0000:03:00.0", "0000:04:00.0"];
 const DRIVE: &str = "0000:05:00.0";
 const MEMORY: &str = "0000:06:00.0";
 const CARD: &str = "0000:07:00.0";
-const OTHER_CARD: &str = "0000:08:00.0";
-const CONTROLLER: &str = "0000:09:00.0";
 
 /// A thousand with `LAB_LONG=1`. The emulation of nested virtualisation now and then leaves every processor halted for
 /// good, and the more a guest leaves for its VMM, the likelier.
@@ -141,57 +138,14 @@ fn assert_fired(output: &Output, name: &str, kind: &str) {
     );
 }
 
-/// The guest's kernel gets more words on its command line.
-fn with_words(vm: &Vm, words: &str) -> Vec<String> {
-    let argv = spoken(vm).into_iter();
-    argv.map(|word| word.replace("quiet", &format!("quiet {words}")))
-        .collect()
-}
-
-#[test]
-fn msi_and_msix_fire_beside_a_virtual_function() {
-    let lab = lab();
-    lab.sh(&format!(
-        "set -e
-         echo 1 > /sys/bus/pci/devices/{CARD}/sriov_numvfs
-         ip link set $(ls /sys/bus/pci/devices/{CARD}/net | head -n 1) up"
-    ))
-    .unwrap();
-    let function = format!("basename $(readlink /sys/bus/pci/devices/{CARD}/virtfn0)");
-    let function = lab.sh(&function).unwrap().trim().to_owned();
-    for bdf in [&function, OTHER_CARD, CONTROLLER] {
-        lab.bind_vfio(bdf).unwrap();
-    }
-    let vm = domain("guest-probe interrupts nvme0q1 eth1 ioc0")
-        .device(&function)
-        .device(OTHER_CARD)
-        .device(CONTROLLER);
-    let argv = with_words(&vm, "mptbase.mpt_msi_enable_sas=1");
-    let output = lab.command(argv).deadline(GUEST).run().unwrap();
-    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
-    assert_fired(&output, "nvme0q1", "PCI-MSIX-");
-    assert_fired(&output, "eth1", "PCI-MSIX-");
-    assert_fired(&output, "ioc0", "PCI-MSI-");
-    // Its driver got all of its vectors. They do not fire in this emulation, not even in the host.
-    let vectors = Finding::in_console(&output.stdout);
-    let of_function = vectors.iter().filter(|finding| {
-        matches!(finding, Finding::Interrupt { name, kind, .. }
-            if name.starts_with("eth0") && kind.starts_with("PCI-MSIX-"))
-    });
-    assert_eq!(of_function.count(), 3, "{output:#?}");
-    lab.sh(&format!(
-        "echo 0 > /sys/bus/pci/devices/{CARD}/sriov_numvfs"
-    ))
-    .unwrap();
-}
-
 #[test]
 fn pins_fire_below_a_switch_and_below_a_root_port() {
     let lab = lab();
-    lab.bind_vfio(OTHER_CARD).unwrap();
-    let vm = domain("guest-probe interrupts nvme0q1 eth0").device(OTHER_CARD);
-    let argv = with_words(&vm, "pci=nomsi");
-    let output = lab.command(argv).deadline(GUEST).run().unwrap();
+    lab.bind_vfio(CARD).unwrap();
+    let vm = domain("guest-probe interrupts nvme0q1 eth0")
+        .device(CARD)
+        .kernel_words("pci=nomsi");
+    let output = lab.command(spoken(&vm)).deadline(GUEST).run().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
     // The level is let go of: else it would fire once, or for ever.
     assert_fired(&output, "nvme0q1", "fasteoi");

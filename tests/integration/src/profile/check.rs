@@ -79,6 +79,9 @@ pub enum ProfileError {
     /// The IOMMU's width is not one that VT-d has.
     #[error("profile: the IOMMU's address width is {0} bits; QEMU has 39 and 48")]
     BadWidth(u8),
+    /// No processor has physical addresses of that width.
+    #[error("profile: {0} bits of physical address; 32 to 52 are possible")]
+    BadAddressBits(u8),
     /// A machine without memory or processors.
     #[error("profile: a machine with {cpus} processors and {memory_mib} MiB of memory cannot boot")]
     TooSmall {
@@ -104,6 +107,11 @@ impl Profile {
                 cpus: machine.cpus,
                 memory_mib: machine.memory_mib,
             });
+        }
+        if let Some(bits) = machine.address_bits
+            && !(32..=52).contains(&bits)
+        {
+            return Err(ProfileError::BadAddressBits(bits));
         }
         if let Some(iommu) = &self.iommu
             && !matches!(iommu.address_bits, 39 | 48)

@@ -1,5 +1,5 @@
-//! Makes a guest's devices do DMA: QEMU's `edu` devices into guest memory and into each other, NVMe drives into each
-//! other's controller memory buffer.
+//! Makes a guest's devices do DMA: QEMU's `edu` devices into guest memory, into each other and into memory devices, NVMe
+//! drives into each other's controller memory buffer.
 //!
 //! ```text
 //! guest-probe [COUNT]          one round; exit code 0 if every check went well and COUNT devices are there
@@ -18,6 +18,7 @@ mod mapping;
 mod p2pmem;
 mod pci;
 mod round;
+mod target;
 mod upset;
 
 use std::io::{self, Write};

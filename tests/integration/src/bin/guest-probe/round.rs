@@ -1,11 +1,12 @@
-//! One round of checks over all devices.
+//! One round of checks over all devices: every engine with memory, with every other engine and with every memory device.
 
 use std::io;
 
 use lab::report::{Access, Finding, Outcome};
 
-use crate::edu::{Edu, LIVENESS, Stuck};
+use crate::edu::{Edu, Stuck};
 use crate::mapping::Mapping;
+use crate::target::{MemoryDevice, Target};
 
 /// Words in the page that devices read and write.
 pub(crate) const SOURCE: usize = 0;
@@ -47,26 +48,39 @@ impl Round {
                 read: hex(read),
             })?;
         }
-        for (i, initiator) in (1_u32..).zip(&devices) {
-            for (t, target) in (1_u32..).zip(&devices) {
-                if i == t {
+        let memories = MemoryDevice::find_all()?;
+        let targets: Vec<Target<'_>> = devices
+            .iter()
+            .map(Target::Engine)
+            .chain(memories.iter().map(Target::Memory))
+            .collect();
+        // Every device is an initiator before any is one again: the host's kernel tells only the first faults.
+        for distance in 1..targets.len() {
+            for (i, initiator) in devices.iter().enumerate() {
+                let t = (i + distance) % targets.len();
+                let Some(target) = targets.get(t) else {
                     continue;
-                }
+                };
+                let pair = Pair {
+                    initiator,
+                    target,
+                    slot: i + 1,
+                };
                 for access in [Access::Write, Access::Read] {
-                    let word = 0xcafe_0000 | (i << 8) | t;
+                    let word = pair.word(t + 1)?;
                     let (result, read) = match access {
-                        Access::Write => write(initiator, target, &page, word)?,
-                        Access::Read => read(initiator, target, &page, word)?,
+                        Access::Write => pair.write(&page, word)?,
+                        Access::Read => pair.read(&page, word)?,
                     };
                     self.count(result);
                     print(&Finding::Peer {
                         initiator: initiator.bdf.clone(),
-                        target: target.bdf.clone(),
+                        target: target.bdf().to_owned(),
                         access,
                         result,
                         wrote: hex(word),
                         read: hex(read),
-                        expected: hex(!word),
+                        expected: hex(target.shown(word)),
                     })?;
                 }
             }
@@ -107,37 +121,62 @@ fn memory(device: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
     Ok((outcome(stuck, found, word, SENTINEL), found))
 }
 
-/// The initiator writes a word into the target's liveness register, which stores the inverse.
-fn write(initiator: &Edu, target: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
-    page.prepare(word)?;
-    target.set_liveness(SENTINEL)?;
-    let stuck = match initiator.fetch(page.address(SOURCE))? {
-        Ok(()) => initiator.store(target.bar0.saturating_add(LIVENESS.into()))?,
-        stuck => stuck,
-    };
-    let found = target.liveness()?;
-    Ok((outcome(stuck, found, !word, !SENTINEL), found))
+/// A device and what it aims at.
+struct Pair<'a> {
+    initiator: &'a Edu,
+    target: &'a Target<'a>,
+    /// Number of the initiator, from 1.
+    slot: usize,
 }
 
-/// The initiator reads the inverse of a word out of the target's liveness register, and stores it in memory.
-fn read(initiator: &Edu, target: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
-    // What is in the initiator's buffer before is known, so that a read that brings nothing shows.
-    page.prepare(SENTINEL)?;
-    target.set_liveness(word)?;
-    let mut stuck = initiator.fetch(page.address(SOURCE))?;
-    if stuck.is_ok() {
-        stuck = initiator.fetch(target.bar0.saturating_add(LIVENESS.into()))?;
+impl Pair<'_> {
+    /// A word that no other pair uses; `target` is the number of the target, from 1.
+    fn word(&self, target: usize) -> io::Result<u32> {
+        let numbers = u32::try_from(self.slot << 8 | target).map_err(io::Error::other)?;
+        Ok(0xcafe_0000 | numbers)
     }
-    if stuck.is_ok() {
-        stuck = initiator.store(page.address(TARGET))?;
+
+    /// The initiator writes a word into the target.
+    fn write(&self, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
+        let Self {
+            initiator, target, ..
+        } = self;
+        let place = target.place(Access::Write, self.slot);
+        page.prepare(word)?;
+        target.set(place, SENTINEL)?;
+        let stuck = match initiator.fetch(page.address(SOURCE))? {
+            Ok(()) => initiator.store(target.address(place))?,
+            stuck => stuck,
+        };
+        let found = target.get(place)?;
+        let (expected, before) = (target.shown(word), target.shown(SENTINEL));
+        Ok((outcome(stuck, found, expected, before), found))
     }
-    let found = page.memory.read_u32(TARGET)?;
-    let result = match outcome(stuck, found, !word, SENTINEL) {
-        // What a root complex or an emulator makes of a read that nobody answers (PCIe r6.0 §2.3.2).
-        Outcome::Garbled if matches!(found, 0 | u32::MAX) => Outcome::Nothing,
-        result => result,
-    };
-    Ok((result, found))
+
+    /// The initiator reads a word out of the target, and stores it in memory.
+    fn read(&self, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
+        let Self {
+            initiator, target, ..
+        } = self;
+        let place = target.place(Access::Read, self.slot);
+        // What is in the initiator's buffer before is known, so that a read that brings nothing shows.
+        page.prepare(SENTINEL)?;
+        target.set(place, word)?;
+        let mut stuck = initiator.fetch(page.address(SOURCE))?;
+        if stuck.is_ok() {
+            stuck = initiator.fetch(target.address(place))?;
+        }
+        if stuck.is_ok() {
+            stuck = initiator.store(page.address(TARGET))?;
+        }
+        let found = page.memory.read_u32(TARGET)?;
+        let result = match outcome(stuck, found, target.shown(word), SENTINEL) {
+            // What a root complex or an emulator makes of a read that nobody answers (PCIe r6.0 §2.3.2).
+            Outcome::Garbled if matches!(found, 0 | u32::MAX) => Outcome::Nothing,
+            result => result,
+        };
+        Ok((result, found))
+    }
 }
 
 fn outcome(transfer: Result<(), Stuck>, found: u32, expected: u32, before: u32) -> Outcome {
