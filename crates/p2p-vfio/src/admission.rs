@@ -11,7 +11,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{Placement, Sbdf, Verdict};
+use iommu_group::{Placement, Route, Sbdf, Verdict};
+
+use crate::policy::share;
 
 pub use host::{Candidate, DomainName, HostView};
 pub use refusal::{Reason, Refusal};
@@ -21,9 +23,6 @@ pub use refusal::{Reason, Refusal};
 pub struct AdmittedDomain {
     /// Its members, all of one group.
     pub members: Vec<Candidate>,
-    /// Where the members' BARs must be in guest-physical addresses: at their bus addresses if any request between them
-    /// goes straight across a switch.
-    pub placement: Placement,
 }
 
 /// The devices of one VM, sorted into IOMMU contexts.
@@ -49,9 +48,9 @@ fn is_vfio(driver: &str) -> bool {
 
 /// Decides which devices share which IOMMU context, or refuses with every reason there is.
 ///
-/// The rule: the devices of a P2P domain must all be in one IOMMU group, the hardware must carry requests between each
-/// two of them (`verdict` of initiator and target), and a group is translated as a whole, so a device of that group can
-/// neither stay out nor be in another domain.
+/// The rule: the devices of a P2P domain must all be in one IOMMU group, their policy must leave something to share,
+/// the hardware must carry requests to whatever is shared (`verdict` of initiator and target), and a group is
+/// translated as a whole, so a device of that group can neither stay out nor be in another domain.
 ///
 /// # Errors
 /// The [`Refusal`] names the devices and groups that stand in the way.
@@ -80,42 +79,59 @@ pub fn admit(
             None => others.push(candidate),
         }
     }
-    // Routes say nothing new between devices that are apart anyway.
-    let routes = reasons.is_empty();
-    let mut admitted = Vec::new();
-    for members in domains.into_values() {
-        let mut placement = Placement::Anywhere;
-        for (from, to) in pairs(&members).filter(|_| routes) {
-            match verdict(from, to) {
-                Verdict::Allowed {
-                    placement: Placement::AtBusAddress,
-                    ..
-                } => placement = Placement::AtBusAddress,
-                Verdict::Allowed { .. } => {}
-                Verdict::Denied { reasons: denials } => reasons.push(Reason::Route {
-                    from,
-                    to,
-                    reasons: denials,
-                }),
-            }
+    let mut domains: Vec<_> = domains.into_values().collect();
+    // Policy and routes say nothing new between devices that are apart anyway.
+    if reasons.is_empty() {
+        for members in &mut domains {
+            reasons.extend(join(members, &verdict));
         }
-        admitted.push(AdmittedDomain { members, placement });
     }
     if !reasons.is_empty() {
         return Err(Refusal { reasons });
     }
+    let domains = domains.into_iter();
     Ok(Admitted {
-        domains: admitted,
+        domains: domains.map(|members| AdmittedDomain { members }).collect(),
         others,
     })
 }
 
-/// Every ordered pair of different members.
-fn pairs(members: &[Candidate]) -> impl Iterator<Item = (Sbdf, Sbdf)> {
-    let all = members.iter().map(|member| member.sbdf);
-    all.clone()
-        .flat_map(move |from| all.clone().map(move |to| (from, to)))
-        .filter(|(from, to)| from != to)
+/// Decides what the members of a domain show to each other, and where: at their bus addresses if any request to what
+/// is shown goes straight across a switch. Returns what stands in the way.
+fn join(members: &mut [Candidate], verdict: impl Fn(Sbdf, Sbdf) -> Verdict) -> Vec<Reason> {
+    let direct = |from, to| {
+        let route = Route::SwitchLocal;
+        matches!(verdict(from, to), Verdict::Allowed { route: found, .. } if found == route)
+    };
+    let rulings: Vec<_> = members.iter().map(|m| (m.sbdf, &m.ruling)).collect();
+    let shown = match share(&rulings, direct) {
+        Ok(shown) => shown,
+        Err(reasons) => return reasons.into_iter().map(Reason::from).collect(),
+    };
+    let mut reasons = Vec::new();
+    let mut placement = Placement::Anywhere;
+    let all = rulings.iter().map(|(sbdf, _)| *sbdf);
+    let targets = all.clone().zip(&shown).filter(|(_, shown)| **shown);
+    let pairs = targets.flat_map(|(to, _)| all.clone().map(move |from| (from, to)));
+    for (from, to) in pairs.filter(|(from, to)| from != to) {
+        match verdict(from, to) {
+            Verdict::Allowed {
+                placement: Placement::AtBusAddress,
+                ..
+            } => placement = Placement::AtBusAddress,
+            Verdict::Allowed { .. } => {}
+            Verdict::Denied { reasons: denials } => reasons.push(Reason::Route {
+                from,
+                to,
+                reasons: denials,
+            }),
+        }
+    }
+    for (member, shown) in members.iter_mut().zip(shown) {
+        member.hidden = !shown;
+        member.placement = placement;
+    }
+    reasons
 }
 
 /// Why two devices cannot be what was asked of both.

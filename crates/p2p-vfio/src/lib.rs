@@ -2,8 +2,8 @@
 //!
 //! A VMM
 //! 1. reads what the host says of the devices it was asked for ([`HostView`], [`Candidate::read`]) and
-//!    has that judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group, and the
-//!    hardware must carry requests between them;
+//!    has that judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group, the hardware
+//!    must carry requests between them, and the operator's [`Policy`] must leave something to share;
 //! 2. makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
 //!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
 //!    so a device outside of it faults in the IOMMU;
@@ -49,5 +49,5 @@ pub use guest::{
     PortKind, VirtualPort, fixed_windows, lay_out,
 };
 pub use memory::HostMemory;
-pub use policy::{Identity, Policy, PolicyError, PolicyReason, Role, Ruling, share};
+pub use policy::{Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};
 pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

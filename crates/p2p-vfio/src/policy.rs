@@ -12,18 +12,23 @@
 //! why = "its large BAR is memory of the processor's node"
 //! ```
 
+mod origin;
 mod quirks;
 mod rule;
+mod share;
 
-use iommu_group::Sbdf;
-use thiserror::Error;
+use std::fmt;
 
+pub use origin::{Origin, Place};
 use quirks::QUIRKS;
+pub(crate) use rule::Identity;
 use rule::Rule;
-pub use rule::{Identity, PolicyError, Role};
+pub use rule::{PolicyError, Role};
+pub use share::PolicyReason;
+pub(crate) use share::share;
 
 /// Rules, in the order in which they are tried.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
 }
@@ -35,107 +40,53 @@ pub struct Ruling {
     pub role: Role,
     /// The reason; empty for a device that no rule names.
     pub why: String,
+    /// Where the rule stands.
+    pub origin: Origin,
+}
+
+impl fmt::Display for Ruling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.why, self.origin)
+    }
 }
 
 impl Policy {
-    /// From the text of a policy file.
+    /// From the text of a policy file; `name` is what messages call it.
     ///
     /// # Errors
-    /// [`PolicyError`] names the rule or the place in the text.
-    pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        rule::parse(text).map(|rules| Self { rules })
+    /// [`PolicyError`] names the line of the text and the key.
+    pub fn parse(name: &str, text: &str) -> Result<Self, PolicyError> {
+        rule::parse(name, text).map(|rules| Self { rules })
     }
 
     /// What a device may do.
-    pub fn ruling(&self, identity: &Identity) -> Ruling {
+    pub(crate) fn ruling(&self, identity: &Identity) -> Ruling {
         let own = self.rules.iter().find(|rule| rule.fits(identity));
         if let Some(rule) = own {
             return Ruling {
                 role: rule.role,
                 why: rule.why.clone(),
+                origin: Origin::File(rule.place.clone()),
             };
         }
         let quirk = QUIRKS.iter().find(|quirk| quirk.fits(identity));
-        quirk.map_or(
-            Ruling {
-                role: Role::Peer,
-                why: String::new(),
-            },
-            |quirk| Ruling {
-                role: quirk.role,
-                why: quirk.why.to_owned(),
-            },
-        )
+        quirk.map_or_else(Ruling::default, |quirk| Ruling {
+            role: quirk.role,
+            why: quirk.why.to_owned(),
+            origin: Origin::BuiltIn,
+        })
     }
 }
 
-/// Why devices cannot share a domain as the policy wants it.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum PolicyReason {
-    /// It must not take part at all.
-    #[error("{sbdf} cannot do P2P: {why}\n       leave p2p=on out for it")]
-    Never {
-        /// The device.
-        sbdf: Sbdf,
-        /// What the rule says.
-        why: String,
-    },
-    /// A device must not reach BARs that its domain would map.
-    #[error(
-        "{target} may only be a target ({why}), but the IOMMU cannot keep it from the BAR of {other}: \
-         a domain is all-to-all\n       give {target} a domain with one initiator only"
-    )]
-    Reaches {
-        /// The device that may only be a target.
-        target: Sbdf,
-        /// Whose BAR would be in its reach.
-        other: Sbdf,
-        /// What the rule says.
-        why: String,
-    },
-}
-
-/// Decides for each member of a domain whether its BARs are shown to the others, in the order of
-/// `members`.
-///
-/// A domain is one IOMMU context, in which all members reach all that is mapped. So a device that may only
-/// initiate has no BAR mapped; and one that may only be a target is alone with its BAR in there, which is
-/// possible if its only partner is content to initiate.
-///
-/// # Errors
-/// Every reason there is.
-pub fn share(members: &[(Sbdf, Ruling)]) -> Result<Vec<bool>, Vec<PolicyReason>> {
-    let mut reasons = Vec::new();
-    for (sbdf, ruling) in members {
-        if ruling.role == Role::Never {
-            let (sbdf, why) = (*sbdf, ruling.why.clone());
-            reasons.push(PolicyReason::Never { sbdf, why });
+impl Default for Ruling {
+    /// Of a device that no rule names.
+    fn default() -> Self {
+        Self {
+            role: Role::Peer,
+            why: String::new(),
+            origin: Origin::NoRule,
         }
     }
-    let target = members.iter().find(|(_, r)| r.role == Role::TargetOnly);
-    if let Some((target, ruling)) = target {
-        let peers = members.iter().filter(|(_, r)| r.role == Role::Peer);
-        let peers: Vec<Sbdf> = peers.map(|(sbdf, _)| *sbdf).collect();
-        let targets = members.iter().filter(|(_, r)| r.role == Role::TargetOnly);
-        // One peer gives up being a target; of two, each would lose the other.
-        let lose = if peers.len() > 1 { peers } else { Vec::new() };
-        let others = targets.map(|(sbdf, _)| *sbdf).chain(lose);
-        let reaches = |other| PolicyReason::Reaches {
-            target: *target,
-            other,
-            why: ruling.why.clone(),
-        };
-        reasons.extend(others.filter(|other| other != target).map(reaches));
-    }
-    if !reasons.is_empty() {
-        return Err(reasons);
-    }
-    let shows = |role: Role| match role {
-        Role::Peer => target.is_none(),
-        Role::TargetOnly => true,
-        Role::InitiatorOnly | Role::Never => false,
-    };
-    Ok(members.iter().map(|(_, r)| shows(r.role)).collect())
 }
 
 #[cfg(test)]
@@ -151,24 +102,27 @@ mod tests {
         }
     }
 
-    fn member(n: u8, role: Role) -> (Sbdf, Ruling) {
-        let why = "because".to_owned();
-        (Sbdf::new(0, n, 0, 0).unwrap(), Ruling { role, why })
+    fn parse(text: &str) -> Policy {
+        Policy::parse("p.toml", text).unwrap()
     }
 
     #[test]
     fn devices_without_a_rule_are_peers() {
         let ruling = Policy::default().ruling(&identity(0x1b36, 0x0010, 0x01_0802));
-        assert_eq!((ruling.role, ruling.why.as_str()), (Role::Peer, ""));
+        assert_eq!(ruling, Ruling::default());
+        assert_eq!(ruling.role, Role::Peer);
     }
 
     #[test]
-    fn the_operators_rules_come_before_the_table() {
+    fn the_operators_rules_come_before_the_table_and_say_where_they_stand() {
         let gpu = identity(0x10de, 0x2342, 0x03_0200);
-        assert_eq!(Policy::default().ruling(&gpu).role, Role::InitiatorOnly);
+        let ruling = Policy::default().ruling(&gpu);
+        assert_eq!(ruling.role, Role::InitiatorOnly);
+        assert!(ruling.to_string().ends_with("(built-in rule)"), "{ruling}");
         let text = "[[device]]\nvendor = '10de'\ndevice = '2342'\np2p = 'peer'\nwhy = 'measured'";
-        let ruling = Policy::parse(text).unwrap().ruling(&gpu);
-        assert_eq!((ruling.role, ruling.why.as_str()), (Role::Peer, "measured"));
+        let ruling = parse(text).ruling(&gpu);
+        assert_eq!(ruling.role, Role::Peer);
+        assert_eq!(ruling.to_string(), "measured (rule at p.toml:1)");
     }
 
     #[test]
@@ -184,9 +138,11 @@ mod tests {
             p2p = 'never'
             why = 'all'
         ";
-        let policy = Policy::parse(text).unwrap();
-        let role = |device| policy.ruling(&identity(0x1b36, device, 0)).role;
-        assert_eq!((role(0x10), role(0x11)), (Role::TargetOnly, Role::Never));
+        let policy = parse(text);
+        let ruling = |device| policy.ruling(&identity(0x1b36, device, 0));
+        assert_eq!(ruling(0x10).role, Role::TargetOnly);
+        assert_eq!(ruling(0x11).role, Role::Never);
+        assert_eq!(ruling(0x11).to_string(), "all (rule at p.toml:7)");
     }
 
     #[test]
@@ -198,44 +154,5 @@ mod tests {
         assert!(ruling.why.contains("system memory"), "{ruling:?}");
         igd.integrated = false;
         assert_eq!(Policy::default().ruling(&igd).role, Role::Peer);
-    }
-
-    #[test]
-    fn peers_show_their_bars_and_initiators_do_not() {
-        let members = [
-            member(1, Role::Peer),
-            member(2, Role::InitiatorOnly),
-            member(3, Role::Peer),
-        ];
-        assert_eq!(share(&members), Ok(vec![true, false, true]));
-    }
-
-    #[test]
-    fn never_is_refused_by_name() {
-        let members = [member(1, Role::Peer), member(2, Role::Never)];
-        let reasons = share(&members).unwrap_err();
-        let text = reasons[0].to_string();
-        assert!(
-            text.contains("0000:02:00.0") && text.contains("because"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn a_target_is_the_only_one_with_a_bar_in_its_domain() {
-        let target = member(1, Role::TargetOnly);
-        let one = [target.clone(), member(2, Role::Peer)];
-        assert_eq!(share(&one), Ok(vec![true, false]));
-        let initiators = [
-            target.clone(),
-            member(2, Role::InitiatorOnly),
-            member(3, Role::Peer),
-        ];
-        assert_eq!(share(&initiators), Ok(vec![true, false, false]));
-        let two_peers = [target.clone(), member(2, Role::Peer), member(3, Role::Peer)];
-        assert_eq!(share(&two_peers).unwrap_err().len(), 2);
-        let two_targets = [target, member(2, Role::TargetOnly)];
-        let reasons = share(&two_targets).unwrap_err();
-        assert!(reasons[0].to_string().contains("0000:02:00.0"));
     }
 }

@@ -56,6 +56,10 @@ pub(crate) struct Cli {
     )]
     device: Vec<DeviceConfig>,
 
+    /// Rules for devices that are no ordinary peers: never, target-only or initiator-only, by vendor and device
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+
     /// Serve cloud-hypervisor's REST API on a unix socket, for root and this user only
     #[arg(long, value_name = "[path=]PATH", value_parser = socket_path)]
     api_socket: Option<PathBuf>,
@@ -96,6 +100,7 @@ impl Cli {
         });
         Request {
             vm,
+            policy: self.policy,
             api_socket: self.api_socket,
             event_monitor: self.event_monitor,
         }
@@ -107,6 +112,8 @@ impl Cli {
 pub(crate) struct Request {
     /// The VM to boot; none if it is to come through the API.
     pub(crate) vm: Option<VmConfig>,
+    /// The policy file.
+    pub(crate) policy: Option<PathBuf>,
     /// Where to serve the API.
     pub(crate) api_socket: Option<PathBuf>,
     /// Where events go.

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
 use hotplug::DeviceConfig;
-use iommu_group::{Placement, Sbdf, Sysfs, SysfsError};
+use iommu_group::{Sbdf, Sysfs, SysfsError};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{
     Address, AddressRange, Admitted, Apertures, AssignedDevice, Branch, Candidate, Clique,
-    DeviceParams, DomainName, Endpoint, Gpa, HostDevice, HostView, IommuContext, Iova, Reach,
+    DeviceParams, DomainName, Gpa, HostDevice, HostView, IommuContext, Iova, Policy, Reach,
     VirtualPort, admit, fixed_windows, lay_out,
 };
 use vm_memory::GuestMemoryMmap;
@@ -26,8 +26,8 @@ use crate::slots::KvmSlots;
 /// Reads what the host says of the devices and judges it. Nothing is opened or changed.
 ///
 /// Refusals are [`Refusal`](p2p_vfio::Refusal) or [`SysfsError`](iommu_group::SysfsError).
-pub(crate) fn judge(configs: &[DeviceConfig]) -> anyhow::Result<Admitted> {
-    let host = HostView::read()?;
+pub(crate) fn judge(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result<Admitted> {
+    let host = HostView::read(policy.clone())?;
     let candidates = configs
         .iter()
         .map(|config| Candidate::read(&host, &config.path, domain_of(config)))
@@ -74,19 +74,16 @@ impl OpenDevices {
         }
         let kvm = kvm_vfio_device(vm)?;
         for (number, domain) in admitted.domains.iter().enumerate() {
-            let fixed = domain.placement == Placement::AtBusAddress;
             let devices = this.open_in(Reach::Peers, &domain.members, &kvm)?;
-            let places = devices.iter().zip(&domain.members);
-            let endpoints = places.map(|(device, candidate)| endpoint(device, candidate, fixed));
-            this.branches.push(Branch::Switch(endpoints.collect()));
+            let endpoints = devices.iter().map(HostDevice::endpoint).collect();
+            this.branches.push(Branch::Switch(endpoints));
             let clique = Clique::of_domain(number);
             let members = devices.into_iter().map(|device| (clique, device));
             this.devices.extend(members);
         }
         let devices = this.open_in(Reach::GuestMemory, &admitted.others, &kvm)?;
-        for (device, candidate) in devices.into_iter().zip(&admitted.others) {
-            this.branches
-                .push(Branch::Device(endpoint(&device, candidate, false)));
+        for device in devices {
+            this.branches.push(Branch::Device(device.endpoint()));
             this.devices.push((None, device));
         }
         Ok(this)
@@ -225,16 +222,6 @@ pub(crate) fn names(configs: &[DeviceConfig]) -> Result<BTreeMap<Sbdf, String>, 
         .filter_map(|config| Some((config, config.id.clone()?)))
         .map(|(config, id)| Ok((sysfs.resolve(&config.path)?, id)))
         .collect()
-}
-
-fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) -> Endpoint {
-    let at = candidate.bus_addresses.iter();
-    let at = at.map(|(bar, address)| (*bar, Gpa::new(*address)));
-    Endpoint {
-        bars: device.bars().to_vec(),
-        at: if fixed { at.collect() } else { Vec::new() },
-        link: device.link(),
-    }
 }
 
 /// A range of bus addresses, extended to whole pages.

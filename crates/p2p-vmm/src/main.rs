@@ -17,6 +17,7 @@ mod logger;
 mod memory;
 mod notices;
 mod pci;
+mod policy;
 mod ports;
 mod power;
 mod serial;
@@ -69,10 +70,11 @@ fn way_out(error: &SysfsError) -> &'static str {
 fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
     let mut request = cli.into_request();
+    let policy = policy::read(request.policy.as_deref())?;
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
         // Before anything is opened: a refusal changes nothing.
-        devices::judge(&config.devices)?;
+        devices::judge(&config.devices, &policy)?;
     }
-    vm::run(request)
+    vm::run(request, policy)
 }

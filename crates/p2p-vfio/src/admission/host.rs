@@ -4,33 +4,56 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use iommu_group::{
-    Bar, Fabric, GroupId, GroupMember, Host, Partition, Policy, Sbdf, Sysfs, SysfsError, Topology,
-    Verdict,
+    Bar, Fabric, GroupId, GroupMember, Host, Partition, Placement, PortType, Sbdf, Sysfs,
+    SysfsError, Topology, Verdict,
 };
 
-/// A host's functions and what its hardware does with requests between them, at one moment.
+use crate::policy::{Identity, Policy, Ruling};
+
+/// A host's functions, what its hardware does with requests between them, at one moment, and what its
+/// operator wants of them.
 pub struct HostView {
     sysfs: Sysfs,
     topology: Topology,
+    policy: Policy,
 }
 
 impl HostView {
-    /// Looks at the running host.
+    /// Looks at the running host, whose devices may do what `policy` says.
     ///
     /// # Errors
     /// If sysfs cannot be read.
-    pub fn read() -> Result<Self, SysfsError> {
+    pub fn read(policy: Policy) -> Result<Self, SysfsError> {
         let sysfs = Sysfs::default();
         let host = Host::read(Path::new("/proc"), &sysfs);
         let topology = Topology::scan(&sysfs, host)?;
-        Ok(Self { sysfs, topology })
+        Ok(Self {
+            sysfs,
+            topology,
+            policy,
+        })
     }
 
-    /// How requests between two functions go, and whether the default policy lets them.
+    /// How requests between two functions go, and whether they may: between functions of one group.
     pub fn verdicts(&self) -> impl Fn(Sbdf, Sbdf) -> Verdict {
         let fabric = Fabric::found(&self.topology);
         let groups = Partition::found(&self.topology);
-        move |initiator, target| fabric.verdict(&groups, &Policy::default(), initiator, target)
+        let rules = iommu_group::Policy::default();
+        move |initiator, target| fabric.verdict(&groups, &rules, initiator, target)
+    }
+
+    fn ruling(&self, sbdf: Sbdf) -> Ruling {
+        let Some(function) = self.topology.get(sbdf) else {
+            return Ruling::default();
+        };
+        let ids = function.ids();
+        self.policy.ruling(&Identity {
+            vendor: ids.vendor,
+            device: ids.device,
+            class: function.class(),
+            integrated: function.port_type() == PortType::RcEndpoint
+                || self.topology.upstream(sbdf).is_none(),
+        })
     }
 }
 
@@ -49,6 +72,13 @@ pub struct Candidate {
     pub bus_addresses: Vec<(u8, u64)>,
     /// Bus addresses that a switch above it takes for others before the IOMMU sees them: no guest memory may be there.
     pub holes: Vec<RangeInclusive<u64>>,
+    /// What the policy says of it.
+    pub ruling: Ruling,
+    /// Whether its BARs are kept from its peers. [`admit`](super::admit) decides, for all members of a
+    /// domain: who admits another device beside one that runs compares.
+    pub hidden: bool,
+    /// Where its BARs must be in guest-physical addresses, as `admit` decides.
+    pub placement: Placement,
 }
 
 /// Name of a P2P domain of a VM.
@@ -71,7 +101,9 @@ impl Candidate {
         path: &Path,
         domain: Option<DomainName>,
     ) -> Result<Self, SysfsError> {
-        let HostView { sysfs, topology } = host;
+        let HostView {
+            sysfs, topology, ..
+        } = host;
         let sbdf = sysfs.resolve(path)?;
         let group = sysfs.group_of(sbdf)?;
         Ok(Self {
@@ -85,6 +117,9 @@ impl Candidate {
                 .into_iter()
                 .map(|hole| hole.range)
                 .collect(),
+            ruling: host.ruling(sbdf),
+            hidden: false,
+            placement: Placement::Anywhere,
         })
     }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use iommu_group::{Denial, GroupId, Sbdf};
 use thiserror::Error;
 
+use crate::policy::PolicyReason;
+
 /// Why a set of devices may not be given to a VM as asked. Nothing was changed.
 #[derive(Debug, Error)]
 #[error("{}", Lines(reasons))]
@@ -75,7 +77,7 @@ pub enum Reason {
         /// The second device and its group.
         b: (Sbdf, GroupId),
     },
-    /// The hardware does not carry requests between peers, or policy forbids it.
+    /// The hardware does not carry requests between peers.
     #[error(
         "{from} cannot reach {to}: {}\n       \
          p2pctl explain {from} {to}   says more\n       \
@@ -90,6 +92,9 @@ pub enum Reason {
         /// Why not.
         reasons: Vec<Denial>,
     },
+    /// The operator's policy, or the table of devices that are no ordinary peers.
+    #[error(transparent)]
+    Policy(#[from] PolicyReason),
     /// One group cannot be in two IOMMU contexts.
     #[error(
         "{a} and {b} cannot be kept apart: both are in IOMMU group {group}, which the IOMMU translates as one\n       \

@@ -1,6 +1,8 @@
 //! Which devices a VM may have.
 
-use iommu_group::{Denial, GroupId, GroupMember, Route};
+use iommu_group::{Block, Denial, GroupId, GroupMember, Route};
+
+use crate::policy::{Origin, PolicyReason, Role, Ruling};
 
 use super::*;
 
@@ -24,6 +26,9 @@ fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
         members: vec![member(text, Some("vfio-pci"))],
         bus_addresses: Vec::new(),
         holes: Vec::new(),
+        ruling: Ruling::default(),
+        hidden: false,
+        placement: Placement::Anywhere,
     }
 }
 
@@ -65,6 +70,24 @@ fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
 }
 
 #[test]
+fn weakness_1_neither_the_wish_nor_the_group_alone_gives_p2p() {
+    let unknown = |from: Sbdf, to: Sbdf| match from < to {
+        true => through_host_bridge(from, to),
+        false => Verdict::Denied {
+            reasons: vec![Denial::Route(Block::PciBridge { bridge: to })],
+        },
+    };
+    for (groups, verdict) in [
+        ([6, 7], through_host_bridge as fn(_, _) -> _),
+        ([6, 6], unknown),
+    ] {
+        let pair = ["03:00.0", "04:00.0"].into_iter().zip(groups);
+        let pair = pair.map(|(text, group)| candidate(text, group, true));
+        assert!(admit(pair.collect(), verdict).is_err(), "{groups:?}");
+    }
+}
+
+#[test]
 fn one_direct_route_puts_all_members_at_their_bus_addresses() {
     let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
     let verdict = |from: Sbdf, to: Sbdf| {
@@ -78,7 +101,92 @@ fn one_direct_route_puts_all_members_at_their_bus_addresses() {
         }
     };
     let admitted = admit(pair, verdict).unwrap();
-    assert_eq!(admitted.domains[0].placement, Placement::AtBusAddress);
+    for member in &admitted.domains[0].members {
+        assert_eq!(member.placement, Placement::AtBusAddress);
+    }
+}
+
+fn ruled(text: &str, role: Role) -> Candidate {
+    Candidate {
+        ruling: Ruling {
+            role,
+            why: "measured".to_owned(),
+            origin: Origin::BuiltIn,
+        },
+        ..candidate(text, 6, true)
+    }
+}
+
+fn hidden(admitted: &Admitted) -> Vec<bool> {
+    let domain = &admitted.domains[0].members;
+    domain.iter().map(|member| member.hidden).collect()
+}
+
+#[test]
+fn weakness_2_what_is_no_target_is_hidden_and_needs_no_route_to_it() {
+    let pair = vec![
+        ruled("03:00.0", Role::Peer),
+        ruled("04:00.0", Role::InitiatorOnly),
+    ];
+    let one_way = |from: Sbdf, to: Sbdf| {
+        if to == sbdf("03:00.0") {
+            through_host_bridge(from, to)
+        } else {
+            Verdict::Denied {
+                reasons: vec![Denial::NoMemory { function: to }],
+            }
+        }
+    };
+    assert_eq!(hidden(&admit(pair, one_way).unwrap()), [false, true]);
+}
+
+#[test]
+fn beside_a_target_its_partner_is_hidden() {
+    let pair = vec![
+        ruled("03:00.0", Role::TargetOnly),
+        candidate("04:00.0", 6, true),
+    ];
+    assert_eq!(hidden(&judge(pair).unwrap()), [false, true]);
+}
+
+#[test]
+fn policy_refuses_by_device_and_rule() {
+    let pair = vec![ruled("03:00.0", Role::Never), candidate("04:00.0", 6, true)];
+    let text = judge(pair).unwrap_err().to_string();
+    for part in ["0000:03:00.0", "measured", "built-in rule"] {
+        assert!(text.contains(part), "{part} is not named in: {text}");
+    }
+    let never = candidate("03:00.0", 6, false);
+    let never = Candidate {
+        domain: None,
+        ruling: ruled("03:00.0", Role::Never).ruling,
+        ..never
+    };
+    assert!(judge(vec![never]).is_ok(), "policy is about P2P");
+}
+
+#[test]
+fn invariant_2_a_rule_that_the_iommu_cannot_enforce_is_refused() {
+    let pair = || {
+        vec![
+            ruled("03:00.0", Role::Peer),
+            ruled("04:00.0", Role::InitiatorOnly),
+        ]
+    };
+    let across = |_, _| Verdict::Allowed {
+        route: Route::SwitchLocal,
+        placement: Placement::AtBusAddress,
+    };
+    let reasons = admit(pair(), across).unwrap_err().reasons;
+    assert!(
+        matches!(reasons[..], [Reason::Policy(PolicyReason::Past { .. })]),
+        "{reasons:?}"
+    );
+    let translated = |_, _| Verdict::Allowed {
+        route: Route::SwitchLocalTranslated,
+        placement: Placement::Anywhere,
+    };
+    assert_eq!(hidden(&admit(pair(), translated).unwrap()), [false, true]);
 }
 
 #[test]

@@ -33,6 +33,7 @@ impl AssignedDevice {
             config,
             bars,
             domain,
+            ..
         } = host;
         let pin = config.get(INTERRUPT_PIN).is_some_and(|pin| *pin != 0);
         let has_line = pin && params.intx.is_some() && device.has_line();

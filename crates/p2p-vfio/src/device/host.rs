@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use iommu_group::Sbdf;
+use iommu_group::{Placement, Sbdf};
 
+use crate::address::{Address, Gpa};
 use crate::admission::Candidate;
 use crate::context::IommuContext;
 use crate::dma::DmaBackend;
-use crate::guest::Link;
+use crate::guest::{Endpoint, Link};
 use crate::pci::{PciBackend, Region};
 
-use super::bars::{BarInfo, Bars};
+use super::bars::Bars;
 use super::{AttachError, capability};
 
 const CAP_EXPRESS: u16 = 0x10;
@@ -25,6 +26,8 @@ pub struct HostDevice {
     pub(super) bars: Bars,
     /// Where the BARs are shown to peers; `None` outside of a P2P domain.
     pub(super) domain: Option<Arc<dyn DmaBackend>>,
+    /// Where BARs must be, by number, because a switch of the host knows them by bus address.
+    pub(super) homes: Vec<(u8, Gpa)>,
 }
 
 impl HostDevice {
@@ -35,7 +38,12 @@ impl HostDevice {
     pub fn open(context: &IommuContext, candidate: &Candidate) -> Result<Self, AttachError> {
         let device = context.open(candidate.sbdf, candidate.group)?;
         let mut this = Self::new(candidate.sbdf, Box::new(device))?;
-        this.domain = context.peer_windows();
+        // What policy hides is mapped for nobody: the IOMMU keeps the peers from it.
+        this.domain = context.peer_windows().filter(|_| !candidate.hidden);
+        if candidate.placement == Placement::AtBusAddress {
+            let homes = candidate.bus_addresses.iter();
+            this.homes = homes.map(|(bar, at)| (*bar, Gpa::new(*at))).collect();
+        }
         Ok(this)
     }
 
@@ -54,23 +62,22 @@ impl HostDevice {
             config,
             bars,
             domain: None,
+            homes: Vec::new(),
         })
     }
 
-    /// Keeps its BARs from the peers in its domain: it reaches theirs, they do not reach it. For devices
-    /// of which policy says so.
-    pub fn hide_from_peers(&mut self) {
-        self.domain = None;
-    }
-
-    /// The memory BARs that need an address.
-    pub fn bars(&self) -> &[BarInfo] {
-        self.bars.infos()
+    /// What it needs of the guest's topology and address space.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            bars: self.bars.infos().to_vec(),
+            at: self.homes.clone(),
+            link: self.link(),
+        }
     }
 
     /// Its link as it runs now. A function without one (conventional, integrated) counts as the
     /// slowest there is.
-    pub fn link(&self) -> Link {
+    fn link(&self) -> Link {
         let slowest = Link { speed: 1, width: 1 };
         let express = capability::standard(&self.config)
             .into_iter()

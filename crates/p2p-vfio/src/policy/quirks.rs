@@ -17,10 +17,11 @@ pub(super) struct Quirk {
 
 const DISPLAY: u8 = 0x03;
 const COHERENT: &str =
-    "its large BAR is memory of the processor's node, which no PCIe request reaches";
+    "its large BARs are memory behind the processor's coherent link, not where PCIe routes lead";
 
-/// A GPU whose memory the processor reaches by its own coherent link; the driver makes it look like a BAR
-/// (linux 7.2 drivers/vfio/pci/nvgrace-gpu/main.c).
+/// A GPU whose memory is a part of the processor's physical memory, to which a link of its own leads; the
+/// driver makes it look like BARs (linux 7.2 drivers/vfio/pci/nvgrace-gpu/main.c, whose
+/// `nvgrace_gpu_vfio_pci_table` these ids are from).
 const fn coherent(device: u16) -> Quirk {
     Quirk {
         vendor: 0x10de,
@@ -33,10 +34,15 @@ const fn coherent(device: u16) -> Quirk {
 }
 
 pub(super) const QUIRKS: [Quirk; 6] = [
+    // GH200 120GB.
     coherent(0x2342),
+    // GH200 480GB.
     coherent(0x2345),
+    // GH200.
     coherent(0x2348),
+    // GB200.
     coherent(0x2941),
+    // GB300.
     coherent(0x31c2),
     // Their apertures are windows into memory that firmware has set aside for graphics.
     Quirk {

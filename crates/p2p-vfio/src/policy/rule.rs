@@ -1,7 +1,13 @@
 //! One rule of a policy file.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use serde::Deserialize;
 use thiserror::Error;
+use toml::Spanned;
+
+use super::Place;
 
 /// What a device may do in a P2P domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -19,40 +25,45 @@ pub enum Role {
 
 /// What rules ask about a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Vendor id.
-    pub vendor: u16,
+    pub(crate) vendor: u16,
     /// Device id.
-    pub device: u16,
+    pub(crate) device: u16,
     /// Class, subclass and programming interface in bits 23:0.
-    pub class: u32,
+    pub(crate) class: u32,
     /// Whether it is a part of the root complex, without a link of its own.
-    pub integrated: bool,
+    pub(crate) integrated: bool,
 }
 
 /// Why a policy file is none.
 #[derive(Debug, Error)]
 pub enum PolicyError {
     /// Not TOML, or not of this form.
-    #[error("not a policy: {0}")]
-    Syntax(#[from] toml::de::Error),
+    #[error("{place}: {message}\n       {line}")]
+    Syntax {
+        /// Where.
+        place: Place,
+        /// What the parser says.
+        message: String,
+        /// The line.
+        line: String,
+    },
     /// A number that is none.
-    #[error(
-        "rule {rule} of the policy: {field} = {text:?} is not a number of four hexadecimal digits"
-    )]
+    #[error("{place}: {key} = {text:?} is not a number of four hexadecimal digits")]
     Number {
-        /// Which rule, from 1.
-        rule: usize,
+        /// Where.
+        place: Place,
         /// Which key.
-        field: &'static str,
+        key: &'static str,
         /// What it says.
         text: String,
     },
     /// A rule without a reason.
-    #[error("rule {rule} of the policy has an empty `why`: it is what a refusal says")]
+    #[error("{place}: why = \"\" says nothing; it is what a refusal says")]
     NoReason {
-        /// Which rule, from 1.
-        rule: usize,
+        /// Where.
+        place: Place,
     },
 }
 
@@ -60,16 +71,16 @@ pub enum PolicyError {
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
-    device: Vec<Entry>,
+    device: Vec<Spanned<Entry>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
-    vendor: String,
-    device: Option<String>,
+    vendor: Spanned<String>,
+    device: Option<Spanned<String>>,
     p2p: Role,
-    why: String,
+    why: Spanned<String>,
 }
 
 /// A rule.
@@ -79,6 +90,7 @@ pub(super) struct Rule {
     device: Option<u16>,
     pub(super) role: Role,
     pub(super) why: String,
+    pub(super) place: Place,
 }
 
 impl Rule {
@@ -89,29 +101,67 @@ impl Rule {
 }
 
 /// The rules of a policy file, in its order.
-pub(super) fn parse(text: &str) -> Result<Vec<Rule>, PolicyError> {
-    let file: File = toml::from_str(text)?;
-    let rule = |(rule, entry): (usize, Entry)| {
-        if entry.why.trim().is_empty() {
-            return Err(PolicyError::NoReason { rule });
-        }
-        let device = entry.device.map(|text| number(rule, "device", text));
-        Ok(Rule {
-            vendor: number(rule, "vendor", entry.vendor)?,
-            device: device.transpose()?,
-            role: entry.p2p,
-            why: entry.why,
-        })
+pub(super) fn parse(name: &str, text: &str) -> Result<Vec<Rule>, PolicyError> {
+    let source = Source {
+        name: name.into(),
+        text,
     };
-    (1..).zip(file.device).map(rule).collect()
+    let file: File = toml::from_str(text).map_err(|error| source.syntax(&error))?;
+    file.device.into_iter().map(|e| source.rule(e)).collect()
 }
 
-/// Four hexadecimal digits, with or without `0x`, as lspci and sysfs write them.
-fn number(rule: usize, field: &'static str, text: String) -> Result<u16, PolicyError> {
-    let digits = text.strip_prefix("0x").unwrap_or(&text);
-    let parsed = u16::from_str_radix(digits, 16).ok();
-    let parsed = parsed.filter(|_| digits.len() == 4 && !digits.starts_with('+'));
-    parsed.ok_or(PolicyError::Number { rule, field, text })
+/// A file that is being read.
+struct Source<'a> {
+    name: Arc<str>,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn place(&self, span: Range<usize>) -> Place {
+        Place::of(&self.name, self.text, span.start)
+    }
+
+    fn syntax(&self, error: &toml::de::Error) -> PolicyError {
+        let place = self.place(error.span().unwrap_or_default());
+        let line = self.text.lines().nth(place.line.saturating_sub(1));
+        PolicyError::Syntax {
+            line: line.unwrap_or_default().trim().to_owned(),
+            message: error.message().to_owned(),
+            place,
+        }
+    }
+
+    fn rule(&self, entry: Spanned<Entry>) -> Result<Rule, PolicyError> {
+        let place = self.place(entry.span());
+        let Entry {
+            vendor,
+            device,
+            p2p,
+            why,
+        } = entry.into_inner();
+        if why.as_ref().trim().is_empty() {
+            let place = self.place(why.span());
+            return Err(PolicyError::NoReason { place });
+        }
+        let device = device.map(|text| self.number("device", text));
+        Ok(Rule {
+            vendor: self.number("vendor", vendor)?,
+            device: device.transpose()?,
+            role: p2p,
+            why: why.into_inner(),
+            place,
+        })
+    }
+
+    /// Four hexadecimal digits, with or without `0x`, as lspci and sysfs write them.
+    fn number(&self, key: &'static str, text: Spanned<String>) -> Result<u16, PolicyError> {
+        let place = self.place(text.span());
+        let text = text.into_inner();
+        let digits = text.strip_prefix("0x").unwrap_or(&text);
+        let parsed = u16::from_str_radix(digits, 16).ok();
+        let parsed = parsed.filter(|_| digits.len() == 4 && !digits.starts_with('+'));
+        parsed.ok_or(PolicyError::Number { place, key, text })
+    }
 }
 
 #[cfg(test)]
@@ -119,37 +169,38 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        parse(text).unwrap_err().to_string()
+        parse("p.toml", text).unwrap_err().to_string()
     }
 
     #[test]
     fn an_empty_file_has_no_rules() {
-        assert_eq!(parse("").unwrap(), []);
+        assert_eq!(parse("p.toml", "").unwrap(), []);
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn line_and_key_of_what_is_wrong_are_named() {
         let rule = |rest: &str| format!("[[device]]\nvendor = '8086'\n{rest}");
         for (text, words) in [
             (
                 rule("p2p = 'sometimes'\nwhy = 'x'"),
-                ["sometimes", "line 3"],
+                ["p.toml:3: ", "p2p = 'sometimes'"],
             ),
-            (rule("p2p = 'never'"), ["why", "line 1"]),
-            (rule("p2p = 'never'\nwhy = ' '"), ["rule 1", "why"]),
+            (rule("p2p = 'never'"), ["p.toml:1: ", "why"]),
+            (rule("p2p = 'never'\nwhy = ' '"), ["p.toml:4: ", "why"]),
             (
                 rule("device = '12'\np2p = 'never'\nwhy = 'x'"),
-                ["device", "\"12\""],
+                ["p.toml:3: ", "device = \"12\""],
             ),
             (
-                rule("device = '+123'\np2p = 'never'\nwhy = 'x'"),
-                ["rule 1", "+123"],
+                rule("p2p = 'never'\nwhy = 'x'\ndevice = '+123'"),
+                ["p.toml:5: ", "+123"],
             ),
             (
                 rule("model = '1234'\np2p = 'never'\nwhy = 'x'"),
-                ["model", "line 3"],
+                ["p.toml:3: ", "`model`"],
             ),
-            ("devices = 1".to_owned(), ["devices", "line 1"]),
+            (rule("p2p = 'never"), ["p.toml:3: ", "p2p = 'never"]),
+            ("devices = 1".to_owned(), ["p.toml:1: ", "`devices`"]),
         ] {
             let said = error(&text);
             for word in words {

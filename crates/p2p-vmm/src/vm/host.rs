@@ -1,8 +1,9 @@
-//! What outlives a reset of the VM: the KVM device and the host's end of the serial port.
+//! What outlives a reset of the VM: the KVM device, the host's end of the serial port, the rules for devices.
 
 use anyhow::{Context, ensure};
 use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
+use p2p_vfio::Policy;
 
 use crate::serial::SerialBackend;
 
@@ -13,11 +14,12 @@ const KVM_API_VERSION: i32 = 12;
 pub(crate) struct Host {
     pub(super) kvm: Kvm,
     pub(super) serial: SerialBackend,
+    pub(super) policy: Policy,
 }
 
 impl Host {
-    /// Opens what `config` needs.
-    pub(crate) fn open(config: &VmConfig) -> anyhow::Result<Self> {
+    /// Opens what `config` needs; its devices are judged by `policy`.
+    pub(crate) fn open(config: &VmConfig, policy: Policy) -> anyhow::Result<Self> {
         let kvm = Kvm::new().context("cannot open /dev/kvm (is the KVM module loaded?)")?;
         let version = kvm.get_api_version();
         ensure!(
@@ -39,6 +41,10 @@ impl Host {
         }
         // Last, because it changes the terminal.
         let serial = SerialBackend::open(&config.serial)?;
-        Ok(Self { kvm, serial })
+        Ok(Self {
+            kvm,
+            serial,
+            policy,
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 use hotplug::api::{Failure, PciDevice, RemoveDevice, VmInfo, VmState};
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
+use p2p_vfio::Policy;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
@@ -19,6 +20,7 @@ const UNPLUG_TIME: Duration = Duration::from_secs(30);
 pub(super) struct Owner {
     life: Life,
     config: Option<VmConfig>,
+    policy: Policy,
     host: Option<Host>,
     running: Option<Running>,
     pub(super) watch: Watch,
@@ -26,10 +28,11 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(watch: Watch, events: EventLog) -> Self {
+    pub(super) fn new(watch: Watch, events: EventLog, policy: Policy) -> Self {
         Self {
             life: Life::Absent,
             config: None,
+            policy,
             host: None,
             running: None,
             watch,
@@ -93,8 +96,8 @@ impl Owner {
             Some(host) => host,
             none => {
                 // Before anything is opened: a refusal changes nothing.
-                devices::judge(&config.devices)?;
-                none.insert(Host::open(config)?)
+                devices::judge(&config.devices, &self.policy)?;
+                none.insert(Host::open(config, self.policy.clone())?)
             }
         };
         self.running = Some(Running::start(host, config, &mut self.watch)?);

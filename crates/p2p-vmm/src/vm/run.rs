@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use hotplug::api::{ApiServer, CallQueue};
 use hotplug::{Event, EventLog, EventMonitor};
+use p2p_vfio::Policy;
 
 use super::answer::After;
 use super::life::Verb;
@@ -19,7 +20,7 @@ use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
 
 /// Runs until the guest switches itself off, a client or a signal ends it.
-pub(crate) fn run(request: Request) -> anyhow::Result<()> {
+pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
     // Before any thread is started: all inherit what is blocked.
     let signals = EndSignals::open()?;
     block_kick_signal()?;
@@ -47,7 +48,7 @@ pub(crate) fn run(request: Request) -> anyhow::Result<()> {
         });
     }
 
-    let mut owner = Owner::new(watch, events.clone());
+    let mut owner = Owner::new(watch, events.clone(), policy);
     let ended = match request.vm {
         Some(config) => owner.create(config).and_then(|()| owner.go(Verb::Boot)),
         None => Ok(()),

@@ -26,7 +26,7 @@ impl Running {
     pub(super) fn start(host: &Host, config: &VmConfig, watch: &mut Watch) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
         // Judged again for every life: the host may have changed since the last one.
-        let admitted = devices::judge(&config.devices)?;
+        let admitted = devices::judge(&config.devices, &host.policy)?;
         let mut machine = Machine::build(host, config, &admitted, &exit)?;
         log::info!("at the start: {}", machine.census());
 

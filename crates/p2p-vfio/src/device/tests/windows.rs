@@ -30,15 +30,6 @@ fn invariant_7_outside_a_domain_no_peer_sees_a_bar() {
 }
 
 #[test]
-fn a_device_that_policy_hides_from_peers_has_no_window_for_them() {
-    let vm = Arc::new(FakeVm::default());
-    let mut host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci(&vm))).unwrap();
-    host.domain = Some(vm.clone());
-    host.hide_from_peers();
-    assert!(host.domain.is_none());
-}
-
-#[test]
 fn decode_off_closes_every_window() {
     let mut rig = placed(true);
     rig.decode(true);
