@@ -20,6 +20,7 @@ mod config;
 mod controls;
 mod error;
 mod event;
+mod homes;
 mod host;
 mod interrupts;
 mod mmio;
@@ -48,6 +49,7 @@ pub use clique::Clique;
 use controls::Controls;
 pub use error::{AttachError, DetachError};
 pub use event::DeviceEvent;
+use homes::Homes;
 pub use host::HostDevice;
 use interrupts::Interrupts;
 use msi::Msi;
@@ -81,6 +83,7 @@ pub struct DeviceParams {
 pub struct AssignedDevice {
     sbdf: Sbdf,
     windows: Windows,
+    homes: Homes,
     interrupts: Interrupts,
     notices: Notices,
     events: Arc<dyn EventSink>,

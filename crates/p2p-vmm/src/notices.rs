@@ -15,7 +15,10 @@ pub(crate) struct EventLog;
 impl EventSink for EventLog {
     fn device_event(&self, sbdf: Sbdf, event: DeviceEvent) {
         match event {
-            DeviceEvent::Reset => log::info!("{sbdf}: {event}"),
+            DeviceEvent::Reset | DeviceEvent::RouteRestored { .. } => {
+                log::info!("{sbdf}: {event}");
+            }
+            DeviceEvent::RouteDegraded { .. } => log::warn!("{sbdf}: {event}"),
             DeviceEvent::Requested => {
                 log::warn!("{sbdf}: {event}: end this VM or unplug the device");
             }

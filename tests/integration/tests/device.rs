@@ -103,6 +103,19 @@ fn p2p_works_after_moves_resets_and_sleep_under_dma_and_nothing_leaks() {
         output.stderr.contains("cannot put BAR 0"),
         "a refused move is told: {output:#?}"
     );
+    // The second one moves too, when both trade places.
+    for bdf in ENGINES {
+        for what in ["off", "back to"] {
+            let told = |line: &str| {
+                line.contains(&format!("{bdf}: BAR 0 went from "))
+                    && line.contains(&format!("{what} its bus address "))
+            };
+            assert!(
+                output.stderr.lines().any(told),
+                "{bdf} {what} its bus address: {output:#?}"
+            );
+        }
+    }
     let memory = File::open(lab.dir().join("mem0.mem")).unwrap();
     let mut word = [0; 4];
     memory.read_exact_at(&mut word, 0).unwrap();

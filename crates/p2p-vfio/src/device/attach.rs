@@ -8,6 +8,7 @@ use crate::pci::{PciBackend, Region, VectorKind};
 use super::areas::mappable_areas;
 use super::capability::{self, Capability};
 use super::controls::Controls;
+use super::homes::Homes;
 use super::interrupts::Interrupts;
 use super::msi::Msi;
 use super::msix::Msix;
@@ -33,8 +34,10 @@ impl AssignedDevice {
             config,
             bars,
             domain,
-            ..
+            homes,
         } = host;
+        // Of a BAR that no peer sees it does not matter where it is.
+        let homes = domain.as_ref().map_or_else(Vec::new, |_| homes);
         let pin = config.get(INTERRUPT_PIN).is_some_and(|pin| *pin != 0);
         let has_line = pin && params.intx.is_some() && device.has_line();
         let mut overlay = Overlay::of_endpoint(&capability::extended(&config), has_line);
@@ -49,6 +52,7 @@ impl AssignedDevice {
         let (msi, msix) = read_vectors(&*device, &config);
         let mut this = Self {
             sbdf,
+            homes: Homes::new(homes),
             windows: Windows::new(sbdf, params.slots, domain),
             interrupts: Interrupts::new(params.msi, params.intx),
             notices,

@@ -254,10 +254,14 @@ impl AssignedDevice {
             .iter()
             .filter_map(|info| Some((info.index, self.decoded(info)?)))
             .collect();
-        self.windows.place(|bar| {
+        let errors = self.windows.place(|bar| {
             let found = at.iter().find(|(index, _)| *index == bar);
             found.map(|(_, range)| *range)
-        })
+        });
+        for moved in self.homes.look(|bar| self.windows.live(bar)) {
+            self.tell(moved);
+        }
+        errors
     }
 
     /// Makes interrupts what the registers say, and tells if that is not possible.

@@ -4,6 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::address::Gpa;
+
 use super::windows::WindowError;
 
 /// Something that a VMM is told of one of its devices.
@@ -13,6 +15,36 @@ pub enum DeviceEvent {
     /// visible to nobody until the guest puts it elsewhere or the place becomes free.
     #[error(transparent)]
     Window(WindowError),
+    /// The guest moved a BAR off the bus address at which a switch of the host carries requests to it. The
+    /// IOMMU has it at the new place, but what is sent there goes up to the root complex, if no other
+    /// device below the switch takes it for its own.
+    #[error(
+        "BAR {bar} went from {from} to {to}, off its bus address {bus_address}: peers no longer reach it \
+         straight across the switch, only through the IOMMU, if the root complex routes between devices"
+    )]
+    RouteDegraded {
+        /// Its BAR.
+        bar: u8,
+        /// Where it was.
+        from: Gpa,
+        /// Where it is.
+        to: Gpa,
+        /// Where it should be.
+        bus_address: Gpa,
+    },
+    /// The guest moved such a BAR back.
+    #[error(
+        "BAR {bar} went from {from} back to its bus address {bus_address}: peers reach it straight across \
+         the switch again"
+    )]
+    RouteRestored {
+        /// Its BAR.
+        bar: u8,
+        /// Where it was.
+        from: Gpa,
+        /// Where it is.
+        bus_address: Gpa,
+    },
     /// The guest's interrupts could not be set up as it wants them.
     #[error("interrupts are not as the guest wants them: {0}")]
     Interrupts(io::Error),

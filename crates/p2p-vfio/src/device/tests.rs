@@ -51,8 +51,19 @@ fn pci(vm: &Arc<FakeVm>) -> FakePci {
 }
 
 fn attach(pci: FakePci, vm: &Arc<FakeVm>, p2p: bool) -> Result<AssignedDevice, AttachError> {
+    attach_at(pci, vm, p2p, Vec::new())
+}
+
+/// BARs of these numbers must be at these addresses.
+fn attach_at(
+    pci: FakePci,
+    vm: &Arc<FakeVm>,
+    p2p: bool,
+    homes: Vec<(u8, Gpa)>,
+) -> Result<AssignedDevice, AttachError> {
     let mut host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci))?;
     host.domain = p2p.then(|| vm.clone() as _);
+    host.homes = homes;
     let params = DeviceParams {
         slots: vm.clone(),
         msi: vm.clone(),

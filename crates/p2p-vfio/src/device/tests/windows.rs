@@ -276,3 +276,69 @@ fn an_address_that_the_iommu_cannot_translate_is_refused_and_told() {
     assert!(vm.dma().is_empty() && vm.slots().is_empty() && vm.claims().is_empty());
     assert!(vm.told()[0].contains("for DMA"));
 }
+
+/// In a domain whose switch reaches BAR 0 by bus address, where it is.
+fn at_home() -> Rig {
+    let vm = Arc::new(FakeVm::default());
+    let pci = pci(&vm);
+    let mut rig = Rig {
+        vm: vm.clone(),
+        hardware: pci.hardware.clone(),
+        device: attach_at(pci, &vm, true, vec![(0, Gpa::new(BAR0))]).unwrap(),
+    };
+    rig.place(BAR0, BAR1);
+    rig.device.enable_memory().unwrap();
+    rig
+}
+
+#[test]
+fn a_bar_that_leaves_its_bus_address_degrades_the_route_until_it_is_back() {
+    let mut rig = at_home();
+    assert!(rig.vm.told().is_empty());
+    rig.write32(0x10, 0xd000_0000);
+    rig.assert_coherent(true);
+    let told = rig.vm.told();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let words = "BAR 0 went from 0xc0000000 to 0xd0000000, off its bus address 0xc0000000";
+    assert!(told[0].contains(words), "{told:?}");
+    rig.write32(0x10, 0xd020_0000);
+    let words = "BAR 0 went from 0xd0000000 to 0xd0200000, off its bus address 0xc0000000";
+    assert!(rig.vm.told()[0].contains(words));
+    rig.write32(0x10, 0xc000_0000);
+    let told = rig.vm.told();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let words = "BAR 0 went from 0xd0200000 back to its bus address 0xc0000000";
+    assert!(told[0].contains(words), "{told:?}");
+    rig.assert_coherent(true);
+}
+
+#[test]
+fn decode_off_and_moves_of_other_bars_are_no_change_of_route() {
+    let mut rig = at_home();
+    rig.decode(false);
+    rig.write32(0x10, 0xd000_0000);
+    rig.write32(0x10, 0xc000_0000);
+    rig.write32(0x14, 0xd000_0000);
+    rig.decode(true);
+    assert!(rig.vm.told().is_empty());
+    rig.decode(false);
+    rig.write32(0x10, 0xd010_0000);
+    assert!(rig.vm.told().is_empty(), "nobody reaches it anywhere");
+    rig.decode(true);
+    assert_eq!(rig.vm.told().len(), 1);
+}
+
+#[test]
+fn where_a_bar_is_that_no_peer_sees_changes_no_route() {
+    let vm = Arc::new(FakeVm::default());
+    let pci = pci(&vm);
+    let mut rig = Rig {
+        vm: vm.clone(),
+        hardware: pci.hardware.clone(),
+        device: attach_at(pci, &vm, false, vec![(0, Gpa::new(BAR0))]).unwrap(),
+    };
+    rig.place(BAR0, BAR1);
+    rig.device.enable_memory().unwrap();
+    rig.write32(0x10, 0xd000_0000);
+    assert!(rig.vm.told().is_empty());
+}
