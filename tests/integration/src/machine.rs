@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::assets::Assets;
-use crate::profile::Profile;
+use crate::profile::{Machine as ProfileMachine, Profile};
 
 /// Kernel command line of every lab host. `quiet` because each character on the serial port costs time
 /// under emulation; the mitigations protect nobody here and cost more. Without `no_timer_check` a boot on a busy machine
@@ -55,14 +55,19 @@ impl Accel {
         }
     }
 
-    /// QEMU's arguments; `address_bits` is the width of a physical address.
-    fn args(self, address_bits: Option<u8>) -> [String; 4] {
+    /// QEMU's arguments, with the processors of the profile.
+    fn args(self, machine: &ProfileMachine) -> [String; 4] {
         let (accel, cpu, limit) = match self {
             Self::Tcg => ("tcg,thread=multi", "max", "phys-bits"),
             Self::Kvm => ("kvm", "host", "host-phys-bits-limit"),
         };
-        let limit = address_bits.map(|bits| format!(",{limit}={bits}"));
-        let cpu = format!("{cpu}{}", limit.unwrap_or_default());
+        let mut cpu = cpu.to_owned();
+        if let Some(bits) = machine.address_bits {
+            cpu.push_str(&format!(",{limit}={bits}"));
+        }
+        if let Some(family) = machine.cpu_family {
+            cpu.push_str(&format!(",family={family}"));
+        }
         ["-accel", accel, "-cpu", &cpu].map(str::to_owned)
     }
 }
@@ -118,7 +123,7 @@ impl Machine {
         let mut command = boot.assets.qemu.command();
         command
             .args(["-machine", "q35,kernel-irqchip=split"])
-            .args(boot.accel.args(boot.profile.machine.address_bits))
+            .args(boot.accel.args(&boot.profile.machine))
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-nic", "none"])
             .arg("-serial")
@@ -235,10 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn processors_are_as_wide_as_the_profile_says() {
-        assert_eq!(Accel::Tcg.args(None)[3], "max");
-        assert_eq!(Accel::Tcg.args(Some(39))[3], "max,phys-bits=39");
-        assert_eq!(Accel::Kvm.args(Some(39))[3], "host,host-phys-bits-limit=39");
+    fn processors_are_as_the_profile_says() {
+        let machine = |text| Profile::parse(text).unwrap().machine;
+        let plain = machine("description = 'x'");
+        let narrow = machine("description = 'x'\n[machine]\naddress_bits = 39");
+        let zen = machine("description = 'x'\n[machine]\naddress_bits = 39\ncpu_family = 25");
+        assert_eq!(Accel::Tcg.args(&plain)[3], "max");
+        assert_eq!(Accel::Tcg.args(&zen)[3], "max,phys-bits=39,family=25");
+        assert_eq!(Accel::Kvm.args(&narrow)[3], "host,host-phys-bits-limit=39");
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub struct Machine {
     /// Width of a physical address in bits, as the processors tell it; the emulator's 40 if absent. The firmware puts
     /// 64-bit BARs below its end, so a client machine has 39 here and in its IOMMU.
     pub address_bits: Option<u8>,
+    /// Family of the processors, if it matters: Linux counts on the root complexes of AMD's from 23 on to route between
+    /// devices. With `LAB_ACCEL=kvm` the vendor is the host's all the same.
+    pub cpu_family: Option<u8>,
     /// Added to the kernel command line, one word each.
     pub cmdline: Vec<String>,
 }
@@ -82,6 +85,7 @@ impl Default for Machine {
             memory_mib: 3072,
             cpus: 2,
             address_bits: None,
+            cpu_family: None,
             cmdline: Vec::new(),
         }
     }

@@ -17,6 +17,7 @@ pub struct Vm {
     words: String,
     memory_mib: u32,
     devices: Vec<String>,
+    policy: Option<String>,
 }
 
 impl Vm {
@@ -28,6 +29,7 @@ impl Vm {
             words: String::new(),
             memory_mib: 512,
             devices: Vec::new(),
+            policy: None,
         }
     }
 
@@ -58,6 +60,13 @@ impl Vm {
         self
     }
 
+    /// Gives the VMM a policy file of the lab host.
+    #[must_use]
+    pub fn policy(mut self, path: &str) -> Self {
+        self.policy = Some(path.to_owned());
+        self
+    }
+
     /// Program and arguments; the serial console is standard output.
     #[must_use]
     pub fn argv(&self) -> Vec<String> {
@@ -83,6 +92,9 @@ impl Vm {
         if !self.devices.is_empty() {
             argv.push("--device".to_owned());
             argv.extend(self.devices.iter().cloned());
+        }
+        if let Some(path) = &self.policy {
+            argv.extend(["--policy".to_owned(), path.clone()]);
         }
         argv
     }

@@ -197,6 +197,23 @@ fn a_neighbour_with_a_host_driver_is_named() {
 }
 
 #[test]
+fn a_rule_that_the_hosts_switch_would_not_obey_is_refused() {
+    const RULE: &str = "[[device]]\nvendor = '1234'\np2p = 'initiator-only'\nwhy = 'registers'\n";
+    let lab = lab();
+    lab.put_bytes(RULE.as_bytes(), "/policy.toml", 0o644)
+        .unwrap();
+    let output = refused(&lab, &p2p("guest-probe 2").policy("/policy.toml"));
+    for word in [
+        FIRST,
+        SECOND,
+        "registers (rule at /policy.toml:1)",
+        "--route iommu",
+    ] {
+        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    }
+}
+
+#[test]
 fn a_path_that_is_not_there_is_named() {
     let lab = lab();
     let output = refused(&lab, &Vm::new("guest-probe").device("0000:77:00.0"));
