@@ -32,6 +32,8 @@ struct State {
     routes: Vec<(u32, MsiMessage)>,
     lines: usize,
     told: Vec<String>,
+    /// Start addresses of BARs that peers lost while their device could still send requests.
+    torn: Vec<u64>,
     next: u32,
 }
 
@@ -90,6 +92,11 @@ impl FakeVm {
     /// What devices have told since the last time, as text.
     pub(crate) fn told(&self) -> Vec<String> {
         std::mem::take(&mut self.state().told)
+    }
+
+    /// Start addresses of BARs that peers lost while bus mastering of their device was on.
+    pub(crate) fn torn(&self) -> Vec<u64> {
+        self.state().torn.clone()
     }
 
     /// Whether nothing of any device is anywhere.
@@ -196,7 +203,16 @@ impl DmaBackend for FakeVm {
         tick.map_err(|error| DmaError::Unmap { range, error })?;
         let mut state = self.state();
         let at = state.dma.iter().position(|(r, _)| *r == range);
-        state.dma.remove(at.ok_or(DmaError::NotMapped(range))?);
+        let (_, memory) = state.dma.remove(at.ok_or(DmaError::NotMapped(range))?);
+        let address = memory.as_ptr().addr();
+        let masters = |hardware: &FakeHardware| hardware.config[4] & 4 != 0;
+        if state
+            .bars
+            .iter()
+            .any(|(at, hardware)| *at == address && masters(&hardware.lock().unwrap()))
+        {
+            state.torn.push(range.start().value());
+        }
         Ok(())
     }
 }
