@@ -137,8 +137,8 @@ impl AssignedDevice {
     /// Turns memory decode on, so that the guest finds its BARs mapped and peers reach them.
     ///
     /// # Errors
-    /// [`AttachError`] if the device does not take it or a window could not be opened. Memory decode
-    /// and every window is off then.
+    /// [`AttachError`] if the device does not take it, or a BAR is where no bridge leads or its window
+    /// could not be opened. Memory decode and every window is off then.
     pub fn enable_memory(&mut self) -> Result<(), AttachError> {
         let sbdf = self.sbdf;
         let [low, high] = self.command;
@@ -146,11 +146,23 @@ impl AssignedDevice {
         self.write_raw_command(on)
             .map_err(|error| AttachError::Config { sbdf, error })?;
         self.command = on;
-        let Some(error) = self.try_place().into_iter().next() else {
+        let stuck = self.try_place().into_iter().next();
+        let Some(error) = stuck.map(AttachError::Window).or_else(|| self.beyond()) else {
             return Ok(());
         };
         self.write_command([low, high]);
-        Err(AttachError::Window(error))
+        Err(error)
+    }
+
+    /// A BAR that is not decoded although memory decode is on.
+    fn beyond(&self) -> Option<AttachError> {
+        let mut infos = self.bars.infos().iter();
+        let info = infos.find(|info| self.windows.live(info.index).is_none())?;
+        Some(AttachError::Beyond {
+            sbdf: self.sbdf,
+            bar: info.index,
+            range: self.bars.range(info)?,
+        })
     }
 
     /// Says which guest-physical ranges lead to the device now: those that every bridge above it lets

@@ -5,6 +5,7 @@ use std::io;
 use iommu_group::Sbdf;
 use thiserror::Error;
 
+use crate::address::{AddressRange, Gpa};
 use crate::context::ContextError;
 
 use super::windows::WindowError;
@@ -68,6 +69,16 @@ pub enum AttachError {
     /// A BAR could not be shown.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// A BAR was placed where no bridge leads to the device.
+    #[error("BAR {bar} of {sbdf} is at {range}, to which no bridge leads")]
+    Beyond {
+        /// The device.
+        sbdf: Sbdf,
+        /// The BAR.
+        bar: u8,
+        /// Where it is.
+        range: AddressRange<Gpa>,
+    },
     /// The clique capability does not fit.
     #[error("cannot tell the guest's driver the P2P clique of {sbdf}: {why}")]
     Clique {

@@ -14,6 +14,21 @@ fn nothing_is_visible_before_memory_decode_is_on() {
 }
 
 #[test]
+fn a_bar_that_a_vmm_places_where_no_bridge_leads_is_an_error() {
+    let mut rig = rig(true);
+    rig.place(BAR0, MMIO - (1 << 20));
+    let error = rig.device.enable_memory().unwrap_err().to_string();
+    assert!(
+        error.contains("BAR 1") && error.contains("0xbff00000"),
+        "{error}"
+    );
+    assert!(rig.vm.slots().is_empty() && rig.vm.dma().is_empty() && rig.vm.claims().is_empty());
+    rig.place(BAR0, BAR1);
+    rig.device.enable_memory().unwrap();
+    rig.assert_coherent(true);
+}
+
+#[test]
 fn guest_and_peers_see_the_same_without_msix_pages() {
     let rig = running();
     assert_eq!(rig.vm.slots(), ALL);
@@ -277,14 +292,14 @@ fn an_address_that_the_iommu_cannot_translate_is_refused_and_told() {
     assert!(vm.told()[0].contains("for DMA"));
 }
 
-/// In a domain whose switch reaches BAR 0 by bus address, where it is.
-fn at_home() -> Rig {
+/// A switch of the host reaches BAR 0 by bus address, and there it is.
+fn at_home(p2p: bool) -> Rig {
     let vm = Arc::new(FakeVm::default());
     let pci = pci(&vm);
     let mut rig = Rig {
         vm: vm.clone(),
         hardware: pci.hardware.clone(),
-        device: attach_at(pci, &vm, true, vec![(0, Gpa::new(BAR0))]).unwrap(),
+        device: attach_at(pci, &vm, p2p, vec![(0, Gpa::new(BAR0))]).unwrap(),
     };
     rig.place(BAR0, BAR1);
     rig.device.enable_memory().unwrap();
@@ -293,7 +308,7 @@ fn at_home() -> Rig {
 
 #[test]
 fn a_bar_that_leaves_its_bus_address_degrades_the_route_until_it_is_back() {
-    let mut rig = at_home();
+    let mut rig = at_home(true);
     assert!(rig.vm.told().is_empty());
     rig.write32(0x10, 0xd000_0000);
     rig.assert_coherent(true);
@@ -314,7 +329,7 @@ fn a_bar_that_leaves_its_bus_address_degrades_the_route_until_it_is_back() {
 
 #[test]
 fn decode_off_and_moves_of_other_bars_are_no_change_of_route() {
-    let mut rig = at_home();
+    let mut rig = at_home(true);
     rig.decode(false);
     rig.write32(0x10, 0xd000_0000);
     rig.write32(0x10, 0xc000_0000);
@@ -330,15 +345,7 @@ fn decode_off_and_moves_of_other_bars_are_no_change_of_route() {
 
 #[test]
 fn where_a_bar_is_that_no_peer_sees_changes_no_route() {
-    let vm = Arc::new(FakeVm::default());
-    let pci = pci(&vm);
-    let mut rig = Rig {
-        vm: vm.clone(),
-        hardware: pci.hardware.clone(),
-        device: attach_at(pci, &vm, false, vec![(0, Gpa::new(BAR0))]).unwrap(),
-    };
-    rig.place(BAR0, BAR1);
-    rig.device.enable_memory().unwrap();
+    let mut rig = at_home(false);
     rig.write32(0x10, 0xd000_0000);
     assert!(rig.vm.told().is_empty());
 }
