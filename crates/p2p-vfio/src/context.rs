@@ -1,5 +1,6 @@
 //! IOMMU contexts of a VM: guest memory in each, a BAR only in its own P2P domain's.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use iommu_group::{GroupId, Sbdf};
 use kvm_ioctls::DeviceFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
+use vm_memory::bitmap::Bitmap;
 
 use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
@@ -99,7 +101,10 @@ impl IommuContext {
     ///
     /// # Errors
     /// [`ContextError::GuestMemory`]; nothing is mapped then.
-    pub fn map_guest(&self, memory: &GuestMemoryMmap) -> Result<(), ContextError> {
+    pub fn map_guest<B>(&self, memory: &GuestMemoryMmap<B>) -> Result<(), ContextError>
+    where
+        B: Bitmap + fmt::Debug + Send + Sync + 'static,
+    {
         let mut done = Vec::new();
         for (gpa, memory) in HostMemory::of_guest(memory) {
             match self.container.map(Iova::of_guest(gpa), memory) {

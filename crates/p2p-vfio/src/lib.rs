@@ -17,6 +17,14 @@
 //! The VMM keeps its own allocators, memory slots, interrupt routes and PCI bus: see
 //! [`MemorySlots`], [`MsiRouter`] and [`IntxLine`]. What happens to a device without its doing it
 //! learns through [`EventSink`].
+//!
+//! # A VMM with all of its own
+//!
+//! `examples/embed.rs`, which runs on a host with two devices bound to vfio-pci:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/embed.rs")]
+//! ```
 
 mod address;
 mod admission;

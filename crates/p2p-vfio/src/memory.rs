@@ -1,7 +1,9 @@
 //! Memory of this process that the guest or a device may be given access to.
 
+use std::fmt;
 use std::sync::Arc;
 
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
 use crate::address::{Address, Gpa};
@@ -17,13 +19,41 @@ pub struct HostMemory(Owner);
 
 #[derive(Clone, Debug)]
 enum Owner {
-    Ram(Arc<MmapRegion>),
+    Ram(Arc<dyn Ram>),
     Bar(Arc<BarMapping>),
+}
+
+/// A mapping of guest RAM, whatever the VMM tracks writes of its own with.
+trait Ram: fmt::Debug + Send + Sync {
+    fn as_ptr(&self) -> *mut u8;
+    fn len_bytes(&self) -> usize;
+    #[cfg(test)]
+    fn store(&self, offset_bytes: usize, word: u32);
+}
+
+impl<B: Bitmap + fmt::Debug + Send + Sync> Ram for MmapRegion<B> {
+    fn as_ptr(&self) -> *mut u8 {
+        self.as_ptr()
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.size()
+    }
+
+    #[cfg(test)]
+    fn store(&self, offset_bytes: usize, word: u32) {
+        use vm_memory::{Bytes, VolatileMemory};
+        let slice = self.as_volatile_slice();
+        slice.write_obj(word, offset_bytes).unwrap();
+    }
 }
 
 impl HostMemory {
     /// The regions of guest RAM with the guest-physical address at which each begins.
-    pub fn of_guest(memory: &GuestMemoryMmap) -> Vec<(Gpa, Self)> {
+    pub fn of_guest<B>(memory: &GuestMemoryMmap<B>) -> Vec<(Gpa, Self)>
+    where
+        B: Bitmap + fmt::Debug + Send + Sync + 'static,
+    {
         memory
             .iter()
             .map(|region| {
@@ -40,10 +70,8 @@ impl HostMemory {
     /// What DMA into guest RAM does.
     #[cfg(test)]
     pub(crate) fn store(&self, offset_bytes: usize, word: u32) {
-        use vm_memory::{Bytes, VolatileMemory};
         if let Owner::Ram(region) = &self.0 {
-            let slice = region.as_volatile_slice();
-            slice.write_obj(word, offset_bytes).unwrap();
+            region.store(offset_bytes, word);
         }
     }
 
@@ -63,7 +91,7 @@ impl HostMemory {
     /// Length in bytes.
     pub fn len_bytes(&self) -> usize {
         match &self.0 {
-            Owner::Ram(region) => region.size(),
+            Owner::Ram(region) => region.len_bytes(),
             Owner::Bar(mapping) => mapping.len_bytes(),
         }
     }

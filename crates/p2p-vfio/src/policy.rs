@@ -1,6 +1,6 @@
 //! Which devices may take part in peer-to-peer, and how: the quirk table and the operator's rules.
 //!
-//! A pure decider: [`Policy::ruling`] says what one device may do, [`share`] what that means for the
+//! A pure decider: [`Policy::ruling`] says what one device may do, [`share()`] what that means for the
 //! members of one domain. Its file is TOML, the first rule that fits decides, and the built-in table comes
 //! after it:
 //!
