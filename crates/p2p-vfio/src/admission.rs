@@ -16,7 +16,7 @@ use iommu_group::{Placement, Route, Sbdf, Verdict};
 use crate::policy::share;
 
 pub use host::{Candidate, DomainName, HostView};
-pub use refusal::{Reason, Refusal};
+pub use refusal::{Change, Reason, Refusal};
 
 /// The devices of one P2P domain.
 #[derive(Debug)]
@@ -32,6 +32,34 @@ pub struct Admitted {
     pub domains: Vec<AdmittedDomain>,
     /// The others: they share a context in which no BAR is mapped.
     pub others: Vec<Candidate>,
+}
+
+impl Admitted {
+    /// Whether devices that run already, as an earlier admission had them, may stay as they are beside those that come.
+    ///
+    /// # Errors
+    /// The [`Refusal`] names those that would have to be shown, hidden or moved.
+    pub fn keeps<'a>(&self, running: impl Iterator<Item = &'a Candidate>) -> Result<(), Refusal> {
+        let members = self.domains.iter().flat_map(|domain| &domain.members);
+        let change = |old: &Candidate| {
+            let new = members.clone().find(|member| member.sbdf == old.sbdf)?;
+            let change = match (old.hidden, new.hidden) {
+                (false, true) => Change::Hide,
+                (true, false) => Change::Show,
+                _ if old.placement != new.placement => Change::Move,
+                _ => return None,
+            };
+            Some(Reason::Runs {
+                sbdf: old.sbdf,
+                change,
+            })
+        };
+        let reasons: Vec<_> = running.filter_map(change).collect();
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal { reasons })
+    }
 }
 
 /// Whether a neighbour with this driver leaves the group assignable: drivers that manage DMA

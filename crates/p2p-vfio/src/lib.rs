@@ -44,7 +44,7 @@ mod vmm;
 
 pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{
-    Admitted, AdmittedDomain, Candidate, DomainName, HostView, Reason, Refusal, admit,
+    Admitted, AdmittedDomain, Candidate, Change, DomainName, HostView, Reason, Refusal, admit,
 };
 pub use context::{ContextError, IommuContext, Reach};
 pub use device::{

@@ -74,8 +74,8 @@ pub struct Candidate {
     pub holes: Vec<RangeInclusive<u64>>,
     /// What the policy says of it.
     pub ruling: Ruling,
-    /// Whether its BARs are kept from its peers. [`admit`](super::admit) decides, for all members of a
-    /// domain: who admits another device beside one that runs compares.
+    /// Whether its BARs are kept from its peers, as [`admit`](super::admit) decides for all members of a
+    /// domain.
     pub hidden: bool,
     /// Where its BARs must be in guest-physical addresses, as `admit` decides.
     pub placement: Placement,

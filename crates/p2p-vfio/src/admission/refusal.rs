@@ -95,6 +95,17 @@ pub enum Reason {
     /// The operator's policy, or the table of devices that are no ordinary peers.
     #[error(transparent)]
     Policy(#[from] PolicyReason),
+    /// A device that comes would change one that runs.
+    #[error(
+        "{sbdf} runs, and {change} for the device that comes\n       \
+         give both to the VM at one time: unplug {sbdf} first, or start the VM with both"
+    )]
+    Runs {
+        /// The device that runs.
+        sbdf: Sbdf,
+        /// What would have to be done with it.
+        change: Change,
+    },
     /// One group cannot be in two IOMMU contexts.
     #[error(
         "{a} and {b} cannot be kept apart: both are in IOMMU group {group}, which the IOMMU translates as one\n       \
@@ -108,6 +119,27 @@ pub enum Reason {
         /// The group of both.
         group: GroupId,
     },
+}
+
+/// What would have to be done with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Its BARs taken from its peers.
+    Hide,
+    /// Its BARs shown to its peers.
+    Show,
+    /// Its BARs put to their bus addresses, or anywhere.
+    Move,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hide => "its BARs would have to be taken from its peers",
+            Self::Show => "its BARs would have to be shown to its peers",
+            Self::Move => "its BARs would have to move",
+        })
+    }
 }
 
 struct Denials<'a>(&'a [Denial]);

@@ -310,3 +310,45 @@ fn every_reason_is_told_at_once() {
     c.members = vec![member("05:00.0", None)];
     assert_eq!(reasons(vec![a, b, c]).len(), 2);
 }
+
+#[test]
+fn a_device_that_runs_is_not_changed_by_one_that_comes() {
+    let alone = || judge(vec![candidate("04:00.0", 6, true)]).unwrap();
+    let running = alone().domains.remove(0).members;
+    let beside = |other: Candidate| judge(vec![running[0].clone(), other]).unwrap();
+    let peers = beside(candidate("03:00.0", 6, true));
+    assert!(peers.keeps(running.iter()).is_ok());
+    let target = beside(ruled("03:00.0", Role::TargetOnly));
+    let expected = Reason::Runs {
+        sbdf: sbdf("04:00.0"),
+        change: Change::Hide,
+    };
+    assert_eq!(
+        target.keeps(running.iter()).unwrap_err().reasons,
+        [expected]
+    );
+    let hidden: Vec<_> = target.domains[0].members.to_vec();
+    assert!(target.keeps(hidden.iter()).is_ok());
+    let shown = peers.keeps(hidden.iter()).unwrap_err().reasons;
+    assert!(matches!(
+        shown[..],
+        [Reason::Runs {
+            change: Change::Show,
+            ..
+        }]
+    ));
+    let pair = vec![candidate("03:00.0", 6, true), running[0].clone()];
+    let across = |_, _| Verdict::Allowed {
+        route: Route::SwitchLocal,
+        placement: Placement::AtBusAddress,
+    };
+    let moved = admit(pair, across).unwrap();
+    let reasons = moved.keeps(running.iter()).unwrap_err().reasons;
+    assert!(matches!(
+        reasons[..],
+        [Reason::Runs {
+            change: Change::Move,
+            ..
+        }]
+    ));
+}
