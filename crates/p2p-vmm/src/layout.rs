@@ -110,6 +110,11 @@ pub(crate) enum LayoutError {
         window: GpaRange,
         what: &'static str,
     },
+    #[error(
+        "a peer's window must be at its bus address {window}, but CPU and IOMMU address nothing from {limit:#x} on
+       leave p2p off, or have the host's firmware put BARs below that"
+    )]
+    OutOfReach { window: GpaRange, limit: u64 },
 }
 
 /// What a layout is made from.
@@ -194,12 +199,14 @@ fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
             GpaRange::new(MMIO32_END, FOUR_GIB),
             "the interrupt controllers",
         ),
-        (
-            GpaRange::new(limit, u64::MAX),
-            "nothing that CPU and IOMMU can address",
-        ),
     ];
     for window in fixed {
+        if window.end > limit {
+            return Err(LayoutError::OutOfReach {
+                window: *window,
+                limit,
+            });
+        }
         for (range, what) in forbidden {
             if range.intersect(window).len_bytes() > 0 {
                 return Err(LayoutError::Fixed {
@@ -431,9 +438,17 @@ mod tests {
 
     #[test]
     fn a_fixed_window_where_none_can_be_is_refused() {
-        for (start, what) in [(0, "RAM"), (0xfee0_0000, "interrupt"), (1 << 40, "address")] {
+        for (start, what) in [
+            (0, "RAM"),
+            (0xfee0_0000, "interrupt"),
+            (1 << 40, "0x10000000000 on"),
+        ] {
             let error = with_fixed(&[GpaRange::new(start, start + MIB)]).unwrap_err();
             assert!(error.to_string().contains(what), "{error}");
+            assert!(
+                error.to_string().contains(&format!("[{start:#x}")),
+                "{error}"
+            );
         }
     }
 

@@ -34,6 +34,7 @@ use iommu_group::SysfsError;
 use p2p_vfio::Refusal;
 
 use crate::cli::Cli;
+use crate::layout::LayoutError;
 
 /// Exit status when the request was refused and nothing was changed; clap uses it too.
 const REFUSED: u8 = 2;
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
                 eprintln!("       {}", way_out(error));
                 return ExitCode::from(REFUSED);
             }
-            if error.is::<Refusal>() {
+            if error.is::<Refusal>() || error.is::<LayoutError>() {
                 return ExitCode::from(REFUSED);
             }
             ExitCode::FAILURE

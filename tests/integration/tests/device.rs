@@ -19,8 +19,7 @@ const DRIVE: &str = "0000:05:00.0";
 const MEMORY: &str = "0000:06:00.0";
 const CARD: &str = "0000:07:00.0";
 
-/// A thousand with `LAB_LONG=1`. The emulation of nested virtualisation now and then leaves every processor halted for
-/// good, and the more a guest leaves for its VMM, the likelier.
+/// A thousand with `LAB_LONG=1`: minutes, in emulation of emulation.
 fn moves() -> u32 {
     let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
     if long { 1000 } else { 40 }
@@ -56,6 +55,16 @@ fn census<'a>(output: &'a Output, moment: &str) -> &'a str {
         .1
 }
 
+/// Where a function's first BAR is on the host, and so in the guest.
+fn bus_address(lab: &Turn<'_>, bdf: &str) -> String {
+    let text = lab
+        .read(&format!("/sys/bus/pci/devices/{bdf}/resource"))
+        .unwrap();
+    let first = text.split_ascii_whitespace().next().unwrap();
+    let address = u64::from_str_radix(first.trim_start_matches("0x"), 16).unwrap();
+    format!("{address:#x}")
+}
+
 /// How many files the VMM has open.
 fn descriptors(lab: &Turn<'_>) -> usize {
     let count = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
@@ -67,6 +76,8 @@ fn p2p_works_after_moves_resets_and_sleep_under_dma_and_nothing_leaks() {
     let lab = lab();
     let moves = moves();
     let vm = domain(&format!("guest-probe upset {moves}"));
+    // The kernel limits how many faults it logs in five seconds; older ones are none of ours.
+    lab.sh("dmesg -c").unwrap();
     let mut running = lab.command(spoken(&vm)).deadline(UPSET).spawn().unwrap();
     running.wait_for("decode off and on", UPSET).unwrap();
     let before = descriptors(&lab);
@@ -98,6 +109,16 @@ fn p2p_works_after_moves_resets_and_sleep_under_dma_and_nothing_leaks() {
     assert_eq!(
         census(&output, "at the start: "),
         census(&output, "at the end: ")
+    );
+    let log = lab.dmesg().unwrap();
+    let stopped = format!(
+        "Request device [{}] fault addr {}",
+        ENGINES[1],
+        bus_address(&lab, ENGINES[0])
+    );
+    assert!(
+        log.contains(&stopped),
+        "no {stopped:?}, although decode was off, in\n{log}"
     );
     assert!(
         output.stderr.contains("cannot put BAR 0"),

@@ -1,15 +1,14 @@
-//! The contract of IOMMU contexts, on the kernel's VFIO container.
+//! The contract of IOMMU contexts, on the kernel's VFIO container; and what a narrow IOMMU does not reach.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lab::{Lab, Profile};
+use lab::{Lab, Profile, Vm};
 
 const DEVICE: &str = "0000:03:00.0";
 const NEIGHBOUR: &str = "0000:04:00.0";
 
-fn contract(profile: &Profile, name: &str) {
-    let lab = Lab::boot(profile, name).unwrap();
-    for bdf in [DEVICE, NEIGHBOUR] {
+fn contract(lab: &Lab, neighbours: &[&str]) {
+    for bdf in [DEVICE].iter().chain(neighbours) {
         lab.bind_vfio(bdf).unwrap();
     }
     let output = lab.run(["dma-contract", DEVICE]).unwrap();
@@ -20,12 +19,41 @@ fn contract(profile: &Profile, name: &str) {
 
 #[test]
 fn type1_keeps_the_contract() {
-    contract(&Profile::named("edu-one-group").unwrap(), "contract");
+    let profile = Profile::named("edu-one-group").unwrap();
+    contract(&Lab::boot(&profile, "contract").unwrap(), &[NEIGHBOUR]);
 }
 
+/// A server's processor, whose firmware puts 64-bit BARs at 768 GiB, with an IOMMU that reaches 512 GiB.
 #[test]
-fn type1_keeps_the_contract_on_an_iommu_of_39_bits() {
-    let mut profile = Profile::named("edu-one-group").unwrap();
-    profile.iommu.as_mut().unwrap().address_bits = 39;
-    contract(&profile, "contract-39");
+fn on_an_iommu_of_39_bits_the_contract_is_kept_and_peers_beyond_are_refused() {
+    const DRIVES: [&str; 2] = ["0000:05:00.0", "0000:06:00.0"];
+    const MEMORY: &str = "0000:07:00.0";
+    let mut profile = Profile::named("two-domains").unwrap();
+    profile.machine.address_bits = None;
+    let lab = Lab::boot(&profile, "contract-39").unwrap();
+    contract(&lab, &[NEIGHBOUR, DRIVES[0], DRIVES[1], MEMORY]);
+
+    let drives = |p2p: bool| {
+        let vm = Vm::new("true");
+        DRIVES.into_iter().fold(vm, |vm, bdf| match p2p {
+            true => vm.p2p_device(bdf),
+            false => vm.device(bdf),
+        })
+    };
+    let output = lab.vm(&drives(true)).run().unwrap();
+    assert_eq!(output.code(), Some(2), "{output:#?}");
+    assert_eq!(output.stdout, "", "no guest was started");
+    let resource = format!("/sys/bus/pci/devices/{}/resource", DRIVES[1]);
+    let resource = lab.read(&resource).unwrap();
+    let buffer = resource.lines().nth(2).unwrap();
+    let start = buffer.split(' ').next().unwrap();
+    let start = u64::from_str_radix(start.trim_start_matches("0x"), 16).unwrap();
+    assert!(start >= 1 << 39, "{resource}");
+    for word in [&*format!("{start:#x}"), "0x8000000000", "p2p off"] {
+        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    }
+    // What the guest's addresses need not be on the bus, reaches every device.
+    let output = lab.vm(&drives(false)).run().unwrap();
+    assert_eq!(output.code(), Some(0), "{output:#?}");
+    assert!(output.stdout.contains("guest: exit 0"), "{output:#?}");
 }

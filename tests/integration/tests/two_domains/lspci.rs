@@ -145,7 +145,9 @@ pub(crate) fn is_complaint(line: &str) -> bool {
     let about = |word: &str| subject.to_ascii_lowercase().starts_with(word);
     let topology = ["pci", "acpi", "pnp", "ecam", "apic"]
         .into_iter()
-        .any(about);
+        .any(about)
+        || text.contains("drivers/pci/")
+        || text.contains("drivers/acpi/");
     let severe = level.parse().is_ok_and(|level: u32| level & 7 <= 4);
     topology && (severe || COMPLAINTS.iter().any(|word| text.contains(word)))
 }
@@ -157,6 +159,7 @@ fn complaints_are_told_from_the_rest() {
         "<6>[    1.0] pci 0000:02:00.0: bridge configuration invalid ([bus 00-00]), reconfiguring",
         "<6>[    1.0] pci 0000:02:00.0: BAR 0 [mem size 0x00100000]: can't assign; no space",
         "<3>[    1.0] ACPI BIOS Error (bug): x",
+        "<4>[    1.0] WARNING: drivers/pci/setup-res.c:1 at pci_claim_resource+0x1/0x2, CPU#0: swapper/1",
     ] {
         assert!(is_complaint(line), "{line}");
     }

@@ -21,9 +21,19 @@ fn liveness(bar: u64) -> u64 {
     bar + u64::from(LIVENESS)
 }
 
-/// Memory decode goes off and on.
+/// Memory decode goes off and on. While it is off nothing arrives, and the host's IOMMU is what stops it: its kernel
+/// tells the first few faults, and so one transfer is made for that before all else.
 pub(super) fn decode(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     let config = Config::of(&stage.target)?;
+    let (target, engine) = (Edu::open(&stage.target)?, Edu::open(&stage.peer)?);
+    target.set_liveness(0)?;
+    config.decode(false)?;
+    let word = stage.next_word();
+    stage.store(&engine, liveness(stage.home), word)?;
+    config.decode(true)?;
+    if target.liveness()? != !0 {
+        return Err(io::Error::other("a device without decode was reached"));
+    }
     for _ in 0..rounds {
         stage.engine.keep_storing(liveness(stage.home))?;
         config.decode(false)?;
