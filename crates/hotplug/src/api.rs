@@ -12,6 +12,7 @@
 mod call;
 #[cfg(feature = "server")]
 mod failure;
+mod p2p;
 #[cfg(feature = "server")]
 mod server;
 mod types;
@@ -20,6 +21,7 @@ mod types;
 pub use call::{Call, CallQueue, Counters, Reply};
 #[cfg(feature = "server")]
 pub use failure::Failure;
+pub use p2p::{P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict, P2pWindow};
 #[cfg(feature = "server")]
 pub use server::{ApiServer, ServerError};
 pub use types::{

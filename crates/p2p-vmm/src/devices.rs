@@ -36,7 +36,7 @@ pub(crate) fn judge(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result
 }
 
 /// The P2P domain that a device was asked to join.
-fn domain_of(config: &DeviceConfig) -> Option<DomainName> {
+pub(crate) fn domain_of(config: &DeviceConfig) -> Option<DomainName> {
     let name = config.p2p_domain.clone();
     let domain = name.map_or(DomainName::Unnamed, DomainName::Named);
     config.p2p.then_some(domain)

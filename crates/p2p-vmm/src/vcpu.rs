@@ -1,6 +1,7 @@
 //! vCPUs: their initial state, and the threads that run them.
 
 mod cpuid;
+mod gate;
 mod kick;
 mod long_mode;
 mod registers;
@@ -9,4 +10,4 @@ mod thread;
 pub(crate) use cpuid::CpuidTemplate;
 pub(crate) use kick::block_kick_signal;
 pub(crate) use registers::Vcpu;
-pub(crate) use thread::VcpuThreads;
+pub(crate) use thread::{PauseError, VcpuThreads};

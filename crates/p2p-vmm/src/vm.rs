@@ -15,6 +15,8 @@ mod host;
 mod life;
 mod machine;
 mod owner;
+mod p2p;
+mod paths;
 mod plug;
 mod run;
 mod running;

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::failure::Failure;
+use super::p2p::P2pInfo;
 use super::types::{PciDevice, RemoveDevice, VmInfo, VmmPing};
 use crate::{DeviceConfig, VmConfig};
 
@@ -42,6 +43,8 @@ pub enum Call {
     Info(Reply<VmInfo>),
     /// What there is to count, by device.
     Counters(Reply<Counters>),
+    /// Who may reach whom.
+    P2p(Reply<P2pInfo>),
     /// To add a device; its place in the guest, if there is a guest.
     AddDevice(DeviceConfig, Reply<Option<PciDevice>>),
     /// To ask the guest to let go of a device.

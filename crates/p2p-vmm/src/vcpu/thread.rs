@@ -3,14 +3,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::VcpuExit;
 use vm_memory::GuestAddress;
 use vmm_sys_util::signal::Killable;
 
+use super::gate::{Gate, Pass};
 use super::kick::{self, KickError};
 use super::registers::Vcpu;
 use crate::bus::GuestBus;
@@ -25,9 +26,17 @@ pub(crate) enum VcpuThreadsError {
     Spawn { cpu: u8, source: io::Error },
 }
 
+/// Why vCPUs could not be paused. They run on.
+#[derive(Debug, thiserror::Error)]
+#[error("vCPUs did not stop within {} seconds", HALT_TIME.as_secs())]
+pub(crate) struct PauseError;
+
+/// How long a vCPU may take to come out of what it does for the guest.
+const HALT_TIME: Duration = Duration::from_secs(5);
+
 /// The running vCPUs of a VM; dropping it stops them.
 pub(crate) struct VcpuThreads {
-    stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -39,7 +48,7 @@ impl VcpuThreads {
         exit: &Arc<ExitRequest>,
     ) -> Result<Self, VcpuThreadsError> {
         let mut running = Self {
-            stop: Arc::new(AtomicBool::new(false)),
+            gate: Arc::new(Gate::new()),
             threads: Vec::with_capacity(vcpus.len()),
         };
         for vcpu in vcpus {
@@ -49,7 +58,7 @@ impl VcpuThreads {
                 vcpu,
                 bus: Arc::clone(bus),
                 exit: Arc::clone(exit),
-                stop: Arc::clone(&running.stop),
+                gate: Arc::clone(&running.gate),
             };
             let thread = Builder::new()
                 .name(format!("vcpu{cpu}"))
@@ -59,14 +68,36 @@ impl VcpuThreads {
         }
         Ok(running)
     }
+
+    /// Stops the guest where it is. Devices go on: what they do to guest memory they still do.
+    pub(crate) fn pause(&self) -> Result<(), PauseError> {
+        self.gate.close();
+        self.kick();
+        if self.gate.all_parked(self.threads.len(), HALT_TIME) {
+            return Ok(());
+        }
+        self.gate.open();
+        Err(PauseError)
+    }
+
+    /// Lets the guest go on.
+    pub(crate) fn resume(&self) {
+        self.gate.open();
+    }
+
+    fn kick(&self) {
+        for thread in &self.threads {
+            // A thread that has already ended cannot be signalled, and need not be.
+            let _ = thread.kill(kick::kick_signal());
+        }
+    }
 }
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.gate.stop();
+        self.kick();
         for thread in self.threads.drain(..) {
-            // A thread that has already ended cannot be signalled, and need not be.
-            let _ = thread.kill(kick::kick_signal());
             if thread.join().is_err() {
                 log::error!("a vCPU thread had panicked");
             }
@@ -79,20 +110,38 @@ struct Runner {
     vcpu: Vcpu,
     bus: Arc<GuestBus>,
     exit: Arc<ExitRequest>,
-    stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 impl Runner {
     fn run(mut self) {
-        let _guard = PanicGuard {
+        let _guard = EndGuard {
             cpu: self.vcpu.number,
             exit: Arc::clone(&self.exit),
+            gate: Arc::clone(&self.gate),
         };
-        while !self.stop.load(Ordering::Acquire) {
+        loop {
+            match self.gate.pass() {
+                Pass::Run => {}
+                Pass::Resumed => self.excuse_pause(),
+                Pass::Stop => return,
+            }
             if let Some(exit) = self.step() {
                 self.exit.request(exit);
                 return;
             }
+        }
+    }
+
+    /// Tells the guest that it was paused, so that its watchdogs do not take the time for a hang (linux
+    /// Documentation/virt/kvm/api.rst: KVM_KVMCLOCK_CTRL).
+    fn excuse_pause(&self) {
+        if let Err(error) = self.vcpu.fd.kvmclock_ctrl() {
+            // EINVAL: the guest does not use KVM's clock.
+            log::debug!(
+                "vCPU {} was not told of the pause: {error}",
+                self.vcpu.number
+            );
         }
     }
 
@@ -146,14 +195,16 @@ impl Runner {
     }
 }
 
-/// Ends the VM if the thread of a vCPU panics.
-struct PanicGuard {
+/// Tells the others when the thread of a vCPU ends, and ends the VM if it panics.
+struct EndGuard {
     cpu: u8,
     exit: Arc<ExitRequest>,
+    gate: Arc<Gate>,
 }
 
-impl Drop for PanicGuard {
+impl Drop for EndGuard {
     fn drop(&mut self) {
+        self.gate.leave();
         if std::thread::panicking() {
             let text = format!("the thread of vCPU {} panicked", self.cpu);
             self.exit.request(VmExit::Failed(text));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::life::{Effect, Life, Verb};
+use super::paths;
 use super::plug::RemoveOptions;
 use super::running::Running;
 use super::watch::Watch;
@@ -19,10 +20,10 @@ const UNPLUG_TIME: Duration = Duration::from_secs(30);
 /// The VM, wherever it is in its life.
 pub(super) struct Owner {
     life: Life,
-    config: Option<VmConfig>,
-    policy: Policy,
+    pub(super) config: Option<VmConfig>,
+    pub(super) policy: Policy,
     host: Option<Host>,
-    running: Option<Running>,
+    pub(super) running: Option<Running>,
     pub(super) watch: Watch,
     events: EventLog,
 }
@@ -44,6 +45,7 @@ impl Owner {
     pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
         self.life.next(Verb::Create)?;
         config.name_devices().map_err(Failure::from)?;
+        paths::check(&config.devices)?;
         self.config = Some(config);
         self.go(Verb::Create)
     }
@@ -81,13 +83,19 @@ impl Owner {
                 self.host = None;
                 Ok(())
             }
-            Effect::Halt | Effect::Continue => {
-                Err(Failure::State("vCPUs cannot be paused".to_owned()).into())
+            Effect::Halt => Ok(self.guest()?.pause()?),
+            Effect::Continue => {
+                self.guest()?.resume();
+                Ok(())
             }
             Effect::PressPowerButton => {
                 Err(Failure::State("this guest has no power button".to_owned()).into())
             }
         }
+    }
+
+    fn guest(&self) -> Result<&Running, Failure> {
+        self.running.as_ref().ok_or(Failure::NotRunning)
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
@@ -175,8 +183,7 @@ impl Owner {
     }
 
     pub(super) fn counters(&self) -> Result<hotplug::api::Counters, Failure> {
-        let running = self.running.as_ref().ok_or(Failure::NotRunning)?;
-        Ok(running.machine.counters())
+        Ok(self.guest()?.machine.counters())
     }
 
     /// Adds a device: to the guest, if there is one, and to the description.
@@ -185,6 +192,7 @@ impl Owner {
         let mut wanted = config.clone();
         wanted.devices.push(device);
         wanted.name_devices().map_err(Failure::from)?;
+        paths::check(&wanted.devices)?;
         let Some(running) = &mut self.running else {
             self.config = Some(wanted);
             return Ok(None);

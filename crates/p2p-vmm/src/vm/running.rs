@@ -11,7 +11,7 @@ use super::machine::Machine;
 use super::watch::Watch;
 use crate::devices;
 use crate::exit::{ExitRequest, VmExit};
-use crate::vcpu::VcpuThreads;
+use crate::vcpu::{PauseError, VcpuThreads};
 
 /// One life of the VM, from its first instruction to its end; ended by [`stop`](Self::stop).
 pub(super) struct Running {
@@ -45,6 +45,16 @@ impl Running {
             exit,
             subscribers,
         })
+    }
+
+    /// Stops the guest where it is.
+    pub(super) fn pause(&self) -> Result<(), PauseError> {
+        self.threads.pause()
+    }
+
+    /// Lets the guest go on.
+    pub(super) fn resume(&self) {
+        self.threads.resume();
     }
 
     /// How the guest has ended, if it has.

@@ -57,7 +57,7 @@ impl Shared {
 
 /// All calls. A verb that a call does not have is a bad request, as cloud-hypervisor sees it.
 pub(super) fn router(shared: Shared) -> Router {
-    let calls: [(&str, MethodRouter<Shared>); 15] = [
+    let calls: [(&str, MethodRouter<Shared>); 16] = [
         ("vmm.ping", get(ping)),
         ("vmm.shutdown", put(shutdown_vmm)),
         ("vm.create", put(create)),
@@ -70,6 +70,7 @@ pub(super) fn router(shared: Shared) -> Router {
         ("vm.power-button", put(power_button)),
         ("vm.info", get(info)),
         ("vm.counters", get(counters)),
+        ("vm.p2p", get(p2p)),
         ("vm.add-device", put(add_device)),
         ("vm.remove-device", put(remove_device)),
         ("events", get(stream::events)),
@@ -140,6 +141,11 @@ async fn info(State(shared): State<Shared>) -> Response {
 async fn counters(State(shared): State<Shared>) -> Response {
     let what = "The VM counters are not available";
     shared.answer(what, Call::Counters).await
+}
+
+async fn p2p(State(shared): State<Shared>) -> Response {
+    let what = "The P2P domains are not available";
+    shared.answer(what, Call::P2p).await
 }
 
 async fn add_device(State(shared): State<Shared>, Json(config): Json<DeviceConfig>) -> Response {

@@ -1,0 +1,76 @@
+//! Who may reach whom: what `vm.p2p` answers. cloud-hypervisor has no such call.
+
+use serde::{Deserialize, Serialize};
+
+/// Answer to `vm.p2p`: who may reach whom, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P2pInfo {
+    /// The domains: members of one reach each other, and nobody else does.
+    pub domains: Vec<P2pDomain>,
+    /// Names of the devices that reach guest memory only.
+    pub others: Vec<String>,
+    /// What is between each two devices with P2P, in each direction.
+    pub routes: Vec<P2pRoute>,
+}
+
+/// A P2P domain of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P2pDomain {
+    /// Its name; none is that of the devices that name none.
+    pub name: Option<String>,
+    /// Its devices.
+    pub members: Vec<P2pMember>,
+}
+
+/// A device in a P2P domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P2pMember {
+    /// Its name.
+    pub id: String,
+    /// Where it is on the host, `0000:03:00.0`.
+    pub host: String,
+    /// Its IOMMU group on the host.
+    pub group: u32,
+    /// Where it is in the guest; none while there is no guest.
+    pub bdf: Option<String>,
+    /// What the others reach now.
+    pub windows: Vec<P2pWindow>,
+}
+
+/// A part of a BAR that peers reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P2pWindow {
+    /// The BAR's number, 0 to 5.
+    pub bar: u8,
+    /// Where it is in the domain's I/O addresses, which are guest-physical.
+    pub base: u64,
+    /// How long it is, in bytes.
+    pub size: u64,
+}
+
+/// What is between two devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P2pRoute {
+    /// Who starts requests.
+    pub from: String,
+    /// Who has the memory.
+    pub to: String,
+    /// Whether hardware and policy let it.
+    pub verdict: P2pVerdict,
+    /// How requests go, if they may.
+    pub route: Option<String>,
+    /// Why they may not.
+    pub reasons: Vec<String>,
+}
+
+/// Whether one device may reach another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum P2pVerdict {
+    /// It may, and does.
+    Allowed,
+    /// It may not, whatever is asked for.
+    Denied,
+    /// It might, but the two are in different domains.
+    Apart,
+}

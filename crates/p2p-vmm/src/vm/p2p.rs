@@ -1,0 +1,132 @@
+//! Who may reach whom in the VM: domains, windows, and what the host says of every pair.
+
+use std::collections::BTreeMap;
+
+use hotplug::DeviceConfig;
+use hotplug::api::{Failure, P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict, P2pWindow};
+use iommu_group::{Route, Verdict};
+use p2p_vfio::{Address, Candidate, DomainName, HostView};
+
+use super::owner::Owner;
+use crate::devices::{Assigned, domain_of};
+use crate::lock::lock;
+
+impl Owner {
+    /// How things are now; routes are those of this moment.
+    pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
+        let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
+        let host = HostView::read(self.policy.clone())?;
+        let mut peers = Vec::new();
+        let mut others = Vec::new();
+        for device in &config.devices {
+            let id = device.id.clone().unwrap_or_default();
+            match domain_of(device) {
+                Some(domain) => peers.push(self.peer(&host, id, device, domain)?),
+                None => others.push(id),
+            }
+        }
+        let mut domains: BTreeMap<DomainName, Vec<P2pMember>> = BTreeMap::new();
+        for peer in &peers {
+            let members = domains.entry(peer.domain.clone()).or_default();
+            members.push(peer.member.clone());
+        }
+        let domains = domains.into_iter().map(|(name, members)| P2pDomain {
+            name: match name {
+                DomainName::Unnamed => None,
+                DomainName::Named(name) => Some(name),
+            },
+            members,
+        });
+        Ok(P2pInfo {
+            domains: domains.collect(),
+            others,
+            routes: routes(&host, &peers),
+        })
+    }
+
+    fn peer(
+        &self,
+        host: &HostView,
+        id: String,
+        device: &DeviceConfig,
+        domain: DomainName,
+    ) -> anyhow::Result<Peer> {
+        let candidate = Candidate::read(host, &device.path, Some(domain.clone()))?;
+        let machine = self.running.as_ref().map(|running| &running.machine);
+        let in_guest = machine.and_then(|machine| {
+            let mut devices = machine.devices.iter();
+            devices.find(|assigned| assigned.id == id)
+        });
+        let member = P2pMember {
+            id,
+            host: candidate.sbdf.to_string(),
+            group: candidate.group.0,
+            bdf: in_guest.map(|assigned| assigned.bdf.to_string()),
+            windows: in_guest.map(windows).unwrap_or_default(),
+        };
+        Ok(Peer {
+            member,
+            domain,
+            candidate,
+        })
+    }
+}
+
+/// A device with P2P.
+struct Peer {
+    member: P2pMember,
+    domain: DomainName,
+    candidate: Candidate,
+}
+
+fn windows(assigned: &Assigned) -> Vec<P2pWindow> {
+    let device = lock(&assigned.device);
+    let windows = device.peer_windows().map(|(bar, range)| P2pWindow {
+        bar,
+        base: range.start().value(),
+        size: range.len_bytes(),
+    });
+    windows.collect()
+}
+
+fn routes(host: &HostView, peers: &[Peer]) -> Vec<P2pRoute> {
+    let verdict = host.verdicts();
+    let pairs = peers
+        .iter()
+        .flat_map(|from| peers.iter().map(move |to| (from, to)))
+        .filter(|(from, to)| from.candidate.sbdf != to.candidate.sbdf);
+    pairs
+        .map(|(from, to)| {
+            let (verdict, route, reasons) = match verdict(from.candidate.sbdf, to.candidate.sbdf) {
+                Verdict::Denied { reasons } => {
+                    let reasons = reasons.iter().map(ToString::to_string).collect();
+                    (P2pVerdict::Denied, None, reasons)
+                }
+                Verdict::Allowed { route, .. } if from.domain == to.domain => {
+                    (P2pVerdict::Allowed, name_of(&route), Vec::new())
+                }
+                Verdict::Allowed { route, .. } => {
+                    let reason = "they are in different P2P domains of this VM".to_owned();
+                    (P2pVerdict::Apart, name_of(&route), vec![reason])
+                }
+            };
+            P2pRoute {
+                from: from.member.id.clone(),
+                to: to.member.id.clone(),
+                verdict,
+                route,
+                reasons,
+            }
+        })
+        .collect()
+}
+
+fn name_of(route: &Route) -> Option<String> {
+    let name = match route {
+        Route::SwitchLocal => "switch-local",
+        Route::SwitchLocalTranslated => "switch-local-translated",
+        Route::HostBridge => "host-bridge",
+        Route::Blocked(_) => return None,
+    };
+    Some(name.to_owned())
+}
