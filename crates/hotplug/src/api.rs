@@ -11,14 +11,20 @@
 #[cfg(feature = "server")]
 mod call;
 #[cfg(feature = "server")]
+mod document;
+#[cfg(feature = "server")]
 mod failure;
 mod p2p;
+#[cfg(all(test, feature = "server"))]
+pub(crate) mod puppet;
 #[cfg(feature = "server")]
 mod server;
 mod types;
 
 #[cfg(feature = "server")]
 pub use call::{Call, CallQueue, Counters, Reply};
+#[cfg(feature = "server")]
+pub use document::openapi;
 #[cfg(feature = "server")]
 pub use failure::Failure;
 pub use p2p::{P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict, P2pWindow};

@@ -22,7 +22,12 @@ const KEYS: [&str; 4] = ["path", "id", "p2p", "p2p_domain"];
 /// # Ok::<(), hotplug::OptionError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(try_from = "DeviceFields")]
+#[cfg_attr(
+    feature = "server",
+    schemars(description = "A device to assign to a VM")
+)]
 pub struct DeviceConfig {
     /// The device's directory in sysfs.
     pub path: PathBuf,
@@ -39,6 +44,7 @@ pub struct DeviceConfig {
 
 /// The JSON of a device as cloud-hypervisor spells it, with what this VMM lacks.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 struct DeviceFields {

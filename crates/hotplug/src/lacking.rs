@@ -12,6 +12,20 @@ impl<'de> Deserialize<'de> for Lacking {
     }
 }
 
+#[cfg(feature = "server")]
+impl schemars::JsonSchema for Lacking {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Lacking".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "What cloud-hypervisor has and this VMM lacks: may be there if it asks for nothing",
+            "enum": [null, false, 0, []]
+        })
+    }
+}
+
 /// Accepts what asks for nothing.
 struct Nothing;
 

@@ -5,6 +5,7 @@
 //! feature `server`, [`api`] has what a VMM needs to be asked by cloud-hypervisor's clients.
 
 pub mod api;
+mod client;
 mod device_config;
 mod event;
 mod lacking;
@@ -13,6 +14,7 @@ mod options;
 mod slots;
 mod vm_config;
 
+pub use client::{Client, ClientError, EventStream, Next};
 pub use device_config::DeviceConfig;
 pub use event::{Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
 pub use options::{OptionError, Options};

@@ -27,7 +27,12 @@ pub use memory::MemoryConfig;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(from = "wire::VmFields")]
+#[cfg_attr(
+    feature = "server",
+    schemars(description = "Everything that describes one VM")
+)]
 pub struct VmConfig {
     /// The vCPUs.
     pub cpus: CpusConfig,
@@ -45,6 +50,7 @@ pub struct VmConfig {
 
 /// What a VM boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(from = "wire::PayloadFields")]
 pub struct PayloadConfig {
     /// The kernel, a bzImage.

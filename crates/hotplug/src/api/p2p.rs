@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Answer to `vm.p2p`: who may reach whom, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct P2pInfo {
     /// The domains: members of one reach each other, and nobody else does.
     pub domains: Vec<P2pDomain>,
@@ -15,6 +16,7 @@ pub struct P2pInfo {
 
 /// A P2P domain of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct P2pDomain {
     /// Its name; none is that of the devices that name none.
     pub name: Option<String>,
@@ -24,6 +26,7 @@ pub struct P2pDomain {
 
 /// A device in a P2P domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct P2pMember {
     /// Its name.
     pub id: String,
@@ -39,6 +42,7 @@ pub struct P2pMember {
 
 /// A part of a BAR that peers reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct P2pWindow {
     /// The BAR's number, 0 to 5.
     pub bar: u8,
@@ -50,6 +54,7 @@ pub struct P2pWindow {
 
 /// What is between two devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct P2pRoute {
     /// Who starts requests.
     pub from: String,
@@ -65,6 +70,7 @@ pub struct P2pRoute {
 
 /// Whether one device may reach another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum P2pVerdict {
     /// It may, and does.

@@ -92,3 +92,6 @@ impl Drop for ApiServer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use crate::VmConfig;
 
 /// Answer to `vmm.ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct VmmPing {
     /// Which build it is.
     pub build_version: String,
@@ -21,6 +22,7 @@ pub struct VmmPing {
 
 /// Where the VM is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub enum VmState {
     /// Described, or switched off.
     Created,
@@ -32,6 +34,7 @@ pub enum VmState {
 
 /// Answer to `vm.info`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct VmInfo {
     /// What was asked for, and came and went since.
     pub config: VmConfig,
@@ -48,6 +51,7 @@ pub type DeviceTree = BTreeMap<String, DeviceNode>;
 
 /// A device in a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct DeviceNode {
     /// Its name.
     pub id: String,
@@ -63,6 +67,7 @@ pub struct DeviceNode {
 
 /// What a device occupies in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub enum Resource {
     /// A base address register.
     PciBar {
@@ -81,6 +86,7 @@ pub enum Resource {
 
 /// How a BAR is addressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub enum BarKind {
     /// I/O ports.
     Io,
@@ -92,6 +98,7 @@ pub enum BarKind {
 
 /// Answer to `vm.add-device` of a VM that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct PciDevice {
     /// Its name.
     pub id: String,
@@ -101,6 +108,7 @@ pub struct PciDevice {
 
 /// Body of `vm.remove-device`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RemoveDevice {
     /// The device's name.

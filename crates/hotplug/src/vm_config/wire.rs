@@ -10,6 +10,7 @@ use crate::lacking::Lacking;
 
 /// `VmConfig`
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct VmFields {
@@ -90,10 +91,14 @@ impl From<VmFields> for VmConfig {
 
 /// `CpusConfig`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct CpusFields {
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 16)))]
     pub(super) boot_vcpus: u32,
+    /// As many as boot_vcpus: none come later.
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 16)))]
     pub(super) max_vcpus: u32,
     #[serde(default, skip_serializing)]
     topology: Lacking,
@@ -115,9 +120,12 @@ impl CpusFields {
 
 /// `MemoryConfig`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct MemoryFields {
+    /// Bytes, in whole pages.
+    #[cfg_attr(feature = "server", schemars(range(min = 4096), extend("multipleOf" = 4096)))]
     pub(super) size: u64,
     #[serde(default, skip_serializing)]
     mergeable: Lacking,
@@ -150,6 +158,7 @@ impl MemoryFields {
 
 /// `PayloadConfig`
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct PayloadFields {
@@ -176,6 +185,7 @@ impl From<PayloadFields> for PayloadConfig {
 
 /// How a console ends in the host, for the serial port and the virtio console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub(crate) enum ConsoleMode {
     Off,
     Null,
@@ -185,6 +195,7 @@ pub(crate) enum ConsoleMode {
 
 /// `SerialConfig`, `ConsoleConfig`
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct ConsoleFields {

@@ -1,0 +1,70 @@
+use super::*;
+use crate::api::puppet::Puppet;
+
+#[test]
+fn a_body_that_is_too_long_is_refused() {
+    let puppet = Puppet::start();
+    let mut stream = connect(&puppet.socket());
+    let head = "PUT /api/v1/vm.create HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 64];
+    // Far more than a body may have; the connection ends before all is sent.
+    let part = [b' '; 64 << 10];
+    let sent = (0..1500)
+        .take_while(|_| stream.write_all(&part).is_ok())
+        .count();
+    assert!(sent < 1500, "all of the body was taken");
+    let count = stream.read(&mut answer).unwrap_or(0);
+    assert!(
+        answer[..count].is_empty() || answer.starts_with(b"HTTP/1.1 413 "),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn a_head_that_is_too_long_is_refused() {
+    let puppet = Puppet::start();
+    let head = format!("GET /api/v1/{} HTTP/1.1\r\n\r\n", "x".repeat(40 << 10));
+    let mut stream = connect(&puppet.socket());
+    let _ = stream.write_all(head.as_bytes());
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn too_many_headers_are_refused() {
+    let puppet = Puppet::start();
+    let headers = "X: y\r\n".repeat(200);
+    let head = format!("GET /api/v1/vmm.ping HTTP/1.1\r\n{headers}\r\n");
+    let answer = ask(&puppet.socket(), head.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for_long() {
+    let puppet = Puppet::start();
+    let head = "PUT /api/v1/vm.create HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{";
+    let answer = ask(&puppet.socket(), head.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+#[test]
+fn a_call_that_gets_no_answer_holds_up_no_other() {
+    let puppet = Puppet::start();
+    let stalls = r#"{"path":"/sys/x","id":"stalls"}"#;
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let mut stream = connect(&puppet.socket());
+        stream
+            .write_all(&request("PUT", "vm.add-device", stalls))
+            .unwrap();
+        waiting.push(stream);
+    }
+    let answer = ask(&puppet.socket(), &request("GET", "vmm.ping", ""));
+    assert_eq!(status(&answer), "HTTP/1.1 200 ");
+}

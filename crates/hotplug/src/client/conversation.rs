@@ -1,0 +1,204 @@
+//! One request and its answer (RFC 9112), by a deadline.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::ClientError;
+
+/// Longest answer, in bytes.
+const MAX_BYTES: usize = 16 << 20;
+/// Most headers of an answer.
+const MAX_HEADERS: usize = 64;
+
+/// A connection that one call is made on.
+pub(super) struct Conversation {
+    stream: UnixStream,
+    call: String,
+    patience: Duration,
+    deadline: Instant,
+}
+
+/// The head of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) status: u16,
+    /// Where the body begins.
+    end: usize,
+    body_bytes: Option<usize>,
+}
+
+impl Head {
+    /// What of `bytes`, which begin with this head, belongs to the body.
+    pub(super) fn body_in<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        bytes.get(self.end..).unwrap_or_default()
+    }
+}
+
+impl Conversation {
+    pub(super) fn open(socket: &Path, call: &str, patience: Duration) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(socket).map_err(|source| ClientError::Connect {
+            socket: socket.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            stream,
+            call: call.to_owned(),
+            patience,
+            deadline: Instant::now() + patience,
+        })
+    }
+
+    /// Sends the request that begins with `line`.
+    pub(super) fn ask(&mut self, line: &str, body: Option<&[u8]>) -> Result<(), ClientError> {
+        let mut request = format!("{line}\r\nHost: localhost\r\nAccept: */*\r\n").into_bytes();
+        if let Some(body) = body {
+            let length = format!("Content-Length: {}\r\n", body.len());
+            request.extend_from_slice(length.as_bytes());
+            request.extend_from_slice(b"Content-Type: application/json\r\n");
+        }
+        request.extend_from_slice(b"\r\n");
+        request.extend_from_slice(body.unwrap_or_default());
+        let left = self.left()?;
+        let sent = self
+            .stream
+            .set_write_timeout(Some(left))
+            .and_then(|()| self.stream.write_all(&request));
+        sent.map_err(|source| self.broken(source))
+    }
+
+    /// The body of the answer, if there is one; an error if the answer is one.
+    pub(super) fn answer(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        let (head, bytes) = self.head()?;
+        let mut body = head.body_in(&bytes).to_vec();
+        let wanted = head.body_bytes.unwrap_or(0);
+        if wanted > MAX_BYTES {
+            return Err(self.malformed("it is too long"));
+        }
+        while body.len() < wanted {
+            self.read(&mut body)?;
+        }
+        body.truncate(wanted);
+        if (200..300).contains(&head.status) {
+            return Ok((!body.is_empty()).then_some(body));
+        }
+        Err(ClientError::told(&self.call, head.status, &body))
+    }
+
+    /// The head of the answer, and all that has come so far.
+    pub(super) fn head(&mut self) -> Result<(Head, Vec<u8>), ClientError> {
+        let mut bytes = Vec::new();
+        loop {
+            self.read(&mut bytes)?;
+            match parse_head(&bytes) {
+                Ok(Some(head)) => return Ok((head, bytes)),
+                Ok(None) if bytes.len() < MAX_BYTES => {}
+                Ok(None) => return Err(self.malformed("its head is too long")),
+                Err(what) => return Err(self.malformed(&what)),
+            }
+        }
+    }
+
+    /// Gives up the connection for what follows the head.
+    pub(super) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
+    /// Reads what there is, at least a byte.
+    fn read(&mut self, into: &mut Vec<u8>) -> Result<(), ClientError> {
+        let mut some = [0; 4096];
+        let left = self.left()?;
+        let count = self
+            .stream
+            .set_read_timeout(Some(left))
+            .and_then(|()| self.stream.read(&mut some))
+            .map_err(|source| self.broken(source))?;
+        if count == 0 {
+            return Err(self.broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        into.extend_from_slice(some.get(..count).unwrap_or_default());
+        Ok(())
+    }
+
+    fn left(&self) -> Result<Duration, ClientError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.late());
+        }
+        Ok(left)
+    }
+
+    fn late(&self) -> ClientError {
+        ClientError::Late {
+            call: self.call.clone(),
+            patience: self.patience,
+        }
+    }
+
+    fn broken(&self, source: io::Error) -> ClientError {
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.late(),
+            _ => ClientError::Broken {
+                call: self.call.clone(),
+                source,
+            },
+        }
+    }
+
+    fn malformed(&self, what: &str) -> ClientError {
+        ClientError::malformed(&self.call, what)
+    }
+}
+
+/// The head at the beginning of `bytes`; none if it is not complete.
+fn parse_head(bytes: &[u8]) -> Result<Option<Head>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    let end = match response.parse(bytes).map_err(|error| error.to_string())? {
+        httparse::Status::Complete(end) => end,
+        httparse::Status::Partial => return Ok(None),
+    };
+    let length = response
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let body_bytes = length
+        .map(|header| std::str::from_utf8(header.value).unwrap_or_default().trim())
+        .map(|text| text.parse().map_err(|_| format!("its length is {text:?}")))
+        .transpose()?;
+    Ok(Some(Head {
+        status: response.code.unwrap_or_default(),
+        end,
+        body_bytes,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_of_cloud_hypervisor_are_understood() {
+        let bytes = b"HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\
+            Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+        let head = parse_head(bytes).unwrap().unwrap();
+        assert_eq!((head.status, head.body_bytes), (200, Some(2)));
+        assert_eq!(bytes.get(head.end..), Some(b"{}".as_slice()));
+        let empty = b"HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\n\r\n";
+        let head = parse_head(empty).unwrap().unwrap();
+        assert_eq!((head.status, head.body_bytes), (204, None));
+    }
+
+    #[test]
+    fn a_head_may_come_in_parts() {
+        assert_eq!(parse_head(b"HTTP/1.1 200 \r\nServ"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_no_http_is_refused() {
+        assert!(parse_head(b"hello\r\n\r\n").is_err());
+        let bytes = b"HTTP/1.1 200 \r\nContent-Length: -1\r\n\r\n";
+        assert!(parse_head(bytes).unwrap_err().contains("-1"));
+    }
+}

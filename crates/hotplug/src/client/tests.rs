@@ -1,0 +1,73 @@
+use super::*;
+use crate::Event;
+use crate::api::puppet::{Puppet, REASON};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn device(id: &str) -> DeviceConfig {
+    DeviceConfig {
+        path: "/sys/x".into(),
+        id: Some(id.to_owned()),
+        p2p: true,
+        p2p_domain: None,
+    }
+}
+
+#[test]
+fn calls_are_answered() {
+    let puppet = Puppet::start();
+    let client = Client::new(puppet.socket());
+    assert_eq!(client.ping().unwrap().build_version, "puppet");
+    client.act("vm.pause").unwrap();
+    let added = client.add_device(&device("nvme0")).unwrap().unwrap();
+    assert_eq!(added.bdf, "0000:02:00.0");
+}
+
+#[test]
+fn a_refusal_is_told_apart_from_a_failure() {
+    let puppet = Puppet::start();
+    let client = Client::new(puppet.socket());
+    let error = client.add_device(&device("refused")).unwrap_err();
+    let ClientError::Refused { reasons, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(reasons, [REASON]);
+
+    let error = client.info().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "vm.info: The VM info is not available: VM is not created"
+    );
+}
+
+#[test]
+fn a_call_that_gets_no_answer_ends_by_its_deadline() {
+    let puppet = Puppet::start();
+    let client = Client::new(puppet.socket()).with_patience(Duration::from_millis(50));
+    let error = client.add_device(&device("stalls")).unwrap_err();
+    assert!(matches!(error, ClientError::Late { .. }), "{error}");
+}
+
+#[test]
+fn where_nobody_listens_is_said() {
+    let error = Client::new("/nonexistent/socket").ping().unwrap_err();
+    assert_eq!(error.to_string(), "cannot connect to /nonexistent/socket");
+}
+
+#[test]
+fn events_come_as_they_happen_until_the_end() {
+    let mut puppet = Puppet::start();
+    let client = Client::new(puppet.socket());
+    let mut events = client.events().unwrap();
+    assert_eq!(events.next(Duration::from_millis(1)).unwrap(), Next::Quiet);
+    client.add_device(&device("nvme0")).unwrap();
+    puppet.events.publish(&Event::VmPaused);
+    for name in ["device-added", "paused"] {
+        let Next::Event(record) = events.next(SOON).unwrap() else {
+            panic!("no event {name}");
+        };
+        assert_eq!(record.event, name);
+    }
+    puppet.stop_serving();
+    assert_eq!(events.next(SOON).unwrap(), Next::End);
+}
