@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use hotplug::DeviceConfig;
 use iommu_group::{Policy, ResetMask, Sbdf, Scope};
 
 use crate::goals::GoalArgs;
@@ -135,6 +136,12 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Look at a running VM, add and remove its devices, through the API of its VMM
+    Vm {
+        /// What to do
+        #[command(subcommand)]
+        verb: VmVerb,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -145,6 +152,68 @@ pub(crate) enum Command {
         /// The command
         command: Option<String>,
     },
+}
+
+/// What to do with a running VM.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmVerb {
+    /// Show the VM and its devices
+    Info {
+        #[command(flatten)]
+        at: Socket,
+    },
+    /// Add a device (exit 2 if it is refused; nothing is changed then)
+    Add {
+        #[command(flatten)]
+        at: Socket,
+        /// The device, as p2p-vmm's --device takes it; 03:00.0,p2p=on will do
+        #[arg(value_name = "FUNCTION|path=SYSFS[,id=NAME][,p2p=on][,p2p_domain=NAME]", value_parser = device)]
+        device: DeviceConfig,
+    },
+    /// Ask the guest to let go of a device and wait until it is free (exit 1 if the guest does not)
+    Remove {
+        #[command(flatten)]
+        at: Socket,
+        /// The device's name: p2pctl vm info lists them
+        id: String,
+        /// How long the guest may take, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        timeout: u32,
+        /// Take the device away when the time is up, ready or not
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print what happens, as it happens, until the VMM ends
+    Events {
+        #[command(flatten)]
+        at: Socket,
+    },
+    /// Show who may reach whom, and how
+    P2p {
+        #[command(flatten)]
+        at: Socket,
+    },
+}
+
+/// Which VMM.
+#[derive(Debug, Args)]
+pub(crate) struct Socket {
+    /// Socket of the VMM's API, as given to its --api-socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) api_socket: PathBuf,
+}
+
+/// `03:00.0,p2p=on`, or an option list with a path.
+fn device(text: &str) -> Result<DeviceConfig, String> {
+    let (first, rest) = text.split_once(',').unwrap_or((text, ""));
+    let spelled = match first.parse::<Sbdf>() {
+        Ok(sbdf) if rest.is_empty() => format!("path=/sys/bus/pci/devices/{sbdf}"),
+        Ok(sbdf) => format!("path=/sys/bus/pci/devices/{sbdf},{rest}"),
+        Err(_) => text.to_owned(),
+    };
+    spelled
+        .parse()
+        .map_err(|error: hotplug::OptionError| error.to_string())
 }
 
 /// Between which devices P2P is allowed at all.

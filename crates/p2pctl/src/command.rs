@@ -8,6 +8,7 @@ pub(crate) mod matrix;
 mod plan;
 mod reset_scope;
 mod topology;
+mod vm;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
@@ -79,6 +80,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             };
             draw::run(&load()?, &request)
         }
+        Command::Vm { verb } => vm::run(verb, json, terminal),
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "p2pctl", &mut out);

@@ -1,4 +1,5 @@
 //! The owner of a VM that there is not: answers calls as the VMM does whose VM runs with one device.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,0 +1,75 @@
+//! `p2pctl vm`: a running VM, through the API of its VMM.
+
+mod events;
+mod info;
+mod p2p;
+mod remove;
+
+use anyhow::Result;
+use hotplug::{Client, ClientError, DeviceConfig};
+use serde_json::json;
+
+use crate::answer::Answer;
+use crate::cli::VmVerb;
+use crate::show::{Line, Terminal, Text, Tone};
+
+/// Does what is asked of the VMM at the socket.
+pub(crate) fn run(verb: &VmVerb, json: bool, terminal: &Terminal) -> Result<Answer> {
+    let answer = match verb {
+        VmVerb::Info { at } => info::run(&Client::new(&at.api_socket), json, terminal.width),
+        VmVerb::P2p { at } => p2p::run(&Client::new(&at.api_socket), json, terminal.width),
+        VmVerb::Events { at } => events::run(&Client::new(&at.api_socket), json),
+        VmVerb::Add { at, device } => add(&Client::new(&at.api_socket), device, json),
+        VmVerb::Remove {
+            at,
+            id,
+            timeout,
+            force,
+        } => {
+            let request = remove::Request {
+                id,
+                timeout: std::time::Duration::from_secs((*timeout).into()),
+                force: *force,
+            };
+            remove::run(&Client::new(&at.api_socket), &request, json)
+        }
+    };
+    answer.or_else(|error| match error.downcast::<ClientError>() {
+        Ok(ClientError::Refused { reasons, .. }) => refused(&reasons, json),
+        Ok(error) => Err(error.into()),
+        Err(error) => Err(error),
+    })
+}
+
+fn add(client: &Client, device: &DeviceConfig, json: bool) -> Result<Answer> {
+    let added = client.add_device(device)?;
+    if json {
+        return Answer::json(&added);
+    }
+    let mut text = Text::new();
+    text.push(match added {
+        Some(added) => Line::new()
+            .strong(&added.id)
+            .plain(format_args!(" is {} in the guest", added.bdf)),
+        None => Line::new().plain("the device will be there when the VM boots"),
+    });
+    Ok(Answer::text(text))
+}
+
+/// A refusal: the reasons, each with its next step.
+fn refused(reasons: &[String], json: bool) -> Result<Answer> {
+    if json {
+        return Ok(Answer::json(&json!({ "refused": reasons }))?.refused_if(true));
+    }
+    let mut answer = Answer::text(Text::new()).refused_if(true);
+    for reason in reasons {
+        let mut lines = reason.lines();
+        let first = lines.next().unwrap_or_default();
+        let line = Line::new().toned(Tone::Bad, "refused: ").plain(first);
+        answer.talk.push(line);
+        for line in lines {
+            answer.talk.push(Line::new().plain("         ").plain(line));
+        }
+    }
+    Ok(answer)
+}

@@ -1,0 +1,104 @@
+//! `p2pctl vm info`: the VM and its devices.
+//!
+//! Also of cloud-hypervisor, whose description of a VM has more than this project's: what is not known is passed over.
+
+use anyhow::Result;
+use hotplug::Client;
+use serde_json::Value;
+
+use crate::answer::Answer;
+use crate::show::{Line, Table, Text};
+
+pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer> {
+    let info: Value = client.get("vm.info")?;
+    if json {
+        return Answer::json(&info);
+    }
+    let text_at = |pointer: &str| info.pointer(pointer).and_then(Value::as_str);
+    let number_at = |pointer: &str| info.pointer(pointer).and_then(Value::as_u64);
+    let mut text = Text::new();
+    let state = text_at("/state").unwrap_or("unknown").to_lowercase();
+    let vcpus = number_at("/config/cpus/boot_vcpus").unwrap_or(0);
+    let memory = bytes(number_at("/memory_actual_size").unwrap_or(0));
+    text.push(
+        Line::new()
+            .strong(&state)
+            .plain(format_args!(", {vcpus} vCPUs, {memory} memory")),
+    );
+    let mut table = Table::new(["device", "in the guest", "P2P", "BARs", "on the host"]);
+    let configured = info.pointer("/config/devices").and_then(Value::as_array);
+    for device in configured.into_iter().flatten() {
+        table.row(row(device, info.get("device_tree")));
+    }
+    if configured.is_none_or(Vec::is_empty) {
+        text.push(Line::new().plain("no devices are assigned"));
+    } else {
+        text.extend(table.render(width));
+    }
+    Ok(Answer::text(text))
+}
+
+fn row(device: &Value, tree: Option<&Value>) -> Vec<Line> {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let id = text(device.get("id")).unwrap_or_default();
+    let node = tree.and_then(|tree| tree.get(&id));
+    let bdf = text(node.and_then(|node| node.get("pci_bdf")));
+    let p2p = match device.get("p2p").and_then(Value::as_bool) {
+        Some(true) => text(device.get("p2p_domain")).unwrap_or_else(|| "on".to_owned()),
+        Some(false) | None => "off".to_owned(),
+    };
+    let resources = node.and_then(|node| node.get("resources"));
+    let bars = resources.and_then(Value::as_array).into_iter().flatten();
+    let bars: Vec<String> = bars.filter_map(|bar| bar.get("PciBar")).map(bar).collect();
+    let path = text(device.get("path")).unwrap_or_default();
+    let host = path.rsplit('/').next().unwrap_or_default().to_owned();
+    [
+        id,
+        bdf.unwrap_or_else(|| "–".to_owned()),
+        p2p,
+        bars.join(" "),
+        host,
+    ]
+    .map(|cell| Line::new().plain(cell))
+    .into()
+}
+
+/// `0:16K@0xc0000000`
+fn bar(bar: &Value) -> String {
+    let number = |key: &str| bar.get(key).and_then(Value::as_u64).unwrap_or(0);
+    format!(
+        "{}:{}@{:#x}",
+        number("index"),
+        bytes(number("size")),
+        number("base")
+    )
+}
+
+/// A size in the largest unit that leaves no fraction.
+pub(super) fn bytes(bytes: u64) -> String {
+    let units = [(30, "G"), (20, "M"), (10, "K")];
+    let fits = |shift: &u32| bytes > 0 && bytes.trailing_zeros() >= *shift;
+    match units.iter().find(|(shift, _)| fits(shift)) {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => bytes.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_largest_unit_without_a_fraction() {
+        for (size, text) in [
+            (0, "0"),
+            (512, "512"),
+            (4096, "4K"),
+            (16 << 20, "16M"),
+            (1 << 30, "1G"),
+            (1536 << 20, "1536M"),
+        ] {
+            assert_eq!(bytes(size), text);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `p2pctl vm p2p`: who may reach whom.
+
+use anyhow::Result;
+use hotplug::Client;
+use hotplug::api::{P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict};
+
+use super::info::bytes;
+use crate::answer::Answer;
+use crate::show::{Line, Table, Text, Tone};
+
+pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer> {
+    let info = client.p2p()?;
+    if json {
+        return Answer::json(&info);
+    }
+    Ok(Answer::text(show(&info, width)))
+}
+
+fn show(info: &P2pInfo, width: usize) -> Text {
+    let mut text = Text::new();
+    if info.domains.is_empty() {
+        text.push(Line::new().plain("no device has P2P: it is off unless asked for (p2p=on)"));
+    }
+    for domain in &info.domains {
+        text.extend(members(domain, width));
+        text.blank();
+    }
+    for route in &info.routes {
+        text.push(line(route));
+    }
+    if !info.others.is_empty() {
+        let others = info.others.join(" ");
+        text.push(Line::new().plain(format_args!("guest memory only: {others}")));
+    }
+    text
+}
+
+fn members(domain: &P2pDomain, width: usize) -> Text {
+    let mut text = Text::new();
+    let name = domain.name.as_deref().unwrap_or("without a name");
+    text.push(Line::new().strong(format_args!("domain {name}")));
+    let mut table = Table::new(["device", "on the host", "group", "in the guest", "windows"]);
+    for member in &domain.members {
+        table.row(row(member));
+    }
+    text.extend(table.render(width));
+    text
+}
+
+fn row(member: &P2pMember) -> Vec<Line> {
+    let windows = member.windows.iter();
+    let windows: Vec<String> = windows
+        .map(|window| format!("{}:{}@{:#x}", window.bar, bytes(window.size), window.base))
+        .collect();
+    [
+        member.id.clone(),
+        member.host.clone(),
+        member.group.to_string(),
+        member.bdf.clone().unwrap_or_else(|| "–".to_owned()),
+        windows.join(" "),
+    ]
+    .map(|cell| Line::new().plain(cell))
+    .into()
+}
+
+fn line(route: &P2pRoute) -> Line {
+    let pair = Line::new().plain(format_args!("{} → {}: ", route.from, route.to));
+    let way = route.route.as_deref().unwrap_or("no route");
+    let reasons = route.reasons.join("; ");
+    match route.verdict {
+        P2pVerdict::Allowed => pair
+            .toned(Tone::Good, "allowed")
+            .plain(format_args!(", {way}")),
+        P2pVerdict::Apart => pair.plain(format_args!("kept apart, {reasons}")),
+        P2pVerdict::Denied => pair
+            .toned(Tone::Bad, "denied")
+            .plain(format_args!(", {reasons}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_say_the_answer_first() {
+        let route = |verdict, reasons: &[&str]| P2pRoute {
+            from: "a".into(),
+            to: "b".into(),
+            verdict,
+            route: Some("host-bridge".into()),
+            reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect(),
+        };
+        let text = |route| {
+            let mut text = Text::new();
+            text.push(line(&route));
+            text.render(false)
+        };
+        let allowed = text(route(P2pVerdict::Allowed, &[]));
+        assert_eq!(allowed, "a → b: allowed, host-bridge\n");
+        let denied = text(route(P2pVerdict::Denied, &["two groups", "no route"]));
+        assert_eq!(denied, "a → b: denied, two groups; no route\n");
+    }
+}
