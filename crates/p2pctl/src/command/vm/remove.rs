@@ -42,6 +42,8 @@ pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<
     let started = Instant::now();
     let mut progress = Progress::start(request.id, request.timeout);
     let ended = match events {
+        // Without a guest there is nobody to wait for.
+        _ if is_gone(client, request.id)? => Ok(()),
         Some(events) => wait(events, request, &mut progress),
         None => poll(client, request, &mut progress),
     };
@@ -94,13 +96,18 @@ fn ended(record: &Record, id: &str) -> Option<Result<()>> {
     }
 }
 
+/// Whether no guest has the device.
+fn is_gone(client: &Client, id: &str) -> Result<bool> {
+    let info: Value = client.get("vm.info")?;
+    let tree = info.get("device_tree").and_then(Value::as_object);
+    Ok(tree.is_none_or(|tree| !tree.contains_key(id)))
+}
+
 /// Asks until the device is gone.
 fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Result<()> {
     let deadline = Instant::now() + request.timeout;
     while Instant::now() < deadline {
-        let info: Value = client.get("vm.info")?;
-        let tree = info.get("device_tree").and_then(Value::as_object);
-        if tree.is_none_or(|tree| !tree.contains_key(request.id)) {
+        if is_gone(client, request.id)? {
             return Ok(());
         }
         progress.tick();
