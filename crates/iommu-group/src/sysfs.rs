@@ -3,6 +3,7 @@
 mod device;
 mod error;
 mod group;
+mod iommu;
 
 use std::path::{Path, PathBuf};
 

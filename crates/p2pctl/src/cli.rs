@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -118,6 +119,15 @@ pub(crate) enum Command {
         /// Functions that you own: refuse a reset that hits others
         #[arg(long, value_name = "FUNCTION", num_args = 1..)]
         owned: Vec<Sbdf>,
+    },
+    /// Start cloud-hypervisor with P2P between the devices that have p2p=on, and no others (exit 2 if refused)
+    Launch {
+        /// Only print the command line that would be run, and why it differs
+        #[arg(long)]
+        dry_run: bool,
+        /// cloud-hypervisor and its options; p2p=on|off in --device
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
     },
     /// Print the machine as one file that every command reads back with --from
     Dump,

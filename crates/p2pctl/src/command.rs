@@ -4,6 +4,7 @@ mod draw;
 mod dump;
 mod explain;
 mod groups;
+mod launch;
 pub(crate) mod matrix;
 mod plan;
 mod reset_scope;
@@ -64,6 +65,13 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 owned,
             };
             reset_scope::run(&load()?, &request, json, terminal.width)
+        }
+        Command::Launch { dry_run, command } => {
+            let request = launch::Request {
+                command,
+                dry_run: *dry_run,
+            };
+            launch::run(&cli.global, &request, terminal)
         }
         Command::Dump => Ok(dump::run(&load()?)),
         Command::Draw {

@@ -1,9 +1,11 @@
 //! `p2pctl`: look at, explain and plan peer-to-peer DMA between the PCIe devices of a host.
 //!
-//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Nothing here writes to the host.
+//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Nothing here writes to the
+//! host; `launch` becomes the VMM that it starts.
 
 mod answer;
 mod cli;
+mod cloud_hypervisor;
 mod command;
 mod describe;
 mod draw;

@@ -53,7 +53,8 @@ impl Source {
     }
 }
 
-fn scan(root: &Path) -> Result<Topology> {
+/// Reads a directory that is `/sys` or looks like it.
+pub(crate) fn scan(root: &Path) -> Result<Topology> {
     if !root.is_dir() {
         bail!("{} is not a directory", root.display());
     }

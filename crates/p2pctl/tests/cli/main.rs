@@ -11,6 +11,7 @@ mod draw;
 mod fixtures;
 mod groups;
 mod json;
+mod launch;
 mod machine;
 mod machines;
 mod plans;

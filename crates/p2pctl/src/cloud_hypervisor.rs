@@ -1,0 +1,21 @@
+//! What is known of cloud-hypervisor as its releases are: its command line, its memory map, and what of peer-to-peer
+//! can be held with it.
+//!
+//! A VM of it has one IOMMU context. Every BAR of every device is mapped there or none is, so it has one P2P domain to
+//! which all devices belong, or none. Its guest has one flat bus, and where BARs are is its own choice.
+
+mod command_line;
+mod device;
+mod memory;
+mod option_list;
+mod refusal;
+mod rewrite;
+mod rules;
+mod version;
+
+pub(crate) use command_line::CommandLine;
+pub(crate) use device::Asked;
+pub(crate) use refusal::Refusal;
+pub(crate) use rewrite::{Change, Rewritten, asked, option, rewrite};
+pub(crate) use rules::{Facts, Host};
+pub(crate) use version::Version;

@@ -1,0 +1,99 @@
+//! A device as `--device` asks for it.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::option_list::{OptionList, Unpaired, switch};
+
+/// What somebody wants of a device. `p2p` and `p2p_domain` are taken out of the list: cloud-hypervisor does not know
+/// them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// What is left for cloud-hypervisor.
+    pub(crate) options: OptionList,
+    /// The device in sysfs; `None` if it is handed over as a descriptor.
+    pub(crate) path: Option<PathBuf>,
+    /// Whether it shall have peers.
+    pub(crate) p2p: bool,
+    /// The domain of its peers.
+    pub(crate) domain: Option<String>,
+    /// Whether it is behind the guest's own IOMMU, in a context of its own.
+    pub(crate) viommu: bool,
+    /// The clique that it is to show, if one is asked for by number.
+    pub(crate) clique: Option<String>,
+}
+
+/// Why `--device` was not understood.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum AskError {
+    #[error("--device {0}")]
+    Unpaired(#[from] Unpaired),
+    #[error("--device {text}: {key} is on or off")]
+    NoSwitch { text: String, key: &'static str },
+    #[error("--device {text}: p2p_domain needs p2p=on")]
+    DomainAlone { text: String },
+}
+
+impl Asked {
+    pub(crate) fn parse(text: &str) -> Result<Self, AskError> {
+        let mut options = OptionList::parse(text)?;
+        let on = |key, value: Option<String>| match value.as_deref().map(switch) {
+            None => Ok(false),
+            Some(Some(on)) => Ok(on),
+            Some(None) => Err(AskError::NoSwitch {
+                text: text.to_owned(),
+                key,
+            }),
+        };
+        let p2p = on("p2p", options.take("p2p"))?;
+        let viommu = on("iommu", options.get("iommu"))?;
+        let domain = options.take("p2p_domain");
+        if domain.is_some() && !p2p {
+            return Err(AskError::DomainAlone {
+                text: text.to_owned(),
+            });
+        }
+        Ok(Self {
+            path: options.get("path").map(PathBuf::from),
+            clique: options.get("x_nv_gpudirect_clique"),
+            options,
+            p2p,
+            domain,
+            viommu,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ours_is_taken_out() {
+        let asked = Asked::parse("path=/a,p2p=on,id=x,p2p_domain=left,iommu=off").unwrap();
+        assert_eq!(asked.options.to_string(), "path=/a,id=x,iommu=off");
+        assert!(asked.p2p && !asked.viommu);
+        assert_eq!(asked.domain.as_deref(), Some("left"));
+        assert_eq!(asked.path, Some("/a".into()));
+    }
+
+    #[test]
+    fn peers_are_asked_for_by_name_only() {
+        let asked = Asked::parse("fd=4,x_nv_gpudirect_clique=1").unwrap();
+        assert!(!asked.p2p && asked.path.is_none());
+        assert_eq!(asked.clique.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, words) in [
+            ("path=/a,p2p=perhaps", "p2p is on or off"),
+            ("path=/a,p2p_domain=x", "needs p2p=on"),
+            ("path=/a,x_exclude_mmap_bars=[0", "do not pair up"),
+        ] {
+            let error = Asked::parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Where cloud-hypervisor puts memory and BARs of a guest on x86-64.
+
+use std::ops::RangeInclusive;
+
+use super::command_line::CommandLine;
+use super::option_list::OptionList;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// RAM below 4 GiB ends here, and 32-bit BARs begin.
+const RAM_32_END: u64 = 3 * GIB;
+/// Size of the place for 32-bit BARs.
+const BARS_32_BYTES: u64 = 640 * MIB;
+const FOUR_GIB: u64 = 4 * GIB;
+/// Memory that is plugged starts at such boundaries, once for each region.
+const PLUG_ALIGN: u64 = 128 * MIB;
+/// What it takes for granted without `--memory`.
+const DEFAULT_BYTES: u64 = 512 * MIB;
+/// Physical addresses that it gives a guest without `max_phys_bits`, if the CPU has as many.
+pub(crate) const DEFAULT_BITS: u8 = 46;
+
+/// Memory of a guest in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GuestMemory {
+    /// What it boots with.
+    pub(crate) boot: u64,
+    /// What can be plugged, with what is lost by alignment.
+    pub(crate) plugged: u64,
+}
+
+impl GuestMemory {
+    /// From `--memory` and `--memory-zone`; `None` if a size is none.
+    pub(crate) fn asked_for(line: &CommandLine) -> Option<Self> {
+        let mut memory = Self {
+            boot: 0,
+            plugged: 0,
+        };
+        let own = line.values("--memory");
+        if own.is_empty() {
+            memory.boot = DEFAULT_BYTES;
+        }
+        for value in own.into_iter().chain(line.values("--memory-zone")) {
+            let list = OptionList::parse(&value.text).ok()?;
+            if let Some(size) = list.get("size") {
+                memory.boot = memory.boot.checked_add(bytes(&size)?)?;
+            }
+            if let Some(size) = list.get("hotplug_size") {
+                let more = bytes(&size)?.checked_add(2 * PLUG_ALIGN)?;
+                memory.plugged = memory.plugged.checked_add(more)?;
+            }
+        }
+        Some(memory)
+    }
+
+    /// Where it can be. What is plugged is always above 4 GiB.
+    pub(crate) fn ranges(self) -> Vec<RangeInclusive<u64>> {
+        let low = self.boot.min(RAM_32_END);
+        let high = (self.boot - low).saturating_add(self.plugged);
+        [(0, low), (FOUR_GIB, high)]
+            .into_iter()
+            .filter(|(_, len)| *len > 0)
+            .map(|(start, len)| start..=start.saturating_add(len - 1))
+            .collect()
+    }
+
+    /// Where 64-bit BARs can be, in a guest with so many physical address bits; `None` if there is no place.
+    pub(crate) fn bars_64(self, bits: u8) -> Option<RangeInclusive<u64>> {
+        let start = self
+            .ranges()
+            .last()
+            .map_or(FOUR_GIB, |ram| ram.end().saturating_add(1).max(FOUR_GIB));
+        let end = 1_u64
+            .checked_shl(u32::from(bits))
+            .map_or(u64::MAX, |end| end - 1);
+        (start < end).then_some(start..=end)
+    }
+}
+
+/// Where 32-bit BARs can be.
+pub(crate) fn bars_32() -> RangeInclusive<u64> {
+    RAM_32_END..=RAM_32_END + BARS_32_BYTES - 1
+}
+
+/// What two ranges have in common.
+pub(crate) fn overlap(
+    a: &RangeInclusive<u64>,
+    b: &RangeInclusive<u64>,
+) -> Option<RangeInclusive<u64>> {
+    let both = *a.start().max(b.start())..=*a.end().min(b.end());
+    (!both.is_empty()).then_some(both)
+}
+
+/// `512M`, `1G`, `4096K` or a number of bytes.
+fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (number, shift) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(number) if text.ends_with('K') => (number, 10),
+        Some(number) if text.ends_with('M') => (number, 20),
+        Some(number) => (number, 30),
+        None => (text, 0),
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(words: &[&str]) -> Option<GuestMemory> {
+        let words = ["ch"].iter().chain(words).map(|word| (*word).into());
+        GuestMemory::asked_for(&CommandLine::new(words.collect()))
+    }
+
+    #[test]
+    fn memory_is_below_3_gib_and_above_4() {
+        assert_eq!(memory(&[]).unwrap().ranges(), [0..=512 * MIB - 1]);
+        let large = memory(&["--memory", "size=5G,shared=on"]).unwrap();
+        assert_eq!(
+            large.ranges(),
+            [0..=RAM_32_END - 1, FOUR_GIB..=FOUR_GIB + 2 * GIB - 1]
+        );
+        assert_eq!(large.bars_64(39), Some(6 * GIB..=(1 << 39) - 1));
+        assert_eq!(large.bars_64(32), None);
+    }
+
+    #[test]
+    fn zones_add_up_and_plugged_memory_is_above_4_gib() {
+        let zones = [
+            "--memory=size=0",
+            "--memory-zone",
+            "id=a,size=1G",
+            "id=b,size=1G,hotplug_size=1G",
+        ];
+        let zones = memory(&zones).unwrap();
+        assert_eq!(zones.boot, 2 * GIB);
+        assert_eq!(zones.ranges()[1], FOUR_GIB..=FOUR_GIB + GIB + 256 * MIB - 1);
+    }
+
+    #[test]
+    fn what_is_no_size_is_not_guessed() {
+        assert_eq!(memory(&["--memory", "size=lots"]), None);
+        assert_eq!(memory(&["--memory", "size=99999999999G"]), None);
+        assert_eq!(memory(&["--memory", "size=[1"]), None);
+    }
+
+    #[test]
+    fn ranges_overlap_or_do_not() {
+        assert_eq!(overlap(&(0..=9), &(9..=20)), Some(9..=9));
+        assert_eq!(overlap(&(0..=9), &(10..=20)), None);
+    }
+}

@@ -1,0 +1,154 @@
+//! What cannot be had with cloud-hypervisor, and what to do about it.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use iommu_group::{Sbdf, SysfsError};
+use thiserror::Error;
+
+use super::version::Version;
+
+/// Why a VM is not started as asked. Nothing was changed.
+#[derive(Debug, Error)]
+pub(crate) enum Refusal {
+    /// It may not have these devices like this, whatever the VMM.
+    #[error(transparent)]
+    Admission(#[from] p2p_vfio::Refusal),
+    /// A device that the host does not have, or that no IOMMU guards.
+    #[error("{source}\n       {}", way_out(source))]
+    Host { source: SysfsError },
+    /// It could, but not with cloud-hypervisor.
+    #[error("{}", Lines(.0))]
+    Limits(Vec<Limit>),
+}
+
+fn way_out(error: &SysfsError) -> &'static str {
+    match error {
+        SysfsError::NoGroup { .. } => {
+            "an IOMMU is needed: intel_iommu=on or amd_iommu=on, and VT-d or AMD-Vi in the firmware"
+        }
+        _ => {
+            "give the directory of a PCI function, path=/sys/bus/pci/devices/0000:03:00.0 (lspci -D lists them)"
+        }
+    }
+}
+
+struct Lines<'a>(&'a [Limit]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, limit) in self.0.iter().enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{limit}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that cannot be had; its text ends with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum Limit {
+    /// More than one domain.
+    #[error(
+        "a VM of cloud-hypervisor has one IOMMU context, so all peers are in one P2P domain: {a} and {b} are not\n       \
+         give them one p2p_domain, or use p2p-vmm, which has a context for each domain"
+    )]
+    Domains { a: Sbdf, b: Sbdf },
+    /// A device outside of the domain.
+    #[error(
+        "{other} cannot be kept from its neighbours' BARs: cloud-hypervisor maps those of {peer} for every device of the VM\n       \
+         give p2p=on to {other} as well, leave it out of this VM, or use p2p-vmm, which keeps them apart"
+    )]
+    Outsider { peer: Sbdf, other: String },
+    /// BARs would have to be at their bus addresses.
+    #[error(
+        "{a} and {b} would reach each other straight across a switch, by bus address, and cloud-hypervisor gives BARs \
+         addresses of its own\n       \
+         p2pctl plan --join {a} {b} --route iommu   says how such requests could go through the IOMMU\n       \
+         or use p2p-vmm, which keeps bus addresses"
+    )]
+    BusAddress { a: Sbdf, b: Sbdf },
+    /// A BAR might get an address that a port takes for its own.
+    #[error(
+        "requests of {from} for {to} may go astray: cloud-hypervisor may put a BAR of {to} where {port} routes by address \
+         ({})\n       \
+         p2pctl plan --join {from} {to} --route iommu   says how all could go through the IOMMU\n       \
+         or use p2p-vmm, which chooses addresses that are free",
+        Hex(window)
+    )]
+    Window {
+        from: Sbdf,
+        to: Sbdf,
+        port: Sbdf,
+        window: RangeInclusive<u64>,
+    },
+    /// Guest memory is where a switch routes by address.
+    #[error(
+        "guest memory would be where switch port {port} routes by address ({}): requests of {device} would hit another \
+         device instead\n       \
+         give the guest memory below {:#x}, or use p2p-vmm, which leaves such addresses free",
+        Hex(window), window.start()
+    )]
+    Memory {
+        device: Sbdf,
+        port: Sbdf,
+        window: RangeInclusive<u64>,
+    },
+    /// Peers behind the guest's IOMMU.
+    #[error(
+        "{device} cannot have both p2p=on and iommu=on: cloud-hypervisor maps no BARs for devices behind a virtual IOMMU\n       \
+         leave out one of the two"
+    )]
+    VirtualIommu { device: Sbdf },
+    /// A version that always maps BARs.
+    #[error(
+        "cloud-hypervisor {version} maps the BARs of all devices of a VM for each other and cannot be told not to\n       \
+         use v52.0 or newer, or give p2p=on to all of them if they shall be peers"
+    )]
+    AlwaysOn { version: Version },
+    /// Peer-to-peer for all.
+    #[error(
+        "vfio_p2p_dma=on would let every device of the VM reach all others, and they were not asked for that\n       \
+         leave it out, and give p2p=on to devices that shall be peers"
+    )]
+    ForAll,
+    /// Peer-to-peer that is switched off.
+    #[error(
+        "{device} has p2p=on, and vfio_p2p_dma=off would keep it from its peers\n       leave out one of the two"
+    )]
+    SwitchedOff { device: Sbdf },
+    /// A clique without peers.
+    #[error(
+        "x_nv_gpudirect_clique would tell the guest's driver that {device} has peers, and it was not asked for p2p=on\n       \
+         add p2p=on, which sets the clique too, or leave it out"
+    )]
+    Clique { device: Sbdf },
+    /// A descriptor, of which nothing is known.
+    #[error(
+        "nothing can be said of a device that is handed over as a descriptor ({options}): p2p=on needs its path\n       \
+         give path=/sys/bus/pci/devices/… instead of fd="
+    )]
+    Descriptor { options: String },
+    /// Sizes that are none.
+    #[error(
+        "the guest's memory cannot be made out, and devices behind a switch need it to be clear of that switch's windows\n       \
+         give --memory size=, and a size to each --memory-zone"
+    )]
+    UnknownMemory,
+    /// Not enough addresses.
+    #[error(
+        "{memory_end:#x} bytes of guest memory and 64-bit BARs do not fit into the {bits} address bits that the IOMMU \
+         translates\n       give the guest less memory"
+    )]
+    TooLarge { memory_end: u64, bits: u8 },
+}
+
+struct Hex<'a>(&'a RangeInclusive<u64>);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}-{:#x}", self.0.start(), self.0.end())
+    }
+}

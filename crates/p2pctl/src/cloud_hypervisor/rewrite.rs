@@ -1,0 +1,172 @@
+//! From the command line that somebody wrote to the one that cloud-hypervisor gets.
+
+use super::command_line::CommandLine;
+use super::device::{AskError, Asked};
+use super::memory::GuestMemory;
+use super::option_list::{OptionList, switch};
+use super::refusal::Limit;
+use super::rules::{BitsReason, Host, Settings, Wishes, settle};
+use super::version::Version;
+
+/// The devices that a command line asks for.
+pub(crate) fn asked(line: &CommandLine) -> Result<Vec<Asked>, AskError> {
+    line.values("--device")
+        .iter()
+        .map(|value| Asked::parse(&value.text))
+        .collect()
+}
+
+/// A command line that can be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rewritten {
+    pub(crate) line: CommandLine,
+    /// What was changed.
+    pub(crate) changes: Vec<Change>,
+    /// What the caller should know but need not act on.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Something that differs from what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) what: String,
+    pub(crate) why: String,
+}
+
+impl Change {
+    fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            why: why.into(),
+        }
+    }
+}
+
+/// Makes the command line, or says what cannot be had.
+pub(crate) fn rewrite(
+    line: &CommandLine,
+    asked: &[Asked],
+    host: &Host,
+) -> Result<Rewritten, Vec<Limit>> {
+    let settings = settle(asked, &wishes(line), host)?;
+    let mut rewritten = Rewritten {
+        line: line.clone(),
+        changes: Vec::new(),
+        notes: notes(line, asked, host, &settings),
+    };
+    rewritten.devices(asked, host, &settings);
+    if settings.p2p_off && option(line, "--platform", "vfio_p2p_dma").is_none() {
+        rewritten.set("--platform", "vfio_p2p_dma", "off");
+        rewritten.changes.push(Change::new(
+            "--platform vfio_p2p_dma=off",
+            "no two devices asked for P2P; without it every BAR is mapped for every device",
+        ));
+    }
+    if let Some((bits, reason)) = settings.bits {
+        rewritten.set("--cpus", "max_phys_bits", &bits.to_string());
+        let why = match reason {
+            BitsReason::Iommu => {
+                format!("the IOMMU translates {bits} bits, and BARs are at the top")
+            }
+            BitsReason::Windows => {
+                "BARs of peers must keep clear of windows that ports of the host route by address"
+                    .to_owned()
+            }
+        };
+        let what = format!("--cpus max_phys_bits={bits}");
+        rewritten.changes.push(Change::new(what, why));
+    }
+    Ok(rewritten)
+}
+
+impl Rewritten {
+    fn devices(&mut self, asked: &[Asked], host: &Host, settings: &Settings) {
+        for (at, (value, device)) in self.line.values("--device").iter().zip(asked).enumerate() {
+            let mut options = device.options.clone();
+            let facts = host.devices.get(at).and_then(Option::as_ref);
+            let name = facts.map_or_else(|| options.to_string(), |facts| facts.sbdf.to_string());
+            if settings.cliques.contains(&at) {
+                // The one domain that there can be is the first.
+                options.set("x_nv_gpudirect_clique", 0);
+                self.changes.push(Change::new(
+                    format!("--device x_nv_gpudirect_clique=0 ({name})"),
+                    "its driver in the guest goes by this, not by the topology",
+                ));
+            }
+            let text = options.to_string();
+            if text != value.text {
+                self.line.replace(value, &text);
+            }
+        }
+    }
+
+    /// Sets a key of an option that has one list.
+    fn set(&mut self, option: &str, key: &str, text: &str) {
+        match self.line.values(option).last() {
+            Some(value) => {
+                // What is no list here is none for cloud-hypervisor either, and it says so itself.
+                let Ok(mut list) = OptionList::parse(&value.text) else {
+                    return;
+                };
+                list.set(key, text);
+                self.line.replace(value, &list.to_string());
+            }
+            None => self.line.append(option, &format!("{key}={text}")),
+        }
+    }
+}
+
+fn wishes(line: &CommandLine) -> Wishes {
+    Wishes {
+        p2p_dma: option(line, "--platform", "vfio_p2p_dma").and_then(|text| switch(&text)),
+        bits: option(line, "--cpus", "max_phys_bits").and_then(|text| text.parse().ok()),
+        memory: GuestMemory::asked_for(line),
+    }
+}
+
+/// A key of an option that has one list.
+pub(crate) fn option(line: &CommandLine, option: &str, key: &str) -> Option<String> {
+    let value = line.values(option).pop()?;
+    OptionList::parse(&value.text).ok()?.get(key)
+}
+
+fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(version) = host.version.filter(|version| *version < Version::OLDEST) {
+        notes.push(format!(
+            "cloud-hypervisor {version} is older than {}, the oldest that was tried",
+            Version::OLDEST
+        ));
+    }
+    let peers = asked.iter().filter(|device| device.p2p).count();
+    let iommufd = option(line, "--platform", "iommufd").and_then(|text| switch(&text));
+    if peers > 1 {
+        notes.push(
+            "cloud-hypervisor shows a flat bus: drivers that go by the topology (Linux p2pdma) use P2P in a guest with \
+             an AMD Zen CPU only; p2p-vmm shows a switch"
+                .to_owned(),
+        );
+    }
+    if !settings.p2p_off && !asked.is_empty() && iommufd == Some(true) {
+        notes.push(
+            "with iommufd=on cloud-hypervisor maps BARs by address, which iommufd refuses (EFAULT)"
+                .to_owned(),
+        );
+    }
+    if line.has("--restore") {
+        notes.push("devices of a VM that is restored are not looked at".to_owned());
+    }
+    if let Some(hole) = settings.doubtful.first() {
+        notes.push(format!(
+            "guest memory will be where root port {} routes by address ({:#x}-{:#x}), and it has no ACS to prevent it; \
+             most hosts do not mind",
+            hole.port,
+            hole.range.start(),
+            hole.range.end()
+        ));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests;

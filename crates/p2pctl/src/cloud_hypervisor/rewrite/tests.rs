@@ -1,0 +1,167 @@
+//! Command lines as they are written and as cloud-hypervisor gets them.
+
+use std::ffi::OsString;
+
+use super::super::rules::Facts;
+use super::*;
+
+fn line(text: &str) -> CommandLine {
+    CommandLine::new(text.split_whitespace().map(OsString::from).collect())
+}
+
+/// A host with as many ordinary devices as the command line asks for; the IOMMU is as wide as given.
+fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Host {
+    let facts = |n: usize| Facts {
+        sbdf: format!("0000:{:02x}:00.0", n + 3).parse().unwrap(),
+        wants_clique,
+        bars_32: false,
+        bars_64: true,
+        holes: Vec::new(),
+    };
+    Host {
+        devices: (0..devices).map(|n| Some(facts(n))).collect(),
+        by_bus_address: None,
+        iommu_bits: Some(iommu_bits),
+        version: Version::find(version),
+    }
+}
+
+fn rewritten(text: &str, bits: u8, version: &str, gpus: bool) -> Rewritten {
+    let line = line(text);
+    let asked = asked(&line).unwrap();
+    rewrite(&line, &asked, &host(asked.len(), bits, version, gpus)).unwrap()
+}
+
+fn words(rewritten: &Rewritten) -> String {
+    let words: Vec<_> = rewritten
+        .line
+        .words()
+        .iter()
+        .map(|w| w.to_str().unwrap())
+        .collect();
+    words.join(" ")
+}
+
+#[test]
+fn command_lines_as_written_and_as_run() {
+    let table = [
+        // Peers: what only this tool knows is taken out, everything else stays where it is.
+        (
+            "ch -v --device path=/a,p2p=on,id=x path=/b,p2p=on --cpus boot=2 --kernel k",
+            "ch -v --device path=/a,id=x path=/b --cpus boot=2 --kernel k",
+        ),
+        (
+            "ch --device=path=/a,p2p=on --device path=/b,iommu=off,p2p=on --serial tty",
+            "ch --device=path=/a --device path=/b,iommu=off --serial tty",
+        ),
+        // None asked: nothing is mapped.
+        (
+            "ch --device path=/a",
+            "ch --device path=/a --platform vfio_p2p_dma=off",
+        ),
+        (
+            "ch --platform num_pci_segments=2 --device path=/a,p2p=off path=/b",
+            "ch --platform num_pci_segments=2,vfio_p2p_dma=off --device path=/a path=/b",
+        ),
+        (
+            "ch --platform=serial_number=\"a,b\" --device path=/a",
+            "ch --platform=serial_number=\"a,b\",vfio_p2p_dma=off --device path=/a",
+        ),
+        // It is off already.
+        (
+            "ch --platform vfio_p2p_dma=off --device path=/a",
+            "ch --platform vfio_p2p_dma=off --device path=/a",
+        ),
+    ];
+    for (written, run) in table {
+        assert_eq!(
+            words(&rewritten(written, 48, "v53.0", false)),
+            run,
+            "{written}"
+        );
+    }
+}
+
+#[test]
+fn the_guest_has_no_more_address_bits_than_the_iommu() {
+    let table = [
+        (
+            "ch --device path=/a,p2p=on",
+            "ch --device path=/a --cpus max_phys_bits=39",
+        ),
+        (
+            "ch --cpus boot=2,max_phys_bits=46,affinity=[0@[1,2]] --device path=/a,p2p=on",
+            "ch --cpus boot=2,max_phys_bits=39,affinity=[0@[1,2]] --device path=/a",
+        ),
+        (
+            "ch --cpus max_phys_bits=36 --device path=/a,p2p=on",
+            "ch --cpus max_phys_bits=36 --device path=/a",
+        ),
+    ];
+    for (written, run) in table {
+        assert_eq!(
+            words(&rewritten(written, 39, "v53.0", false)),
+            run,
+            "{written}"
+        );
+    }
+}
+
+#[test]
+fn gpus_are_told_apart_by_their_clique() {
+    let gpus = rewritten(
+        "ch --device path=/a,p2p=on path=/b,p2p=on,x_nv_gpudirect_clique=2",
+        48,
+        "v53.0",
+        true,
+    );
+    assert_eq!(
+        words(&gpus),
+        "ch --device path=/a,x_nv_gpudirect_clique=0 path=/b,x_nv_gpudirect_clique=2"
+    );
+    assert_eq!(gpus.changes.len(), 1);
+}
+
+#[test]
+fn a_version_without_the_switch_is_not_told() {
+    let old = rewritten("ch --device path=/a", 48, "v51.0", false);
+    assert_eq!(words(&old), "ch --device path=/a");
+    let unknown = rewritten("ch --device path=/a", 48, "self-made", false);
+    assert!(words(&unknown).ends_with("vfio_p2p_dma=off"));
+    let older = rewritten("ch --device path=/a", 48, "v38.0", false);
+    assert!(older.notes[0].contains("v38.0"), "{older:?}");
+}
+
+#[test]
+fn what_was_changed_is_said_with_the_reason() {
+    let both = rewritten("ch --device path=/a", 39, "v53.0", false);
+    let what: Vec<_> = both
+        .changes
+        .iter()
+        .map(|change| change.what.as_str())
+        .collect();
+    assert_eq!(
+        what,
+        ["--platform vfio_p2p_dma=off", "--cpus max_phys_bits=39"]
+    );
+    assert!(both.changes.iter().all(|change| !change.why.is_empty()));
+}
+
+#[test]
+fn what_cannot_be_held_but_was_not_asked_for_is_noted() {
+    let peers = rewritten(
+        "ch --platform iommufd=on --device path=/a,p2p=on path=/b,p2p=on",
+        48,
+        "v53.0",
+        false,
+    );
+    let all = peers.notes.join("\n");
+    assert!(all.contains("flat bus") && all.contains("EFAULT"), "{all}");
+    let none = rewritten(
+        "ch --platform iommufd=on --device path=/a",
+        48,
+        "v53.0",
+        false,
+    );
+    assert!(none.notes.is_empty(), "{none:?}");
+}

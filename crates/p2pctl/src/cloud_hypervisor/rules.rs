@@ -1,0 +1,318 @@
+//! What a VM of cloud-hypervisor may have of what is asked for, and how it has to be told.
+
+use iommu_group::{MemoryHole, PortType, Sbdf};
+
+use super::device::Asked;
+use super::memory::{DEFAULT_BITS, GuestMemory, bars_32, overlap};
+use super::refusal::Limit;
+use super::version::Version;
+
+/// Fewer address bits are not tried.
+const FEWEST_BITS: u8 = 36;
+
+/// What the host says of a device.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub(crate) sbdf: Sbdf,
+    /// Whether its driver in the guest asks for a clique.
+    pub(crate) wants_clique: bool,
+    /// Whether it has memory BARs of 32 and of 64 bits.
+    pub(crate) bars_32: bool,
+    pub(crate) bars_64: bool,
+    /// Addresses that ports above it take for others before the IOMMU sees them, with the kind of the port.
+    pub(crate) holes: Vec<(MemoryHole, PortType)>,
+}
+
+/// What is known of host and VMM.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// The devices, in the order in which they are asked for; `None` for one without a path.
+    pub(crate) devices: Vec<Option<Facts>>,
+    /// Two peers whose requests go straight across a switch, by bus address.
+    pub(crate) by_bus_address: Option<(Sbdf, Sbdf)>,
+    /// Address bits that the IOMMU translates for all of them.
+    pub(crate) iommu_bits: Option<u8>,
+    /// The VMM, if it said which it is.
+    pub(crate) version: Option<Version>,
+}
+
+/// What else the command line says that matters.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wishes {
+    /// `--platform vfio_p2p_dma`.
+    pub(crate) p2p_dma: Option<bool>,
+    /// `--cpus max_phys_bits`.
+    pub(crate) bits: Option<u8>,
+    /// The guest's memory, if it can be made out.
+    pub(crate) memory: Option<GuestMemory>,
+}
+
+/// How cloud-hypervisor has to be told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// Switch the mapping of BARs off.
+    pub(crate) p2p_off: bool,
+    /// Which devices show a clique, by their place in the list.
+    pub(crate) cliques: Vec<usize>,
+    /// The most address bits that the guest may have, and why.
+    pub(crate) bits: Option<(u8, BitsReason)>,
+    /// Windows of root ports in which guest memory will be: root ports are not known to mind.
+    pub(crate) doubtful: Vec<MemoryHole>,
+}
+
+/// Why address bits are taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BitsReason {
+    /// The IOMMU translates no more.
+    Iommu,
+    /// BARs of peers must keep clear of windows that the host routes by address.
+    Windows,
+}
+
+/// Decides; every limit is named.
+pub(crate) fn settle(
+    asked: &[Asked],
+    wishes: &Wishes,
+    host: &Host,
+) -> Result<Settings, Vec<Limit>> {
+    let vm = Vm {
+        devices: asked.iter().zip(&host.devices).collect(),
+        wishes,
+        host,
+    };
+    let mut limits = vm.domain_limits();
+    limits.extend(vm.switch_limits());
+    let mut settings = Settings {
+        p2p_off: vm.p2p_off(),
+        cliques: vm.cliques(),
+        ..Settings::default()
+    };
+    match vm.bits() {
+        Ok(bits) => settings.bits = bits,
+        Err(limit) => limits.push(limit),
+    }
+    match vm.memory_holes() {
+        Ok(doubtful) => settings.doubtful = doubtful,
+        Err(found) => limits.extend(found),
+    }
+    if limits.is_empty() {
+        Ok(settings)
+    } else {
+        Err(limits)
+    }
+}
+
+struct Vm<'a> {
+    devices: Vec<(&'a Asked, &'a Option<Facts>)>,
+    wishes: &'a Wishes,
+    host: &'a Host,
+}
+
+impl Vm<'_> {
+    fn facts(&self) -> impl Iterator<Item = (&Asked, &Facts)> {
+        let known = |(asked, facts): &(&'_ Asked, &'_ Option<Facts>)| {
+            facts.is_some() && asked.path.is_some()
+        };
+        self.devices
+            .iter()
+            .filter(move |device| known(device))
+            .filter_map(|(asked, facts)| Some((*asked, facts.as_ref()?)))
+    }
+
+    fn peers(&self) -> Vec<(&Asked, &Facts)> {
+        self.facts().filter(|(asked, _)| asked.p2p).collect()
+    }
+
+    /// Whether BARs are to be mapped for none. A device that asked alone may get company later, unless somebody else
+    /// is there.
+    fn p2p_off(&self) -> bool {
+        let peers = self.peers().len();
+        let others = self.devices.len().saturating_sub(peers);
+        let off = !self.devices.is_empty() && (peers == 0 || peers == 1 && others > 0);
+        off && self.host.version.is_none_or(Version::has_p2p_switch)
+    }
+
+    fn cliques(&self) -> Vec<usize> {
+        let devices = self.devices.iter().enumerate();
+        let needs = |(asked, facts): &(&Asked, &Option<Facts>)| {
+            asked.p2p
+                && asked.clique.is_none()
+                && facts.as_ref().is_some_and(|facts| facts.wants_clique)
+        };
+        let wanted = devices.filter(|(_, device)| !self.p2p_off() && needs(device));
+        wanted.map(|(at, _)| at).collect()
+    }
+
+    /// One context for all.
+    fn domain_limits(&self) -> Vec<Limit> {
+        let mut limits = Vec::new();
+        for (asked, facts) in &self.devices {
+            if asked.p2p && facts.is_none() {
+                let options = asked.options.to_string();
+                limits.push(Limit::Descriptor { options });
+            }
+        }
+        let peers = self.peers();
+        for (asked, facts) in &peers {
+            if asked.viommu {
+                limits.push(Limit::VirtualIommu { device: facts.sbdf });
+            }
+        }
+        let [(first, peer), rest @ ..] = peers.as_slice() else {
+            return limits;
+        };
+        if let Some((_, other)) = rest.iter().find(|(asked, _)| asked.domain != first.domain) {
+            limits.push(Limit::Domains {
+                a: peer.sbdf,
+                b: other.sbdf,
+            });
+        }
+        if rest.is_empty() {
+            return limits;
+        }
+        for (asked, facts) in self.devices.iter().filter(|(asked, _)| !asked.p2p) {
+            limits.push(Limit::Outsider {
+                peer: peer.sbdf,
+                other: facts
+                    .as_ref()
+                    .map_or(asked.options.to_string(), |facts| facts.sbdf.to_string()),
+            });
+        }
+        if let Some((a, b)) = self.host.by_bus_address {
+            limits.push(Limit::BusAddress { a, b });
+        }
+        limits
+    }
+
+    /// What the command line says of the mapping of BARs must be what was asked for.
+    fn switch_limits(&self) -> Vec<Limit> {
+        let mut limits = Vec::new();
+        let peers = self.peers();
+        let several = self.devices.len() > 1;
+        if let (Some(version), true) = (self.host.version, several && peers.len() < 2)
+            && !version.has_p2p_switch()
+        {
+            limits.push(Limit::AlwaysOn { version });
+        }
+        match (self.wishes.p2p_dma, peers.as_slice()) {
+            (Some(true), peers) if several && peers.len() < 2 => limits.push(Limit::ForAll),
+            (Some(false), [_, (_, facts), ..]) => {
+                limits.push(Limit::SwitchedOff { device: facts.sbdf });
+            }
+            _ => {}
+        }
+        let odd = self
+            .facts()
+            .filter(|(asked, _)| !asked.p2p && asked.clique.is_some());
+        limits.extend(odd.map(|(_, facts)| Limit::Clique { device: facts.sbdf }));
+        limits
+    }
+
+    /// The most address bits with which no BAR can be where it must not.
+    fn bits(&self) -> Result<Option<(u8, BitsReason)>, Limit> {
+        if self.devices.is_empty() {
+            return Ok(None);
+        }
+        let wanted = self.wishes.bits.unwrap_or(DEFAULT_BITS);
+        let most = wanted.min(self.host.iommu_bits.unwrap_or(wanted));
+        if let Some(memory) = self.wishes.memory
+            && memory.bars_64(most).is_none()
+        {
+            let memory_end = memory.ranges().last().map_or(0, |ram| *ram.end());
+            return Err(Limit::TooLarge {
+                memory_end,
+                bits: most,
+            });
+        }
+        let narrow = (most < wanted).then_some((most, BitsReason::Iommu));
+        match self.astray(most) {
+            None => Ok(narrow),
+            Some(limit) => (FEWEST_BITS..most)
+                .rev()
+                .find(|bits| self.has_room(*bits) && self.astray(*bits).is_none())
+                .map(|bits| Some((bits, BitsReason::Windows)))
+                .ok_or(limit),
+        }
+    }
+
+    fn has_room(&self, bits: u8) -> bool {
+        let memory = self.wishes.memory;
+        memory.is_none_or(|memory| memory.bars_64(bits).is_some())
+    }
+
+    /// A request between peers that may be taken for another, if BARs may be anywhere below this many bits.
+    fn astray(&self, bits: u8) -> Option<Limit> {
+        let peers = self.peers();
+        // Without memory's size the place of 64-bit BARs is taken for all above 4 GiB.
+        let memory = self.wishes.memory.unwrap_or(GuestMemory {
+            boot: 0,
+            plugged: 0,
+        });
+        let high = memory.bars_64(bits);
+        for (_, from) in &peers {
+            for (_, to) in peers.iter().filter(|(_, to)| to.sbdf != from.sbdf) {
+                let low = to.bars_32.then(bars_32);
+                let high = high.clone().filter(|_| to.bars_64);
+                let places = low.into_iter().chain(high);
+                for place in places {
+                    let taken = from
+                        .holes
+                        .iter()
+                        .find(|(hole, _)| overlap(&hole.range, &place).is_some());
+                    if let Some((hole, _)) = taken {
+                        return Some(Limit::Window {
+                            from: from.sbdf,
+                            to: to.sbdf,
+                            port: hole.port,
+                            window: hole.range.clone(),
+                        });
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Guest memory must not be where a switch above a device routes by address. Of root ports that is not known.
+    fn memory_holes(&self) -> Result<Vec<MemoryHole>, Vec<Limit>> {
+        let Some(memory) = self.wishes.memory else {
+            let any = self.facts().any(|(_, facts)| !facts.holes.is_empty());
+            return if any {
+                Err(vec![Limit::UnknownMemory])
+            } else {
+                Ok(Vec::new())
+            };
+        };
+        let mut limits = Vec::new();
+        let mut doubtful: Vec<MemoryHole> = Vec::new();
+        for (_, facts) in self.facts() {
+            let hit = |hole: &MemoryHole| {
+                memory
+                    .ranges()
+                    .iter()
+                    .any(|ram| overlap(ram, &hole.range).is_some())
+            };
+            let hits: Vec<_> = facts.holes.iter().filter(|(hole, _)| hit(hole)).collect();
+            let of_switch = |kind: PortType| {
+                matches!(kind, PortType::SwitchUpstream | PortType::SwitchDownstream)
+            };
+            if let Some((hole, _)) = hits.iter().find(|(_, kind)| of_switch(*kind)) {
+                limits.push(Limit::Memory {
+                    device: facts.sbdf,
+                    port: hole.port,
+                    window: hole.range.clone(),
+                });
+            }
+            doubtful.extend(hits.into_iter().map(|(hole, _)| hole.clone()));
+        }
+        doubtful.dedup();
+        if limits.is_empty() {
+            Ok(doubtful)
+        } else {
+            Err(limits)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+//! What a VM of cloud-hypervisor may have.
+
+use super::*;
+
+const A: &str = "0000:03:00.0";
+const B: &str = "0000:04:00.0";
+
+fn asked(text: &str) -> Asked {
+    Asked::parse(text).unwrap()
+}
+
+fn facts(sbdf: &str) -> Option<Facts> {
+    Some(Facts {
+        sbdf: sbdf.parse().unwrap(),
+        wants_clique: false,
+        bars_32: false,
+        bars_64: true,
+        holes: Vec::new(),
+    })
+}
+
+fn hole(range: std::ops::RangeInclusive<u64>, kind: PortType) -> (MemoryHole, PortType) {
+    let port = "0000:02:00.0".parse().unwrap();
+    (MemoryHole { range, port }, kind)
+}
+
+fn host(devices: &[&str]) -> Host {
+    Host {
+        devices: devices.iter().map(|sbdf| facts(sbdf)).collect(),
+        by_bus_address: None,
+        iommu_bits: Some(48),
+        version: Some(Version::new(53, 0)),
+    }
+}
+
+fn wishes() -> Wishes {
+    let memory = GuestMemory {
+        boot: 1 << 30,
+        plugged: 0,
+    };
+    Wishes {
+        memory: Some(memory),
+        ..Wishes::default()
+    }
+}
+
+fn settled(devices: &[&str], wishes: &Wishes, host: &Host) -> Result<Settings, Vec<Limit>> {
+    let asked: Vec<_> = devices.iter().map(|text| asked(text)).collect();
+    settle(&asked, wishes, host)
+}
+
+/// The one limit that there is.
+fn limit(devices: &[&str], wishes: &Wishes, host: &Host) -> Limit {
+    let mut limits = settled(devices, wishes, host).unwrap_err();
+    assert_eq!(limits.len(), 1, "{limits:?}");
+    limits.remove(0)
+}
+
+#[test]
+fn peers_of_one_domain_need_no_setting() {
+    let settings = settled(
+        &["path=/a,p2p=on", "path=/b,p2p=on"],
+        &wishes(),
+        &host(&[A, B]),
+    );
+    assert_eq!(settings, Ok(Settings::default()));
+}
+
+#[test]
+fn invariant_7_without_peers_no_bar_is_mapped() {
+    for devices in [
+        &["path=/a"][..],
+        &["path=/a", "path=/b"],
+        &["path=/a,p2p=on", "path=/b"],
+    ] {
+        let host = host(&[A, B][..devices.len()]);
+        assert!(
+            settled(devices, &wishes(), &host).unwrap().p2p_off,
+            "{devices:?}"
+        );
+    }
+    let alone = settled(&["path=/a,p2p=on"], &wishes(), &host(&[A])).unwrap();
+    assert!(!alone.p2p_off, "another may come");
+}
+
+#[test]
+fn invariant_2_no_device_is_outside_of_the_one_context() {
+    let three = host(&[A, B, "0000:05:00.0"]);
+    let found = limit(
+        &["path=/a,p2p=on", "path=/b,p2p=on", "path=/c"],
+        &wishes(),
+        &three,
+    );
+    assert!(matches!(found, Limit::Outsider { other, .. } if other == "0000:05:00.0"));
+    let domains = ["path=/a,p2p=on,p2p_domain=x", "path=/b,p2p=on"];
+    let found = limit(&domains, &wishes(), &host(&[A, B]));
+    assert!(matches!(found, Limit::Domains { .. }));
+}
+
+#[test]
+fn a_route_by_bus_address_cannot_be_had() {
+    let mut host = host(&[A, B]);
+    host.by_bus_address = Some((A.parse().unwrap(), B.parse().unwrap()));
+    let found = limit(&["path=/a,p2p=on", "path=/b,p2p=on"], &wishes(), &host);
+    assert!(matches!(found, Limit::BusAddress { .. }));
+    assert!(
+        found
+            .to_string()
+            .contains("--join 0000:03:00.0 0000:04:00.0 --route iommu")
+    );
+}
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    let on = Wishes {
+        p2p_dma: Some(true),
+        ..wishes()
+    };
+    let off = Wishes {
+        p2p_dma: Some(false),
+        ..wishes()
+    };
+    let two = host(&[A, B]);
+    assert_eq!(limit(&["path=/a", "path=/b"], &on, &two), Limit::ForAll);
+    let peers = ["path=/a,p2p=on", "path=/b,p2p=on"];
+    assert!(matches!(
+        limit(&peers, &off, &two),
+        Limit::SwitchedOff { .. }
+    ));
+    let virtual_iommu = ["path=/a,p2p=on,iommu=on", "path=/b,p2p=on"];
+    assert!(matches!(
+        limit(&virtual_iommu, &wishes(), &two),
+        Limit::VirtualIommu { .. }
+    ));
+    let clique = ["path=/a,x_nv_gpudirect_clique=0"];
+    assert!(matches!(
+        limit(&clique, &wishes(), &host(&[A])),
+        Limit::Clique { .. }
+    ));
+    let mut no_path = host(&[A]);
+    no_path.devices.push(None);
+    let found = settled(&["path=/a,p2p=on", "fd=3,p2p=on"], &wishes(), &no_path).unwrap_err();
+    assert!(matches!(found[0], Limit::Descriptor { .. }), "{found:?}");
+}
+
+#[test]
+fn a_version_that_cannot_be_told_is_refused_where_it_matters() {
+    let mut old = host(&[A, B]);
+    old.version = Some(Version::new(51, 1));
+    let found = limit(&["path=/a", "path=/b"], &wishes(), &old);
+    assert!(matches!(found, Limit::AlwaysOn { .. }));
+    assert!(settled(&["path=/a,p2p=on", "path=/b,p2p=on"], &wishes(), &old).is_ok());
+    old.devices.truncate(1);
+    let one = settled(&["path=/a"], &wishes(), &old).unwrap();
+    assert!(!one.p2p_off, "it does not know the switch");
+}
+
+#[test]
+fn gpus_get_the_clique_of_their_domain_unless_they_have_one() {
+    let mut host = host(&[A, B]);
+    for facts in host.devices.iter_mut().flatten() {
+        facts.wants_clique = true;
+    }
+    let gpus = ["path=/a,p2p=on", "path=/b,p2p=on,x_nv_gpudirect_clique=3"];
+    assert_eq!(settled(&gpus, &wishes(), &host).unwrap().cliques, [0]);
+    let apart = ["path=/a,p2p=on", "path=/b"];
+    assert!(
+        settled(&apart, &wishes(), &host)
+            .unwrap()
+            .cliques
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_narrow_iommu_narrows_the_guest() {
+    for (iommu, asked_bits, bits) in [
+        (Some(39), None, Some(39)),
+        (Some(39), Some(46), Some(39)),
+        (Some(39), Some(38), None),
+        (Some(46), None, None),
+        (Some(57), None, None),
+        (None, None, None),
+    ] {
+        let mut host = host(&[A]);
+        host.iommu_bits = iommu;
+        let wishes = Wishes {
+            bits: asked_bits,
+            ..wishes()
+        };
+        let found = settled(&["path=/a"], &wishes, &host).unwrap().bits;
+        assert_eq!(
+            found,
+            bits.map(|bits| (bits, BitsReason::Iommu)),
+            "{iommu:?} {asked_bits:?}"
+        );
+    }
+}
+
+#[test]
+fn memory_beyond_the_iommu_is_refused() {
+    let mut host = host(&[A]);
+    host.iommu_bits = Some(39);
+    let mut wishes = wishes();
+    wishes.memory = Some(GuestMemory {
+        boot: 1 << 39,
+        plugged: 0,
+    });
+    let found = limit(&["path=/a"], &wishes, &host);
+    assert!(matches!(found, Limit::TooLarge { bits: 39, .. }));
+}
+
+#[test]
+fn memory_where_a_switch_routes_by_address_is_refused_and_where_a_root_port_might_is_told() {
+    let window = 0x3000_0000..=0x3fff_ffff;
+    for (kind, refused) in [
+        (PortType::SwitchDownstream, true),
+        (PortType::SwitchUpstream, true),
+        (PortType::RootPort, false),
+    ] {
+        let mut host = host(&[A]);
+        host.devices[0].as_mut().unwrap().holes = vec![hole(window.clone(), kind)];
+        match settled(&["path=/a"], &wishes(), &host) {
+            Ok(settings) => assert_eq!((settings.doubtful.len(), refused), (1, false)),
+            Err(limits) => assert!(
+                refused && matches!(limits[0], Limit::Memory { .. }),
+                "{limits:?}"
+            ),
+        }
+    }
+    let mut above = host(&[A]);
+    above.devices[0].as_mut().unwrap().holes =
+        vec![hole(0x8000_0000..=0x8fff_ffff, PortType::SwitchDownstream)];
+    assert_eq!(
+        settled(&["path=/a"], &wishes(), &above).unwrap().doubtful,
+        []
+    );
+    let unknown = Wishes::default();
+    assert_eq!(limit(&["path=/a"], &unknown, &above), Limit::UnknownMemory);
+}
+
+#[test]
+fn bars_of_peers_keep_below_windows_that_the_host_routes_by_address() {
+    let peers = ["path=/a,p2p=on", "path=/b,p2p=on"];
+    let mut host = host(&[A, B]);
+    let high = 0x380_0000_0000..=0x380_ffff_ffff;
+    host.devices[0].as_mut().unwrap().holes = vec![hole(high, PortType::RootPort)];
+    let settings = settled(&peers, &wishes(), &host).unwrap();
+    assert_eq!(settings.bits, Some((41, BitsReason::Windows)));
+    // Right above guest memory nothing is left.
+    let near = 0x1_0000_0000..=0x380_ffff_ffff;
+    host.devices[0].as_mut().unwrap().holes = vec![hole(near, PortType::RootPort)];
+    assert!(matches!(
+        limit(&peers, &wishes(), &host),
+        Limit::Window { .. }
+    ));
+}
+
+#[test]
+fn bars_of_32_bits_have_one_place_only() {
+    let peers = ["path=/a,p2p=on", "path=/b,p2p=on"];
+    let mut host = host(&[A, B]);
+    for facts in host.devices.iter_mut().flatten() {
+        (facts.bars_32, facts.bars_64) = (true, false);
+        facts.holes = vec![hole(0xfe00_0000..=0xfebf_ffff, PortType::RootPort)];
+    }
+    assert_eq!(settled(&peers, &wishes(), &host).unwrap().bits, None);
+    host.devices[1].as_mut().unwrap().holes =
+        vec![hole(0xc000_0000..=0xc00f_ffff, PortType::RootPort)];
+    let found = limit(&peers, &wishes(), &host);
+    assert!(matches!(found, Limit::Window { from, .. } if from == B.parse().unwrap()));
+}
+
+#[test]
+fn every_refusal_ends_with_a_way_out() {
+    let sbdf = || A.parse().unwrap();
+    let range = || 0..=1;
+    let all = [
+        Limit::Domains {
+            a: sbdf(),
+            b: sbdf(),
+        },
+        Limit::Outsider {
+            peer: sbdf(),
+            other: A.into(),
+        },
+        Limit::BusAddress {
+            a: sbdf(),
+            b: sbdf(),
+        },
+        Limit::Window {
+            from: sbdf(),
+            to: sbdf(),
+            port: sbdf(),
+            window: range(),
+        },
+        Limit::Memory {
+            device: sbdf(),
+            port: sbdf(),
+            window: range(),
+        },
+        Limit::VirtualIommu { device: sbdf() },
+        Limit::AlwaysOn {
+            version: Version::new(51, 0),
+        },
+        Limit::ForAll,
+        Limit::SwitchedOff { device: sbdf() },
+        Limit::Clique { device: sbdf() },
+        Limit::Descriptor {
+            options: "fd=3".into(),
+        },
+        Limit::UnknownMemory,
+        Limit::TooLarge {
+            memory_end: 1,
+            bits: 39,
+        },
+    ];
+    for limit in all {
+        let text = limit.to_string();
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.starts_with("       ") && text.lines().count() > 1,
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! `p2pctl launch`: cloud-hypervisor, with peers that were looked at.
+
+mod events;
+mod host;
+mod program;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::answer::Answer;
+use crate::cli::Global;
+use crate::cloud_hypervisor::{CommandLine, Refusal, Rewritten, asked, rewrite};
+use crate::show::{Line, Terminal, Text, Tone};
+
+/// What to start, and whether.
+pub(crate) struct Request<'a> {
+    pub(crate) command: &'a [OsString],
+    pub(crate) dry_run: bool,
+}
+
+/// Becomes cloud-hypervisor, if nothing speaks against it: then it does not return.
+pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -> Result<Answer> {
+    if global.from.is_some() {
+        bail!("launch looks at the machine that it runs on: leave --from out");
+    }
+    let sysfs = global
+        .sysfs
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("/sys"));
+    let mut rewritten = match prepare(&sysfs, request)? {
+        Ok(rewritten) => rewritten,
+        Err(refusal) => return Ok(refused(&refusal)),
+    };
+    if let Some(change) = events::wanted(&rewritten.line) {
+        if !request.dry_run {
+            events::make_room(&change.path)?;
+        }
+        change.apply(&mut rewritten);
+    }
+    if request.dry_run {
+        return shown(&rewritten, global.json, terminal);
+    }
+    for note in &rewritten.notes {
+        eprintln!("note: {note}");
+    }
+    // Only a failure comes back from here.
+    let line = &rewritten.line;
+    let error = Command::new(line.program()).args(line.arguments()).exec();
+    Err(error).with_context(|| format!("cannot start {}", line.program().display()))
+}
+
+/// The command line to run. Only looks.
+fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refusal>> {
+    let line = CommandLine::new(request.command.to_vec());
+    let asked = asked(&line)?;
+    if asked.is_empty() {
+        let (changes, notes) = (Vec::new(), Vec::new());
+        return Ok(Ok(Rewritten {
+            line,
+            changes,
+            notes,
+        }));
+    }
+    let version = program::version(line.program())?;
+    let host = match host::look(sysfs, &asked, version)? {
+        Ok(host) => host,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    Ok(rewrite(&line, &asked, &host).map_err(Refusal::Limits))
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    let mut answer = Answer::text(Text::new()).refused_if(true);
+    for (n, text) in refusal.to_string().lines().enumerate() {
+        let line = match n {
+            0 => Line::new().toned(Tone::Bad, "error").plain(": "),
+            _ => Line::new(),
+        };
+        answer.talk.push(line.plain(text));
+    }
+    answer
+}
+
+/// What `--dry-run` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    schema: &'static str,
+    command: Vec<String>,
+    changes: Vec<ShownChange<'a>>,
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct ShownChange<'a> {
+    what: &'a str,
+    why: &'a str,
+}
+
+fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answer> {
+    let words = rewritten.line.words().iter();
+    let command: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let changes = rewritten.changes.iter();
+    if json {
+        return Answer::json(&Shown {
+            schema: "p2pctl/launch/1",
+            command,
+            changes: changes
+                .map(|change| ShownChange {
+                    what: &change.what,
+                    why: &change.why,
+                })
+                .collect(),
+            notes: &rewritten.notes,
+        });
+    }
+    let mut text = Text::new();
+    let quoted: Vec<String> = command.iter().map(|word| shell_word(word)).collect();
+    text.push(quoted.join(" "));
+    if !rewritten.changes.is_empty() {
+        text.blank();
+    }
+    for change in changes {
+        let line = Line::new()
+            .strong(&change.what)
+            .plain("   ")
+            .plain(&change.why);
+        text.push_wrapped(&line, terminal.width, 4);
+    }
+    let answer = Answer::text(text);
+    let answer = rewritten.notes.iter().fold(answer, Answer::note);
+    Ok(answer.note("nothing was started"))
+}
+
+/// A word as a shell takes it for one.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%[]".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(shell_word("path=/sys/a:0.0,id=x"), "path=/sys/a:0.0,id=x");
+        assert_eq!(shell_word("console=ttyS0 quiet"), "'console=ttyS0 quiet'");
+        assert_eq!(shell_word("it's"), "'it'\\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
+}

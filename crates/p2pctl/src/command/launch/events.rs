@@ -1,0 +1,100 @@
+//! Where cloud-hypervisor tells what happens to a VM.
+//!
+//! Who moves devices in and out of it has to learn when the guest has let go of one, and only its event monitor says so.
+//! It writes without waiting and drops what does not fit, so it gets a regular file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use anyhow::{Context, Result};
+
+use crate::cloud_hypervisor::{Change, CommandLine, Rewritten, option};
+
+/// Where the files are, one for each VMM, named by its process id.
+const DIR: &str = "/run/p2pctl/events";
+
+/// An event monitor that is to be added.
+pub(super) struct EventMonitor {
+    pub(super) path: PathBuf,
+}
+
+/// Whether one is missing: without an API there is nobody who could act on events.
+pub(super) fn wanted(line: &CommandLine) -> Option<EventMonitor> {
+    option(line, "--api-socket", "path").or_else(|| bare_path(line))?;
+    // What is started keeps the process id.
+    let path = Path::new(DIR).join(process::id().to_string());
+    (!line.has("--event-monitor")).then_some(EventMonitor { path })
+}
+
+/// `--api-socket PATH` without `path=`.
+fn bare_path(line: &CommandLine) -> Option<String> {
+    let text = line.values("--api-socket").pop()?.text;
+    (!text.contains('=')).then_some(text)
+}
+
+impl EventMonitor {
+    pub(super) fn apply(self, rewritten: &mut Rewritten) {
+        let value = format!("path={}", self.path.display());
+        rewritten.line.append("--event-monitor", &value);
+        rewritten.changes.push(Change {
+            what: format!("--event-monitor {value}"),
+            why: "says when the guest has let go of a device; a regular file loses nothing"
+                .to_owned(),
+        });
+    }
+}
+
+/// Makes the directory, and removes what VMMs that are gone have left there.
+pub(super) fn make_room(file: &Path) -> Result<()> {
+    let dir = file.parent().unwrap_or(Path::new(DIR));
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    for entry in entries.flatten() {
+        let gone = |pid: &str| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
+        if entry.file_name().to_str().is_some_and(gone) {
+            // Two may tidy up at the same time.
+            drop(fs::remove_file(entry.path()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(words: &[&str]) -> CommandLine {
+        CommandLine::new(words.iter().map(std::ffi::OsString::from).collect())
+    }
+
+    #[test]
+    fn an_event_monitor_is_added_where_there_is_an_api_and_none_yet() {
+        for (words, wants) in [
+            (&["ch", "--api-socket", "/run/a"][..], true),
+            (&["ch", "--api-socket=path=/run/a"], true),
+            (&["ch", "--api-socket", "fd=3"], false),
+            (&["ch", "--kernel", "/k"], false),
+            (
+                &["ch", "--api-socket", "/a", "--event-monitor", "fd=4"],
+                false,
+            ),
+        ] {
+            assert_eq!(wanted(&line(words)).is_some(), wants, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_dead_vmms_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join(process::id().to_string());
+        // No process id reaches this (linux include/linux/threads.h: `PID_MAX_LIMIT`).
+        let dead = dir.path().join("4194305");
+        let other = dir.path().join("notes");
+        for file in [&own, &dead, &other] {
+            fs::write(file, "").unwrap();
+        }
+        make_room(&own).unwrap();
+        assert!(own.exists() && !dead.exists() && other.exists());
+    }
+}

@@ -1,0 +1,91 @@
+//! What the host says of the devices that a VM is to have.
+
+use std::path::Path;
+
+use anyhow::Result;
+use iommu_group::{Fabric, PortType, Sbdf, Space, Sysfs, SysfsError, Topology};
+use p2p_vfio::{Admitted, Candidate, DomainName, HostView, admit};
+
+use crate::cloud_hypervisor::{Asked, Facts, Host, Refusal, Version};
+use crate::source;
+
+/// Class of display controllers, and NVIDIA's vendor id: their driver goes by cliques.
+const DISPLAY: u32 = 0x03;
+const NVIDIA: u16 = 0x10de;
+
+/// Looks at the devices and has the VM judged as every VMM's is.
+pub(super) fn look(
+    root: &Path,
+    asked: &[Asked],
+    version: Option<Version>,
+) -> Result<Result<Host, Refusal>> {
+    let sysfs = Sysfs::new(root);
+    let topology = source::scan(root)?;
+    let view = HostView::new(sysfs.clone(), topology.clone());
+    let read = |device: &Asked| -> Result<Option<Candidate>, SysfsError> {
+        let path = device.path.as_ref();
+        path.map(|path| Candidate::read(&view, path, domain_of(device)))
+            .transpose()
+    };
+    let candidates = match asked.iter().map(read).collect::<Result<Vec<_>, _>>() {
+        Ok(candidates) => candidates,
+        Err(error) => return Ok(Err(Refusal::Host { source: error })),
+    };
+    let mut host = Host {
+        devices: Vec::new(),
+        by_bus_address: None,
+        iommu_bits: None,
+        version,
+    };
+    for candidate in &candidates {
+        let sbdf = candidate.as_ref().map(|candidate| candidate.sbdf);
+        host.devices.push(sbdf.map(|sbdf| facts(&topology, sbdf)));
+        if let Some(bits) = sbdf.map(|sbdf| sysfs.iommu_address_bits(sbdf)) {
+            host.iommu_bits = bits?.into_iter().chain(host.iommu_bits).min();
+        }
+    }
+    match admit(candidates.into_iter().flatten().collect(), view.verdicts()) {
+        Ok(admitted) => {
+            host.by_bus_address = by_bus_address(&admitted);
+            Ok(Ok(host))
+        }
+        Err(refusal) => Ok(Err(refusal.into())),
+    }
+}
+
+fn domain_of(device: &Asked) -> Option<DomainName> {
+    let name = device.domain.clone();
+    let domain = name.map_or(DomainName::Unnamed, DomainName::Named);
+    device.p2p.then_some(domain)
+}
+
+fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
+    let function = topology.get(sbdf);
+    let bars = function
+        .map(|function| topology.bars(function))
+        .unwrap_or_default();
+    let kind = |port: Sbdf| {
+        topology
+            .get(port)
+            .map_or(PortType::Conventional, |port| port.port_type())
+    };
+    let holes = Fabric::found(topology).memory_holes(sbdf).into_iter();
+    Facts {
+        sbdf,
+        wants_clique: function
+            .is_some_and(|f| f.ids().vendor == NVIDIA && f.class() >> 16 == DISPLAY),
+        bars_32: bars.iter().any(|bar| bar.space == Space::Memory32),
+        bars_64: bars.iter().any(|bar| bar.space == Space::Memory64),
+        holes: holes.map(|hole| (hole.clone(), kind(hole.port))).collect(),
+    }
+}
+
+/// Two peers between which the BARs would have to be at their bus addresses.
+fn by_bus_address(admitted: &Admitted) -> Option<(Sbdf, Sbdf)> {
+    let mut domains = admitted.domains.iter();
+    let domain = domains.find(|domain| domain.placement == iommu_group::Placement::AtBusAddress)?;
+    let [a, b, ..] = domain.members.as_slice() else {
+        return None;
+    };
+    Some((a.sbdf, b.sbdf))
+}
