@@ -125,6 +125,9 @@ pub(crate) enum Command {
         /// Only print the command line that would be run, and why it differs
         #[arg(long)]
         dry_run: bool,
+        /// Rules for devices that are no ordinary peers, as for p2p-vmm --policy
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
         /// cloud-hypervisor and its options; p2p=on|off in --device
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,

@@ -66,10 +66,15 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             };
             reset_scope::run(&load()?, &request, json, terminal.width)
         }
-        Command::Launch { dry_run, command } => {
+        Command::Launch {
+            dry_run,
+            policy_file,
+            command,
+        } => {
             let request = launch::Request {
                 command,
                 dry_run: *dry_run,
+                policy: policy_file.as_deref(),
             };
             launch::run(&cli.global, &request, terminal)
         }

@@ -27,11 +27,16 @@ impl HostView {
         let sysfs = Sysfs::default();
         let host = Host::read(Path::new("/proc"), &sysfs);
         let topology = Topology::scan(&sysfs, host)?;
-        Ok(Self {
+        Ok(Self::new(sysfs, topology, policy))
+    }
+
+    /// Looks at a host that was read already: `topology` is what `sysfs` says.
+    pub fn new(sysfs: Sysfs, topology: Topology, policy: Policy) -> Self {
+        Self {
             sysfs,
             topology,
             policy,
-        })
+        }
     }
 
     /// How requests between two functions go, and whether they may: between functions of one group.

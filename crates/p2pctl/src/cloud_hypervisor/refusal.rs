@@ -62,6 +62,12 @@ pub(crate) enum Limit {
          give p2p=on to {other} as well, leave it out of this VM, or use p2p-vmm, which keeps them apart"
     )]
     Outsider { peer: Sbdf, other: String },
+    /// A device that may initiate only.
+    #[error(
+        "policy keeps the BARs of {device} from its peers, and cloud-hypervisor maps those of all devices\n       \
+         leave p2p=on out for it, or use p2p-vmm, which maps BARs one by one"
+    )]
+    Hidden { device: Sbdf },
     /// BARs would have to be at their bus addresses.
     #[error(
         "{a} and {b} would reach each other straight across a switch, by bus address, and cloud-hypervisor gives BARs \

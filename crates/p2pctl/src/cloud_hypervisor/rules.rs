@@ -30,6 +30,8 @@ pub(crate) struct Host {
     pub(crate) devices: Vec<Option<Facts>>,
     /// Two peers whose requests go straight across a switch, by bus address.
     pub(crate) by_bus_address: Option<(Sbdf, Sbdf)>,
+    /// Devices whose BARs are to be kept from their peers, as policy has it.
+    pub(crate) hidden: Vec<Sbdf>,
     /// Address bits that the IOMMU translates for all of them.
     pub(crate) iommu_bits: Option<u8>,
     /// The VMM, if it said which it is.
@@ -178,6 +180,8 @@ impl Vm<'_> {
                     .map_or(asked.options.to_string(), |facts| facts.sbdf.to_string()),
             });
         }
+        let hidden = self.host.hidden.iter();
+        limits.extend(hidden.map(|device| Limit::Hidden { device: *device }));
         if let Some((a, b)) = self.host.by_bus_address {
             limits.push(Limit::BusAddress { a, b });
         }

@@ -5,11 +5,13 @@ mod host;
 mod program;
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use p2p_vfio::Policy;
 use serde::Serialize;
 
 use crate::answer::Answer;
@@ -21,6 +23,8 @@ use crate::show::{Line, Terminal, Text, Tone};
 pub(crate) struct Request<'a> {
     pub(crate) command: &'a [OsString],
     pub(crate) dry_run: bool,
+    /// A file with rules for devices that are no ordinary peers.
+    pub(crate) policy: Option<&'a Path>,
 }
 
 /// Becomes cloud-hypervisor, if nothing speaks against it: then it does not return.
@@ -67,11 +71,20 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         }));
     }
     let version = program::version(line.program())?;
-    let host = match host::look(sysfs, &asked, version)? {
+    let host = match host::look(sysfs, &asked, read_policy(request.policy)?, version)? {
         Ok(host) => host,
         Err(refusal) => return Ok(Err(refusal)),
     };
     Ok(rewrite(&line, &asked, &host).map_err(Refusal::Limits))
+}
+
+fn read_policy(file: Option<&Path>) -> Result<Policy> {
+    let Some(file) = file else {
+        return Ok(Policy::default());
+    };
+    let name = file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    Ok(Policy::parse(&name, &text)?)
 }
 
 fn refused(refusal: &Refusal) -> Answer {

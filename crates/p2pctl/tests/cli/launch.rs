@@ -109,8 +109,26 @@ fn what_only_cloud_hypervisor_cannot_hold_is_refused_by_name() {
     let peers = ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| stage.path(sbdf) + ",p2p=on");
     let run = stage.launch(&["--dry-run"], &["--device", &peers[0], &peers[1]]);
     assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{run:?}");
-    assert!(run.stderr.contains("straight across a switch"), "{run:?}");
-    assert!(run.stderr.contains("--route iommu"), "{run:?}");
+    let said: Vec<&str> = run.stderr.split_whitespace().collect();
+    let said = said.join(" ");
+    assert!(said.contains("straight across a switch"), "{said}");
+    assert!(said.contains("--route iommu"), "{said}");
+}
+
+#[test]
+fn the_operators_policy_counts() {
+    let stage = Stage::new("switch-joined");
+    let peers = ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| stage.path(sbdf) + ",p2p=on");
+    let file = stage.dir.path().join("policy.toml");
+    fs::write(
+        &file,
+        "[[device]]\nvendor = '1b36'\np2p = 'never'\nwhy = 'not here'\n",
+    )
+    .unwrap();
+    let flags = ["--policy-file", file.to_str().unwrap()];
+    let run = stage.launch(&flags, &["--device", &peers[0], &peers[1]]);
+    assert_eq!(run.status, 2, "{run:?}");
+    assert!(run.stderr.contains("not here"), "{run:?}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
     Host {
         devices: (0..devices).map(|n| Some(facts(n))).collect(),
         by_bus_address: None,
+        hidden: Vec::new(),
         iommu_bits: Some(iommu_bits),
         version: Version::find(version),
     }

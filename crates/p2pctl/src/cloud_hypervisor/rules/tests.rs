@@ -28,6 +28,7 @@ fn host(devices: &[&str]) -> Host {
     Host {
         devices: devices.iter().map(|sbdf| facts(sbdf)).collect(),
         by_bus_address: None,
+        hidden: Vec::new(),
         iommu_bits: Some(48),
         version: Some(Version::new(53, 0)),
     }
@@ -107,6 +108,19 @@ fn a_route_by_bus_address_cannot_be_had() {
         found
             .to_string()
             .contains("--join 0000:03:00.0 0000:04:00.0 --route iommu")
+    );
+}
+
+#[test]
+fn a_device_that_policy_lets_initiate_only_cannot_hide_its_bars() {
+    let mut host = host(&[A, B]);
+    host.hidden = vec![B.parse().unwrap()];
+    let found = limit(&["path=/a,p2p=on", "path=/b,p2p=on"], &wishes(), &host);
+    assert_eq!(
+        found,
+        Limit::Hidden {
+            device: B.parse().unwrap()
+        }
     );
 }
 
@@ -300,6 +314,7 @@ fn every_refusal_ends_with_a_way_out() {
             window: range(),
         },
         Limit::VirtualIommu { device: sbdf() },
+        Limit::Hidden { device: sbdf() },
         Limit::AlwaysOn {
             version: Version::new(51, 0),
         },

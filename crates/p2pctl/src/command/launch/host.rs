@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use iommu_group::{Fabric, PortType, Sbdf, Space, Sysfs, SysfsError, Topology};
-use p2p_vfio::{Admitted, Candidate, DomainName, HostView, admit};
+use iommu_group::{Fabric, Placement, PortType, Sbdf, Space, Sysfs, SysfsError, Topology};
+use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
 
 use crate::cloud_hypervisor::{Asked, Facts, Host, Refusal, Version};
 use crate::source;
@@ -17,11 +17,12 @@ const NVIDIA: u16 = 0x10de;
 pub(super) fn look(
     root: &Path,
     asked: &[Asked],
+    policy: Policy,
     version: Option<Version>,
 ) -> Result<Result<Host, Refusal>> {
     let sysfs = Sysfs::new(root);
     let topology = source::scan(root)?;
-    let view = HostView::new(sysfs.clone(), topology.clone());
+    let view = HostView::new(sysfs.clone(), topology.clone(), policy);
     let read = |device: &Asked| -> Result<Option<Candidate>, SysfsError> {
         let path = device.path.as_ref();
         path.map(|path| Candidate::read(&view, path, domain_of(device)))
@@ -34,6 +35,7 @@ pub(super) fn look(
     let mut host = Host {
         devices: Vec::new(),
         by_bus_address: None,
+        hidden: Vec::new(),
         iommu_bits: None,
         version,
     };
@@ -47,6 +49,7 @@ pub(super) fn look(
     match admit(candidates.into_iter().flatten().collect(), view.verdicts()) {
         Ok(admitted) => {
             host.by_bus_address = by_bus_address(&admitted);
+            host.hidden = hidden(&admitted);
             Ok(Ok(host))
         }
         Err(refusal) => Ok(Err(refusal.into())),
@@ -82,10 +85,19 @@ fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
 
 /// Two peers between which the BARs would have to be at their bus addresses.
 fn by_bus_address(admitted: &Admitted) -> Option<(Sbdf, Sbdf)> {
-    let mut domains = admitted.domains.iter();
-    let domain = domains.find(|domain| domain.placement == iommu_group::Placement::AtBusAddress)?;
-    let [a, b, ..] = domain.members.as_slice() else {
-        return None;
-    };
-    Some((a.sbdf, b.sbdf))
+    admitted.domains.iter().find_map(|domain| {
+        let [a, b, ..] = domain.members.as_slice() else {
+            return None;
+        };
+        (a.placement == Placement::AtBusAddress).then_some((a.sbdf, b.sbdf))
+    })
+}
+
+/// Devices whose BARs are to be kept from their peers.
+fn hidden(admitted: &Admitted) -> Vec<Sbdf> {
+    let members = admitted.domains.iter().flat_map(|domain| &domain.members);
+    members
+        .filter(|member| member.hidden)
+        .map(|member| member.sbdf)
+        .collect()
 }
