@@ -209,6 +209,9 @@ fn the_guests_topology_is_that_of_real_switches() {
             assert!(!port.has("Access Control Services"), "{port:#?}");
         }
     }
+    // QEMU's own switch has a link that is faster than it can be.
+    let seen = host.iter().any(|f| !f.oddities().is_empty());
+    assert!(seen, "a check that finds nothing odd anywhere: {host:#?}");
     for function in &guest {
         assert_eq!(function.oddities(), [""; 0], "{function:#?}");
         if function.has("PresDet+") {
