@@ -121,6 +121,8 @@ async fn converse(stream: UnixStream, entry: Arc<Entry>, router: Router) {
         .header_read_timeout(HEAD_TIME)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
+        // Who has nothing more to say may still listen.
+        .half_close(true)
         // cloud-hypervisor's client looks for `Content-Length` in this spelling.
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service)
@@ -140,8 +142,11 @@ async fn answer(
         Ok(body) => {
             let mut request = Request::from_parts(parts, Body::from(body));
             let held = Held(Arc::new(entry.begins()));
-            request.extensions_mut().insert(held);
-            router.oneshot(request).await?
+            // The handler lets go of the request, and of what it has with it, before it has an answer.
+            request.extensions_mut().insert(held.clone());
+            let response = router.oneshot(request).await?;
+            drop(held);
+            response
         }
         Err(error) => error.into_response(),
     };

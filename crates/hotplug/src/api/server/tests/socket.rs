@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use super::super::{ApiServer, ServerError};
 use super::*;
 use crate::EventLog;
+use crate::api::Call;
 use crate::api::puppet::Puppet;
 
 #[test]
@@ -54,4 +55,26 @@ fn who_asks_when_the_owner_of_the_vm_is_gone_is_told() {
     let answer = ask(&path, &request("GET", "vmm.ping", ""));
     assert_eq!(status(&answer), "HTTP/1.1 503 ");
     drop(server);
+}
+
+#[test]
+fn who_is_answered_as_the_vmm_ends_hears_it() {
+    for _ in 0..50 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (server, calls) = ApiServer::start(&path, &EventLog::new()).unwrap();
+        let owner = std::thread::spawn(move || {
+            loop {
+                if let Some(Call::ShutdownVmm(reply)) = calls.next() {
+                    reply.send(Ok(()));
+                    drop(calls);
+                    drop(server);
+                    return;
+                }
+            }
+        });
+        let answer = ask(&path, &request("PUT", "vmm.shutdown", ""));
+        assert_eq!(status(&answer), "HTTP/1.1 200 ");
+        owner.join().unwrap();
+    }
 }

@@ -1,0 +1,94 @@
+//! cloud-hypervisor's dialect: what its `ch-remote` has said to p2p-vmm and heard from it, said again.
+//!
+//! `resources/api/*.json` are those conversations, byte by byte. To hold them anew with a `ch-remote`:
+//! `CH_REMOTE=…/ch-remote cargo test -p p2p-vmm --test dialect -- --ignored record`
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod kernel;
+mod recorder;
+mod talk;
+mod vmm;
+
+use std::path::PathBuf;
+
+use talk::Conversation;
+use vmm::Vmm;
+
+/// What is said while there is no guest: needs no KVM.
+const WITHOUT_GUEST: [&str; 22] = [
+    "ping",
+    "info",
+    "boot",
+    "pause",
+    "counters",
+    "delete",
+    "create $DIR/unknown.json",
+    "create $DIR/lacking.json",
+    "create $DIR/vm.json",
+    "create $DIR/vm.json",
+    "info",
+    "add-device path=/sys/bus/pci/devices/ffff:00:00.0",
+    "add-device path=/sys/bus/pci/devices/ffff:00:00.0,iommu=on",
+    "remove-device nvme0",
+    "pause",
+    "resume",
+    "shutdown",
+    "reboot",
+    "add-disk path=/tmp/disk",
+    "resize --cpus 2",
+    "delete",
+    "shutdown-vmm",
+];
+
+/// What is said to a VM that runs.
+const WITH_GUEST: [&str; 16] = [
+    "create $DIR/vm.json",
+    "boot",
+    "boot",
+    "info",
+    "counters",
+    "remove-device nvme0",
+    "pause",
+    "pause",
+    "info",
+    "resume",
+    "resume",
+    "reboot",
+    "shutdown",
+    "info",
+    "delete",
+    "shutdown-vmm",
+];
+
+fn file(name: &str) -> PathBuf {
+    let resources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../resources/api");
+    resources.join(format!("{name}.json"))
+}
+
+#[test]
+fn what_ch_remote_hears_without_a_guest_is_what_was_recorded() {
+    Conversation::load(&file("without-guest")).replay(&mut Vmm::start());
+}
+
+#[test]
+fn what_ch_remote_hears_with_a_guest_is_what_was_recorded() {
+    if std::fs::File::open("/dev/kvm").is_err() {
+        eprintln!("SKIPPED: this machine has no KVM");
+        return;
+    }
+    Conversation::load(&file("with-guest")).replay(&mut Vmm::start());
+}
+
+#[test]
+#[ignore = "holds the conversations anew, with the program in CH_REMOTE"]
+fn record() {
+    let client = std::env::var_os("CH_REMOTE").unwrap();
+    for (name, commands) in [
+        ("without-guest", WITHOUT_GUEST.as_slice()),
+        ("with-guest", WITH_GUEST.as_slice()),
+    ] {
+        let vmm = Vmm::start();
+        recorder::record(client.as_ref(), &vmm, commands).save(&file(name));
+    }
+}
