@@ -2,7 +2,8 @@
 //!
 //! [`VmConfig`] and [`DeviceConfig`] are the one description of a VM and its devices that the command line, the REST API
 //! and the tests share. [`EventLog`] is what a VMM tells, to [`EventMonitor`] and to the readers of the API. With the
-//! feature `server`, [`api`] has what a VMM needs to be asked by cloud-hypervisor's clients.
+//! feature `server`, [`api`] has what a VMM needs to be asked by cloud-hypervisor's clients. [`regroup`] changes the IOMMU
+//! groups of a live host, with the devices unplugged meanwhile.
 
 pub mod api;
 mod client;
@@ -11,6 +12,7 @@ mod event;
 mod lacking;
 pub mod lifecycle;
 mod options;
+pub mod regroup;
 mod slots;
 mod vm_config;
 

@@ -1,0 +1,46 @@
+//! Changing groups and routes on a live host: a plan is carried out as one transaction.
+//!
+//! ```text
+//! unplug ─ unbind ─ keep awake ─ words ─ remove ─ open ─ rescan ─ restore ─ check ─ routes ─┃─ bind ─ check ─ plug
+//!                                                                                           ┃
+//!          a failure or a crash on this side is undone                                      ┃ a crash on this side is
+//!                                                                                           ┃ continued, a failure undone
+//! ```
+//!
+//! Every action is written to a journal before it is done, and its result after. What to do next follows from the
+//! records alone, whether the process that wrote them is still there or not. Undoing does not play the actions
+//! backwards: it compares the host with what it was and does what is missing, so that it copes with a host that was
+//! changed by somebody else meanwhile, has lost a device or has other bus numbers. A reboot undoes everything by itself.
+//!
+//! The kernel is reached through [`Host`], virtual machines through [`Vmm`].
+
+mod action;
+mod baseline;
+mod blocker;
+mod compile;
+mod course;
+mod difference;
+mod error;
+mod host;
+mod journal;
+mod machine;
+mod perform;
+mod place;
+mod preflight;
+mod record;
+mod restore;
+mod state_dir;
+mod transaction;
+mod usage;
+mod vmm;
+
+pub use action::Action;
+pub use blocker::{Blocker, Refusal};
+pub use difference::Difference;
+pub use error::{RegroupError, StateError};
+pub use host::{Host, HostError, LinuxHost};
+pub use place::{Place, PlaceError};
+pub use record::{Outcome, Record};
+pub use state_dir::{Finished, HeldPort, StateDir, Status, Unfinished};
+pub use transaction::{Progress, Regroup, Report};
+pub use vmm::{Assigned, Vmm, VmmError};

@@ -1,0 +1,183 @@
+//! Why a plan is not carried out.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use iommu_group::{Objection, Sbdf};
+use serde::Serialize;
+
+/// Something that has to be dealt with before a plan may be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "blocker", rename_all = "kebab-case")]
+pub enum Blocker {
+    /// The plan does something that was not asked for.
+    Objection {
+        /// What.
+        objection: Objection,
+    },
+    /// The same goals give another plan now.
+    Stale,
+    /// The goals cannot be reached any more.
+    Impossible {
+        /// Why not.
+        reason: String,
+    },
+    /// A transaction has not come to its end.
+    Unfinished {
+        /// Its journal.
+        journal: PathBuf,
+    },
+    /// A file system of the device is mounted.
+    Mounted {
+        /// The function.
+        function: Sbdf,
+        /// The block device.
+        device: String,
+        /// Where it is mounted.
+        at: String,
+    },
+    /// The kernel swaps to the device.
+    Swap {
+        /// The function.
+        function: Sbdf,
+        /// The block device.
+        device: String,
+    },
+    /// The device is a part of another: LVM, MD, dm-crypt.
+    Member {
+        /// The function.
+        function: Sbdf,
+        /// The block device.
+        device: String,
+        /// What it is a part of.
+        holder: String,
+    },
+    /// A network interface of the device is up.
+    InterfaceUp {
+        /// The function.
+        function: Sbdf,
+        /// The interface.
+        interface: String,
+    },
+    /// A process has the device, or another of its group, open.
+    InUse {
+        /// The function.
+        function: Sbdf,
+        /// The process.
+        user: String,
+    },
+    /// A driver is bound that serves somebody.
+    Driver {
+        /// The function.
+        function: Sbdf,
+        /// The driver.
+        driver: String,
+    },
+    /// A virtual machine does not say what it has.
+    Vmm {
+        /// What happened.
+        error: String,
+    },
+    /// The kernel keeps even root from configuration space.
+    Lockdown {
+        /// How it calls that.
+        mode: String,
+    },
+    /// The port's ACS control register is not where that of others is.
+    OddRegister {
+        /// The port.
+        port: Sbdf,
+    },
+    /// The kernel takes ports for isolating that are not, so that its groups mean nothing.
+    AcsOverride,
+}
+
+impl fmt::Display for Blocker {
+    /// The reason, and what to do about it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Objection { objection } => {
+                write!(f, "{objection}")?;
+                match objection.remedy() {
+                    Some((option, function)) => write!(f, " (accept it: --{option} {function})"),
+                    None => Ok(()),
+                }
+            }
+            Self::Stale => f.write_str(
+                "the host has changed since the plan was made (make it anew: p2pctl plan)",
+            ),
+            Self::Impossible { reason } => write!(f, "the host has changed: {reason}"),
+            Self::Unfinished { journal } => write!(
+                f,
+                "an earlier change has not come to its end: {} (p2pctl recover)",
+                journal.display()
+            ),
+            Self::Mounted {
+                function,
+                device,
+                at,
+            } => write!(
+                f,
+                "{function}: {device} is mounted on {at} (umount it, or leave {function} out)"
+            ),
+            Self::Swap { function, device } => write!(
+                f,
+                "{function}: {device} is swapped to (swapoff /dev/{device}, or leave {function} out)"
+            ),
+            Self::Member {
+                function,
+                device,
+                holder,
+            } => write!(
+                f,
+                "{function}: {device} is a part of {holder} (take {holder} down, or leave {function} out)"
+            ),
+            Self::InterfaceUp {
+                function,
+                interface,
+            } => write!(
+                f,
+                "{function}: {interface} is up (ip link set {interface} down, or leave {function} out)"
+            ),
+            Self::InUse { function, user } => write!(
+                f,
+                "{function} is in use by {user} (shut that down, or leave {function} out)"
+            ),
+            Self::Driver { function, driver } => write!(
+                f,
+                "{function} is bound to {driver} (stop what uses it and bind it to vfio-pci, or leave {function} out)"
+            ),
+            Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
+            Self::Lockdown { mode } => write!(
+                f,
+                "the kernel is locked down ({mode}): ACS cannot be written (switch Secure Boot off, or use p2pctl \
+                 kernel-args)"
+            ),
+            Self::OddRegister { port } => write!(
+                f,
+                "the ACS registers of {port} are laid out in Intel's own way, which is not written at run time (use \
+                 p2pctl kernel-args)"
+            ),
+            Self::AcsOverride => f.write_str(
+                "the kernel runs with pcie_acs_override=, so its groups say nothing about isolation (boot without it)",
+            ),
+        }
+    }
+}
+
+/// A plan that is not carried out, with all reasons. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+pub struct Refusal {
+    /// The reasons; at least one.
+    pub blockers: Vec<Blocker>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, blocker) in self.blockers.iter().enumerate() {
+            let gap = if index == 0 { "" } else { "; " };
+            write!(f, "{gap}{blocker}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! Where a function is, whatever its bus number.
+
+use std::fmt;
+use std::str::FromStr;
+
+use iommu_group::{Function, Sbdf, Topology};
+use serde::{Deserialize, Serialize};
+
+/// The way to a function from its root bus: the function there, then device and function number below each bridge.
+/// Bus numbers may be others after a rescan; this stays.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Place {
+    root: Sbdf,
+    /// Device and function number in one byte each, as the kernel has them.
+    below: Vec<u8>,
+}
+
+impl Place {
+    /// The place of a function; `None` if there is no such function, or it is virtual and so is at no place of its own.
+    #[must_use]
+    pub fn of(topology: &Topology, function: Sbdf) -> Option<Self> {
+        let found = topology.get(function)?;
+        if found.is_virtual() {
+            return None;
+        }
+        let mut way: Vec<Sbdf> = std::iter::once(function)
+            .chain(topology.ancestors(function).map(Function::sbdf))
+            .collect();
+        let root = way.pop()?;
+        way.reverse();
+        Some(Self {
+            root,
+            below: way.into_iter().map(Sbdf::devfn).collect(),
+        })
+    }
+
+    /// The function that is there.
+    #[must_use]
+    pub fn find(&self, topology: &Topology) -> Option<Sbdf> {
+        let mut at = topology.get(self.root)?.sbdf();
+        for devfn in &self.below {
+            at = topology
+                .children(at)
+                .find(|child| child.sbdf().devfn() == *devfn && !child.is_virtual())?
+                .sbdf();
+        }
+        Some(at)
+    }
+
+    /// The function on the root bus.
+    pub(super) fn root(&self) -> Sbdf {
+        self.root
+    }
+
+    /// Device and function number below each bridge on the way down.
+    pub(super) fn below(&self) -> &[u8] {
+        &self.below
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.root)?;
+        self.below
+            .iter()
+            .try_for_each(|devfn| write!(f, "/{:02x}.{}", devfn >> 3, devfn & 7))
+    }
+}
+
+/// A text that is not a place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{part}` in `{text}`: want the way to a function, such as 0000:00:04.0/00.0/01.0")]
+pub struct PlaceError {
+    text: String,
+    part: String,
+}
+
+impl FromStr for Place {
+    type Err = PlaceError;
+
+    fn from_str(text: &str) -> Result<Self, PlaceError> {
+        let bad = |part: &str| PlaceError {
+            text: text.to_owned(),
+            part: part.to_owned(),
+        };
+        let mut parts = text.split('/');
+        let first = parts.next().unwrap_or_default();
+        let root = first.parse().map_err(|_| bad(first))?;
+        let number = |part: &str| -> Option<u8> {
+            let (device, function) = part.split_once('.')?;
+            let device = u8::from_str_radix(device, 16).ok().filter(|d| *d < 32)?;
+            let function = function.parse::<u8>().ok().filter(|f| *f < 8)?;
+            Some(device << 3 | function)
+        };
+        let below = parts
+            .map(|part| number(part).ok_or_else(|| bad(part)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { root, below })
+    }
+}
+
+impl TryFrom<String> for Place {
+    type Error = PlaceError;
+
+    fn try_from(text: String) -> Result<Self, PlaceError> {
+        text.parse()
+    }
+}
+
+impl From<Place> for String {
+    fn from(place: Place) -> Self {
+        place.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
+
+    #[test]
+    fn a_place_is_found_under_other_bus_numbers() {
+        let before = Topology::from_fixture(SWITCH).unwrap();
+        let moved = SWITCH.replace("0000:03:00.0", "0000:17:00.0");
+        let after = Topology::from_fixture(&moved).unwrap();
+        let drive: Sbdf = "03:00.0".parse().unwrap();
+        let place = Place::of(&before, drive).unwrap();
+        assert_eq!(place.to_string(), "0000:00:04.0/00.0/00.0/00.0");
+        assert_eq!(place.find(&before), Some(drive));
+        assert_eq!(place.find(&after), "17:00.0".parse().ok());
+        let elsewhere: Place = "0000:00:04.0/00.0/00.0/01.0".parse().unwrap();
+        assert_eq!(elsewhere.find(&before), None);
+    }
+
+    #[test]
+    fn text_and_back() {
+        for text in ["0000:00:04.0", "0000:00:04.0/00.0/1f.7"] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+        }
+        for (text, part) in [
+            ("", ""),
+            ("x/00.0", "x"),
+            ("0000:00:04.0/", ""),
+            ("0000:00:04.0/20.0", "20.0"),
+            ("0000:00:04.0/00.8", "00.8"),
+        ] {
+            assert_eq!(text.parse::<Place>().unwrap_err().part, part, "{text}");
+        }
+    }
+}

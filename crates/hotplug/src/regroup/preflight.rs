@@ -1,0 +1,179 @@
+//! What is looked at before the first write.
+
+use std::collections::BTreeSet;
+
+use iommu_group::{Function, Kernel, Plan, Sbdf, Step, Topology};
+
+use super::blocker::Blocker;
+use super::host::HostError;
+use super::machine::Machine;
+use super::usage::{Mounts, Offers, VfioUsers, lockdown};
+use super::vmm::{Assigned, Vmm, VmmError};
+
+/// What speaks against carrying out a plan, and which of its devices virtual machines have.
+pub(super) struct Preflight {
+    pub(super) blockers: Vec<Blocker>,
+    pub(super) assigned: Vec<Assigned>,
+}
+
+impl Preflight {
+    pub(super) fn of(
+        machine: Machine<'_>,
+        topology: &Topology,
+        plan: &Plan,
+        vmms: &[&dyn Vmm],
+    ) -> Result<Self, HostError> {
+        let kernel = Kernel::of(topology);
+        let mut blockers = against_plan(topology, &kernel, plan);
+        blockers.extend(lockdown(machine.host()).map(|mode| Blocker::Lockdown { mode }));
+        if kernel.parameters.acs_override.is_some() {
+            blockers.push(Blocker::AcsOverride);
+        }
+        blockers.extend(odd_registers(topology, plan));
+        let mut assigned = Vec::new();
+        for vmm in vmms {
+            match vmm.devices() {
+                Ok(devices) => assigned.extend(devices),
+                Err(VmmError::Gone { .. }) => {}
+                Err(error) => blockers.push(Blocker::Vmm {
+                    error: error.to_string(),
+                }),
+            }
+        }
+        assigned.retain(|device| plan.unplug.contains(&device.function));
+        blockers.extend(users(machine, topology, plan, &assigned)?);
+        Ok(Self { blockers, assigned })
+    }
+}
+
+/// What speaks against the plan itself. The same goals must give the same plan: all that it depends on is as it was.
+fn against_plan(topology: &Topology, kernel: &Kernel, plan: &Plan) -> Vec<Blocker> {
+    match Plan::make(topology, kernel, &plan.goals, &plan.options) {
+        Err(refusal) => refusal
+            .reasons
+            .iter()
+            .map(|reason| Blocker::Impossible {
+                reason: reason.to_string(),
+            })
+            .collect(),
+        Ok(now) if now != *plan => vec![Blocker::Stale],
+        Ok(now) => now
+            .objections
+            .into_iter()
+            .map(|objection| Blocker::Objection { objection })
+            .collect(),
+    }
+}
+
+fn odd_registers(topology: &Topology, plan: &Plan) -> Vec<Blocker> {
+    let ports: BTreeSet<Sbdf> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => Some(*port),
+            _ => None,
+        })
+        .collect();
+    let odd = |port: &Sbdf| {
+        let acs = topology.get(*port).and_then(|f| f.acs().registers());
+        acs.is_some_and(|acs| acs.dword_layout)
+    };
+    ports
+        .into_iter()
+        .filter(odd)
+        .map(|port| Blocker::OddRegister { port })
+        .collect()
+}
+
+/// Who uses what is to be unplugged or removed.
+fn users(
+    machine: Machine<'_>,
+    topology: &Topology,
+    plan: &Plan,
+    assigned: &[Assigned],
+) -> Result<Vec<Blocker>, HostError> {
+    let (mounts, vfio) = (
+        Mounts::read(machine.host()),
+        VfioUsers::read(machine.host()),
+    );
+    let mut blockers = Vec::new();
+    for function in touched(topology, plan) {
+        let at = function.sbdf();
+        let before = blockers.len();
+        let offers = Offers::of(machine.host(), at);
+        for block in &offers.blocks {
+            let device = block.name.clone();
+            if let Some(place) = mounts.at(block) {
+                blockers.push(Blocker::Mounted {
+                    function: at,
+                    device: device.clone(),
+                    at: place.to_owned(),
+                });
+            }
+            if mounts.is_swap(block) {
+                blockers.push(Blocker::Swap {
+                    function: at,
+                    device: device.clone(),
+                });
+            }
+            blockers.extend(block.holders.iter().map(|holder| Blocker::Member {
+                function: at,
+                device: device.clone(),
+                holder: holder.clone(),
+            }));
+        }
+        blockers.extend(
+            offers
+                .interfaces
+                .into_iter()
+                .map(|interface| Blocker::InterfaceUp {
+                    function: at,
+                    interface,
+                }),
+        );
+        let known = assigned.iter().any(|device| device.function == at);
+        if let Some(user) = vfio.of(machine.host(), at)?.filter(|_| !known) {
+            blockers.push(Blocker::InUse {
+                function: at,
+                user: user.to_string(),
+            });
+        }
+        // What the driver is used for says more than that there is one.
+        let driver = function
+            .driver()
+            .filter(|driver| !is_harmless(function, driver));
+        if let Some(driver) = driver.filter(|_| blockers.len() == before) {
+            blockers.push(Blocker::Driver {
+                function: at,
+                driver: driver.to_owned(),
+            });
+        }
+    }
+    Ok(blockers)
+}
+
+/// The functions that are taken from their drivers or removed.
+fn touched<'t>(topology: &'t Topology, plan: &Plan) -> Vec<&'t Function> {
+    let mut touched = plan.unplug.clone();
+    for step in &plan.steps {
+        if let Step::Remove { functions } = step {
+            for function in functions {
+                touched.insert(*function);
+                touched.extend(topology.descendants(*function).map(Function::sbdf));
+            }
+        }
+    }
+    touched
+        .into_iter()
+        .filter_map(|function| topology.get(function))
+        .collect()
+}
+
+/// Whether a driver does nothing with the function by itself: those that VFIO can live with
+/// (linux 7.2 drivers/vfio/pci/, `driver_managed_dma`).
+fn is_harmless(function: &Function, driver: &str) -> bool {
+    if function.is_bridge() {
+        return driver == "pcieport";
+    }
+    driver == "pci-stub" || driver.replace('-', "_").ends_with("vfio_pci")
+}

@@ -1,0 +1,268 @@
+//! Who uses a function: what is in sysfs and procfs about that.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use iommu_group::{Sbdf, SysfsError};
+
+use super::host::{Host, HostError};
+
+/// How deep below a function its block devices and interfaces may be.
+const DEPTH: usize = 12;
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pid: u32,
+    name: String,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.name, self.pid)
+    }
+}
+
+/// The processes that have devices of VFIO open, by what their descriptors point to.
+pub(super) struct VfioUsers(Vec<(String, User)>);
+
+impl VfioUsers {
+    /// Looks at the descriptors of all processes.
+    pub(super) fn read(host: &dyn Host) -> Self {
+        let mut users = Vec::new();
+        let processes = fs::read_dir(host.proc()).into_iter().flatten();
+        for entry in processes.filter_map(Result::ok) {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            // Processes come and go, and threads of the kernel have none.
+            let descriptors = fs::read_dir(entry.path().join("fd")).into_iter().flatten();
+            for descriptor in descriptors.filter_map(Result::ok) {
+                let Ok(target) = fs::read_link(descriptor.path()) else {
+                    continue;
+                };
+                let target = target.to_string_lossy();
+                // Before it there is another path in another mount namespace.
+                if let Some((_, file)) = target.rsplit_once("vfio/") {
+                    let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                    let name = name.trim().to_owned();
+                    users.push((file.to_owned(), User { pid, name }));
+                }
+            }
+        }
+        Self(users)
+    }
+
+    /// Who has a function, or its group, open.
+    pub(super) fn of(&self, host: &dyn Host, function: Sbdf) -> Result<Option<&User>, HostError> {
+        let mut files: Vec<String> = Vec::new();
+        match host.sysfs().group_of(function) {
+            Ok(group) => files.push(group.to_string()),
+            Err(SysfsError::NoGroup { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let dir = host.sysfs().device_dir(function).join("vfio-dev");
+        let devices = fs::read_dir(dir).into_iter().flatten();
+        // A character device of its own: /dev/vfio/devices/vfioN, which ends in the same as its name does.
+        files
+            .extend(devices.filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.to_owned())));
+        let file = |name: &str| files.iter().any(|file| file == name);
+        let user = self
+            .0
+            .iter()
+            .find(|(path, _)| file(path) || path.strip_prefix("devices/").is_some_and(file));
+        Ok(user.map(|(_, user)| user))
+    }
+}
+
+/// Who has a function, or its group, open.
+pub(super) fn vfio_user(host: &dyn Host, function: Sbdf) -> Result<Option<User>, HostError> {
+    Ok(VfioUsers::read(host).of(host, function)?.cloned())
+}
+
+/// A block device or partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) name: String,
+    /// `major:minor`.
+    number: String,
+    /// Devices that are made of it: LVM, MD, dm-crypt.
+    pub(super) holders: Vec<String>,
+}
+
+/// What the kernel makes of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Offers {
+    pub(super) blocks: Vec<Block>,
+    /// Network interfaces that are up.
+    pub(super) interfaces: Vec<String>,
+}
+
+impl Offers {
+    pub(super) fn of(host: &dyn Host, function: Sbdf) -> Self {
+        let mut offers = Self::default();
+        offers.walk(host, &host.sysfs().device_dir(function), 0);
+        offers
+    }
+
+    fn walk(&mut self, host: &dyn Host, dir: &Path, depth: usize) {
+        let subsystem = fs::read_link(dir.join("subsystem")).ok();
+        let subsystem = subsystem
+            .as_deref()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str());
+        let name = dir.file_name().and_then(|name| name.to_str());
+        match (subsystem, name) {
+            (Some("block"), Some(name)) => {
+                self.blocks.push(block(dir, name));
+                if let Some(head) = multipath_head(host, name).filter(|_| depth > 0) {
+                    self.walk(host, &head, 0);
+                }
+            }
+            // IFF_UP (linux include/uapi/linux/if.h).
+            (Some("net"), Some(name)) if flags(dir) & 1 != 0 => {
+                self.interfaces.push(name.to_owned());
+            }
+            _ => {}
+        }
+        if depth >= DEPTH {
+            return;
+        }
+        let entries = fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
+        let mut below: Vec<PathBuf> = entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            // Other functions have their own turn.
+            .filter(|entry| {
+                let name = entry.file_name();
+                name.to_str()
+                    .is_some_and(|name| name.parse::<Sbdf>().is_err())
+            })
+            .map(|entry| entry.path())
+            .collect();
+        below.sort();
+        for dir in below {
+            self.walk(host, &dir, depth + 1);
+        }
+    }
+}
+
+fn flags(dir: &Path) -> u32 {
+    let text = fs::read_to_string(dir.join("flags")).unwrap_or_default();
+    let text = text.trim();
+    u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).unwrap_or(0)
+}
+
+fn block(dir: &Path, name: &str) -> Block {
+    let holders = fs::read_dir(dir.join("holders")).into_iter().flatten();
+    let holders = holders.filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.to_owned()));
+    Block {
+        name: name.to_owned(),
+        number: fs::read_to_string(dir.join("dev"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+        holders: holders.collect(),
+    }
+}
+
+/// Of a path to a namespace of NVMe with several, `nvme0c1n2`, the disk that is used: `nvme0n2`
+/// (linux 7.2 drivers/nvme/host/multipath.c: `nvme_mpath_set_disk_name()`).
+fn multipath_head(host: &dyn Host, name: &str) -> Option<PathBuf> {
+    let (subsystem, rest) = name.strip_prefix("nvme")?.split_once('c')?;
+    let (controller, namespace) = rest.split_once('n')?;
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if ![subsystem, controller, namespace].into_iter().all(number) {
+        return None;
+    }
+    let head = host.sysfs().root().join("class/block");
+    let head = head.join(format!("nvme{subsystem}n{namespace}"));
+    fs::canonicalize(head).ok()
+}
+
+/// What is mounted and swapped to.
+pub(super) struct Mounts {
+    /// `major:minor`, source and mount point.
+    mounts: Vec<(String, String, String)>,
+    /// Names of block devices.
+    swaps: Vec<String>,
+}
+
+impl Mounts {
+    /// Reads the mounts of this process and of the first one.
+    pub(super) fn read(host: &dyn Host) -> Self {
+        let text = |file: &str| fs::read_to_string(host.proc().join(file)).unwrap_or_default();
+        let mounts = ["self/mountinfo", "1/mountinfo"]
+            .into_iter()
+            .flat_map(|file| {
+                let text = text(file);
+                text.lines().filter_map(mount).collect::<Vec<_>>()
+            })
+            .collect();
+        let swaps = text("swaps");
+        let swaps = swaps
+            .lines()
+            .skip(1)
+            .filter_map(|line| Some(base_name(line.split_whitespace().next()?).to_owned()));
+        Self {
+            mounts,
+            swaps: swaps.collect(),
+        }
+    }
+
+    /// Where a block device is mounted.
+    pub(super) fn at(&self, block: &Block) -> Option<&str> {
+        self.mounts
+            .iter()
+            .find(|(number, source, _)| *number == block.number || base_name(source) == block.name)
+            .map(|(_, _, at)| at.as_str())
+    }
+
+    pub(super) fn is_swap(&self, block: &Block) -> bool {
+        self.swaps.contains(&block.name)
+    }
+}
+
+fn base_name(path: &str) -> &str {
+    path.strip_prefix("/dev/").unwrap_or_default()
+}
+
+/// A line of `mountinfo` (linux Documentation/filesystems/proc.rst §3.5).
+fn mount(line: &str) -> Option<(String, String, String)> {
+    let mut words = line.split(' ');
+    let (number, at) = (words.nth(2)?, words.nth(1)?);
+    let source = words.skip_while(|word| *word != "-").nth(2)?;
+    Some((number.to_owned(), source.to_owned(), at.to_owned()))
+}
+
+/// The kernel's lockdown mode, if it keeps root from configuration space.
+pub(super) fn lockdown(host: &dyn Host) -> Option<String> {
+    let file = host.sysfs().root().join("kernel/security/lockdown");
+    let text = fs::read_to_string(file).ok()?;
+    let mode = text.split_once('[')?.1.split_once(']')?.0;
+    (mode != "none").then(|| mode.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_have_a_number_a_source_and_a_place() {
+        let line = "36 35 259:3 / /data rw,noatime shared:1 - ext4 /dev/nvme1n1p1 rw";
+        let (number, source, at) = mount(line).unwrap();
+        assert_eq!(
+            (number.as_str(), source.as_str(), at.as_str()),
+            ("259:3", "/dev/nvme1n1p1", "/data")
+        );
+        assert_eq!(mount("36 35"), None);
+        assert_eq!(mount("36 35 259:3 / /data rw ext4 /dev/x"), None);
+    }
+}

@@ -1,0 +1,75 @@
+//! The seam to virtual machines.
+
+use std::time::Duration;
+
+use iommu_group::Sbdf;
+use serde::{Deserialize, Serialize};
+
+/// A device that a virtual machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assigned {
+    /// Name of the virtual machine.
+    pub vm: String,
+    /// Name of the device in it.
+    pub id: String,
+    /// The function on the host.
+    pub function: Sbdf,
+    /// Whether it may take part in peer-to-peer DMA.
+    #[serde(default)]
+    pub p2p: bool,
+    /// The P2P domain that it is in; the one without a name if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Where it is in the guest's topology, in the VMM's own words; chosen by the VMM if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+}
+
+/// A virtual machine monitor with one virtual machine. Calls for different devices come from several threads at once.
+pub trait Vmm: Sync {
+    /// Name of the virtual machine.
+    fn name(&self) -> &str;
+
+    /// The devices that it has.
+    fn devices(&self) -> Result<Vec<Assigned>, VmmError>;
+
+    /// Takes away the windows through which peers reach the device. One that has none is no error.
+    fn revoke(&self, device: &Assigned) -> Result<(), VmmError>;
+
+    /// Asks the guest to let go of the device, waits until it has and VFIO is closed. If it has not by the deadline,
+    /// the request is withdrawn. A device that is not plugged is no error.
+    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError>;
+
+    /// Gives the device back, into the domain and slot that it had. One that is plugged is no error.
+    fn plug(&self, device: &Assigned) -> Result<(), VmmError>;
+}
+
+/// A virtual machine that did not do what was asked of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VmmError {
+    /// It is not there any more; it has no devices then.
+    #[error("VM {vm} is gone")]
+    Gone {
+        /// The virtual machine.
+        vm: String,
+    },
+    /// The guest did not let go in time.
+    #[error("the guest of {vm} did not let go of {id} within {} s", deadline.as_secs())]
+    Stalled {
+        /// The virtual machine.
+        vm: String,
+        /// The device.
+        id: String,
+        /// How long it had.
+        deadline: Duration,
+    },
+    /// It refused.
+    #[error("VM {vm} refused: {reason}")]
+    Refused {
+        /// The virtual machine.
+        vm: String,
+        /// Its words.
+        reason: String,
+    },
+}

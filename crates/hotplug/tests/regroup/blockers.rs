@@ -1,0 +1,232 @@
+//! What is refused before the first write.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use hotplug::regroup::{Blocker, Outcome, Regroup, RegroupError, Vmm};
+use iommu_group::{Goals, PlanOptions};
+
+use crate::guests::Guest;
+use crate::machine::Fault;
+use crate::{A, B, Bench, C, D, sbdf, set};
+
+/// The lines of the refusal of a plan to join A and B, after something was done to the host.
+fn refused(bench: &Bench, arrange: impl FnOnce(&Bench)) -> Vec<String> {
+    let plan = bench.join(&[A, B]);
+    arrange(bench);
+    let before = bench.machine.snapshot();
+    bench.machine.fail(0, Fault::Errno(5));
+    let Err(RegroupError::Refused(refusal)) = bench.apply(&plan, &[]) else {
+        panic!("it was not refused");
+    };
+    assert!(!bench.machine.failed(), "nothing is written");
+    assert_eq!(bench.machine.snapshot(), before);
+    assert!(!bench.state().path().join("running.jsonl").exists());
+    refusal.blockers.iter().map(ToString::to_string).collect()
+}
+
+/// Makes something of a function: a block device or an interface, as sysfs has it.
+fn offer(bench: &Bench, function: &str, subsystem: &str, path: &str) -> std::path::PathBuf {
+    let dir = bench.machine.dir(sbdf(function)).join(path);
+    fs::create_dir_all(&dir).unwrap();
+    drop(fs::remove_file(dir.join("subsystem")));
+    symlink(
+        Path::new("../../class").join(subsystem),
+        dir.join("subsystem"),
+    )
+    .unwrap();
+    dir
+}
+
+#[test]
+fn what_is_mounted_swapped_to_or_a_part_of_something_is_named() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        offer(bench, A, "block", "nvme/nvme0/nvme0n1");
+        let part = offer(bench, A, "block", "nvme/nvme0/nvme0n1/nvme0n1p1");
+        fs::write(part.join("dev"), "259:3\n").unwrap();
+        let part = offer(bench, A, "block", "nvme/nvme0/nvme0n1/nvme0n1p2");
+        fs::create_dir_all(part.join("holders/dm-0")).unwrap();
+        let disk = offer(bench, B, "block", "nvme/nvme1/nvme1n1");
+        fs::write(disk.join("dev"), "259:9\n").unwrap();
+        let proc = bench.machine.proc_dir();
+        let mount = "36 35 259:3 / /data rw shared:1 - ext4 /dev/root rw\n";
+        fs::write(proc.join("self/mountinfo"), mount).unwrap();
+        let swaps = "Filename Type Size Used Priority\n/dev/nvme1n1 partition 1 0 -2\n";
+        fs::write(proc.join("swaps"), swaps).unwrap();
+    });
+    assert_eq!(
+        lines,
+        [
+            format!("{A}: nvme0n1p1 is mounted on /data (umount it, or leave {A} out)"),
+            format!("{A}: nvme0n1p2 is a part of dm-0 (take dm-0 down, or leave {A} out)"),
+            format!("{B}: nvme1n1 is swapped to (swapoff /dev/nvme1n1, or leave {B} out)"),
+        ]
+    );
+}
+
+#[test]
+fn a_disk_that_is_reached_by_several_paths_is_found() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        offer(bench, A, "block", "nvme/nvme0/nvme0c0n1");
+        let head = bench.machine.proc_dir().join("../sys/class/block/nvme0n1");
+        fs::create_dir_all(&head).unwrap();
+        symlink("../../block", head.join("subsystem")).unwrap();
+        fs::write(head.join("dev"), "259:5\n").unwrap();
+        let mount = "36 35 0:40 / /data rw - btrfs /dev/nvme0n1 rw\n";
+        fs::write(bench.machine.proc_dir().join("self/mountinfo"), mount).unwrap();
+    });
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("nvme0n1 is mounted on /data"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn an_interface_that_is_up_blocks_and_one_that_is_down_does_not() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        let up = offer(bench, B, "net", "net/eth0");
+        fs::write(up.join("flags"), "0x1003\n").unwrap();
+        let down = offer(bench, B, "net", "net/eth1");
+        fs::write(down.join("flags"), "0x1002\n").unwrap();
+    });
+    let wanted = format!("{B}: eth0 is up (ip link set eth0 down, or leave {B} out)");
+    assert_eq!(lines, [wanted]);
+}
+
+#[test]
+fn a_process_that_nobody_knows_blocks_and_a_known_virtual_machine_does_not() {
+    let bench = Bench::new();
+    let open = |bench: &Bench| {
+        let group = fs::read_link(bench.machine.dir(sbdf(A)).join("iommu_group")).unwrap();
+        let fd = bench.machine.proc_dir().join("4711/fd");
+        fs::create_dir_all(&fd).unwrap();
+        fs::write(bench.machine.proc_dir().join("4711/comm"), "qemu\n").unwrap();
+        let number = group.file_name().unwrap().to_str().unwrap();
+        symlink(format!("/dev/vfio/{number}"), fd.join("7")).unwrap();
+    };
+    let lines = refused(&bench, open);
+    let wanted = format!("{A} is in use by qemu (process 4711) (shut that down, or leave {A} out)");
+    assert_eq!(lines, [wanted]);
+    // It lets go when it is asked to, but this one is somebody else's.
+    let plan = bench.join(&[A, B]);
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+    let before = bench.machine.snapshot();
+    let vmms = [&guest as &dyn Vmm];
+    let regroup = Regroup::new(&bench.machine, &vmms, bench.state())
+        .guest_deadline(Duration::from_millis(50));
+    let report = regroup.apply(&plan, &mut |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Old);
+    let (_, error) = report.failure.unwrap();
+    assert_eq!(error, format!("{A} is in use by qemu (process 4711)"));
+    assert_eq!(bench.machine.snapshot(), before);
+}
+
+#[test]
+fn a_driver_that_serves_somebody_blocks() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        let driver = bench.machine.dir(sbdf(A)).join("driver");
+        fs::remove_file(&driver).unwrap();
+        symlink("../../../../bus/pci/drivers/nvme", driver).unwrap();
+    });
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].starts_with(&format!(
+        "{A} is bound to nvme (stop what uses it and bind it to vfio-pci"
+    )));
+}
+
+#[test]
+fn a_host_that_has_changed_since_gives_another_plan() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        bench.machine.meddle(sbdf("0000:02:00.0"), 0x1f);
+    });
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].starts_with("the host has changed since the plan was made"));
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| bench.machine.pull(sbdf(B)));
+    assert!(lines[0].contains(B), "{lines:?}");
+}
+
+#[test]
+fn a_plan_with_objections_is_refused_with_what_would_accept_them() {
+    let bench = Bench::new();
+    let goals = Goals {
+        join: vec![set(&[A, B])],
+        ..Goals::default()
+    };
+    let plan = bench.plan(&goals, &PlanOptions::default());
+    if plan.is_acceptable() {
+        panic!("this machine has neighbours that become reachable");
+    }
+    let Err(RegroupError::Refused(refusal)) = bench.apply(&plan, &[]) else {
+        panic!("it was not refused");
+    };
+    let lines: Vec<String> = refusal.blockers.iter().map(ToString::to_string).collect();
+    for neighbour in [C, D] {
+        let option = format!("(accept it: --expose {neighbour})");
+        assert!(
+            lines.iter().any(|line| line.ends_with(&option)),
+            "{lines:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_kernel_that_will_not_or_lies_is_told_from_one_that_will() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        let dir = bench.machine.proc_dir().join("../sys/kernel/security");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("lockdown"), "none [integrity] confidentiality\n").unwrap();
+    });
+    assert!(
+        lines[0].starts_with("the kernel is locked down (integrity)"),
+        "{lines:?}"
+    );
+    let bench = Bench::new();
+    let arguments = "intel_iommu=on pcie_acs_override=downstream\n";
+    fs::write(bench.machine.proc_dir().join("cmdline"), arguments).unwrap();
+    let lines = refused(&bench, |_| {});
+    assert!(lines[0].contains("pcie_acs_override="), "{lines:?}");
+}
+
+#[test]
+fn nothing_new_is_begun_before_the_old_has_ended() {
+    let bench = Bench::new();
+    let plan = bench.join(&[A, B]);
+    assert!(bench.apply_until(&plan, &[], 1));
+    let Err(RegroupError::Refused(refusal)) = bench.apply(&plan, &[]) else {
+        panic!("it was not refused");
+    };
+    assert!(matches!(refusal.blockers[0], Blocker::Unfinished { .. }));
+    let status = bench.state().status("first").unwrap();
+    assert_eq!(status.unfinished.unwrap().id.as_deref(), Some("000001"));
+    assert_eq!(bench.recover(&[]).unwrap().outcome, Outcome::Old);
+}
+
+#[test]
+fn one_process_at_a_time_changes_the_host() {
+    let bench = Bench::new();
+    let plan = bench.join(&[A, B]);
+    let regroup = hotplug::regroup::Regroup::new(&bench.machine, &[], bench.state());
+    let mut second = None;
+    let report = regroup.apply(&plan, &mut |_| {
+        second.get_or_insert_with(|| {
+            assert!(bench.state().status("first").unwrap().busy);
+            bench.apply(&plan, &[])
+        });
+    });
+    assert_eq!(report.unwrap().outcome, Outcome::New);
+    let error = second.unwrap().unwrap_err().to_string();
+    assert!(
+        error.starts_with("another process is changing this host"),
+        "{error}"
+    );
+}

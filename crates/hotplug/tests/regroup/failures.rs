@@ -1,0 +1,146 @@
+//! Writes that fail, guests that will not, hosts that do something else.
+
+use hotplug::regroup::{Outcome, Vmm};
+
+use crate::guests::{Guest, Mood};
+use crate::machine::Fault;
+use crate::{A, B, Bench, C, D, brief, sbdf};
+
+/// EIO, EBUSY, ENODEV.
+const ERRNOS: [i32; 3] = [5, 16, 19];
+
+#[test]
+fn every_write_fails_once_and_everything_is_put_back() {
+    let writes = {
+        let bench = Bench::new();
+        bench.machine.fail(usize::MAX, Fault::KilledBefore);
+        bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+        bench.machine.written()
+    };
+    assert!(writes > 20);
+    for write in 0..writes {
+        for errno in ERRNOS {
+            let bench = Bench::new();
+            let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+            let before = bench.machine.snapshot();
+            let plan = bench.join(&[A, B]);
+            bench.machine.fail(write, Fault::Errno(errno));
+            let report = bench.apply(&plan, &[&guest as &dyn Vmm]).unwrap();
+            assert!(bench.machine.failed());
+            let what = format!("write {write}, errno {errno}: {}", brief(Some(&report)));
+            assert_eq!(report.outcome, Outcome::Old, "{what}");
+            assert_eq!(report.remains, [], "{what}");
+            assert_eq!(bench.machine.snapshot(), before, "{what}");
+            assert_eq!(guest.has().len(), 2, "{what}");
+            let (action, error) = report.failure.clone().unwrap();
+            assert!(!action.is_empty() && error.contains("/sys/"), "{what}");
+            assert!(error.contains(&format!("os error {errno}")), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_let_go_keeps_everything_as_it_was() {
+    let bench = Bench::new();
+    let before = bench.machine.snapshot();
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+    *guest.mood.lock().unwrap() = Mood::Stalls(sbdf(B));
+    let plan = bench.join(&[A, B]);
+    bench.machine.fail(0, Fault::Errno(5));
+    let report = bench.apply(&plan, &[&guest as &dyn Vmm]).unwrap();
+    assert!(!bench.machine.failed(), "nothing was written to the host");
+    assert_eq!(report.outcome, Outcome::Old);
+    assert_eq!(bench.machine.snapshot(), before);
+    assert_eq!(guest.has(), [sbdf(A), sbdf(B)], "the other one is back");
+    let (_, error) = report.failure.unwrap();
+    assert!(error.starts_with("the guest of web did not let go of dev-0000:04:00.0"));
+    assert_eq!(report.remains, []);
+}
+
+#[test]
+fn a_virtual_machine_that_takes_nothing_back_is_told_of() {
+    let bench = Bench::new();
+    let before = bench.machine.snapshot();
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+    *guest.mood.lock().unwrap() = Mood::Refuses;
+    let report = bench
+        .apply(&bench.join(&[A, B]), &[&guest as &dyn Vmm])
+        .unwrap();
+    assert_eq!(report.outcome, Outcome::Old);
+    assert_eq!(bench.machine.snapshot(), before, "the host is as it was");
+    let told: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            format!("web does not have {A} back"),
+            format!("web does not have {B} back")
+        ]
+    );
+}
+
+#[test]
+fn a_virtual_machine_that_dies_meanwhile_stops_nothing() {
+    let bench = Bench::new();
+    let (web, db) = (Guest::new("web", &[sbdf(A)]), Guest::new("db", &[sbdf(B)]));
+    let plan = bench.join(&[A, B]);
+    let regroup_vmms: [&dyn Vmm; 2] = [&web, &db];
+    let regroup = hotplug::regroup::Regroup::new(&bench.machine, &regroup_vmms, bench.state());
+    let report = regroup.apply(&plan, &mut |progress| {
+        if let Some(hotplug::regroup::Action::Remove { .. }) = progress.action {
+            *web.mood.lock().unwrap() = Mood::Dead;
+        }
+    });
+    let report = report.unwrap();
+    assert_eq!(report.outcome, Outcome::New, "{}", brief(Some(&report)));
+    assert_eq!(db.has(), [sbdf(B)]);
+    let told: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
+    assert_eq!(told, [format!("web is gone; {A} is free")]);
+}
+
+#[test]
+fn groups_that_come_out_otherwise_are_put_back() {
+    // Somebody sets the root port right again just before the scan: nothing joins.
+    let bench = Bench::new();
+    let before = bench.machine.snapshot();
+    let plan = bench.join(&[A, B]);
+    let regroup = hotplug::regroup::Regroup::new(&bench.machine, &[], bench.state());
+    let port = sbdf("0000:00:04.0");
+    let report = regroup.apply(&plan, &mut |progress| {
+        let started = matches!(progress.record, hotplug::regroup::Record::Started { .. });
+        if started
+            && matches!(
+                progress.action,
+                Some(hotplug::regroup::Action::Rescan { .. })
+            )
+        {
+            bench.machine.meddle(port, 0x1d);
+        }
+    });
+    let report = report.unwrap();
+    assert_eq!(report.outcome, Outcome::Old);
+    let now = bench.machine.snapshot();
+    assert_eq!(
+        now.differences(&before),
+        [""; 0],
+        "{}",
+        brief(Some(&report))
+    );
+    let (_, error) = report.failure.unwrap();
+    assert!(error.contains("groups are not as predicted"), "{error}");
+}
+
+#[test]
+fn four_devices_in_two_machines_survive_a_failure_at_the_end() {
+    let bench = Bench::new();
+    let before = bench.machine.snapshot();
+    let (web, db) = (
+        Guest::new("web", &[sbdf(A), sbdf(B)]),
+        Guest::new("db", &[sbdf(C), sbdf(D)]),
+    );
+    *db.mood.lock().unwrap() = Mood::Stalls(sbdf(D));
+    let vmms: [&dyn Vmm; 2] = [&web, &db];
+    let report = bench.apply(&bench.join(&[A, B, C, D]), &vmms).unwrap();
+    assert_eq!(report.outcome, Outcome::Old);
+    assert_eq!(bench.machine.snapshot(), before);
+    assert_eq!((web.has().len(), db.has().len()), (2, 2));
+}

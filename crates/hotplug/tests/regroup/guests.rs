@@ -1,0 +1,128 @@
+//! Virtual machines that can stall, refuse and die.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hotplug::regroup::{Assigned, Vmm, VmmError};
+use iommu_group::Sbdf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Willing,
+    /// The guest does not let go of this device.
+    Stalls(Sbdf),
+    /// It takes no device back.
+    Refuses,
+    Dead,
+}
+
+/// A virtual machine with devices.
+pub(crate) struct Guest {
+    name: String,
+    devices: Mutex<BTreeMap<Sbdf, Assigned>>,
+    pub(crate) mood: Mutex<Mood>,
+    /// What was asked of it, in its order.
+    pub(crate) log: Mutex<Vec<String>>,
+}
+
+impl Guest {
+    pub(crate) fn new(name: &str, functions: &[Sbdf]) -> Self {
+        let device = |function: &Sbdf| {
+            let device = Assigned {
+                vm: name.to_owned(),
+                id: format!("dev-{function}"),
+                function: *function,
+                p2p: true,
+                domain: None,
+                slot: None,
+            };
+            (*function, device)
+        };
+        Self {
+            name: name.to_owned(),
+            devices: Mutex::new(functions.iter().map(device).collect()),
+            mood: Mutex::new(Mood::Willing),
+            log: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn has(&self) -> Vec<Sbdf> {
+        self.devices.lock().unwrap().keys().copied().collect()
+    }
+
+    fn alive(&self, word: &str, device: &Assigned) -> Result<Mood, VmmError> {
+        let mood = *self.mood.lock().unwrap();
+        if mood == Mood::Dead {
+            return Err(VmmError::Gone {
+                vm: self.name.clone(),
+            });
+        }
+        let line = format!("{word} {}", device.function);
+        self.log.lock().unwrap().push(line);
+        Ok(mood)
+    }
+}
+
+impl Vmm for Guest {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+        if *self.mood.lock().unwrap() == Mood::Dead {
+            return Err(VmmError::Gone {
+                vm: self.name.clone(),
+            });
+        }
+        Ok(self.devices.lock().unwrap().values().cloned().collect())
+    }
+
+    fn revoke(&self, device: &Assigned) -> Result<(), VmmError> {
+        self.alive("revoke", device).map(drop)
+    }
+
+    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
+        if self.alive("unplug", device)? == Mood::Stalls(device.function) {
+            return Err(VmmError::Stalled {
+                vm: self.name.clone(),
+                id: device.id.clone(),
+                deadline,
+            });
+        }
+        self.devices.lock().unwrap().remove(&device.function);
+        Ok(())
+    }
+
+    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+        let mut devices = self.devices.lock().unwrap();
+        if devices.contains_key(&device.function) {
+            return Ok(());
+        }
+        if self.alive("plug", device)? == Mood::Refuses {
+            return Err(VmmError::Refused {
+                vm: self.name.clone(),
+                reason: "no slot is free".to_owned(),
+            });
+        }
+        devices.insert(device.function, device.clone());
+        Ok(())
+    }
+}
+
+/// What every virtual machine must keep to, whatever it is made of; `device` is one that it has.
+pub(crate) fn contract(vmm: &dyn Vmm, device: &Assigned) {
+    let has = || vmm.devices().unwrap().contains(device);
+    assert!(has(), "it says what it has");
+    assert_eq!(device.vm, vmm.name());
+    vmm.revoke(device).unwrap();
+    vmm.revoke(device).unwrap();
+    assert!(has(), "without its windows it is still there");
+    vmm.plug(device).unwrap();
+    let limit = Duration::from_secs(30);
+    vmm.unplug(device, limit).unwrap();
+    assert!(!has(), "it is gone when that returns");
+    vmm.unplug(device, limit).unwrap();
+    vmm.plug(device).unwrap();
+    assert!(has(), "it is as it was");
+}

@@ -1,0 +1,514 @@
+//! A simulated host: a directory in the shape of sysfs, whose files do what the kernel's do when they are written to.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+
+use hotplug::regroup::Host;
+use iommu_group::{Firmware, Function, GroupModel, Kernel, Sbdf, Sysfs, Topology};
+use tempfile::TempDir;
+
+/// What goes wrong, and at which write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The write fails.
+    Errno(i32),
+    /// The process is killed before it.
+    KilledBefore,
+    /// The process is killed after it.
+    KilledAfter,
+}
+
+/// How a process ends that is killed. It is no failure of a test.
+pub(crate) struct Killed;
+
+pub(crate) struct Machine {
+    _dir: TempDir,
+    sysfs: Sysfs,
+    proc: PathBuf,
+    state: RefCell<State>,
+    writes: Cell<usize>,
+    fault: Cell<Option<(usize, Fault)>>,
+}
+
+struct State {
+    topology: &'static Topology,
+    model: GroupModel<'static>,
+    /// Parents of functions, as sysfs nests them.
+    gone: BTreeSet<Sbdf>,
+    /// The driver that takes a function if nobody says otherwise.
+    hosts: BTreeMap<Sbdf, String>,
+    kernel: Kernel,
+}
+
+/// All that a transaction must leave as it was or as planned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) groups: Vec<Vec<Sbdf>>,
+    /// Driver, override, attributes and ACS control of each function.
+    pub(crate) functions: BTreeMap<Sbdf, Vec<String>>,
+    autoprobe: String,
+}
+
+impl Snapshot {
+    /// What is different here from there, line by line.
+    pub(crate) fn differences(&self, there: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let own = self.groups.iter().filter(|g| !there.groups.contains(g));
+        lines.extend(own.map(|group| format!("group {group:?}")));
+        let theirs = there.groups.iter().filter(|g| !self.groups.contains(g));
+        lines.extend(theirs.map(|group| format!("no group {group:?}")));
+        for (function, facts) in &self.functions {
+            let other = there.functions.get(function);
+            if other != Some(facts) {
+                lines.push(format!("{function} {facts:?}, not {other:?}"));
+            }
+        }
+        if self.functions.len() != there.functions.len() || self.autoprobe != there.autoprobe {
+            lines.push(format!(
+                "{} functions, autoprobe {}",
+                self.functions.len(),
+                self.autoprobe
+            ));
+        }
+        lines
+    }
+}
+
+impl Machine {
+    /// A machine of `resources/topologies`, with all endpoints bound to vfio-pci by an override.
+    ///
+    /// `change` may change the file before it is read.
+    pub(crate) fn new(
+        fixture: &str,
+        release: &str,
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/topologies");
+        let text = fs::read_to_string(root.join(fixture)).unwrap();
+        let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        document["host"]["kernel_release"] = release.into();
+        change(&mut document);
+        let topology = Topology::from_fixture(&document.to_string()).unwrap();
+        let topology: &'static Topology = Box::leak(Box::new(topology));
+        let kernel = Kernel::of(topology);
+        let dir = crate::memory_dir();
+        let (sys, proc) = (dir.path().join("sys"), dir.path().join("proc"));
+        for path in ["bus/pci/devices", "bus/pci/drivers", "class/iommu/dmar0"] {
+            fs::create_dir_all(sys.join(path)).unwrap();
+        }
+        for driver in ["pcieport", "vfio-pci", "nvme", "pci-stub"] {
+            fs::create_dir_all(sys.join("bus/pci/drivers").join(driver)).unwrap();
+        }
+        fs::write(sys.join("bus/pci/drivers_probe"), "").unwrap();
+        fs::write(sys.join("bus/pci/drivers_autoprobe"), "1\n").unwrap();
+        fs::create_dir_all(proc.join("sys/kernel/random")).unwrap();
+        fs::create_dir_all(proc.join("self")).unwrap();
+        fs::write(proc.join("sys/kernel/osrelease"), release).unwrap();
+        fs::write(proc.join("sys/kernel/random/boot_id"), "first\n").unwrap();
+        fs::write(proc.join("cmdline"), "intel_iommu=on\n").unwrap();
+        let state = State {
+            topology,
+            model: GroupModel::as_found(topology, &kernel),
+            gone: BTreeSet::new(),
+            hosts: BTreeMap::new(),
+            kernel,
+        };
+        let machine = Self {
+            _dir: dir,
+            sysfs: Sysfs::new(sys),
+            proc,
+            state: RefCell::new(state),
+            writes: Cell::new(0),
+            fault: Cell::new(None),
+        };
+        for function in topology.functions() {
+            machine.create(function);
+            if function.is_bridge() {
+                machine.link_driver(function.sbdf(), "pcieport");
+            } else if topology.upstream(function.sbdf()).is_some() {
+                let at = function.sbdf();
+                machine.set(at, "driver_override", "vfio-pci");
+                machine.link_driver(at, "vfio-pci");
+                machine.set(at, "d3cold_allowed", "0");
+                let mut state = machine.state.borrow_mut();
+                state.hosts.insert(at, "nvme".to_owned());
+            }
+        }
+        machine.link_groups();
+        machine
+    }
+
+    pub(crate) fn dir(&self, function: Sbdf) -> PathBuf {
+        self.sysfs.device_dir(function)
+    }
+
+    pub(crate) fn proc_dir(&self) -> &Path {
+        &self.proc
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        let host = iommu_group::Host::read(&self.proc, &self.sysfs);
+        Topology::scan(&self.sysfs, host).unwrap()
+    }
+
+    /// Something goes wrong at the `at`th write from now, counted from 0.
+    pub(crate) fn fail(&self, at: usize, fault: Fault) {
+        self.writes.set(0);
+        self.fault.set(Some((at, fault)));
+    }
+
+    /// Whether the fault has come to pass; there is none from now on.
+    pub(crate) fn failed(&self) -> bool {
+        let (at, _) = self.fault.take().unwrap();
+        self.writes.get() > at
+    }
+
+    /// How many writes there were since a fault was set.
+    pub(crate) fn written(&self) -> usize {
+        self.writes.get()
+    }
+
+    /// Somebody else writes an ACS control register.
+    pub(crate) fn meddle(&self, port: Sbdf, word: u16) {
+        let word = iommu_group::AcsBits::from_bits(word);
+        self.state.borrow_mut().model.set_acs_control(port, word);
+        self.link_groups();
+    }
+
+    pub(crate) fn set(&self, function: Sbdf, name: &str, value: &str) {
+        fs::write(self.dir(function).join(name), format!("{value}\n")).unwrap();
+    }
+
+    pub(crate) fn get(&self, function: Sbdf, name: &str) -> String {
+        let text = fs::read_to_string(self.dir(function).join(name)).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    pub(crate) fn driver(&self, function: Sbdf) -> Option<String> {
+        self.sysfs.driver_of(function).unwrap()
+    }
+
+    /// Takes a function out of the machine for good.
+    pub(crate) fn pull(&self, function: Sbdf) {
+        self.state.borrow_mut().gone.insert(function);
+        if self.dir(function).exists() {
+            self.delete(function);
+            self.link_groups();
+        }
+    }
+
+    /// Starts the machine anew.
+    pub(crate) fn reboot(&self) {
+        let topology = self.state.borrow().topology;
+        for function in topology.functions() {
+            if self.dir(function.sbdf()).exists() {
+                self.delete(function.sbdf());
+            }
+        }
+        {
+            let mut state = self.state.borrow_mut();
+            state.model = GroupModel::booted(topology, &state.kernel, Firmware::Cleared);
+        }
+        fs::write(self.sysfs.root().join("bus/pci/drivers_autoprobe"), "1\n").unwrap();
+        fs::write(self.proc.join("sys/kernel/random/boot_id"), "second\n").unwrap();
+        self.appear();
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let now = self.topology();
+        let functions = now.functions().iter().map(|function| {
+            let at = function.sbdf();
+            let mut facts = vec![format!("{:?}", function.driver())];
+            for name in [
+                "driver_override",
+                "power/control",
+                "d3cold_allowed",
+                "reset_method",
+            ] {
+                facts.push(self.get(at, name));
+            }
+            let acs = function.acs().registers();
+            facts.push(acs.map_or(String::new(), |acs| format!("{:04x}", acs.control)));
+            (at, facts)
+        });
+        Snapshot {
+            groups: iommu_group::Partition::found(&now).groups().to_vec(),
+            functions: functions.collect(),
+            autoprobe: fs::read_to_string(self.sysfs.root().join("bus/pci/drivers_autoprobe"))
+                .unwrap(),
+        }
+    }
+
+    /// Makes the directory of a function, as the kernel does when it finds it.
+    fn create(&self, function: &Function) {
+        let state = self.state.borrow();
+        let at = function.sbdf();
+        let above = match state.topology.upstream(at) {
+            Some(bridge) => fs::canonicalize(self.dir(bridge.sbdf())).unwrap(),
+            None => self.sysfs.root().join("devices/pci0000:00"),
+        };
+        let dir = above.join(at.to_string());
+        fs::create_dir_all(dir.join("power")).unwrap();
+        symlink(&dir, self.dir(at)).unwrap();
+        let mut config = vec![0; usize::from(function.space().visible())];
+        for (offset, bytes) in function.space().runs() {
+            let offset = usize::from(offset);
+            config[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        fs::write(dir.join("config"), config).unwrap();
+        for (name, value) in [
+            ("driver_override", "(null)"),
+            ("power/control", "on"),
+            ("d3cold_allowed", "1"),
+            ("reset_method", "flr bus"),
+            ("remove", ""),
+            ("rescan", ""),
+        ] {
+            fs::write(dir.join(name), format!("{value}\n")).unwrap();
+        }
+        if let Some(physical) = function.physical_function() {
+            symlink(above.join(physical.to_string()), dir.join("physfn")).unwrap();
+            fs::write(dir.join("vendor"), "0x1b36\n").unwrap();
+            fs::write(dir.join("device"), "0x0010\n").unwrap();
+            fs::write(dir.join("class"), "0x010802\n").unwrap();
+        }
+        if let Some(bus) = function.secondary_bus() {
+            let bus = dir.join(format!("pci_bus/0000:{bus:02x}"));
+            fs::create_dir_all(&bus).unwrap();
+            fs::write(bus.join("rescan"), "").unwrap();
+        }
+    }
+
+    fn delete(&self, function: Sbdf) {
+        let dir = fs::canonicalize(self.dir(function)).unwrap();
+        let state = self.state.borrow();
+        let below = state.topology.descendants(function).map(Function::sbdf);
+        for at in below.chain([function]) {
+            drop(fs::remove_file(self.dir(at)));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    fn link_driver(&self, function: Sbdf, driver: &str) {
+        let target = self.sysfs.root().join("bus/pci/drivers").join(driver);
+        symlink(&target, self.dir(function).join("driver")).unwrap();
+        fs::write(target.join("unbind"), "").unwrap();
+        // Both let what they have sleep.
+        if matches!(driver, "pcieport" | "vfio-pci") {
+            self.set(function, "power/control", "auto");
+        }
+    }
+
+    /// Brings links and registers to what the model says.
+    fn link_groups(&self) {
+        let state = self.state.borrow();
+        let groups = self.sysfs.root().join("kernel/iommu_groups");
+        drop(fs::remove_dir_all(&groups));
+        for (number, group) in state.model.partition().groups().iter().enumerate() {
+            let devices = groups.join(number.to_string()).join("devices");
+            fs::create_dir_all(&devices).unwrap();
+            for function in group {
+                let dir = self.dir(*function);
+                if !dir.exists() {
+                    continue;
+                }
+                drop(fs::remove_file(dir.join("iommu_group")));
+                symlink(groups.join(number.to_string()), dir.join("iommu_group")).unwrap();
+                symlink(
+                    fs::canonicalize(&dir).unwrap(),
+                    devices.join(function.to_string()),
+                )
+                .unwrap();
+            }
+        }
+        for function in state.topology.functions() {
+            let at = function.sbdf();
+            let (Some(acs), Some(control)) = (
+                function.acs().registers(),
+                state
+                    .model
+                    .acs_control(at)
+                    .filter(|_| self.dir(at).exists()),
+            ) else {
+                continue;
+            };
+            let config = fs::OpenOptions::new()
+                .write(true)
+                .open(self.dir(at).join("config"))
+                .unwrap();
+            let bytes = control.bits().to_le_bytes();
+            config
+                .write_all_at(&bytes, u64::from(acs.control_offset()))
+                .unwrap();
+        }
+    }
+
+    /// Makes the directories of all functions that the model has and that are not there, and gives them to drivers.
+    fn appear(&self) {
+        let topology = self.state.borrow().topology;
+        let mut found = Vec::new();
+        for function in topology.functions() {
+            let at = function.sbdf();
+            let gone = {
+                let state = self.state.borrow();
+                state.gone.contains(&at)
+                    || topology
+                        .ancestors(at)
+                        .any(|above| state.gone.contains(&above.sbdf()))
+            };
+            if gone {
+                self.state.borrow_mut().model.remove(at);
+            } else if self.state.borrow().model.is_present(at) && !self.dir(at).exists() {
+                self.create(function);
+                found.push(at);
+            }
+        }
+        self.link_groups();
+        let text = fs::read_to_string(self.sysfs.root().join("bus/pci/drivers_autoprobe"));
+        let rules = self.state.borrow().kernel.rules;
+        if text.unwrap().trim() != "0" || !rules.autoprobe_holds_on_rescan() {
+            for at in found {
+                self.probe(at);
+            }
+        }
+    }
+
+    fn probe(&self, at: Sbdf) {
+        if self.driver(at).is_some() {
+            return;
+        }
+        let topology = self.state.borrow().topology;
+        let wanted = self.get(at, "driver_override");
+        let driver = if wanted != "(null)" && !wanted.is_empty() {
+            Some(wanted)
+        } else if topology.get(at).unwrap().is_bridge() {
+            Some("pcieport".to_owned())
+        } else {
+            self.state.borrow().hosts.get(&at).cloned()
+        };
+        if let Some(driver) = driver {
+            self.link_driver(at, &driver);
+            let mut state = self.state.borrow_mut();
+            if state.kernel.rules.bind_sets_acs()
+                && let Some(word) = state.model.acs_control_if_set_up(at)
+            {
+                state.model.set_acs_control(at, word);
+            }
+        }
+        self.link_groups();
+    }
+
+    /// A port that may sleep does so when nothing below it has a driver, and has the kernel's ACS when it wakes.
+    fn sleep(&self) {
+        let topology = self.state.borrow().topology;
+        let mut forgot = false;
+        for port in topology.functions().iter().filter(|f| f.is_bridge()) {
+            let at = port.sbdf();
+            let present = |at: Sbdf| self.dir(at).exists();
+            let busy = topology
+                .descendants(at)
+                .filter(|f| !f.is_bridge() && present(f.sbdf()))
+                .any(|f| self.driver(f.sbdf()).is_some());
+            if present(at) && !busy && self.get(at, "power/control") == "auto" {
+                let mut state = self.state.borrow_mut();
+                let word = state.model.acs_control_if_set_up(at);
+                if let Some(word) = word.filter(|_| state.model.acs_control(at) != word) {
+                    state.model.set_acs_control(at, word);
+                    forgot = true;
+                }
+            }
+        }
+        if forgot {
+            self.link_groups();
+        }
+    }
+
+    fn act(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let missing = || io::Error::from_raw_os_error(19);
+        let text = String::from_utf8_lossy(bytes).trim().to_owned();
+        let name = path.strip_prefix(self.sysfs.root()).unwrap();
+        let name = name.to_str().unwrap();
+        if name == "bus/pci/drivers_probe" {
+            let at: Sbdf = text.parse().unwrap();
+            if !self.dir(at).exists() {
+                return Err(missing());
+            }
+            self.probe(at);
+            return Ok(());
+        }
+        if name == "bus/pci/drivers_autoprobe" {
+            return fs::write(path, format!("{text}\n"));
+        }
+        let rest = name.strip_prefix("bus/pci/devices/").unwrap();
+        let (function, file) = rest.split_once('/').unwrap();
+        let at: Sbdf = function.parse().unwrap();
+        if !path.exists() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        match file {
+            "remove" => {
+                self.delete(at);
+                self.state.borrow_mut().model.remove(at);
+                self.link_groups();
+            }
+            "driver/unbind" => {
+                fs::remove_file(self.dir(at).join("driver"))?;
+                self.set(at, "power/control", "on");
+            }
+            "config" => {
+                let topology = self.state.borrow().topology;
+                let acs = topology.get(at).unwrap().acs().registers().unwrap();
+                assert_eq!(
+                    offset,
+                    u64::from(acs.control_offset()),
+                    "nothing else is written"
+                );
+                let word = u16::from_le_bytes(bytes.try_into().unwrap());
+                let word = iommu_group::AcsBits::from_bits(word);
+                self.state.borrow_mut().model.set_acs_control(at, word);
+                self.link_groups();
+            }
+            "driver_override" if text.is_empty() => self.set(at, file, "(null)"),
+            "driver_override" | "power/control" | "d3cold_allowed" | "reset_method" => {
+                self.set(at, file, &text);
+            }
+            _ if file.ends_with("rescan") => {
+                self.state.borrow_mut().model.rescan();
+                self.appear();
+            }
+            _ => panic!("nobody writes to {file}"),
+        }
+        Ok(())
+    }
+}
+
+impl Host for Machine {
+    fn sysfs(&self) -> &Sysfs {
+        &self.sysfs
+    }
+
+    fn proc(&self) -> &Path {
+        &self.proc
+    }
+
+    fn write(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let number = self.writes.get();
+        self.writes.set(number + 1);
+        let fault = self.fault.get().filter(|(at, _)| *at == number);
+        match fault.map(|(_, fault)| fault) {
+            Some(Fault::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::KilledBefore) => std::panic::resume_unwind(Box::new(Killed)),
+            Some(Fault::KilledAfter) | None => {}
+        }
+        self.act(path, offset, bytes)?;
+        self.sleep();
+        if matches!(fault, Some((_, Fault::KilledAfter))) {
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Transactions on simulated hosts: carried out, failing, interrupted.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(clippy::panic, reason = "a test fails by panicking")]
+
+mod blockers;
+mod crashes;
+mod failures;
+mod guests;
+mod machine;
+mod whole;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use hotplug::regroup::{Regroup, RegroupError, Report, StateDir, Vmm};
+use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sbdf};
+use machine::{Killed, Machine};
+use tempfile::TempDir;
+
+pub(crate) const A: &str = "0000:03:00.0";
+pub(crate) const B: &str = "0000:04:00.0";
+pub(crate) const C: &str = "0000:05:00.0";
+pub(crate) const D: &str = "0000:06:00.0";
+
+pub(crate) fn sbdf(text: &str) -> Sbdf {
+    text.parse().unwrap()
+}
+
+pub(crate) fn set(functions: &[&str]) -> BTreeSet<Sbdf> {
+    functions.iter().map(|text| sbdf(text)).collect()
+}
+
+/// A host with a state directory of its own.
+pub(crate) struct Bench {
+    pub(crate) machine: Machine,
+    state: TempDir,
+}
+
+impl Bench {
+    /// The four endpoints of a switch whose ports have ACS, under a current kernel.
+    pub(crate) fn new() -> Self {
+        Self::with("switch-four-nvme.json", "7.2.12")
+    }
+
+    pub(crate) fn with(fixture: &str, release: &str) -> Self {
+        Self::of(Machine::new(fixture, release, |_| {}))
+    }
+
+    /// The same with a virtual function of the last endpoint.
+    pub(crate) fn with_virtual_function() -> Self {
+        let machine = Machine::new("switch-four-nvme.json", "7.2.12", |document| {
+            let functions = &mut document["functions"];
+            let mut function = functions[D].clone();
+            function["physical_function"] = D.into();
+            function["iommu_group"] = 99.into();
+            // It does not tell who it is.
+            let header = function["config"]["000"].as_str().unwrap().to_owned();
+            function["config"]["000"] = format!("ffffffff{}", &header[8..]).into();
+            function["known_as"] = serde_json::json!({
+                "vendor": "1b36", "device": "0010", "subsystem_vendor": "0000",
+                "subsystem_device": "0000", "class": "010802",
+            });
+            functions["0000:06:10.0"] = function;
+        });
+        Self::of(machine)
+    }
+
+    fn of(machine: Machine) -> Self {
+        Self {
+            machine,
+            state: memory_dir(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> StateDir {
+        StateDir::new(self.state.path())
+    }
+
+    pub(crate) fn plan(&self, goals: &Goals, options: &PlanOptions) -> Plan {
+        let topology = self.machine.topology();
+        Plan::make(&topology, &Kernel::of(&topology), goals, options).unwrap()
+    }
+
+    /// A plan to join; everything that it does besides is accepted.
+    pub(crate) fn join(&self, functions: &[&str]) -> Plan {
+        let goals = Goals {
+            join: vec![set(functions)],
+            ..Goals::default()
+        };
+        self.plan(&goals, &accept_all())
+    }
+
+    /// A plan to isolate; everything that it does besides is accepted.
+    pub(crate) fn isolate(&self, functions: &[&str]) -> Plan {
+        let goals = Goals {
+            isolate: set(functions),
+            ..Goals::default()
+        };
+        self.plan(&goals, &accept_all())
+    }
+
+    pub(crate) fn apply(&self, plan: &Plan, vmms: &[&dyn Vmm]) -> Result<Report, RegroupError> {
+        Regroup::new(&self.machine, vmms, self.state()).apply(plan, &mut |_| {})
+    }
+
+    pub(crate) fn recover(&self, vmms: &[&dyn Vmm]) -> Option<Report> {
+        let regroup = Regroup::new(&self.machine, vmms, self.state());
+        regroup.recover(&mut |_| {}).unwrap()
+    }
+
+    /// Applies a plan in a process that is killed when the record with this number, from 0, has been written.
+    pub(crate) fn apply_until(&self, plan: &Plan, vmms: &[&dyn Vmm], records: usize) -> bool {
+        let mut count = 0;
+        killed(|| {
+            let regroup = Regroup::new(&self.machine, vmms, self.state());
+            let result = regroup.apply(plan, &mut |_| {
+                if count == records {
+                    std::panic::resume_unwind(Box::new(Killed));
+                }
+                count += 1;
+            });
+            result.unwrap();
+        })
+    }
+}
+
+/// A directory in memory if there is such a thing: thousands of records are synced.
+pub(crate) fn memory_dir() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+/// What a report says, short.
+pub(crate) fn brief(report: Option<&Report>) -> String {
+    let Some(report) = report else {
+        return "nothing to recover".to_owned();
+    };
+    let remains: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
+    format!(
+        "{:?}, failed {:?}, remains {remains:#?}",
+        report.outcome, report.failure
+    )
+}
+
+pub(crate) fn accept_all() -> PlanOptions {
+    PlanOptions {
+        expose: set(&[A, B, C, D]),
+        with: set(&[A, B, C, D]),
+        ..PlanOptions::default()
+    }
+}
+
+/// Whether a process is killed while it does something.
+pub(crate) fn killed(what: impl FnOnce()) -> bool {
+    let result = catch_unwind(AssertUnwindSafe(what));
+    match result {
+        Ok(()) => false,
+        Err(panic) if panic.is::<Killed>() => true,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}

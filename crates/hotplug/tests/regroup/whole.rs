@@ -1,0 +1,152 @@
+//! Transactions that nothing disturbs.
+
+use hotplug::regroup::{Outcome, Record, Regroup, Vmm};
+use iommu_group::{Goals, PlanOptions};
+
+use crate::guests::{Guest, contract};
+use crate::{A, B, Bench, C, D, sbdf, set};
+
+#[test]
+fn endpoints_are_joined_and_isolated_and_all_else_is_as_it_was() {
+    for fixture in ["switch-four-nvme.json", "lab/edu-four-ports.json"] {
+        for release in ["6.12.95", "7.2.12"] {
+            let bench = Bench::with(fixture, release);
+            let before = bench.machine.snapshot();
+            let plan = bench.join(&[A, B]);
+            let report = bench.apply(&plan, &[]).unwrap();
+            assert_eq!(
+                report.outcome,
+                Outcome::New,
+                "{fixture} {release} {report:#?}"
+            );
+            assert_eq!(report.failure, None);
+            assert_eq!(report.remains, []);
+            let joined = bench.machine.snapshot();
+            let together = |a: &str, b: &str| {
+                let mut groups = joined.groups.iter();
+                groups.any(|group| group.contains(&sbdf(a)) && group.contains(&sbdf(b)))
+            };
+            assert!(together(A, B) && !together(A, C) && !together(C, D));
+            for end in [A, B, C, D] {
+                let facts = |s: &crate::machine::Snapshot| s.functions[&sbdf(end)].clone();
+                assert_eq!(facts(&before), facts(&joined), "{end}");
+            }
+            let held = bench.state().status("first").unwrap().held;
+            assert_eq!(held.is_empty(), plan.ports.is_empty(), "{held:?}");
+
+            let back = bench.isolate(&[A, B]);
+            let report = bench.apply(&back, &[]).unwrap();
+            assert_eq!(report.outcome, Outcome::New, "{report:#?}");
+            // The ports that were left without devices may stay in one group.
+            let after = bench.machine.snapshot();
+            assert_eq!(after.functions, before.functions, "{fixture} {release}");
+            let alone = |end: &str| {
+                let group = after.groups.iter().find(|group| group.contains(&sbdf(end)));
+                let mut others = group.unwrap().iter().filter(|f| **f != sbdf(end));
+                others.all(|other| ![A, B, C, D].map(sbdf).contains(other))
+            };
+            assert!([A, B, C, D].into_iter().all(alone), "{:?}", after.groups);
+            let status = bench.state().status("first").unwrap();
+            assert_eq!((status.held, status.unfinished), (vec![], None));
+            assert_eq!(status.finished.len(), 2);
+        }
+    }
+}
+
+#[test]
+fn a_port_that_another_setting_needs_awake_stays_so() {
+    let bench = Bench::new();
+    bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+    bench.apply(&bench.join(&[C, D]), &[]).unwrap();
+    let all = bench.state().status("first").unwrap().held;
+    let report = bench.apply(&bench.isolate(&[C, D]), &[]).unwrap();
+    assert_eq!(report.outcome, Outcome::New, "{report:#?}");
+    let held = bench.state().status("first").unwrap().held;
+    let ports: Vec<String> = held.iter().map(|held| held.port.to_string()).collect();
+    let wanted = [
+        "0000:00:04.0",
+        "0000:01:00.0",
+        "0000:02:00.0",
+        "0000:02:01.0",
+    ];
+    assert_eq!(ports, wanted);
+    assert_eq!(all.len(), 6);
+    assert!(held.iter().all(|held| held.power == "auto"), "{held:?}");
+    for held in held {
+        assert_eq!(bench.machine.get(held.port, "power/control"), "on");
+    }
+}
+
+#[test]
+fn each_device_is_unplugged_and_plugged_once() {
+    let bench = Bench::new();
+    let (web, db) = (
+        Guest::new("web", &[sbdf(A), sbdf(B)]),
+        Guest::new("db", &[sbdf(C), sbdf(D)]),
+    );
+    let vmms: [&dyn Vmm; 2] = [&web, &db];
+    let plan = bench.join(&[A, B, C]);
+    let report = bench.apply(&plan, &vmms).unwrap();
+    assert_eq!(report.outcome, Outcome::New, "{report:#?}");
+    assert_eq!(web.has(), [sbdf(A), sbdf(B)]);
+    assert_eq!(db.has(), [sbdf(C), sbdf(D)]);
+    let mut log = web.log.lock().unwrap().clone();
+    log.sort();
+    let of = |word: &str, end: &str| format!("{word} {end}");
+    assert_eq!(
+        log,
+        [
+            of("plug", A),
+            of("plug", B),
+            of("revoke", A),
+            of("revoke", B),
+            of("unplug", A),
+            of("unplug", B)
+        ]
+    );
+    let log = db.log.lock().unwrap().clone();
+    assert_eq!(log, [of("revoke", C), of("unplug", C), of("plug", C)]);
+}
+
+#[test]
+fn nothing_is_done_that_is_not_on_record() {
+    let bench = Bench::new();
+    let plan = bench.join(&[A, B]);
+    let mut started = Vec::new();
+    let regroup = Regroup::new(&bench.machine, &[], bench.state());
+    let report = regroup.apply(&plan, &mut |progress| {
+        if let Record::Started { action } = progress.record {
+            started.push(*action);
+        }
+    });
+    let journal = std::fs::read_to_string(report.unwrap().journal).unwrap();
+    let count = started.len();
+    assert_eq!(started, (0..count).collect::<Vec<_>>());
+    assert_eq!(journal.lines().count(), 2 * count + 2);
+    let first: serde_json::Value = serde_json::from_str(journal.lines().next().unwrap()).unwrap();
+    assert_eq!(first["record"], "begin");
+    assert_eq!(first["plan"]["goals"]["join"][0][0], A);
+}
+
+#[test]
+fn the_fake_virtual_machine_keeps_to_the_contract() {
+    let guest = Guest::new("web", &[sbdf(A)]);
+    let device = guest.devices().unwrap().remove(0);
+    contract(&guest, &device);
+}
+
+#[test]
+fn virtual_functions_of_a_neighbour_are_no_obstacle() {
+    let bench = Bench::with_virtual_function();
+    let goals = Goals {
+        join: vec![set(&[A, B])],
+        ..Goals::default()
+    };
+    let options = PlanOptions {
+        expose: set(&[C, D, "0000:06:10.0"]),
+        ..PlanOptions::default()
+    };
+    let plan = bench.plan(&goals, &options);
+    let report = bench.apply(&plan, &[]).unwrap();
+    assert_eq!(report.outcome, Outcome::New, "{report:#?}");
+}
