@@ -23,6 +23,8 @@ pub(crate) struct Answer {
     pub(crate) talk: Text,
     /// Whether what was asked for is refused.
     pub(crate) refused: bool,
+    /// Whether what was asked for was tried and not reached.
+    pub(crate) failed: bool,
 }
 
 impl Answer {
@@ -46,6 +48,7 @@ impl Answer {
             body,
             talk: Text::new(),
             refused: false,
+            failed: false,
         }
     }
 
@@ -64,6 +67,12 @@ impl Answer {
                 source.from
             ));
         }
+        self
+    }
+
+    /// Says that this is a failure.
+    pub(crate) fn failed_if(mut self, failed: bool) -> Self {
+        self.failed = failed;
         self
     }
 

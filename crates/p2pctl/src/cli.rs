@@ -11,7 +11,7 @@ use iommu_group::{Policy, ResetMask, Sbdf, Scope};
 use crate::goals::GoalArgs;
 use crate::show::Colour;
 
-/// Look at, explain and plan peer-to-peer DMA between the PCIe devices of a host
+/// Look at, explain and change peer-to-peer DMA between the PCIe devices of a host
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -102,6 +102,29 @@ pub(crate) enum Command {
         /// Write the plan to this file, if it is not refused
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+    },
+    /// Carry a plan out, or put everything back if that fails (exit 2 if it is refused; nothing is changed then)
+    Apply {
+        /// A plan that `p2pctl plan -o` wrote
+        #[arg(value_name = "PLAN", conflicts_with_all = ["join", "isolate", "acs", "route", "expose", "with"])]
+        plan: Option<PathBuf>,
+        #[command(flatten)]
+        goals: GoalArgs,
+        /// Show what would be done and what speaks against it; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Bring a change to its end that was interrupted, forwards or backwards
+    Recover {
+        #[command(flatten)]
+        state: StateArgs,
+    },
+    /// Show whether a change is under way or was interrupted, and what is kept up for earlier ones
+    Status {
+        #[command(flatten)]
+        state: StateArgs,
     },
     /// Print the kernel argument that comes nearest to a plan at boot
     KernelArgs {
@@ -227,6 +250,14 @@ fn device(text: &str) -> Result<DeviceConfig, String> {
     spelled
         .parse()
         .map_err(|error: hotplug::OptionError| error.to_string())
+}
+
+/// Where changes leave their journals.
+#[derive(Debug, Args)]
+pub(crate) struct StateArgs {
+    /// Directory for journals; it must survive a reboot
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/p2pctl")]
+    pub(crate) state_dir: PathBuf,
 }
 
 /// Between which devices P2P is allowed at all.

@@ -1,5 +1,6 @@
 //! What the commands do, a file for each.
 
+mod apply;
 mod draw;
 mod dump;
 mod explain;
@@ -7,7 +8,9 @@ mod groups;
 mod launch;
 pub(crate) mod matrix;
 mod plan;
+mod recover;
 mod reset_scope;
+mod status;
 mod topology;
 mod vm;
 
@@ -53,6 +56,21 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
         Command::Plan { goals, output } => {
             plan::run(&load()?, goals, output.as_deref(), json, terminal.width)
         }
+        Command::Apply {
+            plan,
+            goals,
+            dry_run,
+            state,
+        } => {
+            let request = apply::Request {
+                plan: plan.as_deref(),
+                goals,
+                dry_run: *dry_run,
+            };
+            apply::run(&request, &cli.global, state, terminal)
+        }
+        Command::Recover { state } => recover::run(&cli.global, state, terminal),
+        Command::Status { state } => status::run(&cli.global, state, terminal.width),
         Command::KernelArgs { goals } => plan::kernel_args(&load()?, goals, json, terminal.width),
         Command::ResetScope {
             function,

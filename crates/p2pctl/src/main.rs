@@ -1,7 +1,7 @@
-//! `p2pctl`: look at, explain and plan peer-to-peer DMA between the PCIe devices of a host.
+//! `p2pctl`: look at, explain and change peer-to-peer DMA between the PCIe devices of a host.
 //!
-//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Nothing here writes to the
-//! host; `launch` becomes the VMM that it starts.
+//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Only `apply` and `recover` write to
+//! the host; `launch` becomes the VMM that it starts.
 
 mod answer;
 mod cli;
@@ -10,10 +10,12 @@ mod command;
 mod describe;
 mod draw;
 mod goals;
+mod host;
 mod json;
 mod leaks;
 mod names;
 mod peers;
+mod progress;
 mod show;
 mod source;
 
@@ -75,7 +77,11 @@ fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
     let talk = talk.render(terminal.talk_colour);
     // Nobody is left to tell if stderr is gone.
     let _ = io::stderr().write_all(talk.as_bytes());
-    Ok(if answer.refused { REFUSED } else { DONE })
+    Ok(match (answer.failed, answer.refused) {
+        (true, _) => FAILED,
+        (false, true) => REFUSED,
+        (false, false) => DONE,
+    })
 }
 
 fn complain(error: &anyhow::Error, terminal: &Terminal) {

@@ -59,12 +59,16 @@ pub(crate) fn scan(root: &Path) -> Result<Topology> {
         bail!("{} is not a directory", root.display());
     }
     let sysfs = Sysfs::new(root);
-    // What goes with /sys is /proc; with a copy of it, the copy beside it. Not the one of this host.
-    let host = match (root.file_name(), root.parent()) {
-        (Some(name), Some(above)) if name == "sys" => Host::read(&above.join("proc"), &sysfs),
-        _ => Host::read(Path::new("/nonexistent"), &sysfs),
-    };
+    let host = Host::read(&proc_beside(root), &sysfs);
     Ok(Topology::scan(&sysfs, host)?)
+}
+
+/// What goes with /sys is /proc; with a copy of it, the copy beside it. Not the one of this host.
+pub(crate) fn proc_beside(root: &Path) -> PathBuf {
+    match (root.file_name(), root.parent()) {
+        (Some(name), Some(above)) if name == "sys" => above.join("proc"),
+        _ => PathBuf::from("/nonexistent"),
+    }
 }
 
 fn read_file(file: &Path) -> Result<Topology> {

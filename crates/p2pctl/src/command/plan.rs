@@ -40,8 +40,8 @@ pub(crate) fn run(
         Answer::json(&json::plan::document(&made)?)?
     } else {
         Answer::text(match &made {
-            Ok(plan) => view.plan(args, plan),
-            Err(refusal) => view.refusal(args, refusal),
+            Ok(plan) => view.plan(plan),
+            Err(refusal) => view.refusal(&args.goals(), refusal),
         })
     };
     if let Some(file) = output {
@@ -78,7 +78,7 @@ pub(crate) fn kernel_args(
                 names: source.names,
                 width,
             };
-            return Ok(Answer::text(view.refusal(args, &refusal))
+            return Ok(Answer::text(view.refusal(&args.goals(), &refusal))
                 .about(source)
                 .refused_if(true));
         }
@@ -107,7 +107,7 @@ pub(crate) fn kernel_args(
     Ok(answer.about(source))
 }
 
-fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
+pub(super) fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
     source.must_have(&args.named())?;
     if args.goals() == Goals::default() {
         bail!("nothing to plan: say what is wanted with --join, --isolate or --acs");
@@ -121,10 +121,11 @@ fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
     ))
 }
 
-struct View<'a> {
-    topology: &'a Topology,
-    names: Names,
-    width: usize,
+/// A plan in words.
+pub(super) struct View<'a> {
+    pub(super) topology: &'a Topology,
+    pub(super) names: Names,
+    pub(super) width: usize,
 }
 
 impl View<'_> {
@@ -139,7 +140,7 @@ impl View<'_> {
         }
     }
 
-    fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
+    pub(super) fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
         for (index, line) in lines.into_iter().enumerate() {
             let label = if index == 0 { label } else { "" };
             let line = Line::new()
@@ -151,8 +152,7 @@ impl View<'_> {
     }
 
     /// The goals in words.
-    fn title(&self, args: &GoalArgs) -> String {
-        let goals = args.goals();
+    pub(super) fn title(&self, goals: &Goals) -> String {
         let mut parts: Vec<String> = goals
             .join
             .iter()
@@ -174,9 +174,10 @@ impl View<'_> {
         }
     }
 
-    fn plan(&self, args: &GoalArgs, plan: &Plan) -> Text {
+    pub(super) fn plan(&self, plan: &Plan) -> Text {
         let mut text = Text::new();
-        let title = Line::new().strong(format_args!("{}: ", self.title(args)));
+        let goals = &plan.goals;
+        let title = Line::new().strong(format_args!("{}: ", self.title(goals)));
         if plan.steps.is_empty() && plan.is_acceptable() {
             text.push(title.toned(Tone::Good, "nothing to do, it is so already"));
             return text;
@@ -216,9 +217,9 @@ impl View<'_> {
         self.section(
             &mut text,
             "at boot",
-            self.boot(plan, &self.goal_options(args)),
+            self.boot(plan, &self.goal_options(goals)),
         );
-        self.section(&mut text, "back", self.back(args));
+        self.section(&mut text, "back", self.back(goals));
         text.blank();
         let last = if plan.is_acceptable() {
             "nothing was changed".to_owned()
@@ -262,8 +263,7 @@ impl View<'_> {
     }
 
     /// The goals as they are written on the command line.
-    fn goal_options(&self, args: &GoalArgs) -> String {
-        let goals = args.goals();
+    fn goal_options(&self, goals: &Goals) -> String {
         let mut words: Vec<String> = goals
             .join
             .iter()
@@ -278,8 +278,7 @@ impl View<'_> {
         words.join(" ")
     }
 
-    fn back(&self, args: &GoalArgs) -> Vec<Line> {
-        let goals = args.goals();
+    pub(super) fn back(&self, goals: &Goals) -> Vec<Line> {
         let command = if !goals.join.is_empty() {
             let joined: Vec<Sbdf> = goals.join.iter().flatten().copied().collect();
             format!("p2pctl plan --isolate {}", self.list(&joined))
@@ -296,11 +295,11 @@ impl View<'_> {
     }
 
     /// Goals that cannot be reached.
-    fn refusal(&self, args: &GoalArgs, refusal: &Refusal) -> Text {
+    pub(super) fn refusal(&self, goals: &Goals, refusal: &Refusal) -> Text {
         let mut text = Text::new();
         text.push(
             Line::new()
-                .strong(format_args!("{}: ", self.title(args)))
+                .strong(format_args!("{}: ", self.title(goals)))
                 .toned(Tone::Bad, "refused"),
         );
         text.blank();

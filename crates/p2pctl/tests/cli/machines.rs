@@ -3,7 +3,7 @@
 mod client;
 mod parts;
 mod server;
-mod small;
+pub(crate) mod small;
 
 use crate::machine::Machine;
 

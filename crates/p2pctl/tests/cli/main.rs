@@ -7,6 +7,7 @@
     reason = "a test that cannot set up should stop"
 )]
 
+mod applies;
 mod draw;
 mod fixtures;
 mod groups;

@@ -43,7 +43,7 @@ impl View<'_> {
     }
 
     /// The groups that are different in the end.
-    pub(super) fn groups(&self, plan: &Plan) -> Vec<Line> {
+    pub(in crate::command) fn groups(&self, plan: &Plan) -> Vec<Line> {
         let after: BTreeSet<&Vec<Sbdf>> = plan.groups.iter().map(|change| &change.after).collect();
         let mut lines: Vec<Line> = after
             .into_iter()
@@ -84,7 +84,7 @@ impl View<'_> {
     }
 
     /// The ways of requests that matter: those between joined functions, and those that change.
-    pub(super) fn routes(&self, plan: &Plan) -> Vec<Line> {
+    pub(in crate::command) fn routes(&self, plan: &Plan) -> Vec<Line> {
         // Who sends to whom by the same way, before and after.
         let mut ways: BTreeMap<(Sbdf, Route, Route), BTreeSet<Sbdf>> = BTreeMap::new();
         for change in &plan.routes {

@@ -1,0 +1,44 @@
+//! `p2pctl recover`: brings a change to its end that was interrupted.
+
+use anyhow::Result;
+use hotplug::regroup::{Regroup, StateDir};
+
+use super::apply::told;
+use super::plan::View;
+use crate::answer::Answer;
+use crate::cli::{Global, StateArgs};
+use crate::host;
+use crate::json;
+use crate::progress::{Teller, seconds};
+use crate::show::{Terminal, Text};
+use crate::source::Source;
+
+/// Brings a change to its end, forwards or backwards, whatever is left of it.
+pub(crate) fn run(global: &Global, state: &StateArgs, terminal: &Terminal) -> Result<Answer> {
+    let host = host::live(global)?;
+    let source = Source::load(global)?;
+    let regroup = Regroup::new(&host, &[], StateDir::new(&state.state_dir));
+    let mut teller = Teller::new(source.names, terminal, global.json);
+    let report = regroup.recover(&mut |progress| teller.tell(progress))?;
+    let Some(report) = report else {
+        return if global.json {
+            Answer::json(&json::apply::nothing())
+        } else {
+            let mut text = Text::new();
+            text.push("nothing to recover: every change came to its end");
+            Ok(Answer::text(text))
+        };
+    };
+    let failed = !report.remains.is_empty();
+    let answer = if global.json {
+        Answer::json(&json::apply::report(&report))?
+    } else {
+        let view = View {
+            topology: &source.topology,
+            names: source.names,
+            width: terminal.width,
+        };
+        Answer::text(told(&view, &report, &seconds(teller.elapsed())))
+    };
+    Ok(answer.failed_if(failed))
+}

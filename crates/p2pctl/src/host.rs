@@ -1,0 +1,26 @@
+//! The host that commands change.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use hotplug::regroup::LinuxHost;
+use iommu_group::Sysfs;
+
+use crate::cli::Global;
+use crate::source::proc_beside;
+
+/// The host that the command line names, which must be one and not a file about one.
+pub(crate) fn live(global: &Global) -> Result<LinuxHost> {
+    if let Some(file) = &global.from {
+        bail!(
+            "{} is a file about a machine, and this command is about the machine itself: leave --from out",
+            file.display()
+        );
+    }
+    let root = global
+        .sysfs
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("/sys"));
+    let proc = proc_beside(&root);
+    Ok(LinuxHost::new(Sysfs::new(root), proc))
+}

@@ -1,0 +1,134 @@
+//! `p2pctl/apply/1` and `p2pctl/status/1`.
+
+use std::path::Path;
+
+use hotplug::regroup::{Blocker, Difference, Outcome, Refusal, Report, Status};
+use serde::Serialize;
+
+/// The document of `apply` and `recover`.
+#[derive(Serialize)]
+pub(crate) struct Document<'a> {
+    schema: &'static str,
+    /// `new`, `old`, `rebooted`, `refused` or `nothing`.
+    outcome: &'static str,
+    transaction: Option<&'a str>,
+    failure: Option<Failure<'a>>,
+    remains: Vec<Entry<'a, Difference>>,
+    blockers: Vec<Entry<'a, Blocker>>,
+    journal: Option<&'a Path>,
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    action: &'a str,
+    error: &'a str,
+}
+
+#[derive(Serialize)]
+struct Entry<'a, T: Serialize> {
+    text: String,
+    #[serde(flatten)]
+    value: &'a T,
+}
+
+fn entries<T: Serialize + ToString>(values: &[T]) -> Vec<Entry<'_, T>> {
+    let entry = |value| Entry {
+        text: T::to_string(value),
+        value,
+    };
+    values.iter().map(entry).collect()
+}
+
+const SCHEMA: &str = "p2pctl/apply/1";
+
+/// Makes the document of a change that ended.
+pub(crate) fn report(report: &Report) -> Document<'_> {
+    Document {
+        schema: SCHEMA,
+        outcome: match report.outcome {
+            Outcome::New => "new",
+            Outcome::Old => "old",
+            Outcome::Rebooted => "rebooted",
+        },
+        transaction: Some(&report.id),
+        failure: report
+            .failure
+            .as_ref()
+            .map(|(action, error)| Failure { action, error }),
+        remains: entries(&report.remains),
+        blockers: Vec::new(),
+        journal: Some(&report.journal),
+    }
+}
+
+/// Makes the document of a change that was refused.
+pub(crate) fn refusal(refusal: &Refusal) -> Document<'_> {
+    Document {
+        outcome: "refused",
+        blockers: entries(&refusal.blockers),
+        ..nothing()
+    }
+}
+
+/// Makes the document of no change at all.
+pub(crate) fn nothing<'a>() -> Document<'a> {
+    Document {
+        schema: SCHEMA,
+        outcome: "nothing",
+        transaction: None,
+        failure: None,
+        remains: Vec::new(),
+        blockers: Vec::new(),
+        journal: None,
+    }
+}
+
+/// The document of `status`.
+#[derive(Serialize)]
+pub(crate) struct StatusDocument<'a> {
+    schema: &'static str,
+    busy: bool,
+    unfinished: Option<Transaction<'a>>,
+    held: Vec<Held<'a>>,
+    finished: Vec<Transaction<'a>>,
+}
+
+#[derive(Serialize)]
+struct Transaction<'a> {
+    transaction: Option<&'a str>,
+    journal: &'a Path,
+}
+
+#[derive(Serialize)]
+struct Held<'a> {
+    port: iommu_group::Sbdf,
+    power: &'a str,
+}
+
+/// Makes the document of a state directory.
+pub(crate) fn status(status: &Status) -> StatusDocument<'_> {
+    StatusDocument {
+        schema: "p2pctl/status/1",
+        busy: status.busy,
+        unfinished: status.unfinished.as_ref().map(|unfinished| Transaction {
+            transaction: unfinished.id.as_deref(),
+            journal: &unfinished.journal,
+        }),
+        held: status
+            .held
+            .iter()
+            .map(|held| Held {
+                port: held.port,
+                power: &held.power,
+            })
+            .collect(),
+        finished: status
+            .finished
+            .iter()
+            .map(|finished| Transaction {
+                transaction: Some(&finished.id),
+                journal: &finished.journal,
+            })
+            .collect(),
+    }
+}
