@@ -14,10 +14,11 @@ use crate::paths;
 use crate::progress::Progress;
 
 /// Package and name of every program of the workspace that goes into the lab.
-pub const STATIC_BINARIES: [(&str, &str); 5] = [
+pub const STATIC_BINARIES: [(&str, &str); 6] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
     ("lab", "dma-contract"),
+    ("lab", "at-limit"),
     ("p2p-vmm", "p2p-vmm"),
     ("p2pctl", "p2pctl"),
 ];
