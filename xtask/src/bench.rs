@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: how fast it is, as ratios that hold on other machines too.
 
+mod regroup;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,9 @@ pub(crate) struct Args {
     /// How often all of it is measured; ratios are taken within a round, the middle one counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
+    /// Measure changes of groups in the lab instead: eight endpoints in one transaction against one after the other
+    #[arg(long)]
+    regroup: bool,
 }
 
 /// Something measured, or the ratio of two.
@@ -86,6 +91,14 @@ const ROWS: [Row; 8] = [
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = target_dir().join("bench");
+    if args.regroup {
+        let table = regroup::run(args.rounds)?;
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let file = dir.join("regroup.md");
+        fs::write(&file, &table).with_context(|| format!("cannot write {}", file.display()))?;
+        print!("{table}");
+        return Ok(());
+    }
     let home = dir.join("criterion");
     let shell = Shell::new()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
