@@ -16,9 +16,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 use p2p_vfio::{
     Address, AddressRange, Apertures, AssignedDevice, Branch, Candidate, Clique, DeviceEvent,
-    DeviceParams, DomainName, EventSink, Gpa, HostDevice, HostMemory, HostView, IommuContext, Iova,
-    MemorySlots, MsiMessage, MsiRouter, Policy, Reach, RouteId, SlotId, VirtualPort, admit,
-    fixed_windows, lay_out,
+    DeviceParams, DomainName, EventSink, Gpa, Ground, HostDevice, HostMemory, HostView,
+    IommuContext, Iova, MemorySlots, MsiMessage, MsiRouter, Policy, Reach, RouteId, SlotId, Spare,
+    VirtualPort, admit, fixed_windows, lay_out,
 };
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 use vm_memory::bitmap::AtomicBitmap;
@@ -255,7 +255,10 @@ fn assign(
         context.map_guest(memory)?;
         let endpoints = opened.iter().map(HostDevice::endpoint);
         match reach {
-            Reach::Peers => branches.push(Branch::Switch(endpoints.collect())),
+            Reach::Peers => branches.push(Branch::Switch {
+                members: endpoints.collect(),
+                spare: Spare::default(),
+            }),
             Reach::GuestMemory => branches.extend(endpoints.map(Branch::Device)),
         }
         let clique = Clique::of_domain(number).filter(|_| reach == Reach::Peers);
@@ -267,9 +270,9 @@ fn assign(
         memory: windows.clone(),
         prefetchable: windows.clone(),
     };
-    let topology = lay_out(&branches, &apertures)?;
     // Peers behind a switch that goes by bus addresses are at theirs, which the host bridge lets through.
     windows.extend(fixed_windows(&branches)?);
+    let topology = lay_out(&branches, Ground::root(apertures, windows.clone()))?;
     let routes = Arc::new(Routes {
         vm: vm.clone(),
         messages: Mutex::default(),

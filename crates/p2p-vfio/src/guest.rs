@@ -4,6 +4,7 @@ mod layout;
 mod port;
 
 pub use layout::{
-    Apertures, Branch, Endpoint, GuestTopology, LayoutError, PlacedEndpoint, fixed_windows, lay_out,
+    Apertures, Branch, Endpoint, Ground, GuestTopology, LayoutError, PlacedEndpoint, SWITCH_SLOTS,
+    Spare, fixed_windows, lay_out,
 };
 pub use port::{BusNumbers, Link, PortKind, VirtualPort};

@@ -53,8 +53,8 @@ pub use device::{
 };
 pub use dma::DmaError;
 pub use guest::{
-    Apertures, Branch, BusNumbers, Endpoint, GuestTopology, LayoutError, Link, PlacedEndpoint,
-    PortKind, VirtualPort, fixed_windows, lay_out,
+    Apertures, Branch, BusNumbers, Endpoint, Ground, GuestTopology, LayoutError, Link,
+    PlacedEndpoint, PortKind, SWITCH_SLOTS, Spare, VirtualPort, fixed_windows, lay_out,
 };
 pub use memory::HostMemory;
 pub use policy::{Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};

@@ -2,18 +2,23 @@
 
 use std::sync::{Arc, Mutex};
 
+use hotplug::Register;
+
 use crate::lock::lock;
 use crate::pci::{ConfigAddressPort, PciBus};
 use crate::power::{
     KEYBOARD_COMMAND_PORT, PowerRegisters, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
 use crate::serial::{COM1_LAST_PORT, COM1_PORT, SerialPort};
+use crate::slot_control::{SLOT_PORT, SlotControl};
 
 /// CONFIG_ADDRESS of PCI configuration mechanism 1.
 const CONFIG_ADDRESS_PORT: u16 = 0xcf8;
 /// First and last port of CONFIG_DATA.
 const CONFIG_DATA_PORT: u16 = 0xcfc;
 const CONFIG_DATA_LAST_PORT: u16 = 0xcff;
+/// Last port of the slot registers.
+const SLOT_LAST_PORT: u16 = SLOT_PORT + Register::LEN_BYTES as u16 - 1;
 
 /// The guest's I/O space.
 pub(crate) struct Ports {
@@ -21,6 +26,7 @@ pub(crate) struct Ports {
     power: PowerRegisters,
     config_address: Mutex<ConfigAddressPort>,
     pci: Arc<PciBus>,
+    slots: Arc<SlotControl>,
 }
 
 impl Ports {
@@ -28,12 +34,14 @@ impl Ports {
         serial: Option<Arc<SerialPort>>,
         power: PowerRegisters,
         pci: Arc<PciBus>,
+        slots: Arc<SlotControl>,
     ) -> Self {
         Self {
             serial,
             power,
             config_address: Mutex::default(),
             pci,
+            slots,
         }
     }
 
@@ -54,6 +62,7 @@ impl Ports {
             (KEYBOARD_COMMAND_PORT | SLEEP_CONTROL_PORT | SLEEP_STATUS_PORT, _) => {
                 self.power.read(data);
             }
+            (SLOT_PORT..=SLOT_LAST_PORT, _) => self.slots.read(port - SLOT_PORT, data),
             _ => {
                 log::trace!("guest reads port {port:#x}: nothing there");
                 data.fill(0xff);
@@ -76,6 +85,7 @@ impl Ports {
             (KEYBOARD_COMMAND_PORT | SLEEP_CONTROL_PORT | SLEEP_STATUS_PORT, _) => {
                 self.power.write(port, data);
             }
+            (SLOT_PORT..=SLOT_LAST_PORT, _) => self.slots.write(port - SLOT_PORT, data),
             _ => log::trace!("guest writes port {port:#x}: nothing there"),
         }
     }
@@ -93,7 +103,8 @@ mod tests {
         pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))
             .unwrap();
         let power = PowerRegisters::new(Arc::clone(&exit));
-        (Ports::new(None, power, pci), exit)
+        let slots = Arc::new(SlotControl::new(Arc::clone(&pci)).unwrap());
+        (Ports::new(None, power, pci, slots), exit)
     }
 
     #[test]

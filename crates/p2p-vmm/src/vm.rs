@@ -17,9 +17,9 @@ mod machine;
 mod owner;
 mod p2p;
 mod paths;
-mod plug;
 mod run;
 mod running;
+mod tree;
 mod watch;
 
 pub(crate) use run::run;

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use iommu_group::{
-    Bar, Fabric, GroupId, GroupMember, Host, Partition, Placement, PortType, Sbdf, Sysfs,
+    Bar, Fabric, Function, GroupId, GroupMember, Host, Partition, Placement, PortType, Sbdf, Sysfs,
     SysfsError, Topology, Verdict,
 };
 
@@ -37,6 +37,14 @@ impl HostView {
             topology,
             policy,
         }
+    }
+
+    /// Windows of all bridges on the root buses: where bus addresses of devices are, including those that are not
+    /// asked for yet.
+    pub fn bridge_windows(&self) -> Vec<RangeInclusive<u64>> {
+        let roots = self.topology.root_buses().iter();
+        let bridges = roots.flat_map(|root| self.topology.on_root_bus(root));
+        bridges.flat_map(windows).collect()
     }
 
     /// How requests between two functions go, and whether they may: between functions of one group.
@@ -77,6 +85,8 @@ pub struct Candidate {
     pub bus_addresses: Vec<(u8, u64)>,
     /// Bus addresses that a switch above it takes for others before the IOMMU sees them: no guest memory may be there.
     pub holes: Vec<RangeInclusive<u64>>,
+    /// Windows of the bridges above it on the host, those of the topmost first: where its peers may come to be.
+    pub bridges: Vec<Vec<RangeInclusive<u64>>>,
     /// What the policy says of it.
     pub ruling: Ruling,
     /// Whether its BARs are kept from its peers, as [`admit`](super::admit) decides for all members of a
@@ -122,6 +132,7 @@ impl Candidate {
                 .into_iter()
                 .map(|hole| hole.range)
                 .collect(),
+            bridges: bridges(topology, sbdf),
             ruling: host.ruling(sbdf),
             hidden: false,
             placement: Placement::Anywhere,
@@ -132,6 +143,17 @@ impl Candidate {
         let own = self.members.iter().find(|m| m.sbdf == Some(self.sbdf));
         own.and_then(|m| m.driver.as_deref())
     }
+}
+
+fn bridges(topology: &Topology, sbdf: Sbdf) -> Vec<Vec<RangeInclusive<u64>>> {
+    let mut bridges: Vec<_> = topology.ancestors(sbdf).map(windows).collect();
+    bridges.reverse();
+    bridges
+}
+
+fn windows(bridge: &Function) -> Vec<RangeInclusive<u64>> {
+    let windows = bridge.windows().into_iter();
+    windows.flat_map(|w| w.memory_windows().cloned()).collect()
 }
 
 fn bus_addresses(topology: &Topology, sbdf: Sbdf) -> Vec<(u8, u64)> {

@@ -26,6 +26,7 @@ fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
         members: vec![member(text, Some("vfio-pci"))],
         bus_addresses: Vec::new(),
         holes: Vec::new(),
+        bridges: Vec::new(),
         ruling: Ruling::default(),
         hidden: false,
         placement: Placement::Anywhere,

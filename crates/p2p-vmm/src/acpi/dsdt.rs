@@ -1,5 +1,6 @@
-//! Contents of the DSDT: sleep state, serial port, reserved resources, PCI host bridge.
+//! Contents of the DSDT: sleep state, serial port, reserved resources, PCI host bridge, slots.
 
+use ::hotplug::Register;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, CreateDWordField, Device, EISAName,
@@ -7,11 +8,13 @@ use acpi_tables::aml::{
     PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
 
+use super::hotplug;
 use super::raw::RawAml;
 use crate::layout::{GpaRange, Layout};
 use crate::pci::{DEVICES, PINS, gsi};
 use crate::power::{SLEEP_CONTROL_PORT, SLEEP_TYPE_S5};
 use crate::serial::{COM1_GSI, COM1_PORT};
+use crate::slot_control::SLOT_PORT;
 
 /// _OSC of a PCI host bridge (PCI Firmware Specification r3.3 §4.5.1).
 const OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
@@ -40,7 +43,8 @@ pub(super) fn body(layout: &Layout, serial: bool) -> RawAml {
     let reserved = reserved_resources(&layout.ecam);
     let host_bridge = host_bridge(layout);
     let com1 = serial_port();
-    let mut devices: Vec<&dyn Aml> = vec![&reserved, &host_bridge];
+    let events = hotplug::devices();
+    let mut devices: Vec<&dyn Aml> = vec![&reserved, &host_bridge, &events];
     if serial {
         devices.push(&com1);
     }
@@ -80,6 +84,7 @@ fn reserved_resources(ecam: &GpaRange) -> RawAml {
                 &ResourceTemplate::new(vec![
                     &ecam,
                     &IO::new(SLEEP_CONTROL_PORT, SLEEP_CONTROL_PORT, 1, SLEEP_PORTS),
+                    &IO::new(SLOT_PORT, SLOT_PORT, 1, Register::LEN_BYTES),
                 ]),
             ),
         ],
@@ -102,6 +107,7 @@ fn host_bridge(layout: &Layout) -> RawAml {
             &interrupt_routing(),
             &osc(),
             &dsm(),
+            &hotplug::slots(),
         ],
     )])
 }

@@ -131,7 +131,7 @@ fn fadt_table(dsdt: GuestAddress) -> impl Aml {
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::Wbinvd)
         .flag(Flags::ResetRegSup)
-        // No power or sleep button in fixed hardware: there is none at all.
+        // No power or sleep button in fixed hardware: the power button is a device of the DSDT.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::Headless);

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use hotplug::{Slot, SlotBus};
 use p2p_vfio::{AddressRange, Gpa};
 use vm_memory::GuestAddress;
 
@@ -67,14 +68,16 @@ pub(crate) enum PciError {
     Occupied(Bdf),
     #[error("no bridge leads to the bus of {0}")]
     NoSuchBus(Bdf),
+    #[error("there is no {0}, or the guest has changed the way to it")]
+    NoSuchSlot(Slot),
 }
 
 /// The guest's PCI segment: a tree of bridges, in which bus numbers are what the guest has programmed.
 #[derive(Default)]
 pub(crate) struct PciBus {
-    nodes: RwLock<BTreeMap<Place, Node>>,
+    pub(super) nodes: RwLock<BTreeMap<Place, Node>>,
     /// What the host bridge lets through.
-    windows: Vec<AddressRange<Gpa>>,
+    pub(super) windows: Vec<AddressRange<Gpa>>,
     /// Held while a write to a header takes effect elsewhere, so that the last write decides.
     effects: Mutex<()>,
 }
@@ -84,21 +87,21 @@ const HEADER_END: u16 = 0x40;
 
 /// Which wires a bus is: the root bus, or those below a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Wires {
+pub(super) enum Wires {
     Root,
     Below(u32),
 }
 
 /// Where a function sits, which no renumbering changes.
-type Place = (Wires, u8, u8);
+pub(super) type Place = (Wires, u8, u8);
 
-struct Node {
-    function: SharedFunction,
+pub(super) struct Node {
+    pub(super) function: SharedFunction,
     /// The wires below, should this be a bridge.
-    below: Wires,
+    pub(super) below: Wires,
 }
 
-type Nodes = BTreeMap<Place, Node>;
+pub(super) type Nodes = BTreeMap<Place, Node>;
 
 /// The wires that have bus number `bus` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
 fn wires_of(nodes: &Nodes, bus: u8) -> Option<Wires> {
@@ -113,7 +116,54 @@ fn wires_of(nodes: &Nodes, bus: u8) -> Option<Wires> {
     Some(wires)
 }
 
-fn children(nodes: &Nodes, wires: Wires) -> impl Iterator<Item = &Node> {
+/// Puts a function on the bus that has this number now.
+fn add(nodes: &mut Nodes, bdf: Bdf, function: SharedFunction) -> Result<Place, PciError> {
+    let wires = wires_of(nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
+    let free = (0..=u32::MAX).map(Wires::Below).find(|candidate| {
+        let taken = nodes.values().any(|node| node.below == *candidate);
+        !taken
+    });
+    let place = (wires, bdf.device(), bdf.function());
+    match nodes.entry(place) {
+        Entry::Vacant(entry) => {
+            let below = free.ok_or(PciError::NoSuchBus(bdf))?;
+            entry.insert(Node { function, below });
+            Ok(place)
+        }
+        Entry::Occupied(_) => Err(PciError::Occupied(bdf)),
+    }
+}
+
+/// Takes away a function and all below it.
+fn remove(nodes: &mut Nodes, place: Place) -> Vec<SharedFunction> {
+    let Some(node) = nodes.remove(&place) else {
+        return Vec::new();
+    };
+    let all = (node.below, u8::MIN, u8::MIN)..=(node.below, u8::MAX, u8::MAX);
+    let below: Vec<Place> = nodes.range(all).map(|(place, _)| *place).collect();
+    let mut functions = vec![node.function];
+    for place in below {
+        functions.extend(remove(nodes, place));
+    }
+    functions
+}
+
+/// The wires of a bus with slots, whatever its number is; `None` if the switch is not there.
+pub(super) fn wires_of_slots(nodes: &Nodes, bus: SlotBus) -> Option<Wires> {
+    match bus {
+        SlotBus::Root => Some(Wires::Root),
+        SlotBus::Switch(root) => {
+            let root = nodes.get(&(Wires::Root, root, 0))?;
+            Some(nodes.get(&(root.below, 0, 0))?.below)
+        }
+    }
+}
+
+fn place_of(nodes: &Nodes, slot: Slot) -> Option<Place> {
+    Some((wires_of_slots(nodes, slot.bus())?, slot.device(), 0))
+}
+
+pub(super) fn children(nodes: &Nodes, wires: Wires) -> impl Iterator<Item = &Node> {
     let all = (wires, u8::MIN, u8::MIN)..=(wires, u8::MAX, u8::MAX);
     nodes.range(all).map(|(_, node)| node)
 }
@@ -156,19 +206,47 @@ impl PciBus {
     /// Puts `function` at `bdf`, on the bus that has this number now.
     pub(crate) fn add(&self, bdf: Bdf, function: SharedFunction) -> Result<(), PciError> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let wires = wires_of(&nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
-        let free = (0..=u32::MAX).map(Wires::Below).find(|candidate| {
-            let taken = nodes.values().any(|node| node.below == *candidate);
-            !taken
-        });
-        match nodes.entry((wires, bdf.device(), bdf.function())) {
-            Entry::Vacant(place) => {
-                let below = free.ok_or(PciError::NoSuchBus(bdf))?;
-                place.insert(Node { function, below });
-                Ok(())
+        add(&mut nodes, bdf, function).map(drop)
+    }
+
+    /// Puts ports and what is below them into `slots`, at once: the guest sees all of it or nothing. Every function comes
+    /// after the one above it.
+    pub(crate) fn plug(
+        &self,
+        slots: &[Slot],
+        functions: Vec<(Bdf, SharedFunction)>,
+    ) -> Result<(), PciError> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut added = Vec::new();
+        let mut failed = None;
+        for (bdf, function) in functions {
+            match add(&mut nodes, bdf, function) {
+                Ok(place) => added.push(place),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
-            Entry::Occupied(_) => Err(PciError::Occupied(bdf)),
         }
+        // The guest may have numbered its buses anew since they were looked at.
+        let astray = |slot: &&Slot| place_of(&nodes, **slot).is_none_or(|p| !added.contains(&p));
+        let failed = failed.or_else(|| Some(PciError::NoSuchSlot(*slots.iter().find(astray)?)));
+        if let Some(error) = failed {
+            for place in added {
+                nodes.remove(&place);
+            }
+            return Err(error);
+        }
+        spread(&nodes, Wires::Root, &self.windows);
+        Ok(())
+    }
+
+    /// Takes away what is in `slot`: the guest finds nothing from now on. What was there is returned, because a vCPU may
+    /// not be the one that closes it.
+    pub(crate) fn unplug(&self, slot: Slot) -> Vec<SharedFunction> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let place = place_of(&nodes, slot);
+        place.map_or_else(Vec::new, |place| remove(&mut nodes, place))
     }
 
     /// Reads configuration space; all ones where there is no function.

@@ -3,8 +3,7 @@
 //! The guest follows the same rules in reverse: it swizzles pins at bridges by itself and finds those of the root bus
 //! in the host bridge's _PRT (linux 7.2 drivers/acpi/pci_irq.c: acpi_pci_irq_lookup()).
 
-use iommu_group::Sbdf;
-use p2p_vfio::BusNumbers;
+use hotplug::{Slot, SlotBus};
 
 use crate::irq::Gsi;
 
@@ -21,53 +20,28 @@ pub(crate) fn gsi(device: u8, pin: u8) -> Gsi {
     Gsi::ioapic_pin(FIRST_GSI + (device % GSIS + pin % GSIS) % GSIS)
 }
 
-/// The GSI of INTA of an endpoint below `ports`. At every bridge a device's pins are turned by its number on its bus
-/// (PCI-to-PCI bridge r1.2 §9.1).
-pub(crate) fn gsi_of(endpoint: Sbdf, ports: &[(Sbdf, BusNumbers)]) -> Gsi {
-    let (mut at, mut pin) = (endpoint, 0);
-    // A chain is never longer than there are bridges.
-    for _ in ports {
-        let above = ports.iter().find(|(_, buses)| buses.secondary == at.bus());
-        let Some((port, _)) = above else { break };
-        pin = (pin + at.device()) % PINS;
-        at = *port;
+/// The GSI of INTA of an endpoint below the port in `slot`. At every bridge a device's pins are turned by its number on
+/// its bus (PCI-to-PCI bridge r1.2 §9.1): that of the upstream port and that of an endpoint below a port is 0.
+pub(crate) fn gsi_of_slot(slot: Slot) -> Gsi {
+    match slot.bus() {
+        SlotBus::Root => gsi(slot.device(), 0),
+        SlotBus::Switch(root) => gsi(root, slot.device() % PINS),
     }
-    gsi(at.device(), pin)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sbdf(text: &str) -> Sbdf {
-        text.parse().unwrap()
-    }
-
-    fn port(text: &str, secondary: u8) -> (Sbdf, BusNumbers) {
-        let sbdf = sbdf(text);
-        let buses = BusNumbers {
-            primary: sbdf.bus(),
-            secondary,
-            subordinate: 9,
-        };
-        (sbdf, buses)
-    }
-
     #[test]
     fn pins_are_turned_at_every_bridge() {
-        let ports = [
-            port("00:03.0", 1),
-            port("01:00.0", 2),
-            port("02:00.0", 3),
-            port("02:01.0", 4),
-            port("02:05.0", 5),
-        ];
-        let number = |text| gsi_of(sbdf(text), &ports).number();
-        assert_eq!(number("03:00.0"), 16 + 3);
-        assert_eq!(number("04:00.0"), 16 + 4);
-        assert_eq!(number("05:00.0"), 16 + 4, "pin 5 is pin 1");
-        assert_eq!(number("00:07.0"), 16 + 7);
-        assert_eq!(number("00:09.0"), 16 + 1);
+        let number = |bus, device| gsi_of_slot(Slot::new(bus, device).unwrap()).number();
+        let switch = SlotBus::Switch(3);
+        assert_eq!(number(switch, 0), 16 + 3);
+        assert_eq!(number(switch, 1), 16 + 4);
+        assert_eq!(number(switch, 5), 16 + 4, "pin 5 is pin 1");
+        assert_eq!(number(SlotBus::Root, 7), 16 + 7);
+        assert_eq!(number(SlotBus::Root, 9), 16 + 1);
     }
 
     #[test]

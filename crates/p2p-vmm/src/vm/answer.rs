@@ -6,7 +6,7 @@ use p2p_vfio::Refusal;
 
 use super::life::Verb;
 use super::owner::Owner;
-use super::plug::{AddError, RemoveError};
+use crate::devices::{AddError, RemoveError};
 
 /// What comes after a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +70,15 @@ fn failure(error: anyhow::Error) -> Failure {
         Ok(AddError::Refused(refusal)) => return refused(&refusal),
         Ok(AddError::Host(error)) => return Failure::NoSuchDevice(error.to_string()),
         Ok(AddError::Failed(error)) => error,
-        Ok(error @ AddError::NoSlots) => return Failure::State(error.to_string()),
+        Ok(AddError::NoRoom(reason)) => {
+            let reasons = vec![reason];
+            return Failure::Refused { reasons };
+        }
         Err(error) => error,
     };
     let error = match error.downcast::<RemoveError>() {
         Ok(RemoveError::Unknown(id)) => return Failure::UnknownDevice(id),
-        Ok(error @ RemoveError::NoSlots) => return Failure::State(error.to_string()),
+        Ok(error @ RemoveError::Refused { .. }) => return Failure::State(error.to_string()),
         Err(error) => error,
     };
     if let Some(refusal) = error.downcast_ref::<Refusal>() {

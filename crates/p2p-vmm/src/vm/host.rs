@@ -15,11 +15,13 @@ pub(crate) struct Host {
     pub(super) kvm: Kvm,
     pub(super) serial: SerialBackend,
     pub(super) policy: Policy,
+    /// Whether a VM keeps room for devices that come later.
+    pub(super) growing: bool,
 }
 
 impl Host {
-    /// Opens what `config` needs; its devices are judged by `policy`.
-    pub(crate) fn open(config: &VmConfig, policy: Policy) -> anyhow::Result<Self> {
+    /// Opens what `config` needs; its devices are judged by `policy`. A VM that is `growing` may get devices later.
+    pub(crate) fn open(config: &VmConfig, policy: Policy, growing: bool) -> anyhow::Result<Self> {
         let kvm = Kvm::new().context("cannot open /dev/kvm (is the KVM module loaded?)")?;
         let version = kvm.get_api_version();
         ensure!(
@@ -45,6 +47,7 @@ impl Host {
             kvm,
             serial,
             policy,
+            growing,
         })
     }
 }

@@ -5,22 +5,22 @@ use anyhow::Context;
 use hotplug::VmConfig;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
-use p2p_vfio::{Admitted, HostMemory};
+use p2p_vfio::HostMemory;
 
 use super::host::Host;
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
-use crate::devices::{self, Assigned, Guest, OpenDevices};
+use crate::devices::{Devices, Guest, Judged, OpenDevices, address_limit};
 use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
 use crate::loader::{self, ACPI_AREA, BootSource};
-use crate::lock::lock;
 use crate::memory;
 use crate::pci::{Bdf, HostBridge, PciBus};
 use crate::ports::Ports;
 use crate::power::PowerRegisters;
 use crate::serial::{COM1_GSI, SerialConnection, SerialInput};
+use crate::slot_control::{SLOT_GSI, SlotControl};
 use crate::slots::KvmSlots;
 use crate::vcpu::{CpuidTemplate, Vcpu};
 
@@ -33,7 +33,8 @@ pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) serial_input: Option<SerialInput>,
     pub(super) bus: Arc<GuestBus>,
-    pub(super) devices: Vec<Assigned>,
+    pub(super) devices: Devices,
+    control: Arc<SlotControl>,
     routes: Arc<KvmRoutes>,
     /// Keeps guest memory too.
     slots: Arc<KvmSlots>,
@@ -44,13 +45,13 @@ impl Machine {
     pub(super) fn build(
         host: &Host,
         config: &VmConfig,
-        admitted: &Admitted,
+        judged: &Judged,
         exit: &Arc<ExitRequest>,
     ) -> anyhow::Result<Self> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
         let vm = Arc::new(create_vm(host)?);
-        let devices = OpenDevices::open(&vm, admitted)?;
-        let layout = lay_out(config, &cpuid, &devices)?;
+        let devices = OpenDevices::open(Arc::clone(&vm), judged, host.growing)?;
+        let layout = lay_out(config, &cpuid, &devices, host.growing)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;
         let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
@@ -72,14 +73,19 @@ impl Machine {
         if let Some(port) = &port {
             routes.attach(COM1_GSI, port.interrupt())?;
         }
-        let devices = devices.assign(&Guest {
-            memory: &memory,
-            layout: &layout,
-            slots: &slots,
-            routes: &routes,
-            pci: &pci,
-            names: &devices::names(&config.devices)?,
-        })?;
+        let control =
+            SlotControl::new(Arc::clone(&pci)).context("cannot make the guest's slots")?;
+        routes.attach(SLOT_GSI, control.interrupt())?;
+        let control = Arc::new(control);
+        let guest = Guest {
+            memory: memory.clone(),
+            layout: layout.clone(),
+            slots: Arc::clone(&slots),
+            routes: Arc::clone(&routes),
+            pci: Arc::clone(&pci),
+            control: Arc::clone(&control),
+        };
+        let devices = devices.assign(guest)?;
 
         let acpi = AcpiImage::build(&AcpiRequest {
             area: ACPI_AREA,
@@ -101,23 +107,28 @@ impl Machine {
         }
 
         let power = PowerRegisters::new(Arc::clone(exit));
-        let ports = Ports::new(port, power, Arc::clone(&pci));
+        let ports = Ports::new(port, power, Arc::clone(&pci), Arc::clone(&control));
         Ok(Self {
             vcpus,
             serial_input,
             bus: Arc::new(GuestBus::new(ports, pci, layout.ecam)),
             devices,
+            control,
             routes,
             slots,
         })
+    }
+
+    /// Presses the guest's power button.
+    pub(super) fn power_button(&self) {
+        self.control.press_button();
     }
 
     /// What the VM holds, in one line: nothing a guest does may make these numbers grow.
     pub(super) fn census(&self) -> String {
         let (slots, claims) = self.slots.census();
         let routes = self.routes.census();
-        let of = |assigned: &Assigned| lock(&assigned.device).peer_windows().count();
-        let peers: usize = self.devices.iter().map(of).sum();
+        let peers = self.devices.peer_windows();
         format!(
             "{slots} memory slots, {claims} BARs, {peers} peer windows, {routes} message routes"
         )
@@ -146,18 +157,32 @@ fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
 fn lay_out(
     config: &VmConfig,
     cpuid: &CpuidTemplate,
-    devices: &OpenDevices,
+    devices: &OpenDevices<'_>,
+    growing: bool,
 ) -> anyhow::Result<Layout> {
     let demands = devices.demands()?;
     let cpu_limit = 1_u64
         .checked_shl(cpuid.address_bits().into())
         .unwrap_or(u64::MAX);
-    Ok(Layout::new(&LayoutRequest {
-        ram_bytes: config.memory.size_bytes(),
-        limit: demands
-            .limit
-            .map_or(cpu_limit, |limit| limit.min(cpu_limit)),
-        holes: &demands.holes,
-        fixed: &demands.fixed,
-    })?)
+    let known = demands.limit.or_else(|| growing.then(address_limit)?);
+    let limit = known.map_or(cpu_limit, |limit| limit.min(cpu_limit));
+    let lay_out = |fixed: &[GpaRange]| {
+        Layout::new(&LayoutRequest {
+            ram_bytes: config.memory.size_bytes(),
+            limit,
+            holes: &demands.holes,
+            fixed,
+        })
+    };
+    if growing {
+        // Windows beyond the limit can never be used; the others may be, by devices that come later.
+        let wished = demands.wished.iter().copied();
+        let mut fixed: Vec<GpaRange> = wished.filter(|window| window.end().0 <= limit).collect();
+        fixed.extend(&demands.fixed);
+        match lay_out(&fixed) {
+            Ok(layout) => return Ok(layout),
+            Err(error) => log::warn!("devices that come later may find no room: {error}"),
+        }
+    }
+    Ok(lay_out(&demands.fixed)?)
 }

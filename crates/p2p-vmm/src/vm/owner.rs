@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use super::host::Host;
 use super::life::{Effect, Life, Verb};
 use super::paths;
-use super::plug::RemoveOptions;
 use super::running::Running;
 use super::watch::Watch;
-use crate::devices;
+use crate::devices::{self, RemoveOptions};
 use crate::exit::VmExit;
 
 /// How long the guest may take to let go of a device, unless said.
@@ -26,10 +25,12 @@ pub(super) struct Owner {
     pub(super) running: Option<Running>,
     pub(super) watch: Watch,
     events: EventLog,
+    /// Whether devices may come later.
+    growing: bool,
 }
 
 impl Owner {
-    pub(super) fn new(watch: Watch, events: EventLog, policy: Policy) -> Self {
+    pub(super) fn new(watch: Watch, events: EventLog, policy: Policy, growing: bool) -> Self {
         Self {
             life: Life::Absent,
             config: None,
@@ -38,6 +39,7 @@ impl Owner {
             running: None,
             watch,
             events,
+            growing,
         }
     }
 
@@ -89,7 +91,8 @@ impl Owner {
                 Ok(())
             }
             Effect::PressPowerButton => {
-                Err(Failure::State("this guest has no power button".to_owned()).into())
+                self.guest()?.machine.power_button();
+                Ok(())
             }
         }
     }
@@ -105,7 +108,7 @@ impl Owner {
             none => {
                 // Before anything is opened: a refusal changes nothing.
                 devices::judge(&config.devices, &self.policy)?;
-                none.insert(Host::open(config, self.policy.clone())?)
+                none.insert(Host::open(config, self.policy.clone(), self.growing)?)
             }
         };
         self.running = Some(Running::start(host, config, &mut self.watch)?);
@@ -151,17 +154,19 @@ impl Owner {
         let Some(running) = &mut self.running else {
             return;
         };
-        let gone = running.machine.heed(&mut self.watch);
-        if let Some(config) = &mut self.config {
-            config
-                .devices
-                .retain(|device| !gone.iter().any(|id| device.id.as_ref() == Some(id)));
+        for event in running.machine.devices.heed() {
+            if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
+                config
+                    .devices
+                    .retain(|device| device.id.as_ref() != Some(id));
+            }
+            self.events.publish(&event);
         }
     }
 
     /// When [`heed`](Self::heed) is to be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.running.as_ref()?.machine.deadline()
+        self.running.as_ref()?.machine.devices.deadline()
     }
 
     pub(super) fn info(&self) -> Result<VmInfo, Failure> {
@@ -199,23 +204,13 @@ impl Owner {
         };
         let device = wanted.devices.last().ok_or(Failure::NotCreated)?;
         let id = device.id.clone().unwrap_or_default();
-        match running.machine.add_device(device, &mut self.watch) {
-            Ok(plugged) => {
-                let bdf = plugged.bdf.to_string();
-                self.config = Some(wanted);
-                let event = Event::DeviceAdded {
-                    id: id.clone(),
-                    bdf: bdf.clone(),
-                };
-                self.events.publish(&event);
-                Ok(Some(PciDevice { id, bdf }))
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                self.events.publish(&Event::DeviceAddFailed { id, reason });
-                Err(error.into())
-            }
+        let added = running.machine.devices.add(device, &self.policy);
+        if added.is_ok() {
+            self.config = Some(wanted);
         }
+        self.heed();
+        let bdf = added?.to_string();
+        Ok(Some(PciDevice { id, bdf }))
     }
 
     /// Asks the guest to let go of a device; takes it out of the description at once if there is no guest.
@@ -230,15 +225,12 @@ impl Owner {
             }
             return Ok(());
         };
-        let options = RemoveOptions {
-            timeout: request
-                .timeout_ms
-                .map_or(UNPLUG_TIME, Duration::from_millis),
-            force: request.force,
-        };
-        running.machine.remove_device(&request.id, options)?;
-        let id = request.id.clone();
-        self.events.publish(&Event::DeviceUnplugRequested { id });
+        let force = request.force;
+        let patience = if force { Duration::ZERO } else { UNPLUG_TIME };
+        let timeout = request.timeout_ms.map_or(patience, Duration::from_millis);
+        let options = RemoveOptions { timeout, force };
+        running.machine.devices.remove(&request.id, options)?;
+        self.heed();
         Ok(())
     }
 }

@@ -79,8 +79,8 @@ struct Peer {
     candidate: Candidate,
 }
 
-fn windows(assigned: &Assigned) -> Vec<P2pWindow> {
-    let device = lock(&assigned.device);
+fn windows(assigned: Assigned<'_>) -> Vec<P2pWindow> {
+    let device = lock(assigned.device);
     let windows = device.peer_windows().map(|(bar, range)| P2pWindow {
         bar,
         base: range.start().value(),

@@ -48,7 +48,7 @@ pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
         });
     }
 
-    let mut owner = Owner::new(watch, events.clone(), policy);
+    let mut owner = Owner::new(watch, events.clone(), policy, request.api_socket.is_some());
     let ended = match request.vm {
         Some(config) => owner.create(config).and_then(|()| owner.go(Verb::Boot)),
         None => Ok(()),

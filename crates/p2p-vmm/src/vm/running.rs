@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
 use hotplug::VmConfig;
+use vmm_sys_util::epoll::Epoll;
 
 use super::host::Host;
 use super::machine::Machine;
@@ -26,8 +27,8 @@ impl Running {
     pub(super) fn start(host: &Host, config: &VmConfig, watch: &mut Watch) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
         // Judged again for every life: the host may have changed since the last one.
-        let admitted = devices::judge(&config.devices, &host.policy)?;
-        let mut machine = Machine::build(host, config, &admitted, &exit)?;
+        let judged = devices::judge(&config.devices, &host.policy)?;
+        let mut machine = Machine::build(host, config, &judged, &exit)?;
         log::info!("at the start: {}", machine.census());
 
         let vcpus = std::mem::take(&mut machine.vcpus);
@@ -36,9 +37,7 @@ impl Running {
         if let Some(input) = machine.serial_input.take() {
             subscribers.push(watch.add(input));
         }
-        for assigned in &machine.devices {
-            watch.add_device(&assigned.id, &assigned.device);
-        }
+        subscribers.push(watch.add(DeviceWatcher(Arc::clone(machine.devices.wake()))));
         Ok(Self {
             machine,
             threads,
@@ -70,9 +69,6 @@ impl Running {
         for subscriber in self.subscribers {
             watch.remove(subscriber);
         }
-        for assigned in &self.machine.devices {
-            watch.remove_device(&assigned.id);
-        }
         drop(self.machine);
     }
 }
@@ -91,4 +87,17 @@ impl MutEventSubscriber for ExitWatcher {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         self.0.seen();
     }
+}
+
+/// Wakes the loop when the devices have something to do; the loop lets them.
+struct DeviceWatcher(Arc<Epoll>);
+
+impl MutEventSubscriber for DeviceWatcher {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&*self.0, EventSet::IN)) {
+            log::error!("cannot wait for the devices: {error}");
+        }
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {}
 }

@@ -8,8 +8,8 @@ use crate::address::{AddressRange, Gpa};
 /// Why devices cannot all be placed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LayoutError {
-    /// Too many branches for the root bus or slots for a switch.
-    #[error("{count} {what}, but a PCI bus has room for {room}")]
+    /// Too many branches for a bus.
+    #[error("{count} {what}, but there is room for {room}")]
     TooMany {
         /// What there is too much of.
         what: &'static str,
@@ -18,8 +18,8 @@ pub enum LayoutError {
         /// How many fit.
         room: usize,
     },
-    /// More than 256 buses.
-    #[error("the devices need more than 256 PCI buses")]
+    /// No bus numbers are left.
+    #[error("the devices need more PCI buses than there are")]
     Buses,
     /// The BARs of a branch find no room.
     #[error(
@@ -42,6 +42,29 @@ pub enum LayoutError {
         bar: u8,
         /// What is wrong with that.
         why: &'static str,
+    },
+    /// A window that must be where it is does not lead to the bus.
+    #[error(
+        "the window of {sbdf} in the guest must be at the bus address {window}, and no PCI window is there: \
+         guest memory or the limits of a switch are in the way"
+    )]
+    OutOfReach {
+        /// The port in the guest.
+        sbdf: Sbdf,
+        /// Its window.
+        window: AddressRange<Gpa>,
+    },
+    /// A window that must be where it is would be on one that is there already.
+    #[error(
+        "the window of {sbdf} in the guest must be at the bus address {window}, and {taken} is taken"
+    )]
+    Taken {
+        /// The port in the guest.
+        sbdf: Sbdf,
+        /// Its window.
+        window: AddressRange<Gpa>,
+        /// What is there.
+        taken: AddressRange<Gpa>,
     },
     /// Two windows that must be where they are overlap.
     #[error(

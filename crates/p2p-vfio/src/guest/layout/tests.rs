@@ -7,11 +7,28 @@ use super::*;
 const LINK: Link = Link { speed: 4, width: 4 };
 
 fn apertures() -> Apertures {
-    let range = |start, len| AddressRange::new(Gpa::new(start), len).unwrap();
     Apertures {
         memory: vec![range(0xc000_0000, 512 << 20)],
         prefetchable: vec![range(0x2_0000_0000, 256 << 30)],
     }
+}
+
+fn range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
+    AddressRange::new(Gpa::new(start), len_bytes).unwrap()
+}
+
+/// An empty root bus whose host bridge forwards everything.
+fn ground() -> Ground {
+    Ground::root(apertures(), vec![range(0, 1 << 48)])
+}
+
+fn switch(members: Vec<Endpoint>) -> Branch {
+    let spare = Spare::default();
+    Branch::Switch { members, spare }
+}
+
+fn place(branches: &[Branch]) -> Result<GuestTopology, LayoutError> {
+    lay_out(branches, ground())
 }
 
 fn bar(index: u8, size_bytes: u64, prefetchable: bool) -> BarInfo {
@@ -53,11 +70,11 @@ fn addresses(topology: &GuestTopology) -> Vec<String> {
 
 #[test]
 fn a_domain_is_a_switch_and_others_have_root_ports() {
-    let branches = [Branch::Switch(vec![nvme(), nvme()]), Branch::Device(nvme())];
-    let topology = lay_out(&branches, &apertures()).unwrap();
+    let branches = [switch(vec![nvme(), nvme()]), Branch::Device(nvme())];
+    let topology = place(&branches).unwrap();
     let expected = [
         "0000:00:01.0",
-        "0000:00:02.0",
+        "0000:00:09.0",
         "0000:01:00.0",
         "0000:02:00.0",
         "0000:02:01.0",
@@ -77,11 +94,11 @@ fn a_domain_is_a_switch_and_others_have_root_ports() {
 #[test]
 fn every_bar_is_aligned_inside_all_windows_above_and_apart_from_others() {
     let branches = [
-        Branch::Switch(vec![gpu(), nvme(), gpu()]),
+        switch(vec![gpu(), nvme(), gpu()]),
         Branch::Device(nvme()),
         Branch::Device(endpoint(&[])),
     ];
-    let topology = lay_out(&branches, &apertures()).unwrap();
+    let topology = place(&branches).unwrap();
     let mut used: Vec<AddressRange<Gpa>> = Vec::new();
     for endpoint in &topology.endpoints {
         for (bar, gpa) in &endpoint.bars {
@@ -111,26 +128,25 @@ fn every_bar_is_aligned_inside_all_windows_above_and_apart_from_others() {
 
 #[test]
 fn an_endpoint_without_bars_needs_no_window() {
-    let topology = lay_out(&[Branch::Device(endpoint(&[]))], &apertures()).unwrap();
+    let topology = place(&[Branch::Device(endpoint(&[]))]).unwrap();
     assert_eq!(topology.ports[0].1.windows().count(), 0);
 }
 
 #[test]
 fn bars_that_do_not_fit_are_an_error_with_their_size() {
     let huge = endpoint(&[bar(0, 1 << 30, false)]);
-    let error = lay_out(&[Branch::Device(huge)], &apertures()).unwrap_err();
+    let error = place(&[Branch::Device(huge)]).unwrap_err();
     assert!(error.to_string().contains("1073741824"), "{error}");
 }
 
 #[test]
 fn what_does_not_fit_into_one_aperture_goes_into_the_next() {
-    let range = |start, len| AddressRange::new(Gpa::new(start), len).unwrap();
     let split = Apertures {
         memory: vec![range(0xc000_0000, 1 << 20), range(0xd000_0000, 4 << 20)],
         prefetchable: apertures().prefetchable,
     };
     let branches = [Branch::Device(nvme()), Branch::Device(nvme())];
-    let topology = lay_out(&branches, &split).unwrap();
+    let topology = lay_out(&branches, Ground::root(split, Vec::new())).unwrap();
     let firsts: Vec<_> = topology
         .endpoints
         .iter()
@@ -149,7 +165,7 @@ fn fixed(at: &[(u8, u64)], endpoint: Endpoint) -> Endpoint {
 #[test]
 fn peers_that_a_switch_reaches_by_bus_address_are_at_it() {
     let branches = [
-        Branch::Switch(vec![
+        switch(vec![
             fixed(&[(0, 0xfe80_0000), (4, 0xc0_2000_0000)], nvme()),
             fixed(&[(0, 0xfe60_0000), (4, 0xc0_0000_0000)], nvme()),
         ]),
@@ -164,7 +180,7 @@ fn peers_that_a_switch_reaches_by_bus_address_are_at_it() {
         windows,
         ["0xfe600000..0xfe900000", "0xc000000000..0xc021000000"]
     );
-    let topology = lay_out(&branches, &apertures()).unwrap();
+    let topology = place(&branches).unwrap();
     let at: Vec<_> = topology
         .endpoints
         .iter()
@@ -189,7 +205,7 @@ fn free_devices_keep_clear_of_fixed_windows() {
         Branch::Device(fixed(&[(0, 0xc000_0000), (4, 0x2_0000_0000)], nvme())),
         Branch::Device(nvme()),
     ];
-    let topology = lay_out(&branches, &apertures()).unwrap();
+    let topology = place(&branches).unwrap();
     let free = &topology.endpoints[1].bars;
     assert_eq!(
         (free[0].1.value(), free[1].1.value()),
@@ -199,11 +215,11 @@ fn free_devices_keep_clear_of_fixed_windows() {
 
 #[test]
 fn fixed_windows_that_overlap_are_refused_by_name() {
-    let branches = [Branch::Switch(vec![
+    let branches = [switch(vec![
         fixed(&[(0, 0xfe80_0000), (4, 0xc0_0000_0000)], nvme()),
         fixed(&[(0, 0xfe80_4000), (4, 0xc0_2000_0000)], nvme()),
     ])];
-    let error = lay_out(&branches, &apertures()).unwrap_err().to_string();
+    let error = place(&branches).unwrap_err().to_string();
     assert!(
         error.contains("0000:02:00.0") && error.contains("0000:02:01.0"),
         "{error}"
@@ -212,8 +228,8 @@ fn fixed_windows_that_overlap_are_refused_by_name() {
 
 fn pair_below_4_gib(first: [u64; 2], second: [u64; 2]) -> Vec<String> {
     let at = |[memory, prefetchable]: [u64; 2]| fixed(&[(0, memory), (4, prefetchable)], nvme());
-    let branches = [Branch::Switch(vec![at(first), at(second)])];
-    let topology = lay_out(&branches, &apertures()).unwrap();
+    let branches = [switch(vec![at(first), at(second)])];
+    let topology = place(&branches).unwrap();
     for (endpoint, bars) in topology.endpoints.iter().zip([first, second]) {
         let placed: Vec<u64> = endpoint.bars.iter().map(|(_, gpa)| gpa.value()).collect();
         assert_eq!(placed, bars);
@@ -251,7 +267,7 @@ fn bars_that_cannot_be_at_their_bus_address_are_refused() {
             "not prefetchable",
         ),
     ] {
-        let error = lay_out(&[Branch::Device(fixed(&at, nvme()))], &apertures()).unwrap_err();
+        let error = place(&[Branch::Device(fixed(&at, nvme()))]).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
 }
@@ -260,16 +276,16 @@ fn bars_that_cannot_be_at_their_bus_address_are_refused() {
 fn too_many_branches_and_slots_are_counted() {
     let many = vec![Branch::Device(nvme()); 32];
     assert!(matches!(
-        lay_out(&many, &apertures()),
+        place(&many),
         Err(LayoutError::TooMany {
             count: 32,
-            room: 31,
+            room: 0,
             ..
         })
     ));
-    let wide = [Branch::Switch(vec![nvme(); 33])];
+    let wide = [switch(vec![nvme(); 33])];
     assert!(matches!(
-        lay_out(&wide, &apertures()),
+        place(&wide),
         Err(LayoutError::TooMany {
             count: 33,
             room: 32,
@@ -278,7 +294,174 @@ fn too_many_branches_and_slots_are_counted() {
     ));
 }
 
+/// The bus of the switch that `topology` has, as it is when its members are there.
+fn below(topology: &GuestTopology) -> Ground {
+    let is = |kind| move |(_, port): &&(Sbdf, VirtualPort)| port.kind() == kind;
+    let (_, up) = topology.ports.iter().find(is(PortKind::Upstream)).unwrap();
+    let downs: Vec<_> = topology
+        .ports
+        .iter()
+        .filter(is(PortKind::Downstream))
+        .collect();
+    let buses = up.buses();
+    let windows: Vec<_> = up.windows().collect();
+    let used: Vec<u8> = downs
+        .iter()
+        .map(|(_, port)| port.buses().secondary)
+        .collect();
+    let slots: Vec<u8> = downs.iter().map(|(sbdf, _)| sbdf.device()).collect();
+    Ground {
+        bus: buses.secondary,
+        ports: PortKind::Downstream,
+        device_slots: (0..DEVICES_PER_BUS)
+            .filter(|n| !slots.contains(n))
+            .collect(),
+        switch_slots: Vec::new(),
+        buses: (buses.secondary + 1..=buses.subordinate)
+            .filter(|n| !used.contains(n))
+            .collect(),
+        apertures: Apertures {
+            memory: windows
+                .iter()
+                .copied()
+                .filter(|w| w.end().value() <= 1 << 32)
+                .collect(),
+            prefetchable: windows.clone(),
+        },
+        forwarded: windows,
+        taken: downs.iter().flat_map(|(_, port)| port.windows()).collect(),
+    }
+}
+
+#[test]
+fn a_member_that_comes_later_finds_buses_and_addresses_in_its_switch() {
+    let spare = Spare {
+        slots: 2,
+        memory_bytes: 4 << 20,
+        prefetchable_bytes: 64 << 20,
+        around: Vec::new(),
+    };
+    let members = vec![nvme()];
+    let topology = place(&[Branch::Switch { members, spare }]).unwrap();
+    let (_, root) = &topology.ports[0];
+    assert_eq!((root.buses().secondary, root.buses().subordinate), (1, 5));
+    let later = lay_out(&[Branch::Device(nvme())], below(&topology)).unwrap();
+    let member = &later.endpoints[0];
+    assert_eq!(member.ports, ["0000:02:01.0".parse().unwrap()]);
+    assert_eq!(member.sbdf, "0000:04:00.0".parse().unwrap());
+    let up = &topology.ports[1].1;
+    for (bar, gpa) in &member.bars {
+        let range = AddressRange::new(*gpa, bar.size_bytes).unwrap();
+        assert!(up.windows().any(|window| window.contains(&range)), "{gpa}");
+        let first = &topology.endpoints[0].bars;
+        let apart = |(bar, gpa): &(BarInfo, Gpa)| {
+            AddressRange::new(*gpa, bar.size_bytes)
+                .unwrap()
+                .intersect(&range)
+                .is_none()
+        };
+        assert!(first.iter().all(apart));
+    }
+}
+
+#[test]
+fn a_member_beyond_what_its_switch_keeps_is_refused() {
+    let spare = Spare {
+        slots: 1,
+        memory_bytes: 1 << 20,
+        prefetchable_bytes: 1 << 20,
+        around: Vec::new(),
+    };
+    let members = vec![nvme()];
+    let topology = place(&[Branch::Switch { members, spare }]).unwrap();
+    let ground = below(&topology);
+    let error = lay_out(&[Branch::Device(nvme())], ground.clone()).unwrap_err();
+    assert!(matches!(error, LayoutError::Aperture { .. }), "{error}");
+    let two = [Branch::Device(endpoint(&[])), Branch::Device(endpoint(&[]))];
+    assert_eq!(lay_out(&two, ground).unwrap_err(), LayoutError::Buses);
+}
+
+const FIRST: [(u8, u64); 2] = [(0, 0xfe80_0000), (4, 0xc0_2000_0000)];
+const LATER: [(u8, u64); 2] = [(0, 0xfe60_0000), (4, 0xc0_0000_0000)];
+
+/// A switch with a member at its bus address, in a host whose root port has wider windows.
+fn wide_switch() -> Branch {
+    let everything = vec![
+        range(0xfe00_0000, 16 << 20),
+        range(0xc0_0000_0000, 64 << 30),
+    ];
+    let switch = vec![range(0xfe60_0000, 4 << 20), range(0xc0_0000_0000, 1 << 30)];
+    Branch::Switch {
+        members: vec![fixed(&FIRST, nvme())],
+        spare: Spare {
+            slots: 1,
+            around: vec![everything, switch],
+            ..Spare::default()
+        },
+    }
+}
+
+#[test]
+fn a_switch_takes_in_where_later_members_may_be() {
+    let topology = place(&[wide_switch()]).unwrap();
+    let text = |topology: &GuestTopology| -> Vec<String> {
+        topology.ports[1]
+            .1
+            .windows()
+            .map(|w| w.to_string())
+            .collect()
+    };
+    assert_eq!(
+        text(&topology),
+        ["0xfe000000..0xff000000", "0xc000000000..0xd000000000"]
+    );
+    let later = [Branch::Device(fixed(&LATER, nvme()))];
+    let later = lay_out(&later, below(&topology)).unwrap();
+    assert_eq!(later.endpoints[0].bars[1].1, Gpa::new(0xc0_0000_0000));
+
+    let mut ground = ground();
+    ground.taken = vec![range(0xfe00_0000, 1 << 20)];
+    let narrower = lay_out(&[wide_switch()], ground).unwrap();
+    assert_eq!(
+        text(&narrower),
+        ["0xfe600000..0xfea00000", "0xc000000000..0xc040000000"]
+    );
+}
+
+#[test]
+fn a_switch_below_4_gib_takes_in_both_windows_of_the_bridge() {
+    let bridge = vec![range(0xfd00_0000, 16 << 20), range(0xf000_0000, 128 << 20)];
+    let members = vec![fixed(&[(0, 0xfd80_0000), (4, 0xf400_0000)], nvme())];
+    let spare = Spare {
+        slots: 1,
+        around: vec![bridge],
+        ..Spare::default()
+    };
+    let topology = place(&[Branch::Switch { members, spare }]).unwrap();
+    let windows: Vec<_> = topology.ports[1]
+        .1
+        .windows()
+        .map(|w| w.to_string())
+        .collect();
+    assert_eq!(
+        windows,
+        ["0xfd000000..0xfe000000", "0xf0000000..0xf8000000"]
+    );
+}
+
+#[test]
+fn bus_addresses_that_lead_nowhere_or_are_taken_are_refused_by_name() {
+    let mut forwarded = ground();
+    forwarded.forwarded = vec![range(0xfe00_0000, 16 << 20)];
+    let error = lay_out(&[wide_switch()], forwarded).unwrap_err();
+    assert!(matches!(error, LayoutError::OutOfReach { .. }), "{error}");
+    let mut taken = ground();
+    taken.taken = vec![range(0xfe80_0000, 1 << 20)];
+    let error = lay_out(&[wide_switch()], taken).unwrap_err().to_string();
+    assert!(error.contains("0xfe800000..0xfe900000 is taken"), "{error}");
+}
+
 #[test]
 fn nothing_is_a_topology_too() {
-    assert!(lay_out(&[], &apertures()).unwrap().endpoints.is_empty());
+    assert!(place(&[]).unwrap().endpoints.is_empty());
 }

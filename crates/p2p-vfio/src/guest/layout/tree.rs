@@ -7,11 +7,9 @@ use crate::device::BarInfo;
 use crate::guest::port::{BusNumbers, Link, PortKind, VirtualPort, WINDOW_ALIGN};
 
 use super::extent::{Extent, Kind, pack};
-use super::{Branch, Endpoint, GuestTopology, LayoutError, PlacedEndpoint};
-
-/// First device number on the root bus that a root port can have: 0 is the host bridge.
-const FIRST_ROOT_PORT: u8 = 1;
-const DEVICES_PER_BUS: usize = 32;
+use super::{
+    Branch, DEVICES_PER_BUS, Endpoint, Ground, GuestTopology, LayoutError, PlacedEndpoint, Spare,
+};
 
 pub(super) enum Body {
     Port(Box<VirtualPort>),
@@ -27,48 +25,114 @@ pub(super) struct Node {
     sbdf: Sbdf,
     body: Body,
     pub(super) windows: [Option<AddressRange<Gpa>>; 2],
+    /// What a window has beyond the needs of what is below, in bytes.
+    spare_bytes: [u64; 2],
 }
 
-/// The functions in the order of a depth-first walk, which is that of bus numbers.
-#[derive(Default)]
+/// The functions, each after the port above it.
 pub(super) struct Tree {
     pub(super) nodes: Vec<Node>,
-    last_bus: u8,
+    pub(super) ground: Ground,
+    /// Windows that a switch takes in if it can: its upstream port, and the choices.
+    around: Vec<(usize, Vec<Vec<AddressRange<Gpa>>>)>,
 }
 
 impl Tree {
+    pub(super) fn new(ground: Ground) -> Self {
+        Self {
+            nodes: Vec::new(),
+            ground,
+            around: Vec::new(),
+        }
+    }
+
     pub(super) fn build(&mut self, branches: &[Branch]) -> Result<(), LayoutError> {
-        let room = DEVICES_PER_BUS - usize::from(FIRST_ROOT_PORT);
-        check_room("root ports", branches.len(), room)?;
-        for (device, branch) in (FIRST_ROOT_PORT..).zip(branches) {
-            match branch {
-                Branch::Device(endpoint) => {
-                    let root = self.port(PortKind::Root, None, device, endpoint.link)?;
-                    self.endpoint(root, endpoint)?;
-                }
-                Branch::Switch(endpoints) => {
-                    check_room(
-                        "devices in one P2P domain",
-                        endpoints.len(),
-                        DEVICES_PER_BUS,
-                    )?;
-                    let fastest = |a: Link, b: Link| Link {
-                        speed: a.speed.max(b.speed),
-                        width: a.width.max(b.width),
-                    };
-                    let links = endpoints.iter().map(|e| e.link);
-                    let link = links.reduce(fastest).unwrap_or(Link { speed: 1, width: 1 });
-                    let root = self.port(PortKind::Root, None, device, link)?;
-                    let up = self.port(PortKind::Upstream, Some(root), 0, link)?;
-                    for (slot, endpoint) in (0..).zip(endpoints) {
-                        let down =
-                            self.port(PortKind::Downstream, Some(up), slot, endpoint.link)?;
-                        self.endpoint(down, endpoint)?;
-                    }
+        // Switches first: devices may have any slot.
+        let mut numbers = vec![0; branches.len()];
+        for switches in [true, false] {
+            for (number, branch) in numbers.iter_mut().zip(branches) {
+                if matches!(branch, Branch::Switch { .. }) == switches {
+                    *number = self.take_slot(branch, branches.len())?;
                 }
             }
         }
+        for (device, branch) in numbers.into_iter().zip(branches) {
+            match branch {
+                Branch::Device(endpoint) => {
+                    let bus = self.take_buses(1)?;
+                    let top = self.port(self.ground.ports, None, (device, bus, bus), endpoint.link);
+                    self.endpoint(top, endpoint)?;
+                }
+                Branch::Switch { members, spare } => self.switch(device, members, spare)?,
+            }
+        }
         Ok(())
+    }
+
+    fn switch(
+        &mut self,
+        device: u8,
+        members: &[Endpoint],
+        spare: &Spare,
+    ) -> Result<(), LayoutError> {
+        let room = usize::from(DEVICES_PER_BUS);
+        check_room("devices in one P2P domain", members.len(), room)?;
+        let fastest = |a: Link, b: Link| Link {
+            speed: a.speed.max(b.speed),
+            width: a.width.max(b.width),
+        };
+        let links = members.iter().map(|e| e.link);
+        let link = links.reduce(fastest).unwrap_or(Link { speed: 1, width: 1 });
+        let wanted = members.len().saturating_add(spare.slots.into()).min(room);
+        let slots = u8::try_from(wanted).unwrap_or(DEVICES_PER_BUS);
+        let first = self.take_buses(slots + 2)?;
+        let last = first + slots + 1;
+        let root = self.port(PortKind::Root, None, (device, first, last), link);
+        let up = self.port(PortKind::Upstream, Some(root), (0, first + 1, last), link);
+        if members.iter().all(|member| member.at.is_empty()) {
+            self.nodes[up].spare_bytes = [spare.memory_bytes, spare.prefetchable_bytes];
+        } else {
+            self.around.push((up, spare.around.clone()));
+        }
+        for (slot, endpoint) in (0..).zip(members) {
+            let bus = first + 2 + slot;
+            let down = self.port(
+                PortKind::Downstream,
+                Some(up),
+                (slot, bus, bus),
+                endpoint.link,
+            );
+            self.endpoint(down, endpoint)?;
+        }
+        Ok(())
+    }
+
+    /// The device number of the next branch.
+    fn take_slot(&mut self, branch: &Branch, count: usize) -> Result<u8, LayoutError> {
+        let ground = &mut self.ground;
+        let (what, slots) = match branch {
+            Branch::Device(_) => ("more devices", &ground.device_slots),
+            Branch::Switch { .. } => ("more P2P domains", &ground.switch_slots),
+        };
+        let room = slots.len();
+        let slot = slots.first().copied();
+        let slot = slot.ok_or(LayoutError::TooMany { what, count, room })?;
+        ground.device_slots.retain(|other| *other != slot);
+        ground.switch_slots.retain(|other| *other != slot);
+        Ok(slot)
+    }
+
+    /// The first of `count` bus numbers in a row.
+    fn take_buses(&mut self, count: u8) -> Result<u8, LayoutError> {
+        let free = &mut self.ground.buses;
+        let run = |first: u8| first..=first.saturating_add(count - 1);
+        let fits = |first: &u8| {
+            let ends = first.checked_add(count - 1).is_some();
+            ends && run(*first).all(|bus| free.contains(&bus))
+        };
+        let first = free.iter().copied().find(fits).ok_or(LayoutError::Buses)?;
+        free.retain(|bus| !run(first).contains(bus));
+        Ok(first)
     }
 
     /// The bus directly below `parent`.
@@ -78,43 +142,27 @@ impl Tree {
                 body: Body::Port(port),
                 ..
             }) => port.buses().secondary,
-            _ => 0,
+            _ => self.ground.bus,
         }
     }
 
+    /// A port with its device number and the buses below it, first and last.
     fn port(
         &mut self,
         kind: PortKind,
         parent: Option<usize>,
-        device: u8,
+        (device, secondary, subordinate): (u8, u8, u8),
         link: Link,
-    ) -> Result<usize, LayoutError> {
+    ) -> usize {
         let primary = self.bus_below(parent);
-        let secondary = self.last_bus.checked_add(1).ok_or(LayoutError::Buses)?;
-        self.last_bus = secondary;
         // Unique in the guest, as slot numbers must be.
         let mut port = VirtualPort::new(kind, secondary, link);
         port.set_buses(BusNumbers {
             primary,
             secondary,
-            subordinate: secondary,
+            subordinate,
         });
-        self.widen(parent, secondary);
-        Ok(self.push(parent, primary, device, Body::Port(Box::new(port))))
-    }
-
-    /// Extends the bus ranges of all ports from `at` up to reach `subordinate`.
-    fn widen(&mut self, mut at: Option<usize>, subordinate: u8) {
-        while let Some(node) = at.and_then(|at| self.nodes.get_mut(at)) {
-            if let Body::Port(port) = &mut node.body {
-                let buses = port.buses();
-                port.set_buses(BusNumbers {
-                    subordinate,
-                    ..buses
-                });
-            }
-            at = node.parent;
-        }
+        self.push(parent, primary, device, Body::Port(Box::new(port)))
     }
 
     fn endpoint(&mut self, parent: usize, endpoint: &Endpoint) -> Result<(), LayoutError> {
@@ -146,6 +194,7 @@ impl Tree {
             sbdf,
             body,
             windows: [None; 2],
+            spare_bytes: [0; 2],
         });
         self.nodes.len() - 1
     }
@@ -244,6 +293,85 @@ impl Tree {
         }
     }
 
+    /// The windows of the topmost ports, as far as they are placed.
+    pub(super) fn windows_of_tops(&self) -> Vec<AddressRange<Gpa>> {
+        let tops = self.children(None).filter_map(|top| self.nodes.get(top));
+        tops.flat_map(|node| node.windows).flatten().collect()
+    }
+
+    /// Windows that must be where they are must lead here, and nothing may be there yet.
+    pub(super) fn check_forwarded(&self) -> Result<(), LayoutError> {
+        for top in self.children(None) {
+            let node = &self.nodes[top];
+            for window in node.windows.iter().flatten() {
+                let sbdf = node.sbdf;
+                if !self.leads_here(window) {
+                    return Err(LayoutError::OutOfReach {
+                        sbdf,
+                        window: *window,
+                    });
+                }
+                let other = |taken: &&AddressRange<Gpa>| taken.intersect(window).is_some();
+                if let Some(taken) = self.ground.taken.iter().find(other) {
+                    return Err(LayoutError::Taken {
+                        sbdf,
+                        window: *window,
+                        taken: *taken,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leads_here(&self, window: &AddressRange<Gpa>) -> bool {
+        let mut forwarded = self.ground.forwarded.iter();
+        forwarded.any(|range| range.contains(window))
+    }
+
+    /// Lets switches with members at bus addresses take in the first of the windows around them that are in nobody's
+    /// way.
+    pub(super) fn widen(&mut self) {
+        for (up, choices) in std::mem::take(&mut self.around) {
+            let Some(root) = self.nodes.get(up).and_then(|node| node.parent) else {
+                continue;
+            };
+            let own = self.nodes[up].windows;
+            let others: Vec<_> = self
+                .children(None)
+                .filter(|top| *top != root)
+                .flat_map(|top| self.nodes[top].windows)
+                .flatten()
+                .chain(self.ground.taken.iter().copied())
+                .collect();
+            let wider = choices.into_iter().find_map(|around| {
+                let wide = [Kind::Memory, Kind::Prefetchable].map(|kind| {
+                    let mut all: Vec<_> = own[kind as usize].into_iter().collect();
+                    all.extend(
+                        around
+                            .iter()
+                            .filter(|range| kind_around(range, &own) == kind),
+                    );
+                    hull(&all)
+                });
+                let [memory, prefetchable] = wide;
+                let apart = match (memory, prefetchable) {
+                    (Some(a), Some(b)) => a.intersect(&b).is_none(),
+                    _ => true,
+                };
+                let free = |window: &AddressRange<Gpa>| {
+                    let clear = others.iter().all(|other| other.intersect(window).is_none());
+                    clear && self.leads_here(window)
+                };
+                (apart && wide.iter().flatten().all(free)).then_some(wide)
+            });
+            if let Some(windows) = wider {
+                self.nodes[up].windows = windows;
+                self.nodes[root].windows = windows;
+            }
+        }
+    }
+
     /// The ranges that a node takes of its parent's window of one kind, for it is fixed.
     fn fixed_ranges(
         &self,
@@ -293,6 +421,12 @@ impl Tree {
     /// What `at` and everything below it needs.
     pub(super) fn need(&self, at: usize, kind: Kind) -> Extent {
         let (_, mut total) = pack(&self.items(at, kind));
+        let spare = self.nodes[at].spare_bytes[kind as usize];
+        if spare > 0 {
+            total.bytes = total.bytes.saturating_add(spare);
+            // A BAR that comes later is aligned to its size.
+            total.align_bytes = total.align_bytes.max(1 << spare.ilog2());
+        }
         if let Body::Port(_) = self.nodes[at].body
             && total.bytes > 0
         {
@@ -326,12 +460,24 @@ impl Tree {
         }
     }
 
+    /// The ports above a node, from the top.
+    fn above(&self, at: usize) -> Vec<Sbdf> {
+        let mut ports = Vec::new();
+        let mut parent = self.nodes[at].parent;
+        while let Some(node) = parent.and_then(|at| self.nodes.get(at)) {
+            ports.insert(0, node.sbdf);
+            parent = node.parent;
+        }
+        ports
+    }
+
     pub(super) fn finish(self) -> GuestTopology {
+        let above: Vec<_> = (0..self.nodes.len()).map(|at| self.above(at)).collect();
         let mut topology = GuestTopology {
             ports: Vec::new(),
             endpoints: Vec::new(),
         };
-        for node in self.nodes {
+        for (node, above) in self.nodes.into_iter().zip(above) {
             match node.body {
                 Body::Port(mut port) => {
                     let [memory, prefetchable] = node.windows;
@@ -340,6 +486,7 @@ impl Tree {
                 }
                 Body::Endpoint { bars, .. } => topology.endpoints.push(PlacedEndpoint {
                     sbdf: node.sbdf,
+                    ports: above,
                     bars,
                 }),
             }
@@ -361,6 +508,17 @@ fn fixed_address(bar: &BarInfo, at: &[(u8, Gpa)]) -> Result<Gpa, &'static str> {
         return Err("that is above 4 GiB, and it is not prefetchable");
     }
     Ok(gpa)
+}
+
+/// Which window a range is to be taken into: the one that has a part of it already.
+fn kind_around(range: &AddressRange<Gpa>, own: &[Option<AddressRange<Gpa>>; 2]) -> Kind {
+    let [memory, prefetchable] =
+        own.map(|window| window.is_some_and(|window| window.intersect(range).is_some()));
+    match (memory, prefetchable) {
+        (true, _) => Kind::Memory,
+        (false, true) => Kind::Prefetchable,
+        (false, false) => Kind::at(range.start()),
+    }
 }
 
 /// The smallest bridge window that holds all ranges.

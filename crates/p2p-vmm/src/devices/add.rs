@@ -1,0 +1,326 @@
+//! A device that comes while the VM runs.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use hotplug::lifecycle::{Event as Step, State};
+use hotplug::{DeviceConfig, Event, SlotBus};
+use iommu_group::{Placement, Sbdf, SysfsError};
+use p2p_vfio::{
+    AddressRange, Branch, Candidate, Gpa, GuestTopology, HostDevice, Iova, LayoutError, Policy,
+    Refusal, lay_out,
+};
+use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::contexts::Domain;
+use super::ground::{self, spare, whole_pages};
+use super::judge::judge;
+use super::registry::{Devices, Entry};
+use super::unit::{Opened, endpoint, preferring_home};
+
+/// How long the guest may take to let go of an empty switch that is in the way.
+const EMPTY_SWITCH: Duration = Duration::from_secs(2);
+
+/// Why a device was not added. Nothing of it is left.
+#[derive(Debug, Error)]
+pub(crate) enum AddError {
+    /// Policy or hardware forbid it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There is no room for it in this VM as it is.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The host does not have it.
+    #[error(transparent)]
+    Host(#[from] SysfsError),
+    /// It was tried and did not work.
+    #[error(transparent)]
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for AddError {
+    fn from(error: anyhow::Error) -> Self {
+        let error = match error.downcast::<SysfsError>() {
+            Ok(error) => return Self::Host(error),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<Refusal>() {
+            Ok(refusal) => return Self::Refused(refusal),
+            Err(error) => error,
+        };
+        if error.is::<LayoutError>() || error.is::<NoRoom>() {
+            return Self::NoRoom(format!("{error:#}"));
+        }
+        Self::Failed(error)
+    }
+}
+
+/// Where a newcomer goes.
+struct Place {
+    bus: SlotBus,
+    topology: GuestTopology,
+    /// Whether it is at its bus addresses.
+    fixed: bool,
+}
+
+/// There is no room for a device in this VM as it is.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct NoRoom(String);
+
+impl Devices {
+    /// Adds a device, which has a name, to the running VM; its address in the guest.
+    pub(crate) fn add(&mut self, config: &DeviceConfig, policy: &Policy) -> Result<Sbdf, AddError> {
+        let added = self.try_add(config, policy);
+        if let Err(error) = &added {
+            self.news.push(Event::DeviceAddFailed {
+                id: config.id.clone().unwrap_or_default(),
+                reason: error.to_string(),
+            });
+        }
+        added
+    }
+
+    fn try_add(&mut self, config: &DeviceConfig, policy: &Policy) -> Result<Sbdf, AddError> {
+        let candidate = self.admit(config, policy)?;
+        if candidate.domain.is_some() && self.switch_of(&candidate).is_none() {
+            self.wait_for_empty_switches();
+        }
+        Ok(self.attach(candidate, config.clone())?)
+    }
+
+    /// Judges the newcomer together with those that are there.
+    fn admit(&self, config: &DeviceConfig, policy: &Policy) -> Result<Candidate, AddError> {
+        let mut configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
+        configs.push(config.clone());
+        let admitted = judge(&configs, policy)?.admitted;
+        let members = admitted.domains.iter().flat_map(|domain| &domain.members);
+        let all: Vec<&Candidate> = members.chain(&admitted.others).collect();
+        // Those that are at their bus addresses anyway need not move if they must be there, nor if they need not.
+        let running = self.list.iter().map(|entry| {
+            let mut running = entry.candidate.clone();
+            let domain = self.contexts.domains.get(&running.domain);
+            let now = all.iter().find(|candidate| candidate.sbdf == running.sbdf);
+            if let (Some(true), Some(now)) = (domain.map(|domain| domain.fixed), now) {
+                running.placement = now.placement;
+            }
+            running
+        });
+        let running: Vec<Candidate> = running.collect();
+        admitted.keeps(running.iter())?;
+        let present: BTreeSet<_> = running.iter().map(|candidate| candidate.sbdf).collect();
+        let newcomer = all
+            .iter()
+            .find(|candidate| !present.contains(&candidate.sbdf));
+        let newcomer = newcomer.map(|candidate| (*candidate).clone());
+        newcomer.ok_or_else(|| {
+            let text = format!("the VM has {} already", config.path.display());
+            AddError::NoRoom(text)
+        })
+    }
+
+    /// Opens the newcomer and gives it to the guest. Whatever fails, everything that was made for it goes with it.
+    fn attach(&mut self, candidate: Candidate, config: DeviceConfig) -> anyhow::Result<Sbdf> {
+        let must = candidate.placement == Placement::AtBusAddress;
+        let candidate = preferring_home(candidate);
+        let name = candidate.domain.clone();
+        // Declared before the device, and so dropped after it.
+        let created = match self.contexts.domains.contains_key(&name) {
+            true => None,
+            false => Some(self.contexts.create(name.as_ref())?),
+        };
+        let domain = created
+            .as_ref()
+            .or_else(|| self.contexts.domains.get(&name));
+        let Some(domain) = domain else {
+            anyhow::bail!("there is no IOMMU context for {}", candidate.sbdf);
+        };
+        let host = HostDevice::open(&domain.context, &candidate)?;
+        let ranges = domain.context.iova_ranges()?;
+        self.check_memory(&candidate, &ranges)?;
+        if created.is_some() {
+            domain.context.map_guest(&self.guest.memory)?;
+        }
+        let clique = domain.clique;
+        let place = self.place(&host, &candidate, must, domain)?;
+        if candidate.domain.is_some() {
+            check_windows(&place.topology, &ranges)?;
+        }
+        let opened = vec![Opened { host, clique }];
+        let plugged = self
+            .guest
+            .plug(opened, place.topology, place.bus, &self.events)?;
+        let Some(plugged) = plugged.into_iter().next() else {
+            anyhow::bail!("nothing was plugged for {}", candidate.sbdf);
+        };
+        let guest = plugged.guest;
+        let mut assigned = Entry::new(config, candidate, plugged);
+        assigned.state = State::Attaching;
+        if let Err(error) = self.listen_to(&assigned, || ControlOperation::Add) {
+            log::error!(
+                "{}: cannot wait for the host: {error}",
+                assigned.candidate.sbdf
+            );
+        }
+        if let Some(domain) = created {
+            self.contexts.domains.insert(name.clone(), domain);
+        }
+        if let Some(domain) = self.contexts.domains.get_mut(&name) {
+            domain.fixed = place.fixed;
+        }
+        let id = assigned.id().to_owned();
+        self.list.push(assigned);
+        self.advance(&id, Step::Attached);
+        Ok(guest)
+    }
+
+    /// The switch of a domain, by its slot on the root bus, if members can be added to it.
+    fn switch_of(&self, candidate: &Candidate) -> Option<u8> {
+        let mut peers = self.list.iter().filter(|assigned| {
+            let same = assigned.candidate.domain == candidate.domain;
+            same && candidate.domain.is_some() && assigned.is_in_guest()
+        });
+        peers.find_map(|peer| match peer.slot.bus() {
+            SlotBus::Switch(root) => Some(root),
+            SlotBus::Root => None,
+        })
+    }
+
+    /// A switch without members has windows that the next one may need. The guest lets go of it within milliseconds.
+    fn wait_for_empty_switches(&mut self) {
+        let deadline = Instant::now() + EMPTY_SWITCH;
+        loop {
+            self.take_ejected();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.empty_switches.is_empty() || left.is_zero() {
+                return;
+            }
+            let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
+            let waited = Epoll::new().and_then(|epoll| {
+                let event = EpollEvent::new(EventSet::IN, 0);
+                let bell = self.guest.control.bell().as_raw_fd();
+                epoll.ctl(ControlOperation::Add, bell, event)?;
+                epoll.wait(millis, &mut [event])
+            });
+            if let Err(error) = waited
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("cannot wait for the guest: {error}");
+                return;
+            }
+        }
+    }
+
+    /// Where the newcomer goes: to its peers if there are any, else to the root bus. A domain that begins is at its bus
+    /// addresses if it can be, for a later member may need that.
+    fn place(
+        &self,
+        host: &HostDevice,
+        candidate: &Candidate,
+        must: bool,
+        domain: &Domain,
+    ) -> anyhow::Result<Place> {
+        let layout = &self.guest.layout;
+        let lay_out_on = |bus: SlotBus, branch: Branch, fixed: bool| -> anyhow::Result<Place> {
+            let survey = self.guest.pci.survey(bus);
+            let survey = survey.with_context(|| format!("the guest has no way to {bus:?}"))?;
+            let mut ground = ground::live(bus, &survey, layout);
+            if !fixed {
+                // Addresses that are somebody else's for the switches of the host.
+                let holes = candidate.holes.iter().map(whole_pages);
+                ground
+                    .taken
+                    .extend(holes.filter_map(|hole| hole.address_range()));
+            }
+            let topology = lay_out(&[branch], ground)?;
+            Ok(Place {
+                bus,
+                topology,
+                fixed,
+            })
+        };
+        if candidate.domain.is_none() {
+            let branch = Branch::Device(endpoint(host, candidate, false));
+            return lay_out_on(SlotBus::Root, branch, false);
+        }
+        if let Some(root) = self.switch_of(candidate) {
+            if must && !domain.fixed {
+                let text = format!(
+                    "the peers of {} must be at their bus addresses for it, and they are not\n       \
+                     unplug them first, and add all of them again",
+                    candidate.sbdf
+                );
+                return Err(NoRoom(text).into());
+            }
+            let branch = Branch::Device(endpoint(host, candidate, domain.fixed));
+            return lay_out_on(SlotBus::Switch(root), branch, domain.fixed);
+        }
+        let switch = |fixed: bool| Branch::Switch {
+            members: vec![endpoint(host, candidate, fixed)],
+            spare: spare(candidate, layout),
+        };
+        match lay_out_on(SlotBus::Root, switch(true), true) {
+            Err(error) if !must => {
+                log::info!("{} cannot be at its bus addresses: {error}", candidate.sbdf);
+                lay_out_on(SlotBus::Root, switch(false), false)
+            }
+            placed => placed,
+        }
+    }
+
+    /// Guest memory must be where the device can reach it.
+    fn check_memory(
+        &self,
+        candidate: &Candidate,
+        ranges: &[AddressRange<Iova>],
+    ) -> Result<(), NoRoom> {
+        let sbdf = candidate.sbdf;
+        for ram in &self.guest.layout.ram {
+            let reachable = ram.address_range().is_none_or(|ram| within(&ram, ranges));
+            if !reachable {
+                return Err(NoRoom(format!(
+                    "{sbdf} cannot reach guest memory at {ram}: its IOMMU does not translate that\n       \
+                     give it to the VM when it starts, so that memory is laid out for it"
+                )));
+            }
+            let hole = candidate.holes.iter().map(whole_pages);
+            let mut hole = hole.filter(|hole| hole.intersect(ram).len_bytes() > 0);
+            if let Some(hole) = hole.next() {
+                return Err(NoRoom(format!(
+                    "{sbdf} cannot reach guest memory at {ram}: a switch of the host takes {hole} for others\n       \
+                     give it to the VM when it starts, so that memory is laid out for it"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether every byte of a range can be translated.
+fn within(range: &AddressRange<Gpa>, ranges: &[AddressRange<Iova>]) -> bool {
+    let Some(range) = AddressRange::new(Iova::of_guest(range.start()), range.len_bytes()) else {
+        return true;
+    };
+    ranges.iter().any(|usable| usable.contains(&range))
+}
+
+/// What peers reach must be where the IOMMU can translate it.
+fn check_windows(topology: &GuestTopology, ranges: &[AddressRange<Iova>]) -> Result<(), NoRoom> {
+    for endpoint in &topology.endpoints {
+        for (bar, gpa) in &endpoint.bars {
+            let range = AddressRange::new(*gpa, bar.size_bytes);
+            if let Some(range) = range.filter(|range| !within(range, ranges)) {
+                let text = format!(
+                    "BAR {} would be at {range}, which the IOMMU does not translate",
+                    bar.index
+                );
+                return Err(NoRoom(text));
+            }
+        }
+    }
+    Ok(())
+}

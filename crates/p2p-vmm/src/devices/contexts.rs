@@ -1,0 +1,106 @@
+//! The IOMMU contexts of a VM: one for each P2P domain, one for the devices outside of any.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
+use kvm_ioctls::{DeviceFd, VmFd};
+use p2p_vfio::{Address, AddressRange, Clique, DomainName, Gpa, IommuContext, Iova, Reach};
+
+/// The context of some devices, and what the guest knows them by.
+pub(super) struct Domain {
+    pub(super) context: IommuContext,
+    /// What NVIDIA's driver in the guest is told; none outside of a P2P domain.
+    pub(super) clique: Option<Clique>,
+    number: Option<usize>,
+    /// Whether its members are at their bus addresses.
+    pub(super) fixed: bool,
+}
+
+/// All contexts, by the domain that they are of; `None` is that of the devices outside of any.
+pub(super) struct Contexts {
+    vm: Arc<VmFd>,
+    kvm: Option<Arc<DeviceFd>>,
+    pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
+}
+
+impl Contexts {
+    pub(super) fn new(vm: Arc<VmFd>) -> Self {
+        Self {
+            vm,
+            kvm: None,
+            domains: BTreeMap::new(),
+        }
+    }
+
+    /// A context for a domain that has none yet; the caller keeps it here when it has a device.
+    pub(super) fn create(&mut self, name: Option<&DomainName>) -> anyhow::Result<Domain> {
+        let kvm = self.kvm_vfio_device()?;
+        let reach = match name {
+            Some(_) => Reach::Peers,
+            None => Reach::GuestMemory,
+        };
+        let used: Vec<_> = self.domains.values().filter_map(|d| d.number).collect();
+        let number = name.and_then(|_| (0..).find(|number| !used.contains(number)));
+        Ok(Domain {
+            context: IommuContext::new(reach, Some(kvm))?,
+            clique: number.and_then(Clique::of_domain),
+            number,
+            fixed: false,
+        })
+    }
+
+    /// The I/O addresses that every device can use; `None` without devices, when any will do.
+    pub(super) fn iova_ranges(&self) -> anyhow::Result<Option<Vec<AddressRange<Iova>>>> {
+        let mut usable: Option<Vec<AddressRange<Iova>>> = None;
+        for domain in self.domains.values() {
+            let ranges = domain.context.iova_ranges()?;
+            usable = Some(match usable {
+                None => ranges,
+                Some(so_far) => so_far
+                    .iter()
+                    .flat_map(|a| ranges.iter().filter_map(|b| a.intersect(b)))
+                    .collect(),
+            });
+        }
+        Ok(usable)
+    }
+
+    /// The VM's KVM-VFIO device: through it KVM learns which groups the VM has (linux
+    /// Documentation/virt/kvm/devices/vfio.rst). It stays for the life of the VM.
+    fn kvm_vfio_device(&mut self) -> anyhow::Result<Arc<DeviceFd>> {
+        if let Some(device) = &self.kvm {
+            return Ok(Arc::clone(device));
+        }
+        let mut request = kvm_create_device {
+            type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
+            fd: 0,
+            flags: 0,
+        };
+        let device = self
+            .vm
+            .create_device(&mut request)
+            .context("cannot create the KVM-VFIO device (is KVM built with VFIO support?)")?;
+        let device = Arc::new(device);
+        self.kvm = Some(Arc::clone(&device));
+        Ok(device)
+    }
+}
+
+/// What lies between the ranges, and their end.
+pub(super) fn gaps(ranges: &[AddressRange<Iova>]) -> (Vec<AddressRange<Gpa>>, u64) {
+    let mut holes = Vec::new();
+    let mut end = 0;
+    for range in ranges {
+        let start = range.start().value();
+        if let Some(hole) = start
+            .checked_sub(end)
+            .and_then(|len| AddressRange::new(Gpa::new(end), len))
+        {
+            holes.push(hole);
+        }
+        end = end.max(range.end().value());
+    }
+    (holes, end)
+}

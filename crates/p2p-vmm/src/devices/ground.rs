@@ -1,0 +1,93 @@
+//! Where there is room for a device: on the root bus of a VM, or on that of a switch, as the guest has them now.
+
+use std::ops::RangeInclusive;
+
+use hotplug::SlotBus;
+use p2p_vfio::{Address, AddressRange, Apertures, Candidate, Gpa, Ground, PortKind, Spare};
+
+use crate::layout::{GpaRange, Layout};
+use crate::pci::{BusSurvey, DEVICES};
+
+/// Bus numbers that a switch keeps for members that come later.
+const SPARE_SLOTS: u8 = 16;
+/// Bytes below 4 GiB that a switch keeps if its members can be anywhere.
+const SPARE_MEMORY_BYTES: u64 = 32 << 20;
+/// Part of the 64-bit window that a switch keeps then, but no more than [`MOST_PREFETCHABLE_BYTES`].
+const SPARE_PREFETCHABLE_SHARE: u64 = 16;
+const MOST_PREFETCHABLE_BYTES: u64 = 256 << 30;
+
+/// An empty root bus.
+pub(super) fn empty_root(layout: &Layout) -> Ground {
+    let ranges = |ranges: &[GpaRange]| ranges.iter().filter_map(GpaRange::address_range).collect();
+    let apertures = Apertures {
+        memory: ranges(&layout.mmio32),
+        prefetchable: ranges(&[layout.mmio64]),
+    };
+    Ground::root(apertures, ranges(&layout.pci))
+}
+
+/// A bus with what the guest has on it.
+pub(super) fn live(bus: SlotBus, survey: &BusSurvey, layout: &Layout) -> Ground {
+    let mut ground = match bus {
+        SlotBus::Root => empty_root(layout),
+        SlotBus::Switch(_) => inside(survey),
+    };
+    let free = |device: &u8| !survey.devices.contains(device);
+    ground.device_slots.retain(free);
+    ground.switch_slots.retain(free);
+    let (own, last) = survey.buses;
+    let below = |n: &u8| *n > own && *n <= last && !survey.taken_buses.contains(n);
+    ground.buses.retain(below);
+    ground.taken.extend(&survey.windows);
+    ground
+}
+
+/// The bus of a switch: everything must fit into the windows of its upstream port.
+fn inside(survey: &BusSurvey) -> Ground {
+    let is_low = |window: &&AddressRange<Gpa>| window.end().value() <= 1 << 32;
+    let low = survey.forwarded.iter().filter(is_low);
+    Ground {
+        bus: survey.buses.0,
+        ports: PortKind::Downstream,
+        device_slots: (0..DEVICES).collect(),
+        switch_slots: Vec::new(),
+        buses: (1..=u8::MAX).collect(),
+        apertures: Apertures {
+            memory: low.copied().collect(),
+            prefetchable: survey.forwarded.clone(),
+        },
+        forwarded: survey.forwarded.clone(),
+        taken: Vec::new(),
+    }
+}
+
+/// What the switch of a domain keeps for members that come later.
+pub(super) fn spare(candidate: &Candidate, layout: &Layout) -> Spare {
+    let share = layout.mmio64.len_bytes() / SPARE_PREFETCHABLE_SHARE;
+    let prefetchable = share.clamp(1, MOST_PREFETCHABLE_BYTES);
+    let bridges = candidate.bridges.iter();
+    Spare {
+        slots: SPARE_SLOTS,
+        memory_bytes: SPARE_MEMORY_BYTES,
+        prefetchable_bytes: 1 << prefetchable.ilog2(),
+        around: bridges
+            .map(|windows| windows.iter().filter_map(bus_range).collect())
+            .collect(),
+    }
+}
+
+/// The same addresses in the guest.
+pub(super) fn bus_range(range: &RangeInclusive<u64>) -> Option<AddressRange<Gpa>> {
+    let len_bytes = range.end().checked_sub(*range.start())?.checked_add(1)?;
+    AddressRange::new(Gpa::new(*range.start()), len_bytes)
+}
+
+/// A range of bus addresses, extended to whole pages.
+pub(super) fn whole_pages(range: &RangeInclusive<u64>) -> GpaRange {
+    const PAGE: u64 = 4096;
+    let end = range.end().saturating_add(1).checked_next_multiple_of(PAGE);
+    GpaRange::new(
+        range.start() / PAGE * PAGE,
+        end.unwrap_or(u64::MAX / PAGE * PAGE),
+    )
+}

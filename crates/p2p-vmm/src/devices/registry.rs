@@ -1,0 +1,373 @@
+//! The devices that the guest has, each with its place in its life, and what they tell.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
+use hotplug::{DeviceConfig, Event, Slot, SlotBus};
+use iommu_group::Sbdf;
+use p2p_vfio::{Address, AssignedDevice, Candidate, DeviceEvent, EventSink};
+use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::contexts::Contexts;
+use super::unit::{Guest, Plugged};
+use crate::lock::lock;
+
+/// Most events of devices that wait for the main thread. What comes on top is in the log only: a guest can make its
+/// devices tell something with every access.
+const MOST_EVENTS: usize = 256;
+
+/// How a device is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RemoveOptions {
+    /// How long the guest may take.
+    pub(crate) timeout: Duration,
+    /// Whether it is taken away when the time is up.
+    pub(crate) force: bool,
+}
+
+/// Why a device does not go.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(crate) enum RemoveError {
+    #[error("there is no device {0:?}")]
+    Unknown(String),
+    #[error("{id:?} cannot go now: {why}")]
+    Refused { id: String, why: Refused },
+}
+
+/// A device of the VM.
+pub(super) struct Entry {
+    /// What was asked for; it has a name.
+    pub(super) config: DeviceConfig,
+    pub(super) candidate: Candidate,
+    pub(super) state: State,
+    /// The slot of the port directly above it.
+    pub(super) slot: Slot,
+    /// The slot in which the guest finds it when it comes: its own, or that of the switch that comes with it.
+    pub(super) arrival: Slot,
+    /// Its address in the guest, as the guest found it first.
+    pub(super) guest: Sbdf,
+    /// When its unplug is overdue.
+    deadline: Option<Instant>,
+    /// Whether it is taken away then.
+    force: bool,
+    /// `None` as soon as it is closed.
+    pub(super) device: Option<Arc<Mutex<AssignedDevice>>>,
+}
+
+impl Entry {
+    pub(super) fn new(config: DeviceConfig, candidate: Candidate, plugged: Plugged) -> Self {
+        Self {
+            config,
+            candidate,
+            state: State::Plugged,
+            slot: plugged.slot,
+            arrival: plugged.arrival,
+            guest: plugged.guest,
+            deadline: None,
+            force: false,
+            device: Some(plugged.device),
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.config.id.as_deref().unwrap_or_default()
+    }
+
+    /// Whether the guest has it.
+    pub(super) fn is_in_guest(&self) -> bool {
+        matches!(
+            self.state,
+            State::Plugged | State::UnplugRequested | State::Overdue
+        )
+    }
+}
+
+/// Where devices leave what they have to tell.
+pub(crate) struct DeviceEvents {
+    waiting: Mutex<VecDeque<(Sbdf, DeviceEvent)>>,
+    bell: EventFd,
+}
+
+impl DeviceEvents {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            waiting: Mutex::default(),
+            bell: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
+    fn take(&self) -> VecDeque<(Sbdf, DeviceEvent)> {
+        // Silent if nobody has rung.
+        let _ = self.bell.read();
+        std::mem::take(&mut *lock(&self.waiting))
+    }
+}
+
+impl EventSink for DeviceEvents {
+    fn device_event(&self, sbdf: Sbdf, event: DeviceEvent) {
+        match event {
+            DeviceEvent::Reset | DeviceEvent::RouteRestored { .. } => {
+                log::info!("{sbdf}: {event}");
+            }
+            DeviceEvent::Requested | DeviceEvent::RouteDegraded { .. } => {
+                log::warn!("{sbdf}: {event}");
+            }
+            _ => log::error!("{sbdf}: {event}"),
+        }
+        let mut waiting = lock(&self.waiting);
+        // That the host wants a device back must not be lost: it is told once.
+        if waiting.len() < MOST_EVENTS || matches!(event, DeviceEvent::Requested) {
+            waiting.push_back((sbdf, event));
+        }
+        drop(waiting);
+        if let Err(error) = self.bell.write(1) {
+            log::error!("{sbdf}: cannot wake the main thread: {error}");
+        }
+    }
+}
+
+/// The assigned devices of a running VM.
+pub(crate) struct Devices {
+    pub(super) list: Vec<Entry>,
+    pub(super) contexts: Contexts,
+    pub(super) guest: Guest,
+    pub(super) events: Arc<DeviceEvents>,
+    /// Switches whose last member has gone and that the guest was asked to let go of.
+    pub(super) empty_switches: BTreeSet<u8>,
+    pub(super) news: Vec<Event>,
+    /// Readable when [`Devices::heed`] has something to do.
+    wake: Arc<Epoll>,
+    /// A device could not be closed yet.
+    pub(super) pending: bool,
+}
+
+impl Devices {
+    pub(super) fn new(
+        guest: Guest,
+        contexts: Contexts,
+        list: Vec<Entry>,
+        events: Arc<DeviceEvents>,
+    ) -> anyhow::Result<Self> {
+        let this = Self {
+            list,
+            contexts,
+            guest,
+            events,
+            empty_switches: BTreeSet::new(),
+            news: Vec::new(),
+            wake: Arc::new(Epoll::new()?),
+            pending: false,
+        };
+        this.listen(&this.events.bell, ControlOperation::Add)?;
+        this.listen(this.guest.control.bell(), ControlOperation::Add)?;
+        for assigned in &this.list {
+            this.listen_to(assigned, || ControlOperation::Add)?;
+        }
+        Ok(this)
+    }
+
+    /// Readable when [`heed`](Self::heed) has something to do.
+    pub(crate) fn wake(&self) -> &Arc<Epoll> {
+        &self.wake
+    }
+
+    fn listen(
+        &self,
+        fd: &impl std::os::fd::AsRawFd,
+        operation: ControlOperation,
+    ) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, 0);
+        self.wake.ctl(operation, fd.as_raw_fd(), event)
+    }
+
+    /// Waits for what the host tells of a device, or does so no more.
+    pub(super) fn listen_to(
+        &self,
+        assigned: &Entry,
+        operation: fn() -> ControlOperation,
+    ) -> io::Result<()> {
+        let Some(device) = &assigned.device else {
+            return Ok(());
+        };
+        let device = lock(device);
+        let mut notices = device.notices();
+        notices.try_for_each(|event| self.listen(event, operation()))
+    }
+
+    /// When [`heed`](Self::heed) is to be called at the latest.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        /// How soon to look again whether a vCPU has let go of a device.
+        const SOON: Duration = Duration::from_millis(2);
+        let soon = self.pending.then(|| Instant::now() + SOON);
+        self.list
+            .iter()
+            .filter_map(|entry| entry.deadline)
+            .chain(soon)
+            .min()
+    }
+
+    /// Does what the guest, the host or the time asks for; what there is to tell since the last time.
+    pub(crate) fn heed(&mut self) -> Vec<Event> {
+        for entry in &self.list {
+            if let Some(device) = &entry.device {
+                lock(device).heed();
+            }
+        }
+        for (sbdf, event) in self.events.take() {
+            self.take_event(sbdf, event);
+        }
+        self.take_ejected();
+        let now = Instant::now();
+        let is_over = |entry: &&Entry| entry.deadline.is_some_and(|deadline| deadline <= now);
+        let over = self.list.iter().filter(is_over);
+        let over: Vec<_> = over
+            .map(|entry| (entry.id().to_owned(), entry.force))
+            .collect();
+        for (id, force) in over {
+            let step = if force { Step::Force } else { Step::Deadline };
+            self.advance(&id, step);
+        }
+        self.close_released();
+        std::mem::take(&mut self.news)
+    }
+
+    fn take_event(&mut self, sbdf: Sbdf, event: DeviceEvent) {
+        let assigned = self.list.iter().find(|a| a.candidate.sbdf == sbdf);
+        let Some(id) = assigned.map(|assigned| assigned.id().to_owned()) else {
+            return;
+        };
+        match event {
+            // Refused if it is on its way already.
+            DeviceEvent::Requested => self.advance(&id, Step::Request),
+            DeviceEvent::Reset => {}
+            DeviceEvent::RouteDegraded { bar, to, .. } => {
+                let (reason, gpa) = (event.to_string(), Some(to.value()));
+                let moved = id.clone();
+                self.news.push(Event::DeviceWindowMoved {
+                    id: moved,
+                    bar,
+                    gpa,
+                });
+                self.news.push(Event::DeviceRouteDegraded { id, reason });
+            }
+            DeviceEvent::RouteRestored {
+                bar, bus_address, ..
+            } => {
+                let gpa = Some(bus_address.value());
+                self.news.push(Event::DeviceWindowMoved { id, bar, gpa });
+            }
+            event => self.news.push(Event::DeviceError {
+                id,
+                reason: event.to_string(),
+            }),
+        }
+    }
+
+    /// Lets something happen to a device that it may refuse.
+    pub(super) fn advance(&mut self, id: &str, step: Step) {
+        if let Err(error) = self.try_advance(id, step) {
+            log::debug!("{error}");
+        }
+    }
+
+    /// Lets something happen to a device, and carries out what follows.
+    pub(super) fn try_advance(&mut self, id: &str, step: Step) -> Result<(), RemoveError> {
+        let unknown = || RemoveError::Unknown(id.to_owned());
+        let at = self.list.iter().position(|entry| entry.id() == id);
+        let at = at.ok_or_else(unknown)?;
+        // Which slot the guest is asked for depends on who else is below the switch now.
+        let unit = self.unit(at).ok_or_else(unknown)?;
+        let entry = self.list.get_mut(at).ok_or_else(unknown)?;
+        let next = entry.state.next(step);
+        let (state, effects) = next.map_err(|why| RemoveError::Refused {
+            id: id.to_owned(),
+            why,
+        })?;
+        entry.state = state;
+        entry.deadline = None;
+        for effect in effects {
+            match effect {
+                Effect::Ask => self.guest.control.ask(unit),
+                Effect::Withdraw => {
+                    for slot in [unit, entry.slot] {
+                        self.guest.control.withdraw(slot);
+                    }
+                }
+                Effect::Announce => self.guest.control.announce(entry.arrival),
+                Effect::Vanish => vanish(&self.guest, entry, unit),
+                Effect::Tell(notice) => self.news.push(event_of(entry, notice)),
+                // What is in `Releasing` is closed as soon as nobody holds it; what is to be opened is not here yet.
+                Effect::Close | Effect::Open => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot that goes with a device: its own, or that of the whole switch if nobody else is below it.
+    fn unit(&self, at: usize) -> Option<Slot> {
+        let slot = self.list.get(at)?.slot;
+        let SlotBus::Switch(root) = slot.bus() else {
+            return Some(slot);
+        };
+        let neighbours = self.list.iter().enumerate();
+        let mut neighbours = neighbours.filter(|(other, _)| *other != at);
+        if neighbours.any(|(_, entry)| entry.is_in_guest() && entry.slot.bus() == slot.bus()) {
+            return Some(slot);
+        }
+        Slot::new(SlotBus::Root, root)
+    }
+
+    /// Asks the guest to let go of a device, and takes it away when its time is up if that is wanted.
+    pub(crate) fn remove(&mut self, id: &str, options: RemoveOptions) -> Result<(), RemoveError> {
+        let RemoveOptions { timeout, force } = options;
+        if force && timeout.is_zero() {
+            self.try_advance(id, Step::Force)?;
+            self.close_released();
+            return Ok(());
+        }
+        self.try_advance(id, Step::Request)?;
+        if let Some(entry) = self.list.iter_mut().find(|entry| entry.id() == id) {
+            // A time beyond all times is none.
+            entry.deadline = Instant::now().checked_add(timeout);
+            entry.force = force;
+        }
+        Ok(())
+    }
+}
+
+/// What those who watch the VM are told.
+fn event_of(entry: &Entry, notice: Notice) -> Event {
+    let id = entry.id().to_owned();
+    let bdf = entry.guest.to_string();
+    match notice {
+        Notice::Added => Event::DeviceAdded { id, bdf },
+        Notice::AddFailed => Event::DeviceAddFailed {
+            id,
+            reason: "it could not be given to the guest".to_owned(),
+        },
+        Notice::UnplugRequested => Event::DeviceUnplugRequested { id },
+        Notice::UnplugTimeout => Event::DeviceUnplugTimeout { id },
+        Notice::UnaskedEject => Event::DeviceError {
+            id,
+            reason: "the guest let go of it without being asked".to_owned(),
+        },
+        Notice::Removed => Event::DeviceRemoved { id, bdf },
+    }
+}
+
+/// Surprise removal: the windows to the peers close first, then the guest finds nothing, then it is told.
+fn vanish(guest: &Guest, entry: &Entry, unit: Slot) {
+    if let Some(device) = &entry.device
+        && let Err(error) = lock(device).detach()
+    {
+        log::error!("{error}");
+    }
+    if guest.control.take_away(unit) {
+        guest.control.rescan(unit.bus());
+    }
+}

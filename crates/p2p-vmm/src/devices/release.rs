@@ -1,0 +1,114 @@
+//! The end of a device's life in the VM: what the guest has let go of is closed, and what is left empty goes too.
+
+use std::sync::{Arc, PoisonError};
+
+use hotplug::lifecycle::{Event as Step, State};
+use hotplug::{Slot, SlotBus};
+use vmm_sys_util::epoll::ControlOperation;
+
+use super::registry::{Devices, Entry};
+
+impl Devices {
+    /// Looks which slots the guest has emptied.
+    pub(super) fn take_ejected(&mut self) {
+        for slot in self.guest.control.take_emptied() {
+            let gone: Vec<String> = self
+                .list
+                .iter()
+                .filter(|assigned| assigned.is_in_guest() && slot.holds(assigned.slot))
+                .map(|assigned| assigned.id().to_owned())
+                .collect();
+            log::debug!("the guest has emptied {slot}: {gone:?}");
+            for id in gone {
+                self.advance(&id, Step::Ejected);
+            }
+            if slot.bus() == SlotBus::Root {
+                self.empty_switches.remove(&slot.device());
+            }
+        }
+        self.ask_for_empty_switches();
+    }
+
+    /// A switch without members goes as well.
+    fn ask_for_empty_switches(&mut self) {
+        let switches: Vec<u8> = self
+            .list
+            .iter()
+            .filter_map(|assigned| match assigned.slot.bus() {
+                SlotBus::Switch(root) => Some(root),
+                SlotBus::Root => None,
+            })
+            .collect();
+        for root in switches {
+            let bus = SlotBus::Switch(root);
+            let used = |a: &Entry| a.is_in_guest() && a.slot.bus() == bus;
+            let slot = Slot::new(SlotBus::Root, root);
+            let slot = slot.filter(|slot| self.guest.control.is_occupied(*slot));
+            if let Some(slot) = slot
+                && !self.list.iter().any(used)
+                && self.empty_switches.insert(root)
+            {
+                self.guest.control.ask(slot);
+            }
+        }
+    }
+
+    /// Closes the devices that the guest has no more, and the contexts that nobody needs any more. What a vCPU still holds
+    /// in the middle of an access is left for the next time.
+    pub(super) fn close_released(&mut self) {
+        self.ask_for_empty_switches();
+        self.pending = false;
+        let mut list = std::mem::take(&mut self.list);
+        let mut closed = Vec::new();
+        for entry in &mut list {
+            if entry.state == State::Releasing {
+                if self.close(entry) {
+                    closed.push(entry.id().to_owned());
+                } else {
+                    self.pending = true;
+                }
+            }
+        }
+        self.list = list;
+        // Before it is told: nothing of it is left in this process.
+        self.drop_unused_contexts();
+        for id in closed {
+            self.advance(&id, Step::Closed);
+        }
+        self.list.retain(|entry| entry.state != State::Released);
+    }
+
+    /// Closes a device that nobody but the main thread can reach any more; whether that was possible.
+    fn close(&self, assigned: &mut Entry) -> bool {
+        if let Err(error) = self.listen_to(assigned, || ControlOperation::Delete) {
+            log::debug!("{}: {error}", assigned.candidate.sbdf);
+        }
+        let Some(device) = assigned.device.take() else {
+            return true;
+        };
+        match Arc::try_unwrap(device) {
+            Ok(device) => {
+                let mut device = device.into_inner().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = device.detach() {
+                    log::error!("{error}");
+                }
+                // Here the kernel closes it.
+                drop(device);
+                true
+            }
+            Err(device) => {
+                assigned.device = Some(device);
+                false
+            }
+        }
+    }
+
+    fn drop_unused_contexts(&mut self) {
+        let list = &self.list;
+        let domains = &mut self.contexts.domains;
+        domains.retain(|name, _| {
+            let mut members = list.iter().filter(|a| a.candidate.domain == *name);
+            members.any(|member| member.device.is_some())
+        });
+    }
+}

@@ -1,0 +1,150 @@
+//! What comes and goes in a slot: a port with what is below it, made for an open device and plugged.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context;
+use hotplug::{Slot, SlotBus};
+use iommu_group::{Placement, Sbdf};
+use p2p_vfio::{
+    Address, AddressRange, AssignedDevice, Candidate, Clique, DeviceParams, Endpoint, Gpa,
+    GuestTopology, HostDevice, PlacedEndpoint, VirtualPort,
+};
+use vm_memory::GuestMemoryMmap;
+
+use super::registry::DeviceEvents;
+use crate::irq::{KvmLine, KvmRoutes};
+use crate::layout::Layout;
+use crate::pci::{Bdf, PciBus, SharedFunction, gsi_of_slot};
+use crate::slot_control::SlotControl;
+use crate::slots::KvmSlots;
+
+/// The VM that devices are assigned to.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) layout: Layout,
+    pub(crate) slots: Arc<KvmSlots>,
+    pub(crate) routes: Arc<KvmRoutes>,
+    pub(crate) pci: Arc<PciBus>,
+    pub(crate) control: Arc<SlotControl>,
+}
+
+/// An open device, ready to be made the guest's.
+pub(super) struct Opened {
+    pub(super) host: HostDevice,
+    pub(super) clique: Option<Clique>,
+}
+
+/// A device that the guest has.
+pub(super) struct Plugged {
+    pub(super) device: Arc<Mutex<AssignedDevice>>,
+    /// The slot of the port directly above it.
+    pub(super) slot: Slot,
+    /// The slot in which the guest finds it.
+    pub(super) arrival: Slot,
+    /// Its address in the guest, as the guest finds it.
+    pub(super) guest: Sbdf,
+}
+
+/// What a layout must know of an open device, which is to be at its bus addresses or not.
+pub(super) fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) -> Endpoint {
+    let at = candidate.bus_addresses.iter().filter(|_| fixed);
+    Endpoint {
+        at: at
+            .map(|(bar, address)| (*bar, Gpa::new(*address)))
+            .collect(),
+        ..device.endpoint()
+    }
+}
+
+/// A device that should be at its bus addresses although it need not be: a peer that comes later may make it necessary,
+/// if a port above routes by address.
+pub(super) fn preferring_home(mut candidate: Candidate) -> Candidate {
+    if candidate.domain.is_some() && !candidate.holes.is_empty() {
+        candidate.placement = Placement::AtBusAddress;
+    }
+    candidate
+}
+
+/// The slots that a placed endpoint has on its way from `bus`: the topmost one, which is plugged, and that of the port
+/// directly above it.
+pub(super) fn slots_of(place: &PlacedEndpoint, bus: SlotBus) -> Option<(Slot, Slot)> {
+    let top = Slot::new(bus, place.ports.first()?.device())?;
+    let own = match (bus, place.ports.as_slice()) {
+        (SlotBus::Root, [_, _, member]) => {
+            Slot::new(SlotBus::Switch(top.device()), member.device())?
+        }
+        _ => top,
+    };
+    Some((top, own))
+}
+
+impl Guest {
+    /// Makes open devices the guest's and puts them, with their ports, where `topology` says. BARs are placed and
+    /// decoded, so that an error shows now and not in the guest.
+    pub(super) fn plug(
+        &self,
+        opened: Vec<Opened>,
+        topology: GuestTopology,
+        bus: SlotBus,
+        events: &Arc<DeviceEvents>,
+    ) -> anyhow::Result<Vec<Plugged>> {
+        let GuestTopology { ports, endpoints } = topology;
+        let mut plugged: Vec<Plugged> = Vec::new();
+        let mut tops = BTreeSet::new();
+        let mut functions: Vec<(Bdf, SharedFunction)> = Vec::new();
+        for (opened, place) in opened.into_iter().zip(endpoints) {
+            let (top, slot) = slots_of(&place, bus)
+                .with_context(|| format!("no slot leads to {}", place.sbdf))?;
+            let above = ports.iter().find(|(at, _)| place.ports.last() == Some(at));
+            let mmio = above.map(|(_, port)| port.windows().collect());
+            let device = self.assign(opened, slot, mmio.unwrap_or_default(), &place, events)?;
+            let device = Arc::new(Mutex::new(device));
+            functions.push((Bdf::from(place.sbdf), device.clone()));
+            tops.insert(top);
+            plugged.push(Plugged {
+                device,
+                slot,
+                arrival: top,
+                guest: place.sbdf,
+            });
+        }
+        let port = |(at, port): (Sbdf, VirtualPort)| -> (Bdf, SharedFunction) {
+            (Bdf::from(at), Arc::new(Mutex::new(port)))
+        };
+        let functions = ports.into_iter().map(port).chain(functions).collect();
+        let tops: Vec<Slot> = tops.into_iter().collect();
+        self.pci.plug(&tops, functions)?;
+        for slot in tops.iter().copied().chain(plugged.iter().map(|p| p.slot)) {
+            self.control.occupy(slot);
+        }
+        Ok(plugged)
+    }
+
+    fn assign(
+        &self,
+        opened: Opened,
+        slot: Slot,
+        mmio: Vec<AddressRange<Gpa>>,
+        place: &PlacedEndpoint,
+        events: &Arc<DeviceEvents>,
+    ) -> anyhow::Result<AssignedDevice> {
+        let line = KvmLine::new(self.routes.clone(), gsi_of_slot(slot));
+        let params = DeviceParams {
+            slots: self.slots.clone(),
+            msi: self.routes.clone(),
+            intx: Some(Arc::new(line)),
+            events: events.clone(),
+            clique: opened.clique,
+            mmio,
+        };
+        let mut device = AssignedDevice::new(opened.host, params)?;
+        log::info!("{} is {} in the guest", device.sbdf(), place.sbdf);
+        for (bar, gpa) in &place.bars {
+            device.place_bar(bar, *gpa)?;
+        }
+        device.enable_memory()?;
+        Ok(device)
+    }
+}

@@ -1,0 +1,38 @@
+//! What there is to see of the devices of a VM.
+
+use std::sync::{Arc, Mutex};
+
+use iommu_group::Sbdf;
+use p2p_vfio::AssignedDevice;
+
+use super::registry::Devices;
+use crate::lock::lock;
+
+/// A device of the VM.
+#[derive(Clone, Copy)]
+pub(crate) struct Assigned<'a> {
+    /// How the API calls it.
+    pub(crate) id: &'a str,
+    /// Where the guest found it first.
+    pub(crate) bdf: Sbdf,
+    pub(crate) device: &'a Arc<Mutex<AssignedDevice>>,
+}
+
+impl Devices {
+    /// The devices that the VM has, those on their way out included.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Assigned<'_>> {
+        self.list.iter().filter_map(|entry| {
+            Some(Assigned {
+                id: entry.id(),
+                bdf: entry.guest,
+                device: entry.device.as_ref()?,
+            })
+        })
+    }
+
+    /// How many windows peers have.
+    pub(crate) fn peer_windows(&self) -> usize {
+        let windows = |device: Assigned<'_>| lock(device.device).peer_windows().count();
+        self.iter().map(windows).sum()
+    }
+}

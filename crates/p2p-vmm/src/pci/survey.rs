@@ -1,0 +1,57 @@
+//! What is taken on a bus with slots, as the guest has programmed it: the ground for what comes next.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+
+use hotplug::SlotBus;
+use p2p_vfio::{AddressRange, Gpa};
+
+use super::bus::{PciBus, children, wires_of_slots};
+use crate::lock::lock;
+
+/// A bus with slots.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct BusSurvey {
+    /// Its number, and the last of those behind it.
+    pub(crate) buses: (u8, u8),
+    /// Bus numbers that ports on it lead to.
+    pub(crate) taken_buses: BTreeSet<u8>,
+    /// Device numbers in use.
+    pub(crate) devices: BTreeSet<u8>,
+    /// What the bridge above it lets through.
+    pub(crate) forwarded: Vec<AddressRange<Gpa>>,
+    /// Windows of the ports on it.
+    pub(crate) windows: Vec<AddressRange<Gpa>>,
+}
+
+impl PciBus {
+    /// Looks at `bus`; `None` if its switch is not there.
+    pub(crate) fn survey(&self, bus: SlotBus) -> Option<BusSurvey> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let wires = wires_of_slots(&nodes, bus)?;
+        let mut survey = BusSurvey {
+            buses: (0, u8::MAX),
+            forwarded: self.windows.clone(),
+            ..BusSurvey::default()
+        };
+        if bus != SlotBus::Root {
+            let bridge = nodes.values().find(|node| node.below == wires)?;
+            let bridge = lock(&bridge.function);
+            let buses = bridge.buses_below()?;
+            survey.buses = (*buses.start(), *buses.end());
+            survey.forwarded = bridge.windows().unwrap_or_default();
+        }
+        let on_bus = nodes.range((wires, u8::MIN, u8::MIN)..=(wires, u8::MAX, u8::MAX));
+        survey.devices = on_bus.map(|((_, device, _), _)| *device).collect();
+        for node in children(&nodes, wires) {
+            let function = lock(&node.function);
+            survey
+                .taken_buses
+                .extend(function.buses_below().into_iter().flatten());
+            survey
+                .windows
+                .extend(function.windows().unwrap_or_default());
+        }
+        Some(survey)
+    }
+}
