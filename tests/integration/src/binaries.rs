@@ -14,11 +14,12 @@ use crate::paths;
 use crate::progress::Progress;
 
 /// Package and name of every program of the workspace that goes into the lab.
-pub const STATIC_BINARIES: [(&str, &str); 6] = [
+pub const STATIC_BINARIES: [(&str, &str); 7] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
     ("lab", "dma-contract"),
     ("lab", "at-limit"),
+    ("lab", "vm-call"),
     ("p2p-vmm", "p2p-vmm"),
     ("p2pctl", "p2pctl"),
 ];
