@@ -34,6 +34,14 @@ pub enum Failure {
         /// Every reason, most fundamental first.
         reasons: Vec<String>,
     },
+    /// A file that the VM needs cannot be read.
+    #[error("cannot read {path}: {reason}")]
+    NoSuchFile {
+        /// The file.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
     /// It was tried and did not work.
     #[error("{}", messages.first().map_or("failed", String::as_str))]
     Failed {
@@ -67,7 +75,9 @@ impl Failure {
             | Self::NotRunning
             | Self::State(_)
             | Self::Refused { .. } => StatusCode::CONFLICT,
-            Self::Invalid(ConfigError::BadId(_)) | Self::NoSuchDevice(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid(ConfigError::BadId(_))
+            | Self::NoSuchDevice(_)
+            | Self::NoSuchFile { .. } => StatusCode::BAD_REQUEST,
             Self::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::Ending => StatusCode::SERVICE_UNAVAILABLE,

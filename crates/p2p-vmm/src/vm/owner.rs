@@ -47,6 +47,7 @@ impl Owner {
     pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
         self.life.next(Verb::Create)?;
         config.name_devices().map_err(Failure::from)?;
+        paths::check_payload(&config.payload)?;
         paths::check(&config.devices)?;
         self.config = Some(config);
         self.go(Verb::Create)

@@ -1,10 +1,27 @@
-//! The paths that devices are given by.
+//! The paths in the description of a VM.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 
-use hotplug::DeviceConfig;
+use hotplug::api::Failure;
+use hotplug::{DeviceConfig, PayloadConfig};
 use iommu_group::Sysfs;
 use p2p_vfio::{Reason, Refusal};
+
+/// Checks that what the VM boots can be read.
+pub(super) fn check_payload(payload: &PayloadConfig) -> Result<(), Failure> {
+    for path in [Some(&payload.kernel), payload.initramfs.as_ref()] {
+        if let Some(path) = path
+            && let Err(error) = File::open(path)
+        {
+            return Err(Failure::NoSuchFile {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
 
 /// Checks that every path is that of a PCI function of this host, and none an alias of another.
 ///
