@@ -291,7 +291,7 @@ fn what_is_in_use_is_left_alone() {
     lab.bind(card, "igb").unwrap();
 
     refused(&lab, drive, "05:00.0 is bound to nvme (stop what uses it");
-    lab.sh("mke2fs -F /dev/nvme0n1 >/dev/null && mkdir -p /mnt && mount -t ext4 /dev/nvme0n1 /mnt")
+    lab.sh("modprobe ext4 && mke2fs -F /dev/nvme0n1 >/dev/null && mkdir -p /mnt && mount -t ext4 /dev/nvme0n1 /mnt")
         .unwrap();
     refused(
         &lab,
