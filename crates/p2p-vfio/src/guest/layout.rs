@@ -15,6 +15,7 @@
 mod error;
 mod extent;
 mod tree;
+mod window;
 
 #[cfg(test)]
 mod tests;

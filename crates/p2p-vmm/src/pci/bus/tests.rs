@@ -155,6 +155,50 @@ fn a_guest_may_renumber_buses() {
     assert!(is_there(&bus, at(9, 0)));
 }
 
+fn place(bus: SlotBus, device: u8) -> Slot {
+    Slot::new(bus, device).unwrap()
+}
+
+#[test]
+fn what_is_in_a_slot_goes_with_all_below_whatever_its_bus_number_is() {
+    let bus = switch();
+    bus.config_write(at(2, 4), 0x19, &[9, 9]);
+    assert_eq!(bus.unplug(place(SlotBus::Switch(1), 4)).len(), 2);
+    assert!(!is_there(&bus, at(2, 4)) && is_there(&bus, at(1, 0)));
+    assert_eq!(bus.unplug(place(SlotBus::Switch(1), 4)).len(), 0);
+    assert_eq!(bus.unplug(place(SlotBus::Root, 1)).len(), 2);
+    assert!(!is_there(&bus, at(0, 1)));
+}
+
+#[test]
+fn what_is_plugged_is_there_as_a_whole_or_not_at_all() {
+    let bus = switch();
+    let member = place(SlotBus::Switch(1), 5);
+    let unit = |endpoint| vec![(at(2, 5), bridge(3, 3)), (endpoint, function(0x2000))];
+    let astray = bus.plug(&[member], unit(at(7, 0)));
+    assert_eq!(astray, Err(PciError::NoSuchBus(at(7, 0))));
+    assert!(!is_there(&bus, at(2, 5)));
+    let elsewhere = bus.plug(&[place(SlotBus::Root, 5)], unit(at(2, 6)));
+    assert_eq!(
+        elsewhere,
+        Err(PciError::NoSuchSlot(place(SlotBus::Root, 5)))
+    );
+    assert!(!is_there(&bus, at(2, 5)));
+    assert_eq!(bus.plug(&[member], unit(at(2, 6))), Ok(()));
+    assert!(is_there(&bus, at(2, 5)));
+}
+
+#[test]
+fn a_survey_says_what_the_guest_has_programmed() {
+    let bus = switch();
+    bus.config_write(at(1, 0), 0x19, &[2, 9]);
+    let survey = bus.survey(SlotBus::Switch(1)).unwrap();
+    assert_eq!(survey.buses, (2, 9));
+    assert_eq!(survey.devices, [4].into());
+    assert_eq!(survey.taken_buses, [3].into());
+    assert_eq!(bus.survey(SlotBus::Switch(2)), None);
+}
+
 #[test]
 fn a_function_needs_a_bus() {
     let bus = switch();

@@ -1,0 +1,61 @@
+//! Windows of bridges and addresses below them: what must hold for one, and for several.
+
+use iommu_group::Sbdf;
+
+use crate::address::{Address, AddressRange, Gpa};
+use crate::device::BarInfo;
+use crate::guest::port::WINDOW_ALIGN;
+
+use super::LayoutError;
+use super::extent::Kind;
+
+/// Where a BAR must be, if a bridge can forward that (PCI-to-PCI bridge r1.2 §3.2.5.8: only the prefetchable window
+/// reaches above 4 GiB).
+pub(super) fn fixed_address(bar: &BarInfo, at: &[(u8, Gpa)]) -> Result<Gpa, &'static str> {
+    let known = at.iter().find(|(index, _)| *index == bar.index);
+    let gpa = known.map(|(_, gpa)| *gpa).filter(|gpa| gpa.value() != 0);
+    let gpa = gpa.ok_or("the host has assigned none")?;
+    if !gpa.value().is_multiple_of(bar.size_bytes) {
+        return Err("that is not a multiple of its size");
+    }
+    if Kind::at(gpa) == Kind::Prefetchable && Kind::of(bar) == Kind::Memory {
+        return Err("that is above 4 GiB, and it is not prefetchable");
+    }
+    Ok(gpa)
+}
+
+/// Which window a range is to be taken into: the one that has a part of it already.
+pub(super) fn kind_around(range: &AddressRange<Gpa>, own: &[Option<AddressRange<Gpa>>; 2]) -> Kind {
+    let [memory, prefetchable] =
+        own.map(|window| window.is_some_and(|window| window.intersect(range).is_some()));
+    match (memory, prefetchable) {
+        (true, _) => Kind::Memory,
+        (false, true) => Kind::Prefetchable,
+        (false, false) => Kind::at(range.start()),
+    }
+}
+
+/// The smallest bridge window that holds all ranges.
+pub(super) fn hull(ranges: &[AddressRange<Gpa>]) -> Option<AddressRange<Gpa>> {
+    let start = ranges.iter().map(|r| r.start().value()).min()? / WINDOW_ALIGN * WINDOW_ALIGN;
+    let end = ranges.iter().map(|r| r.end().value()).max()?;
+    let end = end.checked_next_multiple_of(WINDOW_ALIGN)?;
+    AddressRange::new(Gpa::new(start), end - start)
+}
+
+/// No window may overlap another.
+pub(super) fn apart(windows: &[(Sbdf, AddressRange<Gpa>)]) -> Result<(), LayoutError> {
+    for (at, (a, first)) in windows.iter().enumerate() {
+        for (b, second) in windows.iter().skip(at + 1) {
+            if first.intersect(second).is_some() {
+                return Err(LayoutError::Overlap {
+                    a: *a,
+                    first: *first,
+                    b: *b,
+                    second: *second,
+                });
+            }
+        }
+    }
+    Ok(())
+}
