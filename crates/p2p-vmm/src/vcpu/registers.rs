@@ -64,10 +64,23 @@ impl Vcpu {
                 source,
             })?;
         let vcpu = Self { number, fd };
+        vcpu.set_clock()?;
         vcpu.check("CPUID", vcpu.fd.set_cpuid2(&cpuid.for_cpu(number)?))?;
         vcpu.set_msrs()?;
         vcpu.set_lint()?;
         Ok(vcpu)
+    }
+
+    /// A KVM that is older than its kernel's last word on how fast the time-stamp counter runs gives vCPUs the speed
+    /// before that. If it was lower they have none, and the deadline timer of their local APIC never fires (linux
+    /// arch/x86/kvm/x86.c: set_tsc_khz(), lapic.c: start_sw_tscdeadline()).
+    fn set_clock(&self) -> Result<(), RegisterError> {
+        const AS_THE_HOST: u32 = 0;
+        const WHAT: &str = "speed of the time-stamp counter";
+        if self.check(WHAT, self.fd.get_tsc_khz())? > 0 {
+            return Ok(());
+        }
+        self.check(WHAT, self.fd.set_tsc_khz(AS_THE_HOST))
     }
 
     /// Makes this vCPU start at `boot`, in 64-bit mode.
