@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod demo;
+mod setup;
 mod shell;
 mod test;
 
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Assets, Binaries, Progress};
+use lab::{Binaries, Progress};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo, test, check and bench")]
@@ -30,7 +31,7 @@ enum Task {
     /// How fast it is: ratios within one run, as a table
     Bench(bench::Args),
     /// Find or fetch what the lab needs: QEMU, a kernel, a few tools. The others do this by themselves
-    Setup,
+    Setup(setup::Args),
     /// Build the static programs that go into the lab
     Build,
     /// Boot a lab host and run a command in it, or commands from standard input
@@ -53,12 +54,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => test::run(&args)?,
         Task::Check => check::run()?,
         Task::Bench(args) => bench::run(&args)?,
-        Task::Setup => {
-            let assets = Assets::ensure(&Progress::new())?;
-            for line in assets.describe() {
-                println!("{line}");
-            }
-        }
+        Task::Setup(args) => setup::run(&args)?,
         Task::Build => {
             for (name, path) in Binaries::build(&Progress::new())?.iter() {
                 println!("{name} {}", path.display());

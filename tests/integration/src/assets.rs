@@ -3,12 +3,13 @@
 //! What the machine has is used; the rest is downloaded with apt into the cache, without installing anything.
 
 mod apt;
+mod kernel;
+mod own_kernel;
 mod source;
 mod store;
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,14 +22,13 @@ use crate::lock::FileLock;
 use crate::paths::{cache_dir, find_program};
 use crate::progress::Progress;
 use apt::Apt;
+pub(crate) use kernel::Kernel;
+pub use own_kernel::OwnKernel;
 use store::Store;
 pub(crate) use store::hex;
 
 /// Oldest QEMU whose nested SVM a current guest kernel survives under TCG.
 const MIN_QEMU_MAJOR: u32 = 10;
-
-/// Suite with a kernel that has `PCI_P2PDMA` and `VFIO_PCI_DMABUF`.
-const KERNEL_SUITE: &str = "trixie-backports";
 
 /// How long another process may take to set up.
 const SETUP_WAIT: Duration = Duration::from_secs(1800);
@@ -48,15 +48,6 @@ pub(crate) struct Qemu {
     /// Root of the unpacked packages that it came from, unless it is the machine's own.
     root: Option<PathBuf>,
     version: String,
-}
-
-/// A kernel for the lab host and for guests.
-#[derive(Debug, Clone)]
-pub(crate) struct Kernel {
-    pub(crate) image: PathBuf,
-    /// A `lib/modules/<version>` directory.
-    pub(crate) modules: PathBuf,
-    pub(crate) version: String,
 }
 
 /// Programs that go into the initramfs or help to make it.
@@ -143,7 +134,7 @@ fn missing((qemu, kernel, tools): &(Option<Qemu>, Option<Kernel>, Option<Tools>)
     }
     if kernel.is_none() {
         text.push_str(
-            "\n  Linux 7.2 or newer: LAB_KERNEL names its bzImage, LAB_MODULES its lib/modules/<version>",
+            "\n  Linux 7.2 or newer: LAB_KERNEL names its bzImage, LAB_MODULES its lib/modules/<version> if it has one",
         );
     }
     if tools.is_none() {
@@ -243,64 +234,6 @@ impl Qemu {
             }
         }
         command
-    }
-}
-
-impl Kernel {
-    const SET: &str = "kernel";
-
-    fn find(store: &Store) -> Result<Option<Self>> {
-        match (env::var_os("LAB_KERNEL"), env::var_os("LAB_MODULES")) {
-            (Some(image), Some(modules)) => {
-                Self::at(PathBuf::from(image), PathBuf::from(modules)).map(Some)
-            }
-            (None, None) => Ok(store
-                .find(Self::SET)
-                .and_then(|root| Self::in_root(&root).ok())),
-            _ => bail!("LAB_KERNEL and LAB_MODULES belong together; only one of them is set"),
-        }
-    }
-
-    fn fetch(apt: &Apt, store: &Store, progress: &Progress) -> Result<Self> {
-        apt.scope(&[KERNEL_SUITE], progress)
-            .and_then(|scope| scope.kernel())
-            .and_then(|packages| store.install(Self::SET, &packages, progress))
-            .and_then(|root| Self::in_root(&root))
-            .context("cannot fetch a kernel")
-    }
-
-    /// The kernel that the unpacked packages hold.
-    fn in_root(root: &Path) -> Result<Self> {
-        let dir = root.join("usr/lib/modules");
-        let mut versions = fs::read_dir(&dir)
-            .with_context(|| format!("cannot list {}", dir.display()))?
-            .flatten();
-        let modules = versions
-            .next()
-            .with_context(|| format!("{} is empty", dir.display()))?
-            .path();
-        Self::at(modules.join("vmlinuz"), modules)
-    }
-
-    fn at(image: PathBuf, modules: PathBuf) -> Result<Self> {
-        ensure!(image.is_file(), "no kernel image at {}", image.display());
-        let kernel_dir = modules.join("kernel");
-        ensure!(
-            kernel_dir.is_dir(),
-            "no modules in {}",
-            kernel_dir.display()
-        );
-        let version = modules
-            .canonicalize()?
-            .file_name()
-            .with_context(|| format!("{} names no version", modules.display()))?
-            .to_string_lossy()
-            .into_owned();
-        Ok(Self {
-            image,
-            modules,
-            version,
-        })
     }
 }
 

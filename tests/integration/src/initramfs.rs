@@ -121,6 +121,8 @@ impl<'a> Base<'a> {
         // Two processes may pack at the same time; whoever renames last wins with equal contents.
         let unfinished = dir.join(format!("{}-{}", self.role.name(), std::process::id()));
         let staging = unfinished.join("staging");
+        fs::create_dir_all(&staging)
+            .with_context(|| format!("cannot create {}", staging.display()))?;
         let result = self.pack(&staging).and_then(|bytes| {
             let file = unfinished.join("cpio");
             fs::write(&file, bytes).context("cannot write the archive")?;
@@ -151,7 +153,12 @@ impl<'a> Base<'a> {
                 .with_context(|| format!("cannot look at {}", file.display()))?;
             part(&format!("{} {:?}", meta.len(), meta.modified().ok()));
         }
-        part(&kernel.modules.display().to_string());
+        let modules = kernel.modules.iter();
+        part(
+            &modules
+                .map(|dir| dir.display().to_string())
+                .collect::<String>(),
+        );
         let digest = hex(&hasher.finalize());
         Ok(digest.get(..16).unwrap_or(&digest).to_owned())
     }
@@ -173,21 +180,11 @@ impl<'a> Base<'a> {
         }
         archive.script("/init", &self.init);
         archive.program("/bin/busybox", &tools.busybox);
-        ModuleTree::new(kernel).select(&self.modules, staging)?;
-        let depmod = tools
-            .depmod()
-            .arg("-b")
-            .arg(staging)
-            .arg(&kernel.version)
-            .output()
-            .context("cannot run depmod")?;
-        anyhow::ensure!(
-            depmod.status.success(),
-            "depmod: {}: {}",
-            depmod.status,
-            String::from_utf8_lossy(&depmod.stderr).trim()
-        );
-        archive.tree("/", staging)?;
+        if let Some(modules) = ModuleTree::of(kernel) {
+            modules.select(&self.modules, staging)?;
+            self.depmod(staging)?;
+            archive.tree("/", staging)?;
+        }
         for program in self.programs() {
             let name = program.file_name().unwrap_or_default().to_string_lossy();
             archive.program(&format!("/bin/{name}"), program);
@@ -201,5 +198,23 @@ impl<'a> Base<'a> {
         let mut bytes = Vec::new();
         archive.write(&mut bytes)?;
         Ok(bytes)
+    }
+
+    fn depmod(&self, staging: &Path) -> Result<()> {
+        let (kernel, tools) = (&self.assets.kernel, &self.assets.tools);
+        let depmod = tools
+            .depmod()
+            .arg("-b")
+            .arg(staging)
+            .arg(&kernel.version)
+            .output()
+            .context("cannot run depmod")?;
+        anyhow::ensure!(
+            depmod.status.success(),
+            "depmod: {}: {}",
+            depmod.status,
+            String::from_utf8_lossy(&depmod.stderr).trim()
+        );
+        Ok(())
     }
 }

@@ -22,7 +22,8 @@
 //! |---|---|
 //! | `LAB_CACHE` | directory for what is fetched, instead of `target/lab/cache` |
 //! | `LAB_QEMU` | a `qemu-system-x86_64` of version 10 or newer to use |
-//! | `LAB_KERNEL`, `LAB_MODULES` | a bzImage and its `lib/modules/<version>` directory to use |
+//! | `LAB_KERNEL`, `LAB_MODULES` | a bzImage to use, and its `lib/modules/<version>` directory unless it needs none |
+//! | `LAB_IOMMUFD` | `on` or `off`: what every VM is started with as `--platform iommufd=…` |
 //! | `LAB_ACCEL` | `tcg` (default) or `kvm`, which needs nested virtualisation |
 //! | `LAB_JOBS` | how many labs run at one time (default: half the processors) |
 //! | `LAB_LONG` | not empty: tests that take many minutes run too; `cargo xtask test --long` sets it |
@@ -43,7 +44,7 @@ mod shared;
 mod vm;
 
 pub use agent::{Command, Output, Running};
-pub use assets::{Assets, find_lspci};
+pub use assets::{Assets, OwnKernel, find_lspci};
 pub use binaries::{Binaries, STATIC_BINARIES};
 pub use host::{BOOT, COMMAND, Lab};
 pub use initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};

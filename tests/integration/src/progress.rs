@@ -63,6 +63,12 @@ impl Progress {
         self.moving(what, &format!("{} s", since.elapsed().as_secs()));
     }
 
+    /// Something goes on that has come through so many pieces of an unknown number.
+    pub fn count(&self, what: &str, done: u32, since: Instant) {
+        let seconds = since.elapsed().as_secs();
+        self.moving(what, &format!("{done}, {seconds} s"));
+    }
+
     /// Shows that something goes on while it does.
     pub fn during<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();

@@ -143,6 +143,16 @@ impl Scope {
         self.show(&parts)
     }
 
+    /// A package with sources: `name`, or what `newest` depends on if there is no such package any more.
+    pub(super) fn sources(&self, name: &str, newest: &str) -> Result<Vec<Package>> {
+        if let Ok(found) = self.show(&[name.to_owned()]) {
+            return Ok(found);
+        }
+        let all = self.depends(newest)?;
+        let found = all.into_iter().find(|package| package.starts_with(newest));
+        self.show(&[found.with_context(|| format!("there is neither {name} nor {newest}"))?])
+    }
+
     fn depends(&self, name: &str) -> Result<Vec<String>> {
         let text = output(apt("apt-cache", &self.dir).args(["--no-all-versions", "show", name]))?;
         let stanza = parse_stanzas(&text);

@@ -11,21 +11,30 @@ use crate::assets::Kernel;
 
 /// The modules of a kernel package.
 pub(super) struct ModuleTree<'a> {
-    kernel: &'a Kernel,
+    modules: &'a Path,
+    version: &'a str,
 }
 
 impl<'a> ModuleTree<'a> {
-    pub(super) fn new(kernel: &'a Kernel) -> Self {
-        Self { kernel }
+    /// `None` for a kernel without modules.
+    pub(super) fn of(kernel: &'a Kernel) -> Option<Self> {
+        Some(Self {
+            modules: kernel.modules.as_deref()?,
+            version: &kernel.version,
+        })
     }
 
     /// Puts the named modules and all that they depend on, uncompressed, below `staging`, with the files that
     /// depmod wants beside them.
     pub(super) fn select(&self, names: &[String], staging: &Path) -> Result<()> {
         let mut known = BTreeMap::new();
-        find_modules(&self.kernel.modules.join("kernel"), &mut known)?;
+        let loadable = self.modules.join("kernel");
+        // A kernel that has all of them built in has none there.
+        if loadable.exists() {
+            find_modules(&loadable, &mut known)?;
+        }
         let built_in = self.built_in()?;
-        let target = staging.join("lib/modules").join(&self.kernel.version);
+        let target = staging.join("lib/modules").join(self.version);
         let mut waiting: Vec<String> = names.iter().map(|name| canonical(name)).collect();
         let mut done = BTreeSet::new();
         while let Some(name) = waiting.pop() {
@@ -34,11 +43,11 @@ impl<'a> ModuleTree<'a> {
             }
             let path = known
                 .get(&name)
-                .with_context(|| format!("Linux {} has no module {name}", self.kernel.version))?;
+                .with_context(|| format!("Linux {} has no module {name}", self.version))?;
             let image = read_module(path)?;
             waiting.extend(dependencies(&image));
             let place = path
-                .strip_prefix(&self.kernel.modules)
+                .strip_prefix(self.modules)
                 .unwrap_or(path)
                 .with_file_name(format!("{name}.ko"));
             write(&target.join(place), &image)?;
@@ -48,7 +57,7 @@ impl<'a> ModuleTree<'a> {
             "modules.builtin",
             "modules.builtin.modinfo",
         ] {
-            let source = self.kernel.modules.join(file);
+            let source = self.modules.join(file);
             let bytes =
                 fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
             write(&target.join(file), &bytes)?;
@@ -57,7 +66,7 @@ impl<'a> ModuleTree<'a> {
     }
 
     fn built_in(&self) -> Result<BTreeSet<String>> {
-        let path = self.kernel.modules.join("modules.builtin");
+        let path = self.modules.join("modules.builtin");
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(text.lines().filter_map(module_name).collect())
@@ -165,11 +174,11 @@ mod tests {
         put("modules.builtin.modinfo", b"");
         let kernel = Kernel {
             image: modules.join("vmlinuz"),
-            modules: modules.clone(),
+            modules: Some(modules.clone()),
             version: "7.2.0-test".into(),
         };
         let staging = dir.path().join("staging");
-        let tree = ModuleTree::new(&kernel);
+        let tree = ModuleTree::of(&kernel).unwrap();
         tree.select(&["vfio-pci".into()], &staging).unwrap();
         let out = staging.join("lib/modules/7.2.0-test");
         assert!(out.join("kernel/drivers/vfio_pci.ko").is_file());
@@ -177,5 +186,9 @@ mod tests {
         assert!(!out.join("kernel/drivers/other.ko").exists());
         let error = tree.select(&["nope".into()], &staging).unwrap_err();
         assert_eq!(error.to_string(), "Linux 7.2.0-test has no module nope");
+
+        fs::remove_dir_all(modules.join("kernel")).unwrap();
+        tree.select(&["built_in".into()], &staging).unwrap();
+        assert!(tree.select(&["vfio-pci".into()], &staging).is_err());
     }
 }

@@ -1,0 +1,276 @@
+//! A kernel of the lab's own, with iommufd: built from Debian's sources with `resources/lab/kernel.config`.
+//!
+//! Minutes of work, so it is made when somebody asks for it and kept in the cache until the configuration changes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use super::SETUP_WAIT;
+use super::apt::Apt;
+use super::kernel::{KERNEL_SUITE, version_of};
+use super::store::{Store, hex};
+use crate::lock::FileLock;
+use crate::paths::{cache_dir, find_program, resources};
+use crate::progress::Progress;
+
+/// The kernel that the configuration was made for and the lab's tests have been seen to pass with. If Debian has no
+/// such package any more, its newest is taken.
+const SOURCE: &str = "linux-source-7.2";
+const NEWEST_SOURCE: &str = "linux-source";
+
+/// What Linux needs to be built, by program and Debian package.
+const TOOLS: [(&str, &str); 8] = [
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("ld", "binutils"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("tar", "tar"),
+    ("xz", "xz-utils"),
+];
+/// The same for a library; objtool is linked with it.
+const LIBELF: (&str, &str) = ("/usr/include/gelf.h", "libelf-dev");
+
+/// Change this when something else than the configuration changes what is built.
+const FORMAT: &str = "1";
+
+/// A built kernel.
+#[derive(Debug, Clone)]
+pub struct OwnKernel {
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+impl OwnKernel {
+    /// Finds it in the cache, or builds it: ten minutes on two processors, 165 MB of sources.
+    ///
+    /// # Errors
+    /// A tool is missing, the sources cannot be fetched, or the build fails; the error says what to do.
+    pub fn ensure(progress: &Progress) -> Result<Self> {
+        let cache = cache_dir();
+        let _lock = FileLock::wait(
+            &cache.join("own-kernel.lock"),
+            SETUP_WAIT,
+            "waiting for another build of the kernel",
+            progress,
+        )?;
+        let path = resources().join("kernel.config");
+        let fragment =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let place = cache.join(format!("own-kernel-{}", key(&fragment)));
+        if let Ok(found) = Self::at(&place) {
+            return Ok(found);
+        }
+        ensure_tools()?;
+        let store = Store::new(&cache);
+        let sources = fetch_sources(&cache, &store, progress)?;
+        let work = cache.join("own-kernel.work");
+        clear(&work)?;
+        let built = build(&sources, &fragment, &work, progress)
+            .and_then(|tree| pack(&tree, &work.join("root"), progress));
+        built.with_context(|| format!("cannot build a kernel; its log is in {}", log_of(&work)))?;
+        // Renamed into place when complete: what has this name is whole.
+        clear(&place)?;
+        fs::rename(work.join("root"), &place)
+            .with_context(|| format!("cannot move {} into place", place.display()))?;
+        clear(&work)?;
+        Self::at(&place)
+    }
+
+    /// What tells the lab to boot it: names and values of environment variables.
+    #[must_use]
+    pub fn variables(&self) -> [(&'static str, &Path); 2] {
+        [("LAB_KERNEL", &self.image), ("LAB_MODULES", &self.modules)]
+    }
+
+    fn at(place: &Path) -> Result<Self> {
+        let modules = fs::read_dir(place.join("lib/modules"))?
+            .next()
+            .context("no version")??
+            .path();
+        let image = modules.join("vmlinuz");
+        ensure!(image.is_file(), "no image");
+        Ok(Self { image, modules })
+    }
+}
+
+fn key(fragment: &str) -> String {
+    let digest = hex(&Sha256::digest(format!("{FORMAT}\0{fragment}")));
+    digest.get(..16).unwrap_or(&digest).to_owned()
+}
+
+fn ensure_tools() -> Result<()> {
+    let programs = TOOLS
+        .iter()
+        .filter(|(name, _)| find_program(name).is_none());
+    let mut missing: Vec<&str> = programs.map(|(_, package)| *package).collect();
+    if !Path::new(LIBELF.0).exists() {
+        missing.push(LIBELF.1);
+    }
+    ensure!(
+        missing.is_empty(),
+        "building a kernel needs more than is here: apt-get install {}",
+        missing.join(" ")
+    );
+    Ok(())
+}
+
+/// The archive of sources in Debian's package.
+fn fetch_sources(cache: &Path, store: &Store, progress: &Progress) -> Result<PathBuf> {
+    const SET: &str = "linux-source";
+    let root = match store.find(SET) {
+        Some(root) => root,
+        None => {
+            let scope = Apt::new(cache)?.scope(&[KERNEL_SUITE], progress)?;
+            let packages = scope.sources(SOURCE, NEWEST_SOURCE)?;
+            store.install(SET, &packages, progress)?
+        }
+    };
+    let dir = root.join("usr/src");
+    let entries = fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut paths = entries.flatten().map(|entry| entry.path());
+    paths
+        .find(|path| path.to_string_lossy().ends_with(".tar.xz"))
+        .with_context(|| format!("{} has no sources", dir.display()))
+}
+
+/// Unpacks, configures and compiles; the tree that has it all.
+fn build(sources: &Path, fragment: &str, work: &Path, progress: &Progress) -> Result<PathBuf> {
+    let tree = work.join("tree");
+    fs::create_dir_all(&tree)?;
+    let mut tar = Command::new("tar");
+    tar.arg("--extract").arg("--file").arg(sources);
+    tar.args(["--strip-components", "1", "--directory"])
+        .arg(&tree);
+    run(&mut tar, work, "unpacking the kernel's sources", progress)?;
+    let given = tree.join("lab.config");
+    fs::write(&given, fragment).context("cannot write the configuration")?;
+    let make = |target: &str| {
+        let mut make = Command::new("nice");
+        let jobs = thread::available_parallelism().map_or(1, usize::from);
+        make.arg("make").arg(format!("-j{jobs}")).arg(target);
+        make.current_dir(&tree);
+        make
+    };
+    let configuring = "configuring the kernel";
+    run(&mut make("tinyconfig"), work, configuring, progress)?;
+    let mut merge = Command::new(tree.join("scripts/kconfig/merge_config.sh"));
+    merge.args(["-m", ".config", "lab.config"]);
+    run(merge.current_dir(&tree), work, configuring, progress)?;
+    run(&mut make("olddefconfig"), work, configuring, progress)?;
+    let config = fs::read_to_string(tree.join(".config")).context("no configuration")?;
+    let refused = refused(fragment, &config);
+    ensure!(
+        refused.is_empty(),
+        "this kernel does not take {} of resources/lab/kernel.config",
+        refused.join(", ")
+    );
+    run(&mut make("bzImage"), work, "building the kernel", progress)?;
+    Ok(tree)
+}
+
+/// Lines of a fragment that did not make it into the configuration.
+fn refused<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
+    let taken: BTreeSet<&str> = config.lines().collect();
+    let wanted = fragment.lines().filter(|line| line.starts_with("CONFIG_"));
+    wanted.filter(|line| !taken.contains(line)).collect()
+}
+
+/// Keeps what the lab needs of the tree, as a kernel package has it.
+fn pack(tree: &Path, root: &Path, progress: &Progress) -> Result<()> {
+    let image = fs::read(tree.join("arch/x86/boot/bzImage")).context("no image")?;
+    let version = version_of(&image).context("the image has no version")?;
+    let modules = root.join("lib/modules").join(&version);
+    fs::create_dir_all(&modules).with_context(|| format!("cannot create {}", modules.display()))?;
+    fs::write(modules.join("vmlinuz"), image)?;
+    for (from, to) in [
+        (".config", "config"),
+        ("modules.builtin", "modules.builtin"),
+        ("modules.builtin.modinfo", "modules.builtin.modinfo"),
+    ] {
+        fs::copy(tree.join(from), modules.join(to)).with_context(|| format!("no {from}"))?;
+    }
+    // Nothing can be loaded.
+    fs::write(modules.join("modules.order"), "")?;
+    progress.step(&format!("built Linux {version}"));
+    Ok(())
+}
+
+fn log_of(work: &Path) -> String {
+    work.join("log").display().to_string()
+}
+
+/// Runs a step, showing how many lines it has written so far: one for each file, about.
+fn run(command: &mut Command, work: &Path, what: &str, progress: &Progress) -> Result<()> {
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(work.join("log"))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log.try_clone()?)
+        .spawn()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let started = Instant::now();
+    let mut lines = 0_u32;
+    if let Some(out) = child.stdout.take() {
+        for line in BufReader::new(out).split(b'\n') {
+            let mut line = line.with_context(|| format!("cannot hear of {what}"))?;
+            line.push(b'\n');
+            std::io::Write::write_all(&mut &log, &line)?;
+            lines = lines.saturating_add(1);
+            progress.count(what, lines, started);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{what}: {status}");
+    }
+    Ok(())
+}
+
+fn clear(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot clear {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_does_not_take_is_named() {
+        let fragment = "# words\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=\"x\"\n";
+        let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x\"\n";
+        assert_eq!(refused(fragment, config), ["CONFIG_B=y"]);
+    }
+
+    #[test]
+    fn another_configuration_is_another_kernel() {
+        assert_eq!(key("CONFIG_A=y"), key("CONFIG_A=y"));
+        assert_ne!(key("CONFIG_A=y"), key("CONFIG_A=n"));
+    }
+
+    #[test]
+    fn a_kernel_without_an_image_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = dir.path().join("lib/modules/7.2.12");
+        fs::create_dir_all(&modules).unwrap();
+        assert!(OwnKernel::at(dir.path()).is_err());
+        fs::write(modules.join("vmlinuz"), b"").unwrap();
+        let found = OwnKernel::at(dir.path()).unwrap();
+        assert_eq!(found.variables()[1], ("LAB_MODULES", modules.as_path()));
+    }
+}
