@@ -3,14 +3,28 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lab::{Assets, Binaries, Progress};
-use xshell::{Shell, cmd};
+use lab::{Assets, Binaries, OwnKernel, Progress};
+use xshell::{Cmd, Shell, cmd};
+
+/// Tests of assigned devices: they pass on either of the kernel's interfaces.
+const OF_DEVICES: [&str; 6] = [
+    "device",
+    "dma_contract",
+    "nvme",
+    "one_group",
+    "two_domains",
+    "two_groups",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Also the tests that take many minutes
     #[arg(long)]
     long: bool,
+    /// The tests of assigned devices instead, on a kernel with iommufd: on iommufd, and again on type1. Builds the kernel
+    /// if it is not there, which takes ten minutes and more
+    #[arg(long)]
+    iommufd: bool,
     /// Given to the test programs: a filter, `--nocapture`, …
     #[arg(last = true)]
     rest: Vec<String>,
@@ -24,6 +38,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for line in Assets::ensure(&progress)?.describe() {
         progress.step(&format!("      {line}"));
     }
+    let kernel = if args.iommufd {
+        Some(OwnKernel::ensure(&progress)?)
+    } else {
+        None
+    };
     progress.step(&format!("      {:.0} s", started.elapsed().as_secs_f64()));
 
     let started = Instant::now();
@@ -31,17 +50,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Binaries::build(&progress)?;
     progress.step(&format!("      {:.0} s", started.elapsed().as_secs_f64()));
 
-    stage(3, "tests, unit and lab");
     let shell = Shell::new()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let rest = &args.rest;
+    let test = |command: Cmd<'_>| {
+        command
+            .env("LAB_LONG", if args.long { "1" } else { "" })
+            .quiet()
+            .run()
+            .context("tests failed; what the labs left behind is in target/lab")
+    };
     // Nothing is printed after this: the last word is the test runner's summary.
-    cmd!(
+    let Some(kernel) = kernel else {
+        stage(3, "tests, unit and lab");
+        return test(cmd!(
+            shell,
+            "{cargo} test --locked --workspace --no-fail-fast -- {rest...}"
+        ));
+    };
+    let programs = OF_DEVICES.iter().flat_map(|name| ["--test", name]);
+    let programs: &Vec<&str> = &programs.collect();
+    stage(3, "tests of assigned devices, on iommufd");
+    let on = cmd!(
         shell,
-        "{cargo} test --locked --workspace --no-fail-fast -- {rest...}"
-    )
-    .env("LAB_LONG", if args.long { "1" } else { "" })
-    .quiet()
-    .run()
-    .context("tests failed; what the labs left behind is in target/lab")
+        "{cargo} test --locked -p lab --no-fail-fast --test iommufd {programs...} -- --include-ignored {rest...}"
+    );
+    let on = test(on.envs(kernel.variables()).env("LAB_IOMMUFD", "on"));
+    stage(3, "the same on type1");
+    let off = cmd!(
+        shell,
+        "{cargo} test --locked -p lab --no-fail-fast {programs...} -- {rest...}"
+    );
+    let off = test(off.envs(kernel.variables()).env("LAB_IOMMUFD", "off"));
+    on.and(off)
 }

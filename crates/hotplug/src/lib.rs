@@ -23,5 +23,5 @@ pub use options::{OptionError, Options};
 pub use slots::{Register, Slot, SlotBus, SlotRegisters};
 pub use vm_config::{
     ConfigError, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig,
-    SerialConfig, VmConfig,
+    PlatformConfig, SerialConfig, VmConfig,
 };

@@ -3,6 +3,7 @@
 mod console;
 mod cpus;
 mod memory;
+mod platform;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use crate::DeviceConfig;
 pub use console::{ConsoleConfig, ConsoleError, SerialConfig};
 pub use cpus::CpusConfig;
 pub use memory::MemoryConfig;
+pub use platform::PlatformConfig;
 
 /// Everything that describes one VM.
 ///
@@ -40,6 +42,9 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// What it boots.
     pub payload: PayloadConfig,
+    /// Of what the host offers, what the VM is made of.
+    #[serde(skip_serializing_if = "PlatformConfig::is_default")]
+    pub platform: PlatformConfig,
     /// The assigned devices.
     pub devices: Vec<DeviceConfig>,
     /// Where the first serial port ends.

@@ -16,7 +16,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 use p2p_vfio::{
     Address, AddressRange, Apertures, AssignedDevice, Branch, Candidate, Clique, DeviceEvent,
-    DeviceParams, DomainName, EventSink, Gpa, Ground, HostDevice, HostMemory, HostView,
+    DeviceParams, DomainName, EventSink, Gpa, Ground, HostDevice, HostIommu, HostMemory, HostView,
     IommuContext, Iova, MemorySlots, MsiMessage, MsiRouter, Policy, Reach, RouteId, SlotId, Spare,
     VirtualPort, admit, fixed_windows, lay_out,
 };
@@ -240,6 +240,8 @@ fn assign(
         ..Default::default()
     };
     let kvm = Arc::new(vm.create_device(&mut request)?);
+    // iommufd where kernel and devices have what that takes, else VFIO containers.
+    let iommu = Arc::new(HostIommu::choose(None, &admitted.reaches(), Some(kvm))?);
     let (mut branches, mut devices) = (Vec::new(), Vec::new());
     let domains = admitted.domains.iter().map(|domain| &domain.members);
     let contexts = domains.map(|members| (Reach::Peers, members));
@@ -248,7 +250,7 @@ fn assign(
         if members.is_empty() {
             continue;
         }
-        let context = IommuContext::new(reach, Some(kvm.clone()))?;
+        let context = IommuContext::new(&iommu, reach)?;
         let opened = members.iter().map(|one| HostDevice::open(&context, one));
         let opened = opened.collect::<std::result::Result<Vec<_>, _>>()?;
         check_memory(memory, &context.iova_ranges()?, members)?;

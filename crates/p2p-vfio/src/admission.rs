@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{Placement, Route, Sbdf, Verdict};
 
+use crate::context::Reach;
 use crate::policy::share;
 
 pub use host::{Candidate, DomainName, HostView};
@@ -35,6 +36,14 @@ pub struct Admitted {
 }
 
 impl Admitted {
+    /// Every device with what it may reach: the choice of the kernel's interface depends on that
+    /// ([`HostIommu::choose`](crate::HostIommu::choose)).
+    pub fn reaches(&self) -> Vec<(Sbdf, Reach)> {
+        let members = self.domains.iter().flat_map(|domain| &domain.members);
+        let all = members.chain(&self.others);
+        all.map(|device| (device.sbdf, device.reach())).collect()
+    }
+
     /// Whether devices that run already, as an earlier admission had them, may stay as they are beside those that come.
     ///
     /// # Errors

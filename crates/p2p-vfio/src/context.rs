@@ -5,15 +5,15 @@ use std::io;
 use std::sync::Arc;
 
 use iommu_group::{GroupId, Sbdf};
-use kvm_ioctls::DeviceFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
 use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
+use crate::host_iommu::{HostIommu, NoIommufd};
 use crate::memory::HostMemory;
-use crate::sys::{Type1, VfioPci};
+use crate::sys::{Ioas, Type1, VfioPci};
 
 /// Why a device could not join an IOMMU context. The context is as it was before.
 #[derive(Debug, Error)]
@@ -23,6 +23,12 @@ pub enum ContextError {
         "cannot open a VFIO container: {0} (is vfio_iommu_type1 loaded, and may you open /dev/vfio/vfio?)"
     )]
     Container(io::Error),
+    /// No I/O address space.
+    #[error("cannot make an I/O address space of iommufd: {0}")]
+    AddressSpace(io::Error),
+    /// The device does not go with iommufd, which the VM has.
+    #[error("{0}, which the other devices of the VM are assigned by")]
+    NoIommufd(#[from] NoIommufd),
     /// The group or the device could not be opened.
     #[error("cannot open {sbdf} of IOMMU group {group} through VFIO: {error}")]
     Open {
@@ -56,29 +62,55 @@ pub enum Reach {
 /// IOMMU can translate; guest memory is laid out accordingly and given to the context after.
 pub struct IommuContext {
     reach: Reach,
-    container: Arc<Type1>,
+    iommu: Arc<HostIommu>,
+    backend: Backend,
+}
+
+/// The kernel's object for a context.
+enum Backend {
+    Type1(Arc<Type1>),
+    Iommufd(Arc<Ioas>),
+}
+
+impl Backend {
+    fn dma(&self) -> Arc<dyn DmaBackend> {
+        match self {
+            Self::Type1(container) => container.clone(),
+            Self::Iommufd(ioas) => ioas.clone(),
+        }
+    }
 }
 
 impl IommuContext {
-    /// A context without devices. `kvm` is the VM's KVM-VFIO device.
+    /// A context without devices.
     ///
     /// # Errors
-    /// [`ContextError::Container`].
-    pub fn new(reach: Reach, kvm: Option<Arc<DeviceFd>>) -> Result<Self, ContextError> {
-        let container = Type1::new(kvm).map_err(ContextError::Container)?;
+    /// [`ContextError::Container`], [`ContextError::AddressSpace`].
+    pub fn new(iommu: &Arc<HostIommu>, reach: Reach) -> Result<Self, ContextError> {
+        let backend = if let Some(iommufd) = iommu.iommufd() {
+            let ioas = Ioas::new(iommufd.clone()).map_err(ContextError::AddressSpace)?;
+            Backend::Iommufd(Arc::new(ioas))
+        } else {
+            let container = Type1::new(iommu.kvm()).map_err(ContextError::Container)?;
+            Backend::Type1(Arc::new(container))
+        };
         Ok(Self {
             reach,
-            container: Arc::new(container),
+            iommu: Arc::clone(iommu),
+            backend,
         })
     }
 
     /// Opens a device in this context; it may use what is mapped here.
     pub(crate) fn open(&self, sbdf: Sbdf, group: GroupId) -> Result<VfioPci, ContextError> {
-        VfioPci::open(self.container.clone(), group, sbdf).map_err(|error| ContextError::Open {
-            sbdf,
-            group,
-            error,
-        })
+        let opened = match &self.backend {
+            Backend::Type1(container) => VfioPci::open(container.clone(), group, sbdf),
+            Backend::Iommufd(ioas) => {
+                let device = self.iommu.take(sbdf, self.reach)?;
+                VfioPci::attach(ioas.clone(), device, self.reach == Reach::Peers)
+            }
+        };
+        opened.map_err(|error| ContextError::Open { sbdf, group, error })
     }
 
     /// The I/O addresses that devices of this context can use, ascending. It has a device by now.
@@ -86,14 +118,18 @@ impl IommuContext {
     /// # Errors
     /// [`ContextError::Ranges`].
     pub fn iova_ranges(&self) -> Result<Vec<AddressRange<Iova>>, ContextError> {
-        self.container.iova_ranges().map_err(ContextError::Ranges)
+        let ranges = match &self.backend {
+            Backend::Type1(container) => container.iova_ranges(),
+            Backend::Iommufd(ioas) => ioas.iova_ranges(),
+        };
+        ranges.map_err(ContextError::Ranges)
     }
 
     /// The window table for BARs: only a P2P domain has one.
     pub(crate) fn peer_windows(&self) -> Option<Arc<dyn DmaBackend>> {
         match self.reach {
             Reach::GuestMemory => None,
-            Reach::Peers => Some(self.container.clone()),
+            Reach::Peers => Some(self.backend.dma()),
         }
     }
 
@@ -105,13 +141,14 @@ impl IommuContext {
     where
         B: Bitmap + fmt::Debug + Send + Sync + 'static,
     {
+        let dma = self.backend.dma();
         let mut done = Vec::new();
         for (gpa, memory) in HostMemory::of_guest(memory) {
-            match self.container.map(Iova::of_guest(gpa), memory) {
+            match dma.map(Iova::of_guest(gpa), memory) {
                 Ok(range) => done.push(range),
                 Err(error) => {
                     for range in done {
-                        if let Err(undo) = self.container.unmap(range) {
+                        if let Err(undo) = dma.unmap(range) {
                             log::error!("while undoing: {undo}");
                         }
                     }

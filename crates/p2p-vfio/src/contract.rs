@@ -1,12 +1,15 @@
 //! What every IOMMU context must do, as a suite: one for the fake of unit tests and for the kernel.
 //!
-//! The feature `contract` makes [`run_on_type1`] public for a program that runs where there is an IOMMU.
+//! The feature `contract` makes [`run_on_kernel`] public for a program that runs where there is an IOMMU, and the
+//! two ends of a shared BAR: [`Exporter`] and [`Importer`].
 
 mod checks;
 #[cfg(feature = "contract")]
 mod edu;
 #[cfg(feature = "contract")]
-mod type1;
+mod kernel;
+#[cfg(feature = "contract")]
+mod share;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -15,7 +18,9 @@ use crate::dma::DmaBackend;
 use crate::memory::HostMemory;
 
 #[cfg(feature = "contract")]
-pub use type1::run_on_type1;
+pub use kernel::run_on_kernel;
+#[cfg(feature = "contract")]
+pub use share::{Exporter, Importer};
 
 /// Why a check failed.
 pub(crate) type Failure = String;

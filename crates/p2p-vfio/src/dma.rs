@@ -59,8 +59,9 @@ pub(crate) trait DmaBackend: Send + Sync {
     ///
     /// # Errors
     /// [`DmaError::Map`] if the kernel refuses: an overlap (`EEXIST`), addresses beyond the IOMMU's
-    /// width or on a reserved region (`EINVAL`), a BAR whose device has memory decode off (`EFAULT`),
-    /// the locked-memory limit (`ENOMEM`). Nothing is mapped then.
+    /// width or on a reserved region (`EINVAL`), a BAR whose device has memory decode off (`EFAULT` of type1, `ENODEV`
+    /// of iommufd), the locked-memory limit (`ENOMEM`), on iommufd a BAR of a device that was not opened to be a peer
+    /// (`EOPNOTSUPP`). Nothing is mapped then.
     fn map(&self, iova: Iova, memory: HostMemory) -> Result<AddressRange<Iova>, DmaError>;
 
     /// Takes a range away that [`map`](Self::map) returned. No device reaches it from then on.

@@ -4,7 +4,8 @@
 //! 1. reads what the host says of the devices it was asked for ([`HostView`], [`Candidate::read`]) and
 //!    has that judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group, the hardware
 //!    must carry requests between them, and the operator's [`Policy`] must leave something to share;
-//! 2. makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
+//! 2. chooses the kernel's interface for all of them ([`HostIommu::choose`]: iommufd or VFIO containers),
+//!    and makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
 //!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
 //!    so a device outside of it faults in the IOMMU;
 //! 3. opens each device in its context ([`HostDevice::open`]) and asks which I/O addresses the IOMMU
@@ -36,6 +37,7 @@ mod dma;
 #[cfg(test)]
 mod fake;
 mod guest;
+mod host_iommu;
 mod memory;
 mod pci;
 mod policy;
@@ -56,6 +58,7 @@ pub use guest::{
     Apertures, Branch, BusNumbers, Endpoint, Ground, GuestTopology, LayoutError, Link,
     PlacedEndpoint, PortKind, SWITCH_SLOTS, Spare, VirtualPort, fixed_windows, lay_out,
 };
+pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, NoIommufd};
 pub use memory::HostMemory;
 pub use policy::{Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};
 pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -1,6 +1,7 @@
 //! Memory of this process that the guest or a device may be given access to.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use vm_memory::bitmap::Bitmap;
@@ -78,6 +79,14 @@ impl HostMemory {
     /// Whether it is guest RAM, which no device can take away.
     pub(crate) fn is_ram(&self) -> bool {
         matches!(self.0, Owner::Ram(_))
+    }
+
+    /// The piece of a BAR as a dma-buf, if its device was opened for that.
+    pub(crate) fn dma_buf(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Owner::Ram(_) => None,
+            Owner::Bar(mapping) => mapping.dma_buf().map(AsFd::as_fd),
+        }
     }
 
     /// First byte in this process. Never make a reference to it: guest and devices write there.

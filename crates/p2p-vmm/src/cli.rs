@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 use hotplug::{
     ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, OptionError, Options,
-    PayloadConfig, SerialConfig, VmConfig,
+    PayloadConfig, PlatformConfig, SerialConfig, VmConfig,
 };
 use log::LevelFilter;
 
@@ -45,6 +45,11 @@ pub(crate) struct Cli {
     /// Virtio console; there is none, so only off and null are possible
     #[arg(long, value_name = "MODE", default_value = "off")]
     console: ConsoleConfig,
+
+    /// iommufd=on assigns devices through iommufd or not at all, iommufd=off through VFIO containers; without it,
+    /// iommufd is used if the kernel and all devices have what that takes
+    #[arg(long, value_name = "iommufd=on|off")]
+    platform: Option<PlatformConfig>,
 
     /// Devices to assign; p2p=on lets a device do peer-to-peer DMA with the others that have it (and the same
     /// p2p_domain, if it has one)
@@ -94,6 +99,7 @@ impl Cli {
                 initramfs: self.initramfs,
                 cmdline: Some(self.cmdline).filter(|text| !text.is_empty()),
             },
+            platform: self.platform.unwrap_or_default(),
             devices: self.device,
             serial: self.serial,
             console: self.console,

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use iommu_group::SysfsError;
-use p2p_vfio::Refusal;
+use p2p_vfio::{NoIommufd, Refusal};
 
 use crate::cli::Cli;
 use crate::layout::LayoutError;
@@ -49,6 +49,10 @@ fn main() -> ExitCode {
                 return ExitCode::from(REFUSED);
             }
             if error.is::<Refusal>() || error.is::<LayoutError>() {
+                return ExitCode::from(REFUSED);
+            }
+            if error.is::<NoIommufd>() {
+                eprintln!("       without --platform iommufd=on the devices are assigned by type1");
                 return ExitCode::from(REFUSED);
             }
             ExitCode::FAILURE

@@ -1,5 +1,6 @@
 //! A guest to start in the lab host with `p2p-vmm`.
 
+use std::env;
 use std::time::Duration;
 
 use crate::initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
@@ -15,18 +16,22 @@ const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
 pub struct Vm {
     guest: String,
     words: String,
+    platform: Option<String>,
     memory_mib: u32,
     devices: Vec<String>,
     policy: Option<String>,
 }
 
 impl Vm {
-    /// A guest of 512 MiB that runs a line of shell, of 31 words at most, and powers off.
+    /// A guest of 512 MiB that runs a line of shell, of 31 words at most, and powers off. Its devices are assigned as
+    /// `LAB_IOMMUFD` says, or as the VMM chooses.
     #[must_use]
     pub fn new(guest: &str) -> Self {
+        let iommufd = env::var("LAB_IOMMUFD").ok();
         Self {
             guest: guest.to_owned(),
             words: String::new(),
+            platform: iommufd.map(|wanted| format!("iommufd={wanted}")),
             memory_mib: 512,
             devices: Vec::new(),
             policy: None,
@@ -38,6 +43,13 @@ impl Vm {
     pub fn kernel_words(mut self, words: &str) -> Self {
         self.words.push(' ');
         self.words.push_str(words);
+        self
+    }
+
+    /// The `--platform` option, whatever `LAB_IOMMUFD` says; without one the VMM chooses.
+    #[must_use]
+    pub fn platform(mut self, option: Option<&str>) -> Self {
+        self.platform = option.map(str::to_owned);
         self
     }
 
@@ -89,6 +101,9 @@ impl Vm {
         ]
         .map(str::to_owned)
         .into();
+        if let Some(platform) = &self.platform {
+            argv.extend(["--platform".to_owned(), platform.clone()]);
+        }
         if !self.devices.is_empty() {
             argv.push("--device".to_owned());
             argv.extend(self.devices.iter().cloned());

@@ -11,7 +11,7 @@ fn contract(lab: &Lab, neighbours: &[&str]) {
     for bdf in [DEVICE].iter().chain(neighbours) {
         lab.bind_vfio(bdf).unwrap();
     }
-    let output = lab.run(["dma-contract", DEVICE]).unwrap();
+    let output = lab.run(["dma-contract", "type1", DEVICE]).unwrap();
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let passed = output.stdout.lines().filter(|l| l.starts_with("ok "));
     assert!(passed.count() >= 15, "{output:#?}");

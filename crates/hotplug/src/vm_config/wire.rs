@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig, SerialConfig, VmConfig};
+use super::{
+    ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, SerialConfig, VmConfig,
+};
 use crate::DeviceConfig;
 use crate::lacking::Lacking;
 
@@ -65,7 +67,7 @@ pub(crate) struct VmFields {
     #[serde(default)]
     pci_segments: Lacking,
     #[serde(default)]
-    platform: Lacking,
+    platform: PlatformConfig,
     #[serde(default)]
     tpm: Lacking,
     #[serde(default)]
@@ -82,6 +84,7 @@ impl From<VmFields> for VmConfig {
             cpus: fields.cpus,
             memory: fields.memory,
             payload: fields.payload,
+            platform: fields.platform,
             devices: fields.devices.unwrap_or_default(),
             serial: fields.serial,
             console: fields.console,
@@ -151,6 +154,49 @@ impl MemoryFields {
     pub(super) fn of(size_bytes: u64) -> Self {
         Self {
             size: size_bytes,
+            ..Self::default()
+        }
+    }
+}
+
+/// `PlatformConfig`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+pub(crate) struct PlatformFields {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iommufd: Option<bool>,
+    #[serde(default, skip_serializing)]
+    num_pci_segments: Lacking,
+    #[serde(default, skip_serializing)]
+    iommu_segments: Lacking,
+    #[serde(default, skip_serializing)]
+    iommu_address_width: Lacking,
+    #[serde(default, skip_serializing)]
+    serial_number: Lacking,
+    #[serde(default, skip_serializing)]
+    uuid: Lacking,
+    #[serde(default, skip_serializing)]
+    oem_strings: Lacking,
+    #[serde(default, skip_serializing)]
+    tdx: Lacking,
+    #[serde(default, skip_serializing)]
+    sev_snp: Lacking,
+}
+
+impl From<PlatformFields> for PlatformConfig {
+    fn from(fields: PlatformFields) -> Self {
+        Self {
+            iommufd: fields.iommufd,
+        }
+    }
+}
+
+impl From<PlatformConfig> for PlatformFields {
+    fn from(platform: PlatformConfig) -> Self {
+        Self {
+            iommufd: platform.iommufd,
             ..Self::default()
         }
     }

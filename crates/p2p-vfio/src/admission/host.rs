@@ -8,6 +8,7 @@ use iommu_group::{
     SysfsError, Topology, Verdict,
 };
 
+use crate::context::Reach;
 use crate::policy::{Identity, Policy, Ruling};
 
 /// A host's functions, what its hardware does with requests between them, at one moment, and what its
@@ -107,6 +108,14 @@ pub enum DomainName {
 }
 
 impl Candidate {
+    /// What it may reach once it is admitted: its peers if it is in a domain.
+    pub fn reach(&self) -> Reach {
+        match self.domain {
+            Some(_) => Reach::Peers,
+            None => Reach::GuestMemory,
+        }
+    }
+
     /// Reads group and neighbours of the function at `path`, which may be any alias of it.
     ///
     /// # Errors

@@ -48,11 +48,25 @@ fn unmap(rig: &dyn Rig, range: AddressRange<Iova>) -> Result<(), Failure> {
     unmapped.map_err(|error| error.to_string())
 }
 
-/// The errno with which a mapping must be refused.
+/// A mapping must be refused with this errno.
 fn refused(rig: &dyn Rig, at: u64, memory: HostMemory, errno: i32) -> Result<(), Failure> {
+    refused_with_any(rig, at, memory, &[errno])
+}
+
+/// A mapping must be refused with one of these.
+fn refused_with_any(
+    rig: &dyn Rig,
+    at: u64,
+    memory: HostMemory,
+    errnos: &[i32],
+) -> Result<(), Failure> {
     match rig.backend().map(iova(at), memory) {
-        Err(DmaError::Map { error, .. }) if error.raw_os_error() == Some(errno) => Ok(()),
-        Err(other) => Err(format!("refused with {other}, not with errno {errno}")),
+        Err(DmaError::Map { error, .. })
+            if error.raw_os_error().is_some_and(|e| errnos.contains(&e)) =>
+        {
+            Ok(())
+        }
+        Err(other) => Err(format!("refused with {other}, not with errno {errnos:?}")),
         Ok(range) => {
             unmap(rig, range)?;
             Err(format!("{range} was mapped"))
@@ -210,7 +224,7 @@ fn outside(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
 
 fn decoding(rig: &dyn Rig, _ram: &Ram) -> Result<(), Failure> {
     rig.decode(false);
-    let off = refused(rig, HERE, rig.bar(), libc::EFAULT);
+    let off = refused_with_any(rig, HERE, rig.bar(), &[libc::EFAULT, libc::ENODEV]);
     rig.decode(true);
     off?;
     let range = map(rig, HERE, rig.bar())?;

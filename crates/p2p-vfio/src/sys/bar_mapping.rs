@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
+use super::dma_buf::DmaBuf;
+
 /// Sizes of the pages with which the kernel maps large BARs, largest first, in bytes.
 const HUGE_PAGES: [usize; 2] = [1 << 30, 2 << 20];
 const PAGE: usize = 4096;
@@ -19,6 +21,7 @@ const PAGE: usize = 4096;
 pub(crate) struct BarMapping {
     addr: NonNull<u8>,
     len_bytes: usize,
+    dma_buf: Option<DmaBuf>,
 }
 
 // SAFETY: the mapping is only an address for KVM and the IOMMU; no thread dereferences it here.
@@ -90,7 +93,22 @@ impl BarMapping {
         room.addr = room.addr.wrapping_add(len_bytes);
         room.len_bytes -= len_bytes;
         let addr = NonNull::new(addr).ok_or_else(|| io::Error::other("mmap returned 0"))?;
-        Ok(Self { addr, len_bytes })
+        Ok(Self {
+            addr,
+            len_bytes,
+            dma_buf: None,
+        })
+    }
+
+    /// The same piece with the dma-buf by which peers on iommufd reach it.
+    pub(super) fn with_dma_buf(self, dma_buf: DmaBuf) -> Self {
+        let mut this = self;
+        this.dma_buf = Some(dma_buf);
+        this
+    }
+
+    pub(crate) fn dma_buf(&self) -> Option<&DmaBuf> {
+        self.dma_buf.as_ref()
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {

@@ -15,7 +15,7 @@ use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_
 use crate::address::{Address, AddressRange, Iova};
 use crate::memory::HostMemory;
 
-use super::{check, vfio_ioctl};
+use super::{argsz, check, vfio_ioctl};
 
 const GET_API_VERSION: libc::c_ulong = vfio_ioctl(0);
 const CHECK_EXTENSION: libc::c_ulong = vfio_ioctl(1);
@@ -94,9 +94,4 @@ impl AsRawFd for Container {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
-}
-
-/// The size of an argument structure, as its first field says it.
-pub(super) fn argsz<T>() -> u32 {
-    u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }

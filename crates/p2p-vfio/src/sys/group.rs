@@ -9,15 +9,13 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
 
 use iommu_group::{GroupId, Sbdf};
-use kvm_bindings::{
-    KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_device_attr,
-};
 use kvm_ioctls::DeviceFd;
 use vfio_bindings::bindings::vfio::{VFIO_GROUP_FLAGS_VIABLE, vfio_group_status};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 
-use super::container::{Container, argsz};
-use super::{check, vfio_ioctl};
+use super::container::Container;
+use super::kvm::KvmFile;
+use super::{argsz, check, vfio_ioctl};
 
 const GET_STATUS: libc::c_ulong = vfio_ioctl(3);
 const SET_CONTAINER: libc::c_ulong = vfio_ioctl(4);
@@ -29,7 +27,7 @@ pub(super) struct Group {
     file: File,
     id: GroupId,
     _container: Arc<Container>,
-    kvm: Option<Arc<DeviceFd>>,
+    kvm: Option<KvmFile>,
 }
 
 impl Group {
@@ -64,8 +62,7 @@ impl Group {
         };
         // From here on dropping the group takes it out again.
         if let Some(kvm) = kvm {
-            group.tell(&kvm, KVM_DEV_VFIO_FILE_ADD)?;
-            group.kvm = Some(kvm);
+            group.kvm = Some(KvmFile::add(kvm, &group.file)?);
         }
         Ok(group)
     }
@@ -78,29 +75,12 @@ impl Group {
         // SAFETY: the kernel made this descriptor for us and nobody else owns it.
         Ok(unsafe { File::from_raw_fd(fd) })
     }
-
-    /// Adds the group to, or removes it from, what KVM takes into account: cache coherency of DMA
-    /// (linux virt/kvm/vfio.c).
-    fn tell(&self, kvm: &DeviceFd, change: u32) -> io::Result<()> {
-        let descriptor: RawFd = self.file.as_raw_fd();
-        let attribute = kvm_device_attr {
-            group: KVM_DEV_VFIO_FILE,
-            attr: u64::from(change),
-            addr: (&raw const descriptor) as u64,
-            flags: 0,
-        };
-        kvm.set_device_attr(&attribute)
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))
-    }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(kvm) = self.kvm.take()
-            && let Err(error) = self.tell(&kvm, KVM_DEV_VFIO_FILE_DEL)
-        {
-            log::warn!("cannot take IOMMU group {} out of KVM: {error}", self.id);
-        }
+        // KVM first: it asks the group, which has to be in its container then.
+        self.kvm = None;
         // SAFETY: the ioctl has no argument.
         if let Err(error) = check(unsafe { ioctl(&self.file, UNSET_CONTAINER) }) {
             log::warn!(

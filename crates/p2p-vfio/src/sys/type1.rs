@@ -10,14 +10,14 @@ use iommu_group::GroupId;
 use kvm_ioctls::DeviceFd;
 use vfio_bindings::bindings::vfio::{VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE};
 
-use crate::address::{Address, AddressRange, Iova};
+use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 
 use super::container::Container;
 use super::group::Group;
 use super::info::Info;
-use super::vfio_ioctl;
+use super::{usable_ranges, vfio_ioctl};
 
 const IOMMU_GET_INFO: libc::c_ulong = vfio_ioctl(12);
 
@@ -96,15 +96,7 @@ fn ranges(info: &Info) -> Option<Vec<AddressRange<Iova>>> {
         return None;
     }
     let at = info.capability(16, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE)?;
-    let bounds = info.pairs(at + 16, info.field32(at + 8)?)?;
-    let range = |(first, last): (u64, u64)| {
-        let len_bytes = last.checked_sub(first)?.saturating_add(1);
-        let start = Iova::new(first);
-        // A range up to the very last address loses its last page: nothing ends there.
-        AddressRange::new(start, len_bytes)
-            .or_else(|| AddressRange::new(start, len_bytes.checked_sub(4096)?))
-    };
-    bounds.into_iter().map(range).collect()
+    usable_ranges(info.pairs(at + 16, info.field32(at + 8)?)?)
 }
 
 impl DmaBackend for Type1 {
@@ -136,6 +128,7 @@ impl DmaBackend for Type1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
 
     fn info(flags: u32, bounds: &[(u64, u64)]) -> Info {
         let mut bytes = Vec::new();

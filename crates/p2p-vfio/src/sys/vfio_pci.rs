@@ -20,9 +20,11 @@ use vmm_sys_util::ioctl::ioctl;
 
 use crate::pci::{Line, Mappable, Notice, PciBackend, Region, RegionInfo, VectorKind, Vectors};
 
+use super::cdev::{AttachedCdev, Cdev};
+use super::dma_buf::DmaBuf;
 use super::group::Group;
 use super::info::Info;
-use super::{BarMapping, Type1, check, irq, vfio_ioctl};
+use super::{BarMapping, Ioas, Type1, check, irq, vfio_ioctl};
 
 const GET_REGION_INFO: libc::c_ulong = vfio_ioctl(8);
 const RESET: libc::c_ulong = vfio_ioctl(11);
@@ -40,11 +42,21 @@ const REGIONS: [Region; 7] = [
 
 /// An open device.
 pub(crate) struct VfioPci {
-    // Closed before the group and the context can go.
-    file: File,
+    opened: Opened,
     regions: Vec<(Region, u64, RegionInfo)>,
-    _group: Arc<Group>,
-    _context: Arc<Type1>,
+    /// Pieces of BARs come with a dma-buf.
+    shares: bool,
+}
+
+/// How it was opened, and what it keeps alive.
+enum Opened {
+    InGroup {
+        // Closed before the group and the context can go.
+        file: File,
+        _group: Arc<Group>,
+        _context: Arc<Type1>,
+    },
+    Alone(AttachedCdev),
 }
 
 impl VfioPci {
@@ -55,20 +67,40 @@ impl VfioPci {
     /// in the group has a host driver) or of opening the device.
     pub(crate) fn open(context: Arc<Type1>, group: GroupId, sbdf: Sbdf) -> io::Result<Self> {
         let group = context.join(group)?;
-        let file = group.open_device(sbdf)?;
+        let opened = Opened::InGroup {
+            file: group.open_device(sbdf)?,
+            _group: group,
+            _context: context,
+        };
+        Self::new(opened, false)
+    }
+
+    /// Puts a device that is bound into a context of its iommufd; with `shares`, its BARs can be mapped there.
+    ///
+    /// # Errors
+    /// The errno of attaching it (`EINVAL`: a neighbour in its group is in another context).
+    pub(crate) fn attach(context: Arc<Ioas>, device: Cdev, shares: bool) -> io::Result<Self> {
+        let attached = AttachedCdev::new(device, context)?;
+        Self::new(Opened::Alone(attached), shares)
+    }
+
+    fn new(opened: Opened, shares: bool) -> io::Result<Self> {
         let regions = REGIONS
             .into_iter()
             .map(|region| {
-                let (offset, info) = region_info(&file, region)?;
+                let (offset, info) = region_info(opened.file(), region)?;
                 Ok((region, offset, info))
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
-            file,
+            opened,
             regions,
-            _group: group,
-            _context: context,
+            shares,
         })
+    }
+
+    fn file(&self) -> &File {
+        self.opened.file()
     }
 
     fn find(&self, region: Region) -> io::Result<&(Region, u64, RegionInfo)> {
@@ -86,8 +118,17 @@ impl VfioPci {
     }
 }
 
+impl Opened {
+    fn file(&self) -> &File {
+        match self {
+            Self::InGroup { file, .. } => file,
+            Self::Alone(device) => device.file(),
+        }
+    }
+}
+
 /// Offset in the device's file, and description, of a region.
-fn region_info(device: &File, region: Region) -> io::Result<(u64, RegionInfo)> {
+pub(super) fn region_info(device: &File, region: Region) -> io::Result<(u64, RegionInfo)> {
     let index = match region {
         Region::Bar(bar) => u32::from(bar),
         Region::Config => VFIO_PCI_CONFIG_REGION_INDEX,
@@ -149,21 +190,28 @@ impl PciBackend for VfioPci {
 
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let at = self.locate(region, offset, data.len())?;
-        self.file.read_exact_at(data, at)
+        self.file().read_exact_at(data, at)
     }
 
     fn write(&self, region: Region, offset: u64, data: &[u8]) -> io::Result<()> {
         let at = self.locate(region, offset, data.len())?;
-        self.file.write_all_at(data, at)
+        self.file().write_all_at(data, at)
     }
 
     fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping> {
         let at = self.locate(region, offset, len_bytes)?;
-        BarMapping::new(self.file.as_fd(), at, offset, len_bytes)
+        let mapping = BarMapping::new(self.file().as_fd(), at, offset, len_bytes)?;
+        match region {
+            Region::Bar(bar) if self.shares => {
+                let dma_buf = DmaBuf::export(self.file(), bar, offset, len_bytes)?;
+                Ok(mapping.with_dma_buf(dma_buf))
+            }
+            _ => Ok(mapping),
+        }
     }
 
     fn vectors(&self, kind: VectorKind) -> Vectors {
-        let info = irq::info(&self.file, vector_index(kind));
+        let info = irq::info(self.file(), vector_index(kind));
         info.map_or(
             Vectors {
                 count: 0,
@@ -182,41 +230,41 @@ impl PciBackend for VfioPci {
         first: u32,
         events: &[Option<&EventFd>],
     ) -> io::Result<()> {
-        irq::signal(&self.file, vector_index(kind), first, events)
+        irq::signal(self.file(), vector_index(kind), first, events)
     }
 
     fn disable_vectors(&self, kind: VectorKind) -> io::Result<()> {
-        irq::disable(&self.file, vector_index(kind))
+        irq::disable(self.file(), vector_index(kind))
     }
 
     fn has_line(&self) -> bool {
-        irq::info(&self.file, VFIO_PCI_INTX_IRQ_INDEX).is_ok_and(|info| info.count > 0)
+        irq::info(self.file(), VFIO_PCI_INTX_IRQ_INDEX).is_ok_and(|info| info.count > 0)
     }
 
     fn set_line(&self, line: Option<Line<'_>>) -> io::Result<()> {
         let Some(Line { raised, handled }) = line else {
-            return irq::disable(&self.file, VFIO_PCI_INTX_IRQ_INDEX);
+            return irq::disable(self.file(), VFIO_PCI_INTX_IRQ_INDEX);
         };
-        irq::signal(&self.file, VFIO_PCI_INTX_IRQ_INDEX, 0, &[Some(raised)])?;
+        irq::signal(self.file(), VFIO_PCI_INTX_IRQ_INDEX, 0, &[Some(raised)])?;
         // Masked by the kernel whenever it is raised, and only the guest knows when it was handled.
-        let unmask = irq::unmask_on(&self.file, VFIO_PCI_INTX_IRQ_INDEX, handled);
+        let unmask = irq::unmask_on(self.file(), VFIO_PCI_INTX_IRQ_INDEX, handled);
         if unmask.is_err() {
-            irq::disable(&self.file, VFIO_PCI_INTX_IRQ_INDEX)?;
+            irq::disable(self.file(), VFIO_PCI_INTX_IRQ_INDEX)?;
         }
         unmask
     }
 
     fn has_notice(&self, notice: Notice) -> bool {
-        irq::info(&self.file, notice_index(notice)).is_ok_and(|info| info.count > 0)
+        irq::info(self.file(), notice_index(notice)).is_ok_and(|info| info.count > 0)
     }
 
     fn set_notice(&self, notice: Notice, event: &EventFd) -> io::Result<()> {
-        irq::signal(&self.file, notice_index(notice), 0, &[Some(event)])
+        irq::signal(self.file(), notice_index(notice), 0, &[Some(event)])
     }
 
     fn reset(&self) -> io::Result<()> {
         // SAFETY: the ioctl has no argument.
-        check(unsafe { ioctl(&self.file, RESET) }).map(drop)
+        check(unsafe { ioctl(self.file(), RESET) }).map(drop)
     }
 }
 

@@ -131,7 +131,10 @@ impl Devices {
         // Declared before the device, and so dropped after it.
         let created = match self.contexts.domains.contains_key(&name) {
             true => None,
-            false => Some(self.contexts.create(name.as_ref())?),
+            false => {
+                let newcomer = (candidate.sbdf, candidate.reach());
+                Some(self.contexts.create(name.as_ref(), &[newcomer])?)
+            }
         };
         let domain = created
             .as_ref()

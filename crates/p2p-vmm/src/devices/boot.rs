@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use hotplug::SlotBus;
+use hotplug::{PlatformConfig, SlotBus};
 use iommu_group::Placement;
 use kvm_ioctls::VmFd;
 use p2p_vfio::{
@@ -50,11 +50,16 @@ pub(crate) struct Demands {
 impl<'a> OpenDevices<'a> {
     /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in another.
     /// A VM that is `growing` may get others later.
-    pub(crate) fn open(vm: Arc<VmFd>, judged: &'a Judged, growing: bool) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        vm: Arc<VmFd>,
+        judged: &'a Judged,
+        platform: PlatformConfig,
+        growing: bool,
+    ) -> anyhow::Result<Self> {
         let mut this = Self {
             judged,
             growing,
-            contexts: Contexts::new(vm),
+            contexts: Contexts::new(vm, platform),
             groups: Vec::new(),
         };
         for domain in &judged.admitted.domains {
@@ -70,7 +75,8 @@ impl<'a> OpenDevices<'a> {
         };
         let fixed = first.placement == Placement::AtBusAddress;
         let name = first.domain.clone();
-        let mut domain = self.contexts.create(name.as_ref())?;
+        let newcomers = self.judged.admitted.reaches();
+        let mut domain = self.contexts.create(name.as_ref(), &newcomers)?;
         domain.fixed = fixed;
         let open = |candidate: &Candidate| -> anyhow::Result<_> {
             let mut candidate = candidate.clone();

@@ -4,9 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
+use hotplug::PlatformConfig;
+use iommu_group::Sbdf;
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
-use p2p_vfio::{Address, AddressRange, Clique, DomainName, Gpa, IommuContext, Iova, Reach};
+use p2p_vfio::{
+    Address, AddressRange, Choice, Clique, DomainName, Gpa, HostIommu, Interface, IommuContext,
+    Iova, Reach,
+};
 
 /// The context of some devices, and what the guest knows them by.
 pub(super) struct Domain {
@@ -21,22 +26,52 @@ pub(super) struct Domain {
 /// All contexts, by the domain that they are of; `None` is that of the devices outside of any.
 pub(super) struct Contexts {
     vm: Arc<VmFd>,
-    kvm: Option<Arc<DeviceFd>>,
+    platform: PlatformConfig,
+    /// What all contexts have in common, for the life of the VM; `None` before the first device.
+    iommu: Option<Arc<HostIommu>>,
     pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
 }
 
 impl Contexts {
-    pub(super) fn new(vm: Arc<VmFd>) -> Self {
+    pub(super) fn new(vm: Arc<VmFd>, platform: PlatformConfig) -> Self {
         Self {
             vm,
-            kvm: None,
+            platform,
+            iommu: None,
             domains: BTreeMap::new(),
         }
     }
 
-    /// A context for a domain that has none yet; the caller keeps it here when it has a device.
-    pub(super) fn create(&mut self, name: Option<&DomainName>) -> anyhow::Result<Domain> {
-        let kvm = self.kvm_vfio_device()?;
+    /// The kernel's interface that the devices are assigned by, and why; `None` before the first device.
+    pub(super) fn choice(&self) -> Option<&Choice> {
+        self.iommu.as_ref().map(|iommu| iommu.choice())
+    }
+
+    /// Takes the first devices of the VM: through iommufd where that has all they need, else through their groups.
+    fn choose(&mut self, devices: &[(Sbdf, Reach)]) -> anyhow::Result<Arc<HostIommu>> {
+        if let Some(iommu) = &self.iommu {
+            return Ok(Arc::clone(iommu));
+        }
+        let wanted = self.platform.iommufd.map(|on| match on {
+            true => Interface::Iommufd,
+            false => Interface::Type1,
+        });
+        let iommu = HostIommu::choose(wanted, devices, Some(self.kvm_vfio_device()?));
+        let iommu = iommu.context("iommufd is asked for and not possible")?;
+        log::info!("devices are assigned by {}", iommu.choice());
+        let iommu = Arc::new(iommu);
+        self.iommu = Some(Arc::clone(&iommu));
+        Ok(iommu)
+    }
+
+    /// A context for a domain that has none yet; the caller keeps it here when it has a device. `newcomers` are all
+    /// devices that are about to be opened, in this context or another.
+    pub(super) fn create(
+        &mut self,
+        name: Option<&DomainName>,
+        newcomers: &[(Sbdf, Reach)],
+    ) -> anyhow::Result<Domain> {
+        let iommu = self.choose(newcomers)?;
         let reach = match name {
             Some(_) => Reach::Peers,
             None => Reach::GuestMemory,
@@ -44,7 +79,7 @@ impl Contexts {
         let used: Vec<_> = self.domains.values().filter_map(|d| d.number).collect();
         let number = name.and_then(|_| (0..).find(|number| !used.contains(number)));
         Ok(Domain {
-            context: IommuContext::new(reach, Some(kvm))?,
+            context: IommuContext::new(&iommu, reach)?,
             clique: number.and_then(Clique::of_domain),
             number,
             fixed: false,
@@ -69,10 +104,7 @@ impl Contexts {
 
     /// The VM's KVM-VFIO device: through it KVM learns which groups the VM has (linux
     /// Documentation/virt/kvm/devices/vfio.rst). It stays for the life of the VM.
-    fn kvm_vfio_device(&mut self) -> anyhow::Result<Arc<DeviceFd>> {
-        if let Some(device) = &self.kvm {
-            return Ok(Arc::clone(device));
-        }
+    fn kvm_vfio_device(&self) -> anyhow::Result<Arc<DeviceFd>> {
         let mut request = kvm_create_device {
             type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
             fd: 0,
@@ -82,9 +114,7 @@ impl Contexts {
             .vm
             .create_device(&mut request)
             .context("cannot create the KVM-VFIO device (is KVM built with VFIO support?)")?;
-        let device = Arc::new(device);
-        self.kvm = Some(Arc::clone(&device));
-        Ok(device)
+        Ok(Arc::new(device))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use iommu_group::Sbdf;
-use p2p_vfio::AssignedDevice;
+use p2p_vfio::{AssignedDevice, Choice};
 
 use super::registry::Devices;
 use crate::lock::lock;
@@ -28,6 +28,11 @@ impl Devices {
                 device: entry.device.as_ref()?,
             })
         })
+    }
+
+    /// The kernel's interface that they are assigned by, and why; `None` before the first.
+    pub(crate) fn choice(&self) -> Option<&Choice> {
+        self.contexts.choice()
     }
 
     /// How many windows peers have.

@@ -50,7 +50,7 @@ impl Machine {
     ) -> anyhow::Result<Self> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
         let vm = Arc::new(create_vm(host)?);
-        let devices = OpenDevices::open(Arc::clone(&vm), judged, host.growing)?;
+        let devices = OpenDevices::open(Arc::clone(&vm), judged, config.platform, host.growing)?;
         let layout = lay_out(config, &cpuid, &devices, host.growing)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;
@@ -129,8 +129,10 @@ impl Machine {
         let (slots, claims) = self.slots.census();
         let routes = self.routes.census();
         let peers = self.devices.peer_windows();
+        let interface = self.devices.choice().map(|choice| choice.interface);
+        let by = interface.map_or(String::new(), |interface| format!(", by {interface}"));
         format!(
-            "{slots} memory slots, {claims} BARs, {peers} peer windows, {routes} message routes"
+            "{slots} memory slots, {claims} BARs, {peers} peer windows, {routes} message routes{by}"
         )
     }
 }

@@ -7,6 +7,8 @@
 //! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
 //! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
 //!                              of it works after
+//! guest-probe revoke ROUNDS    one is switched off, reset and put to sleep, as often; exit code 0 if its peer reaches it
+//!                              after each
 //! guest-probe interrupts NAME… waits until interrupts of these names have fired; exit code 0 if all have
 //! ```
 //!
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
             Ok(rounds) => return outcome(upset::run(rounds, &mut print)),
             Err(_) => return usage(),
         },
+        ["revoke", rounds] => match rounds.parse() {
+            Ok(rounds) => return outcome(upset::revoke(rounds, &mut print)),
+            Err(_) => return usage(),
+        },
         ["interrupts", names @ ..] => return outcome(interrupts::run(names, &mut print)),
         [count] => match count.parse() {
             Ok(count) => (Some(count), Duration::ZERO),
@@ -77,7 +83,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | p2pmem | upset ROUNDS | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | p2pmem | upset ROUNDS | revoke ROUNDS | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

@@ -31,12 +31,10 @@ struct Stage {
 
 type Step = fn(&mut Stage, u32) -> io::Result<()>;
 
+type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
+
 /// Does all of it; whether everything worked after.
-pub(crate) fn run(
-    rounds: u32,
-    print: &mut dyn FnMut(&Finding) -> io::Result<()>,
-) -> io::Result<bool> {
-    let mut stage = Stage::new()?;
+pub(crate) fn run(rounds: u32, print: &mut Print<'_>) -> io::Result<bool> {
     let steps: [(&str, u32, Step); 8] = [
         ("decode off and on", 50, steps::decode),
         ("moves", rounds, steps::moves),
@@ -47,12 +45,28 @@ pub(crate) fn run(
         ("D3hot", 4, steps::sleep),
         ("memory device", 1, steps::memory_device),
     ];
+    play(&steps, print)
+}
+
+/// Does what takes a BAR away from those who have it as a dma-buf, over and over; whether each time it was back after.
+pub(crate) fn revoke(rounds: u32, print: &mut Print<'_>) -> io::Result<bool> {
+    let steps: [(&str, u32, Step); 3] = [
+        ("decode off and on", rounds, steps::decode_and_look),
+        ("function level reset", rounds, steps::function_reset),
+        ("D3hot", rounds.div_ceil(10), steps::sleep),
+    ];
+    play(&steps, print)
+}
+
+fn play(steps: &[(&str, u32, Step)], print: &mut Print<'_>) -> io::Result<bool> {
+    let mut stage = Stage::new()?;
     let mut all_good = true;
     for (what, rounds, step) in steps {
+        let rounds = *rounds;
         let error = step(&mut stage, rounds).err();
         all_good &= error.is_none();
         print(&Finding::Upset {
-            what: what.to_owned(),
+            what: (*what).to_owned(),
             rounds,
             result: error.as_ref().map_or(Outcome::Ok, |_| Outcome::Nothing),
             error: error.map(|error| error.to_string()),

@@ -43,6 +43,14 @@ pub(super) fn decode(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     stage.check_home()
 }
 
+/// The same, and each time DMA is back.
+pub(super) fn decode_and_look(stage: &mut Stage, rounds: u32) -> io::Result<()> {
+    for _ in 0..rounds {
+        decode(stage, 1)?;
+    }
+    Ok(())
+}
+
 /// The ports above a function, with room for [`PLACES`] opened in those that are shared.
 struct Ports {
     own: Config,

@@ -1,4 +1,4 @@
-//! The suite on the kernel's type1 driver, and what only a kernel can get wrong.
+//! The suite on the kernel's type1 driver and on iommufd, and what only a kernel can get wrong.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::address::{Address, AddressRange, Iova};
 use crate::context::{IommuContext, Reach};
 use crate::dma::DmaBackend;
+use crate::host_iommu::{HostIommu, Interface};
 use crate::memory::HostMemory;
 use crate::pci::{PciBackend, Region};
 use crate::sys::VfioPci;
@@ -21,7 +22,7 @@ const OFF: [u8; 1] = [0x04];
 /// Where the word that a device is to write lies, for the device.
 const WORD_AT: u64 = 0x8000_0000;
 
-struct Type1Rig {
+struct KernelRig {
     context: IommuContext,
     peers: Arc<dyn DmaBackend>,
     sbdf: Sbdf,
@@ -31,37 +32,37 @@ struct Type1Rig {
     word: GuestMemoryMmap,
 }
 
-/// Checks the contract on a VFIO container with the `edu` device `sbdf` of `group`, which is bound to
+/// Checks the contract on a context of `interface` with the `edu` device `sbdf` of `group`, which is bound to
 /// vfio-pci: names and results.
 ///
 /// # Errors
 /// The device cannot be opened.
-pub fn run_on_type1(sbdf: Sbdf, group: GroupId) -> Result<Results, String> {
+pub fn run_on_kernel(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<Results, String> {
     let mut results = vec![(
         "weakness_4_a_failed_first_device_does_not_poison_the_context",
-        failed_first(sbdf, group),
+        failed_first(interface, sbdf, group),
     )];
-    let rig = Type1Rig::open(sbdf, group)?;
+    let rig = KernelRig::open(interface, sbdf, group)?;
     results.extend(run::<dyn Rig>(&checks::ALL, &rig));
     results.extend(run(&OWN, &rig));
     Ok(results)
 }
 
-const OWN: [Check<Type1Rig>; 2] = [
+const OWN: [Check<KernelRig>; 2] = [
     Check {
         name: "weakness_5_guest_memory_is_mapped_when_the_last_device_has_gone_and_another_comes",
         run: rejoin,
     },
     Check {
-        name: "weakness_10_a_bar_is_mapped_by_address",
-        run: bar_by_address,
+        name: "weakness_10_a_bar_is_mapped_on_any_interface",
+        run: bar_of_a_device,
     },
 ];
 
-impl Type1Rig {
-    fn open(sbdf: Sbdf, group: GroupId) -> Result<Self, Failure> {
+impl KernelRig {
+    fn open(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<Self, Failure> {
         let text = |error: &dyn std::error::Error| error.to_string();
-        let context = IommuContext::new(Reach::Peers, None).map_err(|e| text(&e))?;
+        let context = new_context(interface)?;
         let peers = context
             .peer_windows()
             .ok_or("a domain has no window table")?;
@@ -94,7 +95,7 @@ impl Type1Rig {
     }
 }
 
-impl Rig for Type1Rig {
+impl Rig for KernelRig {
     fn backend(&self) -> &dyn DmaBackend {
         &*self.peers
     }
@@ -126,10 +127,16 @@ impl Rig for Type1Rig {
     }
 }
 
+/// The context of a P2P domain.
+fn new_context(interface: Interface) -> Result<IommuContext, Failure> {
+    let iommu = HostIommu::choose(Some(interface), &[], None).map_err(|e| e.to_string())?;
+    IommuContext::new(&Arc::new(iommu), Reach::Peers).map_err(|e| e.to_string())
+}
+
 /// The first device of a context cannot be opened, the second one can: it has guest memory.
-fn failed_first(sbdf: Sbdf, group: GroupId) -> Result<(), Failure> {
+fn failed_first(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<(), Failure> {
     let text = |error: &dyn std::error::Error| error.to_string();
-    let context = IommuContext::new(Reach::Peers, None).map_err(|e| text(&e))?;
+    let context = new_context(interface)?;
     let absent = Sbdf::new(0, 0xff, 0x1f, 7).map_err(|e| text(&e))?;
     if context.open(absent, group).is_ok() {
         return Err(format!("{absent} was opened"));
@@ -150,7 +157,7 @@ fn failed_first(sbdf: Sbdf, group: GroupId) -> Result<(), Failure> {
     Ok(())
 }
 
-fn rejoin(rig: &Type1Rig, ram: &Ram) -> Result<(), Failure> {
+fn rejoin(rig: &KernelRig, ram: &Ram) -> Result<(), Failure> {
     let at = Iova::new(0x20_0000);
     let mapped = rig.peers.map(at, ram.pages(2)?);
     let range = mapped.map_err(|error| error.to_string())?;
@@ -165,7 +172,7 @@ fn rejoin(rig: &Type1Rig, ram: &Ram) -> Result<(), Failure> {
     }
 }
 
-fn bar_by_address(rig: &Type1Rig, _ram: &Ram) -> Result<(), Failure> {
+fn bar_of_a_device(rig: &KernelRig, _ram: &Ram) -> Result<(), Failure> {
     let mapped = rig.peers.map(Iova::new(0x20_0000), rig.bar());
     let range = mapped.map_err(|error| error.to_string())?;
     rig.peers.unmap(range).map_err(|error| error.to_string())

@@ -1,0 +1,66 @@
+//! What a VM takes of the host it runs on.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::wire;
+use crate::options::{OptionError, Options};
+
+/// Of what the host offers, what a VM is made of; on the command line `iommufd=on`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[serde(from = "wire::PlatformFields", into = "wire::PlatformFields")]
+pub struct PlatformConfig {
+    /// Whether devices are assigned through iommufd, or through VFIO containers. Without a word, iommufd is used where
+    /// kernel and devices have what it takes.
+    pub iommufd: Option<bool>,
+}
+
+impl PlatformConfig {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl FromStr for PlatformConfig {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let options = Options::parse(text, &["iommufd"])?;
+        Ok(Self {
+            iommufd: options.switch("iommufd")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(iommufd: Option<bool>) -> PlatformConfig {
+        PlatformConfig { iommufd }
+    }
+
+    #[test]
+    fn iommufd_is_on_off_or_left_to_the_vmm() {
+        assert_eq!("iommufd=on".parse(), Ok(platform(Some(true))));
+        assert_eq!("iommufd=off".parse(), Ok(platform(Some(false))));
+        assert!("iommufd=auto".parse::<PlatformConfig>().is_err());
+        assert!("num_pci_segments=2".parse::<PlatformConfig>().is_err());
+    }
+
+    #[test]
+    fn json_round_trips() {
+        for config in [None, Some(true), Some(false)].map(platform) {
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(
+                serde_json::from_str::<PlatformConfig>(&json).unwrap(),
+                config
+            );
+        }
+        let json = r#"{"num_pci_segments":2}"#;
+        let error = serde_json::from_str::<PlatformConfig>(json).unwrap_err();
+        assert!(error.to_string().contains("does not have it"), "{error}");
+    }
+}

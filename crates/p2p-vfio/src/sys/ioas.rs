@@ -1,0 +1,197 @@
+//! IOMMU contexts on iommufd: address spaces of one `/dev/iommu`, and what is mapped in them.
+
+#![allow(unsafe_code, reason = "a mapping needs memory that is kept")]
+
+use std::collections::BTreeMap;
+use std::io;
+#[cfg(feature = "contract")]
+use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::address::{AddressRange, Iova};
+use crate::dma::{DmaBackend, DmaError};
+use crate::memory::HostMemory;
+
+use super::dma_buf::DmaBuf;
+use super::iommufd::{IoasId, IommuFile};
+use super::usable_ranges;
+
+/// The contexts of one VM: memory that is in several of them is pinned once.
+#[derive(Debug)]
+pub(crate) struct Iommufd {
+    file: IommuFile,
+    pinned: Mutex<Vec<Pinned>>,
+}
+
+/// Memory of this process that is mapped in an address space.
+#[derive(Clone, Copy, Debug)]
+struct Pinned {
+    /// Where it is in this process. It is nobody else's for as long as the mapping stands.
+    address: usize,
+    ioas: IoasId,
+    range: AddressRange<Iova>,
+}
+
+impl Iommufd {
+    /// # Errors
+    /// The errno of opening `/dev/iommu`: `ENOENT` if the kernel is built without iommufd, `ENODEV` if its module is
+    /// not there.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self {
+            file: IommuFile::open()?,
+            pinned: Mutex::default(),
+        })
+    }
+
+    /// Maps a dma-buf in an address space that is gone after.
+    ///
+    /// # Errors
+    /// What the kernel says to it.
+    pub(super) fn try_map(&self, range: AddressRange<Iova>, dma_buf: &DmaBuf) -> io::Result<()> {
+        let ioas = self.file.allocate()?;
+        let mapped = self.file.map_dma_buf(ioas, range, dma_buf.as_fd());
+        self.file.destroy(ioas)?;
+        mapped
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, Vec<Pinned>> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRawFd for Iommufd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// One address space and everything mapped in it. It stands whether or not a device is attached.
+pub(crate) struct Ioas {
+    id: IoasId,
+    iommufd: Arc<Iommufd>,
+    // Dropped after the address space has let go of the pages.
+    mapped: Mutex<BTreeMap<AddressRange<Iova>, HostMemory>>,
+}
+
+impl Ioas {
+    /// An address space without devices.
+    ///
+    /// # Errors
+    /// The errno of `IOMMU_IOAS_ALLOC`.
+    pub(crate) fn new(iommufd: Arc<Iommufd>) -> io::Result<Self> {
+        Ok(Self {
+            id: iommufd.file.allocate()?,
+            iommufd,
+            mapped: Mutex::default(),
+        })
+    }
+
+    /// What devices are attached to.
+    pub(super) fn id(&self) -> IoasId {
+        self.id
+    }
+
+    /// The I/O addresses that may be mapped, ascending. A device is attached by now.
+    ///
+    /// # Errors
+    /// The errno of `IOMMU_IOAS_IOVA_RANGES`.
+    pub(crate) fn iova_ranges(&self) -> io::Result<Vec<AddressRange<Iova>>> {
+        let ranges = usable_ranges(self.iommufd.file.ranges(self.id)?);
+        ranges.ok_or(io::Error::from_raw_os_error(libc::EPROTO))
+    }
+
+    /// Maps somebody else's dma-buf, of which nothing is known here.
+    ///
+    /// # Errors
+    /// What the kernel says to it.
+    #[cfg(feature = "contract")]
+    pub(crate) fn map_shared(
+        &self,
+        range: AddressRange<Iova>,
+        dma_buf: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.iommufd.file.map_dma_buf(self.id, range, dma_buf)
+    }
+
+    /// Unmaps what [`map_shared`](Self::map_shared) has mapped.
+    ///
+    /// # Errors
+    /// What the kernel says to it.
+    #[cfg(feature = "contract")]
+    pub(crate) fn unmap_shared(&self, range: AddressRange<Iova>) -> io::Result<()> {
+        self.iommufd.file.unmap(self.id, range)
+    }
+
+    fn lock_mapped(&self) -> MutexGuard<'_, BTreeMap<AddressRange<Iova>, HostMemory>> {
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps memory of this process: from another address space that has it, so that it is pinned and accounted once.
+    fn map_ram(&self, range: AddressRange<Iova>, memory: &HostMemory) -> io::Result<()> {
+        let mut pinned = self.iommufd.pinned();
+        let address = memory.as_ptr().addr();
+        let known = pinned
+            .iter()
+            .find(|p| p.address == address && p.range.len_bytes() == range.len_bytes());
+        let file = &self.iommufd.file;
+        match known {
+            // SAFETY: the caller keeps `memory` until it is unmapped here; the other keeps it too.
+            Some(known) => unsafe { file.copy((known.ioas, known.range), (self.id, range)) },
+            // SAFETY: the caller keeps `memory` until it is unmapped here; so do those who copy it.
+            None => unsafe { file.map(self.id, range, memory) },
+        }?;
+        pinned.push(Pinned {
+            address,
+            ioas: self.id,
+            range,
+        });
+        Ok(())
+    }
+}
+
+impl DmaBackend for Ioas {
+    fn map(&self, iova: Iova, memory: HostMemory) -> Result<AddressRange<Iova>, DmaError> {
+        let len_bytes = memory.len_bytes();
+        let range = AddressRange::new(iova, len_bytes as u64)
+            .ok_or(DmaError::BadRange { iova, len_bytes })?;
+        let mut mapped = self.lock_mapped();
+        let done = match memory.dma_buf() {
+            _ if memory.is_ram() => self.map_ram(range, &memory),
+            Some(dma_buf) => self.iommufd.file.map_dma_buf(self.id, range, dma_buf),
+            None => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        };
+        done.map_err(|error| DmaError::Map { range, error })?;
+        mapped.insert(range, memory);
+        Ok(range)
+    }
+
+    fn unmap(&self, range: AddressRange<Iova>) -> Result<(), DmaError> {
+        let mut mapped = self.lock_mapped();
+        if !mapped.contains_key(&range) {
+            return Err(DmaError::NotMapped(range));
+        }
+        // Locked through the call: a copy must not be made of what goes.
+        let mut pinned = self.iommufd.pinned();
+        let unmapped = self.iommufd.file.unmap(self.id, range);
+        unmapped.map_err(|error| DmaError::Unmap { range, error })?;
+        pinned.retain(|p| p.ioas != self.id || p.range != range);
+        mapped.remove(&range);
+        Ok(())
+    }
+}
+
+impl Drop for Ioas {
+    fn drop(&mut self) {
+        let mut pinned = self.iommufd.pinned();
+        pinned.retain(|p| p.ioas != self.id);
+        if let Err(error) = self.iommufd.file.destroy(self.id) {
+            log::error!("cannot end an I/O address space: {error}");
+            // Devices may reach it still: it goes with the process only.
+            let mapped = self.mapped.get_mut();
+            std::mem::forget(std::mem::take(
+                mapped.unwrap_or_else(PoisonError::into_inner),
+            ));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Whether peers can reach a device's BARs on iommufd: found out by trying.
+
+use std::fs::File;
+use std::io;
+
+use thiserror::Error;
+
+use crate::address::{Address, AddressRange, Iova};
+use crate::pci::{Mappable, Region};
+
+use super::cdev::Cdev;
+use super::dma_buf::DmaBuf;
+use super::ioas::Iommufd;
+use super::vfio_pci::region_info;
+
+const PAGE: usize = 4096;
+
+/// Why a device's BARs cannot be mapped for peers on iommufd.
+#[derive(Debug, Error)]
+pub(crate) enum NoSharing {
+    /// The driver does not export them (linux: `CONFIG_VFIO_PCI_DMABUF`, since 6.19).
+    #[error("its driver does not export BARs as dma-bufs: {0}")]
+    Export(io::Error),
+    /// iommufd does not take them.
+    #[error("iommufd does not map BARs that are dma-bufs: {0}")]
+    Import(io::Error),
+}
+
+/// Exports a page of a BAR of `device` and maps it in an address space that no device uses.
+///
+/// # Errors
+/// What the kernel cannot do. A device without a BAR that can be mapped has nothing to share, and lacks nothing.
+pub(crate) fn try_sharing(iommufd: &Iommufd, device: &Cdev) -> Result<(), NoSharing> {
+    DmaBuf::probe(device.file()).map_err(NoSharing::Export)?;
+    let Some((bar, offset)) = (0..6).find_map(|bar| Some((bar, first_page(device.file(), bar)?)))
+    else {
+        return Ok(());
+    };
+    let page = DmaBuf::export(device.file(), bar, offset, PAGE).map_err(NoSharing::Export)?;
+    let range = AddressRange::new(Iova::new(0), PAGE as u64);
+    let range = range.ok_or_else(|| NoSharing::Import(io::ErrorKind::InvalidInput.into()))?;
+    match iommufd.try_map(range, &page) {
+        // The device need not decode memory at this moment, and iommufd looks at that last.
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(NoSharing::Import(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Offset of a page of a BAR that may be mapped.
+fn first_page(device: &File, bar: u8) -> Option<u64> {
+    let (_, info) = region_info(device, Region::Bar(bar)).ok()?;
+    let page = PAGE as u64;
+    match info.mappable {
+        Mappable::Nothing => None,
+        Mappable::Whole | Mappable::AllButMsix => (info.size_bytes >= page).then_some(0),
+        Mappable::Areas(areas) => areas
+            .iter()
+            .find(|(offset, len_bytes)| offset.is_multiple_of(page) && *len_bytes >= page)
+            .map(|(offset, _)| *offset),
+    }
+}
