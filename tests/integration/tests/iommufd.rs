@@ -9,13 +9,11 @@ use lab::protocol::Exit;
 use lab::report::{Access, Finding, Outcome};
 use lab::{GUEST, Output, SharedLab, Turn, Vm};
 
-static LAB: SharedLab = SharedLab::new("two-domains", "iommufd");
+static LAB: SharedLab = SharedLab::new("two-switches", "iommufd");
 
 /// Two engines and a drive below the first switch, two engines below the second.
 const LEFT: [&str; 3] = ["0000:03:00.0", "0000:04:00.0", "0000:05:00.0"];
-const RIGHT: [&str; 2] = ["0000:0a:00.0", "0000:0b:00.0"];
-/// Drives in the groups of these, which nobody else may use then.
-const NEIGHBOURS: [&str; 2] = ["0000:06:00.0", "0000:0c:00.0"];
+const RIGHT: [&str; 2] = ["0000:08:00.0", "0000:09:00.0"];
 
 /// Of the guest, in KiB.
 const MEMORY: u64 = 512 << 10;
@@ -30,7 +28,7 @@ const OFF: Option<&str> = Some("iommufd=off");
 
 fn lab() -> Turn<'static> {
     let lab = LAB.turn();
-    for bdf in LEFT.iter().chain(&RIGHT).chain(&NEIGHBOURS) {
+    for bdf in LEFT.iter().chain(&RIGHT) {
         lab.bind_vfio(bdf).unwrap();
     }
     lab
