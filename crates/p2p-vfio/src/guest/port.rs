@@ -91,6 +91,9 @@ pub struct VirtualPort {
     kind: PortKind,
     bytes: [u8; SPACE],
     writable: [u8; SPACE],
+    /// The prefetchable window while the guest is in the middle of writing it: that takes four writes, the first of
+    /// which moves the limit below the base.
+    rewritten: Option<AddressRange<Gpa>>,
 }
 
 impl VirtualPort {
@@ -100,6 +103,7 @@ impl VirtualPort {
             kind,
             bytes: [0; SPACE],
             writable: [0; SPACE],
+            rewritten: None,
         };
         port.header();
         port.express(number, link);
@@ -205,7 +209,23 @@ impl VirtualPort {
     }
 
     /// Writes configuration space: the bits that may be written take the value, others keep theirs.
+    ///
+    /// A prefetchable window above 4 GiB stays open while Linux programs it anew, which it does whenever something is
+    /// added below a switch: limit's upper half 0, lower halves, upper halves, the limit's last (linux 7.2
+    /// drivers/pci/setup-bus.c: `pci_setup_bridge_mmio_pref()`). It would be closed in between, for devices whose
+    /// drivers and peers use them. From that 0 on, the window is what it was until the limit's upper half is written
+    /// again.
     pub fn config_write(&mut self, offset: u16, data: &[u8]) {
+        let limit_high = u16::from_le_bytes([low_byte(PREFETCHABLE_HIGH + 4), 0]);
+        let before = self.prefetchable();
+        self.write(offset, data);
+        if offset == limit_high && data.len() == 4 {
+            let begins = self.rewritten.is_none() && data == [0; 4];
+            self.rewritten = before.filter(|_| begins && self.dword(PREFETCHABLE_HIGH) != 0);
+        }
+    }
+
+    fn write(&mut self, offset: u16, data: &[u8]) {
         let registers = self.bytes.iter_mut().zip(self.writable);
         for ((byte, mask), value) in registers.skip(usize::from(offset)).zip(data) {
             *byte = (*byte & !mask) | (value & mask);
@@ -228,6 +248,7 @@ impl VirtualPort {
 
     /// Both windows closed: base above limit.
     fn close_windows(&mut self) {
+        self.rewritten = None;
         self.put(MEMORY, [0xf0, 0xff, 0x00, 0x00]);
         self.put(PREFETCHABLE, [0xf1, 0xff, 0x01, 0x00]);
         self.put(PREFETCHABLE_HIGH, [0; 8]);
@@ -275,20 +296,25 @@ impl VirtualPort {
     /// The windows that the guest has programmed and that are open; none with memory decode off.
     pub fn windows(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
         let decodes = self.bytes[COMMAND] & 0x02 != 0;
-        let window = |at: usize, high: (u64, u64)| {
-            let base = u64::from(self.word(at) & 0xfff0) << 16 | high.0 << 32;
-            let limit = u64::from(self.word(at + 2) & 0xfff0) << 16 | 0xf_ffff | high.1 << 32;
-            let len_bytes = limit.checked_sub(base)?.checked_add(1)?;
-            AddressRange::new(Gpa::new(base), len_bytes)
-        };
-        let high = (
-            self.dword(PREFETCHABLE_HIGH),
-            self.dword(PREFETCHABLE_HIGH + 4),
-        );
-        [window(MEMORY, (0, 0)), window(PREFETCHABLE, high)]
+        [self.window(MEMORY, (0, 0)), self.prefetchable()]
             .into_iter()
             .flatten()
             .filter(move |_| decodes)
+    }
+
+    fn prefetchable(&self) -> Option<AddressRange<Gpa>> {
+        let base = self.dword(PREFETCHABLE_HIGH);
+        let limit = self.dword(PREFETCHABLE_HIGH + 4);
+        self.rewritten
+            .or_else(|| self.window(PREFETCHABLE, (base, limit)))
+    }
+
+    /// The window whose lower halves are at `at`; `None` if it is closed.
+    fn window(&self, at: usize, high: (u64, u64)) -> Option<AddressRange<Gpa>> {
+        let base = u64::from(self.word(at) & 0xfff0) << 16 | high.0 << 32;
+        let limit = u64::from(self.word(at + 2) & 0xfff0) << 16 | 0xf_ffff | high.1 << 32;
+        let len_bytes = limit.checked_sub(base)?.checked_add(1)?;
+        AddressRange::new(Gpa::new(base), len_bytes)
     }
 }
 
@@ -374,6 +400,51 @@ mod tests {
         assert_eq!(open, [memory, prefetchable]);
         port.config_write(0x04, &[0x04, 0x00]);
         assert_eq!(port.windows().count(), 0, "decode is off");
+    }
+
+    /// The five writes of linux 7.2 `pci_setup_bridge()` for memory and prefetchable memory.
+    fn program(port: &mut VirtualPort, range: AddressRange<Gpa>) -> Vec<Option<AddressRange<Gpa>>> {
+        let (base, limit) = (range.start().value(), range.end().value() - 1);
+        let low = (base >> 16 & 0xfff0) | (limit & 0xfff0_0000);
+        let dword = |value: u64| u32::try_from(value).unwrap().to_le_bytes();
+        let writes = [
+            (0x2c, dword(0)),
+            (0x24, dword(low)),
+            (0x28, dword(base >> 32)),
+            (0x2c, dword(limit >> 32)),
+        ];
+        let step = |(offset, data): (u16, [u8; 4])| {
+            port.config_write(offset, &data);
+            port.windows().next()
+        };
+        writes.into_iter().map(step).collect()
+    }
+
+    #[test]
+    fn a_window_stays_open_while_it_is_programmed_anew() {
+        let mut port = port(PortKind::Upstream);
+        let old = range(0x41_0000_0000, 1 << 30);
+        port.set_windows(None, Some(old));
+        assert_eq!(program(&mut port, old), [Some(old); 4]);
+        let new = range(0x40_c000_0000, 2 << 30);
+        assert_eq!(
+            program(&mut port, new),
+            [Some(old), Some(old), Some(old), Some(new)]
+        );
+    }
+
+    #[test]
+    fn a_window_that_is_closed_for_good_is_closed() {
+        let mut port = port(PortKind::Upstream);
+        port.set_windows(None, Some(range(0x41_0000_0000, 1 << 30)));
+        // What Linux writes for no window.
+        port.config_write(0x2c, &[0; 4]);
+        port.config_write(0x24, &[0xf0, 0xff, 0x00, 0x00]);
+        port.config_write(0x28, &[0; 4]);
+        port.config_write(0x2c, &[0; 4]);
+        assert_eq!(port.windows().next(), None);
+        let low = range(0xc000_0000, 1 << 20);
+        assert_eq!(program(&mut port, low).last(), Some(&Some(low)));
     }
 
     #[test]
