@@ -9,18 +9,22 @@ pub mod api;
 mod client;
 mod device_config;
 mod event;
+mod front;
 mod lacking;
 pub mod lifecycle;
 mod options;
 pub mod regroup;
 mod slots;
+mod socket;
 mod vm_config;
 
 pub use client::{Client, ClientError, EventStream, Next};
 pub use device_config::DeviceConfig;
 pub use event::{Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
+pub use front::{Front, Gate, GatedCall, Passage};
 pub use options::{OptionError, Options};
 pub use slots::{Register, Slot, SlotBus, SlotRegisters};
+pub use socket::SocketError;
 pub use vm_config::{
     ConfigError, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig,
     PlatformConfig, SerialConfig, VmConfig,

@@ -5,11 +5,10 @@ mod connection;
 mod listen;
 mod request;
 mod routes;
-mod socket;
 mod stream;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
@@ -18,31 +17,15 @@ use tokio::sync::Notify;
 use super::call::{CallQueue, queue};
 use crate::EventLog;
 
-use socket::ApiSocket;
+use crate::SocketError;
+use crate::socket::ApiSocket;
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Something answers there already.
-    #[error("{path} is in use: another VMM answers there")]
-    InUse {
-        /// The path.
-        path: PathBuf,
-    },
-    /// There is something that is not a socket.
-    #[error("{path} exists and is not a socket")]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The socket cannot be made.
-    #[error("cannot listen at {path}")]
-    Listen {
-        /// The path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// There is no socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The thread cannot be made.
     #[error("cannot start the thread of the API")]
     Thread(#[source] io::Error),

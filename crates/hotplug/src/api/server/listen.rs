@@ -22,7 +22,7 @@ use tower::ServiceExt;
 use super::connection::{Connections, Entry, Held};
 use super::request::read;
 use super::routes::{Shared, router};
-use super::socket::ApiSocket;
+use crate::socket::ApiSocket;
 
 /// How long the head of a request may take, and how long a connection may be without one.
 const HEAD_TIME: Duration = Duration::from_secs(10);

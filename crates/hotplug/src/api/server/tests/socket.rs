@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use super::super::{ApiServer, ServerError};
 use super::*;
 use crate::EventLog;
+use crate::SocketError;
 use crate::api::Call;
 use crate::api::puppet::Puppet;
 
@@ -22,7 +23,10 @@ fn a_socket_that_somebody_answers_at_is_not_taken_away() {
     let puppet = Puppet::start();
     let before = fs::metadata(puppet.socket()).unwrap().ino();
     let error = ApiServer::start(&puppet.socket(), &EventLog::new()).err();
-    assert!(matches!(error, Some(ServerError::InUse { .. })));
+    assert!(matches!(
+        error,
+        Some(ServerError::Socket(SocketError::InUse { .. }))
+    ));
     assert_eq!(fs::metadata(puppet.socket()).unwrap().ino(), before);
 }
 
@@ -42,7 +46,10 @@ fn a_file_is_not_taken_away() {
     let path = puppet.dir().join("file");
     fs::write(&path, "precious").unwrap();
     let error = ApiServer::start(&path, &EventLog::new()).err();
-    assert!(matches!(error, Some(ServerError::NotASocket { .. })));
+    assert!(matches!(
+        error,
+        Some(ServerError::Socket(SocketError::NotASocket { .. }))
+    ));
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 

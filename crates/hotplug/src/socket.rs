@@ -11,13 +11,36 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
-use super::ServerError;
+/// Why there is no socket to be asked at.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Something answers there already.
+    #[error("{path} is in use: another VMM answers there")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is something that is not a socket.
+    #[error("{path} exists and is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen at {path}")]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
 
 /// Connections that may wait to be accepted; the kernel's limit may be lower.
 const BACKLOG: i32 = 1024;
 
 /// A listening socket that is removed with this.
-pub(super) struct ApiSocket {
+pub(crate) struct ApiSocket {
     listener: UnixListener,
     _file: SocketFile,
 }
@@ -30,8 +53,8 @@ struct SocketFile {
 
 impl ApiSocket {
     /// Makes the socket. A socket that nobody answers at is replaced.
-    pub(super) fn bind(path: &Path) -> Result<Self, ServerError> {
-        let failed = |source| ServerError::Listen {
+    pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Listen {
             path: path.to_owned(),
             source,
         };
@@ -48,7 +71,7 @@ impl ApiSocket {
     }
 
     /// The socket, to accept connections with.
-    pub(super) fn listener(&self) -> io::Result<UnixListener> {
+    pub(crate) fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
 }
@@ -70,20 +93,20 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Takes away what an earlier VMM left behind.
-fn make_room(path: &Path) -> Result<(), ServerError> {
+fn make_room(path: &Path) -> Result<(), SocketError> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
     };
     let path = path.to_owned();
     if !metadata.file_type().is_socket() {
-        return Err(ServerError::NotASocket { path });
+        return Err(SocketError::NotASocket { path });
     }
     match UnixStream::connect(&path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(&path).map_err(|source| ServerError::Listen { path, source })
+            fs::remove_file(&path).map_err(|source| SocketError::Listen { path, source })
         }
-        Ok(_) => Err(ServerError::InUse { path }),
-        Err(source) => Err(ServerError::Listen { path, source }),
+        Ok(_) => Err(SocketError::InUse { path }),
+        Err(source) => Err(SocketError::Listen { path, source }),
     }
 }
 
