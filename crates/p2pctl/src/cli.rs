@@ -155,6 +155,18 @@ pub(crate) enum Command {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
+    /// Stand before the API of a cloud-hypervisor: clients may ask for p2p, and get devices that were looked at
+    Front {
+        /// Where cloud-hypervisor listens
+        #[arg(long, value_name = "SOCKET")]
+        api_socket: PathBuf,
+        /// Where clients are to ask instead, for root and this user only
+        #[arg(long, value_name = "SOCKET")]
+        listen: PathBuf,
+        /// Rules for devices that are no ordinary peers, as for p2p-vmm --policy
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
+    },
     /// Print the machine as one file that every command reads back with --from
     Dump,
     /// Draw the machine as SVG

@@ -6,6 +6,9 @@
 
 mod command_line;
 mod device;
+mod gate;
+mod json;
+mod look;
 mod memory;
 mod option_list;
 mod refusal;
@@ -14,8 +17,8 @@ mod rules;
 mod version;
 
 pub(crate) use command_line::CommandLine;
-pub(crate) use device::Asked;
+pub(crate) use gate::StockGate;
+pub(crate) use look::look;
 pub(crate) use refusal::Refusal;
 pub(crate) use rewrite::{Change, Rewritten, asked, option, rewrite};
-pub(crate) use rules::{Facts, Host};
 pub(crate) use version::Version;

@@ -4,6 +4,7 @@ mod apply;
 mod draw;
 mod dump;
 mod explain;
+mod front;
 mod groups;
 mod launch;
 pub(crate) mod matrix;
@@ -95,6 +96,18 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 policy: policy_file.as_deref(),
             };
             launch::run(&cli.global, &request, terminal)
+        }
+        Command::Front {
+            api_socket,
+            listen,
+            policy_file,
+        } => {
+            let request = front::Request {
+                vmm: api_socket,
+                listen,
+                policy: policy_file.as_deref(),
+            };
+            front::run(&cli.global, &request)
         }
         Command::Dump => Ok(dump::run(&load()?)),
         Command::Draw {

@@ -15,6 +15,7 @@ mod json;
 mod leaks;
 mod names;
 mod peers;
+mod policy_file;
 mod progress;
 mod show;
 mod source;

@@ -28,28 +28,47 @@ pub(crate) struct GuestMemory {
     pub(crate) plugged: u64,
 }
 
+impl Default for GuestMemory {
+    fn default() -> Self {
+        Self {
+            boot: DEFAULT_BYTES,
+            plugged: 0,
+        }
+    }
+}
+
 impl GuestMemory {
     /// From `--memory` and `--memory-zone`; `None` if a size is none.
     pub(crate) fn asked_for(line: &CommandLine) -> Option<Self> {
-        let mut memory = Self {
-            boot: 0,
-            plugged: 0,
-        };
         let own = line.values("--memory");
-        if own.is_empty() {
-            memory.boot = DEFAULT_BYTES;
-        }
+        let mut memory = match own.as_slice() {
+            [] => Self::default(),
+            _ => Self {
+                boot: 0,
+                plugged: 0,
+            },
+        };
         for value in own.into_iter().chain(line.values("--memory-zone")) {
             let list = OptionList::parse(&value.text).ok()?;
-            if let Some(size) = list.get("size") {
-                memory.boot = memory.boot.checked_add(bytes(&size)?)?;
-            }
-            if let Some(size) = list.get("hotplug_size") {
-                let more = bytes(&size)?.checked_add(2 * PLUG_ALIGN)?;
-                memory.plugged = memory.plugged.checked_add(more)?;
-            }
+            let size = |key| match list.get(key) {
+                None => Some(None),
+                Some(text) => bytes(&text).map(Some),
+            };
+            memory = memory.and(size("size")?.unwrap_or(0), size("hotplug_size")?)?;
         }
         Some(memory)
+    }
+
+    /// With another part of so many bytes, and so many that can be plugged.
+    pub(super) fn and(self, boot: u64, plugged: Option<u64>) -> Option<Self> {
+        let plugged = match plugged {
+            None => 0,
+            Some(bytes) => bytes.checked_add(2 * PLUG_ALIGN)?,
+        };
+        Some(Self {
+            boot: self.boot.checked_add(boot)?,
+            plugged: self.plugged.checked_add(plugged)?,
+        })
     }
 
     /// Where it can be. What is plugged is always above 4 GiB.

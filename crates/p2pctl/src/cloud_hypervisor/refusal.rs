@@ -22,6 +22,17 @@ pub(crate) enum Refusal {
     Limits(Vec<Limit>),
 }
 
+impl Refusal {
+    /// Every reason, each with what to do about it.
+    pub(crate) fn reasons(&self) -> Vec<String> {
+        match self {
+            Self::Admission(refusal) => refusal.reasons.iter().map(ToString::to_string).collect(),
+            Self::Limits(limits) => limits.iter().map(ToString::to_string).collect(),
+            Self::Host { .. } => vec![self.to_string()],
+        }
+    }
+}
+
 fn way_out(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {
@@ -131,6 +142,18 @@ pub(crate) enum Limit {
          add p2p=on, which sets the clique too, or leave it out"
     )]
     Clique { device: Sbdf },
+    /// A VM that was started with peer-to-peer for all.
+    #[error(
+        "this VM maps every BAR for every device, and {device} was not asked for p2p=on\n       \
+         start the VM with vfio_p2p_dma=off in its platform (p2pctl launch does), or ask for p2p=on for all its devices"
+    )]
+    Mapped { device: String },
+    /// A VM that was started with too many address bits.
+    #[error(
+        "the guest has {guest} address bits, and BARs at the top of them are out of reach: it may have {bits}\n       \
+         start the VM with max_phys_bits={bits} in its cpus"
+    )]
+    Bits { guest: u8, bits: u8 },
     /// A descriptor, of which nothing is known.
     #[error(
         "nothing can be said of a device that is handed over as a descriptor ({options}): p2p=on needs its path\n       \

@@ -34,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) hidden: Vec<Sbdf>,
     /// Address bits that the IOMMU translates for all of them.
     pub(crate) iommu_bits: Option<u8>,
+    /// Physical address bits of the processors, which a guest has no more of.
+    pub(crate) cpu_bits: Option<u8>,
     /// The VMM, if it said which it is.
     pub(crate) version: Option<Version>,
 }
@@ -218,6 +220,7 @@ impl Vm<'_> {
             return Ok(None);
         }
         let wanted = self.wishes.bits.unwrap_or(DEFAULT_BITS);
+        let wanted = wanted.min(self.host.cpu_bits.unwrap_or(wanted));
         let most = wanted.min(self.host.iommu_bits.unwrap_or(wanted));
         if let Some(memory) = self.wishes.memory
             && memory.bars_64(most).is_none()

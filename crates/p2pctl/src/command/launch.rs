@@ -1,22 +1,20 @@
 //! `p2pctl launch`: cloud-hypervisor, with peers that were looked at.
 
 mod events;
-mod host;
 mod program;
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use p2p_vfio::Policy;
 use serde::Serialize;
 
 use crate::answer::Answer;
 use crate::cli::Global;
-use crate::cloud_hypervisor::{CommandLine, Refusal, Rewritten, asked, rewrite};
+use crate::cloud_hypervisor::{CommandLine, Refusal, Rewritten, asked, look, rewrite};
+use crate::policy_file;
 use crate::show::{Line, Terminal, Text, Tone};
 
 /// What to start, and whether.
@@ -71,20 +69,11 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         }));
     }
     let version = program::version(line.program())?;
-    let host = match host::look(sysfs, &asked, read_policy(request.policy)?, version)? {
+    let host = match look(sysfs, &asked, policy_file::read(request.policy)?, version)? {
         Ok(host) => host,
         Err(refusal) => return Ok(Err(refusal)),
     };
     Ok(rewrite(&line, &asked, &host).map_err(Refusal::Limits))
-}
-
-fn read_policy(file: Option<&Path>) -> Result<Policy> {
-    let Some(file) = file else {
-        return Ok(Policy::default());
-    };
-    let name = file.display().to_string();
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
-    Ok(Policy::parse(&name, &text)?)
 }
 
 fn refused(refusal: &Refusal) -> Answer {

@@ -10,6 +10,7 @@
 mod applies;
 mod draw;
 mod fixtures;
+mod front;
 mod groups;
 mod json;
 mod launch;

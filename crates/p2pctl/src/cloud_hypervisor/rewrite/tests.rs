@@ -23,6 +23,7 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
         by_bus_address: None,
         hidden: Vec::new(),
         iommu_bits: Some(iommu_bits),
+        cpu_bits: None,
         version: Version::find(version),
     }
 }

@@ -30,6 +30,7 @@ fn host(devices: &[&str]) -> Host {
         by_bus_address: None,
         hidden: Vec::new(),
         iommu_bits: Some(48),
+        cpu_bits: None,
         version: Some(Version::new(53, 0)),
     }
 }
@@ -212,6 +213,16 @@ fn a_narrow_iommu_narrows_the_guest() {
 }
 
 #[test]
+fn a_guest_has_no_more_bits_than_the_processors_anyway() {
+    let mut host = host(&[A]);
+    (host.iommu_bits, host.cpu_bits) = (Some(39), Some(39));
+    assert_eq!(settled(&["path=/a"], &wishes(), &host).unwrap().bits, None);
+    host.cpu_bits = Some(40);
+    let bits = settled(&["path=/a"], &wishes(), &host).unwrap().bits;
+    assert_eq!(bits, Some((39, BitsReason::Iommu)));
+}
+
+#[test]
 fn memory_beyond_the_iommu_is_refused() {
     let mut host = host(&[A]);
     host.iommu_bits = Some(39);
@@ -321,6 +332,11 @@ fn every_refusal_ends_with_a_way_out() {
         Limit::ForAll,
         Limit::SwitchedOff { device: sbdf() },
         Limit::Clique { device: sbdf() },
+        Limit::Mapped { device: "x".into() },
+        Limit::Bits {
+            guest: 46,
+            bits: 39,
+        },
         Limit::Descriptor {
             options: "fd=3".into(),
         },

@@ -1,12 +1,16 @@
-//! What the host says of the devices that a VM is to have.
+//! What the host says of the devices that a VM is to have: all that is read for the rules.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 use iommu_group::{Fabric, Placement, PortType, Sbdf, Space, Sysfs, SysfsError, Topology};
 use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
 
-use crate::cloud_hypervisor::{Asked, Facts, Host, Refusal, Version};
+use super::device::Asked;
+use super::refusal::Refusal;
+use super::rules::{Facts, Host};
+use super::version::Version;
 use crate::source;
 
 /// Class of display controllers, and NVIDIA's vendor id: their driver goes by cliques.
@@ -14,7 +18,7 @@ const DISPLAY: u32 = 0x03;
 const NVIDIA: u16 = 0x10de;
 
 /// Looks at the devices and has the VM judged as every VMM's is.
-pub(super) fn look(
+pub(crate) fn look(
     root: &Path,
     asked: &[Asked],
     policy: Policy,
@@ -37,6 +41,7 @@ pub(super) fn look(
         by_bus_address: None,
         hidden: Vec::new(),
         iommu_bits: None,
+        cpu_bits: cpu_bits(root),
         version,
     };
     for candidate in &candidates {
@@ -54,6 +59,16 @@ pub(super) fn look(
         }
         Err(refusal) => Ok(Err(refusal.into())),
     }
+}
+
+/// Physical address bits of the host's processors: what `/proc/cpuinfo` beside `/sys` says.
+fn cpu_bits(root: &Path) -> Option<u8> {
+    let info = fs::read_to_string(root.parent()?.join("proc/cpuinfo")).ok()?;
+    let sizes = info
+        .lines()
+        .find(|line| line.starts_with("address sizes"))?;
+    let (_, sizes) = sizes.split_once(':')?;
+    sizes.split_whitespace().next()?.parse().ok()
 }
 
 fn domain_of(device: &Asked) -> Option<DomainName> {
@@ -100,4 +115,20 @@ fn hidden(admitted: &Admitted) -> Vec<Sbdf> {
         .filter(|member| member.hidden)
         .map(|member| member.sbdf)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_say_how_many_bits_they_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path().join("sys");
+        assert_eq!(cpu_bits(&sys), None);
+        fs::create_dir_all(dir.path().join("proc")).unwrap();
+        let info = "processor\t: 0\naddress sizes\t: 39 bits physical, 48 bits virtual\npower management:\n";
+        fs::write(dir.path().join("proc/cpuinfo"), info).unwrap();
+        assert_eq!(cpu_bits(&sys), Some(39));
+    }
 }

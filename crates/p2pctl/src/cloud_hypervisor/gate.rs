@@ -1,0 +1,229 @@
+//! Admission for a running cloud-hypervisor: what its API is asked for is judged as its command line would be.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use hotplug::{Client, ClientError, Gate, GatedCall, Passage};
+use p2p_vfio::Policy;
+use serde_json::{Value, json};
+
+use super::device::Asked;
+use super::json::{strip, wishes};
+use super::look::look;
+use super::memory::DEFAULT_BITS;
+use super::refusal::{Limit, Refusal};
+use super::rules::{Settings, Wishes, settle};
+use super::version::Version;
+
+/// The gate of one VM.
+pub(crate) struct StockGate {
+    sysfs: PathBuf,
+    policy: Policy,
+    client: Client,
+    /// Whether P2P was asked for, for the devices that came this way, by their paths. cloud-hypervisor does not know.
+    asked: Mutex<BTreeMap<PathBuf, bool>>,
+}
+
+/// A decision, before it is one for HTTP.
+enum Decision {
+    /// With this body, if it differs.
+    Passes(Option<Value>),
+    Refused(Vec<String>),
+}
+
+impl StockGate {
+    pub(crate) fn new(sysfs: PathBuf, policy: Policy, client: Client) -> Self {
+        Self {
+            sysfs,
+            policy,
+            client,
+            asked: Mutex::default(),
+        }
+    }
+
+    /// A VM that is to be: its description says all.
+    fn create(&self, mut config: Value) -> Result<Decision> {
+        let Some(devices) = config.get("devices").and_then(Value::as_array) else {
+            return Ok(Decision::Passes(None));
+        };
+        let asked = match devices
+            .iter()
+            .map(|device| Asked::of_json(device, false))
+            .collect::<Result<Vec<_>, _>>()
+        {
+            Ok(asked) => asked,
+            Err(why) => return Ok(Decision::Refused(vec![why.to_owned()])),
+        };
+        if asked.is_empty() {
+            return Ok(Decision::Passes(None));
+        }
+        let wishes = wishes(&config);
+        let settings = match self.judge(&asked, &wishes)? {
+            Ok(settings) => settings,
+            Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
+        };
+        let devices = config.get_mut("devices").and_then(Value::as_array_mut);
+        for (at, device) in devices.into_iter().flatten().enumerate() {
+            strip(device);
+            if settings.cliques.contains(&at) {
+                set(device, "x_nv_gpudirect_clique", json!(0));
+            }
+        }
+        if settings.p2p_off && wishes.p2p_dma.is_none() {
+            set_in(
+                &mut config,
+                "platform",
+                json!({}),
+                "vfio_p2p_dma",
+                json!(false),
+            );
+        }
+        if let Some((bits, _)) = settings.bits {
+            let one = json!({"boot_vcpus": 1, "max_vcpus": 1});
+            set_in(&mut config, "cpus", one, "max_phys_bits", json!(bits));
+        }
+        self.remember(&asked);
+        Ok(Decision::Passes(Some(config)))
+    }
+
+    /// A device for a VM that is there: what it was started with cannot be changed.
+    fn add(&self, mut device: Value) -> Result<Decision> {
+        let new = match Asked::of_json(&device, false) {
+            Ok(asked) => asked,
+            Err(why) => return Ok(Decision::Refused(vec![why.to_owned()])),
+        };
+        let info: Value = match self.client.get("vm.info") {
+            Ok(info) => info,
+            // Without a VM there is nothing to add to, and cloud-hypervisor says so itself.
+            Err(ClientError::Failed { .. }) => {
+                let changed = strip(&mut device);
+                return Ok(Decision::Passes(changed.then_some(device)));
+            }
+            Err(error) => return Err(error).context("cannot ask the VM what it has"),
+        };
+        let config = info.get("config").cloned().unwrap_or_default();
+        let mut wishes = wishes(&config);
+        let mapped = wishes.p2p_dma != Some(false);
+        // That it is on was nobody's wish: it is so unless said.
+        wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
+        let mut asked = self.existing(&config, mapped);
+        asked.push(new);
+        let settings = match self.judge(&asked, &wishes)? {
+            Ok(settings) => settings,
+            Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
+        };
+        let limits = unchangeable(&asked, &settings, mapped, wishes.bits);
+        if !limits.is_empty() {
+            return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
+        }
+        self.remember(&asked);
+        let mut changed = strip(&mut device);
+        if settings.cliques.contains(&(asked.len() - 1)) {
+            set(&mut device, "x_nv_gpudirect_clique", json!(0));
+            changed = true;
+        }
+        Ok(Decision::Passes(changed.then_some(device)))
+    }
+
+    /// The devices that the VM has. One that did not come this way has what the VM was started with.
+    fn existing(&self, config: &Value, mapped: bool) -> Vec<Asked> {
+        let remembered = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let devices = config.get("devices").and_then(Value::as_array);
+        devices
+            .into_iter()
+            .flatten()
+            .filter_map(|device| {
+                let path = device
+                    .get("path")
+                    .and_then(Value::as_str)
+                    .map(PathBuf::from);
+                let p2p = path.and_then(|path| remembered.get(&path).copied());
+                Asked::of_json(device, p2p.unwrap_or(mapped)).ok()
+            })
+            .collect()
+    }
+
+    fn remember(&self, asked: &[Asked]) {
+        let mut remembered = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *remembered = asked
+            .iter()
+            .filter_map(|device| Some((device.path.clone()?, device.p2p)))
+            .collect();
+    }
+
+    fn judge(&self, asked: &[Asked], wishes: &Wishes) -> Result<Result<Settings, Refusal>> {
+        let version = self
+            .client
+            .ping()
+            .context("cannot ask cloud-hypervisor for its version")?;
+        let version =
+            Version::find(&version.version).or_else(|| Version::find(&version.build_version));
+        let host = match look(&self.sysfs, asked, self.policy.clone(), version)? {
+            Ok(host) => host,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        Ok(settle(asked, wishes, &host).map_err(Refusal::Limits))
+    }
+}
+
+/// What would have to be different about a VM that is there.
+fn unchangeable(
+    asked: &[Asked],
+    settings: &Settings,
+    mapped: bool,
+    bits: Option<u8>,
+) -> Vec<Limit> {
+    let mut limits = Vec::new();
+    if let (true, true, [_, .., new]) = (settings.p2p_off, mapped, asked) {
+        let device = new.options.get("path").unwrap_or_default();
+        limits.push(Limit::Mapped { device });
+    }
+    if let Some((fewer, _)) = settings.bits {
+        limits.push(Limit::Bits {
+            guest: bits.unwrap_or(DEFAULT_BITS),
+            bits: fewer,
+        });
+    }
+    limits
+}
+
+impl Gate for StockGate {
+    fn pass(&self, call: GatedCall, body: &[u8]) -> Passage {
+        // What is no JSON object is for cloud-hypervisor to refuse.
+        let Ok(value @ Value::Object(_)) = serde_json::from_slice(body) else {
+            return Passage::AsIs;
+        };
+        let decision = match call {
+            GatedCall::Create => self.create(value),
+            GatedCall::AddDevice => self.add(value),
+        };
+        match decision {
+            Ok(Decision::Passes(None)) => Passage::AsIs,
+            Ok(Decision::Passes(Some(body))) => Passage::Instead(body.to_string().into_bytes()),
+            Ok(Decision::Refused(reasons)) => Passage::Refused { reasons },
+            Err(error) => Passage::Failed {
+                messages: error.chain().map(ToString::to_string).collect(),
+            },
+        }
+    }
+}
+
+/// Sets a key in a part of a description, which is `fresh` if it is not there.
+fn set_in(config: &mut Value, part: &str, fresh: Value, key: &str, value: Value) {
+    let Some(parts) = config.as_object_mut() else {
+        return;
+    };
+    let part = parts.entry(part).or_insert(Value::Null);
+    if part.is_null() {
+        *part = fresh;
+    }
+    set(part, key, value);
+}
+
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(key.to_owned(), value);
+    }
+}

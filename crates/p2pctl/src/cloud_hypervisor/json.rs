@@ -1,0 +1,135 @@
+//! What the rules need to know of a VM, out of the JSON of cloud-hypervisor's API.
+//!
+//! All that is not asked for here stays as it came: a front must not know more of it than it has to.
+
+use serde_json::Value;
+
+use super::device::Asked;
+use super::memory::GuestMemory;
+use super::option_list::OptionList;
+use super::rules::Wishes;
+
+/// What only this project knows of a device.
+const OURS: [&str; 2] = ["p2p", "p2p_domain"];
+
+impl Asked {
+    /// From a device's description. `p2p` stands in for one that says nothing of it.
+    pub(crate) fn of_json(device: &Value, p2p: bool) -> Result<Self, &'static str> {
+        let text = |key: &str| device.get(key).and_then(Value::as_str).map(str::to_owned);
+        let mut options = OptionList::default();
+        for key in ["id", "path"] {
+            if let Some(text) = text(key) {
+                options.set(key, text);
+            }
+        }
+        let switch = |key: &str| match device.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(_) => Err("p2p and iommu are true or false"),
+        };
+        let p2p = switch("p2p")?.unwrap_or(p2p);
+        let domain = text("p2p_domain");
+        if domain.is_some() && !p2p {
+            return Err("p2p_domain needs p2p: true");
+        }
+        let clique = device
+            .get("x_nv_gpudirect_clique")
+            .filter(|clique| !clique.is_null());
+        Ok(Self {
+            options,
+            path: text("path").map(Into::into),
+            p2p,
+            domain,
+            viommu: switch("iommu")?.unwrap_or(false),
+            clique: clique.map(Value::to_string),
+        })
+    }
+}
+
+/// Takes what cloud-hypervisor does not know out of a device's description; whether there was anything.
+pub(crate) fn strip(device: &mut Value) -> bool {
+    let Some(fields) = device.as_object_mut() else {
+        return false;
+    };
+    OURS.iter()
+        .filter(|key| fields.remove(**key).is_some())
+        .count()
+        > 0
+}
+
+/// What a VM's description says that matters.
+pub(crate) fn wishes(config: &Value) -> Wishes {
+    let number = |path: &str| config.pointer(path).and_then(Value::as_u64);
+    Wishes {
+        p2p_dma: config
+            .pointer("/platform/vfio_p2p_dma")
+            .and_then(Value::as_bool),
+        bits: number("/cpus/max_phys_bits").and_then(|bits| bits.try_into().ok()),
+        memory: memory(config.get("memory")),
+    }
+}
+
+fn memory(memory: Option<&Value>) -> Option<GuestMemory> {
+    let Some(memory) = memory.filter(|memory| !memory.is_null()) else {
+        return Some(GuestMemory::default());
+    };
+    let zones = memory.get("zones").and_then(Value::as_array);
+    let mut total = GuestMemory {
+        boot: 0,
+        plugged: 0,
+    };
+    for part in std::iter::once(memory).chain(zones.into_iter().flatten()) {
+        let bytes = |key: &str| part.get(key).and_then(Value::as_u64);
+        total = total.and(bytes("size").unwrap_or(0), bytes("hotplug_size"))?;
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_what_the_command_line_would_make_of_it() {
+        let device = json!({"path": "/a", "id": "x", "p2p": true, "p2p_domain": "left",
+            "x_nv_gpudirect_clique": 3, "iommu": false, "pci_segment": 1});
+        let asked = Asked::of_json(&device, false).unwrap();
+        let written = Asked::parse("id=x,path=/a,p2p=on,p2p_domain=left,x_nv_gpudirect_clique=3");
+        let mut written = written.unwrap();
+        written.options.take("x_nv_gpudirect_clique");
+        assert_eq!(asked, written);
+        assert!(Asked::of_json(&json!({"path": "/a"}), true).unwrap().p2p);
+        assert!(Asked::of_json(&json!({"path": "/a", "p2p": "on"}), true).is_err());
+        assert!(Asked::of_json(&json!({"path": "/a", "p2p_domain": "x"}), false).is_err());
+    }
+
+    #[test]
+    fn only_what_is_ours_is_taken_out() {
+        let mut device = json!({"path": "/a", "p2p": false, "new_field": [1]});
+        assert!(strip(&mut device));
+        assert_eq!(device, json!({"path": "/a", "new_field": [1]}));
+        assert!(!strip(&mut device));
+        assert!(!strip(&mut json!(3)));
+    }
+
+    #[test]
+    fn wishes_are_those_of_the_command_line() {
+        let config = json!({
+            "platform": {"vfio_p2p_dma": false},
+            "cpus": {"boot_vcpus": 1, "max_phys_bits": 39},
+            "memory": {"size": 0, "zones": [{"id": "a", "size": 1 << 30}, {"id": "b", "size": 1 << 30}]},
+        });
+        let wishes = wishes(&config);
+        assert_eq!((wishes.p2p_dma, wishes.bits), (Some(false), Some(39)));
+        assert_eq!(wishes.memory.map(|memory| memory.boot), Some(2 << 30));
+        let none = super::wishes(&json!({"memory": null}));
+        assert_eq!(
+            (none.p2p_dma, none.bits, none.memory),
+            (None, None, Some(GuestMemory::default()))
+        );
+        let huge = json!({"memory": {"size": u64::MAX, "zones": [{"size": u64::MAX}]}});
+        assert_eq!(super::wishes(&huge).memory, None);
+    }
+}

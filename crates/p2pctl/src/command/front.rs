@@ -1,0 +1,40 @@
+//! `p2pctl front`: admission before the API of a cloud-hypervisor.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use hotplug::{Client, Front};
+
+use crate::answer::Answer;
+use crate::cli::Global;
+use crate::cloud_hypervisor::StockGate;
+use crate::policy_file;
+
+/// Before which socket, and at which.
+pub(crate) struct Request<'a> {
+    pub(crate) vmm: &'a Path,
+    pub(crate) listen: &'a Path,
+    pub(crate) policy: Option<&'a Path>,
+}
+
+/// Serves until it is ended by a signal.
+pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
+    if global.from.is_some() {
+        bail!("front looks at the machine that it runs on: leave --from out");
+    }
+    let sysfs = global
+        .sysfs
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("/sys"));
+    let policy = policy_file::read(request.policy)?;
+    let gate = StockGate::new(sysfs, policy, Client::new(request.vmm));
+    let front = Front::start(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
+    eprintln!(
+        "clients of {} may use {}",
+        request.vmm.display(),
+        request.listen.display()
+    );
+    front.join();
+    bail!("{} can be served no more", request.listen.display())
+}

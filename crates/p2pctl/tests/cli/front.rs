@@ -1,0 +1,234 @@
+//! `p2pctl front`, before a program that answers as cloud-hypervisor v53 does.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::machines;
+use crate::run::OnDisk;
+
+/// Far more than any step takes, so that a hang fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A front before a VMM on a machine.
+struct Stage {
+    machine: OnDisk,
+    dir: TempDir,
+    front: Child,
+    /// Bodies of what was to be changed, as the VMM got them.
+    heard: Receiver<(String, Value)>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.front.kill().unwrap();
+        self.front.wait().unwrap();
+    }
+}
+
+impl Stage {
+    /// `info` is what the VMM answers to `vm.info`.
+    fn new(machine: &str, info: impl Fn(&OnDisk) -> Value) -> Self {
+        let all = machines::all();
+        let (_, machine) = all.iter().find(|(name, _)| *name == machine).unwrap();
+        let machine = OnDisk::new(machine);
+        let dir = tempfile::tempdir().unwrap();
+        let (vmm, listen) = (dir.path().join("vmm"), dir.path().join("front"));
+        let heard = vmm_at(&vmm, info(&machine));
+        let front = Command::new(env!("CARGO_BIN_EXE_p2pctl"))
+            .args(["front", "--sysfs"])
+            .arg(machine.sys())
+            .arg("--api-socket")
+            .arg(&vmm)
+            .arg("--listen")
+            .arg(&listen)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while UnixStream::connect(&listen).is_err() {
+            assert!(started.elapsed() < PATIENCE, "the front is not there");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Self {
+            machine,
+            dir,
+            front,
+            heard,
+        }
+    }
+
+    fn path(&self, sbdf: &str) -> PathBuf {
+        device(&self.machine, sbdf)
+    }
+
+    /// Status and body of the answer to a call.
+    fn ask(&self, verb: &str, call: &str, body: &Value) -> (u16, Value) {
+        let mut stream = UnixStream::connect(self.dir.path().join("front")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let length = body.len();
+        let request = format!(
+            "{verb} /api/v1/{call} HTTP/1.1\r\nAccept: */*\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let (head, body) = message(&mut stream).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+}
+
+fn device(machine: &OnDisk, sbdf: &str) -> PathBuf {
+    machine.sys().join("bus/pci/devices").join(sbdf)
+}
+
+/// Head and body of the next message; none at the end.
+fn message(stream: &mut UnixStream) -> Option<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut some = [0; 4096];
+        let count = stream.read(&mut some).ok().filter(|count| *count > 0)?;
+        bytes.extend_from_slice(&some[..count]);
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "));
+        let length: usize = length.map_or(0, |text| text.trim().parse().unwrap());
+        if bytes.len() >= end + 4 + length {
+            return Some((head, bytes.split_off(end + 4)));
+        }
+    }
+}
+
+fn vmm_at(path: &Path, info: Value) -> Receiver<(String, Value)> {
+    let listener = UnixListener::bind(path).unwrap();
+    let (tell, heard) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (tell, info) = (tell.clone(), info.clone());
+            thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                while let Some((head, body)) = message(&mut stream) {
+                    let call = head
+                        .split(' ')
+                        .nth(1)
+                        .unwrap()
+                        .rsplit('/')
+                        .next()
+                        .unwrap()
+                        .to_owned();
+                    let answer = match call.as_str() {
+                        "vmm.ping" => {
+                            json!({"build_version": "v53.0", "version": "53.0.0", "pid": 1, "features": []})
+                        }
+                        "vm.info" => info.clone(),
+                        _ => Value::Null,
+                    };
+                    if answer.is_null() {
+                        tell.send((call, serde_json::from_slice(&body).unwrap_or_default()))
+                            .unwrap();
+                        stream
+                            .write_all(b"HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\n\r\n")
+                            .unwrap();
+                        continue;
+                    }
+                    let body = answer.to_string();
+                    let head = format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n", body.len());
+                    stream.write_all((head + &body).as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    heard
+}
+
+/// A VM that has these devices, started with peer-to-peer for all or for none.
+fn running(devices: &[PathBuf], p2p: bool) -> Value {
+    let devices: Vec<Value> = devices.iter().map(|path| json!({"path": path})).collect();
+    json!({"config": {
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 1, "max_phys_bits": 46},
+        "memory": {"size": 512 << 20},
+        "platform": {"vfio_p2p_dma": p2p},
+        "devices": devices,
+    }, "state": "Running"})
+}
+
+#[test]
+fn a_vm_is_created_with_what_cloud_hypervisor_has_to_be_told() {
+    let stage = Stage::new("switch-four-nvme", |_| Value::Null);
+    let device = stage.path("0000:03:00.0");
+    let config = json!({"payload": {"kernel": "/k"}, "devices": [{"path": device, "p2p": false, "id": "x"}]});
+    assert_eq!(stage.ask("PUT", "vm.create", &config).0, 204);
+    let (call, body) = stage.heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(call, "vm.create");
+    assert_eq!(
+        body,
+        json!({"payload": {"kernel": "/k"}, "devices": [{"path": device, "id": "x"}],
+            "platform": {"vfio_p2p_dma": false}})
+    );
+}
+
+#[test]
+fn invariant_1_peers_of_two_groups_are_refused_before_anything_is_asked_for() {
+    let stage = Stage::new("switch-without-acs", |_| Value::Null);
+    let devices =
+        ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| json!({"path": stage.path(sbdf), "p2p": true}));
+    let (status, answer) = stage.ask("PUT", "vm.create", &json!({ "devices": devices }));
+    assert_eq!(status, 409, "{answer}");
+    let answer = answer.to_string();
+    assert!(
+        answer.contains("group 4 and group 5") && answer.contains("not bound"),
+        "{answer}"
+    );
+    assert!(stage.heard.try_recv().is_err());
+}
+
+#[test]
+fn a_device_is_added_if_the_vm_was_started_for_it() {
+    let stage = Stage::new("switch-four-nvme", |machine| {
+        running(&[device(machine, "0000:03:00.0")], true)
+    });
+    // The first is there with peer-to-peer for all, so a second must be its peer, of the same group.
+    for (p2p, words) in [
+        (false, "this VM maps every BAR for every device"),
+        (true, "cannot share P2P"),
+    ] {
+        let new = json!({"path": stage.path("0000:04:00.0"), "p2p": p2p});
+        let (status, answer) = stage.ask("PUT", "vm.add-device", &new);
+        assert_eq!(status, 409, "{answer}");
+        let answer = answer.to_string();
+        assert!(answer.contains(words), "{answer}");
+    }
+    let stage = Stage::new("switch-four-nvme", |machine| {
+        running(&[device(machine, "0000:03:00.0")], false)
+    });
+    let new = json!({"path": stage.path("0000:04:00.0"), "p2p": false});
+    assert_eq!(stage.ask("PUT", "vm.add-device", &new).0, 204);
+    let (_, body) = stage.heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(body, json!({"path": stage.path("0000:04:00.0")}));
+}
+
+#[test]
+fn what_gives_no_devices_passes() {
+    let info = running(&[], false);
+    let stage = Stage::new("switch-four-nvme", |_| info.clone());
+    assert_eq!(stage.ask("GET", "vm.info", &Value::Null), (200, info));
+    let resize = json!({"desired_vcpus": 2, "p2p": true});
+    assert_eq!(stage.ask("PUT", "vm.resize", &resize).0, 204);
+    let heard = stage.heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(heard, ("vm.resize".to_owned(), resize));
+}
