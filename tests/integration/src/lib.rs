@@ -26,11 +26,13 @@
 //! | `LAB_IOMMUFD` | `on` or `off`: what every VM is started with as `--platform iommufd=…` |
 //! | `LAB_ACCEL` | `tcg` (default) or `kvm`, which needs nested virtualisation |
 //! | `LAB_JOBS` | how many labs run at one time (default: half the processors) |
+//! | `CH_BIN`, `CH_REMOTE` | a static cloud-hypervisor and its client; tests that need them are skipped without, and say so |
 //! | `LAB_LONG` | not empty: tests that take many minutes run too; `cargo xtask test --long` sets it |
 
 mod agent;
 mod assets;
 mod binaries;
+mod cloud_hypervisor;
 mod host;
 mod initramfs;
 mod lock;
@@ -46,6 +48,7 @@ mod vm;
 pub use agent::{Command, Output, Running};
 pub use assets::{Assets, OwnKernel, find_lspci};
 pub use binaries::{Binaries, STATIC_BINARIES};
+pub use cloud_hypervisor::CloudHypervisor;
 pub use host::{BOOT, COMMAND, Lab};
 pub use initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 pub use paths::lab_dir;

@@ -1,4 +1,4 @@
-//! A guest to start in the lab host with `p2p-vmm`.
+//! A guest to start in the lab host with `p2p-vmm`, or a VMM with the same command line.
 
 use std::env;
 use std::time::Duration;
@@ -20,6 +20,7 @@ pub struct Vm {
     memory_mib: u32,
     devices: Vec<String>,
     policy: Option<String>,
+    vmm: Vec<String>,
 }
 
 impl Vm {
@@ -35,6 +36,7 @@ impl Vm {
             memory_mib: 512,
             devices: Vec::new(),
             policy: None,
+            vmm: vec!["p2p-vmm".to_owned()],
         }
     }
 
@@ -79,11 +81,18 @@ impl Vm {
         self
     }
 
+    /// Puts another program, with its first arguments, in the place of p2p-vmm: one that understands the same.
+    #[must_use]
+    pub fn vmm(mut self, words: &[&str]) -> Self {
+        self.vmm = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Program and arguments; the serial console is standard output.
     #[must_use]
     pub fn argv(&self) -> Vec<String> {
-        let mut argv: Vec<String> = [
-            "p2p-vmm",
+        let mut argv = self.vmm.clone();
+        let arguments = [
             "--kernel",
             GUEST_KERNEL,
             "--initramfs",
@@ -98,9 +107,8 @@ impl Vm {
             "tty",
             "--console",
             "off",
-        ]
-        .map(str::to_owned)
-        .into();
+        ];
+        argv.extend(arguments.map(str::to_owned));
         if let Some(platform) = &self.platform {
             argv.extend(["--platform".to_owned(), platform.clone()]);
         }
@@ -136,6 +144,8 @@ mod tests {
         let words = Vm::new("x ; y").kernel_words("a").kernel_words("b=c");
         let line = "console=ttyS0 quiet panic=-1 mitigations=off a b=c -- run x ; y";
         assert!(words.argv().contains(&line.to_owned()));
+        let other = Vm::new("x").vmm(&["a", "-b"]).argv();
+        assert_eq!(other[..3], ["a", "-b", "--kernel"]);
         assert!(!Vm::new("x").argv().contains(&"--device".to_owned()));
     }
 }

@@ -1,0 +1,148 @@
+//! `p2pctl launch` with a real cloud-hypervisor, where `CH_BIN` names one.
+//!
+//! The IOMMU of this host translates fewer address bits than its processors have.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use lab::protocol::Exit;
+use lab::report::{Finding, Outcome};
+use lab::{CloudHypervisor, GUEST, Output, SharedLab, Turn, Vm};
+
+static LAB: SharedLab = SharedLab::new("narrow-host-bridge", "cloud-hypervisor");
+
+/// Two DMA engines of one group.
+const ENGINES: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
+/// A third of their group, which cloud-hypervisor cannot assign: a BAR of it is smaller than a page.
+const NEIGHBOUR: &str = "0000:03:00.0";
+/// An engine of another group.
+const STRANGER: &str = "0000:04:00.0";
+
+const LAUNCH: &[&str] = &["p2pctl", "launch", "--", "cloud-hypervisor"];
+
+/// The lab with cloud-hypervisor in it and all devices bound to vfio-pci; `None` without cloud-hypervisor.
+fn lab(test: &str) -> Option<Turn<'static>> {
+    let programs = CloudHypervisor::given(test)?;
+    let lab = LAB.turn();
+    programs.put(&lab).unwrap();
+    for bdf in [ENGINES[0], ENGINES[1], NEIGHBOUR, STRANGER] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    Some(lab)
+}
+
+fn peers() -> Vm {
+    let vm = Vm::new("guest-probe 2").vmm(LAUNCH);
+    vm.p2p_device(ENGINES[0]).p2p_device(ENGINES[1])
+}
+
+/// How devices fared with guest memory, and with each other.
+fn results(output: &Output) -> (Vec<Outcome>, Vec<Outcome>) {
+    let mut results = (Vec::new(), Vec::new());
+    for finding in Finding::in_console(&output.stdout) {
+        match finding {
+            Finding::Memory { result, .. } => results.0.push(result),
+            Finding::Peer { result, .. } => results.1.push(result),
+            _ => {}
+        }
+    }
+    results
+}
+
+/// Runs a VMM that must refuse.
+fn refused(lab: &Turn<'_>, vm: &Vm, words: &[&str]) {
+    let state = || {
+        lab.sh("for d in /sys/bus/pci/devices/*; do echo $d $(readlink $d/driver) $(cat $d/enable); done")
+            .unwrap()
+    };
+    let before = state();
+    let output = lab.vm(vm).deadline(Duration::from_secs(60)).run().unwrap();
+    assert_eq!(output.code(), Some(2), "{output:#?}");
+    assert_eq!(output.stdout, "", "no guest was started");
+    let said = output
+        .stderr
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    for word in words {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(state(), before);
+}
+
+#[test]
+fn peers_of_one_group_reach_each_other_where_cloud_hypervisor_alone_fails() {
+    let Some(lab) = lab("peers_of_one_group_reach_each_other") else {
+        return;
+    };
+    let output = lab.vm(&peers()).deadline(GUEST).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    let (memory, transfers) = results(&output);
+    assert_eq!(memory, [Outcome::Ok; 2], "{output:#?}");
+    assert_eq!(transfers, [Outcome::Ok; 4], "{output:#?}");
+
+    let alone = Vm::new("guest-probe 2").vmm(&["cloud-hypervisor"]);
+    let alone = alone.device(ENGINES[0]).device(ENGINES[1]);
+    let output = lab.vm(&alone).deadline(GUEST).run().unwrap();
+    assert_ne!(output.exit, Exit::Code(0), "{output:#?}");
+    assert_eq!(results(&output), (vec![], vec![]), "{output:#?}");
+}
+
+#[test]
+fn invariant_7_without_p2p_the_iommu_stops_what_aims_at_the_other() {
+    let Some(lab) = lab("invariant_7_without_p2p") else {
+        return;
+    };
+    let vm = Vm::new("guest-probe 2").vmm(LAUNCH);
+    let vm = vm.device(ENGINES[0]).device(ENGINES[1]);
+    let output = lab.vm(&vm).deadline(GUEST).run().unwrap();
+    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
+    let (memory, transfers) = results(&output);
+    assert_eq!(memory, [Outcome::Ok; 2], "{output:#?}");
+    assert_eq!(transfers, [Outcome::Nothing; 4], "{output:#?}");
+}
+
+#[test]
+fn invariant_1_peers_of_two_groups_are_refused() {
+    let Some(lab) = lab("invariant_1_peers_of_two_groups_are_refused") else {
+        return;
+    };
+    let vm = Vm::new("guest-probe").vmm(LAUNCH);
+    let vm = vm.p2p_device(ENGINES[0]).p2p_device(STRANGER);
+    let groups = [ENGINES[0], STRANGER].map(|bdf| lab.group(bdf).unwrap());
+    assert_ne!(groups[0], groups[1]);
+    let groups = groups.map(|group| format!("group {group}"));
+    let words = [
+        ENGINES[0],
+        STRANGER,
+        &groups[0],
+        &groups[1],
+        "p2pctl plan --join",
+    ];
+    refused(&lab, &vm, &words);
+}
+
+#[test]
+fn invariant_2_a_device_beside_peers_is_refused() {
+    let Some(lab) = lab("invariant_2_a_device_beside_peers_is_refused") else {
+        return;
+    };
+    refused(&lab, &peers().device(STRANGER), &[STRANGER, "use p2p-vmm"]);
+}
+
+#[test]
+fn a_signal_ends_it_as_if_it_had_been_started_directly() {
+    let Some(lab) = lab("a_signal_ends_it_as_if_it_had_been_started_directly") else {
+        return;
+    };
+    let mut ends = Vec::new();
+    for vmm in [&["cloud-hypervisor"], LAUNCH] {
+        let vm = Vm::new("stay").vmm(vmm);
+        let mut running = lab.vm(&vm).spawn().unwrap();
+        running.wait_for("guest: up", GUEST).unwrap();
+        running.signal(15).unwrap();
+        ends.push(running.wait().unwrap().exit);
+    }
+    assert_eq!(ends[0], ends[1]);
+}
