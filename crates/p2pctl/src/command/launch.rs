@@ -17,6 +17,9 @@ use crate::cloud_hypervisor::{CommandLine, Refusal, Rewritten, asked, look, rewr
 use crate::policy_file;
 use crate::show::{Line, Terminal, Text, Tone};
 
+/// Name and version of the document that `--json` prints.
+const SCHEMA: &str = "p2pctl/launch/1";
+
 /// What to start, and whether.
 pub(crate) struct Request<'a> {
     pub(crate) command: &'a [OsString],
@@ -36,6 +39,7 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
         .unwrap_or_else(|| PathBuf::from("/sys"));
     let mut rewritten = match prepare(&sysfs, request)? {
         Ok(rewritten) => rewritten,
+        Err(refusal) if global.json => return refused_json(&refusal),
         Err(refusal) => return Ok(refused(&refusal)),
     };
     if let Some(change) = events::wanted(&rewritten.line) {
@@ -88,6 +92,20 @@ fn refused(refusal: &Refusal) -> Answer {
     answer
 }
 
+#[derive(Serialize)]
+struct Refused {
+    schema: &'static str,
+    refused: Vec<String>,
+}
+
+fn refused_json(refusal: &Refusal) -> Result<Answer> {
+    let document = Refused {
+        schema: SCHEMA,
+        refused: refusal.reasons(),
+    };
+    Ok(Answer::json(&document)?.refused_if(true))
+}
+
 /// What `--dry-run` prints.
 #[derive(Serialize)]
 struct Shown<'a> {
@@ -111,7 +129,7 @@ fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answe
     let changes = rewritten.changes.iter();
     if json {
         return Answer::json(&Shown {
-            schema: "p2pctl/launch/1",
+            schema: SCHEMA,
             command,
             changes: changes
                 .map(|change| ShownChange {

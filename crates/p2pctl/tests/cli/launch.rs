@@ -116,6 +116,20 @@ fn what_only_cloud_hypervisor_cannot_hold_is_refused_by_name() {
 }
 
 #[test]
+fn a_refusal_is_a_document_too() {
+    let stage = Stage::new("switch-without-acs");
+    let devices = ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| stage.path(sbdf) + ",p2p=on");
+    let run = stage.launch(&["--json"], &["--device", &devices[0], &devices[1]]);
+    assert_eq!(run.status, 2, "{run:?}");
+    let document = run.json();
+    assert_eq!(document["schema"], "p2pctl/launch/1");
+    assert!(
+        !document["refused"].as_array().unwrap().is_empty(),
+        "{run:?}"
+    );
+}
+
+#[test]
 fn the_operators_policy_counts() {
     let stage = Stage::new("switch-joined");
     let peers = ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| stage.path(sbdf) + ",p2p=on");
