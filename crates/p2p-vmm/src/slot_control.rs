@@ -74,12 +74,11 @@ impl SlotControl {
         if slots.is_empty() {
             return;
         }
+        // Known as emptied before it looks free on the bus, so that nothing comes into the slot in between and is taken
+        // for what was there.
+        lock(&self.emptied).slots.extend(&slots);
         let functions: Vec<_> = slots.iter().flat_map(|s| self.pci.unplug(*s)).collect();
-        {
-            let mut emptied = lock(&self.emptied);
-            emptied.slots.extend(slots);
-            emptied.functions.extend(functions);
-        }
+        lock(&self.emptied).functions.extend(functions);
         ring(&self.bell);
     }
 
@@ -88,6 +87,13 @@ impl SlotControl {
         // Silent if nobody has rung.
         let _ = self.bell.read();
         std::mem::take(&mut *lock(&self.emptied)).slots
+    }
+
+    /// The device numbers on `bus` that the guest has emptied and nobody has asked for since.
+    pub(crate) fn emptied(&self, bus: SlotBus) -> BTreeSet<u8> {
+        let emptied = lock(&self.emptied);
+        let here = emptied.slots.iter().filter(|slot| slot.bus() == bus);
+        here.map(|slot| slot.device()).collect()
     }
 
     /// Something was put into `slot`. A guest that boots finds it.
@@ -142,5 +148,30 @@ impl SlotControl {
 fn ring(event: &EventFd) {
     if let Err(error) = event.write(1) {
         log::error!("cannot signal an eventfd of the slots: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hotplug::Register;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_that_was_emptied_is_known_as_such_until_somebody_asks() {
+        let control = SlotControl::new(Arc::new(PciBus::new(Vec::new()))).unwrap();
+        let slot = Slot::new(SlotBus::Root, 9).unwrap();
+        control.occupy(slot);
+        let eject = |control: &SlotControl| {
+            control.write(Register::Eject.offset().into(), &(1_u32 << 9).to_le_bytes());
+        };
+        eject(&control);
+        assert_eq!(control.emptied(SlotBus::Root), BTreeSet::from([9]));
+        assert_eq!(control.emptied(SlotBus::Switch(9)), BTreeSet::new());
+        assert_eq!(control.take_emptied(), BTreeSet::from([slot]));
+        assert_eq!(control.emptied(SlotBus::Root), BTreeSet::new());
+
+        eject(&control);
+        assert_eq!(control.take_emptied(), BTreeSet::new(), "it was empty");
     }
 }

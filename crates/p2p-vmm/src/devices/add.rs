@@ -25,6 +25,11 @@ use super::unit::{Opened, endpoint, preferring_home};
 /// How long the guest may take to let go of an empty switch that is in the way.
 const EMPTY_SWITCH: Duration = Duration::from_secs(2);
 
+/// How long the guest may take to look at a newcomer and all that is around it.
+const SETTLING: Duration = Duration::from_secs(10);
+/// How often to look whether it has.
+const SETTLING_PERIOD: Duration = Duration::from_millis(20);
+
 /// Why a device was not added. Nothing of it is left.
 #[derive(Debug, Error)]
 pub(crate) enum AddError {
@@ -149,7 +154,7 @@ impl Devices {
             domain.context.map_guest(&self.guest.memory)?;
         }
         let clique = domain.clique;
-        let place = self.place(&host, &candidate, must, domain)?;
+        let place = self.find_place(&host, &candidate, must, domain)?;
         if candidate.domain.is_some() {
             check_windows(&place.topology, &ranges)?;
         }
@@ -193,14 +198,18 @@ impl Devices {
         })
     }
 
-    /// A switch without members has windows that the next one may need. The guest lets go of it within milliseconds.
+    /// A switch without members has windows that the next one may need. The guest lets go of it within milliseconds; if it
+    /// does not, the switch is taken away: there is nothing in it that a driver could miss.
     fn wait_for_empty_switches(&mut self) {
         let deadline = Instant::now() + EMPTY_SWITCH;
         loop {
             self.take_ejected();
             let left = deadline.saturating_duration_since(Instant::now());
-            if self.empty_switches.is_empty() || left.is_zero() {
+            if self.empty_switches.is_empty() {
                 return;
+            }
+            if left.is_zero() {
+                return self.take_empty_switches_away();
             }
             let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
             let waited = Epoll::new().and_then(|epoll| {
@@ -218,7 +227,28 @@ impl Devices {
         }
     }
 
-    /// Where the newcomer goes: to its peers if there are any, else to the root bus. A domain that begins is at its bus
+    /// Where the newcomer goes. A guest that still looks at the one before closes bridges for moments (linux 7.2
+    /// drivers/pci/setup-bus.c: pci_setup_bridge()), and there seems to be no room: then it is tried again.
+    fn find_place(
+        &self,
+        host: &HostDevice,
+        candidate: &Candidate,
+        must: bool,
+        domain: &Domain,
+    ) -> anyhow::Result<Place> {
+        loop {
+            let settling = self.announced.is_some_and(|at| at.elapsed() < SETTLING);
+            match self.place(host, candidate, must, domain) {
+                Err(error) if settling => {
+                    log::debug!("{}: no place yet: {error}", candidate.sbdf);
+                    std::thread::sleep(SETTLING_PERIOD);
+                }
+                placed => return placed,
+            }
+        }
+    }
+
+    /// Where the newcomer goes as the guest is now: to its peers if there are any, else to the root bus. A domain that begins is at its bus
     /// addresses if it can be, for a later member may need that.
     fn place(
         &self,
@@ -230,7 +260,9 @@ impl Devices {
         let layout = &self.guest.layout;
         let lay_out_on = |bus: SlotBus, branch: Branch, fixed: bool| -> anyhow::Result<Place> {
             let survey = self.guest.pci.survey(bus);
-            let survey = survey.with_context(|| format!("the guest has no way to {bus:?}"))?;
+            let mut survey = survey.with_context(|| format!("the guest has no way to {bus:?}"))?;
+            // After the survey: what the guest empties meanwhile is in one of the two.
+            survey.devices.extend(self.guest.control.emptied(bus));
             let mut ground = ground::live(bus, &survey, layout);
             if !fixed {
                 // Addresses that are somebody else's for the switches of the host.

@@ -21,6 +21,10 @@ use crate::lock::lock;
 /// devices tell something with every access.
 const MOST_EVENTS: usize = 256;
 
+/// How long the guest may take to let go of a device that the host wants back: whoever unbinds it waits in the kernel,
+/// and nothing ends that wait but the device.
+const HOST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How a device is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RemoveOptions {
@@ -142,6 +146,8 @@ pub(crate) struct Devices {
     pub(super) news: Vec<Event>,
     /// Readable when [`Devices::heed`] has something to do.
     wake: Arc<Epoll>,
+    /// When the guest was last told of a newcomer.
+    pub(super) announced: Option<Instant>,
     /// A device could not be closed yet.
     pub(super) pending: bool,
 }
@@ -161,6 +167,7 @@ impl Devices {
             empty_switches: BTreeSet::new(),
             news: Vec::new(),
             wake: Arc::new(Epoll::new()?),
+            announced: None,
             pending: false,
         };
         this.listen(&this.events.bell, ControlOperation::Add)?;
@@ -242,8 +249,7 @@ impl Devices {
             return;
         };
         match event {
-            // Refused if it is on its way already.
-            DeviceEvent::Requested => self.advance(&id, Step::Request),
+            DeviceEvent::Requested => self.give_back(&id, Instant::now()),
             DeviceEvent::Reset => {}
             DeviceEvent::RouteDegraded { bar, to, .. } => {
                 let (reason, gpa) = (event.to_string(), Some(to.value()));
@@ -265,6 +271,21 @@ impl Devices {
                 id,
                 reason: event.to_string(),
             }),
+        }
+    }
+
+    /// The host wants a device back: the guest is asked for it, and loses it if it takes too long. The kernel asks again
+    /// while it waits; that neither asks the guest twice nor gives it more time.
+    fn give_back(&mut self, id: &str, now: Instant) {
+        let wanted = self.list.iter().find(|entry| entry.id() == id);
+        if wanted.is_some_and(|entry| entry.state != State::UnplugRequested) {
+            self.advance(id, Step::Request);
+        }
+        let wanted = self.list.iter_mut().find(|entry| entry.id() == id);
+        if let Some(entry) = wanted.filter(|entry| entry.state == State::UnplugRequested) {
+            let latest = now + HOST_PATIENCE;
+            entry.deadline = Some(entry.deadline.map_or(latest, |asked| asked.min(latest)));
+            entry.force = true;
         }
     }
 
@@ -298,7 +319,10 @@ impl Devices {
                         self.guest.control.withdraw(slot);
                     }
                 }
-                Effect::Announce => self.guest.control.announce(entry.arrival),
+                Effect::Announce => {
+                    self.guest.control.announce(entry.arrival);
+                    self.announced = Some(Instant::now());
+                }
                 Effect::Vanish => vanish(&self.guest, entry, unit),
                 Effect::Tell(notice) => self.news.push(event_of(entry, notice)),
                 // What is in `Releasing` is closed as soon as nobody holds it; what is to be opened is not here yet.

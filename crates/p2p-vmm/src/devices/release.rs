@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use hotplug::lifecycle::{Event as Step, State};
-use hotplug::{Slot, SlotBus};
+use hotplug::{Event, Slot, SlotBus};
 use vmm_sys_util::epoll::ControlOperation;
 
 use super::registry::{Devices, Entry};
@@ -29,6 +29,21 @@ impl Devices {
         self.ask_for_empty_switches();
     }
 
+    /// The guest is gone, and with it whatever kept it from letting go: devices that were to leave do. What there is to
+    /// tell, when they are closed. To be called when no vCPU runs any more.
+    pub(crate) fn end(&mut self) -> Vec<Event> {
+        self.take_ejected();
+        let leaving =
+            |entry: &&Entry| matches!(entry.state, State::UnplugRequested | State::Overdue);
+        let leaving = self.list.iter().filter(leaving);
+        let leaving: Vec<String> = leaving.map(|entry| entry.id().to_owned()).collect();
+        for id in leaving {
+            self.advance(&id, Step::Force);
+        }
+        self.close_released();
+        std::mem::take(&mut self.news)
+    }
+
     /// A switch without members goes as well.
     fn ask_for_empty_switches(&mut self) {
         let switches: Vec<u8> = self
@@ -49,6 +64,16 @@ impl Devices {
                 && self.empty_switches.insert(root)
             {
                 self.guest.control.ask(slot);
+            }
+        }
+    }
+
+    /// Takes switches without members from a guest that was asked for them.
+    pub(super) fn take_empty_switches_away(&mut self) {
+        for root in std::mem::take(&mut self.empty_switches) {
+            let slot = Slot::new(SlotBus::Root, root);
+            if slot.is_some_and(|slot| self.guest.control.take_away(slot)) {
+                self.guest.control.rescan(SlotBus::Root);
             }
         }
     }

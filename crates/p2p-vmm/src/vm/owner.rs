@@ -77,7 +77,8 @@ impl Owner {
             Effect::Start => self.start(),
             Effect::Stop => {
                 if let Some(running) = self.running.take() {
-                    running.stop(&mut self.watch);
+                    let news = running.stop(&mut self.watch);
+                    self.tell(news);
                 }
                 Ok(())
             }
@@ -155,7 +156,13 @@ impl Owner {
         let Some(running) = &mut self.running else {
             return;
         };
-        for event in running.machine.devices.heed() {
+        let news = running.machine.devices.heed();
+        self.tell(news);
+    }
+
+    /// Tells what has become of devices. What was removed is no part of the description any more.
+    fn tell(&mut self, news: Vec<Event>) {
+        for event in news {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
                 config
                     .devices

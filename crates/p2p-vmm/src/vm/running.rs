@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
-use hotplug::VmConfig;
+use hotplug::{Event, VmConfig};
 use vmm_sys_util::epoll::Epoll;
 
 use super::host::Host;
@@ -61,15 +61,17 @@ impl Running {
         self.exit.requested()
     }
 
-    /// Ends it.
-    pub(super) fn stop(self, watch: &mut Watch) {
+    /// Ends it; what there is to tell of its devices.
+    pub(super) fn stop(mut self, watch: &mut Watch) -> Vec<Event> {
         // In this order: nobody runs the guest, nobody hands it input, then its parts go.
         drop(self.threads);
+        let news = self.machine.devices.end();
         log::info!("at the end: {}", self.machine.census());
         for subscriber in self.subscribers {
             watch.remove(subscriber);
         }
         drop(self.machine);
+        news
     }
 }
 
