@@ -4,6 +4,7 @@
 
 mod apt;
 mod kernel;
+mod nested;
 mod own_kernel;
 mod source;
 mod store;

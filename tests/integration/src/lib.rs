@@ -35,6 +35,7 @@ mod binaries;
 mod cloud_hypervisor;
 mod host;
 mod initramfs;
+pub mod live;
 mod lock;
 mod machine;
 mod paths;
@@ -58,4 +59,4 @@ pub use profile::{
 };
 pub use progress::Progress;
 pub use shared::{SharedLab, Turn};
-pub use vm::{GUEST, Vm};
+pub use vm::{CMDLINE, GUEST, Vm};

@@ -9,7 +9,7 @@ use crate::initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 pub const GUEST: Duration = Duration::from_secs(180);
 
 /// A guest's kernel command line up to words of a test's own.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
 
 /// The command line of a VMM, in the making.
 #[derive(Debug, Clone)]

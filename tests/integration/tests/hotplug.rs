@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod hotplug {
-    pub(crate) mod live;
+    mod killed;
+    mod uncooperative;
 }
 
 use std::time::{Duration, Instant};
 
-use hotplug::live::{Live, PATIENCE};
+use lab::live::{API_SOCKET, Live, PATIENCE};
 use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{SharedLab, Turn};
@@ -34,14 +35,7 @@ fn soft(id: &str) -> Value {
 
 /// Adds both drives, which are told about as added.
 fn add_both(live: &mut Live<'_>) {
-    for (id, bdf) in [("one", FIRST), ("two", SECOND)] {
-        let (status, body) = live.add(id, bdf, true);
-        assert_eq!(status, 200, "{body}");
-        live.told(&[("added", id)]);
-    }
-    // The driver takes its time.
-    let ready = "while ! [ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]; do usleep 100000; done";
-    live.guest(ready);
+    live.add_drives([("one", FIRST), ("two", SECOND)]);
 }
 
 /// Results of each drive reading into and writing from the memory of the other.
@@ -176,6 +170,23 @@ fn a_guest_that_never_lets_go_is_waited_for_and_forced() {
     live.remove(&json!({"id": "one", "force": true}));
     live.told(&[("removed", "one")]);
     assert!(started.elapsed() < Duration::from_secs(30));
+    assert_eq!(live.open_files("/dev/vfio"), [""; 0]);
+
+    // As the operator's tool has it.
+    let p2pctl = |words: &str| {
+        let words = format!("p2pctl vm {words} --api-socket {API_SOCKET}");
+        lab.run(words.split(' ')).unwrap()
+    };
+    let added = p2pctl(&format!("add {FIRST},id=one,p2p=on"));
+    assert_eq!(added.code(), Some(0), "{added:#?}");
+    let kept = p2pctl("remove one --timeout 1");
+    assert_eq!(kept.code(), Some(1), "{kept:#?}");
+    for word in ["still attached", "--force"] {
+        assert!(kept.stderr.contains(word), "{word}: {kept:#?}");
+    }
+    let taken = p2pctl("remove one --timeout 1 --force");
+    assert_eq!(taken.code(), Some(0), "{taken:#?}");
+    assert!(taken.stdout.contains("free for the host"), "{taken:#?}");
     assert_eq!(live.open_files("/dev/vfio"), [""; 0]);
     assert_eq!(live.power_off().exit, Exit::Code(0));
 }

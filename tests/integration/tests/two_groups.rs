@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use lab::live::{API_SOCKET, Live};
 use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{Lab, SharedLab, Vm};
@@ -46,6 +47,55 @@ fn p2p_is_refused_before_anything_changes() {
         log,
         "the host's kernel had to do something"
     );
+}
+
+#[test]
+fn a_device_of_another_group_does_not_come_to_a_running_domain() {
+    let lab = LAB.turn();
+    for bdf in [FIRST, SECOND] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    let mut live = Live::boot(&lab, "");
+    let (status, body) = live.add("one", FIRST, true);
+    assert_eq!(status, 200, "{body}");
+    live.told(&[("added", "one")]);
+    let guest = "lspci -xxx 2>/dev/null || cat /sys/bus/pci/devices/*/config | sha256sum";
+    let seen = live.guest(guest);
+    let held = live.holdings();
+    let descriptors = live.open_files("/dev/vfio");
+    let info = live.call("GET", "vm.info", None);
+    let (before, log) = (state(&lab), lab.dmesg().unwrap());
+
+    for _ in 0..2 {
+        let (status, body) = live.add("two", SECOND, true);
+        assert_eq!(status, 409, "{body}");
+        let groups = [FIRST, SECOND].map(|bdf| format!("group {}", lab.group(bdf).unwrap()));
+        for word in [FIRST, SECOND, &groups[0], &groups[1], "p2pctl"] {
+            assert!(body.contains(word), "{word}: {body}");
+        }
+        live.told(&[("add-failed", "two")]);
+    }
+    let words = format!("p2pctl vm add {SECOND},id=two,p2p=on --api-socket {API_SOCKET}");
+    let refused = lab.run(words.split(' ')).unwrap();
+    assert_eq!(refused.code(), Some(2), "{refused:#?}");
+    assert!(refused.stderr.contains("p2pctl plan"), "{refused:#?}");
+    live.told(&[("add-failed", "two")]);
+    assert_eq!(state(&lab), before);
+    assert_eq!(lab.dmesg().unwrap(), log);
+    assert_eq!(live.call("GET", "vm.info", None), info);
+    assert_eq!(live.open_files("/dev/vfio"), descriptors);
+    let now = live.holdings();
+    assert_eq!(
+        (now.files, now.mappings, now.locked_kb),
+        (held.files, held.mappings, held.locked_kb)
+    );
+    assert_eq!(live.guest(guest), seen);
+
+    // It is the wish for P2P that is refused, not the device.
+    let (status, body) = live.add("two", SECOND, false);
+    assert_eq!(status, 200, "{body}");
+    live.told(&[("added", "two")]);
+    assert_eq!(live.power_off().exit, Exit::Code(0));
 }
 
 #[test]

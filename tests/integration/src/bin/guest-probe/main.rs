@@ -9,6 +9,9 @@
 //!                              of it works after
 //! guest-probe revoke ROUNDS    one is switched off, reset and put to sleep, as often; exit code 0 if its peer reaches it
 //!                              after each
+//! guest-probe eject            lets go of everything in its slots, whether it was asked or not
+//! guest-probe hammer SECONDS   uses the registers of its slots as no kernel does
+//! guest-probe watch PATH       says when a file comes and when it goes, until it is killed
 //! guest-probe interrupts NAME… waits until interrupts of these names have fired; exit code 0 if all have
 //! ```
 //!
@@ -19,11 +22,15 @@ mod interrupts;
 mod mapping;
 mod p2pmem;
 mod pci;
+mod ports;
 mod round;
+mod slots;
 mod target;
 mod upset;
+mod watch;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -49,6 +56,12 @@ fn main() -> ExitCode {
             Ok(rounds) => return outcome(upset::revoke(rounds, &mut print)),
             Err(_) => return usage(),
         },
+        ["eject"] => return outcome(slots::eject()),
+        ["hammer", seconds] => match seconds.parse() {
+            Ok(seconds) => return outcome(slots::hammer(Duration::from_secs(seconds))),
+            Err(_) => return usage(),
+        },
+        ["watch", path] => return outcome(watch::run(Path::new(path))),
         ["interrupts", names @ ..] => return outcome(interrupts::run(names, &mut print)),
         [count] => match count.parse() {
             Ok(count) => (Some(count), Duration::ZERO),
@@ -83,7 +96,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | p2pmem | upset ROUNDS | revoke ROUNDS | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | p2pmem | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

@@ -1,0 +1,237 @@
+//! A VM that a test talks to while it runs: to the VMM over its API, to the guest over its console.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "whoever uses it is a test, which fails by panicking"
+)]
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::agent::{Output, Running};
+use crate::host::Lab;
+use crate::vm::{GUEST, Vm};
+
+/// How long a guest may take for one thing. An emulated host with an emulated guest is slow.
+pub const PATIENCE: Duration = Duration::from_secs(150);
+
+/// How long a VM may live.
+const LIFE: Duration = Duration::from_secs(3600);
+
+const DIR: &str = "/tmp/live";
+
+/// Where the VMM listens in the lab host.
+pub const API_SOCKET: &str = "/tmp/live/api";
+
+/// What a VMM holds of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holdings {
+    /// Open files.
+    pub files: usize,
+    /// Mappings of memory.
+    pub mappings: usize,
+    /// Memory that cannot be swapped, in KiB.
+    pub locked_kb: u64,
+    /// Memory in use, in KiB.
+    pub resident_kb: u64,
+}
+
+/// The VM, with a shell on its console.
+pub struct Live<'lab> {
+    lab: &'lab Lab,
+    vmm: Running<'lab>,
+    asked: u32,
+    boots: usize,
+    /// What the VMM has told up to now.
+    events: String,
+    told: usize,
+}
+
+impl<'lab> Live<'lab> {
+    /// Boots a guest with the NVMe driver and a shell, and an API; waits until the shell is there.
+    pub fn boot(lab: &'lab Lab, words: &str) -> Self {
+        let mut live = Self::start(lab, words);
+        live.wait_for_boot();
+        live
+    }
+
+    /// Starts a VMM as [`boot`](Self::boot) does, and waits until it answers.
+    pub fn start(lab: &'lab Lab, words: &str) -> Self {
+        let vm = Vm::new("modprobe nvme ; sh").kernel_words(words);
+        let argv: Vec<String> = vm.argv().iter().map(|word| format!("'{word}'")).collect();
+        let script = format!(
+            "rm -rf {DIR} && mkdir {DIR} && mkfifo {DIR}/in && exec 3<>{DIR}/in && \
+             exec {} --api-socket {API_SOCKET} --event-monitor path={DIR}/events -v <&3",
+            argv.join(" ")
+        );
+        let vmm = lab.command(["sh", "-c", &script]).deadline(LIFE);
+        let live = Self {
+            lab,
+            vmm: vmm.spawn().unwrap(),
+            asked: 0,
+            boots: 0,
+            events: String::new(),
+            told: 0,
+        };
+        let ready = format!("until [ -S {API_SOCKET} ]; do usleep 20000; done");
+        lab.sh(&ready).unwrap();
+        live
+    }
+
+    /// Waits until the guest has booted, once more each time.
+    pub fn wait_for_boot(&mut self) {
+        const UP: &str = "guest: up";
+        self.boots += 1;
+        let started = Instant::now();
+        while self.vmm.stdout().unwrap().matches(UP).count() < self.boots {
+            assert!(started.elapsed() < GUEST, "boot {} is late", self.boots);
+            self.lab.run(["usleep", "100000"]).unwrap().ok().unwrap();
+        }
+        self.guest("stty -echo");
+    }
+
+    /// Runs a line of shell in the guest; what it printed.
+    pub fn guest(&mut self, line: &str) -> String {
+        self.asked += 1;
+        let number = self.asked;
+        // The console may echo what is typed, so the mark is not typed as it is printed; and the prompt is in front.
+        let typed = format!("echo ; {line} ; echo answer-$(({number})) ends");
+        let before = self.vmm.stdout().unwrap().len();
+        self.type_in(&typed);
+        let mark = format!("answer-{number} ends");
+        let console = self.vmm.wait_for(&mark, PATIENCE).unwrap();
+        let (text, _) = console[before..].split_once(&mark).unwrap();
+        text.to_owned()
+    }
+
+    /// Calls the API; status and body.
+    pub fn call(&self, verb: &str, call: &str, body: Option<&Value>) -> (u16, String) {
+        let body = body.map(Value::to_string);
+        let words = ["vm-call", API_SOCKET, verb, call].into_iter();
+        let words = words.chain(body.as_deref());
+        let answer = self.lab.run(words).unwrap().ok().unwrap();
+        let (status, body) = answer.split_once('\n').unwrap();
+        (status.parse().unwrap(), body.to_owned())
+    }
+
+    /// Adds a device; status and body.
+    pub fn add(&self, id: &str, bdf: &str, p2p: bool) -> (u16, String) {
+        let path = format!("/sys/bus/pci/devices/{bdf}");
+        let device = json!({"path": path, "id": id, "p2p": p2p});
+        self.call("PUT", "vm.add-device", Some(&device))
+    }
+
+    /// Adds two drives with P2P, which are told about as added, and waits until the guest's driver has them.
+    pub fn add_drives(&mut self, drives: [(&str, &str); 2]) {
+        for (id, bdf) in drives {
+            let (status, body) = self.add(id, bdf, true);
+            assert_eq!(status, 200, "{body}");
+            self.told(&[("added", id)]);
+        }
+        self.guest("while ! [ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]; do usleep 50000; done");
+    }
+
+    /// Asks for a device to go.
+    pub fn remove(&self, request: &Value) {
+        let (status, body) = self.call("PUT", "vm.remove-device", Some(request));
+        assert_eq!(status, 204, "{body}");
+    }
+
+    /// Types a line in the guest and does not wait for what comes of it.
+    pub fn type_in(&self, line: &str) {
+        self.lab
+            .command(["sh", "-c", &format!("cat > {DIR}/in")])
+            .stdin(format!("{line}\n"))
+            .run()
+            .unwrap()
+            .ok()
+            .unwrap();
+    }
+
+    /// Everything that the VMM has told, as name and device.
+    pub fn events(&mut self) -> Vec<(String, String)> {
+        let script = format!("tail -c +{} {DIR}/events", self.events.len() + 1);
+        self.events.push_str(&self.lab.sh(&script).unwrap());
+        let values = serde_json::Deserializer::from_str(&self.events).into_iter::<Value>();
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        values
+            .map_while(Result::ok)
+            .map(|event| (word(&event["event"]), word(&event["properties"]["id"])))
+            .collect()
+    }
+
+    /// What was told of devices since the last time, as soon as it is so many events.
+    pub fn news(&mut self, count: usize) -> Vec<(String, String)> {
+        let started = Instant::now();
+        let of_device = |event: &(String, String)| event.0.starts_with("device-");
+        let news = loop {
+            let events: Vec<_> = self.events().into_iter().filter(of_device).collect();
+            let news = events.get(self.told..).unwrap_or_default().to_vec();
+            if news.len() >= count || started.elapsed() > PATIENCE {
+                break news;
+            }
+            self.lab.run(["usleep", "50000"]).unwrap().ok().unwrap();
+        };
+        self.told += news.len();
+        news
+    }
+
+    /// Waits until `expected` was told of devices, in this order and nothing else, since the last time.
+    #[track_caller]
+    pub fn told(&mut self, expected: &[(&str, &str)]) {
+        let news = self.news(expected.len());
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(event, id)| (format!("device-{event}"), (*id).to_owned()))
+            .collect();
+        assert_eq!(news, expected);
+    }
+
+    /// What the VMM has open below a directory.
+    pub fn open_files(&self, below: &str) -> Vec<String> {
+        let script = "for fd in /proc/$(pidof p2p-vmm)/fd/*; do readlink $fd; done";
+        let all = self.lab.sh(script).unwrap();
+        let below = |file: &&str| file.starts_with(below);
+        all.lines().filter(below).map(str::to_owned).collect()
+    }
+
+    /// Kilobytes of memory that the VMM has locked, for devices to reach.
+    pub fn locked_kb(&self) -> u64 {
+        let holdings = self.holdings();
+        holdings.locked_kb
+    }
+
+    /// What the VMM holds of the host.
+    pub fn holdings(&self) -> Holdings {
+        let script = "cd /proc/$(pidof p2p-vmm) && ls fd | wc -l && wc -l < maps && cat status";
+        let text = self.lab.sh(script).unwrap();
+        let mut lines = text.lines();
+        let mut count = || lines.next().unwrap().trim().parse().unwrap();
+        let (files, mappings) = (count(), count());
+        let kb = |key: &str| -> u64 {
+            let mut words = text.lines().map(str::split_ascii_whitespace);
+            let value =
+                words.find_map(|mut words| (words.next() == Some(key)).then(|| words.next()));
+            value.flatten().unwrap().parse().unwrap()
+        };
+        Holdings {
+            files,
+            mappings,
+            locked_kb: kb("VmLck:") + kb("VmPin:"),
+            resident_kb: kb("VmRSS:"),
+        }
+    }
+
+    /// Waits for the end of a VMM that was killed; how it ended.
+    pub fn end(self) -> Output {
+        self.vmm.wait().unwrap()
+    }
+
+    /// Switches the guest off.
+    pub fn power_off(self) -> Output {
+        self.type_in("poweroff -f");
+        self.vmm.wait().unwrap()
+    }
+}

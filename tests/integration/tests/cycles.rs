@@ -1,0 +1,72 @@
+//! Devices that come and go again and again. `LAB_LONG=1` (`cargo xtask test --long`) does it two hundred times.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::env;
+
+use lab::SharedLab;
+use lab::live::{Holdings, Live};
+use lab::protocol::Exit;
+use serde_json::json;
+
+static LAB: SharedLab = SharedLab::new("nvme-one-group", "cycles");
+
+const DRIVES: [(&str, &str); 2] = [("one", "0000:03:00.0"), ("two", "0000:04:00.0")];
+
+/// Until caches are warm and all of guest memory has been pinned once.
+const WARM_UP: u32 = 3;
+/// What the allocator may keep, in KiB.
+const SLACK_KB: u64 = 512;
+
+fn cycles() -> u32 {
+    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
+    if long { 200 } else { 6 }
+}
+
+fn cycle(live: &mut Live<'_>) {
+    live.add_drives(DRIVES);
+    for (id, _) in DRIVES {
+        // A guest under emulation needs its time.
+        live.remove(&json!({"id": id, "timeout_ms": 120_000}));
+        live.told(&[("unplug-requested", id), ("removed", id)]);
+    }
+    live.guest("while [ -b /dev/nvme0n1 -o -b /dev/nvme1n1 ]; do usleep 20000; done");
+}
+
+#[test]
+fn nothing_grows_however_often_devices_come_and_go() {
+    let lab = LAB.turn();
+    for (_, bdf) in DRIVES {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    let mut live = Live::boot(&lab, "");
+    for _ in 0..WARM_UP {
+        cycle(&mut live);
+    }
+    let before = live.holdings();
+    for number in 0..cycles() {
+        cycle(&mut live);
+        if number % 20 == 19 {
+            eprintln!("after {} cycles: {:?}", number + 1, live.holdings());
+        }
+    }
+    let after = live.holdings();
+    eprintln!("before {before:?}\nafter  {after:?}");
+    assert_eq!(after.locked_kb, 0);
+    assert!(after.resident_kb <= before.resident_kb + SLACK_KB);
+    // All that is counted, whatever it is.
+    let resident_kb = 0;
+    let counted = |holdings| Holdings {
+        resident_kb,
+        ..holdings
+    };
+    assert_eq!(counted(after), counted(before));
+
+    let output = live.power_off();
+    assert_eq!(output.exit, Exit::Code(0));
+    let census = |when: &str| {
+        let line = output.stderr.lines().find(|line| line.contains(when));
+        line.and_then(|line| line.split_once(when)).unwrap().1
+    };
+    assert_eq!(census("at the end: "), census("at the start: "));
+}
