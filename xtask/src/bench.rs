@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast it is, as ratios that hold on other machines too.
 
+mod hotplug;
 mod regroup;
 
 use std::fmt::Write;
@@ -17,6 +18,9 @@ pub(crate) struct Args {
     /// Measure changes of groups in the lab instead: eight endpoints in one transaction against one after the other
     #[arg(long)]
     regroup: bool,
+    /// Measure in the lab how long a drive takes to come and to go, beside QEMU
+    #[arg(long, conflicts_with = "regroup")]
+    hotplug: bool,
 }
 
 /// Something measured, or the ratio of two.
@@ -92,12 +96,10 @@ const ROWS: [Row; 8] = [
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = target_dir().join("bench");
     if args.regroup {
-        let table = regroup::run(args.rounds)?;
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let file = dir.join("regroup.md");
-        fs::write(&file, &table).with_context(|| format!("cannot write {}", file.display()))?;
-        print!("{table}");
-        return Ok(());
+        return keep(&dir, "regroup.md", &regroup::run(args.rounds)?);
+    }
+    if args.hotplug {
+        return keep(&dir, "hotplug.md", &hotplug::run(args.rounds)?);
     }
     let home = dir.join("criterion");
     let shell = Shell::new()?;
@@ -128,8 +130,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     let table = table(&mut seen)?;
-    let file = dir.join("iommu-group.md");
-    fs::write(&file, &table).with_context(|| format!("cannot write {}", file.display()))?;
+    keep(&dir, "iommu-group.md", &table)
+}
+
+/// Shows a table, and writes it to a file.
+fn keep(dir: &Path, name: &str, table: &str) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let file = dir.join(name);
+    fs::write(&file, table).with_context(|| format!("cannot write {}", file.display()))?;
     print!("{table}");
     eprintln!("bench: the table is in {}", file.display());
     Ok(())
