@@ -16,6 +16,7 @@ mod options;
 pub mod regroup;
 mod slots;
 mod socket;
+mod thread;
 mod vm_config;
 
 pub use client::{Client, ClientError, EventStream, Next};

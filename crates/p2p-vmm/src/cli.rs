@@ -1,13 +1,16 @@
 //! Command line, spelled as cloud-hypervisor's.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueEnum};
 use hotplug::{
     ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, OptionError, Options,
     PayloadConfig, PlatformConfig, SerialConfig, VmConfig,
 };
 use log::LevelFilter;
+
+use crate::confine::{Confinement, FileRule, Files, Trespass};
 
 /// Reference VMM for peer-to-peer DMA between assigned devices
 #[derive(Debug, Parser)]
@@ -73,9 +76,46 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "path=PATH|fd=NUMBER")]
     event_monitor: Option<MonitorTarget>,
 
+    /// Filter the system calls of every thread; log lets pass what is not expected, and the kernel logs it
+    #[arg(long, value_name = "true|false|log", default_value = "true")]
+    seccomp: Seccomp,
+
+    /// Open no files but those of the first VM, where the kernel has Landlock
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    landlock: bool,
+
+    /// What may be opened besides, such as the kernels of VMs that come through the API
+    #[arg(long, value_name = "path=PATH,access=r|rw", num_args = 1.., action = ArgAction::Append)]
+    landlock_rules: Vec<FileRule>,
+
     /// Say more on standard error (-v: info, -vv: debug, -vvv: trace)
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
+}
+
+/// What to do about unexpected system calls, in cloud-hypervisor's words.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Seccomp {
+    True,
+    False,
+    Log,
+}
+
+impl Seccomp {
+    fn trespass(self) -> Option<Trespass> {
+        match self {
+            Self::True => Some(Trespass::Ends),
+            Self::False => None,
+            Self::Log => Some(Trespass::IsLogged),
+        }
+    }
 }
 
 impl Cli {
@@ -104,7 +144,12 @@ impl Cli {
             serial: self.serial,
             console: self.console,
         });
+        let files = self.landlock.then(|| Files {
+            rules: self.landlock_rules,
+            socket: self.api_socket.clone(),
+        });
         Request {
+            confinement: Confinement::new(self.seccomp.trespass(), files).into(),
             vm,
             policy: self.policy,
             api_socket: self.api_socket,
@@ -116,6 +161,8 @@ impl Cli {
 /// What the operator asked for.
 #[derive(Debug)]
 pub(crate) struct Request {
+    /// What the VMM does not need.
+    pub(crate) confinement: Arc<Confinement>,
     /// The VM to boot; none if it is to come through the API.
     pub(crate) vm: Option<VmConfig>,
     /// The policy file.

@@ -7,6 +7,7 @@ mod acpi;
 mod bus;
 mod claims;
 mod cli;
+mod confine;
 mod devices;
 mod exit;
 mod irq;
@@ -75,6 +76,7 @@ fn way_out(error: &SysfsError) -> &'static str {
 fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
     let mut request = cli.into_request();
+    request.confinement.begin()?;
     let policy = policy::read(request.policy.as_deref())?;
     if let Some(config) = &mut request.vm {
         config.name_devices()?;

@@ -35,7 +35,8 @@ impl Puppet {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let events = EventLog::new();
-        let (server, calls) = ApiServer::start(&dir.path().join("socket"), &events).unwrap();
+        let (server, calls) =
+            ApiServer::start(&dir.path().join("socket"), &events, || Ok(())).unwrap();
         let done = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&done);
         let log = events.clone();

@@ -10,12 +10,12 @@ mod stream;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
 
 use super::call::{CallQueue, queue};
-use crate::EventLog;
+use crate::{EventLog, thread};
 
 use crate::SocketError;
 use crate::socket::ApiSocket;
@@ -38,11 +38,16 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Listens at `path`, for root and this process's user only; calls come out of the queue.
+    /// Listens at `path`, for root and this process's user only; calls come out of the queue. The thread begins with
+    /// `first`, which may take rights away from it: to accept connections and to remove the socket is all that it needs.
     ///
     /// # Errors
-    /// The socket or the thread cannot be made.
-    pub fn start(path: &Path, events: &EventLog) -> Result<(Self, CallQueue), ServerError> {
+    /// The socket or the thread cannot be made, or `first` failed.
+    pub fn start(
+        path: &Path,
+        events: &EventLog,
+        first: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(Self, CallQueue), ServerError> {
         let socket = ApiSocket::bind(path)?;
         let (caller, calls) = queue().map_err(ServerError::Thread)?;
         let stop = Arc::new(Notify::new());
@@ -53,10 +58,8 @@ impl ApiServer {
             .enable_time()
             .build()
             .map_err(ServerError::Thread)?;
-        let thread = Builder::new()
-            .name("api".to_owned())
-            .spawn(move || runtime.block_on(listen::serve(socket, routes, stopped)))
-            .map_err(ServerError::Thread)?;
+        let body = move || runtime.block_on(listen::serve(socket, routes, stopped));
+        let thread = thread::start("api", first, body).map_err(ServerError::Thread)?;
         let server = Self {
             stop,
             thread: Some(thread),

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{EventLog, Found, Reader};
 use crate::options::{OptionError, Options};
+use crate::thread;
 
 /// How long the end of the VMM waits for a reader of its last events.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -84,11 +85,16 @@ pub struct EventMonitor {
 }
 
 impl EventMonitor {
-    /// Starts to write what `log` has from now on.
+    /// Starts to write what `log` has from now on. The thread begins with `first`, which may take rights away from it: to
+    /// write is all that it needs.
     ///
     /// # Errors
-    /// The target cannot be written to, or there is no thread.
-    pub fn start(log: &EventLog, target: &MonitorTarget) -> Result<Self, MonitorError> {
+    /// The target cannot be written to, or there is no thread, or `first` failed.
+    pub fn start(
+        log: &EventLog,
+        target: &MonitorTarget,
+        first: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, MonitorError> {
         let file = open(target)?;
         let done = Arc::new(AtomicBool::new(false));
         let writer = Writer {
@@ -98,10 +104,8 @@ impl EventMonitor {
             last_call: None,
         };
         let reader = log.reader();
-        let thread = Builder::new()
-            .name("events".to_owned())
-            .spawn(move || writer.run(reader))
-            .map_err(MonitorError::Thread)?;
+        let body = move || writer.run(reader);
+        let thread = thread::start("events", first, body).map_err(MonitorError::Thread)?;
         Ok(Self {
             log: log.clone(),
             done,

@@ -15,6 +15,7 @@ use super::gate::{Gate, Pass};
 use super::kick::{self, KickError};
 use super::registers::Vcpu;
 use crate::bus::GuestBus;
+use crate::confine::{Confinement, Role};
 use crate::exit::{ExitRequest, VmExit};
 
 /// Why the vCPUs could not be started.
@@ -46,6 +47,7 @@ impl VcpuThreads {
         vcpus: Vec<Vcpu>,
         bus: &Arc<GuestBus>,
         exit: &Arc<ExitRequest>,
+        confinement: &Arc<Confinement>,
     ) -> Result<Self, VcpuThreadsError> {
         let mut running = Self {
             gate: Arc::new(Gate::new()),
@@ -59,6 +61,7 @@ impl VcpuThreads {
                 bus: Arc::clone(bus),
                 exit: Arc::clone(exit),
                 gate: Arc::clone(&running.gate),
+                confinement: Arc::clone(confinement),
             };
             let thread = Builder::new()
                 .name(format!("vcpu{cpu}"))
@@ -111,6 +114,7 @@ struct Runner {
     bus: Arc<GuestBus>,
     exit: Arc<ExitRequest>,
     gate: Arc<Gate>,
+    confinement: Arc<Confinement>,
 }
 
 impl Runner {
@@ -120,6 +124,11 @@ impl Runner {
             exit: Arc::clone(&self.exit),
             gate: Arc::clone(&self.gate),
         };
+        if let Err(error) = self.confinement.enter(Role::Vcpu) {
+            let error = anyhow::Error::from(error);
+            self.exit.request(VmExit::Failed(format!("{error:#}")));
+            return;
+        }
         loop {
             match self.gate.pass() {
                 Pass::Run => {}

@@ -3,6 +3,7 @@
 use hotplug::api::{Failure, PciDevice, RemoveDevice, VmInfo, VmState};
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use p2p_vfio::Policy;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
@@ -10,6 +11,7 @@ use super::life::{Effect, Life, Verb};
 use super::paths;
 use super::running::Running;
 use super::watch::Watch;
+use crate::confine::Confinement;
 use crate::devices::{self, RemoveOptions};
 use crate::exit::VmExit;
 
@@ -25,12 +27,29 @@ pub(super) struct Owner {
     pub(super) running: Option<Running>,
     pub(super) watch: Watch,
     events: EventLog,
-    /// Whether devices may come later.
+    confinement: Arc<Confinement>,
     growing: bool,
 }
 
+/// What every VM of this process has in common.
+pub(super) struct OwnerParams {
+    pub(super) watch: Watch,
+    pub(super) events: EventLog,
+    pub(super) policy: Policy,
+    pub(super) confinement: Arc<Confinement>,
+    /// Whether devices may come later.
+    pub(super) growing: bool,
+}
+
 impl Owner {
-    pub(super) fn new(watch: Watch, events: EventLog, policy: Policy, growing: bool) -> Self {
+    pub(super) fn new(params: OwnerParams) -> Self {
+        let OwnerParams {
+            watch,
+            events,
+            policy,
+            confinement,
+            growing,
+        } = params;
         Self {
             life: Life::Absent,
             config: None,
@@ -39,6 +58,7 @@ impl Owner {
             running: None,
             watch,
             events,
+            confinement,
             growing,
         }
     }
@@ -47,7 +67,7 @@ impl Owner {
     pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
         self.life.next(Verb::Create)?;
         config.name_devices().map_err(Failure::from)?;
-        paths::check_payload(&config.payload)?;
+        paths::check_payload(&config.payload, &self.confinement)?;
         paths::check(&config.devices)?;
         self.config = Some(config);
         self.go(Verb::Create)
@@ -113,7 +133,8 @@ impl Owner {
                 none.insert(Host::open(config, self.policy.clone(), self.growing)?)
             }
         };
-        self.running = Some(Running::start(host, config, &mut self.watch)?);
+        let running = Running::start(host, config, &self.confinement, &mut self.watch)?;
+        self.running = Some(running);
         Ok(())
     }
 

@@ -2,22 +2,31 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::ErrorKind;
 
 use hotplug::api::Failure;
 use hotplug::{DeviceConfig, PayloadConfig};
 use iommu_group::Sysfs;
 use p2p_vfio::{Reason, Refusal};
 
+use crate::confine::Confinement;
+
 /// Checks that what the VM boots can be read.
-pub(super) fn check_payload(payload: &PayloadConfig) -> Result<(), Failure> {
+pub(super) fn check_payload(
+    payload: &PayloadConfig,
+    confinement: &Confinement,
+) -> Result<(), Failure> {
     for path in [Some(&payload.kernel), payload.initramfs.as_ref()] {
         if let Some(path) = path
             && let Err(error) = File::open(path)
         {
-            return Err(Failure::NoSuchFile {
-                path: path.display().to_string(),
-                reason: error.to_string(),
-            });
+            let mut reason = error.to_string();
+            if error.kind() == ErrorKind::PermissionDenied && confinement.keeps_files() {
+                reason += "; after its first VM this VMM opens only what that had, and what --landlock-rules \
+                           path=PATH,access=r allows";
+            }
+            let path = path.display().to_string();
+            return Err(Failure::NoSuchFile { path, reason });
         }
     }
     Ok(())

@@ -11,10 +11,11 @@ use p2p_vfio::Policy;
 
 use super::answer::After;
 use super::life::Verb;
-use super::owner::Owner;
+use super::owner::{Owner, OwnerParams};
 use super::running::ExitWatcher;
 use super::watch::Watch;
 use crate::cli::Request;
+use crate::confine::Role;
 use crate::exit::{ExitRequest, VmExit};
 use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
@@ -26,8 +27,12 @@ pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
     block_kick_signal()?;
     let events = EventLog::new();
     let monitor = request.event_monitor.as_ref();
+    let enter = |role| {
+        let confinement = Arc::clone(&request.confinement);
+        move || confinement.enter_io(role)
+    };
     let monitor = monitor
-        .map(|target| EventMonitor::start(&events, target))
+        .map(|target| EventMonitor::start(&events, target, enter(Role::Events)))
         .transpose()?;
     events.publish(&Event::VmmStarting);
 
@@ -37,7 +42,7 @@ pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
     watch.add(signals.watcher(Arc::clone(&exit)));
     let socket = request.api_socket.as_deref();
     let api = socket
-        .map(|path| ApiServer::start(path, &events))
+        .map(|path| ApiServer::start(path, &events, enter(Role::Api)))
         .transpose()?;
     let (server, calls) = api.unzip();
     let calls = calls.map(Arc::new);
@@ -48,7 +53,15 @@ pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
         });
     }
 
-    let mut owner = Owner::new(watch, events.clone(), policy, request.api_socket.is_some());
+    // Threads that were started before have filters of their own; vCPUs will inherit this one.
+    request.confinement.enter(Role::Main)?;
+    let mut owner = Owner::new(OwnerParams {
+        watch,
+        events: events.clone(),
+        policy,
+        confinement: request.confinement,
+        growing: request.api_socket.is_some(),
+    });
     let ended = match request.vm {
         Some(config) => owner.create(config).and_then(|()| owner.go(Verb::Boot)),
         None => Ok(()),

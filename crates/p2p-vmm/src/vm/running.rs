@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::Epoll;
 use super::host::Host;
 use super::machine::Machine;
 use super::watch::Watch;
+use crate::confine::Confinement;
 use crate::devices;
 use crate::exit::{ExitRequest, VmExit};
 use crate::vcpu::{PauseError, VcpuThreads};
@@ -23,8 +24,14 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Builds the VM that `config` describes, and runs it.
-    pub(super) fn start(host: &Host, config: &VmConfig, watch: &mut Watch) -> anyhow::Result<Self> {
+    /// Builds the VM that `config` describes, and runs it. Before its first instruction the files are given up that it
+    /// does not need.
+    pub(super) fn start(
+        host: &Host,
+        config: &VmConfig,
+        confinement: &Arc<Confinement>,
+        watch: &mut Watch,
+    ) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
         // Judged again for every life: the host may have changed since the last one.
         let judged = devices::judge(&config.devices, &host.policy)?;
@@ -32,7 +39,8 @@ impl Running {
         log::info!("at the start: {}", machine.census());
 
         let vcpus = std::mem::take(&mut machine.vcpus);
-        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit)?;
+        confinement.keep_files_of(config)?;
+        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, confinement)?;
         let mut subscribers = vec![watch.add(ExitWatcher(Arc::clone(&exit)))];
         if let Some(input) = machine.serial_input.take() {
             subscribers.push(watch.add(input));

@@ -68,7 +68,7 @@ fn file(name: &str) -> PathBuf {
 
 #[test]
 fn what_ch_remote_hears_without_a_guest_is_what_was_recorded() {
-    Conversation::load(&file("without-guest")).replay(&mut Vmm::start());
+    Conversation::load(&file("without-guest")).replay(&mut Vmm::start(&[]));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn what_ch_remote_hears_with_a_guest_is_what_was_recorded() {
         eprintln!("SKIPPED: this machine has no KVM");
         return;
     }
-    Conversation::load(&file("with-guest")).replay(&mut Vmm::start());
+    Conversation::load(&file("with-guest")).replay(&mut Vmm::start(&[]));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn record() {
         ("without-guest", WITHOUT_GUEST.as_slice()),
         ("with-guest", WITH_GUEST.as_slice()),
     ] {
-        let vmm = Vmm::start();
+        let vmm = Vmm::start(&[]);
         recorder::record(client.as_ref(), &vmm, commands).save(&file(name));
     }
 }

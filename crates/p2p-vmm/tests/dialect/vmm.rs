@@ -20,7 +20,8 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    pub(crate) fn start() -> Self {
+    /// Starts it with an API, and more options.
+    pub(crate) fn start(options: &[&str]) -> Self {
         let mut builder = tempfile::Builder::new();
         let dir = builder.prefix("p2p-vmm-").tempdir_in("/tmp").unwrap();
         let at = dir.path();
@@ -38,6 +39,7 @@ impl Vmm {
         let child = Command::new(env!("CARGO_BIN_EXE_p2p-vmm"))
             .arg("--api-socket")
             .arg(at.join("socket"))
+            .args(options)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

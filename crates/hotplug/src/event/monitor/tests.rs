@@ -25,7 +25,7 @@ fn a_file_has_every_event_and_an_empty_line_after_each() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("events");
     let log = EventLog::new();
-    let monitor = EventMonitor::start(&log, &MonitorTarget::Path(path.clone())).unwrap();
+    let monitor = EventMonitor::start(&log, &MonitorTarget::Path(path.clone()), || Ok(())).unwrap();
     log.publish(&Event::VmBooting);
     log.publish(&Event::VmBooted);
     drop(monitor);
@@ -45,7 +45,7 @@ fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
     let (mut reader, writer) = io::pipe().unwrap();
     let log = EventLog::new();
     let target = MonitorTarget::Fd(writer.as_raw_fd());
-    let monitor = EventMonitor::start(&log, &target).unwrap();
+    let monitor = EventMonitor::start(&log, &target, || Ok(())).unwrap();
     drop(writer);
     // Far more than a pipe holds, and fewer than the log keeps.
     const COUNT: usize = 1000;
@@ -69,7 +69,8 @@ fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
 fn the_end_does_not_wait_for_ever() {
     let (_reader, writer) = io::pipe().unwrap();
     let log = EventLog::new();
-    let monitor = EventMonitor::start(&log, &MonitorTarget::Fd(writer.as_raw_fd())).unwrap();
+    let monitor =
+        EventMonitor::start(&log, &MonitorTarget::Fd(writer.as_raw_fd()), || Ok(())).unwrap();
     for _ in 0..1000 {
         log.publish(&Event::DeviceError {
             id: "nvme0".into(),
@@ -83,7 +84,7 @@ fn the_end_does_not_wait_for_ever() {
 
 #[test]
 fn a_descriptor_that_is_not_open_is_refused() {
-    let error = EventMonitor::start(&EventLog::new(), &MonitorTarget::Fd(987_654))
+    let error = EventMonitor::start(&EventLog::new(), &MonitorTarget::Fd(987_654), || Ok(()))
         .err()
         .unwrap();
     assert!(matches!(

@@ -22,7 +22,7 @@ fn the_socket_is_its_owners_only_and_goes_with_the_server() {
 fn a_socket_that_somebody_answers_at_is_not_taken_away() {
     let puppet = Puppet::start();
     let before = fs::metadata(puppet.socket()).unwrap().ino();
-    let error = ApiServer::start(&puppet.socket(), &EventLog::new()).err();
+    let error = ApiServer::start(&puppet.socket(), &EventLog::new(), || Ok(())).err();
     assert!(matches!(
         error,
         Some(ServerError::Socket(SocketError::InUse { .. }))
@@ -36,7 +36,7 @@ fn what_an_earlier_vmm_left_behind_is_replaced() {
     let path = dir.path().join("socket");
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    let (server, _calls) = ApiServer::start(&path, &EventLog::new()).unwrap();
+    let (server, _calls) = ApiServer::start(&path, &EventLog::new(), || Ok(())).unwrap();
     drop(server);
 }
 
@@ -45,7 +45,7 @@ fn a_file_is_not_taken_away() {
     let puppet = Puppet::start();
     let path = puppet.dir().join("file");
     fs::write(&path, "precious").unwrap();
-    let error = ApiServer::start(&path, &EventLog::new()).err();
+    let error = ApiServer::start(&path, &EventLog::new(), || Ok(())).err();
     assert!(matches!(
         error,
         Some(ServerError::Socket(SocketError::NotASocket { .. }))
@@ -57,7 +57,7 @@ fn a_file_is_not_taken_away() {
 fn who_asks_when_the_owner_of_the_vm_is_gone_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let (server, calls) = ApiServer::start(&path, &EventLog::new()).unwrap();
+    let (server, calls) = ApiServer::start(&path, &EventLog::new(), || Ok(())).unwrap();
     drop(calls);
     let answer = ask(&path, &request("GET", "vmm.ping", ""));
     assert_eq!(status(&answer), "HTTP/1.1 503 ");
@@ -69,7 +69,7 @@ fn who_is_answered_as_the_vmm_ends_hears_it() {
     for _ in 0..50 {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let (server, calls) = ApiServer::start(&path, &EventLog::new()).unwrap();
+        let (server, calls) = ApiServer::start(&path, &EventLog::new(), || Ok(())).unwrap();
         let owner = std::thread::spawn(move || {
             loop {
                 if let Some(Call::ShutdownVmm(reply)) = calls.next() {
@@ -84,4 +84,50 @@ fn who_is_answered_as_the_vmm_ends_hears_it() {
         assert_eq!(status(&answer), "HTTP/1.1 200 ");
         owner.join().unwrap();
     }
+}
+
+/// What `body` finds as a user of its own, in a thread of its own; `None` unless this is root.
+fn as_another_user<T: Send>(body: impl FnOnce() -> T + Send) -> Option<T> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can become another user");
+        return None;
+    }
+    let other = || {
+        // The number of nobody. Credentials are those of a thread (credentials(7)).
+        let nobody = rustix::process::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        body()
+    };
+    Some(std::thread::scope(|scope| {
+        scope.spawn(other).join().unwrap()
+    }))
+}
+
+#[test]
+fn another_user_is_turned_away_by_the_file_and_by_the_server() {
+    let puppet = Puppet::start();
+    let socket = puppet.socket();
+    let mode = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode));
+    mode(puppet.dir(), 0o755).unwrap();
+    let connect = || UnixStream::connect(&socket).map(drop);
+    let Some(connected) = as_another_user(connect) else {
+        return;
+    };
+    let kind = connected.map_err(|error| error.kind());
+    assert_eq!(kind, Err(std::io::ErrorKind::PermissionDenied));
+
+    // Somebody has opened the file to all, or handed the directory around.
+    mode(&socket, 0o666).unwrap();
+    let ping = request("GET", "vmm.ping", "");
+    let heard = as_another_user(|| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // The server may have closed it by now.
+        let _ = stream.write_all(&ping);
+        stream.read_to_end(&mut Vec::new()).map_err(|e| e.kind())
+    });
+    // Closed with our words unread is a reset.
+    let closed = [Ok(0), Err(std::io::ErrorKind::ConnectionReset)];
+    assert!(closed.contains(&heard.unwrap()), "{heard:?}");
+    assert_eq!(status(&ask(&socket, &ping)), "HTTP/1.1 200 ");
 }

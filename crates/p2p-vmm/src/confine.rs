@@ -1,0 +1,159 @@
+//! What every kind of thread gives up: capabilities, files, system calls. docs/security.md has the lists.
+//!
+//! ```text
+//!            capabilities      files (Landlock)                  system calls (seccomp)
+//!   main     IPC_LOCK,         from the first guest on:          all that VMs need
+//!            SYS_ADMIN         topology, its VM, devices
+//!   vcpu     none              none                              run, and program device and IOMMU
+//!   api      none              removal of the socket             connections
+//!   events   none              none                              write
+//! ```
+//! All of it is of a thread and inherited by those that it starts; nothing gives it back.
+
+mod capabilities;
+mod files;
+mod filter;
+mod ioctls;
+mod system_calls;
+mod violation;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hotplug::VmConfig;
+
+pub(crate) use files::FileRule;
+pub(crate) use filter::Trespass;
+
+/// What a thread is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Owns the VM.
+    Main,
+    /// Runs a vCPU, and what the guest makes of devices.
+    Vcpu,
+    /// Talks with clients.
+    Api,
+    /// Writes events.
+    Events,
+}
+
+impl Role {
+    #[cfg(test)]
+    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Api, Self::Events];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Vcpu => "vcpu",
+            Self::Api => "api",
+            Self::Events => "events",
+        }
+    }
+}
+
+/// Why a thread could not give up what it does not need. It did not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfineError {
+    #[error("cannot give up capabilities")]
+    Capabilities(#[source] io::Error),
+    #[error("cannot give up files")]
+    Files(#[from] landlock::RulesetError),
+    #[error("cannot filter the system calls of the {role} thread (--seccomp false does without)")]
+    Filter {
+        role: &'static str,
+        source: seccompiler::Error,
+    },
+    #[error("cannot wait for violations of a filter")]
+    Watch(#[source] io::Error),
+}
+
+/// What the operator wants to be given up.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    /// What happens at system calls that nobody should make; `None` is nothing.
+    seccomp: Option<Trespass>,
+    files: Option<Files>,
+    /// Whether the main thread has given up files.
+    keeps_files: AtomicBool,
+}
+
+/// What may still be opened besides that which a VM has.
+#[derive(Debug)]
+pub(crate) struct Files {
+    /// By the main thread.
+    pub(crate) rules: Vec<FileRule>,
+    /// Where the API is served.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl Confinement {
+    /// Nothing is given up yet. Without `seccomp` system calls are not filtered, without `files` all can be opened.
+    pub(crate) fn new(seccomp: Option<Trespass>, files: Option<Files>) -> Self {
+        Self {
+            seccomp,
+            files,
+            keeps_files: AtomicBool::new(false),
+        }
+    }
+
+    /// Gives up what no thread needs. Called before there is any other.
+    pub(crate) fn begin(&self) -> Result<(), ConfineError> {
+        capabilities::reduce(Role::Main).map_err(ConfineError::Capabilities)?;
+        if self.seccomp == Some(Trespass::Ends) {
+            violation::watch().map_err(ConfineError::Watch)?;
+        }
+        Ok(())
+    }
+
+    /// Makes this thread one for `role` only. The files of the main thread depend on its first VM.
+    pub(crate) fn enter(&self, role: Role) -> Result<(), ConfineError> {
+        if let (Some(files), Role::Vcpu | Role::Api | Role::Events) = (&self.files, role) {
+            let socket = files.socket.as_deref().filter(|_| role == Role::Api);
+            files::restrict_to(&socket.map(FileRule::of_socket))?;
+        }
+        capabilities::reduce(role).map_err(ConfineError::Capabilities)?;
+        violation::this_thread_is(role);
+        if let Some(trespass) = self.seccomp {
+            let filter = filter::compile(role, trespass);
+            let applied = filter.and_then(|filter| seccompiler::apply_filter(&filter));
+            applied.map_err(|source| {
+                let role = role.name();
+                ConfineError::Filter { role, source }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// [`enter`](Self::enter), for threads whose start only knows this kind of error.
+    pub(crate) fn enter_io(&self, role: Role) -> io::Result<()> {
+        self.enter(role).map_err(io::Error::other)
+    }
+
+    /// From now on this thread opens only what a VM like `config` needs, and what the operator allowed besides.
+    /// The first VM decides: what was given up does not come back.
+    pub(crate) fn keep_files_of(&self, config: &VmConfig) -> Result<(), ConfineError> {
+        let Some(files) = &self.files else {
+            return Ok(());
+        };
+        if self.keeps_files.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let rules = FileRule::of_vm(config);
+        let enforced = files::restrict_to(rules.iter().chain(&files.rules))?;
+        if !enforced {
+            log::warn!("this kernel has no Landlock: the VMM can open all files of its user");
+        }
+        self.keeps_files.store(enforced, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the main thread opens only what its first VM has.
+    pub(crate) fn keeps_files(&self) -> bool {
+        self.keeps_files.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

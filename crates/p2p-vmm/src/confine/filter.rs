@@ -1,0 +1,115 @@
+//! The seccomp filter of a kind of thread.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use super::{Role, ioctls, system_calls};
+
+/// What happens at a system call that a filter does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trespass {
+    /// The process says so and ends.
+    Ends,
+    /// The kernel logs it, and lets it pass.
+    IsLogged,
+}
+
+/// The filter for threads of this kind.
+pub(super) fn compile(role: Role, trespass: Trespass) -> Result<BpfProgram, Error> {
+    let otherwise = match trespass {
+        Trespass::Ends => SeccompAction::Trap,
+        Trespass::IsLogged => SeccompAction::Log,
+    };
+    let filter = SeccompFilter::new(
+        rules(role)?,
+        otherwise,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?;
+    Ok(filter.try_into()?)
+}
+
+/// What is allowed, by number: a call without rules always is.
+fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
+    let mut rules: BTreeMap<_, _> = system_calls::of(role)
+        .map(|(number, _)| (number, Vec::new()))
+        .collect();
+    // Nothing becomes code after it was loaded.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        let executable = libc::PROT_EXEC.cast_unsigned().into();
+        rules.insert(call, vec![when(2, Op::MaskedEq(executable), 0)?]);
+    }
+    // Only threads of this process get signals.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![when(0, Op::Eq, own)?]);
+    let ioctls = ioctls::of(role).map(|(number, _)| when(1, Op::Eq, number));
+    let ioctls = ioctls.collect::<Result<Vec<_>, _>>()?;
+    if !ioctls.is_empty() {
+        rules.insert(libc::SYS_ioctl, ioctls);
+    }
+    Ok(rules)
+}
+
+/// Allows a call if an argument compares with `value`; the kernel looks at 32 bits of all these arguments.
+fn when(argument: u8, op: Op, value: u64) -> Result<SeccompRule, Error> {
+    let condition = SeccompCondition::new(argument, Len::Dword, op, value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::{ioctls, system_calls};
+    use super::*;
+
+    #[test]
+    fn the_main_thread_may_do_what_a_vcpu_may() {
+        // What starts a thread hands its filter on.
+        let calls = |role| system_calls::of(role).collect::<BTreeSet<_>>();
+        assert!(calls(Role::Main).is_superset(&calls(Role::Vcpu)));
+        let ioctls = |role| ioctls::of(role).collect::<BTreeSet<_>>();
+        assert!(ioctls(Role::Main).is_superset(&ioctls(Role::Vcpu)));
+    }
+
+    #[test]
+    fn threads_that_face_guests_and_clients_open_nothing_and_start_nothing() {
+        for role in [Role::Vcpu, Role::Api, Role::Events] {
+            let rules = rules(role).unwrap();
+            for call in [
+                libc::SYS_open,
+                libc::SYS_openat,
+                libc::SYS_openat2,
+                libc::SYS_socket,
+                libc::SYS_clone3,
+                libc::SYS_prctl,
+            ] {
+                assert!(!rules.contains_key(&call), "{role:?} {call}");
+            }
+        }
+        for role in Role::ALL {
+            let rules = rules(role).unwrap();
+            for call in [
+                libc::SYS_execve,
+                libc::SYS_execveat,
+                libc::SYS_ptrace,
+                libc::SYS_mount,
+                libc::SYS_bpf,
+                libc::SYS_io_uring_setup,
+            ] {
+                assert!(!rules.contains_key(&call), "{role:?} {call}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_ioctl_is_listed_twice() {
+        let all: Vec<_> = ioctls::of(Role::Main).collect();
+        let numbers: BTreeSet<_> = all.iter().map(|(number, _)| number).collect();
+        assert_eq!(numbers.len(), all.len());
+    }
+}

@@ -1,0 +1,65 @@
+//! The system calls that each kind of thread makes once it is set up.
+//!
+//! Found by running everything with `--seccomp log`; what the C library and the standard library need is what that of
+//! Debian 12 does, statically linked or not, and its newer spellings.
+
+use super::Role;
+
+/// A system call by number, with its name as libc has it.
+pub(super) type SystemCall = (i64, &'static str);
+
+macro_rules! calls {
+    ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
+}
+
+/// Memory, waiting, descriptors at hand, and the end: what every thread does.
+const COMMON: &[SystemCall] = calls![
+    SYS_brk SYS_munmap SYS_mremap SYS_madvise
+    SYS_futex SYS_sched_yield SYS_restart_syscall
+    SYS_clock_gettime SYS_clock_nanosleep SYS_nanosleep SYS_getrandom
+    SYS_read SYS_write SYS_writev SYS_fcntl SYS_close
+    SYS_epoll_wait SYS_epoll_pwait SYS_epoll_ctl SYS_poll SYS_ppoll
+    SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sigaltstack SYS_gettid SYS_getpid
+    SYS_exit SYS_exit_group
+];
+
+/// Device registers and configuration space are read and written at offsets of a file.
+const VCPU: &[SystemCall] = calls![SYS_pread64 SYS_pwrite64 SYS_eventfd2 SYS_dup];
+
+/// Connections, and the socket's file at the end.
+const API: &[SystemCall] = calls![
+    SYS_accept4 SYS_recvfrom SYS_sendto SYS_recvmsg SYS_sendmsg SYS_getsockopt SYS_shutdown SYS_geteuid
+    SYS_lstat SYS_newfstatat SYS_statx SYS_unlink SYS_unlinkat
+];
+
+/// Everything: it builds VMs and takes them apart, looks at the host, and starts vCPUs.
+const MAIN: &[SystemCall] = calls![
+    SYS_open SYS_openat SYS_stat SYS_lstat SYS_fstat SYS_newfstatat SYS_statx SYS_readlink SYS_readlinkat
+    SYS_getdents64 SYS_getcwd SYS_lseek SYS_readv SYS_ftruncate SYS_memfd_create
+    SYS_epoll_create1 SYS_epoll_pwait2
+    SYS_clone SYS_clone3 SYS_set_robust_list SYS_rseq SYS_sched_getaffinity SYS_rt_sigaction
+    SYS_prctl SYS_seccomp SYS_capget SYS_capset
+    SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
+];
+
+/// Calls that are judged by their arguments.
+const JUDGED: &[SystemCall] = calls![SYS_ioctl SYS_mmap SYS_mprotect SYS_tgkill];
+
+/// What a thread may call with any arguments.
+pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {
+    let own: &[&[SystemCall]] = match role {
+        // A thread inherits the filter of the one that starts it.
+        Role::Main => &[MAIN, VCPU],
+        Role::Vcpu => &[VCPU],
+        Role::Api => &[API],
+        Role::Events => &[],
+    };
+    COMMON.iter().chain(own.iter().copied().flatten()).copied()
+}
+
+/// The name of a call that some thread may make.
+pub(super) fn name_of(number: i64) -> Option<&'static str> {
+    let mut all = [COMMON, VCPU, API, MAIN, JUDGED].into_iter().flatten();
+    let found = all.find(|(known, _)| *known == number)?;
+    found.1.strip_prefix("SYS_")
+}

@@ -1,0 +1,207 @@
+//! What is given up is given up by a thread, so each test has one that is not needed afterwards.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use hotplug::{PayloadConfig, SerialConfig};
+use rustix::process::geteuid;
+
+use super::*;
+
+/// What `body` finds in a thread of its own.
+fn in_a_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(body).join().unwrap())
+}
+
+fn confinement(seccomp: Option<Trespass>, rules: &[&str], socket: Option<&Path>) -> Confinement {
+    let files = Files {
+        rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+        socket: socket.map(Path::to_owned),
+    };
+    Confinement::new(seccomp, Some(files))
+}
+
+/// Whether a file can be opened: for reading, for writing.
+fn opens(path: &Path) -> (bool, bool) {
+    let write = OpenOptions::new().append(true).open(path);
+    (File::open(path).is_ok(), write.is_ok())
+}
+
+#[test]
+fn the_main_thread_keeps_the_files_of_its_first_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    for name in ["kernel", "serial", "other", "allowed"] {
+        fs::write(file(name), "x").unwrap();
+    }
+    let config = |kernel: &str| VmConfig {
+        payload: PayloadConfig {
+            kernel: file(kernel),
+            initramfs: None,
+            cmdline: None,
+        },
+        serial: SerialConfig::File(file("serial")),
+        ..serde_json::from_value(serde_json::json!({"payload": {"kernel": "/k"}})).unwrap()
+    };
+    let rule = format!("path={},access=r", file("allowed").display());
+    in_a_thread(|| {
+        let confinement = confinement(None, &[&rule], None);
+        assert_eq!(opens(&file("other")), (true, true));
+        confinement.begin().unwrap();
+        confinement.keep_files_of(&config("kernel")).unwrap();
+        if !confinement.keeps_files() {
+            eprintln!("SKIPPED: this kernel has no Landlock");
+            return;
+        }
+        // Another VM does not widen it, nor narrow it.
+        confinement.keep_files_of(&config("other")).unwrap();
+        assert_eq!(opens(&file("kernel")), (true, false));
+        assert_eq!(opens(&file("allowed")), (true, false));
+        assert_eq!(opens(&file("serial")), (true, true));
+        File::create(file("serial")).unwrap();
+        assert_eq!(opens(&file("other")), (false, false));
+        assert_eq!(opens(Path::new("/etc/passwd")), (false, false));
+        assert!(File::create(file("new")).is_err());
+        assert!(fs::remove_file(file("other")).is_err());
+        assert_eq!(opens(Path::new("/proc/cmdline")), (true, false));
+        assert!(fs::read_dir("/sys/bus/pci/devices").is_ok());
+        if geteuid().is_root() {
+            // Not even root changes the topology.
+            let rescan = OpenOptions::new().write(true).open("/sys/bus/pci/rescan");
+            assert_eq!(rescan.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+    });
+}
+
+#[test]
+fn other_threads_open_nothing_and_the_api_removes_its_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    for role in [Role::Vcpu, Role::Api, Role::Events] {
+        fs::write(&socket, "").unwrap();
+        in_a_thread(|| {
+            confinement(None, &[], Some(&socket)).enter(role).unwrap();
+            assert_eq!(opens(elsewhere.path()), (false, false), "{role:?}");
+            assert_eq!(opens(&socket), (false, false), "{role:?}");
+            assert!(fs::remove_file(elsewhere.path()).is_err(), "{role:?}");
+            assert_eq!(fs::remove_file(&socket).is_ok(), role == Role::Api);
+        });
+    }
+}
+
+#[test]
+fn capabilities_are_gone() {
+    let of_this_thread = || {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+        };
+        (value("CapPrm:"), value("CapEff:"), value("NoNewPrivs:"))
+    };
+    // CAP_IPC_LOCK and CAP_SYS_ADMIN.
+    const KEPT: u64 = 1 << 14 | 1 << 21;
+    in_a_thread(|| {
+        let (before, ..) = of_this_thread();
+        let confinement = Confinement::new(None, None);
+        confinement.begin().unwrap();
+        assert_eq!(of_this_thread(), (before & KEPT, before & KEPT, 1));
+        confinement.enter(Role::Vcpu).unwrap();
+        assert_eq!(of_this_thread(), (0, 0, 1));
+    });
+}
+
+const TRESPASSER: &str = "P2P_VMM_TRESPASSER";
+
+#[test]
+fn a_trespasser_is_named_and_ends_the_process() {
+    for (what, words) in [
+        ("open", "the vcpu thread made system call 257 (openat)"),
+        (
+            "socket",
+            "the vcpu thread made system call 41 (see ausyscall)",
+        ),
+        ("ioctl", "the vcpu thread made ioctl 0x5413"),
+        ("code", "the vcpu thread made system call 9 (mmap)"),
+        ("kill", "the vcpu thread made system call 234 (tgkill)"),
+    ] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "confine::tests::trespass",
+            ])
+            .env(TRESPASSER, what)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(words), "{what}: {said}");
+        assert!(!said.contains("goes on"), "{what}: {said}");
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{what}: {said}");
+    }
+}
+
+#[test]
+#[ignore = "ends its process; run by the test above"]
+fn trespass() {
+    let what = std::env::var(TRESPASSER).unwrap();
+    let confinement = Confinement::new(Some(Trespass::Ends), None);
+    confinement.begin().unwrap();
+    in_a_thread(move || {
+        confinement.enter(Role::Vcpu).unwrap();
+        // Errors are of no interest: the call must not return.
+        match what.as_str() {
+            "open" => drop(File::open("/etc/passwd")),
+            "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            "ioctl" => drop(rustix::termios::tcgetwinsize(io::stderr())),
+            "code" => forbidden::executable_memory(),
+            "kill" => forbidden::signal_to_init(),
+            other => panic!("{other}?"),
+        }
+        eprintln!("goes on");
+    });
+}
+
+mod forbidden {
+    #![allow(unsafe_code, reason = "system calls that only fail")]
+
+    pub(super) fn executable_memory() {
+        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: new memory that nobody uses.
+        unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    }
+
+    pub(super) fn signal_to_init() {
+        // SAFETY: signal 0 only asks.
+        unsafe { libc::syscall(libc::SYS_tgkill, 1, 1, 0) };
+    }
+}
+
+#[test]
+fn every_filter_can_be_installed() {
+    for trespass in [Trespass::Ends, Trespass::IsLogged] {
+        for role in Role::ALL {
+            in_a_thread(move || {
+                let confinement = Confinement::new(Some(trespass), None);
+                confinement.enter(role).unwrap();
+            });
+        }
+    }
+}
+
+#[test]
+fn rules_are_spelled_as_cloud_hypervisors() {
+    assert!("path=/a,access=r".parse::<FileRule>().is_ok());
+    assert!("path=/a,access=rw".parse::<FileRule>().is_ok());
+    let error = |text: &str| text.parse::<FileRule>().unwrap_err().to_string();
+    assert_eq!(
+        error("path=/a,access=w"),
+        "option \"access\": \"w\" is not r or rw"
+    );
+    assert_eq!(error("path=/a"), "option \"access\" is missing");
+}

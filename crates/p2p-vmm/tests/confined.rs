@@ -1,0 +1,160 @@
+//! What the threads of a running p2p-vmm have given up, as the kernel tells it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "dialect/kernel.rs"]
+mod kernel;
+#[path = "dialect/vmm.rs"]
+mod vmm;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use hotplug::{Client, ClientError};
+use serde_json::{Value, json};
+use vmm::Vmm;
+
+/// Of a thread: seccomp's mode, number of filters, no_new_privs, effective capabilities.
+type Status = [String; 4];
+
+const NO_CAPABILITIES: &str = "0000000000000000";
+
+/// The status of each thread of a process, by name. What KVM runs for it in the kernel is none.
+fn threads(client: &Client) -> BTreeMap<String, Status> {
+    let pid = client.ping().unwrap().pid;
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = tasks.map(|task| {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap().trim().to_owned()
+        };
+        let keys = ["Seccomp:", "Seccomp_filters:", "NoNewPrivs:", "CapEff:"];
+        (value("Name:"), keys.map(value))
+    });
+    let tasks = tasks.filter(|(name, _)| !name.starts_with("kvm-"));
+    tasks.collect()
+}
+
+/// What root, which tests may be, keeps.
+fn kept_capabilities() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    let permitted = u64::from_str_radix(line.unwrap().trim(), 16).unwrap();
+    // CAP_IPC_LOCK and CAP_SYS_ADMIN.
+    format!("{:016x}", permitted & (1 << 14 | 1 << 21))
+}
+
+fn status(seccomp: [&str; 2], capabilities: &str) -> Status {
+    [seccomp[0], seccomp[1], "1", capabilities].map(str::to_owned)
+}
+
+fn expected(main: Status, others: &[(&str, Status)]) -> BTreeMap<String, Status> {
+    let others = others
+        .iter()
+        .map(|(name, s)| ((*name).to_owned(), s.clone()));
+    others.chain([("p2p-vmm".to_owned(), main)]).collect()
+}
+
+#[test]
+fn every_thread_has_a_filter_and_only_the_main_thread_a_capability() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = format!("path={}", dir.path().join("events").display());
+    let kept = kept_capabilities();
+    for (mode, seccomp) in [
+        ("true", ["2", "1"]),
+        ("log", ["2", "1"]),
+        ("false", ["0", "0"]),
+    ] {
+        let mut vmm = Vmm::start(&["--event-monitor", &events, "--seccomp", mode]);
+        let client = Client::new(vmm.socket());
+        let other = status(seccomp, NO_CAPABILITIES);
+        let others = [("api", other.clone()), ("events", other)];
+        assert_eq!(
+            threads(&client),
+            expected(status(seccomp, &kept), &others),
+            "--seccomp {mode}"
+        );
+        client.act("vmm.shutdown").unwrap();
+        assert!(vmm.ends_well());
+        assert!(!vmm.socket().exists());
+    }
+}
+
+fn create(client: &Client, kernel: &Path) -> Result<(), ClientError> {
+    let config = json!({
+        "payload": {"kernel": kernel},
+        "memory": {"size": 64 << 20},
+        "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+        "serial": {"mode": "Null"},
+    });
+    client.put("vm.create", &config).map(drop)
+}
+
+/// A life of the VM, with everything that can happen to it without devices.
+fn live(client: &Client, kernel: &Path) {
+    create(client, kernel).unwrap();
+    for call in [
+        "vm.boot",
+        "vm.pause",
+        "vm.resume",
+        "vm.power-button",
+        "vm.reboot",
+    ] {
+        client.act(call).unwrap();
+    }
+    client.get::<Value>("vm.counters").unwrap();
+    client.p2p().unwrap();
+}
+
+#[test]
+fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
+    if fs::File::open("/dev/kvm").is_err() {
+        eprintln!("SKIPPED: this machine has no KVM");
+        return;
+    }
+    let images = tempfile::tempdir().unwrap();
+    let other = images.path().join("kernel");
+    fs::write(&other, kernel::image()).unwrap();
+    let mut vmm = Vmm::start(&[]);
+    let first = vmm.dir().join("kernel");
+    let client = Client::new(vmm.socket());
+    // Nobody has decided yet.
+    create(&client, &other).unwrap();
+    client.act("vm.delete").unwrap();
+
+    live(&client, &first);
+    // That of the thread that started them, and one of their own.
+    let vcpu = status(["2", "2"], NO_CAPABILITIES);
+    let api = status(["2", "1"], NO_CAPABILITIES);
+    let others = [("vcpu0", vcpu.clone()), ("vcpu1", vcpu), ("api", api)];
+    let main = status(["2", "1"], &kept_capabilities());
+    assert_eq!(threads(&client), expected(main, &others));
+
+    client.act("vm.delete").unwrap();
+    let refused = create(&client, &other).unwrap_err().to_string();
+    assert!(refused.contains("--landlock-rules"), "{refused}");
+    live(&client, &first);
+    client.act("vmm.shutdown").unwrap();
+    assert!(vmm.ends_well());
+}
+
+#[test]
+fn what_the_operator_allows_can_be_opened_by_later_vms() {
+    if fs::File::open("/dev/kvm").is_err() {
+        eprintln!("SKIPPED: this machine has no KVM");
+        return;
+    }
+    let images = tempfile::tempdir().unwrap();
+    let other = images.path().join("kernel");
+    fs::write(&other, kernel::image()).unwrap();
+    let rule = format!("path={},access=r", images.path().display());
+    for options in [&["--landlock-rules", &rule][..], &["--landlock", "false"]] {
+        let vmm = Vmm::start(options);
+        let client = Client::new(vmm.socket());
+        live(&client, &vmm.dir().join("kernel"));
+        client.act("vm.delete").unwrap();
+        live(&client, &other);
+    }
+}
