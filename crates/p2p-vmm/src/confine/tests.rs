@@ -1,5 +1,6 @@
 //! What is given up is given up by a thread, so each test has one that is not needed afterwards.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -192,6 +193,51 @@ fn every_filter_can_be_installed() {
             });
         }
     }
+}
+
+/// The names below `heading` of docs/security.md, in a block of the first word `of`.
+fn documented(heading: &str, of: &str) -> BTreeSet<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/security.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, text) = page.split_once(heading).unwrap();
+    let (_, names) = text.split_once(&format!("\n{of}: ")).unwrap();
+    let end = names
+        .find("\n\n")
+        .into_iter()
+        .chain(names.find("\n```"))
+        .min();
+    let names = names[..end.unwrap()].split_ascii_whitespace();
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_lists_are_documented() {
+    let union = |heading: &str, blocks: &[&str]| {
+        let blocks = blocks.iter().map(|of| documented(heading, of));
+        blocks.flatten().collect::<BTreeSet<_>>()
+    };
+    let calls = |role| {
+        let names = system_calls::of(role).map(|(_, name)| name.strip_prefix("SYS_").unwrap());
+        names.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    for (role, blocks) in [
+        (Role::Main, &["every thread", "vcpu, main", "main"][..]),
+        (Role::Vcpu, &["every thread", "vcpu, main"]),
+        (Role::Api, &["every thread", "api"]),
+        (Role::Events, &["every thread"]),
+    ] {
+        assert_eq!(calls(role), union("## System calls", blocks), "{role:?}");
+    }
+    let ioctls = |role| ioctls::of(role).map(|(_, name)| name.to_owned());
+    let of_ioctls = "by number";
+    assert_eq!(
+        ioctls(Role::Main).collect::<BTreeSet<_>>(),
+        union(of_ioctls, &["vcpu, main", "main"])
+    );
+    assert_eq!(
+        ioctls(Role::Vcpu).collect::<BTreeSet<_>>(),
+        union(of_ioctls, &["vcpu, main"])
+    );
 }
 
 #[test]
