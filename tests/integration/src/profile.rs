@@ -67,7 +67,8 @@ pub struct Profile {
 pub struct Machine {
     /// Size of the lab host's memory in MiB.
     pub memory_mib: u32,
-    /// Processors of the lab host.
+    /// Processors of the lab host. With more than one, the emulation of nested virtualisation now and then leaves all
+    /// halted for good; the more a guest leaves for its VMM to do, the likelier.
     pub cpus: u32,
     /// Width of a physical address in bits, as the processors tell it; the emulator's 40 if absent. The firmware puts
     /// 64-bit BARs below its end, so a client machine has 39 here and in its IOMMU.
@@ -83,7 +84,7 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             memory_mib: 3072,
-            cpus: 2,
+            cpus: 1,
             address_bits: None,
             cpu_family: None,
             cmdline: Vec::new(),
