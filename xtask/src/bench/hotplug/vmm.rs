@@ -54,7 +54,7 @@ impl Vmm {
                     "-mon",
                     "chardev=qmp,mode=control",
                     "-device",
-                    "pcie-root-port,id=port,chassis=1,mem-reserve=4M,pref64-reserve=64M",
+                    "pcie-root-port,id=rootport,chassis=1,mem-reserve=4M,pref64-reserve=64M",
                     "-kernel",
                     GUEST_KERNEL,
                     "-initrd",
@@ -75,7 +75,7 @@ impl Vmm {
                 r#"vm-call {DIR}/api PUT vm.add-device '{{"id": "drive", "path": "/sys/bus/pci/devices/{bdf}", "p2p": true}}'"#
             ),
             Self::Qemu(_) => qmp(&format!(
-                r#"{{"execute": "device_add", "arguments": {{"driver": "vfio-pci", "host": "{bdf}", "bus": "port", "id": "drive"}}}}"#
+                r#"{{"execute": "device_add", "arguments": {{"driver": "vfio-pci", "host": "{bdf}", "bus": "rootport", "id": "drive"}}}}"#
             )),
         }
     }
