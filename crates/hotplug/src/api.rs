@@ -29,7 +29,8 @@ pub use document::openapi;
 pub use failure::Failure;
 pub use p2p::{P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict, P2pWindow};
 #[cfg(feature = "server")]
-pub use server::{ApiServer, ServerError};
+pub use server::{ApiServer, Desk, Inquiry, ServerError, Verb};
 pub use types::{
-    BarKind, DeviceNode, DeviceTree, PciDevice, RemoveDevice, Resource, VmInfo, VmState, VmmPing,
+    BarKind, DeviceNode, DeviceTree, P2pWindows, PciDevice, RemoveDevice, Resource, VmInfo,
+    VmState, VmmPing,
 };

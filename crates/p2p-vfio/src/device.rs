@@ -125,6 +125,16 @@ impl AssignedDevice {
         self.windows.peers()
     }
 
+    /// Takes the windows from its peers, wherever the guest puts them, or lets the peers have them again. The guest
+    /// notices nothing: what peers try meanwhile faults in the IOMMU.
+    ///
+    /// # Errors
+    /// [`WindowError`] if a window could not be closed or opened; the others are as wanted.
+    pub fn set_revoked(&mut self, revoked: bool) -> Result<(), WindowError> {
+        let errors = self.windows.set_revoked(revoked);
+        errors.into_iter().next().map_or(Ok(()), Err)
+    }
+
     /// Gives a BAR its address, before the guest looks.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::failure::Failure;
 use super::p2p::P2pInfo;
-use super::types::{PciDevice, RemoveDevice, VmInfo, VmmPing};
+use super::types::{P2pWindows, PciDevice, RemoveDevice, VmInfo, VmmPing};
 use crate::{DeviceConfig, VmConfig};
 
 /// Calls that may wait for the owner of the VM.
@@ -45,6 +45,8 @@ pub enum Call {
     Counters(Reply<Counters>),
     /// Who may reach whom.
     P2p(Reply<P2pInfo>),
+    /// To let the peers of a device reach it, or no more.
+    P2pWindows(P2pWindows, Reply<()>),
     /// To add a device; its place in the guest, if there is a guest.
     AddDevice(DeviceConfig, Reply<Option<PciDevice>>),
     /// To ask the guest to let go of a device.

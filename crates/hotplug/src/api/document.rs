@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::call::Counters;
 use super::p2p::P2pInfo;
-use super::types::{PciDevice, RemoveDevice, VmInfo, VmmPing};
+use super::types::{P2pWindows, PciDevice, RemoveDevice, VmInfo, VmmPing};
 use crate::{DeviceConfig, Record, VmConfig};
 
 /// HTTP's verb of a call.
@@ -97,6 +97,13 @@ fn calls() -> Vec<CallSpec> {
         get::<VmInfo>("vm.info", "How the VM is"),
         get::<Counters>("vm.counters", "What there is to count, by device"),
         get::<P2pInfo>("vm.p2p", "Who may reach whom, and how"),
+        CallSpec {
+            body: Some(of::<P2pWindows>),
+            ..put(
+                "vm.p2p-windows",
+                "Let the peers of a device reach it, or no more until it is said again",
+            )
+        },
         CallSpec {
             body: Some(of::<DeviceConfig>),
             answer: Some((JSON, of::<PciDevice>)),

@@ -28,6 +28,12 @@ pub enum Failure {
     /// What was asked for makes no sense.
     #[error("Failed to validate config")]
     Invalid(#[from] ConfigError),
+    /// The body is not the JSON that the call needs.
+    #[error("Failed to deserialize JSON")]
+    Malformed(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
     /// Policy or hardware forbid it. Nothing was changed.
     #[error("refused")]
     Refused {
@@ -69,7 +75,7 @@ impl Failure {
     /// nothing has failed then, so it is a conflict here.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::NotCreated | Self::UnknownDevice(_) => StatusCode::NOT_FOUND,
+            Self::NotCreated | Self::UnknownDevice(_) | Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Invalid(ConfigError::DuplicateId(_))
             | Self::AlreadyCreated
             | Self::NotRunning
@@ -77,6 +83,7 @@ impl Failure {
             | Self::Refused { .. } => StatusCode::CONFLICT,
             Self::Invalid(ConfigError::BadId(_))
             | Self::NoSuchDevice(_)
+            | Self::Malformed(_)
             | Self::NoSuchFile { .. } => StatusCode::BAD_REQUEST,
             Self::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Busy => StatusCode::TOO_MANY_REQUESTS,
@@ -89,6 +96,7 @@ impl Failure {
         match self {
             Self::Failed { messages } => messages.clone(),
             Self::Refused { reasons } => reasons.clone(),
+            Self::Malformed(why) => vec![self.to_string(), why.clone()],
             Self::Invalid(error) => vec![self.to_string(), error.to_string()],
             _ => vec![self.to_string()],
         }

@@ -122,6 +122,9 @@ fn answer(call: Call, events: &EventLog) -> Option<Call> {
             }
             None => reply.send(Ok(None)),
         },
+        Call::P2pWindows(request, reply) => {
+            reply.send(Err(Failure::UnknownDevice(request.id)));
+        }
         Call::RemoveDevice(request, reply) => {
             reply.send(Err(Failure::UnknownDevice(request.id)));
         }

@@ -2,6 +2,7 @@
 
 mod answer;
 mod connection;
+mod desk;
 mod listen;
 mod request;
 mod routes;
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use axum::Router;
 use tokio::sync::Notify;
 
 use super::call::{CallQueue, queue};
@@ -19,6 +21,12 @@ use crate::{EventLog, thread};
 
 use crate::SocketError;
 use crate::socket::ApiSocket;
+use stream::Streams;
+
+pub use desk::{Desk, Inquiry, Verb};
+
+/// Calls that a desk answers at once; more wait.
+const MOST_ANSWERING: usize = 8;
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -48,23 +56,47 @@ impl ApiServer {
         events: &EventLog,
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<(Self, CallQueue), ServerError> {
-        let socket = ApiSocket::bind(path)?;
         let (caller, calls) = queue().map_err(ServerError::Thread)?;
+        let shared = routes::Shared::new(caller, Streams::new(events.clone()));
+        let server = Self::serve(path, routes::router(shared), events, first)?;
+        Ok((server, calls))
+    }
+
+    /// Listens at `path`, for root and this process's user only; `desk` answers.
+    ///
+    /// # Errors
+    /// The socket or the thread cannot be made.
+    pub fn at_desk(
+        path: &Path,
+        events: &EventLog,
+        desk: Arc<dyn Desk>,
+    ) -> Result<Self, ServerError> {
+        let router = desk::router(desk, Streams::new(events.clone()));
+        Self::serve(path, router, events, || Ok(()))
+    }
+
+    fn serve(
+        path: &Path,
+        router: Router,
+        events: &EventLog,
+        first: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let socket = ApiSocket::bind(path)?;
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
-        let routes = routes::Shared::new(caller, events.clone());
+        let events = events.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
+            .max_blocking_threads(MOST_ANSWERING)
             .build()
             .map_err(ServerError::Thread)?;
-        let body = move || runtime.block_on(listen::serve(socket, routes, stopped));
+        let body = move || runtime.block_on(listen::serve(socket, router, events, stopped));
         let thread = thread::start("api", first, body).map_err(ServerError::Thread)?;
-        let server = Self {
+        Ok(Self {
             stop,
             thread: Some(thread),
-        };
-        Ok((server, calls))
+        })
     }
 }
 

@@ -106,6 +106,17 @@ pub struct PciDevice {
     pub bdf: String,
 }
 
+/// Body of `vm.p2p-windows`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct P2pWindows {
+    /// The device's name.
+    pub id: String,
+    /// Whether its peers may reach it.
+    pub open: bool,
+}
+
 /// Body of `vm.remove-device`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]

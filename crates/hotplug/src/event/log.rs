@@ -64,7 +64,21 @@ impl EventLog {
 
     /// Tells everybody. Never waits for a reader.
     pub fn publish(&self, event: &Event) {
-        let record = Arc::new(event.record(self.0.start.elapsed()));
+        self.tell(event.record(self.0.start.elapsed()));
+    }
+
+    /// Tells everybody what is no [`Event`] of a VM.
+    pub fn note(&self, source: &str, event: &str, properties: BTreeMap<String, String>) {
+        self.tell(Record {
+            timestamp: self.0.start.elapsed(),
+            source: source.to_owned(),
+            event: event.to_owned(),
+            properties: (!properties.is_empty()).then_some(properties),
+        });
+    }
+
+    fn tell(&self, record: Record) {
+        let record = Arc::new(record);
         log::info!(
             "event: {} {} {:?}",
             record.source,

@@ -91,6 +91,8 @@ struct World {
     slots: Arc<dyn MemorySlots>,
     /// The P2P domain; `None` for a device outside of any.
     domain: Option<Arc<dyn DmaBackend>>,
+    /// The peers have been told to stay out, whatever the guest does.
+    revoked: bool,
 }
 
 /// All BARs of one device.
@@ -110,6 +112,7 @@ impl Windows {
                 sbdf,
                 slots,
                 domain,
+                revoked: false,
             },
             windows: Vec::new(),
         }
@@ -166,6 +169,21 @@ impl Windows {
         errors
     }
 
+    /// Takes every BAR from the peers, and keeps it from them until they may have it again. The guest notices nothing.
+    /// Returns what went wrong: a BAR that could not be taken is still theirs.
+    pub(super) fn set_revoked(&mut self, revoked: bool) -> Vec<WindowError> {
+        self.world.revoked = revoked;
+        let mut errors = Vec::new();
+        for window in &mut self.windows {
+            if revoked {
+                errors.extend(window.hide_from_peers(&self.world));
+            } else if let Some(range) = window.at {
+                errors.extend(window.show_to_peers(&self.world, range).err());
+            }
+        }
+        errors
+    }
+
     /// Whether some BAR is not where it should be: [`place`](Self::place) may do better now.
     pub(super) fn is_unsettled(&self) -> bool {
         self.windows.iter().any(|w| w.refused.is_some() || w.stuck)
@@ -211,16 +229,9 @@ impl Window {
 
     fn show(&mut self, world: &World, range: AddressRange<Gpa>) -> Result<(), WindowError> {
         let (sbdf, bar) = (world.sbdf, self.bar);
-        let place = |area: &Area| Gpa::new(range.start().value() + area.offset);
-        if let Some(domain) = &world.domain {
-            for area in &mut self.areas {
-                let mapped = domain.map(Iova::of_guest(place(area)), area.memory.clone());
-                let mapped = mapped.map_err(|error| WindowError::Peers { sbdf, bar, error })?;
-                area.peers = Some(mapped);
-            }
-        }
+        self.show_to_peers(world, range)?;
         for area in &mut self.areas {
-            let gpa = place(area);
+            let gpa = place_of(area, range);
             let slot = world.slots.add(gpa, area.memory.clone());
             let slot = slot.map_err(|error| WindowError::Show {
                 sbdf,
@@ -233,9 +244,26 @@ impl Window {
         Ok(())
     }
 
-    /// Takes the BAR from the peers, then from the guest, as much of it as goes. What could not be
-    /// taken keeps its claim, so that nothing else can be put there.
-    fn close(&mut self, world: &World) -> Vec<WindowError> {
+    /// Gives the peers what they do not have yet, if they may have anything.
+    fn show_to_peers(
+        &mut self,
+        world: &World,
+        range: AddressRange<Gpa>,
+    ) -> Result<(), WindowError> {
+        let (sbdf, bar) = (world.sbdf, self.bar);
+        let domain = world.domain.as_ref().filter(|_| !world.revoked);
+        let Some(domain) = domain else {
+            return Ok(());
+        };
+        for area in self.areas.iter_mut().filter(|area| area.peers.is_none()) {
+            let mapped = domain.map(Iova::of_guest(place_of(area, range)), area.memory.clone());
+            let mapped = mapped.map_err(|error| WindowError::Peers { sbdf, bar, error })?;
+            area.peers = Some(mapped);
+        }
+        Ok(())
+    }
+
+    fn hide_from_peers(&mut self, world: &World) -> Vec<WindowError> {
         let (sbdf, bar) = (world.sbdf, self.bar);
         let mut errors = Vec::new();
         for area in &mut self.areas {
@@ -246,6 +274,14 @@ impl Window {
                 }
             }
         }
+        errors
+    }
+
+    /// Takes the BAR from the peers, then from the guest, as much of it as goes. What could not be
+    /// taken keeps its claim, so that nothing else can be put there.
+    fn close(&mut self, world: &World) -> Vec<WindowError> {
+        let (sbdf, bar) = (world.sbdf, self.bar);
+        let mut errors = self.hide_from_peers(world);
         for area in &mut self.areas {
             if let Some(slot) = area.slot {
                 match world.slots.remove(slot) {
@@ -262,6 +298,11 @@ impl Window {
         }
         errors
     }
+}
+
+/// Where the guest finds an area of a BAR that is at `range`.
+fn place_of(area: &Area, range: AddressRange<Gpa>) -> Gpa {
+    Gpa::new(range.start().value() + area.offset)
 }
 
 impl Drop for Windows {

@@ -249,7 +249,13 @@ impl Devices {
             return;
         };
         match event {
-            DeviceEvent::Requested => self.give_back(&id, Instant::now()),
+            DeviceEvent::Requested => {
+                // The host does not wait for the guest: no peer aims at the device from here on.
+                if let Err(error) = self.set_revoked(&id, true) {
+                    log::error!("{error:#}");
+                }
+                self.give_back(&id, Instant::now());
+            }
             DeviceEvent::Reset => {}
             DeviceEvent::RouteDegraded { bar, to, .. } => {
                 let (reason, gpa) = (event.to_string(), Some(to.value()));
@@ -344,6 +350,16 @@ impl Devices {
             return Some(slot);
         }
         Slot::new(SlotBus::Root, root)
+    }
+
+    /// Takes the windows of a device from its peers, or gives them back.
+    pub(crate) fn set_revoked(&mut self, id: &str, revoked: bool) -> anyhow::Result<()> {
+        let entry = self.list.iter().find(|entry| entry.id() == id);
+        let entry = entry.ok_or_else(|| RemoveError::Unknown(id.to_owned()))?;
+        if let Some(device) = &entry.device {
+            lock(device).set_revoked(revoked)?;
+        }
+        Ok(())
     }
 
     /// Asks the guest to let go of a device, and takes it away when its time is up if that is wanted.

@@ -39,6 +39,9 @@ impl Owner {
             Call::Info(reply) => reply.send(self.info()),
             Call::Counters(reply) => reply.send(self.counters()),
             Call::P2p(reply) => reply.send(self.p2p().map_err(failure)),
+            Call::P2pWindows(request, reply) => {
+                reply.send(self.set_windows(&request).map_err(failure));
+            }
             Call::AddDevice(config, reply) => {
                 reply.send(self.add_device(config).map_err(failure));
             }

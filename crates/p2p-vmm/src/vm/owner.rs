@@ -1,6 +1,6 @@
 //! The owner of the VM: does what its life asks for, and tells it.
 
-use hotplug::api::{Failure, PciDevice, RemoveDevice, VmInfo, VmState};
+use hotplug::api::{Failure, P2pWindows, PciDevice, RemoveDevice, VmInfo, VmState};
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use p2p_vfio::Policy;
 use std::sync::Arc;
@@ -240,6 +240,14 @@ impl Owner {
         self.heed();
         let bdf = added?.to_string();
         Ok(Some(PciDevice { id, bdf }))
+    }
+
+    /// Lets the peers of a device reach it, or no more.
+    pub(super) fn set_windows(&mut self, request: &P2pWindows) -> anyhow::Result<()> {
+        let running = self.running.as_mut().ok_or(Failure::NotRunning)?;
+        let devices = &mut running.machine.devices;
+        devices.set_revoked(&request.id, !request.open)?;
+        Ok(())
     }
 
     /// Asks the guest to let go of a device; takes it out of the description at once if there is no guest.

@@ -21,7 +21,7 @@ use tower::ServiceExt;
 
 use super::connection::{Connections, Entry, Held};
 use super::request::read;
-use super::routes::{Shared, router};
+use crate::EventLog;
 use crate::socket::ApiSocket;
 
 /// How long the head of a request may take, and how long a connection may be without one.
@@ -38,9 +38,7 @@ const LOOK: Duration = Duration::from_millis(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` is told.
-pub(super) async fn serve(socket: ApiSocket, shared: Shared, stop: Arc<Notify>) {
-    let events = shared.events().clone();
-    let router = router(shared);
+pub(super) async fn serve(socket: ApiSocket, router: Router, events: EventLog, stop: Arc<Notify>) {
     let connections = Connections::default();
     let mut tasks = JoinSet::new();
     let accept = async {

@@ -61,7 +61,7 @@ where
 }
 
 /// The value in `body`, or where in it something is wrong and what.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         match error.path().to_string().as_str() {

@@ -1,7 +1,7 @@
 //! The calls by their paths.
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{FromRef, State};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, put};
 use hyper::StatusCode;
@@ -11,27 +11,25 @@ use super::answer::{BadRequest, empty, failure, json};
 use super::request::{Json, NoBody};
 use super::stream::{self, Streams};
 use crate::api::call::{Call, Caller, Reply};
-use crate::api::types::RemoveDevice;
-use crate::{DeviceConfig, EventLog, VmConfig};
+use crate::api::types::{P2pWindows, RemoveDevice};
+use crate::{DeviceConfig, VmConfig};
 
 /// What all requests share.
 #[derive(Clone)]
 pub(super) struct Shared {
     caller: Caller,
-    pub(super) streams: Streams,
+    streams: Streams,
+}
+
+impl FromRef<Shared> for Streams {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.streams.clone()
+    }
 }
 
 impl Shared {
-    pub(super) fn new(caller: Caller, events: EventLog) -> Self {
-        Self {
-            caller,
-            streams: Streams::new(events),
-        }
-    }
-
-    /// What the VMM tells.
-    pub(super) fn events(&self) -> &EventLog {
-        self.streams.events()
+    pub(super) fn new(caller: Caller, streams: Streams) -> Self {
+        Self { caller, streams }
     }
 
     /// Makes a call whose answer has no body.
@@ -57,7 +55,7 @@ impl Shared {
 
 /// All calls. A verb that a call does not have is a bad request, as cloud-hypervisor sees it.
 pub(super) fn router(shared: Shared) -> Router {
-    let calls: [(&str, MethodRouter<Shared>); 16] = [
+    let calls: [(&str, MethodRouter<Shared>); 17] = [
         ("vmm.ping", get(ping)),
         ("vmm.shutdown", put(shutdown_vmm)),
         ("vm.create", put(create)),
@@ -71,6 +69,7 @@ pub(super) fn router(shared: Shared) -> Router {
         ("vm.info", get(info)),
         ("vm.counters", get(counters)),
         ("vm.p2p", get(p2p)),
+        ("vm.p2p-windows", put(p2p_windows)),
         ("vm.add-device", put(add_device)),
         ("vm.remove-device", put(remove_device)),
         ("events", get(stream::events)),
@@ -146,6 +145,12 @@ async fn counters(State(shared): State<Shared>) -> Response {
 async fn p2p(State(shared): State<Shared>) -> Response {
     let what = "The P2P domains are not available";
     shared.answer(what, Call::P2p).await
+}
+
+async fn p2p_windows(State(shared): State<Shared>, Json(request): Json<P2pWindows>) -> Response {
+    let what = "The windows of the device could not be changed";
+    let make = |reply| Call::P2pWindows(request, reply);
+    shared.done(what, make).await
 }
 
 async fn add_device(State(shared): State<Shared>, Json(config): Json<DeviceConfig>) -> Response {

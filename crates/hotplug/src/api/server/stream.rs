@@ -19,7 +19,6 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answer::BadRequest;
 use super::connection::Held;
-use super::routes::Shared;
 use crate::event::{Found, Reader};
 use crate::{EventLog, Record};
 
@@ -48,10 +47,6 @@ impl Streams {
         }
     }
 
-    pub(super) fn events(&self) -> &EventLog {
-        &self.events
-    }
-
     fn open(&self, after: Option<u64>, held: Held) -> Option<EventBody> {
         let permit = Arc::clone(&self.room).try_acquire_owned().ok()?;
         let reader = match after {
@@ -73,7 +68,7 @@ impl Streams {
 
 /// Serves the stream.
 pub(super) async fn events(
-    State(shared): State<Shared>,
+    State(streams): State<Streams>,
     Extension(held): Extension<Held>,
     headers: HeaderMap,
 ) -> Response {
@@ -81,7 +76,7 @@ pub(super) async fn events(
         .get("last-event-id")
         .and_then(|id| id.to_str().ok())
         .and_then(|id| id.parse().ok());
-    let Some(body) = shared.streams.open(seen, held) else {
+    let Some(body) = streams.open(seen, held) else {
         return BadRequest::TooMany.into_response();
     };
     let mut response = Response::new(Body::new(body));

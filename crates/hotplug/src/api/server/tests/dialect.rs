@@ -13,7 +13,7 @@ fn every_call_of_the_document_is_served_with_its_verb_only() {
     let puppet = Puppet::start();
     let document = openapi();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 16);
+    assert_eq!(paths.len(), 17);
     for (path, verbs) in paths {
         let call = path.trim_start_matches('/');
         let is_get = verbs.get("get").is_some();

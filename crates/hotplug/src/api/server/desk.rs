@@ -1,0 +1,124 @@
+//! An API of calls that are answered by whoever sits at the desk, each in a thread of its own.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use hyper::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::answer::{BadRequest, empty, failure, json};
+use super::request::{parse, read};
+use super::stream::{self, Streams};
+use crate::api::failure::Failure;
+
+/// HTTP's verb of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// It changes nothing and has no body.
+    Get,
+    /// It asks for something to be done, or to be computed from its body.
+    Put,
+}
+
+/// What a client asks.
+#[derive(Debug, Clone)]
+pub struct Inquiry {
+    /// The call's name, or its beginning up to a slash.
+    pub call: &'static str,
+    /// What follows the slash in the path; empty if there is none.
+    pub rest: String,
+    body: Bytes,
+}
+
+impl Inquiry {
+    /// The body as JSON of this type.
+    ///
+    /// # Errors
+    /// [`Failure::Malformed`] says where something is wrong and what.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        parse(&self.body).map_err(Failure::Malformed)
+    }
+}
+
+/// Who answers.
+pub trait Desk: Send + Sync + 'static {
+    /// The calls that there are. One that ends in a slash takes whatever follows.
+    fn calls(&self) -> &'static [(&'static str, Verb)];
+
+    /// Answers one; several come at once. Without a value the answer has no body.
+    ///
+    /// # Errors
+    /// [`Failure`] says why it was not done.
+    fn answer(&self, inquiry: &Inquiry) -> Result<Option<Value>, Failure>;
+}
+
+#[derive(Clone)]
+struct Shared {
+    desk: Arc<dyn Desk>,
+    streams: Streams,
+}
+
+impl axum::extract::FromRef<Shared> for Streams {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.streams.clone()
+    }
+}
+
+/// The calls of a desk, and the stream of events.
+pub(super) fn router(desk: Arc<dyn Desk>, streams: Streams) -> Router {
+    Router::new()
+        .route("/api/v1/events", get(stream::events))
+        .fallback(any(answer))
+        .with_state(Shared { desk, streams })
+}
+
+async fn answer(State(shared): State<Shared>, request: Request) -> Response {
+    match ask(shared.desk, request).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn ask(desk: Arc<dyn Desk>, request: Request) -> Result<Response, BadRequest> {
+    let path = request.uri().path().to_owned();
+    let path = path
+        .strip_prefix("/api/v1/")
+        .ok_or(BadRequest::NoSuchCall)?;
+    let calls = desk.calls().iter();
+    let mut calls = calls.filter_map(|(name, verb)| {
+        let rest = path.strip_prefix(name)?;
+        (rest.is_empty() != name.ends_with('/')).then_some((*name, *verb, rest))
+    });
+    let (call, verb, rest) = calls.next().ok_or(BadRequest::NoSuchCall)?;
+    let method = match verb {
+        Verb::Get => Method::GET,
+        Verb::Put => Method::PUT,
+    };
+    if request.method() != method {
+        return Err(BadRequest::Form);
+    }
+    let inquiry = Inquiry {
+        call: call.trim_end_matches('/'),
+        rest: rest.to_owned(),
+        body: read(request.into_body()).await?,
+    };
+    if verb == Verb::Get && !inquiry.body.is_empty() {
+        return Err(BadRequest::Form);
+    }
+    // The host is read and written for as long as that takes; others are served meanwhile.
+    let answered = tokio::task::spawn_blocking(move || desk.answer(&inquiry)).await;
+    Ok(match answered {
+        Ok(Ok(Some(value))) => json(StatusCode::OK, &value),
+        Ok(Ok(None)) => empty(StatusCode::NO_CONTENT),
+        Ok(Err(error)) => failure(&format!("{call} was not done"), &error),
+        Err(error) => {
+            log::error!("API: {call}: {error}");
+            failure(&format!("{call} was not done"), &Failure::failed(&error))
+        }
+    })
+}
