@@ -7,6 +7,8 @@ use iommu_group::{AcsBits, GroupModel, Kernel, Plan, Sbdf, Step, Topology};
 use super::action::Action;
 use super::baseline::{Baseline, Part, Was};
 use super::machine::POWER;
+use super::peers::Homecoming;
+use super::vmm::Assigned;
 
 /// Actions in the making. The steps may use other names of functions than the baseline: `then` has the old ones.
 pub(super) struct Compiler<'a> {
@@ -27,19 +29,33 @@ pub(super) struct Script {
 }
 
 /// The actions that carry out a plan that was made for this topology.
-pub(super) fn script(baseline: &Baseline, topology: &Topology, plan: &Plan) -> Script {
+///
+/// `staying` are the devices of virtual machines that stay where they are.
+pub(super) fn script(
+    baseline: &Baseline,
+    topology: &Topology,
+    plan: &Plan,
+    staying: &[Assigned],
+) -> Script {
     let mut compiler = Compiler::new(baseline, topology);
     compiler.clear_the_way();
     for step in &plan.steps {
         compiler.step(step);
     }
     let commit = compiler.actions.len();
-    let check = compiler.check(&after(baseline, &compiler.model));
+    let groups = after(baseline, &compiler.model);
+    let check = compiler.check(&groups);
     let mut actions = compiler.actions;
     actions.extend(give_back(baseline, Target::New));
     actions.push(check);
     if !baseline.assigned.is_empty() {
-        let devices = baseline.assigned.clone();
+        let homecoming = Homecoming {
+            assigned: &baseline.assigned,
+            staying,
+            goals: &plan.goals,
+            groups: &groups,
+        };
+        let devices = homecoming.devices();
         actions.push(Action::Plug { devices });
     }
     Script { actions, commit }

@@ -47,7 +47,8 @@ impl Performer<'_> {
                 self.everyone(devices, |vmm, device| vmm.unplug(device, deadline))?;
             }
             Action::Plug { devices } => {
-                self.everyone(devices, |vmm, device| vmm.plug(device))?;
+                let here: Vec<Assigned> = devices.iter().map(|device| self.here(device)).collect();
+                self.everyone(&here, |vmm, device| vmm.plug(device))?;
             }
             Action::Autoprobe { on } => machine.set_autoprobe(*on)?,
             Action::Unbind { function } => self.unbind(self.at(*function)?)?,
@@ -85,6 +86,14 @@ impl Performer<'_> {
             None => Some(function),
         };
         found.ok_or(HostError::Gone { function })
+    }
+
+    /// A device by the address that it has now. One that is not there is left to its virtual machine to miss.
+    fn here(&self, device: &Assigned) -> Assigned {
+        Assigned {
+            function: self.at(device.function).unwrap_or(device.function),
+            ..device.clone()
+        }
     }
 
     fn acs(&self, port: Sbdf) -> Option<AcsWas> {

@@ -1,9 +1,11 @@
 //! A transaction from its beginning to its end.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iommu_group::Plan;
+use iommu_group::{AcsBits, Plan, Sbdf};
+use serde::{Deserialize, Serialize};
 
 use super::action::Action;
 use super::baseline::Baseline;
@@ -46,7 +48,7 @@ pub struct Progress<'a> {
 }
 
 /// How a transaction ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The name of the transaction.
     pub id: String,
@@ -118,7 +120,7 @@ impl<'a> Regroup<'a> {
         let boot = machine.boot_id()?;
         let held = self.state.held(&boot)?;
         let baseline = Baseline::take(machine, &topology, plan, &held.ports, preflight.assigned)?;
-        let script = script(&baseline, &topology, plan);
+        let script = script(&baseline, &topology, plan, &preflight.staying);
         let begin = Begin {
             version: VERSION,
             id: self.state.next_id()?,
@@ -162,6 +164,26 @@ impl<'a> Regroup<'a> {
     /// What the kernel calls this start of the machine.
     pub fn boot_id(&self) -> Result<String, HostError> {
         self.machine().boot_id()
+    }
+
+    /// The ports that are kept awake for what earlier transactions have set.
+    pub fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
+        let held = self.state.held(&self.boot_id()?)?;
+        Ok(held.ports.into_keys().collect())
+    }
+
+    /// Writes the ACS control register of a port that somebody else has written, unless a transaction is under way.
+    pub fn write_acs(&self, port: Sbdf, word: AcsBits) -> Result<(), RegroupError> {
+        let lock = self.state.lock()?;
+        let topology = self.machine().scan()?;
+        let acs = topology
+            .get(port)
+            .and_then(|function| function.acs().registers())
+            .ok_or(HostError::Gone { function: port })?;
+        self.machine()
+            .set_acs_control(port, acs.control_offset(), word)?;
+        drop(lock);
+        Ok(())
     }
 
     fn drive(
