@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use hotplug::DeviceConfig;
 use iommu_group::{Policy, ResetMask, Sbdf, Scope};
 
+use crate::daemon::{NamedSocket, SOCKET};
 use crate::goals::GoalArgs;
 use crate::show::Colour;
 
@@ -27,7 +28,7 @@ pub(crate) struct Cli {
 }
 
 /// What every command understands.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Look at this directory instead of /sys
     #[arg(
@@ -113,18 +114,62 @@ pub(crate) enum Command {
         /// Show what would be done and what speaks against it; change nothing
         #[arg(long)]
         dry_run: bool,
+        /// How long a guest may take to let go of a device, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        guest_timeout: u32,
         #[command(flatten)]
         state: StateArgs,
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    },
+    /// Bring the host to what a file says, and do nothing if it is so already (exit 2 if refused)
+    Reconcile {
+        /// What the host should be, as resources/p2p-domains.toml
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Show what would be done and what speaks against it; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// How long a guest may take to let go of a device, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        guest_timeout: u32,
+        #[command(flatten)]
+        state: StateArgs,
+        #[command(flatten)]
+        daemon: DaemonArgs,
     },
     /// Bring a change to its end that was interrupted, forwards or backwards
     Recover {
         #[command(flatten)]
         state: StateArgs,
+        #[command(flatten)]
+        daemon: DaemonArgs,
     },
     /// Show whether a change is under way or was interrupted, and what is kept up for earlier ones
     Status {
         #[command(flatten)]
         state: StateArgs,
+    },
+    /// Change groups and routes for others while virtual machines run: the host's daemon
+    Serve {
+        /// A running virtual machine, by the socket of its VMM's API
+        #[arg(long = "vm", value_name = "NAME=SOCKET")]
+        guests: Vec<NamedSocket>,
+        /// A directory of such sockets, NAME.sock each; they may come and go
+        #[arg(long = "vm-dir", value_name = "PATH")]
+        guest_dir: Option<PathBuf>,
+        /// Leave a change that was interrupted as it is until `p2pctl recover`
+        #[arg(long)]
+        no_recover: bool,
+        #[command(flatten)]
+        state: StateArgs,
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    },
+    /// Print what the daemon does and finds, as it happens, until the daemon ends
+    Watch {
+        #[command(flatten)]
+        daemon: DaemonArgs,
     },
     /// Print the kernel argument that comes nearest to a plan at boot
     KernelArgs {
@@ -270,6 +315,14 @@ pub(crate) struct StateArgs {
     /// Directory for journals; it must survive a reboot
     #[arg(long, value_name = "PATH", default_value = "/var/lib/p2pctl")]
     pub(crate) state_dir: PathBuf,
+}
+
+/// Where the host's daemon is.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Socket of the daemon's API
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    pub(crate) socket: PathBuf,
 }
 
 /// Between which devices P2P is allowed at all.

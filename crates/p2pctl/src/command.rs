@@ -5,15 +5,21 @@ mod draw;
 mod dump;
 mod explain;
 mod front;
-mod groups;
+pub(crate) mod groups;
 mod launch;
 pub(crate) mod matrix;
 mod plan;
+mod reconcile;
 mod recover;
+mod remote;
 mod reset_scope;
+mod serve;
 mod status;
-mod topology;
+pub(crate) mod topology;
 mod vm;
+mod watch;
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
@@ -61,16 +67,58 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             plan,
             goals,
             dry_run,
+            guest_timeout,
             state,
+            daemon,
         } => {
             let request = apply::Request {
-                plan: plan.as_deref(),
-                goals,
+                what: match plan {
+                    Some(file) => apply::What::File(file),
+                    None => apply::What::Args(goals),
+                },
                 dry_run: *dry_run,
+                guest: Duration::from_secs((*guest_timeout).into()),
+                state: &state.state_dir,
+                daemon: &daemon.socket,
             };
-            apply::run(&request, &cli.global, state, terminal)
+            apply::run(&request, &cli.global, terminal)
         }
-        Command::Recover { state } => recover::run(&cli.global, state, terminal),
+        Command::Reconcile {
+            config,
+            dry_run,
+            guest_timeout,
+            state,
+            daemon,
+        } => {
+            let wanted = reconcile::Wanted {
+                config,
+                dry_run: *dry_run,
+                state: &state.state_dir,
+                daemon: &daemon.socket,
+                guest: Duration::from_secs((*guest_timeout).into()),
+            };
+            reconcile::run(&wanted, &cli.global, terminal)
+        }
+        Command::Recover { state, daemon } => {
+            recover::run(&cli.global, state, &daemon.socket, terminal)
+        }
+        Command::Serve {
+            guests,
+            guest_dir,
+            no_recover,
+            state,
+            daemon,
+        } => {
+            let request = serve::Request {
+                socket: daemon.socket.clone(),
+                state: state.state_dir.clone(),
+                guests: guests.clone(),
+                guest_dir: guest_dir.clone(),
+                recover: !no_recover,
+            };
+            serve::run(request, &cli.global)
+        }
+        Command::Watch { daemon } => watch::run(&daemon.socket, json),
         Command::Status { state } => status::run(&cli.global, state, terminal.width),
         Command::KernelArgs { goals } => plan::kernel_args(&load()?, goals, json, terminal.width),
         Command::ResetScope {

@@ -58,21 +58,6 @@ impl GoalArgs {
             with: self.with.iter().copied().collect(),
         }
     }
-
-    /// Every function that is named anywhere.
-    pub(crate) fn named(&self) -> Vec<Sbdf> {
-        let ports = self.acs.iter().map(|(port, _)| port);
-        self.join
-            .0
-            .iter()
-            .flatten()
-            .chain(&self.isolate)
-            .chain(ports)
-            .chain(&self.expose)
-            .chain(&self.with)
-            .copied()
-            .collect()
-    }
 }
 
 fn port_word(text: &str) -> Result<(Sbdf, AcsBits), String> {

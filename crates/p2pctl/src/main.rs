@@ -1,12 +1,13 @@
 //! `p2pctl`: look at, explain and change peer-to-peer DMA between the PCIe devices of a host.
 //!
-//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Only `apply` and `recover` write to
-//! the host; `launch` becomes the VMM that it starts.
+//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Only `apply`, `recover` and `serve`
+//! write to the host; `launch` becomes the VMM that it starts.
 
 mod answer;
 mod cli;
 mod cloud_hypervisor;
 mod command;
+mod daemon;
 mod describe;
 mod draw;
 mod goals;

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Blocker, Outcome, Refusal, Regroup, RegroupError, Report, StateDir};
-use iommu_group::{Goals, Plan};
+use hotplug::regroup::{Blocker, Outcome, Progress, Regroup, RegroupError, Report, StateDir};
+use iommu_group::{Goals, Plan, PlanOptions};
 
-use super::plan::{View, make};
+use super::plan::{View, make, make_wish};
+use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
-use crate::cli::{Global, StateArgs};
+use crate::cli::Global;
 use crate::goals::GoalArgs;
 use crate::host;
 use crate::json;
@@ -17,20 +19,33 @@ use crate::progress::{Teller, seconds};
 use crate::show::{Line, Terminal, Text, Tone};
 use crate::source::Source;
 
+/// What is to be carried out.
+pub(crate) enum What<'a> {
+    /// A plan in a file.
+    File(&'a Path),
+    /// What the command line says.
+    Args(&'a GoalArgs),
+    /// What is missing of this, if anything.
+    Wish {
+        goals: &'a Goals,
+        options: &'a PlanOptions,
+    },
+}
+
 /// What is asked for.
 pub(crate) struct Request<'a> {
-    pub(crate) plan: Option<&'a Path>,
-    pub(crate) goals: &'a GoalArgs,
+    pub(crate) what: What<'a>,
     pub(crate) dry_run: bool,
+    /// How long a guest may take to let go of a device.
+    pub(crate) guest: Duration,
+    /// Where changes leave their journals if there is no daemon.
+    pub(crate) state: &'a Path,
+    /// Where the daemon listens if there is one.
+    pub(crate) daemon: &'a Path,
 }
 
 /// Carries a plan out, or shows what that would do.
-pub(crate) fn run(
-    request: &Request<'_>,
-    global: &Global,
-    state: &StateArgs,
-    terminal: &Terminal,
-) -> Result<Answer> {
+pub(crate) fn run(request: &Request<'_>, global: &Global, terminal: &Terminal) -> Result<Answer> {
     let host = host::live(global)?;
     let source = Source::load(global)?;
     if source.topology.needs_privilege() {
@@ -41,33 +56,60 @@ pub(crate) fn run(
         names: source.names,
         width: terminal.width,
     };
-    let plan = match request.plan {
-        Some(file) => {
+    let (goals, made) = match &request.what {
+        What::File(file) => {
             let text = fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
-            Plan::from_json(&text).with_context(|| format!("cannot use {}", file.display()))?
+            let plan =
+                Plan::from_json(&text).with_context(|| format!("cannot use {}", file.display()))?;
+            (plan.goals.clone(), Ok(plan))
         }
-        None => match make(&source, request.goals)? {
-            Ok(plan) => plan,
-            Err(refusal) => {
-                let answer = if global.json {
-                    Answer::json(&json::plan::document(&Err(refusal))?)?
-                } else {
-                    Answer::text(view.refusal(&request.goals.goals(), &refusal))
-                };
-                return Ok(answer.about(&source).refused_if(true));
-            }
-        },
+        What::Args(args) => (args.goals(), make(&source, args)?),
+        What::Wish { goals, options } => {
+            let made = make_wish(&source, goals, options)?;
+            ((*goals).clone(), made)
+        }
     };
-    let regroup = Regroup::new(&host, &[], StateDir::new(&state.state_dir));
+    let plan = match made {
+        Ok(plan) => plan,
+        Err(refusal) => {
+            let answer = if global.json {
+                Answer::json(&json::plan::document(&Err(refusal))?)?
+            } else {
+                Answer::text(view.refusal(&goals, &refusal))
+            };
+            return Ok(answer.about(&source).refused_if(true));
+        }
+    };
+    let wish = matches!(request.what, What::Wish { .. });
+    if wish && plan.steps.is_empty() && plan.is_acceptable() {
+        return if global.json {
+            Answer::json(&json::apply::nothing())
+        } else {
+            Ok(Answer::text(view.plan(&plan)))
+        };
+    }
+    let regroup = Regroup::new(&host, &[], StateDir::new(request.state));
     if request.dry_run {
         let blockers = regroup.check(&plan)?;
         return dry_run(&view, &source, &plan, blockers, global.json);
     }
     let mut teller = Teller::new(source.names, terminal, global.json);
-    let result = regroup.apply(&plan, &mut |progress| teller.tell(progress));
-    match result {
-        Ok(report) => {
+    let mut tell = |progress: &Progress<'_>| teller.tell(progress);
+    let mut blockers = Vec::new();
+    let ended = match Daemon::at(request.daemon)? {
+        Some(daemon) => daemon.apply(plan.clone(), request.guest, &mut tell)?,
+        None => match regroup.apply(&plan, &mut tell) {
+            Ok(report) => Ended::Report(Box::new(report)),
+            Err(RegroupError::Refused(refusal)) => {
+                blockers = refusal.blockers;
+                Ended::Refused(blockers.iter().map(ToString::to_string).collect())
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    match ended {
+        Ended::Report(report) => {
             let failed = report.outcome != Outcome::New || !report.remains.is_empty();
             let answer = if global.json {
                 Answer::json(&json::apply::report(&report))?
@@ -77,15 +119,15 @@ pub(crate) fn run(
             };
             Ok(answer.failed_if(failed))
         }
-        Err(RegroupError::Refused(refusal)) => {
+        Ended::Refused(reasons) => {
             let answer = if global.json {
-                Answer::json(&json::apply::refusal(&refusal))?
+                Answer::json(&json::apply::refusal(&reasons, &blockers))?
             } else {
-                Answer::text(refused(&view, &plan.goals, &refusal))
+                Answer::text(refused(&view, &plan.goals, &reasons))
             };
             Ok(answer.about(&source).refused_if(true))
         }
-        Err(error) => Err(error.into()),
+        Ended::Nothing => bail!("the daemon did nothing"),
     }
 }
 
@@ -97,10 +139,10 @@ fn dry_run(
     json: bool,
 ) -> Result<Answer> {
     let refused = !blockers.is_empty();
-    let refusal = Refusal { blockers };
+    let reasons: Vec<String> = blockers.iter().map(ToString::to_string).collect();
     if json {
         let answer = if refused {
-            Answer::json(&json::apply::refusal(&refusal))?
+            Answer::json(&json::apply::refusal(&reasons, &blockers))?
         } else {
             Answer::json(&json::plan::document(&Ok(plan.clone()))?)?
         };
@@ -108,7 +150,7 @@ fn dry_run(
     }
     let mut text = Text::new();
     if refused {
-        text.extend(self::refused(view, &plan.goals, &refusal));
+        text.extend(self::refused(view, &plan.goals, &reasons));
         text.blank();
     }
     text.extend(view.plan(plan));
@@ -116,15 +158,14 @@ fn dry_run(
 }
 
 /// Why nothing was done, one line per reason.
-fn refused(view: &View<'_>, goals: &Goals, refusal: &Refusal) -> Text {
+fn refused(view: &View<'_>, goals: &Goals, reasons: &[String]) -> Text {
     let mut text = Text::new();
     let title = Line::new().strong(format_args!("{}: ", view.title(goals)));
     text.push(title.toned(Tone::Bad, "refused, and nothing was changed"));
     text.blank();
-    let lines = refusal.blockers.iter().map(|blocker| {
-        let words = view.names.shorten(&blocker.to_string());
-        Line::new().toned(Tone::Bad, words)
-    });
+    let lines = reasons
+        .iter()
+        .map(|reason| Line::new().toned(Tone::Bad, view.names.shorten(reason)));
     view.section(&mut text, "blocked", lines.collect());
     text
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use iommu_group::{
-    Goals, Impossible, Kernel, Objection, Plan, Refusal, Route, RouteChange, Sbdf, Topology,
+    Goals, Impossible, Kernel, Objection, Plan, PlanOptions, Refusal, Route, RouteChange, Sbdf,
+    Topology,
 };
 
 use crate::answer::Answer;
@@ -108,17 +109,23 @@ pub(crate) fn kernel_args(
 }
 
 pub(super) fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
-    source.must_have(&args.named())?;
     if args.goals() == Goals::default() {
         bail!("nothing to plan: say what is wanted with --join, --isolate or --acs");
     }
+    make_wish(source, &args.goals(), &args.options())
+}
+
+pub(super) fn make_wish(
+    source: &Source,
+    goals: &Goals,
+    options: &PlanOptions,
+) -> Result<Result<Plan, Refusal>> {
+    let joined = goals.join.iter().flatten();
+    let named = joined.chain(&goals.isolate).chain(goals.acs.keys());
+    let named = named.chain(&options.expose).chain(&options.with).copied();
+    source.must_have(&named.collect::<Vec<Sbdf>>())?;
     let kernel = Kernel::of(&source.topology);
-    Ok(Plan::make(
-        &source.topology,
-        &kernel,
-        &args.goals(),
-        &args.options(),
-    ))
+    Ok(Plan::make(&source.topology, &kernel, goals, options))
 }
 
 /// A plan in words.

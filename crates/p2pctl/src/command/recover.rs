@@ -1,10 +1,13 @@
 //! `p2pctl recover`: brings a change to its end that was interrupted.
 
-use anyhow::Result;
-use hotplug::regroup::{Regroup, StateDir};
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use hotplug::regroup::{Progress, Regroup, StateDir};
 
 use super::apply::told;
 use super::plan::View;
+use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
 use crate::cli::{Global, StateArgs};
 use crate::host;
@@ -14,12 +17,25 @@ use crate::show::{Terminal, Text};
 use crate::source::Source;
 
 /// Brings a change to its end, forwards or backwards, whatever is left of it.
-pub(crate) fn run(global: &Global, state: &StateArgs, terminal: &Terminal) -> Result<Answer> {
+pub(crate) fn run(
+    global: &Global,
+    state: &StateArgs,
+    daemon: &Path,
+    terminal: &Terminal,
+) -> Result<Answer> {
     let host = host::live(global)?;
     let source = Source::load(global)?;
     let regroup = Regroup::new(&host, &[], StateDir::new(&state.state_dir));
     let mut teller = Teller::new(source.names, terminal, global.json);
-    let report = regroup.recover(&mut |progress| teller.tell(progress))?;
+    let mut tell = |progress: &Progress<'_>| teller.tell(progress);
+    let report = match Daemon::at(daemon)? {
+        None => regroup.recover(&mut tell)?,
+        Some(daemon) => match daemon.recover(&mut tell)? {
+            Ended::Nothing => None,
+            Ended::Report(report) => Some(*report),
+            Ended::Refused(reasons) => bail!("{}", reasons.join("; ")),
+        },
+    };
     let Some(report) = report else {
         return if global.json {
             Answer::json(&json::apply::nothing())

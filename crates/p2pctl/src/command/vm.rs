@@ -1,6 +1,6 @@
 //! `p2pctl vm`: a running VM, through the API of its VMM.
 
-mod events;
+pub(super) mod events;
 mod info;
 mod p2p;
 mod remove;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hotplug::regroup::{Blocker, Difference, Outcome, Refusal, Report, Status};
+use hotplug::regroup::{Blocker, Difference, Outcome, Report, Status};
 use serde::Serialize;
 
 /// The document of `apply` and `recover`.
@@ -14,7 +14,7 @@ pub(crate) struct Document<'a> {
     transaction: Option<&'a str>,
     failure: Option<Failure<'a>>,
     remains: Vec<Entry<'a, Difference>>,
-    blockers: Vec<Entry<'a, Blocker>>,
+    blockers: Vec<Reason<'a>>,
     journal: Option<&'a Path>,
 }
 
@@ -22,6 +22,14 @@ pub(crate) struct Document<'a> {
 struct Failure<'a> {
     action: &'a str,
     error: &'a str,
+}
+
+/// A reason in words; and in its parts, where they are known: a daemon tells the words only.
+#[derive(Serialize)]
+struct Reason<'a> {
+    text: &'a str,
+    #[serde(flatten)]
+    value: Option<&'a Blocker>,
 }
 
 #[derive(Serialize)]
@@ -62,10 +70,14 @@ pub(crate) fn report(report: &Report) -> Document<'_> {
 }
 
 /// Makes the document of a change that was refused.
-pub(crate) fn refusal(refusal: &Refusal) -> Document<'_> {
+pub(crate) fn refusal<'a>(reasons: &'a [String], blockers: &'a [Blocker]) -> Document<'a> {
+    let reason = |(index, text): (usize, &'a String)| Reason {
+        text,
+        value: blockers.get(index),
+    };
     Document {
         outcome: "refused",
-        blockers: entries(&refusal.blockers),
+        blockers: reasons.iter().enumerate().map(reason).collect(),
         ..nothing()
     }
 }

@@ -12,7 +12,7 @@ use crate::show::Text;
 /// How long to wait at a time; the next wait follows at once.
 const WAIT: Duration = Duration::from_secs(3600);
 
-pub(super) fn run(client: &Client, json: bool) -> Result<Answer> {
+pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer> {
     let mut events = client.events()?;
     let mut stdout = io::stdout().lock();
     loop {

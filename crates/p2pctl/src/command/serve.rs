@@ -1,0 +1,82 @@
+//! `p2pctl serve`: the host's daemon.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use hotplug::EventLog;
+use hotplug::api::ApiServer;
+use hotplug::regroup::StateDir;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::answer::Answer;
+use crate::cli::Global;
+use crate::daemon::{Calls, Changes, Drift, Guests, Host, NamedSocket};
+use crate::host;
+use crate::show::Text;
+use crate::source::Source;
+
+/// How to serve.
+pub(crate) struct Request {
+    pub(crate) socket: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) guests: Vec<NamedSocket>,
+    pub(crate) guest_dir: Option<PathBuf>,
+    /// Whether a change that was interrupted is brought to its end first.
+    pub(crate) recover: bool,
+}
+
+/// Serves until a signal comes. A change that is under way then comes to its end first.
+pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
+    let host = host::live(global)?;
+    if Source::load(global)?.topology.needs_privilege() {
+        bail!("only root can change the host: run it as root");
+    }
+    // Before there are other threads, which would get the signals.
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let events = EventLog::new();
+    let host = Host {
+        host,
+        guests: Guests {
+            named: request.guests,
+            dir: request.guest_dir,
+        },
+        state: StateDir::new(request.state),
+    };
+    let changes = Changes::new(host, events.clone());
+    if request.recover {
+        match changes.recover() {
+            Ok(Some(id)) => {
+                eprintln!("p2pctl: change {id} was interrupted and is brought to its end")
+            }
+            Ok(None) => {}
+            Err(error) => bail!("{}", error_text(&error)),
+        }
+    }
+    if let Some(dir) = request.socket.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let desk = Arc::new(Calls::new(changes.clone(), global.clone()));
+    let server = ApiServer::at_desk(&request.socket, &events, desk)?;
+    let drift = Drift::start(changes.clone(), global.clone())
+        .context("cannot start to look at the host")?;
+    eprintln!("p2pctl: listening at {}", request.socket.display());
+    let signal = signals.forever().next();
+    drop(server);
+    drop(drift);
+    changes.settle();
+    if signal == Some(SIGINT) {
+        eprintln!();
+    }
+    Ok(Answer::text(Text::new()))
+}
+
+fn error_text(error: &hotplug::api::Failure) -> String {
+    match error {
+        hotplug::api::Failure::Refused { reasons } => reasons.join("; "),
+        hotplug::api::Failure::Failed { messages } => messages.join(": "),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,24 @@
+//! The host's daemon: the one process that changes groups while virtual machines run.
+//!
+//! ```text
+//! p2pctl apply ──REST──▶ calls ──▶ changes ──▶ transaction (one at a time, a thread) ──▶ sysfs
+//!                                     │              └──▶ VMMs, through their APIs
+//! p2pctl watch ◀──events── event log◀┴── drift (what others do to the host)
+//! ```
+//!
+//! It can be killed at any time: what it was doing is in the journal, and the next one brings it to an end.
+
+mod calls;
+mod changes;
+mod drift;
+mod guests;
+mod messages;
+
+pub(crate) use calls::Calls;
+pub(crate) use changes::{Changes, Host};
+pub(crate) use drift::Drift;
+pub(crate) use guests::{Guests, NamedSocket};
+pub(crate) use messages::{Apply, Began, STEP, STUCK, Told};
+
+/// Where the daemon listens, unless it is told otherwise.
+pub(crate) const SOCKET: &str = "/run/p2pctl/api.sock";

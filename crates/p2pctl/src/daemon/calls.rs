@@ -1,0 +1,193 @@
+//! The calls of the daemon's API.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hotplug::api::{Desk, Failure, Inquiry, Verb};
+use hotplug::regroup::{Regroup, StateDir};
+use iommu_group::{AcsBits, Goals, Kernel, Plan, PlanOptions, Sbdf, Scope};
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::changes::Changes;
+use super::messages::{Apply, Began};
+use crate::answer::{Answer, Body};
+use crate::cli::Global;
+use crate::command::{groups, matrix, topology};
+use crate::json;
+use crate::source::Source;
+
+/// Columns of texts that nobody sees.
+const WIDTH: usize = 80;
+
+/// Who answers the calls.
+pub(crate) struct Calls {
+    changes: Changes,
+    global: Global,
+}
+
+/// Body of `plan`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    goals: Goals,
+    #[serde(default)]
+    options: PlanOptions,
+}
+
+/// Body of `acs`: words for several ports at once.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Words {
+    ports: BTreeMap<Sbdf, AcsBits>,
+    #[serde(default)]
+    options: PlanOptions,
+}
+
+impl Calls {
+    pub(crate) fn new(changes: Changes, global: Global) -> Self {
+        Self { changes, global }
+    }
+
+    fn source(&self) -> Result<Source, Failure> {
+        Source::load(&self.global).map_err(|error| failed(&error))
+    }
+
+    fn plan(&self, goals: &Goals, options: &PlanOptions) -> Result<Value, Failure> {
+        let topology = self.source()?.topology;
+        let made = Plan::make(&topology, &Kernel::of(&topology), goals, options);
+        value(&json::plan::document(&made).map_err(|error| failed(&error))?)
+    }
+
+    /// Sets the words of several ports in one transaction.
+    fn acs(&self, words: Words) -> Result<Value, Failure> {
+        let goals = Goals {
+            acs: words.ports,
+            ..Goals::default()
+        };
+        let topology = self.source()?.topology;
+        let made = Plan::make(&topology, &Kernel::of(&topology), &goals, &words.options);
+        let plan = made.map_err(|refusal| Failure::Refused {
+            reasons: refusal.reasons.iter().map(ToString::to_string).collect(),
+        })?;
+        let transaction = self.changes.apply(plan, None)?;
+        value(&Began { transaction })
+    }
+
+    fn apply(&self, request: Apply) -> Result<Value, Failure> {
+        let guest = request.guest_timeout_s.map(Duration::from_secs);
+        let transaction = self.changes.apply(request.plan, guest)?;
+        value(&Began { transaction })
+    }
+
+    fn status(&self) -> Result<Value, Failure> {
+        let host = self.changes.host();
+        let state: &StateDir = &host.state;
+        let boot = Regroup::new(&host.host, &[], state.clone()).boot_id();
+        let boot = boot.map_err(|error| Failure::failed(&error))?;
+        let status = state
+            .status(&boot)
+            .map_err(|error| Failure::failed(&error))?;
+        value(&json::apply::status(&status))
+    }
+
+    fn guests(&self) -> Value {
+        let sockets = self.changes.host().guests.sockets();
+        let guests = sockets.into_iter();
+        let guests: BTreeMap<String, String> = guests
+            .map(|guest| (guest.name, guest.socket.display().to_string()))
+            .collect();
+        json!({ "guests": guests })
+    }
+
+    fn ask(&self, inquiry: &Inquiry) -> Result<Value, Failure> {
+        match inquiry.call {
+            "ping" => Ok(json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
+            })),
+            "guests" => Ok(self.guests()),
+            "topology" => {
+                let request = topology::Request {
+                    below: &[],
+                    all: true,
+                };
+                document(topology::run(&self.source()?, &request, true, WIDTH))
+            }
+            "groups" => {
+                let request = groups::Request {
+                    of: &[],
+                    why: false,
+                };
+                document(groups::run(&self.source()?, &request, true, WIDTH))
+            }
+            "matrix" => {
+                let policy = iommu_group::Policy {
+                    scope: Scope::SameGroup,
+                    ..Default::default()
+                };
+                document(matrix::run(&self.source()?, &[], &policy, true, WIDTH))
+            }
+            "plan" => {
+                let wanted: Wanted = inquiry.json()?;
+                self.plan(&wanted.goals, &wanted.options)
+            }
+            "apply" => self.apply(inquiry.json()?),
+            "acs" => self.acs(inquiry.json()?),
+            "recover" => value(&Began {
+                transaction: self.changes.recover()?,
+            }),
+            "status" => self.status(),
+            _ => {
+                let id = &inquiry.rest;
+                let report = self.changes.report(id).ok_or_else(|| {
+                    Failure::NotFound(format!("transaction {id} has not ended here"))
+                })?;
+                value(&report)
+            }
+        }
+    }
+}
+
+impl Desk for Calls {
+    fn calls(&self) -> &'static [(&'static str, Verb)] {
+        &[
+            ("ping", Verb::Get),
+            ("guests", Verb::Get),
+            ("topology", Verb::Get),
+            ("groups", Verb::Get),
+            ("matrix", Verb::Get),
+            ("plan", Verb::Put),
+            ("apply", Verb::Put),
+            ("acs", Verb::Put),
+            ("recover", Verb::Put),
+            ("status", Verb::Get),
+            ("transactions/", Verb::Get),
+        ]
+    }
+
+    fn answer(&self, inquiry: &Inquiry) -> Result<Option<Value>, Failure> {
+        self.ask(inquiry).map(Some)
+    }
+}
+
+/// The document that a command prints with `--json`.
+fn document(answer: anyhow::Result<Answer>) -> Result<Value, Failure> {
+    match answer.map_err(|error| failed(&error))?.body {
+        Body::Raw(text) => serde_json::from_str(&text).map_err(|error| Failure::failed(&error)),
+        Body::Text(_) => Err(Failure::Failed {
+            messages: vec!["there is no document of this".to_owned()],
+        }),
+    }
+}
+
+fn value(value: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::failed(&error))
+}
+
+fn failed(error: &anyhow::Error) -> Failure {
+    Failure::Failed {
+        messages: error.chain().map(ToString::to_string).collect(),
+    }
+}

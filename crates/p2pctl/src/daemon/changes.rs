@@ -1,0 +1,234 @@
+//! Transactions, one at a time, each in a thread of its own.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use hotplug::EventLog;
+use hotplug::api::Failure;
+use hotplug::regroup::{
+    LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, RemoteVmm, Report, StateDir,
+    StateError, Vmm,
+};
+use iommu_group::Plan;
+
+use super::guests::Guests;
+use super::messages::{STEP, STUCK, Told};
+
+/// Reports that are kept for those who ask.
+const KEPT: usize = 64;
+
+/// What there is to change, and how to reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    pub(crate) host: LinuxHost,
+    pub(crate) guests: Guests,
+    pub(crate) state: StateDir,
+}
+
+/// Who changes the host. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Changes {
+    host: Arc<Host>,
+    events: EventLog,
+    now: Arc<Mutex<Now>>,
+}
+
+#[derive(Default)]
+struct Now {
+    busy: bool,
+    /// How many have begun.
+    count: u64,
+    reports: BTreeMap<String, Report>,
+}
+
+/// A transaction that has begun, or has ended before anybody could see it.
+pub(crate) type Begun = Result<Option<String>, Failure>;
+
+/// What is to be done.
+enum Work {
+    Apply(Box<Plan>),
+    Recover,
+}
+
+impl Changes {
+    pub(crate) fn new(host: Host, events: EventLog) -> Self {
+        Self {
+            host: Arc::new(host),
+            events,
+            now: Arc::default(),
+        }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(crate) fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// Whether the host is being changed, and how often that was begun.
+    pub(crate) fn activity(&self) -> (bool, u64) {
+        let now = self.lock();
+        (now.busy, now.count)
+    }
+
+    /// How a transaction ended, if it has.
+    pub(crate) fn report(&self, transaction: &str) -> Option<Report> {
+        self.lock().reports.get(transaction).cloned()
+    }
+
+    /// Begins to carry a plan out; returns when it is on record, or refused.
+    pub(crate) fn apply(&self, plan: Plan, guest: Option<Duration>) -> Begun {
+        self.begin(Work::Apply(Box::new(plan)), guest)
+    }
+
+    /// Begins to bring what was interrupted to its end; none if there is nothing.
+    pub(crate) fn recover(&self) -> Begun {
+        self.begin(Work::Recover, None)
+    }
+
+    /// Waits until nothing is under way.
+    pub(crate) fn settle(&self) {
+        const LOOK: Duration = Duration::from_millis(50);
+        while self.lock().busy {
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn begin(&self, work: Work, guest: Option<Duration>) -> Begun {
+        {
+            let mut now = self.lock();
+            if now.busy {
+                let reasons = vec!["another change is under way (p2pctl watch)".to_owned()];
+                return Err(Failure::Refused { reasons });
+            }
+            now.busy = true;
+            now.count = now.count.saturating_add(1);
+        }
+        let (sender, begun) = channel();
+        let this = self.clone();
+        let spawned = thread::Builder::new()
+            .name("transaction".to_owned())
+            .spawn(move || {
+                this.carry_out(work, guest, &sender);
+            });
+        if let Err(error) = spawned {
+            self.lock().busy = false;
+            return Err(Failure::failed(&error));
+        }
+        begun.recv().unwrap_or(Err(Failure::Ending))
+    }
+
+    fn carry_out(&self, work: Work, guest: Option<Duration>, begun: &Sender<Begun>) {
+        let result = self.transact(work, guest, begun);
+        let mut now = self.lock();
+        now.busy = false;
+        if let Ok(Some(report)) = &result {
+            now.reports.insert(report.id.clone(), report.clone());
+            while now.reports.len() > KEPT {
+                now.reports.pop_first();
+            }
+        }
+        drop(now);
+        // Who waits for it to begin has been told already, unless it has ended at once.
+        let _ = match result {
+            Ok(report) => {
+                let id = report.as_ref().map(|report| report.id.clone());
+                if let Some(report) = report {
+                    self.tell_end(&report);
+                }
+                begun.send(Ok(id))
+            }
+            Err(error) => {
+                if !matches!(error, RegroupError::Refused(_)) {
+                    let what = BTreeMap::from([("error".to_owned(), error.to_string())]);
+                    self.events.note("host", STUCK, what);
+                }
+                begun.send(Err(failure(&error)))
+            }
+        };
+    }
+
+    fn transact(
+        &self,
+        work: Work,
+        guest: Option<Duration>,
+        begun: &Sender<Begun>,
+    ) -> Result<Option<Report>, RegroupError> {
+        let guests: Vec<RemoteVmm> = self.host.guests.now();
+        let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| guest as &dyn Vmm).collect();
+        let mut regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone());
+        if let Some(guest) = guest {
+            regroup = regroup.guest_deadline(guest);
+        }
+        // A transaction that is recovered has a name already.
+        let mut id = match work {
+            Work::Apply(_) => None,
+            Work::Recover => {
+                let status = self.host.state.status(&regroup.boot_id()?)?;
+                status.unfinished.and_then(|unfinished| unfinished.id)
+            }
+        };
+        let mut first = true;
+        let mut observe = |progress: &Progress<'_>| {
+            if let Record::Begin(begin) = progress.record {
+                id = Some(begin.id.clone());
+            }
+            let Some(id) = &id else {
+                return;
+            };
+            if std::mem::take(&mut first) {
+                let what = BTreeMap::from([("transaction".to_owned(), id.clone())]);
+                self.events.note("host", "transaction-begun", what);
+                let _ = begun.send(Ok(Some(id.clone())));
+            }
+            if let Some(properties) = Told::properties(id, progress) {
+                self.events.note("host", STEP, properties);
+            }
+        };
+        match work {
+            Work::Apply(plan) => regroup.apply(&plan, &mut observe).map(Some),
+            Work::Recover => regroup.recover(&mut observe),
+        }
+    }
+
+    fn tell_end(&self, report: &Report) {
+        let outcome = match report.outcome {
+            Outcome::New => "new",
+            Outcome::Old => "old",
+            Outcome::Rebooted => "rebooted",
+        };
+        let mut what = BTreeMap::from([
+            ("transaction".to_owned(), report.id.clone()),
+            ("outcome".to_owned(), outcome.to_owned()),
+        ]);
+        if let Some((action, error)) = &report.failure {
+            what.insert("failure".to_owned(), format!("{action}: {error}"));
+        }
+        let remains: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
+        if !remains.is_empty() {
+            what.insert("remains".to_owned(), remains.join("; "));
+        }
+        self.events.note("host", "transaction-ended", what);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failure(error: &RegroupError) -> Failure {
+    match error {
+        RegroupError::Refused(refusal) => Failure::Refused {
+            reasons: refusal.blockers.iter().map(ToString::to_string).collect(),
+        },
+        RegroupError::State(StateError::Busy { .. }) => Failure::Refused {
+            reasons: vec![error.to_string()],
+        },
+        RegroupError::Host(_) | RegroupError::State(_) => Failure::failed(error),
+    }
+}

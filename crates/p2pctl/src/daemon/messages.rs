@@ -1,0 +1,91 @@
+//! What the daemon and its clients say to each other.
+
+use std::collections::BTreeMap;
+
+use hotplug::regroup::{Action, Progress, Record};
+use iommu_group::Plan;
+use serde::{Deserialize, Serialize};
+
+/// Body of `apply`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Apply {
+    /// What to carry out.
+    pub(crate) plan: Plan,
+    /// How long a guest may take to let go of a device, in seconds; 30 unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest_timeout_s: Option<u64>,
+}
+
+/// Answer to `apply` and `recover`: what is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Began {
+    /// The transaction's name; none if there was nothing to do.
+    pub(crate) transaction: Option<String>,
+}
+
+/// Name of the event that tells of a step.
+pub(crate) const STEP: &str = "transaction-step";
+
+/// Name of the event that says that a transaction could be brought to no end.
+pub(crate) const STUCK: &str = "transaction-stuck";
+
+/// What an event tells of a transaction, apart from its beginning, which has all of the plan.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) record: Record,
+    pub(crate) action: Option<Action>,
+}
+
+impl Told {
+    /// The properties of the event that tells of progress; `None` for what is told otherwise.
+    pub(crate) fn properties(
+        transaction: &str,
+        progress: &Progress<'_>,
+    ) -> Option<BTreeMap<String, String>> {
+        if matches!(progress.record, Record::Begin(_)) {
+            return None;
+        }
+        let mut properties = BTreeMap::from([
+            ("transaction".to_owned(), transaction.to_owned()),
+            (
+                "record".to_owned(),
+                serde_json::to_string(progress.record).ok()?,
+            ),
+        ]);
+        if let Some(action) = progress.action {
+            properties.insert("text".to_owned(), action.to_string());
+            properties.insert("action".to_owned(), serde_json::to_string(action).ok()?);
+        }
+        Some(properties)
+    }
+
+    /// What an event with these properties tells.
+    pub(crate) fn of(properties: &BTreeMap<String, String>) -> Option<Self> {
+        let action = properties.get("action");
+        Some(Self {
+            record: serde_json::from_str(properties.get("record")?).ok()?,
+            action: action.and_then(|action| serde_json::from_str(action).ok()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_survives_being_an_event() {
+        let action = Action::Autoprobe { on: false };
+        let record = Record::Failed {
+            action: 3,
+            error: "no".to_owned(),
+        };
+        let progress = Progress {
+            record: &record,
+            action: Some(&action),
+        };
+        let told = Told::of(&Told::properties("000007", &progress).unwrap()).unwrap();
+        assert_eq!((told.record, told.action), (record, Some(action)));
+    }
+}
