@@ -5,11 +5,16 @@ mod story;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::protocol::Exit;
-use lab::report::{Access, Finding, Outcome};
-use lab::{Assets, Binaries, Lab, Output, Profile, Progress, Vm};
+use lab::live::Live;
+use lab::report::{Finding, Outcome};
+use lab::{Assets, Binaries, Daemon, Lab, Profile, Progress, Vm, Work};
 
 use story::Story;
+
+/// Two drives with memory that others can reach, below one switch.
+const PEERS: [&str; 2] = ["0000:03:00.0", "0000:04:00.0"];
+/// A drive elsewhere, on which the guest works all the while.
+const OTHER: &str = "0000:05:00.0";
 
 pub(crate) fn run() -> Result<()> {
     let progress = Progress::new();
@@ -24,7 +29,7 @@ pub(crate) fn run() -> Result<()> {
     if let Err(error) = &result {
         story.note(&format!("failed: {error:#}"))?;
     } else {
-        story.fact("took", &format!("{:.0} s", started.elapsed().as_secs_f64()))?;
+        story.fact("took", &seconds(started.elapsed()))?;
     }
     story.fact("details", &details.display().to_string())?;
     result
@@ -33,34 +38,32 @@ pub(crate) fn run() -> Result<()> {
 fn tell(story: &mut Story, assets: &Assets) -> Result<()> {
     story.fact(
         "what",
-        "two PCIe devices in one VM that do DMA into each other",
+        "two NVMe drives of a running VM that get to read and write each other's memory, and lose that again",
     )?;
-    refusal(story, assets)?;
-    let lab = boot(story, "edu-one-group", "demo-one-group")?;
-    story.fact(
-        "host 2",
-        &format!(
-            "the same, but its root port has no ACS, up in {}",
-            seconds(lab.boot_time())
-        ),
-    )?;
-    let devices = bind(&lab)?;
-    let group = lab.group(&devices[0])?;
-    ensure!(
-        group == lab.group(&devices[1])?,
-        "the devices should be in one group"
-    );
-    story.fact(
-        "groups",
-        &format!("{} and {} share group {group}", devices[0], devices[1]),
-    )?;
-    off(story, &lab, &devices)?;
-    on(story, &lab, &devices)
+    let lab = boot(story, assets)?;
+    matrix(story, &lab)?;
+    refusal(story, &lab)?;
+    let mut live = guest(story, &lab)?;
+    let daemon = Daemon::start(&lab, &["web"]);
+    let mut work = Work::start(&mut live);
+    transfers(story, &mut live, "before", Outcome::Nothing)?;
+    let [first, second] = PEERS;
+    plan(story, &lab, &["--join", first, second])?;
+    apply(story, &lab, &daemon, &["--join", first, second])?;
+    transfers(story, &mut live, "p2p", Outcome::Ok)?;
+    goes_on(story, &mut live, &mut work)?;
+    let apart = ["--isolate", first, second, "--expose", first, second];
+    apply(story, &lab, &daemon, &apart)?;
+    transfers(story, &mut live, "after", Outcome::Nothing)?;
+    goes_on(story, &mut live, &mut work)?;
+    daemon.stop();
+    let output = live.power_off();
+    story.note(&format!("{}{}", output.stdout, output.stderr))
 }
 
-/// On stock hardware the two devices are in two groups: no P2P.
-fn refusal(story: &mut Story, assets: &Assets) -> Result<()> {
-    let lab = boot(story, "edu-two-groups", "demo-two-groups")?;
+fn boot(story: &Story, assets: &Assets) -> Result<Lab> {
+    let lab = Lab::boot(&Profile::named("nvme-live")?, "demo")?;
+    story.note(&lab.sh("lspci -tv; ls -d /sys/kernel/iommu_groups/*/devices/*")?)?;
     let parts = assets.describe();
     let parts: Vec<&str> = parts
         .iter()
@@ -68,189 +71,161 @@ fn refusal(story: &mut Story, assets: &Assets) -> Result<()> {
         .filter_map(|part| part.split(" (").next())
         .collect();
     story.fact(
-        "host 1",
+        "host",
         &format!(
-            "{}, an IOMMU; two DMA engines below one switch, up in {}",
+            "{}, an IOMMU, two drives below one switch and one elsewhere, up in {}",
             parts.join(", "),
             seconds(lab.boot_time())
         ),
     )?;
-    let devices = bind(&lab)?;
-    let groups = [lab.group(&devices[0])?, lab.group(&devices[1])?];
-    ensure!(
-        groups[0] != groups[1],
-        "the devices should be in two groups"
-    );
-    story.fact(
-        "groups",
-        &format!(
-            "{} in group {}, {} in group {}",
-            devices[0], groups[0], devices[1], groups[1]
-        ),
-    )?;
-    let output = start(story, &lab, &devices, true)?;
-    ensure!(
-        output.exit == Exit::Code(2),
-        "p2p-vmm should have refused with exit code 2, not: {}",
-        output.exit
-    );
-    let mut lines = output.stderr.lines();
-    story.fact("refused", lines.next().unwrap_or_default())?;
-    for line in lines {
-        story.fact("", line.trim())?;
+    for bdf in PEERS.into_iter().chain([OTHER]) {
+        lab.bind_vfio(bdf)?;
     }
-    story.fact("", "exit code 2, no guest was started")
-}
-
-/// Without `p2p=on` the devices work, but the IOMMU keeps them apart.
-fn off(story: &mut Story, lab: &Lab, devices: &[String; 2]) -> Result<()> {
-    lab.sh("dmesg -c")?;
-    let output = start(story, lab, devices, false)?;
-    ensure!(
-        output.exit == Exit::Code(0),
-        "the guest did not power off: {}",
-        output.exit
-    );
-    let peers = peers(&output);
-    let stopped = peers
-        .iter()
-        .filter(|peer| peer.result == Outcome::Nothing)
-        .count();
-    ensure!(
-        peers.len() == 4 && stopped == 4,
-        "{stopped} of {} transfers were stopped, where 4 should be",
-        peers.len()
-    );
-    story.fact(
-        "p2p off",
-        "the guest: 4 of 4 transfers from device to device brought nothing",
-    )?;
-    let log = lab.dmesg()?;
-    story.note(&log)?;
-    let fault = log
-        .lines()
-        .find(|line| line.contains("DMAR") && line.contains("fault addr"))
-        .context("the host's kernel logged no IOMMU fault")?;
-    let fault = fault.split_once("DMAR: ").map_or(fault, |(_, text)| text);
-    story.fact("", &format!("the host's IOMMU: {fault}"))
-}
-
-/// With `p2p=on` each device reaches the other.
-fn on(story: &mut Story, lab: &Lab, devices: &[String; 2]) -> Result<()> {
-    let output = start(story, lab, devices, true)?;
-    ensure!(
-        output.exit == Exit::Code(0),
-        "the guest did not power off: {}",
-        output.exit
-    );
-    let peers = peers(&output);
-    ensure!(
-        peers.len() == 4,
-        "the guest tried {} transfers, where 4 should be",
-        peers.len()
-    );
-    for (number, peer) in peers.iter().enumerate() {
-        ensure!(
-            peer.result == Outcome::Ok,
-            "{} → {} failed: {:?}",
-            peer.from,
-            peer.to,
-            peer.result
-        );
-        let label = if number == 0 { "p2p on" } else { "" };
-        // The register that the probe uses stores the inverse of what is written to it.
-        let text = match peer.access {
-            Access::Write => format!(
-                "the guest: {} wrote {} into {}, which then held the inverse {}   OK",
-                peer.from, peer.wrote, peer.to, peer.read
-            ),
-            Access::Read => format!(
-                "the guest: {} read {} out of {}   OK",
-                peer.from, peer.read, peer.to
-            ),
-        };
-        story.fact(label, &text)?;
-    }
-    Ok(())
-}
-
-fn boot(story: &Story, profile: &str, name: &str) -> Result<Lab> {
-    let lab = Lab::boot(&Profile::named(profile)?, name)?;
-    story.note(&format!(
-        "booted {profile}, logs in {}",
-        lab.dir().display()
-    ))?;
-    story.note(&lab.sh("lspci -tv; ls -d /sys/kernel/iommu_groups/*/devices/*")?)?;
+    groups(story, &lab, "groups", false)?;
     Ok(lab)
 }
 
-/// The two DMA engines, given to vfio-pci.
-fn bind(lab: &Lab) -> Result<[String; 2]> {
-    let devices = lab.find_devices("1234:11e8")?;
-    for bdf in &devices {
-        lab.bind_vfio(bdf)?;
-    }
-    <[String; 2]>::try_from(devices)
-        .map_err(|found| anyhow::anyhow!("two DMA engines should be there, not {found:?}"))
+/// The groups of the two drives, which are one or not.
+fn groups(story: &Story, lab: &Lab, label: &str, one: bool) -> Result<()> {
+    let [first, second] = PEERS;
+    let [left, right] = [lab.group(first)?, lab.group(second)?];
+    ensure!(
+        (left == right) == one,
+        "{first} is in group {left}, {second} in group {right}"
+    );
+    story.fact(
+        label,
+        &format!("{first} in group {left}, {second} in group {right}"),
+    )
 }
 
-fn start(story: &Story, lab: &Lab, devices: &[String; 2], p2p: bool) -> Result<Output> {
-    let vm = devices.iter().fold(Vm::new("guest-probe 2"), |vm, bdf| {
-        if p2p {
-            vm.p2p_device(bdf)
-        } else {
-            vm.device(bdf)
-        }
-    });
-    let what = if p2p {
-        "starting a VM with p2p=on"
-    } else {
-        "starting a VM without p2p"
-    };
-    let output = story.progress().during(what, || lab.vm(&vm).run())?;
-    story.note(&format!(
-        "{}\n{}{}{}",
-        output.argv.join(" "),
-        output.stdout,
-        output.stderr,
+fn matrix(story: &Story, lab: &Lab) -> Result<()> {
+    let [first, second] = PEERS;
+    let text = lab.run(["p2pctl", "matrix", first, second])?.ok()?;
+    lines(story, "matrix", text.lines().take(3))
+}
+
+/// A VMM that is asked for P2P between the two as they are.
+fn refusal(story: &Story, lab: &Lab) -> Result<()> {
+    let vm = PEERS
+        .iter()
+        .fold(Vm::new("true"), |vm, bdf| vm.p2p_device(bdf));
+    let output = lab.vm(&vm).run()?;
+    ensure!(
+        output.code() == Some(2),
+        "p2p-vmm should have refused with exit code 2, not: {}",
         output.exit
-    ))?;
-    Ok(output)
+    );
+    lines(story, "refused", output.stderr.lines())
 }
 
-/// A transfer between two devices, as the guest reported it.
-struct Peer {
-    from: String,
-    to: String,
-    access: Access,
-    result: Outcome,
-    wrote: String,
-    read: String,
+fn guest<'lab>(story: &Story, lab: &'lab Lab) -> Result<Live<'lab>> {
+    let vm = PEERS
+        .into_iter()
+        .chain([OTHER])
+        .fold(Vm::new("modprobe nvme ; sh"), Vm::device);
+    let started = Instant::now();
+    let mut live = story
+        .progress()
+        .during("starting a VM with the three drives", || {
+            Live::boot_vm(lab, &vm)
+        });
+    live.guest("dmesg -n 1");
+    story.fact(
+        "guest",
+        &format!(
+            "a VM with the three drives, none a peer, up in {}; it counts, and copies a file on the third",
+            seconds(started.elapsed())
+        ),
+    )?;
+    Ok(live)
 }
 
-fn peers(output: &Output) -> Vec<Peer> {
-    Finding::in_console(&output.stdout)
+/// What the guest's kernel makes of transfers from drive to drive.
+fn transfers(story: &Story, live: &mut Live<'_>, label: &str, expected: Outcome) -> Result<()> {
+    let ready = "n=0; while [ $(ls /sys/class/nvme | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done";
+    let text = story.progress().during("drive to drive in the guest", || {
+        live.guest(ready);
+        live.guest("guest-probe p2pmem")
+    });
+    story.note(&text)?;
+    let serials = live.guest("for d in /sys/class/nvme/*; do echo $(basename $(readlink -f $d/device)) $(cat $d/serial); done");
+    let is_peer = |bdf: &str| {
+        let mut lines = serials.lines().map(str::trim);
+        lines.any(|line| line.starts_with(bdf) && !line.contains("nvme2"))
+    };
+    let found: Vec<(Outcome, Option<String>)> = Finding::in_console(&text)
         .into_iter()
         .filter_map(|finding| match finding {
-            Finding::Peer {
-                initiator,
-                target,
-                access,
+            Finding::Transfer {
+                memory,
+                drive,
                 result,
-                wrote,
-                read,
+                error,
                 ..
-            } => Some(Peer {
-                from: initiator,
-                to: target,
-                access,
-                result,
-                wrote,
-                read,
-            }),
+            } if is_peer(&memory) && is_peer(&drive) => Some((result, error)),
             _ => None,
         })
-        .collect()
+        .collect();
+    let good = found
+        .iter()
+        .filter(|(result, _)| *result == expected)
+        .count();
+    ensure!(
+        found.len() == 4 && good == 4,
+        "{good} of {} transfers went as they should, where 4 should",
+        found.len()
+    );
+    let text = match expected {
+        Outcome::Ok => "the guest: 4 of 4 transfers from drive to drive arrived".to_owned(),
+        _ => {
+            let (_, error) = found.into_iter().next().context("no transfer")?;
+            format!(
+                "the guest's kernel refuses all 4 transfers from drive to drive: {}",
+                error.unwrap_or_default()
+            )
+        }
+    };
+    story.fact(label, &text)
+}
+
+fn plan(story: &Story, lab: &Lab, goals: &[&str]) -> Result<()> {
+    let words = ["p2pctl", "plan"].iter().chain(goals);
+    let text = lab.run(words.map(|word| (*word).to_owned()))?.ok()?;
+    story.note(&text)?;
+    let shown = text.lines().filter(|line| {
+        let line = line.trim_start();
+        line.starts_with("join") || line.starts_with("unplug") || line.starts_with("groups")
+    });
+    lines(story, "plan", shown)
+}
+
+fn apply(story: &Story, lab: &Lab, daemon: &Daemon<'_>, goals: &[&str]) -> Result<()> {
+    let join = goals.first() == Some(&"--join");
+    let what = if join { "join" } else { "isolate" };
+    let output = story
+        .progress()
+        .during("p2pctl apply, on the running guest", || daemon.apply(goals));
+    story.note(&format!("{}{}", output.stdout, output.stderr))?;
+    let text = output.ok()?;
+    let first = text.lines().next().unwrap_or_default();
+    story.fact(what, first)?;
+    groups(story, lab, "", join)
+}
+
+fn goes_on(story: &Story, live: &mut Live<'_>, work: &mut Work) -> Result<()> {
+    let (count, longest) = work.goes_on(live);
+    story.fact(
+        "",
+        &format!("its work went on: {count} copies, the longest took {longest}0 ms"),
+    )
+}
+
+fn lines<'t>(story: &Story, label: &str, lines: impl Iterator<Item = &'t str>) -> Result<()> {
+    for (number, line) in lines.filter(|line| !line.trim().is_empty()).enumerate() {
+        story.fact(if number == 0 { label } else { "" }, line.trim_end())?;
+    }
+    Ok(())
 }
 
 fn seconds(time: Duration) -> String {

@@ -33,6 +33,7 @@ mod agent;
 mod assets;
 mod binaries;
 mod cloud_hypervisor;
+mod daemon;
 mod host;
 mod initramfs;
 pub mod live;
@@ -45,11 +46,13 @@ pub mod protocol;
 pub mod report;
 mod shared;
 mod vm;
+mod work;
 
 pub use agent::{Command, Output, Running};
 pub use assets::{Assets, OwnKernel, find_lspci};
 pub use binaries::{Binaries, STATIC_BINARIES};
 pub use cloud_hypervisor::CloudHypervisor;
+pub use daemon::Daemon;
 pub use host::{BOOT, COMMAND, Lab};
 pub use initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 pub use paths::lab_dir;
@@ -60,3 +63,4 @@ pub use profile::{
 pub use progress::Progress;
 pub use shared::{SharedLab, Turn};
 pub use vm::{CMDLINE, GUEST, Vm};
+pub use work::Work;

@@ -59,7 +59,17 @@ impl<'lab> Live<'lab> {
 
     /// Starts a VMM as [`boot`](Self::boot) does, and waits until it answers.
     pub fn start(lab: &'lab Lab, words: &str) -> Self {
-        let vm = Vm::new("modprobe nvme ; sh").kernel_words(words);
+        Self::start_vm(lab, &Vm::new("modprobe nvme ; sh").kernel_words(words))
+    }
+
+    /// Boots a VM whose guest runs a shell; waits until the shell is there.
+    pub fn boot_vm(lab: &'lab Lab, vm: &Vm) -> Self {
+        let mut live = Self::start_vm(lab, vm);
+        live.wait_for_boot();
+        live
+    }
+
+    fn start_vm(lab: &'lab Lab, vm: &Vm) -> Self {
         let argv: Vec<String> = vm.argv().iter().map(|word| format!("'{word}'")).collect();
         let script = format!(
             "rm -rf {DIR} && mkdir {DIR} && mkfifo {DIR}/in && exec 3<>{DIR}/in && \

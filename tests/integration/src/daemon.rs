@@ -1,0 +1,92 @@
+//! `p2pctl serve` in the lab host.
+//!
+//! What goes wrong is a panic: it fails the test.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use crate::agent::{Output, Running};
+use crate::host::Lab;
+use crate::live::API_SOCKET;
+use crate::protocol::Exit;
+
+/// How long a transaction with guests may take under emulation.
+const TRANSACTION: Duration = Duration::from_secs(240);
+
+/// How long the daemon may take to listen.
+const START: Duration = Duration::from_secs(60);
+
+const SOCKET: &str = "/run/p2pctl/api.sock";
+
+/// How long guests may take to let go of a device, in seconds.
+const GUEST: &str = "120";
+
+/// The daemon. It is killed when it is dropped.
+pub struct Daemon<'lab> {
+    lab: &'lab Lab,
+    process: Running<'lab>,
+}
+
+impl<'lab> Daemon<'lab> {
+    /// One that knows these guests by these names, and listens.
+    pub fn start(lab: &'lab Lab, guests: &[&str]) -> Self {
+        Self::start_with(lab, &["p2pctl", "serve"], guests)
+    }
+
+    /// One that the kernel kills when its journal is longer than this.
+    pub fn start_to_die(lab: &'lab Lab, bytes: u64, guests: &[&str]) -> Self {
+        let bytes = bytes.to_string();
+        Self::start_with(lab, &["at-limit", &bytes, "p2pctl", "serve"], guests)
+    }
+
+    fn start_with(lab: &'lab Lab, words: &[&str], guests: &[&str]) -> Self {
+        let guests = guests.iter();
+        let guests: Vec<String> = guests.map(|name| format!("{name}={API_SOCKET}")).collect();
+        lab.run(["rm", "-f", SOCKET]).unwrap();
+        let words = words.iter().map(|word| (*word).to_owned());
+        let guests = guests
+            .into_iter()
+            .flat_map(|guest| ["--vm".to_owned(), guest]);
+        let process = lab
+            .command(words.chain(guests))
+            .deadline(Duration::from_secs(1800))
+            .spawn()
+            .unwrap();
+        let script = format!(
+            "n=0; while ! [ -S {SOCKET} ]; do usleep 50000; n=$((n+1)); [ $n -lt 1000 ] || exit 1; done"
+        );
+        let wait = lab.command(["sh", "-c", &script]).deadline(START);
+        wait.run().unwrap().ok().unwrap();
+        Self { lab, process }
+    }
+
+    /// Asks it to carry out what these options say.
+    pub fn apply(&self, goals: &[&str]) -> Output {
+        let words = ["p2pctl", "apply", "--guest-timeout", GUEST];
+        let words = words.iter().chain(goals).map(|word| (*word).to_owned());
+        let command = self.lab.command(words).deadline(TRANSACTION);
+        command.run().unwrap()
+    }
+
+    /// Waits for it to be killed.
+    pub fn wait_for_death(self) {
+        let output = self.process.wait().unwrap();
+        assert!(matches!(output.exit, Exit::Signal(_)), "{output:?}");
+    }
+
+    /// Waits until no change is under way or unfinished.
+    pub fn settle(&self) {
+        let script = "n=0; while p2pctl status --json | grep -q -e '\"busy\": true' -e '\"unfinished\": {'; do \
+            usleep 200000; n=$((n+1)); [ $n -lt 600 ] || exit 1; done";
+        let wait = self.lab.command(["sh", "-c", script]).deadline(TRANSACTION);
+        wait.run().unwrap().ok().unwrap();
+    }
+
+    /// Ends it as systemd does.
+    pub fn stop(self) {
+        const SIGTERM: i32 = 15;
+        self.process.signal(SIGTERM).unwrap();
+        let output = self.process.wait().unwrap();
+        assert_eq!(output.code(), Some(0), "{output:?}");
+    }
+}

@@ -1,0 +1,266 @@
+//! Groups change under running guests: `p2pctl serve` takes devices out of guests, changes the host, and gives them back.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use lab::live::Live;
+use lab::protocol::Exit;
+use lab::report::{Finding, Outcome};
+use lab::{Daemon, Lab, SharedLab, Turn, Vm, Work};
+
+static LAB: SharedLab = SharedLab::new("nvme-live", "live-regroup");
+
+const FIRST: &str = "0000:03:00.0";
+const SECOND: &str = "0000:04:00.0";
+/// The drive on which the guest works all the while.
+const THIRD: &str = "0000:05:00.0";
+
+/// A guest that is talked to for long.
+const LONG: Duration = Duration::from_secs(900);
+
+/// A turn with all drives bound to vfio-pci, each in a group of its own.
+fn lab() -> Turn<'static> {
+    let lab = LAB.turn();
+    for bdf in [FIRST, SECOND, THIRD] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    lab
+}
+
+/// A running guest with the three drives, none of them a peer.
+fn guest<'lab>(lab: &'lab Lab) -> Live<'lab> {
+    let vm = [("one", FIRST), ("two", SECOND), ("work", THIRD)]
+        .into_iter()
+        .fold(Vm::new("modprobe nvme ; sh"), |vm, (id, bdf)| {
+            vm.device_option(&format!("path=/sys/bus/pci/devices/{bdf},id={id}"))
+        });
+    let mut live = Live::boot_vm(lab, &vm);
+    // What the kernel says would come between the words of others.
+    live.guest("dmesg -n 1");
+    live
+}
+
+/// Transfers between drives that have memory to offer, as the guest's kernel lets them.
+fn transfers(live: &mut Live<'_>) -> Vec<Outcome> {
+    live.guest("n=0; while [ $(ls /sys/class/nvme | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done");
+    let third = third(live);
+    let memory = "publishes no P2P memory";
+    Finding::in_console(&live.guest("guest-probe p2pmem"))
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Transfer {
+                error: Some(error), ..
+            } if error.contains(memory) => None,
+            Finding::Transfer {
+                memory,
+                drive,
+                result,
+                ..
+            } => Some((memory, drive, result)),
+            _ => None,
+        })
+        .filter(|(_, drive, _)| *drive != third)
+        .map(|(_, _, result)| result)
+        .collect()
+}
+
+/// Where the guest has the third drive.
+fn third(live: &mut Live<'_>) -> String {
+    let find = "for d in /sys/class/nvme/*; do grep -q nvme2 $d/serial && echo at $(basename $(readlink -f $d/device)); done";
+    let text = live.guest(find);
+    let at = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("at "));
+    at.unwrap().to_owned()
+}
+
+#[test]
+fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
+    let lab = lab();
+    let mut live = guest(&lab);
+    let daemon = Daemon::start(&lab, &["web"]);
+    let mut work = Work::start(&mut live);
+    assert_eq!(transfers(&mut live), [Outcome::Nothing; 4]);
+
+    for _ in 0..2 {
+        let told = daemon.apply(&["--join", FIRST, SECOND]).ok().unwrap();
+        assert!(told.contains(": done in "), "{told}");
+        assert_eq!(lab.group(FIRST).unwrap(), lab.group(SECOND).unwrap());
+        assert_eq!(transfers(&mut live), [Outcome::Ok; 4]);
+        work.goes_on(&mut live);
+
+        let apart = ["--isolate", FIRST, SECOND, "--expose", FIRST, SECOND];
+        let told = daemon.apply(&apart).ok().unwrap();
+        assert!(told.contains(": done in "), "{told}");
+        assert_ne!(lab.group(FIRST).unwrap(), lab.group(SECOND).unwrap());
+        assert_eq!(transfers(&mut live), [Outcome::Nothing; 4]);
+        work.goes_on(&mut live);
+    }
+    for (log, of) in [
+        (lab.dmesg().unwrap(), "host"),
+        (live.guest("dmesg"), "guest"),
+    ] {
+        assert!(
+            !log.contains("cut here") && !log.contains("Call Trace"),
+            "{of}: {log}"
+        );
+    }
+    daemon.stop();
+    assert_eq!(live.power_off().exit, Exit::Code(0));
+}
+
+/// Where the records of the last journal start, in bytes from its start.
+fn records(lab: &Lab) -> Vec<u64> {
+    let last = lab.sh("ls /var/lib/p2pctl/done | tail -n 1").unwrap();
+    let journal = lab
+        .read(&format!("/var/lib/p2pctl/done/{}", last.trim()))
+        .unwrap();
+    let mut at = 0;
+    let lines = journal.lines();
+    lines
+        .map(|line| {
+            let start = at;
+            at += u64::try_from(line.len()).unwrap() + 1;
+            start
+        })
+        .collect()
+}
+
+/// The first two drives as the VMM has them, by name: whether each is a peer.
+fn peers(live: &Live<'_>) -> Vec<(String, bool)> {
+    let (status, body) = live.call("GET", "vm.info", None);
+    assert_eq!(status, 200, "{body}");
+    let info: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let devices = info["config"]["devices"].as_array().unwrap().iter();
+    let mut devices: Vec<(String, bool)> = devices
+        .map(|device| {
+            (
+                device["id"].as_str().unwrap().to_owned(),
+                device["p2p"] == true,
+            )
+        })
+        .filter(|(id, _)| id != "work")
+        .collect();
+    devices.sort();
+    devices
+}
+
+#[test]
+fn a_daemon_killed_on_the_way_leaves_the_old_or_the_new_state_and_every_device_in_its_guest() {
+    let lab = lab();
+    let mut live = guest(&lab);
+    let guests = |live: &Live<'_>| -> [bool; 2] {
+        let devices = peers(live);
+        let names: Vec<&str> = devices.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(names, ["one", "two"]);
+        [devices[0].1, devices[1].1]
+    };
+    let apart = ["--isolate", FIRST, SECOND, "--expose", FIRST, SECOND];
+    let daemon = Daemon::start(&lab, &["web"]);
+    daemon.apply(&["--join", FIRST, SECOND]).ok().unwrap();
+    let starts = records(&lab);
+    daemon.apply(&apart).ok().unwrap();
+    daemon.stop();
+    let mut work = Work::start(&mut live);
+
+    // All of them take many minutes; else a few from the first to the last.
+    let long = std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty());
+    let step = if long { 1 } else { starts.len() / 6 };
+    for (record, start) in starts.iter().enumerate().step_by(step) {
+        let what = format!("killed at record {record} of {}", starts.len());
+        // Before the record, or in the midst of it.
+        let limit = start + if record % 2 == 0 { 0 } else { 9 };
+        let doomed = Daemon::start_to_die(&lab, limit, &["web"]);
+        let output = doomed.apply(&["--join", FIRST, SECOND]);
+        assert_eq!(output.code(), Some(1), "{what}: {output:?}");
+        doomed.wait_for_death();
+
+        let daemon = Daemon::start(&lab, &["web"]);
+        daemon.settle();
+        let joined = lab.group(FIRST).unwrap() == lab.group(SECOND).unwrap();
+        assert_eq!(guests(&live), [joined; 2], "{what}");
+        eprintln!("{what}: {}", if joined { "new" } else { "old" });
+        if joined {
+            daemon.apply(&apart).ok().unwrap();
+        }
+        daemon.stop();
+        work.goes_on(&mut live);
+    }
+    assert_eq!(transfers(&mut live), [Outcome::Nothing; 4]);
+    assert_eq!(live.power_off().exit, Exit::Code(0));
+}
+
+#[test]
+fn windows_close_within_a_second_when_somebody_changes_a_port_behind_the_daemons_back() {
+    let lab = lab();
+    let mut live = guest(&lab);
+    let daemon = Daemon::start(&lab, &["web"]);
+    daemon.apply(&["--join", FIRST, SECOND]).ok().unwrap();
+    assert_eq!(transfers(&mut live), [Outcome::Ok; 4]);
+
+    let watch = lab
+        .command(["sh", "-c", "exec p2pctl watch > /tmp/watch"])
+        .deadline(LONG);
+    let watch = watch.spawn().unwrap();
+    // It is heard from the moment that it has connected.
+    lab.run(["usleep", "1000000"]).unwrap();
+    let until = |event: &str, count: u32| {
+        format!(
+            "n=0; while [ $(grep -c {event} /tmp/watch) -lt {count} ]; do usleep 20000; n=$((n+1)); [ $n -lt 3000 ] || exit 1; done"
+        )
+    };
+    let now = "read now x < /proc/uptime; echo ${now%.*}${now#*.}";
+    let revoked = until("windows-revoked", 2);
+    let times = lab
+        .sh(&format!(
+            "{now}; setpci -s 00:04.0 ECAP_ACS+6.w=0; {revoked}; {now}"
+        ))
+        .unwrap();
+    let times: Vec<u64> = times.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(times[1] - times[0] < 100, "{times:?} in 1/100 s");
+    lab.command(["sh", "-c", &until("device-replugged", 2)])
+        .deadline(LONG)
+        .run()
+        .unwrap()
+        .ok()
+        .unwrap();
+    let told = lab.read("/tmp/watch").unwrap();
+    assert!(
+        told.contains("ACS of 0000:00:04.0 is 0000, and was 001d"),
+        "{told}"
+    );
+    assert_eq!(transfers(&mut live), [Outcome::Ok; 4]);
+
+    lab.sh("setpci -s 00:04.0 ECAP_ACS+6.w=1d").unwrap();
+    lab.command(["sh", "-c", &until("device-replugged", 4)])
+        .deadline(LONG)
+        .run()
+        .unwrap()
+        .ok()
+        .unwrap();
+
+    // The kernel waits for the VMM, the VMM for the guest, and the guest lets go.
+    lab.sh(&format!("echo 1 > /sys/bus/pci/devices/{SECOND}/remove"))
+        .unwrap();
+    lab.sh(&until(&format!("{SECOND}.is.gone"), 1)).unwrap();
+    let left: Vec<String> = peers(&live).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, ["one"]);
+    lab.sh("echo 1 > /sys/bus/pci/rescan").unwrap();
+    drop(watch);
+    daemon.stop();
+    assert_eq!(live.power_off().exit, Exit::Code(0));
+    let apart = [
+        "p2pctl",
+        "apply",
+        "--isolate",
+        FIRST,
+        SECOND,
+        "--expose",
+        FIRST,
+        SECOND,
+    ];
+    lab.bind_vfio(SECOND).unwrap();
+    lab.command(apart).run().unwrap().ok().unwrap();
+}
