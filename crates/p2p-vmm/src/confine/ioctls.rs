@@ -29,7 +29,7 @@ const fn iommufd(command: u32) -> u64 {
 }
 
 /// What a vCPU does for its guest: runs it; and when the guest moves BARs or sets up interrupts, tells KVM, the device and
-/// the IOMMU.
+/// the IOMMU. BARs are dma-bufs to iommufd: `IOMMU_IOAS_MAP`, which is for memory, is not here.
 const VCPU: &[Ioctl] = ioctls![
     KVM_RUN = libc::_IO(KVMIO, 0x80),
     KVM_GET_REGS = libc::_IOR::<kvm_regs>(KVMIO, 0x81),
@@ -43,8 +43,6 @@ const VCPU: &[Ioctl] = ioctls![
     VFIO_IOMMU_MAP_DMA = vfio(13),
     VFIO_IOMMU_UNMAP_DMA = vfio(14),
     VFIO_DEVICE_FEATURE = vfio(17),
-    IOMMU_IOAS_COPY = iommufd(0x83),
-    IOMMU_IOAS_MAP = iommufd(0x85),
     IOMMU_IOAS_UNMAP = iommufd(0x86),
     IOMMU_IOAS_MAP_FILE = iommufd(0x8f),
 ];
@@ -89,7 +87,9 @@ const MAIN: &[Ioctl] = ioctls![
     VFIO_DEVICE_DETACH_IOMMUFD_PT = vfio(20),
     IOMMU_DESTROY = iommufd(0x80),
     IOMMU_IOAS_ALLOC = iommufd(0x81),
+    IOMMU_IOAS_COPY = iommufd(0x83),
     IOMMU_IOAS_IOVA_RANGES = iommufd(0x84),
+    IOMMU_IOAS_MAP = iommufd(0x85),
     // The C library of Debian 12 uses the older two, newer ones the others.
     TCGETS = libc::TCGETS,
     TCSETS = libc::TCSETS,
