@@ -1,6 +1,6 @@
 //! The system calls that each kind of thread makes once it is set up.
 //!
-//! Found by running everything with `--seccomp log`; what the C library and the standard library need is what that of
+//! Put together from the code and from what its tests ran into; what the C library and the standard library need is what that of
 //! Debian 12 does, statically linked or not, and its newer spellings.
 
 use super::Role;
