@@ -46,8 +46,8 @@ fn a_device_that_a_driver_uses_blocks_and_nothing_is_changed() {
         run.stdout,
         "join 03:00.0 04:00.0: refused, and nothing was changed
 
-  blocked    04:00.0 is bound to nvme (stop what uses it and bind it to vfio-pci,
-             or leave 04:00.0 out)
+  blocked    04:00.0 is bound to nvme (stop what uses it and bind it to
+             vfio-pci, or leave 04:00.0 out)
 "
     );
     assert_eq!(run.stderr, "");
