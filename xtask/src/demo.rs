@@ -143,7 +143,7 @@ fn guest<'lab>(story: &Story, lab: &'lab Lab) -> Result<Live<'lab>> {
 
 /// What the guest's kernel makes of transfers from drive to drive.
 fn transfers(story: &Story, live: &mut Live<'_>, label: &str, expected: Outcome) -> Result<()> {
-    let ready = "n=0; while [ $(ls /sys/class/nvme | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done";
+    let ready = "n=0; while [ $(ls /dev/nvme*n1 2>/dev/null | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done";
     let text = story.progress().during("drive to drive in the guest", || {
         live.guest(ready);
         live.guest("guest-probe p2pmem")

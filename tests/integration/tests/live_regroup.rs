@@ -44,7 +44,7 @@ fn guest<'lab>(lab: &'lab Lab) -> Live<'lab> {
 
 /// Transfers between drives that have memory to offer, as the guest's kernel lets them.
 fn transfers(live: &mut Live<'_>) -> Vec<Outcome> {
-    live.guest("n=0; while [ $(ls /sys/class/nvme | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done");
+    live.guest("n=0; while [ $(ls /dev/nvme*n1 2>/dev/null | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done");
     let third = third(live);
     let memory = "publishes no P2P memory";
     Finding::in_console(&live.guest("guest-probe p2pmem"))
