@@ -9,7 +9,8 @@ use crate::initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 pub const GUEST: Duration = Duration::from_secs(180);
 
 /// A guest's kernel command line up to words of a test's own.
-pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
+/// What the kernel says of refused transfers (level 3) would come into the middle of the lines that a probe prints.
+pub const CMDLINE: &str = "console=ttyS0 loglevel=3 panic=-1 mitigations=off";
 
 /// The command line of a VMM, in the making.
 #[derive(Debug, Clone)]
@@ -142,7 +143,7 @@ mod tests {
             ]
         );
         let words = Vm::new("x ; y").kernel_words("a").kernel_words("b=c");
-        let line = "console=ttyS0 quiet panic=-1 mitigations=off a b=c -- run x ; y";
+        let line = "console=ttyS0 loglevel=3 panic=-1 mitigations=off a b=c -- run x ; y";
         assert!(words.argv().contains(&line.to_owned()));
         let other = Vm::new("x").vmm(&["a", "-b"]).argv();
         assert_eq!(other[..3], ["a", "-b", "--kernel"]);
