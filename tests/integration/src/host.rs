@@ -275,6 +275,18 @@ impl Lab {
             .with_context(|| format!("{bdf} is in group {name:?}"))
     }
 
+    /// Where a function's first BAR is on the host, in hexadecimal.
+    ///
+    /// # Errors
+    /// The function is not there, or the host is gone.
+    pub fn bus_address(&self, bdf: &str) -> Result<String> {
+        let text = self.read(&format!("/sys/bus/pci/devices/{bdf}/resource"))?;
+        let first = text.split_ascii_whitespace().next();
+        let first = first.with_context(|| format!("{bdf} has no resources"))?;
+        let address = u64::from_str_radix(first.trim_start_matches("0x"), 16)?;
+        Ok(format!("{address:#x}"))
+    }
+
     /// Every IOMMU group with its members.
     ///
     /// # Errors

@@ -55,16 +55,6 @@ fn census<'a>(output: &'a Output, moment: &str) -> &'a str {
         .1
 }
 
-/// Where a function's first BAR is on the host, and so in the guest.
-fn bus_address(lab: &Turn<'_>, bdf: &str) -> String {
-    let text = lab
-        .read(&format!("/sys/bus/pci/devices/{bdf}/resource"))
-        .unwrap();
-    let first = text.split_ascii_whitespace().next().unwrap();
-    let address = u64::from_str_radix(first.trim_start_matches("0x"), 16).unwrap();
-    format!("{address:#x}")
-}
-
 /// How many files the VMM has open.
 fn descriptors(lab: &Turn<'_>) -> usize {
     let count = lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
@@ -114,7 +104,7 @@ fn p2p_works_after_moves_resets_and_sleep_under_dma_and_nothing_leaks() {
     let stopped = format!(
         "Request device [{}] fault addr {}",
         ENGINES[1],
-        bus_address(&lab, ENGINES[0])
+        lab.bus_address(ENGINES[0]).unwrap()
     );
     assert!(
         log.contains(&stopped),

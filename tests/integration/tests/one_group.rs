@@ -72,16 +72,6 @@ fn with_p2p_each_device_reaches_the_other() {
     assert_eq!(memory(&output), [Outcome::Ok, Outcome::Ok]);
 }
 
-/// Where a function's first BAR is on the host.
-fn bus_address(lab: &Turn<'_>, bdf: &str) -> String {
-    let text = lab
-        .read(&format!("/sys/bus/pci/devices/{bdf}/resource"))
-        .unwrap();
-    let first = text.split_ascii_whitespace().next().unwrap();
-    let address = u64::from_str_radix(first.trim_start_matches("0x"), 16).unwrap();
-    format!("{address:#x}")
-}
-
 #[test]
 fn peers_that_the_hosts_switch_reaches_by_bus_address_are_at_it_in_the_guest() {
     let lab = lab();
@@ -95,7 +85,10 @@ fn peers_that_the_hosts_switch_reaches_by_bus_address_are_at_it_in_the_guest() {
         .collect();
     assert_eq!(
         bars,
-        [bus_address(&lab, FIRST), bus_address(&lab, SECOND)],
+        [
+            lab.bus_address(FIRST).unwrap(),
+            lab.bus_address(SECOND).unwrap()
+        ],
         "{output:#?}"
     );
 }
