@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -20,11 +20,18 @@ pub(crate) use transcript::Transcript;
 /// How long the agent may take to take in or answer something that needs no time of its own.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// How often the agent is sent something, whether or not anything is asked of it.
+///
+/// QEMU 10's TCG changes a processor's pending interrupts on VMRUN and VMEXIT without a lock (`do_vmexit` in
+/// target/i386/tcg/system/svm_helper.c), so one that a device raises in that instant is lost: it stays in the local
+/// APIC and the processor may halt for good. Any later interrupt makes the APIC look again, so there always is one.
+const NUDGE: Duration = Duration::from_millis(500);
+
 type Answer = (Reply, Vec<u8>);
 
 /// A connection to an agent; any number of threads may ask at one time.
 pub(crate) struct Agent {
-    writer: Mutex<UnixStream>,
+    writer: Arc<Mutex<UnixStream>>,
     pending: Arc<Mutex<Pending>>,
     hello: Mutex<Receiver<Answer>>,
     transcript: Transcript,
@@ -73,7 +80,7 @@ impl Agent {
             })
             .context("cannot start a thread")?;
         Ok(Self {
-            writer: Mutex::new(socket),
+            writer: Arc::new(Mutex::new(socket)),
             pending,
             hello: Mutex::new(hello),
             transcript,
@@ -85,6 +92,7 @@ impl Agent {
         let hello = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
         match hello.recv_timeout(wait) {
             Ok((Reply::Hello { kernel, uptime_ms }, _)) => {
+                nudge(Arc::downgrade(&self.writer)).context("cannot start a thread")?;
                 Ok(Some((kernel, Duration::from_millis(uptime_ms))))
             }
             Ok((other, _)) => bail!("the agent began with {other:?}"),
@@ -107,10 +115,7 @@ impl Agent {
             pending.waiting.insert(id, sender);
             id
         };
-        let sent = {
-            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            write_frame(&mut *writer, id, request, payload)
-        };
+        let sent = send(&self.writer, id, request, payload);
         if let Err(error) = sent {
             lock(&self.pending).waiting.remove(&id);
             return Err(match error.kind() {
@@ -134,6 +139,26 @@ impl Agent {
         let why = lock(&self.pending).gone.clone();
         anyhow!(why.unwrap_or_else(|| "the lab host is gone".to_owned()))
     }
+}
+
+fn send(writer: &Mutex<UnixStream>, id: u64, request: &Request, payload: &[u8]) -> io::Result<()> {
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    write_frame(&mut *writer, id, request, payload)
+}
+
+/// Sends a [`Request::Nudge`] every [`NUDGE`] for as long as there is somebody at both ends.
+fn nudge(writer: Weak<Mutex<UnixStream>>) -> io::Result<()> {
+    let nudging = move || {
+        // The greeting's id: nobody waits for these answers.
+        while let Some(writer) = writer.upgrade()
+            && send(&writer, 0, &Request::Nudge, &[]).is_ok()
+        {
+            drop(writer);
+            thread::sleep(NUDGE);
+        }
+    };
+    let thread = thread::Builder::new().name("lab nudge".into());
+    thread.spawn(nudging).map(drop)
 }
 
 fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
@@ -212,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_that_has_not_come_is_no_error() {
+    fn a_greeting_that_has_not_come_is_no_error_and_nudges_follow_it() {
         let (agent, mut far) = connected();
         assert!(agent.greeting(Duration::from_millis(1)).unwrap().is_none());
         let hello = Reply::Hello {
@@ -222,5 +247,9 @@ mod tests {
         write_frame(&mut far, 0, &hello, &[]).unwrap();
         let greeting = agent.greeting(Duration::from_secs(10)).unwrap().unwrap();
         assert_eq!(greeting, ("7.2".to_owned(), Duration::from_millis(1500)));
+        for _ in 0..2 {
+            let (asked, _) = read_frame::<Request>(&mut far).unwrap().unwrap();
+            assert_eq!(asked.body, Request::Nudge);
+        }
     }
 }

@@ -197,13 +197,14 @@ fn cmdline(profile: &Profile) -> String {
         .join(" ")
 }
 
-/// The agent's port sits in the highest slot that a root complex has left, out of the profiles' way.
+/// The agent's port sits in the highest slot that a root complex has left, out of the profiles' way. Without event
+/// indices each frame raises an interrupt, even while an earlier one was not taken: see `agent::NUDGE`.
 fn agent_args(fd: i32) -> Vec<String> {
     [
         "-chardev",
         &format!("socket,id=agent,fd={fd}"),
         "-device",
-        "virtio-serial-pci,id=agent-bus,bus=pcie.0,addr=1e.0",
+        "virtio-serial-pci,id=agent-bus,bus=pcie.0,addr=1e.0,event_idx=off",
         "-device",
         &format!(
             "virtserialport,bus=agent-bus.0,chardev=agent,name={}",

@@ -29,6 +29,8 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
+    /// Do nothing; that it arrives is what it is for.
+    Nudge,
     /// Run a command to its end; the payload is its standard input.
     Run(Invocation),
     /// Start a command and leave it running; the payload is its standard input.

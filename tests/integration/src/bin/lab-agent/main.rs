@@ -83,6 +83,7 @@ impl Agent {
 
     fn carry_out(&self, request: Request, payload: Vec<u8>) -> (Reply, Vec<u8>) {
         let result = match request {
+            Request::Nudge => Ok((Reply::Done, Vec::new())),
             Request::Run(invocation) => Process::start(&invocation, payload)
                 .map(|process| process.wait().into_reply())
                 .map_err(|error| format!("cannot run {:?}: {error}", invocation.argv)),
