@@ -15,6 +15,7 @@
 
 mod acs;
 mod boot;
+mod change;
 mod document;
 mod effects;
 mod goal;
@@ -27,8 +28,8 @@ mod step;
 mod workshop;
 
 pub use boot::BootArgument;
+pub use change::{Exposure, GroupChange, PortChange, RouteChange, Transient};
 pub use document::PlanError;
-pub use effects::{Exposure, GroupChange, PortChange, RouteChange, Transient};
 pub use goal::{Goals, PlanOptions, RouteWish};
 pub use objection::Objection;
 pub use refusal::{Impossible, Refusal};

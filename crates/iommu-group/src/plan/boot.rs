@@ -45,13 +45,9 @@ impl Workshop<'_> {
         let mut kernel: Kernel = self.kernel.clone();
         kernel.parameters.config_acs = Some(value.clone());
         let booted = GroupModel::booted(self.topology, &kernel, Firmware::Cleared);
-        let sets = || self.goals.join.iter();
-        let joins = sets().all(|set| super::open::pairs(set).all(|(a, b)| booted.together(a, b)));
-        let named: BTreeSet<Sbdf> = sets()
-            .flatten()
-            .chain(&self.goals.isolate)
-            .copied()
-            .collect();
+        let mut sets = self.goals.join.iter();
+        let joins = sets.all(|set| super::open::pairs(set).all(|(a, b)| booted.together(a, b)));
+        let named = self.goals.functions();
         let wider = self
             .topology
             .functions()

@@ -1,100 +1,13 @@
-//! What is different after a plan, and while it is carried out.
+//! Finding out what is different after a plan, and while it is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
+use super::change::{Exposure, GroupChange, PortChange, RouteChange};
 use super::open::pairs;
 use super::workshop::Workshop;
 use super::{Impossible, Objection, Plan, Refusal, RouteWish, Step};
 use crate::config::AcsBits;
-use crate::{EgressVector, Fabric, Function, Leak, PortType, Route, Sbdf};
-
-/// A function whose group is different in the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupChange {
-    /// The function.
-    pub function: Sbdf,
-    /// Its group before, itself included.
-    pub before: Vec<Sbdf>,
-    /// Its group in the end; empty if it is not there.
-    pub after: Vec<Sbdf>,
-}
-
-/// The way of requests between two functions, before and in the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RouteChange {
-    /// From.
-    pub from: Sbdf,
-    /// To.
-    pub to: Sbdf,
-    /// How they went.
-    pub before: Route,
-    /// How they go.
-    pub after: Route,
-}
-
-/// A port whose ACS is different in the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PortChange {
-    /// The port.
-    pub port: Sbdf,
-    /// What its control register held.
-    pub before: AcsBits,
-    /// What it holds.
-    pub after: AcsBits,
-    /// Whether the kernel would set another word when the port wakes or is reset, so that it has to be kept awake.
-    pub hold: bool,
-    /// What its egress control vector holds, if that is different.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub egress: Option<EgressVector>,
-}
-
-/// A port that lacks something for the moment of a rescan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Transient {
-    /// The port.
-    pub port: Sbdf,
-    /// What its control register holds before and after.
-    pub from: AcsBits,
-    /// What it holds for the moment.
-    pub to: AcsBits,
-    /// The devices below it that are alive meanwhile.
-    pub alive: Vec<Sbdf>,
-}
-
-impl fmt::Display for Transient {
-    /// What is off, and what that means for those who are alive.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let off = self.from & !self.to;
-        f.write_str(if off.contains(AcsBits::RR) {
-            "request redirect off; nothing is alive below"
-        } else if off.contains(AcsBits::UF) {
-            "upstream forwarding off; requests that turn around there are lost for the moment"
-        } else {
-            "completion redirect off; requests stay redirected"
-        })
-    }
-}
-
-/// A function that becomes reachable without the IOMMU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Exposure {
-    /// The function.
-    pub function: Sbdf,
-    /// The devices that reach it.
-    pub to: Vec<Sbdf>,
-    /// Whether that is certain; between root ports it is up to the root complex.
-    pub certain: bool,
-    /// Whether it was asked for: all of them are joined with it.
-    pub asked: bool,
-}
+use crate::{Fabric, Function, Leak, PortType, Route, Sbdf};
 
 /// Two ports next to each other, and whether the first lets requests to the second go straight for certain.
 type Opened = (Sbdf, Sbdf, bool);
@@ -302,14 +215,7 @@ impl Workshop<'_> {
 
     /// The ways between named functions, and between those and others where they changed.
     fn route_changes(&self, before: &Fabric<'_>, after: &Fabric<'_>) -> Vec<RouteChange> {
-        let named: BTreeSet<Sbdf> = self
-            .goals
-            .join
-            .iter()
-            .flatten()
-            .chain(&self.goals.isolate)
-            .copied()
-            .collect();
+        let named = self.goals.functions();
         let concerned: BTreeSet<Sbdf> = self
             .concerned()
             .into_iter()
@@ -377,14 +283,7 @@ impl Workshop<'_> {
         unplug: &BTreeSet<Sbdf>,
         lost: &BTreeSet<Sbdf>,
     ) -> Vec<Objection> {
-        let named: BTreeSet<Sbdf> = self
-            .goals
-            .join
-            .iter()
-            .flatten()
-            .chain(&self.goals.isolate)
-            .copied()
-            .collect();
+        let named = self.goals.functions();
         let with = &self.options.with;
         let mut objections = Vec::new();
         for exposure in exposures {

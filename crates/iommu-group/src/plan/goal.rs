@@ -21,6 +21,14 @@ pub struct Goals {
     pub acs: BTreeMap<Sbdf, AcsBits>,
 }
 
+impl Goals {
+    /// The functions that are named.
+    pub(super) fn functions(&self) -> BTreeSet<Sbdf> {
+        let joined = self.join.iter().flatten();
+        joined.chain(&self.isolate).copied().collect()
+    }
+}
+
 /// How requests between joined functions shall go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

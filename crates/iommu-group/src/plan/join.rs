@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::effects::Transient;
+use super::change::Transient;
 use super::workshop::Workshop;
 use super::{Impossible, Purpose, Refusal, Step};
 use crate::config::AcsBits;

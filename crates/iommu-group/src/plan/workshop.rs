@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::effects::Transient;
+use super::change::Transient;
 use super::{Goals, Impossible, PlanOptions, Purpose, Refusal, Step};
 use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, Hidden, PortType};
 use crate::kernel::Kernel;
@@ -102,14 +102,9 @@ impl<'a> Workshop<'a> {
 
     /// All functions below the root ports of those that were named.
     pub(super) fn concerned(&self) -> BTreeSet<Sbdf> {
-        let named = self
-            .goals
-            .join
-            .iter()
-            .flatten()
-            .chain(&self.goals.isolate)
-            .chain(self.goals.acs.keys());
-        concerned(self.topology, named.copied())
+        let named = self.goals.functions();
+        let ports = self.goals.acs.keys().copied();
+        concerned(self.topology, named.into_iter().chain(ports))
     }
 
     /// The ACS registers of a port that decides about requests: a root port or downstream port.
@@ -232,13 +227,7 @@ fn united(goals: &Goals) -> Goals {
 
 /// Why goals cannot even be considered.
 fn unfit(topology: &Topology, goals: &Goals) -> Vec<Impossible> {
-    let named: BTreeSet<Sbdf> = goals
-        .join
-        .iter()
-        .flatten()
-        .chain(&goals.isolate)
-        .copied()
-        .collect();
+    let named = goals.functions();
     let mut reasons = Vec::new();
     if named.is_empty() && goals.acs.is_empty() {
         return vec![Impossible::NoGoal];
