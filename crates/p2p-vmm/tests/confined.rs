@@ -13,6 +13,7 @@ use std::path::Path;
 
 use hotplug::{Client, ClientError};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use vmm::Vmm;
 
 /// Of a thread: seccomp's mode, number of filters, no_new_privs, effective capabilities.
@@ -108,15 +109,23 @@ fn live(client: &Client, kernel: &Path) {
     client.p2p().unwrap();
 }
 
-#[test]
-fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
+/// A directory of which no VMM was told, with a kernel; nothing where there is no KVM.
+fn images_beside() -> Option<TempDir> {
     if fs::File::open("/dev/kvm").is_err() {
         eprintln!("SKIPPED: this machine has no KVM");
-        return;
+        return None;
     }
     let images = tempfile::tempdir().unwrap();
+    fs::write(images.path().join("kernel"), kernel::image()).unwrap();
+    Some(images)
+}
+
+#[test]
+fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
+    let Some(images) = images_beside() else {
+        return;
+    };
     let other = images.path().join("kernel");
-    fs::write(&other, kernel::image()).unwrap();
     let mut vmm = Vmm::start(&[]);
     let first = vmm.dir().join("kernel");
     let client = Client::new(vmm.socket());
@@ -142,13 +151,10 @@ fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
 
 #[test]
 fn what_the_operator_allows_can_be_opened_by_later_vms() {
-    if fs::File::open("/dev/kvm").is_err() {
-        eprintln!("SKIPPED: this machine has no KVM");
+    let Some(images) = images_beside() else {
         return;
-    }
-    let images = tempfile::tempdir().unwrap();
+    };
     let other = images.path().join("kernel");
-    fs::write(&other, kernel::image()).unwrap();
     let rule = format!("path={},access=r", images.path().display());
     for options in [&["--landlock-rules", &rule][..], &["--landlock", "false"]] {
         let vmm = Vmm::start(options);
