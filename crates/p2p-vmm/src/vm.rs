@@ -14,6 +14,7 @@ mod answer;
 mod host;
 mod life;
 mod machine;
+mod newcomers;
 mod owner;
 mod p2p;
 mod paths;

@@ -94,6 +94,8 @@ pub struct VirtualPort {
     /// The prefetchable window while the guest is in the middle of writing it: that takes four writes, the first of
     /// which moves the limit below the base.
     rewritten: Option<AddressRange<Gpa>>,
+    /// Each window as it was when it was open last.
+    last: [Option<AddressRange<Gpa>>; 2],
 }
 
 impl VirtualPort {
@@ -104,6 +106,7 @@ impl VirtualPort {
             bytes: [0; SPACE],
             writable: [0; SPACE],
             rewritten: None,
+            last: [None; 2],
         };
         port.header();
         port.express(number, link);
@@ -223,6 +226,14 @@ impl VirtualPort {
             let begins = self.rewritten.is_none() && data == [0; 4];
             self.rewritten = before.filter(|_| begins && self.dword(PREFETCHABLE_HIGH) != 0);
         }
+        self.remember_windows();
+    }
+
+    fn remember_windows(&mut self) {
+        let open = self.open_windows();
+        for (last, open) in self.last.iter_mut().zip(open) {
+            *last = open.or(*last);
+        }
     }
 
     fn write(&mut self, offset: u16, data: &[u8]) {
@@ -291,15 +302,26 @@ impl VirtualPort {
             self.put(PREFETCHABLE_HIGH + 4, top(limit));
         }
         self.bytes[COMMAND] |= 0x06;
+        self.last = self.open_windows();
     }
 
     /// The windows that the guest has programmed and that are open; none with memory decode off.
     pub fn windows(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
-        let decodes = self.bytes[COMMAND] & 0x02 != 0;
-        [self.window(MEMORY, (0, 0)), self.prefetchable()]
-            .into_iter()
-            .flatten()
-            .filter(move |_| decodes)
+        self.open_windows().into_iter().flatten()
+    }
+
+    /// The windows, each as it was when it was open last: what the guest means to have below the port, also while it
+    /// looks at the port. Linux takes memory decode away and writes all ones to the upper half of a base for that
+    /// (linux 7.2 drivers/pci/probe.c: `pci_read_bases()`, `pci_read_bridge_windows()`).
+    pub fn last_windows(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
+        self.last.into_iter().flatten()
+    }
+
+    fn open_windows(&self) -> [Option<AddressRange<Gpa>>; 2] {
+        match self.bytes[COMMAND] & 0x02 {
+            0 => [None; 2],
+            _ => [self.window(MEMORY, (0, 0)), self.prefetchable()],
+        }
     }
 
     fn prefetchable(&self) -> Option<AddressRange<Gpa>> {
@@ -445,6 +467,33 @@ mod tests {
         assert_eq!(port.windows().next(), None);
         let low = range(0xc000_0000, 1 << 20);
         assert_eq!(program(&mut port, low).last(), Some(&Some(low)));
+    }
+
+    #[test]
+    fn a_port_that_is_looked_at_keeps_what_it_had() {
+        let mut port = port(PortKind::Root);
+        let memory = range(0xc000_0000, 2 << 20);
+        let prefetchable = range(0x41_0000_0000, 64 << 30);
+        port.set_windows(Some(memory), Some(prefetchable));
+        // What linux 7.2 `pci_read_bases()` and then `pci_read_bridge_windows()` write, and whether windows are open after.
+        let writes: [(u16, &[u8], usize); 4] = [
+            (0x04, &[0x04, 0x00], 0),
+            (0x04, &[0x06, 0x00], 2),
+            (0x28, &[0xff; 4], 1),
+            (0x28, &[0x41, 0, 0, 0], 2),
+        ];
+        for (offset, data, open) in writes {
+            port.config_write(offset, data);
+            assert_eq!(port.windows().count(), open, "{offset:#x} {data:x?}");
+            let last: Vec<_> = port.last_windows().collect();
+            assert_eq!(last, [memory, prefetchable], "{offset:#x} {data:x?}");
+        }
+        // What is moved has left.
+        port.config_write(0x20, &[0x00, 0xd0, 0x00, 0xd0]);
+        let moved = range(0xd000_0000, 1 << 20);
+        assert_eq!(port.last_windows().next(), Some(moved));
+        port.set_windows(None, Some(prefetchable));
+        assert_eq!(port.last_windows().collect::<Vec<_>>(), [prefetchable]);
     }
 
     #[test]

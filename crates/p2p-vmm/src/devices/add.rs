@@ -1,9 +1,8 @@
 //! A device that comes while the VM runs.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Instant;
 
 use anyhow::Context;
 use hotplug::lifecycle::{Event as Step, State};
@@ -14,21 +13,13 @@ use p2p_vfio::{
     Refusal, lay_out,
 };
 use thiserror::Error;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::ControlOperation;
 
 use super::contexts::Domain;
 use super::ground::{self, spare, whole_pages};
 use super::judge::judge;
 use super::registry::{Devices, Entry};
 use super::unit::{Opened, endpoint, preferring_home};
-
-/// How long the guest may take to let go of an empty switch that is in the way.
-const EMPTY_SWITCH: Duration = Duration::from_secs(2);
-
-/// How long the guest may take to look at a newcomer and all that is around it.
-const SETTLING: Duration = Duration::from_secs(10);
-/// How often to look whether it has.
-const SETTLING_PERIOD: Duration = Duration::from_millis(20);
 
 /// Why a device was not added. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -78,9 +69,15 @@ struct Place {
 struct NoRoom(String);
 
 impl Devices {
-    /// Adds a device, which has a name, to the running VM; its address in the guest.
-    pub(crate) fn add(&mut self, config: &DeviceConfig, policy: &Policy) -> Result<Sbdf, AddError> {
-        let added = self.try_add(config, policy);
+    /// Adds a device, which has a name, to the running VM; its address in the guest. While the guest is about to let go
+    /// of what is in the way that is pending, but not beyond `patience`.
+    pub(crate) fn add(
+        &mut self,
+        config: &DeviceConfig,
+        policy: &Policy,
+        patience: Instant,
+    ) -> Result<Poll<Sbdf>, AddError> {
+        let added = self.try_add(config, policy, patience);
         if let Err(error) = &added {
             self.news.push(Event::DeviceAddFailed {
                 id: config.id.clone().unwrap_or_default(),
@@ -90,12 +87,22 @@ impl Devices {
         added
     }
 
-    fn try_add(&mut self, config: &DeviceConfig, policy: &Policy) -> Result<Sbdf, AddError> {
+    fn try_add(
+        &mut self,
+        config: &DeviceConfig,
+        policy: &Policy,
+        patience: Instant,
+    ) -> Result<Poll<Sbdf>, AddError> {
         let candidate = self.admit(config, policy)?;
         if candidate.domain.is_some() && self.switch_of(&candidate).is_none() {
-            self.wait_for_empty_switches();
+            // A switch without members has windows that the next one may need.
+            self.take_ejected();
+            if self.has_empty_switches() && Instant::now() < patience {
+                return Ok(Poll::Pending);
+            }
+            self.take_empty_switches_away();
         }
-        Ok(self.attach(candidate, config.clone())?)
+        Ok(Poll::Ready(self.attach(candidate, config.clone())?))
     }
 
     /// Judges the newcomer together with those that are there.
@@ -154,7 +161,7 @@ impl Devices {
             domain.context.map_guest(&self.guest.memory)?;
         }
         let clique = domain.clique;
-        let place = self.find_place(&host, &candidate, must, domain)?;
+        let place = self.place(&host, &candidate, must, domain)?;
         if candidate.domain.is_some() {
             check_windows(&place.topology, &ranges)?;
         }
@@ -196,56 +203,6 @@ impl Devices {
             SlotBus::Switch(root) => Some(root),
             SlotBus::Root => None,
         })
-    }
-
-    /// A switch without members has windows that the next one may need. The guest lets go of it within milliseconds; if it
-    /// does not, the switch is taken away: there is nothing in it that a driver could miss.
-    fn wait_for_empty_switches(&mut self) {
-        let deadline = Instant::now() + EMPTY_SWITCH;
-        loop {
-            self.take_ejected();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.empty_switches.is_empty() {
-                return;
-            }
-            if left.is_zero() {
-                return self.take_empty_switches_away();
-            }
-            let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1);
-            let waited = Epoll::new().and_then(|epoll| {
-                let event = EpollEvent::new(EventSet::IN, 0);
-                let bell = self.guest.control.bell().as_raw_fd();
-                epoll.ctl(ControlOperation::Add, bell, event)?;
-                epoll.wait(millis, &mut [event])
-            });
-            if let Err(error) = waited
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                log::error!("cannot wait for the guest: {error}");
-                return;
-            }
-        }
-    }
-
-    /// Where the newcomer goes. A guest that still looks at the one before closes bridges for moments (linux 7.2
-    /// drivers/pci/setup-bus.c: pci_setup_bridge()), and there seems to be no room: then it is tried again.
-    fn find_place(
-        &self,
-        host: &HostDevice,
-        candidate: &Candidate,
-        must: bool,
-        domain: &Domain,
-    ) -> anyhow::Result<Place> {
-        loop {
-            let settling = self.announced.is_some_and(|at| at.elapsed() < SETTLING);
-            match self.place(host, candidate, must, domain) {
-                Err(error) if settling => {
-                    log::debug!("{}: no place yet: {error}", candidate.sbdf);
-                    std::thread::sleep(SETTLING_PERIOD);
-                }
-                placed => return placed,
-            }
-        }
     }
 
     /// Where the newcomer goes as the guest is now: to its peers if there are any, else to the root bus. A domain that begins is at its bus

@@ -146,8 +146,6 @@ pub(crate) struct Devices {
     pub(super) news: Vec<Event>,
     /// Readable when [`Devices::heed`] has something to do.
     wake: Arc<Epoll>,
-    /// When the guest was last told of a newcomer.
-    pub(super) announced: Option<Instant>,
     /// A device could not be closed yet.
     pub(super) pending: bool,
 }
@@ -167,7 +165,6 @@ impl Devices {
             empty_switches: BTreeSet::new(),
             news: Vec::new(),
             wake: Arc::new(Epoll::new()?),
-            announced: None,
             pending: false,
         };
         this.listen(&this.events.bell, ControlOperation::Add)?;
@@ -325,10 +322,7 @@ impl Devices {
                         self.guest.control.withdraw(slot);
                     }
                 }
-                Effect::Announce => {
-                    self.guest.control.announce(entry.arrival);
-                    self.announced = Some(Instant::now());
-                }
+                Effect::Announce => self.guest.control.announce(entry.arrival),
                 Effect::Vanish => vanish(&self.guest, entry, unit),
                 Effect::Tell(notice) => self.news.push(event_of(entry, notice)),
                 // What is in `Releasing` is closed as soon as nobody holds it; what is to be opened is not here yet.

@@ -68,7 +68,13 @@ impl Devices {
         }
     }
 
-    /// Takes switches without members from a guest that was asked for them.
+    /// Whether there are switches without members that the guest was asked for and has still.
+    pub(crate) fn has_empty_switches(&self) -> bool {
+        !self.empty_switches.is_empty()
+    }
+
+    /// Takes switches without members from a guest that was asked for them: there is nothing in them that a driver could
+    /// miss.
     pub(super) fn take_empty_switches_away(&mut self) {
         for root in std::mem::take(&mut self.empty_switches) {
             let slot = Slot::new(SlotBus::Root, root);

@@ -82,6 +82,10 @@ impl PciFunction for VirtualPort {
         Some(VirtualPort::windows(self).collect())
     }
 
+    fn last_windows(&self) -> Vec<AddressRange<Gpa>> {
+        VirtualPort::last_windows(self).collect()
+    }
+
     fn holds_reset(&self) -> bool {
         let mut control = [0];
         VirtualPort::config_read(self, BRIDGE_CONTROL, &mut control);

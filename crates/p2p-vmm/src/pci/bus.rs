@@ -38,6 +38,11 @@ pub(crate) trait PciFunction: Send {
         None
     }
 
+    /// The windows of a bridge, each as it was when it was open last; none for what is no bridge.
+    fn last_windows(&self) -> Vec<AddressRange<Gpa>> {
+        Vec::new()
+    }
+
     /// Whether a bridge holds the bus below it in reset.
     fn holds_reset(&self) -> bool {
         false

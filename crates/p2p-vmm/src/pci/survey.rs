@@ -18,9 +18,9 @@ pub(crate) struct BusSurvey {
     pub(crate) taken_buses: BTreeSet<u8>,
     /// Device numbers in use.
     pub(crate) devices: BTreeSet<u8>,
-    /// What the bridge above it lets through.
+    /// What the bridge above it lets through, or did before the guest looked at it.
     pub(crate) forwarded: Vec<AddressRange<Gpa>>,
-    /// Windows of the ports on it.
+    /// Windows of the ports on it, those included that the guest has closed for the moment.
     pub(crate) windows: Vec<AddressRange<Gpa>>,
 }
 
@@ -39,7 +39,7 @@ impl PciBus {
             let bridge = lock(&bridge.function);
             let buses = bridge.buses_below()?;
             survey.buses = (*buses.start(), *buses.end());
-            survey.forwarded = bridge.windows().unwrap_or_default();
+            survey.forwarded = bridge.last_windows();
         }
         let on_bus = nodes.range((wires, u8::MIN, u8::MIN)..=(wires, u8::MAX, u8::MAX));
         survey.devices = on_bus.map(|((_, device, _), _)| *device).collect();
@@ -48,9 +48,7 @@ impl PciBus {
             survey
                 .taken_buses
                 .extend(function.buses_below().into_iter().flatten());
-            survey
-                .windows
-                .extend(function.windows().unwrap_or_default());
+            survey.windows.extend(function.last_windows());
         }
         Some(survey)
     }

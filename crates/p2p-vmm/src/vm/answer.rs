@@ -42,9 +42,7 @@ impl Owner {
             Call::P2pWindows(request, reply) => {
                 reply.send(self.set_windows(&request).map_err(failure));
             }
-            Call::AddDevice(config, reply) => {
-                reply.send(self.add_device(config).map_err(failure));
-            }
+            Call::AddDevice(config, reply) => self.receive(config, reply),
             Call::RemoveDevice(request, reply) => {
                 reply.send(self.remove_device(&request).map_err(failure));
             }
@@ -64,7 +62,7 @@ fn ping() -> VmmPing {
 }
 
 /// What a client is told of an error.
-fn failure(error: anyhow::Error) -> Failure {
+pub(super) fn failure(error: anyhow::Error) -> Failure {
     let error = match error.downcast::<Failure>() {
         Ok(failure) => return failure,
         Err(error) => error,

@@ -2,12 +2,15 @@
 
 use hotplug::api::{Failure, P2pWindows, PciDevice, RemoveDevice, VmInfo, VmState};
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
+use iommu_group::Sbdf;
 use p2p_vfio::Policy;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::life::{Effect, Life, Verb};
+use super::newcomers::Newcomers;
 use super::paths;
 use super::running::Running;
 use super::watch::Watch;
@@ -26,6 +29,7 @@ pub(super) struct Owner {
     host: Option<Host>,
     pub(super) running: Option<Running>,
     pub(super) watch: Watch,
+    pub(super) newcomers: Newcomers,
     events: EventLog,
     confinement: Arc<Confinement>,
     growing: bool,
@@ -57,6 +61,7 @@ impl Owner {
             host: None,
             running: None,
             watch,
+            newcomers: Newcomers::default(),
             events,
             confinement,
             growing,
@@ -195,7 +200,9 @@ impl Owner {
 
     /// When [`heed`](Self::heed) is to be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.running.as_ref()?.machine.devices.deadline()
+        let running = self.running.as_ref();
+        let devices = running.and_then(|running| running.machine.devices.deadline());
+        devices.into_iter().chain(self.newcomers.deadline()).min()
     }
 
     pub(super) fn info(&self) -> Result<VmInfo, Failure> {
@@ -220,8 +227,13 @@ impl Owner {
         Ok(self.guest()?.machine.counters())
     }
 
-    /// Adds a device: to the guest, if there is one, and to the description.
-    pub(super) fn add_device(&mut self, device: DeviceConfig) -> anyhow::Result<Option<PciDevice>> {
+    /// Adds a device: to the guest, if there is one, and to the description. That may be pending, but not beyond
+    /// `patience`.
+    pub(super) fn add_device(
+        &mut self,
+        device: DeviceConfig,
+        patience: Instant,
+    ) -> anyhow::Result<Poll<Option<PciDevice>>> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         let mut wanted = config.clone();
         wanted.devices.push(device);
@@ -229,17 +241,21 @@ impl Owner {
         paths::check(&wanted.devices)?;
         let Some(running) = &mut self.running else {
             self.config = Some(wanted);
-            return Ok(None);
+            return Ok(Poll::Ready(None));
         };
         let device = wanted.devices.last().ok_or(Failure::NotCreated)?;
         let id = device.id.clone().unwrap_or_default();
-        let added = running.machine.devices.add(device, &self.policy);
-        if added.is_ok() {
+        let devices = &mut running.machine.devices;
+        let added = devices.add(device, &self.policy, patience);
+        if let Ok(Poll::Ready(_)) = added {
             self.config = Some(wanted);
         }
         self.heed();
-        let bdf = added?.to_string();
-        Ok(Some(PciDevice { id, bdf }))
+        let in_guest = |bdf: Sbdf| {
+            let bdf = bdf.to_string();
+            Some(PciDevice { id, bdf })
+        };
+        Ok(added?.map(in_guest))
     }
 
     /// Lets the peers of a device reach it, or no more.

@@ -102,6 +102,7 @@ fn serve(owner: &mut Owner, calls: Option<&CallQueue>, exit: &ExitRequest) -> an
             }
         }
         owner.heed();
+        owner.receive_waiting();
         if let Some(call) = calls.and_then(CallQueue::next) {
             match owner.answer(call) {
                 After::GoOn => continue,
