@@ -13,6 +13,7 @@ mod changes;
 mod drift;
 mod guests;
 mod messages;
+mod uevents;
 
 pub(crate) use calls::Calls;
 pub(crate) use changes::{Changes, Host};

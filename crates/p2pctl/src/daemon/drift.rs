@@ -1,28 +1,34 @@
 //! What others do to the host: ports whose ACS is changed and devices that change groups behind the daemon's back.
 //!
 //! ```text
-//! look (a word of each port, a few times a second) ─▶ differences ─▶ revoke the peer windows that depend on them
-//!                                                                 ─▶ put the words back that a transaction holds
-//!                                                                 ─▶ unplug the devices, plug them as what they may be now
+//! uevents of PCI functions ─▶ look at the whole host ─┬▶ differences ─▶ revoke the peer windows that depend on them
+//! ACS words, twice a second ─▶ if one is different ───┘              ─▶ put the words back that a transaction holds
+//!                                                                    ─▶ unplug the devices, plug them as what they may be now
 //! ```
 //! A transaction changes the same things; what is seen meanwhile means nothing, and afterwards there is a new normal.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod facts;
+mod rhythm;
+mod words;
+
+use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, Regroup, RemoteVmm, Vmm};
-use iommu_group::{AcsBits, Function, GroupId, Sbdf, Topology};
+use hotplug::regroup::{Assigned, Host as _, Regroup, RegroupError, RemoteVmm, Vmm};
+use iommu_group::{Function, Sbdf, Topology};
 
 use super::changes::Changes;
+use super::uevents::Uevents;
 use crate::cli::Global;
 use crate::source::Source;
-
-/// How often is looked.
-const LOOK: Duration = Duration::from_millis(250);
+use facts::Facts;
+use rhythm::{Look, Moment, Rhythm};
+use words::Words;
 
 /// How long a guest may take to let go of a device whose peers have changed.
 const GUEST: Duration = Duration::from_secs(60);
@@ -33,60 +39,6 @@ pub(crate) struct Drift {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the peers of virtual machines depend on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Facts {
-    /// The ACS of every port that has any.
-    words: BTreeMap<Sbdf, AcsBits>,
-    /// The group of every endpoint.
-    groups: BTreeMap<Sbdf, Option<GroupId>>,
-}
-
-impl Facts {
-    fn of(topology: &Topology) -> Self {
-        let all = topology.functions().iter();
-        let word = |function: &Function| {
-            let port = function.port_type().is_downstream();
-            let acs = function.acs().registers().filter(|_| port)?;
-            Some((function.sbdf(), acs.control))
-        };
-        Self {
-            words: all.clone().filter_map(word).collect(),
-            groups: all
-                .filter(|function| !function.is_bridge())
-                .map(|function| (function.sbdf(), function.group()))
-                .collect(),
-        }
-    }
-
-    /// What is different now, in words, and where.
-    fn changes(&self, now: &Self) -> Vec<(Sbdf, String)> {
-        let mut changes = Vec::new();
-        for (port, was) in &self.words {
-            match now.words.get(port) {
-                Some(is) if is == was => {}
-                Some(is) => changes.push((
-                    *port,
-                    format!(
-                        "ACS of {port} is {:04x}, and was {:04x}",
-                        is.bits(),
-                        was.bits()
-                    ),
-                )),
-                None => changes.push((*port, format!("{port} is gone"))),
-            }
-        }
-        for (function, was) in &self.groups {
-            match now.groups.get(function) {
-                Some(is) if is == was => {}
-                Some(_) => changes.push((*function, format!("{function} is in another group"))),
-                None => changes.push((*function, format!("{function} is gone"))),
-            }
-        }
-        changes
-    }
-}
-
 impl Drift {
     pub(crate) fn start(changes: Changes, global: Global) -> io::Result<Self> {
         let done = Arc::new(AtomicBool::new(false));
@@ -94,14 +46,9 @@ impl Drift {
         let thread = thread::Builder::new()
             .name("drift".to_owned())
             .spawn(move || {
-                let mut watcher = Watcher {
-                    changes,
-                    global,
-                    normal: None,
-                };
+                let mut watcher = Watcher::new(changes, global);
                 while !ended.load(Ordering::Acquire) {
-                    watcher.look();
-                    thread::sleep(LOOK);
+                    watcher.turn();
                 }
             })?;
         Ok(Self {
@@ -125,18 +72,87 @@ impl Drop for Drift {
 struct Watcher {
     changes: Changes,
     global: Global,
+    started: Instant,
+    rhythm: Rhythm,
+    /// None if the kernel does not tell what comes and goes.
+    uevents: Option<Uevents>,
     /// What the host was like, and after how many transactions.
     normal: Option<(u64, Facts)>,
+    words: Words,
 }
 
 impl Watcher {
-    fn look(&mut self) {
-        let (busy, count) = self.changes.activity();
-        if busy {
-            return;
+    fn new(changes: Changes, global: Global) -> Self {
+        let mut watcher = Self {
+            changes,
+            global,
+            started: Instant::now(),
+            rhythm: Rhythm::new(true),
+            uevents: None,
+            normal: None,
+            words: Words::default(),
+        };
+        // What the kernel tells is about no other host than its own.
+        let elsewhere = watcher.global.sysfs.as_deref();
+        match elsewhere.filter(|sysfs| *sysfs != Path::new("/sys")) {
+            None => match Uevents::open() {
+                Ok(uevents) => watcher.uevents = Some(uevents),
+                Err(error) => watcher.deafen(&error.to_string()),
+            },
+            Some(sysfs) => watcher.deafen(&format!("{} is not /sys", sysfs.display())),
         }
-        // A function may go while it is looked at: the next look will tell.
+        watcher
+    }
+
+    /// From now on the host is looked at, as the kernel does not tell what comes and goes.
+    fn deafen(&mut self, why: &str) {
+        self.uevents = None;
+        self.rhythm.deafen();
+        eprintln!(
+            "p2pctl: the kernel does not tell what comes and goes ({why}): the whole host is looked at twice a second instead"
+        );
+        self.tell("drift-polling", &[("why", why)]);
+    }
+
+    fn moment(&self) -> Moment {
+        let (busy, changes) = self.changes.activity();
+        Moment {
+            now: self.started.elapsed(),
+            busy,
+            changes,
+        }
+    }
+
+    /// Looks at what there is to look at, and waits until there is more.
+    fn turn(&mut self) {
+        let at = self.moment();
+        let look = self.rhythm.look(at);
+        self.rhythm.looked(look, at);
+        let whole = match look {
+            Look::Nothing => false,
+            Look::Words => !self.words.hold(),
+            Look::Whole => true,
+        };
+        if whole {
+            self.rhythm.looked(Look::Whole, at);
+            self.look(at.changes);
+        }
+        let rest = self.rhythm.rest(self.moment());
+        let Some(uevents) = &self.uevents else {
+            thread::sleep(rest);
+            return;
+        };
+        match uevents.wait(rest) {
+            Ok(true) => self.rhythm.news(self.started.elapsed()),
+            Ok(false) => {}
+            Err(error) => self.deafen(&error.to_string()),
+        }
+    }
+
+    fn look(&mut self, count: u64) {
+        // A function may go while it is looked at.
         let Ok(source) = Source::load(&self.global) else {
+            self.rhythm.news(self.started.elapsed());
             return;
         };
         let now = Facts::of(&source.topology);
@@ -146,15 +162,36 @@ impl Watcher {
         };
         let found = normal.changes(&now);
         self.normal = Some((count, now));
+        let held = match self.held() {
+            Ok(held) => held,
+            Err(error) => {
+                self.tell("drift-error", &[("error", &error.to_string())]);
+                BTreeSet::new()
+            }
+        };
+        let sysfs = self.changes.host().host.sysfs();
+        self.words = Words::of(&source.topology, sysfs, &held);
         // One that has begun meanwhile has made the differences itself.
         if found.is_empty() || self.changes.activity() != (false, count) {
             return;
         }
-        self.answer(&source.topology, &found, &normal);
+        self.answer(&source.topology, &found, &normal, &held);
+    }
+
+    /// The ports whose words a transaction holds.
+    fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
+        let host = self.changes.host();
+        Regroup::new(&host.host, &[], host.state.clone()).held()
     }
 
     /// Does about differences what has to be done.
-    fn answer(&mut self, topology: &Topology, found: &[(Sbdf, String)], normal: &Facts) {
+    fn answer(
+        &mut self,
+        topology: &Topology,
+        found: &[(Sbdf, String)],
+        normal: &Facts,
+        held: &BTreeSet<Sbdf>,
+    ) {
         for (function, what) in found {
             self.tell(
                 "drift",
@@ -174,23 +211,16 @@ impl Watcher {
                 Err(error) => self.failed(device, &error.to_string()),
             }
         }
-        self.restore(found, normal);
+        self.restore(found, normal, held);
         if !concerned.is_empty() {
             self.replug(&concerned);
         }
     }
 
     /// Puts words back that a transaction holds.
-    fn restore(&mut self, found: &[(Sbdf, String)], normal: &Facts) {
+    fn restore(&mut self, found: &[(Sbdf, String)], normal: &Facts, held: &BTreeSet<Sbdf>) {
         let host = self.changes.host();
         let regroup = Regroup::new(&host.host, &[], host.state.clone());
-        let held: BTreeSet<Sbdf> = match regroup.held() {
-            Ok(held) => held,
-            Err(error) => {
-                self.tell("drift-error", &[("error", &error.to_string())]);
-                return;
-            }
-        };
         for (port, _) in found {
             let Some(word) = normal.words.get(port).filter(|_| held.contains(port)) else {
                 continue;
@@ -200,6 +230,8 @@ impl Watcher {
                     if let Some((_, facts)) = &mut self.normal {
                         facts.words.insert(*port, *word);
                     }
+                    // What was looked at is not what is there now.
+                    self.rhythm.news(self.started.elapsed());
                     let word = format!("{:04x}", word.bits());
                     self.tell(
                         "acs-restored",
@@ -287,40 +319,4 @@ fn concerned(
         concerned.extend(members.map(|device| (guest.clone(), (*device).clone())));
     }
     concerned
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
-
-    #[test]
-    fn a_host_is_like_itself() {
-        let facts = Facts::of(&Topology::from_fixture(SWITCH).unwrap());
-        assert!(!facts.words.is_empty() && !facts.groups.is_empty());
-        assert_eq!(facts.changes(&facts), []);
-    }
-
-    #[test]
-    fn another_word_a_lost_device_and_another_group_are_told() {
-        let facts = Facts::of(&Topology::from_fixture(SWITCH).unwrap());
-        let (port, word) = facts.words.iter().next().unwrap();
-        let mut functions = facts.groups.keys();
-        let (lost, moved) = (functions.next().unwrap(), functions.next().unwrap());
-        let mut now = facts.clone();
-        now.words.insert(*port, AcsBits::from_bits(0));
-        now.groups.remove(lost);
-        now.groups.insert(*moved, None);
-        let told = facts.changes(&now);
-        let expected = [
-            (
-                *port,
-                format!("ACS of {port} is 0000, and was {:04x}", word.bits()),
-            ),
-            (*lost, format!("{lost} is gone")),
-            (*moved, format!("{moved} is in another group")),
-        ];
-        assert_eq!(told, expected);
-    }
 }
