@@ -18,6 +18,8 @@ mod action;
 mod baseline;
 mod blocker;
 mod compile;
+#[cfg(feature = "contract")]
+pub mod contract;
 mod course;
 mod difference;
 mod error;

@@ -95,6 +95,11 @@ impl Vmm for Guest {
     }
 
     fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+        if *self.mood.lock().unwrap() == Mood::Dead {
+            return Err(VmmError::Gone {
+                vm: self.name.clone(),
+            });
+        }
         let mut devices = self.devices.lock().unwrap();
         if devices.contains_key(&device.function) {
             return Ok(());
@@ -108,21 +113,4 @@ impl Vmm for Guest {
         devices.insert(device.function, device.clone());
         Ok(())
     }
-}
-
-/// What every virtual machine must keep to, whatever it is made of; `device` is one that it has.
-pub(crate) fn contract(vmm: &dyn Vmm, device: &Assigned) {
-    let has = || vmm.devices().unwrap().contains(device);
-    assert!(has(), "it says what it has");
-    assert_eq!(device.vm, vmm.name());
-    vmm.revoke(device).unwrap();
-    vmm.revoke(device).unwrap();
-    assert!(has(), "without its windows it is still there");
-    vmm.plug(device).unwrap();
-    let limit = Duration::from_secs(30);
-    vmm.unplug(device, limit).unwrap();
-    assert!(!has(), "it is gone when that returns");
-    vmm.unplug(device, limit).unwrap();
-    vmm.plug(device).unwrap();
-    assert!(has(), "it is as it was");
 }

@@ -1,9 +1,10 @@
 //! Transactions that nothing disturbs.
 
+use hotplug::regroup::contract::{Results, dead, unwilling, willing};
 use hotplug::regroup::{Outcome, Record, Regroup, Vmm};
 use iommu_group::{Goals, PlanOptions};
 
-use crate::guests::{Guest, contract};
+use crate::guests::{Guest, Mood};
 use crate::{A, B, Bench, C, D, sbdf, set};
 
 #[test]
@@ -130,9 +131,18 @@ fn nothing_is_done_that_is_not_on_record() {
 
 #[test]
 fn the_fake_virtual_machine_keeps_to_the_contract() {
-    let guest = Guest::new("web", &[sbdf(A)]);
+    let kept = |results: Results| {
+        let failed = results.iter().filter(|(_, result)| result.is_err());
+        assert_eq!(failed.count(), 0, "{results:#?}");
+        assert!(results.len() >= 2);
+    };
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
     let device = guest.devices().unwrap().remove(0);
-    contract(&guest, &device);
+    kept(willing(&guest, &device));
+    *guest.mood.lock().unwrap() = Mood::Stalls(device.function);
+    kept(unwilling(&guest, &device));
+    *guest.mood.lock().unwrap() = Mood::Dead;
+    kept(dead(&guest, &device));
 }
 
 #[test]
