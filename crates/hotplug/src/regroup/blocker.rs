@@ -1,5 +1,6 @@
 //! Why a plan is not carried out.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -72,6 +73,11 @@ pub enum Blocker {
         function: Sbdf,
         /// The driver.
         driver: String,
+    },
+    /// Devices of several virtual machines would be in one group, which one machine at a time can have open.
+    Shared {
+        /// The devices, and whose they are.
+        devices: BTreeMap<Sbdf, String>,
     },
     /// A virtual machine does not say what it has.
     Vmm {
@@ -147,6 +153,15 @@ impl fmt::Display for Blocker {
                 f,
                 "{function} is bound to {driver} (stop what uses it and bind it to vfio-pci, or leave {function} out)"
             ),
+            Self::Shared { devices } => {
+                let whose = devices.iter().map(|(at, vm)| format!("{at} ({vm})"));
+                let whose: Vec<String> = whose.collect();
+                write!(
+                    f,
+                    "{} would be in one IOMMU group, which one VM at a time can have (leave the devices of the others out)",
+                    whose.join(" ")
+                )
+            }
             Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
             Self::Lockdown { mode } => write!(
                 f,

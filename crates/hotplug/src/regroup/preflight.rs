@@ -1,8 +1,8 @@
 //! What is looked at before the first write.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{Function, Kernel, Plan, Sbdf, Step, Topology};
+use iommu_group::{Function, GroupModel, Kernel, Plan, Sbdf, Step, Topology};
 
 use super::blocker::Blocker;
 use super::host::HostError;
@@ -27,6 +27,9 @@ impl Preflight {
     ) -> Result<Self, HostError> {
         let kernel = Kernel::of(topology);
         let mut blockers = against_plan(topology, &kernel, plan);
+        let known =
+            |blocker: &Blocker| !matches!(blocker, Blocker::Stale | Blocker::Impossible { .. });
+        let fits = blockers.iter().all(known);
         blockers.extend(lockdown(machine.host()).map(|mode| Blocker::Lockdown { mode }));
         if kernel.parameters.acs_override.is_some() {
             blockers.push(Blocker::AcsOverride);
@@ -43,6 +46,9 @@ impl Preflight {
             }
         }
         blockers.extend(users(machine, topology, plan, &assigned)?);
+        if fits {
+            blockers.extend(shared(topology, &kernel, plan, &assigned));
+        }
         let (assigned, staying): (Vec<_>, Vec<_>) = assigned
             .into_iter()
             .partition(|device| plan.unplug.contains(&device.function));
@@ -71,6 +77,32 @@ fn against_plan(topology: &Topology, kernel: &Kernel, plan: &Plan) -> Vec<Blocke
             .map(|objection| Blocker::Objection { objection })
             .collect(),
     }
+}
+
+/// Groups that would have devices of several virtual machines. One process at a time has a group open
+/// (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so that all but one could not get theirs back.
+fn shared(
+    topology: &Topology,
+    kernel: &Kernel,
+    plan: &Plan,
+    assigned: &[Assigned],
+) -> Vec<Blocker> {
+    let mut model = GroupModel::as_found(topology, kernel);
+    plan.steps.iter().for_each(|step| step.apply(&mut model));
+    let partition = model.partition();
+    let blocker = |group: &Vec<Sbdf>| {
+        let here = assigned
+            .iter()
+            .filter(|device| group.contains(&device.function));
+        let devices: BTreeMap<Sbdf, String> = here
+            .map(|device| (device.function, device.vm.clone()))
+            .collect();
+        let machines: BTreeSet<&String> = devices.values().collect();
+        (machines.len() > 1).then(|| Blocker::Shared {
+            devices: devices.clone(),
+        })
+    };
+    partition.groups().iter().filter_map(blocker).collect()
 }
 
 fn odd_registers(topology: &Topology, plan: &Plan) -> Vec<Blocker> {

@@ -128,6 +128,32 @@ fn a_process_that_nobody_knows_blocks_and_a_known_virtual_machine_does_not() {
 }
 
 #[test]
+fn devices_of_two_machines_do_not_get_into_one_group() {
+    let bench = Bench::new();
+    let (web, db) = (
+        Guest::new("web", &[sbdf(A), sbdf(B)]),
+        Guest::new("db", &[sbdf(C), sbdf(D)]),
+    );
+    let vmms: [&dyn Vmm; 2] = [&web, &db];
+    bench.apply(&bench.join(&[A, B]), &vmms).unwrap();
+    web.log.lock().unwrap().clear();
+    let before = bench.machine.snapshot();
+    // C joins the two; A and B would stay where they are.
+    let Err(RegroupError::Refused(refusal)) = bench.apply(&bench.join(&[A, C]), &vmms) else {
+        panic!("it was not refused");
+    };
+    let lines: Vec<String> = refusal.blockers.iter().map(ToString::to_string).collect();
+    let wanted = format!(
+        "{A} (web) {B} (web) {C} (db) would be in one IOMMU group, which one VM at a time can have (leave the devices \
+         of the others out)"
+    );
+    assert_eq!(lines, [wanted]);
+    assert_eq!(bench.machine.snapshot(), before);
+    assert_eq!(*web.log.lock().unwrap(), [""; 0]);
+    assert_eq!(*db.log.lock().unwrap(), [""; 0]);
+}
+
+#[test]
 fn a_driver_that_serves_somebody_blocks() {
     let bench = Bench::new();
     let lines = refused(&bench, |bench| {

@@ -81,8 +81,9 @@ fn a_virtual_machine_that_takes_nothing_back_is_told_of() {
 #[test]
 fn a_virtual_machine_that_dies_meanwhile_stops_nothing() {
     let bench = Bench::new();
-    let (web, db) = (Guest::new("web", &[sbdf(A)]), Guest::new("db", &[sbdf(B)]));
-    let plan = bench.join(&[A, B]);
+    let (web, db) = (Guest::new("web", &[sbdf(A)]), Guest::new("db", &[sbdf(C)]));
+    bench.apply(&bench.join(&[C, D]), &[]).unwrap();
+    let plan = bench.hand_over(&[A, B], &[C, D]);
     let regroup_vmms: [&dyn Vmm; 2] = [&web, &db];
     let regroup = hotplug::regroup::Regroup::new(&bench.machine, &regroup_vmms, bench.state());
     let report = regroup.apply(&plan, &mut |progress| {
@@ -92,7 +93,7 @@ fn a_virtual_machine_that_dies_meanwhile_stops_nothing() {
     });
     let report = report.unwrap();
     assert_eq!(report.outcome, Outcome::New, "{}", brief(Some(&report)));
-    assert_eq!(db.has(), [sbdf(B)]);
+    assert_eq!(db.has(), [sbdf(C)]);
     let told: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
     assert_eq!(told, [format!("web is gone; {A} is free")]);
 }
@@ -132,14 +133,16 @@ fn groups_that_come_out_otherwise_are_put_back() {
 #[test]
 fn four_devices_in_two_machines_survive_a_failure_at_the_end() {
     let bench = Bench::new();
-    let before = bench.machine.snapshot();
     let (web, db) = (
         Guest::new("web", &[sbdf(A), sbdf(B)]),
         Guest::new("db", &[sbdf(C), sbdf(D)]),
     );
     *db.mood.lock().unwrap() = Mood::Stalls(sbdf(D));
     let vmms: [&dyn Vmm; 2] = [&web, &db];
-    let report = bench.apply(&bench.join(&[A, B, C, D]), &vmms).unwrap();
+    bench.apply(&bench.join(&[C, D]), &[]).unwrap();
+    let plan = bench.hand_over(&[A, B], &[C, D]);
+    let before = bench.machine.snapshot();
+    let report = bench.apply(&plan, &vmms).unwrap();
     assert_eq!(report.outcome, Outcome::Old);
     assert_eq!(bench.machine.snapshot(), before);
     assert_eq!((web.has().len(), db.has().len()), (2, 2));

@@ -85,8 +85,14 @@ impl Bench {
 
     /// A plan to join; everything that it does besides is accepted.
     pub(crate) fn join(&self, functions: &[&str]) -> Plan {
+        self.hand_over(functions, &[])
+    }
+
+    /// A plan to join some and isolate others: below one upstream port there is one group of joined functions at a time.
+    pub(crate) fn hand_over(&self, to: &[&str], from: &[&str]) -> Plan {
         let goals = Goals {
-            join: vec![set(functions)],
+            join: vec![set(to)],
+            isolate: set(from),
             ..Goals::default()
         };
         self.plan(&goals, &accept_all())

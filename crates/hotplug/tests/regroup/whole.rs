@@ -86,27 +86,20 @@ fn each_device_is_unplugged_and_plugged_once() {
         Guest::new("db", &[sbdf(C), sbdf(D)]),
     );
     let vmms: [&dyn Vmm; 2] = [&web, &db];
-    let plan = bench.join(&[A, B, C]);
+    bench.apply(&bench.join(&[C, D]), &[]).unwrap();
+    let plan = bench.hand_over(&[A, B], &[C, D]);
     let report = bench.apply(&plan, &vmms).unwrap();
     assert_eq!(report.outcome, Outcome::New, "{report:#?}");
     assert_eq!(web.has(), [sbdf(A), sbdf(B)]);
     assert_eq!(db.has(), [sbdf(C), sbdf(D)]);
-    let mut log = web.log.lock().unwrap().clone();
-    log.sort();
-    let of = |word: &str, end: &str| format!("{word} {end}");
-    assert_eq!(
-        log,
-        [
-            of("plug", A),
-            of("plug", B),
-            of("revoke", A),
-            of("revoke", B),
-            of("unplug", A),
-            of("unplug", B)
-        ]
-    );
-    let log = db.log.lock().unwrap().clone();
-    assert_eq!(log, [of("revoke", C), of("unplug", C), of("plug", C)]);
+    for (guest, ends) in [(&web, [A, B]), (&db, [C, D])] {
+        let mut log = guest.log.lock().unwrap().clone();
+        log.sort();
+        let once = ["plug", "revoke", "unplug"]
+            .iter()
+            .flat_map(|word| ends.map(|end| format!("{word} {end}")));
+        assert_eq!(log, once.collect::<Vec<_>>());
+    }
 }
 
 #[test]
