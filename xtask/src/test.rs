@@ -7,11 +7,13 @@ use lab::{Assets, Binaries, OwnKernel, Progress};
 use xshell::{Cmd, Shell, cmd};
 
 /// Tests of assigned devices: they pass on either of the kernel's interfaces.
-const OF_DEVICES: [&str; 6] = [
+const OF_DEVICES: [&str; 8] = [
+    "confined",
     "device",
     "dma_contract",
     "nvme",
     "one_group",
+    "policy",
     "two_domains",
     "two_groups",
 ];
