@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod hotplug {
+    mod button;
+    mod enumerating;
     mod killed;
     mod uncooperative;
 }

@@ -286,6 +286,20 @@ fn a_device_learns_what_every_bridge_above_lets_through() {
 }
 
 #[test]
+fn what_the_guest_closes_for_a_look_is_not_free() {
+    let (bus, told) = two_ports();
+    let window = gpa_range(0xc000_0000, 0x20_0000);
+    bus.config_write(at(0, 1), 0x04, &[0]);
+    assert_eq!(lock(&told).reach, []);
+    assert_eq!(bus.survey(SlotBus::Root).unwrap().windows, [window]);
+    // What is open in its place is.
+    bus.config_write(at(0, 1), 0x20, &[0x10, 0xc0]);
+    bus.config_write(at(0, 1), 0x04, &[2]);
+    let moved = gpa_range(0xc010_0000, 0x10_0000);
+    assert_eq!(bus.survey(SlotBus::Root).unwrap().windows, [moved]);
+}
+
+#[test]
 fn a_bus_held_in_reset_resets_all_below_once() {
     let (bus, told) = two_ports();
     bus.config_write(at(0, 1), 0x3e, &[0x40]);
