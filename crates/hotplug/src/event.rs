@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lifecycle::Departure;
+
 pub use log::EventLog;
 pub(crate) use log::{Found, Reader};
 pub use monitor::{EventMonitor, MonitorError, MonitorTarget};
@@ -72,6 +74,8 @@ pub enum Event {
         id: String,
         /// Where it was in the guest.
         bdf: String,
+        /// How it left the guest.
+        departure: Departure,
     },
     /// The guest did not let go in time; the device is still attached.
     DeviceUnplugTimeout {
@@ -158,7 +162,10 @@ impl Event {
                 of("device-add-failed", id, &[("reason", reason)])
             }
             Self::DeviceUnplugRequested { id } => of("device-unplug-requested", id, &[]),
-            Self::DeviceRemoved { id, bdf } => of("device-removed", id, &[("bdf", bdf)]),
+            Self::DeviceRemoved { id, bdf, departure } => {
+                let reason = word(*departure);
+                of("device-removed", id, &[("bdf", bdf), ("reason", reason)])
+            }
             Self::DeviceUnplugTimeout { id } => of("device-unplug-timeout", id, &[]),
             Self::DeviceRouteDegraded { id, reason } => {
                 of("device-route-degraded", id, &[("reason", reason)])
@@ -176,6 +183,15 @@ impl Event {
     }
 }
 
+/// How clients are told of a departure.
+fn word(departure: Departure) -> &'static str {
+    match departure {
+        Departure::Asked => "asked",
+        Departure::Unasked => "unasked",
+        Departure::Forced => "forced",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,11 +201,12 @@ mod tests {
         let event = Event::DeviceRemoved {
             id: "nvme0".into(),
             bdf: "0000:02:00.0".into(),
+            departure: Departure::Unasked,
         };
         let record = event.record(Duration::new(3, 5));
         assert_eq!(
             serde_json::to_string(&record).unwrap(),
-            r#"{"timestamp":{"secs":3,"nanos":5},"source":"vm","event":"device-removed","properties":{"bdf":"0000:02:00.0","id":"nvme0"}}"#
+            r#"{"timestamp":{"secs":3,"nanos":5},"source":"vm","event":"device-removed","properties":{"bdf":"0000:02:00.0","id":"nvme0","reason":"unasked"}}"#
         );
     }
 

@@ -38,10 +38,21 @@ pub enum State {
     UnplugRequested,
     /// The guest has it and did not let go in time.
     Overdue,
-    /// The guest has it no more; it is being closed.
-    Releasing,
+    /// The guest has it no more, and this is how it left; it is being closed.
+    Releasing(Departure),
     /// The host has it back.
     Released,
+}
+
+/// How a device left the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Departure {
+    /// The guest let go of it when it was asked.
+    Asked,
+    /// The guest let go of it unasked.
+    Unasked,
+    /// It was taken from the guest.
+    Forced,
 }
 
 /// What happens to a device.
@@ -97,10 +108,8 @@ pub enum Notice {
     UnplugRequested,
     /// The guest did not let go in time. It still has the device.
     UnplugTimeout,
-    /// The guest let go without being asked.
-    UnaskedEject,
     /// The host has the device back.
-    Removed,
+    Removed(Departure),
 }
 
 /// Why an event is not possible now; the state is as it was.
@@ -138,7 +147,7 @@ impl State {
             Self::Plugged => plugged(event),
             Self::UnplugRequested => leaving(event, true),
             Self::Overdue => leaving(event, false),
-            Self::Releasing => releasing(event),
+            Self::Releasing(departure) => releasing(event, departure),
             Self::Released => Err(Refused::NotThere),
         }
     }
@@ -179,11 +188,8 @@ fn plugged(event: Event) -> Next {
             State::UnplugRequested,
             vec![Effect::Ask, Effect::Tell(Notice::UnplugRequested)],
         )),
-        Event::Ejected => Ok((
-            State::Releasing,
-            vec![Effect::Tell(Notice::UnaskedEject), Effect::Close],
-        )),
-        Event::Force => Ok((State::Releasing, vec![Effect::Vanish, Effect::Close])),
+        Event::Ejected => Ok((State::Releasing(Departure::Unasked), vec![Effect::Close])),
+        Event::Force => Ok(forced()),
         Event::Attach => Err(Refused::AlreadyThere),
         Event::Cancel => Err(Refused::NotLeaving),
         Event::Attached | Event::Failed | Event::Deadline | Event::Closed => {
@@ -203,8 +209,8 @@ fn leaving(event: Event, in_time: bool) -> Next {
             Ok((State::Overdue, vec![Effect::Tell(Notice::UnplugTimeout)]))
         }
         Event::Cancel => Ok((State::Plugged, vec![Effect::Withdraw])),
-        Event::Ejected => Ok((State::Releasing, vec![Effect::Close])),
-        Event::Force => Ok((State::Releasing, vec![Effect::Vanish, Effect::Close])),
+        Event::Ejected => Ok((State::Releasing(Departure::Asked), vec![Effect::Close])),
+        Event::Force => Ok(forced()),
         Event::Attach => Err(Refused::AlreadyThere),
         Event::Deadline | Event::Attached | Event::Failed | Event::Closed => {
             Err(Refused::OutOfTurn)
@@ -212,9 +218,17 @@ fn leaving(event: Event, in_time: bool) -> Next {
     }
 }
 
-fn releasing(event: Event) -> Next {
+fn forced() -> (State, Vec<Effect>) {
+    let effects = vec![Effect::Vanish, Effect::Close];
+    (State::Releasing(Departure::Forced), effects)
+}
+
+fn releasing(event: Event, departure: Departure) -> Next {
     match event {
-        Event::Closed => Ok((State::Released, vec![Effect::Tell(Notice::Removed)])),
+        Event::Closed => Ok((
+            State::Released,
+            vec![Effect::Tell(Notice::Removed(departure))],
+        )),
         Event::Attach | Event::Request | Event::Cancel | Event::Force => Err(Refused::Releasing),
         Event::Attached | Event::Failed | Event::Deadline | Event::Ejected => {
             Err(Refused::OutOfTurn)

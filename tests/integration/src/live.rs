@@ -49,6 +49,10 @@ pub struct Live<'lab> {
     told: usize,
 }
 
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
 impl<'lab> Live<'lab> {
     /// Boots a guest with the NVMe driver and a shell, and an API; waits until the shell is there.
     pub fn boot(lab: &'lab Lab, words: &str) -> Self {
@@ -164,12 +168,20 @@ impl<'lab> Live<'lab> {
     pub fn events(&mut self) -> Vec<(String, String)> {
         let script = format!("tail -c +{} {DIR}/events", self.events.len() + 1);
         self.events.push_str(&self.lab.sh(&script).unwrap());
-        let values = serde_json::Deserializer::from_str(&self.events).into_iter::<Value>();
-        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        values
-            .map_while(Result::ok)
+        self.told_so_far()
             .map(|event| (word(&event["event"]), word(&event["properties"]["id"])))
             .collect()
+    }
+
+    fn told_so_far(&self) -> impl Iterator<Item = Value> {
+        let values = serde_json::Deserializer::from_str(&self.events).into_iter::<Value>();
+        values.map_while(Result::ok)
+    }
+
+    /// The reason that the last event gives which was asked for.
+    pub fn last_reason(&self) -> String {
+        let last = self.told_so_far().last();
+        last.map_or_else(String::new, |event| word(&event["properties"]["reason"]))
     }
 
     /// What was told of devices since the last time, as soon as it is so many events.

@@ -2,13 +2,15 @@
 
 use super::*;
 
-const STATES: [State; 7] = [
+const STATES: [State; 9] = [
     State::Absent,
     State::Attaching,
     State::Plugged,
     State::UnplugRequested,
     State::Overdue,
-    State::Releasing,
+    State::Releasing(Departure::Asked),
+    State::Releasing(Departure::Unasked),
+    State::Releasing(Departure::Forced),
     State::Released,
 ];
 
@@ -51,8 +53,8 @@ fn row(state: State) -> [Result<State, Refused>; 9] {
             Ok(State::UnplugRequested),
             Err(OutOfTurn),
             Err(NotLeaving),
-            Ok(State::Releasing),
-            Ok(State::Releasing),
+            Ok(State::Releasing(Departure::Unasked)),
+            Ok(State::Releasing(Departure::Forced)),
             Err(OutOfTurn),
         ],
         State::UnplugRequested => [
@@ -62,8 +64,8 @@ fn row(state: State) -> [Result<State, Refused>; 9] {
             Ok(State::UnplugRequested),
             Ok(State::Overdue),
             Ok(State::Plugged),
-            Ok(State::Releasing),
-            Ok(State::Releasing),
+            Ok(State::Releasing(Departure::Asked)),
+            Ok(State::Releasing(Departure::Forced)),
             Err(OutOfTurn),
         ],
         State::Overdue => [
@@ -73,11 +75,11 @@ fn row(state: State) -> [Result<State, Refused>; 9] {
             Ok(State::UnplugRequested),
             Err(OutOfTurn),
             Ok(State::Plugged),
-            Ok(State::Releasing),
-            Ok(State::Releasing),
+            Ok(State::Releasing(Departure::Asked)),
+            Ok(State::Releasing(Departure::Forced)),
             Err(OutOfTurn),
         ],
-        State::Releasing => [
+        State::Releasing(_) => [
             Err(Releasing),
             Err(OutOfTurn),
             Err(OutOfTurn),
@@ -131,7 +133,7 @@ fn a_soft_unplug_asks_and_reports_when_all_is_closed() {
             Effect::Ask,
             Effect::Tell(Notice::UnplugRequested),
             Effect::Close,
-            Effect::Tell(Notice::Removed),
+            Effect::Tell(Notice::Removed(Departure::Asked)),
         ]
     );
 }
@@ -148,14 +150,27 @@ fn a_late_eject_still_ends_it() {
     ]);
     assert_eq!(state, State::Released);
     assert!(effects.contains(&Effect::Tell(Notice::UnplugTimeout)));
-    assert!(!effects.contains(&Effect::Tell(Notice::UnaskedEject)));
+    let removed = Notice::Removed(Departure::Asked);
+    assert_eq!(effects.last(), Some(&Effect::Tell(removed)));
+}
+
+#[test]
+fn who_lets_go_unasked_is_told_to_have_done_so() {
+    let (_, effects) = live(&[
+        Event::Attach,
+        Event::Attached,
+        Event::Ejected,
+        Event::Closed,
+    ]);
+    let removed = Notice::Removed(Departure::Unasked);
+    assert_eq!(effects.last(), Some(&Effect::Tell(removed)));
 }
 
 #[test]
 fn force_takes_it_from_the_guest_before_it_is_closed() {
     for state in [State::Plugged, State::UnplugRequested, State::Overdue] {
         let (next, effects) = state.next(Event::Force).unwrap();
-        assert_eq!(next, State::Releasing);
+        assert_eq!(next, State::Releasing(Departure::Forced));
         assert_eq!(effects, [Effect::Vanish, Effect::Close]);
     }
 }
@@ -167,7 +182,8 @@ fn what_is_removed_was_closed() {
             let Ok((_, effects)) = state.next(event) else {
                 continue;
             };
-            let removed = effects.contains(&Effect::Tell(Notice::Removed));
+            let is_removed = |effect: &Effect| matches!(effect, Effect::Tell(Notice::Removed(_)));
+            let removed = effects.iter().any(is_removed);
             assert_eq!(removed, event == Event::Closed, "{state:?} {event:?}");
         }
     }

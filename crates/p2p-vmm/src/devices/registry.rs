@@ -333,7 +333,7 @@ impl Devices {
     }
 
     /// The slot that goes with a device: its own, or that of the whole switch if nobody else is below it.
-    fn unit(&self, at: usize) -> Option<Slot> {
+    pub(super) fn unit(&self, at: usize) -> Option<Slot> {
         let slot = self.list.get(at)?.slot;
         let SlotBus::Switch(root) = slot.bus() else {
             return Some(slot);
@@ -386,11 +386,7 @@ fn event_of(entry: &Entry, notice: Notice) -> Event {
         },
         Notice::UnplugRequested => Event::DeviceUnplugRequested { id },
         Notice::UnplugTimeout => Event::DeviceUnplugTimeout { id },
-        Notice::UnaskedEject => Event::DeviceError {
-            id,
-            reason: "the guest let go of it without being asked".to_owned(),
-        },
-        Notice::Removed => Event::DeviceRemoved { id, bdf },
+        Notice::Removed(departure) => Event::DeviceRemoved { id, bdf, departure },
     }
 }
 

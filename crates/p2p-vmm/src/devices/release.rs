@@ -34,11 +34,17 @@ impl Devices {
     pub(crate) fn end(&mut self) -> Vec<Event> {
         self.take_ejected();
         let leaving =
-            |entry: &&Entry| matches!(entry.state, State::UnplugRequested | State::Overdue);
-        let leaving = self.list.iter().filter(leaving);
-        let leaving: Vec<String> = leaving.map(|entry| entry.id().to_owned()).collect();
-        for id in leaving {
-            self.advance(&id, Step::Force);
+            |entry: &Entry| matches!(entry.state, State::UnplugRequested | State::Overdue);
+        let entries = self.list.iter().enumerate();
+        let entries = entries.filter(|(_, entry)| leaving(entry));
+        let units: Vec<_> = entries
+            .map(|(at, entry)| (entry.id().to_owned(), self.unit(at)))
+            .collect();
+        for (id, unit) in units {
+            if let Some(unit) = unit {
+                self.guest.control.take_away(unit);
+            }
+            self.advance(&id, Step::Ejected);
         }
         self.close_released();
         std::mem::take(&mut self.news)
@@ -92,7 +98,7 @@ impl Devices {
         let mut list = std::mem::take(&mut self.list);
         let mut closed = Vec::new();
         for entry in &mut list {
-            if entry.state == State::Releasing {
+            if matches!(entry.state, State::Releasing(_)) {
                 if self.close(entry) {
                     closed.push(entry.id().to_owned());
                 } else {
