@@ -27,7 +27,9 @@ pub use call::{Call, CallQueue, Counters, Reply};
 pub use document::openapi;
 #[cfg(feature = "server")]
 pub use failure::Failure;
-pub use p2p::{P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict, P2pWindow};
+pub use p2p::{
+    P2pBackend, P2pDomain, P2pInfo, P2pInterface, P2pMember, P2pRoute, P2pVerdict, P2pWindow,
+};
 #[cfg(feature = "server")]
 pub use server::{ApiServer, Desk, Inquiry, ServerError, Verb};
 pub use types::{

@@ -82,14 +82,19 @@ pub enum ChoiceReason {
     Lacking(NoIommufd),
 }
 
+impl fmt::Display for ChoiceReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked => f.write_str("as asked for"),
+            Self::Possible => f.write_str("which kernel and devices have all of"),
+            Self::Lacking(what) => write!(f, "because {what}"),
+        }
+    }
+}
+
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, ", self.interface)?;
-        match &self.reason {
-            ChoiceReason::Asked => f.write_str("as asked for"),
-            ChoiceReason::Possible => f.write_str("which kernel and devices have all of"),
-            ChoiceReason::Lacking(what) => write!(f, "because {what}"),
-        }
+        write!(f, "{}, {}", self.interface, self.reason)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Who may reach whom: what `vm.p2p` answers. cloud-hypervisor has no such call.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Answer to `vm.p2p`: who may reach whom, and how.
@@ -12,6 +14,38 @@ pub struct P2pInfo {
     pub others: Vec<String>,
     /// What is between each two devices with P2P, in each direction.
     pub routes: Vec<P2pRoute>,
+    /// What the devices are assigned by; none while there is no guest, and before its first device.
+    pub backend: Option<P2pBackend>,
+}
+
+/// What the devices of a VM are assigned by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+pub struct P2pBackend {
+    /// The kernel's interface.
+    pub interface: P2pInterface,
+    /// Why it is this one, in words.
+    pub reason: String,
+}
+
+/// An interface of the kernel to IOMMU contexts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum P2pInterface {
+    /// VFIO containers with the type1 driver.
+    Type1,
+    /// iommufd.
+    Iommufd,
+}
+
+impl fmt::Display for P2pInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Type1 => "type1",
+            Self::Iommufd => "iommufd",
+        })
+    }
 }
 
 /// A P2P domain of a VM.

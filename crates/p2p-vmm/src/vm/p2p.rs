@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use hotplug::DeviceConfig;
-use hotplug::api::{Failure, P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict, P2pWindow};
+use hotplug::api::{
+    Failure, P2pBackend, P2pDomain, P2pInfo, P2pInterface, P2pMember, P2pRoute, P2pVerdict,
+    P2pWindow,
+};
 use iommu_group::{Route, Verdict};
-use p2p_vfio::{Address, Candidate, DomainName, HostView};
+use p2p_vfio::{Address, Candidate, DomainName, HostView, Interface};
 
 use super::owner::Owner;
 use crate::devices::{Assigned, domain_of};
@@ -41,6 +44,18 @@ impl Owner {
             domains: domains.collect(),
             others,
             routes: routes(&host, &peers),
+            backend: self.backend(),
+        })
+    }
+
+    fn backend(&self) -> Option<P2pBackend> {
+        let choice = self.running.as_ref()?.machine.devices.choice()?;
+        Some(P2pBackend {
+            interface: match choice.interface {
+                Interface::Type1 => P2pInterface::Type1,
+                Interface::Iommufd => P2pInterface::Iommufd,
+            },
+            reason: choice.reason.to_string(),
         })
     }
 

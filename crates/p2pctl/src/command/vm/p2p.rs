@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use hotplug::Client;
-use hotplug::api::{P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict};
+use hotplug::api::{P2pBackend, P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict};
 
 use super::info::bytes;
 use crate::answer::Answer;
@@ -31,6 +31,10 @@ fn show(info: &P2pInfo, width: usize) -> Text {
     if !info.others.is_empty() {
         let others = info.others.join(" ");
         text.push(Line::new().plain(format_args!("guest memory only: {others}")));
+    }
+    if let Some(P2pBackend { interface, reason }) = &info.backend {
+        let by = format_args!("assigned by {interface}, {reason}");
+        text.push(Line::new().plain(by));
     }
     text
 }
@@ -80,6 +84,8 @@ fn line(route: &P2pRoute) -> Line {
 
 #[cfg(test)]
 mod tests {
+    use hotplug::api::P2pInterface;
+
     use super::*;
 
     #[test]
@@ -100,5 +106,23 @@ mod tests {
         assert_eq!(allowed, "a → b: allowed, host-bridge\n");
         let denied = text(route(P2pVerdict::Denied, &["two groups", "no route"]));
         assert_eq!(denied, "a → b: denied, two groups; no route\n");
+    }
+
+    #[test]
+    fn what_devices_are_assigned_by_is_said_with_its_reason() {
+        let info = P2pInfo {
+            domains: Vec::new(),
+            others: Vec::new(),
+            routes: Vec::new(),
+            backend: Some(P2pBackend {
+                interface: P2pInterface::Iommufd,
+                reason: "as asked for".into(),
+            }),
+        };
+        let text = show(&info, 80).render(false);
+        assert!(
+            text.ends_with("assigned by iommufd, as asked for\n"),
+            "{text}"
+        );
     }
 }
