@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! vm-call SOCKET GET|PUT CALL [BODY]     prints the status, then the body in lines of their own
+//! vm-call SOCKET                         passes on what it reads, and prints what comes back, as they are
 //! ```
 
-use std::io::{Read, Write};
+use std::io::{Read, Write, copy, stdin, stdout};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -16,13 +17,27 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (socket, verb, call, body) = match words.as_slice() {
-        [socket, verb, call] => (socket, verb, call, ""),
-        [socket, verb, call, body] => (socket, verb, call, *body),
-        _ => bail!("usage: vm-call SOCKET GET|PUT CALL [BODY]"),
-    };
-    let mut stream = UnixStream::connect(socket).with_context(|| format!("connect to {socket}"))?;
+    match words.as_slice() {
+        [socket] => pass_on(connect(socket)?),
+        [socket, verb, call] => ask(connect(socket)?, verb, call, ""),
+        [socket, verb, call, body] => ask(connect(socket)?, verb, call, body),
+        _ => bail!("usage: vm-call SOCKET [GET|PUT CALL [BODY]]"),
+    }
+}
+
+fn connect(socket: &str) -> Result<UnixStream> {
+    let stream = UnixStream::connect(socket).with_context(|| format!("connect to {socket}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn pass_on(mut stream: UnixStream) -> Result<()> {
+    copy(&mut stdin(), &mut stream)?;
+    copy(&mut stream, &mut stdout())?;
+    Ok(())
+}
+
+fn ask(mut stream: UnixStream, verb: &str, call: &str, body: &str) -> Result<()> {
     let length = match body.len() {
         0 => String::new(),
         length => format!("Content-Length: {length}\r\n"),
