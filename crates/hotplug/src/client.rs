@@ -6,6 +6,7 @@ mod conversation;
 mod error;
 mod events;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,10 +74,19 @@ impl Client {
         self.get("vm.p2p")
     }
 
-    /// Adds a device; where it is in the guest, if there is a guest.
+    /// Adds a device; where it is in the guest, if there is a guest. If it is an inherited descriptor, that is sent.
     pub fn add_device(&self, device: &DeviceConfig) -> Result<Option<PciDevice>, ClientError> {
         let call = "vm.add-device";
-        let answer = self.put(call, device)?;
+        let riders = match device.fd {
+            Some(fd) => vec![
+                fd.duplicate()
+                    .map_err(|source| ClientError::Descriptor { fd, source })?,
+            ],
+            None => Vec::new(),
+        };
+        let body =
+            serde_json::to_vec(device).map_err(|error| ClientError::malformed(call, error))?;
+        let answer = self.talk("PUT", call, Some(&body), riders)?;
         answer.map(|body| parse(call, &body)).transpose()
     }
 
@@ -87,19 +97,21 @@ impl Client {
 
     /// Makes a call that has no body, such as `vm.pause`.
     pub fn act(&self, call: &str) -> Result<(), ClientError> {
-        self.talk("PUT", call, None).map(|_| ())
+        self.talk("PUT", call, None, Vec::new()).map(|_| ())
     }
 
     /// What a call answers, such as `vm.info`.
     pub fn get<T: DeserializeOwned>(&self, call: &str) -> Result<T, ClientError> {
-        let body = self.talk("GET", call, None)?.unwrap_or_default();
+        let body = self
+            .talk("GET", call, None, Vec::new())?
+            .unwrap_or_default();
         parse(call, &body)
     }
 
     /// Makes a call with a body, such as `vm.create`; what it answers, if anything.
     pub fn put(&self, call: &str, body: &impl Serialize) -> Result<Option<Vec<u8>>, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::malformed(call, error))?;
-        self.talk("PUT", call, Some(&body))
+        self.talk("PUT", call, Some(&body), Vec::new())
     }
 
     /// What happens from now on. A VMM of this project only: cloud-hypervisor has no such call.
@@ -112,9 +124,10 @@ impl Client {
         verb: &str,
         call: &str,
         body: Option<&[u8]>,
+        riders: Vec<OwnedFd>,
     ) -> Result<Option<Vec<u8>>, ClientError> {
         let mut conversation = Conversation::open(&self.socket, call, self.patience)?;
-        conversation.ask(&format!("{verb} /api/v1/{call} HTTP/1.1"), body)?;
+        conversation.ask(&format!("{verb} /api/v1/{call} HTTP/1.1"), body, riders)?;
         conversation.answer()
     }
 }

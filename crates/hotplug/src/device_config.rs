@@ -1,15 +1,17 @@
 //! Description of a device to assign: one type for command line, REST and tests.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ConfigError;
+use crate::inherited::Inherited;
 use crate::lacking::Lacking;
 use crate::options::{OptionError, Options, quote};
 
-const KEYS: [&str; 4] = ["path", "id", "p2p", "p2p_domain"];
+const KEYS: [&str; 5] = ["path", "fd", "id", "p2p", "p2p_domain"];
 
 /// A device to assign to a virtual machine.
 ///
@@ -29,8 +31,13 @@ const KEYS: [&str; 4] = ["path", "id", "p2p", "p2p_domain"];
     schemars(description = "A device to assign to a VM")
 )]
 pub struct DeviceConfig {
-    /// The device's directory in sysfs.
-    pub path: PathBuf,
+    /// The device's directory in sysfs. Where the device comes as a descriptor, none until somebody has looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// What somebody else has opened the device by, `/dev/vfio/devices/vfioN`. A number says something in the process
+    /// that has inherited the descriptor only: in a request of the API the descriptor rides on the message.
+    #[serde(skip)]
+    pub fd: Option<Inherited>,
     /// Name by which the device is known in the API; chosen by the VMM if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -48,13 +55,14 @@ pub struct DeviceConfig {
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 struct DeviceFields {
-    path: PathBuf,
+    path: Option<PathBuf>,
     id: Option<String>,
     #[serde(default)]
     p2p: bool,
     p2p_domain: Option<String>,
+    /// Says nothing: a descriptor rides on the message, as cloud-hypervisor has it.
     #[serde(default)]
-    fd: Lacking,
+    fd: Option<i64>,
     #[serde(default)]
     iommu: Lacking,
     #[serde(default)]
@@ -71,8 +79,12 @@ impl TryFrom<DeviceFields> for DeviceConfig {
     type Error = OptionError;
 
     fn try_from(fields: DeviceFields) -> Result<Self, OptionError> {
+        if let (Some(fd), Some(_)) = (fields.fd, &fields.path) {
+            return Err(beside_path(fd));
+        }
         Self {
             path: fields.path,
+            fd: None,
             id: fields.id,
             p2p: fields.p2p,
             p2p_domain: fields.p2p_domain,
@@ -82,16 +94,33 @@ impl TryFrom<DeviceFields> for DeviceConfig {
 }
 
 impl DeviceConfig {
+    /// The device's directory in sysfs.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoPath`] if it is not known.
+    pub fn directory(&self) -> Result<&Path, ConfigError> {
+        self.path.as_deref().ok_or(ConfigError::NoPath)
+    }
+
     /// This, if its parts go together.
     fn checked(self) -> Result<Self, OptionError> {
-        match &self.p2p_domain {
-            Some(domain) if !self.p2p => Err(OptionError::BadValue {
+        match (&self.p2p_domain, self.fd, &self.path) {
+            (Some(domain), _, _) if !self.p2p => Err(OptionError::BadValue {
                 key: "p2p_domain".to_owned(),
                 value: domain.clone(),
                 expected: "possible without p2p=on".to_owned(),
             }),
+            (_, Some(fd), Some(_)) => Err(beside_path(fd)),
             _ => Ok(self),
         }
+    }
+}
+
+fn beside_path(fd: impl fmt::Display) -> OptionError {
+    OptionError::BadValue {
+        key: "fd".to_owned(),
+        value: fd.to_string(),
+        expected: "possible beside path".to_owned(),
     }
 }
 
@@ -100,8 +129,14 @@ impl FromStr for DeviceConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &KEYS)?;
+        let fd = options.value("fd", Inherited::WHAT)?;
+        let path = match fd {
+            None => Some(options.required("path")?),
+            Some(_) => options.text("path"),
+        };
         Self {
-            path: options.required("path")?.into(),
+            path: path.map(PathBuf::from),
+            fd,
             id: options.text("id").map(str::to_owned),
             p2p: options.switch("p2p")?.unwrap_or(false),
             p2p_domain: options.text("p2p_domain").map(str::to_owned),
@@ -112,7 +147,11 @@ impl FromStr for DeviceConfig {
 
 impl fmt::Display for DeviceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "path={}", quote(&self.path.to_string_lossy()))?;
+        match (&self.path, self.fd) {
+            (Some(path), _) => write!(f, "path={}", quote(&path.to_string_lossy()))?,
+            (None, Some(fd)) => write!(f, "fd={fd}")?,
+            (None, None) => f.write_str("fd=")?,
+        }
         if let Some(id) = &self.id {
             write!(f, ",id={}", quote(id))?;
         }
@@ -134,7 +173,8 @@ mod tests {
 
     fn device(id: Option<&str>, p2p: bool) -> DeviceConfig {
         DeviceConfig {
-            path: NVME.into(),
+            path: Some(NVME.into()),
+            fd: None,
             id: id.map(str::to_owned),
             p2p,
             p2p_domain: None,
@@ -150,7 +190,8 @@ mod tests {
     #[test]
     fn text_round_trips() {
         let odd = DeviceConfig {
-            path: "/tmp/a,\"b\"".into(),
+            path: Some("/tmp/a,\"b\"".into()),
+            fd: None,
             id: Some("x,y".into()),
             p2p: true,
             p2p_domain: Some("left".into()),
@@ -186,11 +227,32 @@ mod tests {
     }
 
     #[test]
+    fn a_descriptor_stands_for_a_path() {
+        let device: DeviceConfig = "fd=7,p2p=on".parse().unwrap();
+        assert_eq!(device.fd, "7".parse().ok());
+        assert_eq!(device.directory(), Err(ConfigError::NoPath));
+        assert_eq!(device.to_string(), "fd=7,p2p=on");
+        let error = "fd=7,path=/x".parse::<DeviceConfig>().unwrap_err();
+        let text = "option \"fd\": \"7\" is not possible beside path";
+        assert_eq!(error.to_string(), text);
+        assert!("fd=1".parse::<DeviceConfig>().is_err(), "standard output");
+    }
+
+    #[test]
+    fn a_number_in_a_request_is_no_descriptor() {
+        let device: DeviceConfig = serde_json::from_str(r#"{"fd":5,"id":"x"}"#).unwrap();
+        assert_eq!((device.fd, &device.path), (None, &None));
+        assert!(serde_json::from_str::<DeviceConfig>(r#"{"fd":"5"}"#).is_err());
+        let error = serde_json::from_str::<DeviceConfig>(r#"{"fd":5,"path":"/x"}"#).unwrap_err();
+        assert!(error.to_string().contains("beside path"), "{error}");
+    }
+
+    #[test]
     fn unknown_key_is_refused_with_the_known_ones() {
         let error = "path=/x,iommu=on".parse::<DeviceConfig>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown option \"iommu\" (known: path, id, p2p, p2p_domain)"
+            "unknown option \"iommu\" (known: path, fd, id, p2p, p2p_domain)"
         );
     }
 

@@ -9,7 +9,6 @@
 //! A thread for each connection carries bytes both ways; requests are looked at, answers are not. While a request has no
 //! answer yet the next one is left waiting, so that a refusal never overtakes an answer.
 
-mod descriptors;
 mod gate;
 mod relay;
 mod request;

@@ -7,9 +7,11 @@
 
 pub mod api;
 mod client;
+mod descriptors;
 mod device_config;
 mod event;
 mod front;
+mod inherited;
 mod lacking;
 pub mod lifecycle;
 mod options;
@@ -23,6 +25,7 @@ pub use client::{Client, ClientError, EventStream, Next};
 pub use device_config::DeviceConfig;
 pub use event::{Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
 pub use front::{Front, Gate, GatedCall, Passage};
+pub use inherited::Inherited;
 pub use options::{OptionError, Options};
 pub use slots::{Register, Slot, SlotBus, SlotRegisters};
 pub use socket::SocketError;

@@ -75,6 +75,9 @@ pub enum ConfigError {
     /// A name that cannot be one.
     #[error("identifier {0:?} is not 1 to 64 letters, digits, dots, dashes or underscores")]
     BadId(String),
+    /// A device of which nothing says where it is.
+    #[error("a device has no path, and no descriptor came with it")]
+    NoPath,
 }
 
 /// Longest name of a device, in bytes.

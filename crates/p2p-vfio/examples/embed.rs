@@ -241,7 +241,12 @@ fn assign(
     };
     let kvm = Arc::new(vm.create_device(&mut request)?);
     // iommufd where kernel and devices have what that takes, else VFIO containers.
-    let iommu = Arc::new(HostIommu::choose(None, &admitted.reaches(), Some(kvm))?);
+    let iommu = Arc::new(HostIommu::choose(
+        None,
+        &admitted.reaches(),
+        Some(kvm),
+        &Arc::default(),
+    )?);
     let (mut branches, mut devices) = (Vec::new(), Vec::new());
     let domains = admitted.domains.iter().map(|domain| &domain.members);
     let contexts = domains.map(|members| (Reach::Peers, members));

@@ -104,7 +104,10 @@ impl IommuContext {
     /// Opens a device in this context; it may use what is mapped here.
     pub(crate) fn open(&self, sbdf: Sbdf, group: GroupId) -> Result<VfioPci, ContextError> {
         let opened = match &self.backend {
-            Backend::Type1(container) => VfioPci::open(container.clone(), group, sbdf),
+            Backend::Type1(container) => {
+                self.iommu.excludes(sbdf)?;
+                VfioPci::open(container.clone(), group, sbdf)
+            }
             Backend::Iommufd(ioas) => {
                 let device = self.iommu.take(sbdf, self.reach)?;
                 VfioPci::attach(ioas.clone(), device, self.reach == Reach::Peers)

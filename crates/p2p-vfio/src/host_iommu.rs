@@ -10,6 +10,7 @@ use kvm_ioctls::DeviceFd;
 use thiserror::Error;
 
 use crate::context::Reach;
+use crate::handed::Handed;
 use crate::sys::{Cdev, Iommufd, try_sharing};
 
 /// An interface of the kernel to IOMMU contexts.
@@ -51,6 +52,12 @@ pub enum NoIommufd {
         sbdf: Sbdf,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// The operator wants something else.
+    #[error("{sbdf} is handed in open, which takes iommufd, and the VM is to have type1")]
+    Excluded {
+        /// The device.
+        sbdf: Sbdf,
     },
     /// Its peers could not reach it.
     #[error("peers of {sbdf} could not reach it: {why}")]
@@ -103,6 +110,7 @@ pub struct HostIommu {
     choice: Choice,
     way: Way,
     kvm: Option<Arc<DeviceFd>>,
+    handed: Arc<Handed>,
 }
 
 enum Way {
@@ -116,7 +124,7 @@ enum Way {
 
 impl HostIommu {
     /// Finds out whether iommufd has all that `devices` need, by taking them, and uses it then; else containers.
-    /// With `wanted`, this one or none. `kvm` is the VM's KVM-VFIO device.
+    /// With `wanted`, this one or none; what is `handed` in is for iommufd only. `kvm` is the VM's KVM-VFIO device.
     ///
     /// # Errors
     /// [`NoIommufd`] if iommufd is wanted and not possible.
@@ -124,10 +132,23 @@ impl HostIommu {
         wanted: Option<Interface>,
         devices: &[(Sbdf, Reach)],
         kvm: Option<Arc<DeviceFd>>,
+        handed: &Arc<Handed>,
     ) -> Result<Self, NoIommufd> {
+        let open = devices.iter().find(|(sbdf, _)| handed.has(*sbdf));
+        let wanted = match (wanted, open) {
+            (Some(Interface::Type1), Some((sbdf, _))) => {
+                return Err(NoIommufd::Excluded { sbdf: *sbdf });
+            }
+            (None, Some(_)) => Some(Interface::Iommufd),
+            (wanted, _) => wanted,
+        };
+        let binder = Binder {
+            handed,
+            kvm: kvm.as_ref(),
+        };
         let found = match wanted {
             Some(Interface::Type1) => None,
-            Some(Interface::Iommufd) | None => Some(Way::iommufd(devices, kvm.as_ref())),
+            Some(Interface::Iommufd) | None => Some(Way::iommufd(devices, &binder)),
         };
         let (way, reason) = match (found, wanted) {
             (None, _) => (Way::Type1, ChoiceReason::Asked),
@@ -144,6 +165,7 @@ impl HostIommu {
             choice: Choice { interface, reason },
             way,
             kvm,
+            handed: Arc::clone(handed),
         })
     }
 
@@ -171,19 +193,31 @@ impl HostIommu {
             return Err(NoIommufd::Bind { sbdf, error });
         };
         let mut bound = bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let binder = Binder {
+            handed: &self.handed,
+            kvm: self.kvm.as_ref(),
+        };
         match bound.remove(&sbdf) {
             Some(device) => Ok(device),
-            None => bind(iommufd, sbdf, reach, self.kvm.as_ref()),
+            None => binder.bind(iommufd, sbdf, reach),
+        }
+    }
+
+    /// Whether a device, which comes to a VM with containers, must not: it is handed in open.
+    pub(crate) fn excludes(&self, sbdf: Sbdf) -> Result<(), NoIommufd> {
+        match self.handed.has(sbdf) {
+            true => Err(NoIommufd::Excluded { sbdf }),
+            false => Ok(()),
         }
     }
 }
 
 impl Way {
-    fn iommufd(devices: &[(Sbdf, Reach)], kvm: Option<&Arc<DeviceFd>>) -> Result<Self, NoIommufd> {
-        let iommufd = Arc::new(Iommufd::open().map_err(NoIommufd::Kernel)?);
+    fn iommufd(devices: &[(Sbdf, Reach)], binder: &Binder<'_>) -> Result<Self, NoIommufd> {
+        let iommufd = binder.handed.iommufd().map_err(NoIommufd::Kernel)?;
         let bound = devices
             .iter()
-            .map(|(sbdf, reach)| Ok((*sbdf, bind(&iommufd, *sbdf, *reach, kvm)?)))
+            .map(|(sbdf, reach)| Ok((*sbdf, binder.bind(&iommufd, *sbdf, *reach)?)))
             .collect::<Result<_, NoIommufd>>()?;
         Ok(Self::Iommufd {
             bound: Mutex::new(bound),
@@ -192,23 +226,32 @@ impl Way {
     }
 }
 
-fn bind(
-    iommufd: &Iommufd,
-    sbdf: Sbdf,
-    reach: Reach,
-    kvm: Option<&Arc<DeviceFd>>,
-) -> Result<Cdev, NoIommufd> {
-    let path = Cdev::find(sbdf).map_err(|error| NoIommufd::DeviceFile { sbdf, error })?;
-    let device = Cdev::bind(&path, iommufd, kvm.cloned());
-    let device = device.map_err(|error| NoIommufd::Bind { sbdf, error })?;
-    if reach == Reach::Peers {
-        let shared = try_sharing(iommufd, &device);
-        shared.map_err(|why| NoIommufd::Peers {
-            sbdf,
-            why: why.to_string(),
-        })?;
+/// Where devices come from, and the VM that they come to.
+struct Binder<'a> {
+    handed: &'a Handed,
+    kvm: Option<&'a Arc<DeviceFd>>,
+}
+
+impl Binder<'_> {
+    fn bind(&self, iommufd: &Arc<Iommufd>, sbdf: Sbdf, reach: Reach) -> Result<Cdev, NoIommufd> {
+        let device = match self.handed.bind(sbdf, iommufd, self.kvm.cloned()) {
+            Some(device) => device,
+            None => {
+                let path = Cdev::find(sbdf);
+                let path = path.map_err(|error| NoIommufd::DeviceFile { sbdf, error })?;
+                Cdev::open(&path).and_then(|file| Cdev::bind(file, iommufd, self.kvm.cloned()))
+            }
+        };
+        let device = device.map_err(|error| NoIommufd::Bind { sbdf, error })?;
+        if reach == Reach::Peers {
+            let shared = try_sharing(iommufd, &device);
+            shared.map_err(|why| NoIommufd::Peers {
+                sbdf,
+                why: why.to_string(),
+            })?;
+        }
+        Ok(device)
     }
-    Ok(device)
 }
 
 #[cfg(test)]
@@ -231,7 +274,7 @@ mod tests {
 
     #[test]
     fn type1_can_be_had_by_asking_on_any_host() {
-        let iommu = HostIommu::choose(Some(Interface::Type1), &[], None).unwrap();
+        let iommu = HostIommu::choose(Some(Interface::Type1), &[], None, &Arc::default()).unwrap();
         assert_eq!(iommu.choice().to_string(), "type1, as asked for");
         assert!(iommu.iommufd().is_none());
     }
@@ -240,9 +283,10 @@ mod tests {
     fn a_device_without_a_file_of_its_own_is_named() {
         // Nobody has as many PCI domains.
         let absent: Sbdf = "ffffffe:00:00.0".parse().unwrap();
-        let iommu = HostIommu::choose(None, &[(absent, Reach::Peers)], None).unwrap();
+        let (devices, handed) = ([(absent, Reach::Peers)], Arc::default());
+        let iommu = HostIommu::choose(None, &devices, None, &handed).unwrap();
         assert_eq!(iommu.choice().interface, Interface::Type1);
         let wanted = Some(Interface::Iommufd);
-        assert!(HostIommu::choose(wanted, &[(absent, Reach::Peers)], None).is_err());
+        assert!(HostIommu::choose(wanted, &devices, None, &handed).is_err());
     }
 }

@@ -37,6 +37,7 @@ mod dma;
 #[cfg(test)]
 mod fake;
 mod guest;
+mod handed;
 mod host_iommu;
 mod memory;
 mod pci;
@@ -58,6 +59,7 @@ pub use guest::{
     Apertures, Branch, BusNumbers, Endpoint, Ground, GuestTopology, LayoutError, Link,
     PlacedEndpoint, PortKind, SWITCH_SLOTS, Spare, VirtualPort, fixed_windows, lay_out,
 };
+pub use handed::{Handed, HandedError};
 pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, NoIommufd};
 pub use memory::HostMemory;
 pub use policy::{Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};

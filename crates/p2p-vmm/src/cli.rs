@@ -50,15 +50,15 @@ pub(crate) struct Cli {
     console: ConsoleConfig,
 
     /// iommufd=on assigns devices through iommufd or not at all, iommufd=off through VFIO containers; without it,
-    /// iommufd is used if the kernel and all devices have what that takes
-    #[arg(long, value_name = "iommufd=on|off")]
+    /// iommufd is used if the kernel and all devices have what that takes; iommufd_fd is an inherited /dev/iommu
+    #[arg(long, value_name = "iommufd=on|off[,iommufd_fd=NUMBER]")]
     platform: Option<PlatformConfig>,
 
-    /// Devices to assign; p2p=on lets a device do peer-to-peer DMA with the others that have it (and the same
+    /// Devices to assign, by path or by inherited descriptor of /dev/vfio/devices/vfioN; p2p=on lets a device do peer-to-peer DMA with the others that have it (and the same
     /// p2p_domain, if it has one)
     #[arg(
         long,
-        value_name = "path=SYSFS[,id=NAME][,p2p=on|off][,p2p_domain=NAME]",
+        value_name = "path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on|off][,p2p_domain=NAME]",
         num_args = 1..,
         action = ArgAction::Append
     )]
@@ -222,7 +222,8 @@ mod tests {
             "null",
         ])
         .unwrap();
-        let paths: Vec<_> = config.devices.iter().map(|d| d.path.clone()).collect();
+        let paths = config.devices.iter().map(|d| d.path.clone());
+        let paths: Vec<_> = paths.flatten().collect();
         assert_eq!(
             paths,
             ["/a", "/b", "/c"].map(PathBuf::from),
@@ -237,7 +238,7 @@ mod tests {
         let error = parse(&["--kernel", "/k", "--device", "path=/a,p2pp=on"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
-        assert!(text.contains("unknown option \"p2pp\" (known: path, id, p2p, p2p_domain)"));
+        assert!(text.contains("unknown option \"p2pp\" (known: path, fd, id, p2p, p2p_domain)"));
     }
 
     #[test]

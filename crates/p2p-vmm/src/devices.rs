@@ -19,6 +19,7 @@ mod view;
 
 pub(crate) use add::AddError;
 pub(crate) use boot::OpenDevices;
+pub(crate) use contexts::Contexts;
 pub(crate) use judge::{Judged, domain_of, judge};
 pub(crate) use limit::address_limit;
 pub(crate) use registry::{Devices, RemoveError, RemoveOptions};

@@ -10,6 +10,7 @@ mod cli;
 mod confine;
 mod devices;
 mod exit;
+mod handed;
 mod irq;
 mod layout;
 mod loader;
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use iommu_group::SysfsError;
-use p2p_vfio::{NoIommufd, Refusal};
+use p2p_vfio::{Handed, HandedError, NoIommufd, Refusal};
 
 use crate::cli::Cli;
 use crate::layout::LayoutError;
@@ -52,8 +53,14 @@ fn main() -> ExitCode {
             if error.is::<Refusal>() || error.is::<LayoutError>() {
                 return ExitCode::from(REFUSED);
             }
-            if error.is::<NoIommufd>() {
-                eprintln!("       without --platform iommufd=on the devices are assigned by type1");
+            if let Some(error) = error.downcast_ref::<NoIommufd>() {
+                eprintln!("       {}", way_without(error));
+                return ExitCode::from(REFUSED);
+            }
+            if error.is::<HandedError>() {
+                eprintln!(
+                    "       hand in what was opened for reading and writing: --device fd=5 5<>/dev/vfio/devices/vfio0"
+                );
                 return ExitCode::from(REFUSED);
             }
             ExitCode::FAILURE
@@ -73,15 +80,25 @@ fn way_out(error: &SysfsError) -> &'static str {
     }
 }
 
+/// What to do without iommufd.
+fn way_without(error: &NoIommufd) -> &'static str {
+    match error {
+        NoIommufd::Excluded { .. } => "leave out iommufd=off, or give the device's path",
+        _ => "without --platform iommufd=on the devices are assigned by type1",
+    }
+}
+
 fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
     let mut request = cli.into_request();
     request.confinement.begin()?;
     let policy = policy::read(request.policy.as_deref())?;
+    let mut handed = Handed::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
+        handed = handed::take_inherited(config)?;
         // Before anything is opened: a refusal changes nothing.
         devices::judge(&config.devices, &policy)?;
     }
-    vm::run(request, policy)
+    vm::run(request, policy, handed)
 }

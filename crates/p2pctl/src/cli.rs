@@ -259,8 +259,8 @@ pub(crate) enum VmVerb {
     Add {
         #[command(flatten)]
         at: Socket,
-        /// The device, as p2p-vmm's --device takes it; 03:00.0,p2p=on will do
-        #[arg(value_name = "FUNCTION|path=SYSFS[,id=NAME][,p2p=on][,p2p_domain=NAME]", value_parser = device)]
+        /// The device, as p2p-vmm's --device takes it; 03:00.0,p2p=on will do, and fd=5 if descriptor 5 is the open device
+        #[arg(value_name = "FUNCTION|path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on][,p2p_domain=NAME]", value_parser = device)]
         device: DeviceConfig,
     },
     /// Ask the guest to let go of a device and wait until it is free (exit 1 if the guest does not)
@@ -296,7 +296,7 @@ pub(crate) struct Socket {
     pub(crate) api_socket: PathBuf,
 }
 
-/// `03:00.0,p2p=on`, or an option list with a path.
+/// `03:00.0,p2p=on`, or an option list with a path or a descriptor.
 fn device(text: &str) -> Result<DeviceConfig, String> {
     let (first, rest) = text.split_once(',').unwrap_or((text, ""));
     let spelled = match first.parse::<Sbdf>() {

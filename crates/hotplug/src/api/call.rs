@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
@@ -47,8 +48,8 @@ pub enum Call {
     P2p(Reply<P2pInfo>),
     /// To let the peers of a device reach it, or no more.
     P2pWindows(P2pWindows, Reply<()>),
-    /// To add a device; its place in the guest, if there is a guest.
-    AddDevice(DeviceConfig, Reply<Option<PciDevice>>),
+    /// To add a device, which may have come open; its place in the guest, if there is a guest.
+    AddDevice(DeviceConfig, Option<OwnedFd>, Reply<Option<PciDevice>>),
     /// To ask the guest to let go of a device.
     RemoveDevice(RemoveDevice, Reply<()>),
 }

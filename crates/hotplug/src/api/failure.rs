@@ -81,7 +81,7 @@ impl Failure {
             | Self::NotRunning
             | Self::State(_)
             | Self::Refused { .. } => StatusCode::CONFLICT,
-            Self::Invalid(ConfigError::BadId(_))
+            Self::Invalid(ConfigError::BadId(_) | ConfigError::NoPath)
             | Self::NoSuchDevice(_)
             | Self::Malformed(_)
             | Self::NoSuchFile { .. } => StatusCode::BAD_REQUEST,

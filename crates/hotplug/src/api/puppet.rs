@@ -1,6 +1,9 @@
-//! The owner of a VM that there is not: answers calls as the VMM does whose VM runs with one device.
+//! The owner of a VM that there is not: answers calls as the VMM does whose VM runs with one device. Into a descriptor
+//! that a device comes as it writes the device's name.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,13 +107,16 @@ fn answer(call: Call, events: &EventLog) -> Option<Call> {
         Call::Info(reply) => reply.send(Err(Failure::NotCreated)),
         Call::P2p(reply) => reply.send(Err(Failure::NotCreated)),
         Call::Counters(reply) => reply.send(Ok(Default::default())),
-        Call::AddDevice(device, reply) => match device.id.as_deref() {
-            Some(STALLS) => return Some(Call::AddDevice(device, reply)),
+        Call::AddDevice(device, file, reply) => match device.id.as_deref() {
+            Some(STALLS) => return Some(Call::AddDevice(device, file, reply)),
             Some(REFUSED) => {
                 let reasons = vec![REASON.to_owned()];
                 reply.send(Err(Failure::Refused { reasons }));
             }
             Some(id) => {
+                if let Some(file) = file {
+                    File::from(file).write_all(id.as_bytes()).unwrap();
+                }
                 let id = id.to_owned();
                 let bdf = "0000:02:00.0".to_owned();
                 let event = Event::DeviceAdded {

@@ -5,6 +5,7 @@ mod connection;
 mod desk;
 mod listen;
 mod request;
+mod riders;
 mod routes;
 mod stream;
 

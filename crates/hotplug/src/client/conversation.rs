@@ -1,11 +1,13 @@
 //! One request and its answer (RFC 9112), by a deadline.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::ClientError;
+use crate::descriptors::send;
 
 /// Longest answer, in bytes.
 const MAX_BYTES: usize = 16 << 20;
@@ -50,8 +52,13 @@ impl Conversation {
         })
     }
 
-    /// Sends the request that begins with `line`.
-    pub(super) fn ask(&mut self, line: &str, body: Option<&[u8]>) -> Result<(), ClientError> {
+    /// Sends the request that begins with `line`; descriptors ride on it.
+    pub(super) fn ask(
+        &mut self,
+        line: &str,
+        body: Option<&[u8]>,
+        riders: Vec<OwnedFd>,
+    ) -> Result<(), ClientError> {
         let mut request = format!("{line}\r\nHost: localhost\r\nAccept: */*\r\n").into_bytes();
         if let Some(body) = body {
             let length = format!("Content-Length: {}\r\n", body.len());
@@ -64,7 +71,7 @@ impl Conversation {
         let sent = self
             .stream
             .set_write_timeout(Some(left))
-            .and_then(|()| self.stream.write_all(&request));
+            .and_then(|()| send(&self.stream, &request, riders));
         sent.map_err(|source| self.broken(source))
     }
 

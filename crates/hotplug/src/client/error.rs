@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::Inherited;
+
 /// Why a call was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -13,6 +15,14 @@ pub enum ClientError {
     Connect {
         /// The socket.
         socket: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A descriptor that was to be sent is none.
+    #[error("cannot send descriptor {fd}")]
+    Descriptor {
+        /// Its number.
+        fd: Inherited,
         /// Why not.
         source: io::Error,
     },

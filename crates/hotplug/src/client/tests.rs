@@ -1,3 +1,6 @@
+use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
+
 use super::*;
 use crate::Event;
 use crate::api::puppet::{Puppet, REASON};
@@ -6,7 +9,8 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn device(id: &str) -> DeviceConfig {
     DeviceConfig {
-        path: "/sys/x".into(),
+        path: Some("/sys/x".into()),
+        fd: None,
         id: Some(id.to_owned()),
         p2p: true,
         p2p_domain: None,
@@ -70,4 +74,25 @@ fn events_come_as_they_happen_until_the_end() {
     }
     puppet.stop_serving();
     assert_eq!(events.next(SOON).unwrap(), Next::End);
+}
+
+#[test]
+fn a_device_that_is_a_descriptor_is_sent_with_its_request() {
+    let puppet = Puppet::start();
+    let mut file = tempfile::tempfile().unwrap();
+    let number = file.as_raw_fd().to_string();
+    let device: DeviceConfig = format!("fd={number},id=x").parse().unwrap();
+    let client = Client::new(puppet.socket());
+    assert_eq!(client.add_device(&device).unwrap().unwrap().id, "x");
+    let mut name = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut name).unwrap();
+    assert_eq!(name, "x", "written by who got the descriptor");
+}
+
+#[test]
+fn a_descriptor_that_is_not_open_is_named() {
+    let device: DeviceConfig = "fd=987654".parse().unwrap();
+    let error = Client::new("/nobody").add_device(&device).unwrap_err();
+    assert_eq!(error.to_string(), "cannot send descriptor 987654");
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{EventLog, Found, Reader};
+use crate::inherited::Inherited;
 use crate::options::{OptionError, Options};
 use crate::thread;
 
@@ -29,7 +30,7 @@ pub enum MonitorTarget {
     /// A file, written from its beginning; a FIFO is possible.
     Path(PathBuf),
     /// A descriptor that the VMM has inherited.
-    Fd(RawFd),
+    Fd(Inherited),
 }
 
 impl FromStr for MonitorTarget {
@@ -37,17 +38,17 @@ impl FromStr for MonitorTarget {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &["path", "fd"])?;
-        let fd = options.value("fd", "the number of a descriptor above 2")?;
+        let fd = options.value::<Inherited>("fd", Inherited::WHAT)?;
         match (options.text("path"), fd) {
             (Some(path), None) => Ok(Self::Path(path.into())),
-            (None, Some(fd @ 3..)) => Ok(Self::Fd(fd)),
+            (None, Some(fd)) => Ok(Self::Fd(fd)),
             (None, None) => Err(OptionError::Missing {
                 key: "path".to_owned(),
             }),
-            (_, Some(fd)) => Err(OptionError::BadValue {
+            (Some(_), Some(fd)) => Err(OptionError::BadValue {
                 key: "fd".to_owned(),
                 value: fd.to_string(),
-                expected: "a descriptor above 2, or given beside path".to_owned(),
+                expected: "possible beside path".to_owned(),
             }),
         }
     }
@@ -68,7 +69,7 @@ pub enum MonitorError {
     #[error("cannot use descriptor {fd} for events")]
     Descriptor {
         /// Its number.
-        fd: RawFd,
+        fd: Inherited,
         /// Why not.
         source: io::Error,
     },
@@ -132,30 +133,10 @@ fn open(target: &MonitorTarget) -> Result<File, MonitorError> {
             path: path.clone(),
             source,
         }),
-        MonitorTarget::Fd(fd) => duplicate(*fd)
+        MonitorTarget::Fd(fd) => fd
+            .duplicate()
             .map(File::from)
             .map_err(|source| MonitorError::Descriptor { fd: *fd, source }),
-    }
-}
-
-/// A descriptor of our own for what the inherited `fd` is open on.
-fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    // Opening it anew would fail for sockets; procfs says whether it is open at all.
-    let link = std::fs::read_link(format!("/proc/self/fd/{fd}"))?;
-    log::debug!("events go to {}", link.display());
-    inherited::duplicate(fd)
-}
-
-mod inherited {
-    #![allow(unsafe_code, reason = "an inherited descriptor is a number")]
-
-    use std::io;
-    use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-
-    pub(super) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-        // SAFETY: the caller saw that the descriptor is open; it was inherited, so nobody in this process closes it.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        borrowed.try_clone_to_owned()
     }
 }
 

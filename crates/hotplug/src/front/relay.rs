@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::descriptors::{MOST_DESCRIPTORS, receive, send};
 use super::gate::{Gate, GatedCall, Passage};
 use super::request::{BadRequest, Head, with_length};
+use crate::descriptors::{MOST_DESCRIPTORS, receive, send};
 
 /// How long a client may take from the first byte of a head, or of a body that is looked at, to its last.
 const REQUEST_TIME: Duration = Duration::from_secs(30);

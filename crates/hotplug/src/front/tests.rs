@@ -10,6 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::descriptors;
 
 /// Far more than any step takes, so that a hang fails.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -110,7 +110,8 @@ fn is_gone(error: &ClientError) -> bool {
                 | io::ErrorKind::ConnectionReset
                 | io::ErrorKind::BrokenPipe
         ),
-        ClientError::Late { .. }
+        ClientError::Descriptor { .. }
+        | ClientError::Late { .. }
         | ClientError::Malformed { .. }
         | ClientError::Refused { .. }
         | ClientError::Failed { .. } => false,
@@ -203,7 +204,8 @@ impl Vmm for RemoteVmm {
             None => {}
         }
         let config = DeviceConfig {
-            path: PathBuf::from(DEVICES).join(device.function.to_string()),
+            path: Some(PathBuf::from(DEVICES).join(device.function.to_string())),
+            fd: None,
             id: Some(device.id.clone()),
             p2p: device.p2p,
             p2p_domain: device.domain.clone(),

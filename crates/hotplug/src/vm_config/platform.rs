@@ -5,9 +5,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::wire;
+use crate::inherited::Inherited;
 use crate::options::{OptionError, Options};
 
-/// Of what the host offers, what a VM is made of; on the command line `iommufd=on`.
+/// Of what the host offers, what a VM is made of; on the command line `iommufd=on,iommufd_fd=5`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(from = "wire::PlatformFields", into = "wire::PlatformFields")]
@@ -15,6 +16,8 @@ pub struct PlatformConfig {
     /// Whether devices are assigned through iommufd, or through VFIO containers. Without a word, iommufd is used where
     /// kernel and devices have what it takes.
     pub iommufd: Option<bool>,
+    /// An open `/dev/iommu` that the VMM has inherited.
+    pub iommufd_fd: Option<Inherited>,
 }
 
 impl PlatformConfig {
@@ -27,10 +30,21 @@ impl FromStr for PlatformConfig {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let options = Options::parse(text, &["iommufd"])?;
-        Ok(Self {
-            iommufd: options.switch("iommufd")?,
-        })
+        let options = Options::parse(text, &["iommufd", "iommufd_fd"])?;
+        let iommufd = options.switch("iommufd")?;
+        let iommufd_fd = options.value::<Inherited>("iommufd_fd", Inherited::WHAT)?;
+        match (iommufd, iommufd_fd) {
+            (Some(false), Some(fd)) => Err(OptionError::BadValue {
+                key: "iommufd_fd".to_owned(),
+                value: fd.to_string(),
+                expected: "possible with iommufd=off".to_owned(),
+            }),
+            // To hand one in is to ask for it.
+            (iommufd, fd) => Ok(Self {
+                iommufd: iommufd.or(fd.map(|_| true)),
+                iommufd_fd,
+            }),
+        }
     }
 }
 
@@ -39,7 +53,10 @@ mod tests {
     use super::*;
 
     fn platform(iommufd: Option<bool>) -> PlatformConfig {
-        PlatformConfig { iommufd }
+        PlatformConfig {
+            iommufd,
+            iommufd_fd: None,
+        }
     }
 
     #[test]
@@ -48,6 +65,19 @@ mod tests {
         assert_eq!("iommufd=off".parse(), Ok(platform(Some(false))));
         assert!("iommufd=auto".parse::<PlatformConfig>().is_err());
         assert!("num_pci_segments=2".parse::<PlatformConfig>().is_err());
+    }
+
+    #[test]
+    fn an_iommufd_that_is_handed_in_is_used() {
+        let expected = PlatformConfig {
+            iommufd_fd: "5".parse().ok(),
+            ..platform(Some(true))
+        };
+        assert_eq!("iommufd=on,iommufd_fd=5".parse(), Ok(expected));
+        assert_eq!("iommufd_fd=5".parse(), Ok(expected));
+        for text in ["iommufd=off,iommufd_fd=5", "iommufd_fd=0"] {
+            assert!(text.parse::<PlatformConfig>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@ fn with_devices(ids: &[Option<&str>]) -> VmConfig {
     config.devices = ids
         .iter()
         .map(|id| DeviceConfig {
-            path: "/sys/x".into(),
+            path: Some("/sys/x".into()),
+            fd: None,
             id: id.map(str::to_owned),
             p2p: false,
             p2p_domain: None,

@@ -168,6 +168,8 @@ pub(crate) struct PlatformFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     iommufd: Option<bool>,
     #[serde(default, skip_serializing)]
+    iommufd_fd: Lacking,
+    #[serde(default, skip_serializing)]
     num_pci_segments: Lacking,
     #[serde(default, skip_serializing)]
     iommu_segments: Lacking,
@@ -189,6 +191,7 @@ impl From<PlatformFields> for PlatformConfig {
     fn from(fields: PlatformFields) -> Self {
         Self {
             iommufd: fields.iommufd,
+            iommufd_fd: None,
         }
     }
 }

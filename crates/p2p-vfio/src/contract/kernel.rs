@@ -129,7 +129,8 @@ impl Rig for KernelRig {
 
 /// The context of a P2P domain.
 fn new_context(interface: Interface) -> Result<IommuContext, Failure> {
-    let iommu = HostIommu::choose(Some(interface), &[], None).map_err(|e| e.to_string())?;
+    let iommu = HostIommu::choose(Some(interface), &[], None, &Arc::default())
+        .map_err(|e| e.to_string())?;
     IommuContext::new(&Arc::new(iommu), Reach::Peers).map_err(|e| e.to_string())
 }
 

@@ -43,7 +43,13 @@ impl Exporter {
     /// # Errors
     /// What the kernel refused.
     pub fn open(sbdf: Sbdf, group: GroupId) -> Result<Self, Failure> {
-        let iommu = HostIommu::choose(Some(Interface::Iommufd), &[(sbdf, Reach::Peers)], None);
+        let handed = Arc::default();
+        let iommu = HostIommu::choose(
+            Some(Interface::Iommufd),
+            &[(sbdf, Reach::Peers)],
+            None,
+            &handed,
+        );
         let iommu = Arc::new(iommu.map_err(text)?);
         let context = IommuContext::new(&iommu, Reach::Peers).map_err(text)?;
         let device = context.open(sbdf, group).map_err(text)?;
@@ -119,7 +125,8 @@ impl Importer {
     pub fn open(sbdf: Sbdf) -> Result<Self, Failure> {
         let iommufd = Arc::new(Iommufd::open().map_err(text)?);
         let file = Cdev::find(sbdf).map_err(text)?;
-        let device = Cdev::bind(&file, &iommufd, None).map_err(text)?;
+        let file = Cdev::open(&file).map_err(text)?;
+        let device = Cdev::bind(file, &iommufd, None).map_err(text)?;
         let context = Arc::new(Ioas::new(iommufd).map_err(text)?);
         let device = VfioPci::attach(context.clone(), device, false).map_err(text)?;
         let word = GuestMemoryMmap::from_ranges(&[(GuestAddress(WORD_AT), 4096)]);

@@ -17,6 +17,7 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
 use super::ioas::{Ioas, Iommufd};
 use super::kvm::KvmFile;
+use super::vfio_pci::reset;
 use super::{argsz, check, vfio_ioctl};
 
 const BIND_IOMMUFD: libc::c_ulong = vfio_ioctl(18);
@@ -45,17 +46,23 @@ impl Cdev {
         path.metadata().map(|_| path)
     }
 
-    /// Opens the file `path` of a device and makes the device this process's. The kernel resets the function.
+    /// Opens the file `path` of a device. Nobody owns the device by that.
     ///
     /// # Errors
-    /// The errno of opening or binding it: `EBUSY` if somebody else has it, or a host driver has a neighbour in its
-    /// group.
+    /// The errno of opening it.
+    pub(crate) fn open(path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(path)
+    }
+
+    /// Makes the device whose file this is this process's. The kernel resets the function.
+    ///
+    /// # Errors
+    /// The errno of binding it: `EBUSY` if somebody else has it, or a host driver has a neighbour in its group.
     pub(crate) fn bind(
-        path: &Path,
+        file: File,
         iommufd: &Iommufd,
         kvm: Option<Arc<DeviceFd>>,
     ) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
         // The kernel takes note of the VM when the device is bound.
         let kvm = kvm.map(|kvm| KvmFile::add(kvm, &file)).transpose()?;
         let mut argument = vfio_device_bind_iommufd {
@@ -66,6 +73,23 @@ impl Cdev {
         // SAFETY: the structure is complete, and longer than it says.
         check(unsafe { ioctl_with_mut_ref(&file, BIND_IOMMUFD, &mut argument) })?;
         Ok(Self { _kvm: kvm, file })
+    }
+
+    /// A device that is bound already and stays so when this is dropped. KVM learns of it only now: a VM that it knew of
+    /// when it was bound would be kept for as long (linux drivers/vfio/vfio_main.c: vfio_device_get_kvm_safe()).
+    ///
+    /// # Errors
+    /// KVM does not take it.
+    pub(crate) fn bound(file: File, kvm: Option<Arc<DeviceFd>>) -> io::Result<Self> {
+        let kvm = kvm.map(|kvm| KvmFile::add(kvm, &file)).transpose()?;
+        Ok(Self { _kvm: kvm, file })
+    }
+
+    /// Resets the device as binding does: what cannot be reset is used as it is.
+    pub(crate) fn reset(&self) {
+        if let Err(error) = reset(&self.file) {
+            log::warn!("a device that the VM had before is not reset: {error}");
+        }
     }
 
     pub(super) fn file(&self) -> &File {

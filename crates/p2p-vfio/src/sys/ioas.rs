@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 #[cfg(feature = "contract")]
 use std::os::fd::BorrowedFd;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::address::{AddressRange, Iova};
@@ -42,6 +42,14 @@ impl Iommufd {
             file: IommuFile::open()?,
             pinned: Mutex::default(),
         })
+    }
+
+    /// One that somebody else has opened. That it is one shows when it is used.
+    pub(crate) fn of(file: OwnedFd) -> Self {
+        Self {
+            file: IommuFile::of(file),
+            pinned: Mutex::default(),
+        }
     }
 
     /// Maps a dma-buf in an address space that is gone after.

@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use iommufd_bindings::{
     IOMMUFD_CMD_DESTROY, IOMMUFD_CMD_IOAS_ALLOC, IOMMUFD_CMD_IOAS_COPY,
@@ -51,6 +51,11 @@ impl IommuFile {
             .write(true)
             .open("/dev/iommu")?;
         Ok(Self(file))
+    }
+
+    /// One that somebody else has opened.
+    pub(super) fn of(file: OwnedFd) -> Self {
+        Self(file.into())
     }
 
     /// A new address space, in which nothing is mapped.

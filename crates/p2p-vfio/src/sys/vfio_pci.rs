@@ -263,9 +263,14 @@ impl PciBackend for VfioPci {
     }
 
     fn reset(&self) -> io::Result<()> {
-        // SAFETY: the ioctl has no argument.
-        check(unsafe { ioctl(self.file(), RESET) }).map(drop)
+        reset(self.file())
     }
+}
+
+/// Resets a function by its file.
+pub(super) fn reset(device: &File) -> io::Result<()> {
+    // SAFETY: the ioctl has no argument.
+    check(unsafe { ioctl(device, RESET) }).map(drop)
 }
 
 #[cfg(test)]

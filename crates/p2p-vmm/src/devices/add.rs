@@ -130,7 +130,7 @@ impl Devices {
             .find(|candidate| !present.contains(&candidate.sbdf));
         let newcomer = newcomer.map(|candidate| (*candidate).clone());
         newcomer.ok_or_else(|| {
-            let text = format!("the VM has {} already", config.path.display());
+            let text = format!("the VM has {config} already");
             AddError::NoRoom(text)
         })
     }

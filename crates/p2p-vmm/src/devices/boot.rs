@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use hotplug::{PlatformConfig, SlotBus};
+use hotplug::SlotBus;
 use iommu_group::Placement;
-use kvm_ioctls::VmFd;
 use p2p_vfio::{
     AddressRange, Branch, Candidate, DomainName, Gpa, GuestTopology, HostDevice, fixed_windows,
     lay_out,
@@ -51,15 +50,14 @@ impl<'a> OpenDevices<'a> {
     /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in another.
     /// A VM that is `growing` may get others later.
     pub(crate) fn open(
-        vm: Arc<VmFd>,
+        contexts: Contexts,
         judged: &'a Judged,
-        platform: PlatformConfig,
         growing: bool,
     ) -> anyhow::Result<Self> {
         let mut this = Self {
             judged,
             growing,
-            contexts: Contexts::new(vm, platform),
+            contexts,
             groups: Vec::new(),
         };
         for domain in &judged.admitted.domains {

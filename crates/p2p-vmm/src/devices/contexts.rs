@@ -9,8 +9,8 @@ use iommu_group::Sbdf;
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{
-    Address, AddressRange, Choice, Clique, DomainName, Gpa, HostIommu, Interface, IommuContext,
-    Iova, Reach,
+    Address, AddressRange, Choice, Clique, DomainName, Gpa, Handed, HostIommu, Interface,
+    IommuContext, Iova, Reach,
 };
 
 /// The context of some devices, and what the guest knows them by.
@@ -24,19 +24,22 @@ pub(super) struct Domain {
 }
 
 /// All contexts, by the domain that they are of; `None` is that of the devices outside of any.
-pub(super) struct Contexts {
+pub(crate) struct Contexts {
     vm: Arc<VmFd>,
     platform: PlatformConfig,
+    handed: Arc<Handed>,
     /// What all contexts have in common, for the life of the VM; `None` before the first device.
     iommu: Option<Arc<HostIommu>>,
     pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
 }
 
 impl Contexts {
-    pub(super) fn new(vm: Arc<VmFd>, platform: PlatformConfig) -> Self {
+    /// None yet. Devices that were `handed` in are not opened again.
+    pub(crate) fn new(vm: Arc<VmFd>, platform: PlatformConfig, handed: Arc<Handed>) -> Self {
         Self {
             vm,
             platform,
+            handed,
             iommu: None,
             domains: BTreeMap::new(),
         }
@@ -56,8 +59,8 @@ impl Contexts {
             true => Interface::Iommufd,
             false => Interface::Type1,
         });
-        let iommu = HostIommu::choose(wanted, devices, Some(self.kvm_vfio_device()?));
-        let iommu = iommu.context("iommufd is asked for and not possible")?;
+        let iommu = HostIommu::choose(wanted, devices, Some(self.kvm_vfio_device()?), &self.handed);
+        let iommu = iommu.context("the devices cannot be assigned as asked for")?;
         log::info!("devices are assigned by {}", iommu.choice());
         let iommu = Arc::new(iommu);
         self.iommu = Some(Arc::clone(&iommu));

@@ -25,7 +25,7 @@ pub(crate) fn judge(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result
     let mut named = BTreeMap::new();
     let mut candidates = Vec::new();
     for config in configs {
-        let candidate = Candidate::read(&host, &config.path, domain_of(config))?;
+        let candidate = Candidate::read(&host, config.directory()?, domain_of(config))?;
         named
             .entry(candidate.sbdf)
             .or_insert_with(|| config.clone());

@@ -2,7 +2,7 @@
 
 use hotplug::api::{Call, Failure, VmmPing};
 use iommu_group::SysfsError;
-use p2p_vfio::Refusal;
+use p2p_vfio::{HandedError, Refusal};
 
 use super::life::Verb;
 use super::owner::Owner;
@@ -42,7 +42,9 @@ impl Owner {
             Call::P2pWindows(request, reply) => {
                 reply.send(self.set_windows(&request).map_err(failure));
             }
-            Call::AddDevice(config, reply) => self.receive(config, reply),
+            Call::AddDevice(config, descriptor, reply) => {
+                self.receive(config, descriptor, reply);
+            }
             Call::RemoveDevice(request, reply) => {
                 reply.send(self.remove_device(&request).map_err(failure));
             }
@@ -84,6 +86,9 @@ pub(super) fn failure(error: anyhow::Error) -> Failure {
     };
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return refused(refusal);
+    }
+    if let Some(error) = error.downcast_ref::<HandedError>() {
+        return Failure::NoSuchDevice(error.to_string());
     }
     if let Some(error) = error.downcast_ref::<SysfsError>() {
         return Failure::NoSuchDevice(error.to_string());

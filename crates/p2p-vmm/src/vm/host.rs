@@ -1,9 +1,11 @@
 //! What outlives a reset of the VM: the KVM device, the host's end of the serial port, the rules for devices.
 
+use std::sync::Arc;
+
 use anyhow::{Context, ensure};
 use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
-use p2p_vfio::Policy;
+use p2p_vfio::{Handed, Policy};
 
 use crate::serial::SerialBackend;
 
@@ -15,13 +17,27 @@ pub(crate) struct Host {
     pub(super) kvm: Kvm,
     pub(super) serial: SerialBackend,
     pub(super) policy: Policy,
+    /// Devices that came open.
+    pub(super) handed: Arc<Handed>,
+    /// Whether a VM keeps room for devices that come later.
+    pub(super) growing: bool,
+}
+
+/// What a host is opened for.
+pub(super) struct HostParams<'a> {
+    /// The first VM.
+    pub(super) config: &'a VmConfig,
+    /// What devices are judged by.
+    pub(super) policy: Policy,
+    /// Devices that came open.
+    pub(super) handed: Arc<Handed>,
     /// Whether a VM keeps room for devices that come later.
     pub(super) growing: bool,
 }
 
 impl Host {
-    /// Opens what `config` needs; its devices are judged by `policy`. A VM that is `growing` may get devices later.
-    pub(crate) fn open(config: &VmConfig, policy: Policy, growing: bool) -> anyhow::Result<Self> {
+    /// Opens what the first VM needs.
+    pub(super) fn open(params: HostParams<'_>) -> anyhow::Result<Self> {
         let kvm = Kvm::new().context("cannot open /dev/kvm (is the KVM module loaded?)")?;
         let version = kvm.get_api_version();
         ensure!(
@@ -42,12 +58,13 @@ impl Host {
             );
         }
         // Last, because it changes the terminal.
-        let serial = SerialBackend::open(&config.serial)?;
+        let serial = SerialBackend::open(&params.config.serial)?;
         Ok(Self {
             kvm,
             serial,
-            policy,
-            growing,
+            policy: params.policy,
+            handed: params.handed,
+            growing: params.growing,
         })
     }
 }

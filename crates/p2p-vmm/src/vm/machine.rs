@@ -10,7 +10,7 @@ use p2p_vfio::HostMemory;
 use super::host::Host;
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
-use crate::devices::{Devices, Guest, Judged, OpenDevices, address_limit};
+use crate::devices::{Contexts, Devices, Guest, Judged, OpenDevices, address_limit};
 use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
@@ -50,7 +50,8 @@ impl Machine {
     ) -> anyhow::Result<Self> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
         let vm = Arc::new(create_vm(host)?);
-        let devices = OpenDevices::open(Arc::clone(&vm), judged, config.platform, host.growing)?;
+        let contexts = Contexts::new(Arc::clone(&vm), config.platform, Arc::clone(&host.handed));
+        let devices = OpenDevices::open(contexts, judged, host.growing)?;
         let layout = lay_out(config, &cpuid, &devices, host.growing)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;

@@ -3,12 +3,12 @@
 use hotplug::api::{Failure, P2pWindows, PciDevice, RemoveDevice, VmInfo, VmState};
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
-use p2p_vfio::Policy;
+use p2p_vfio::{Handed, Policy};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::host::Host;
+use super::host::{Host, HostParams};
 use super::life::{Effect, Life, Verb};
 use super::newcomers::Newcomers;
 use super::paths;
@@ -17,6 +17,7 @@ use super::watch::Watch;
 use crate::confine::Confinement;
 use crate::devices::{self, RemoveOptions};
 use crate::exit::VmExit;
+use crate::handed;
 
 /// How long the guest may take to let go of a device, unless said.
 const UNPLUG_TIME: Duration = Duration::from_secs(30);
@@ -26,6 +27,7 @@ pub(super) struct Owner {
     life: Life,
     pub(super) config: Option<VmConfig>,
     pub(super) policy: Policy,
+    pub(super) handed: Arc<Handed>,
     host: Option<Host>,
     pub(super) running: Option<Running>,
     pub(super) watch: Watch,
@@ -40,6 +42,8 @@ pub(super) struct OwnerParams {
     pub(super) watch: Watch,
     pub(super) events: EventLog,
     pub(super) policy: Policy,
+    /// Devices that came open.
+    pub(super) handed: Arc<Handed>,
     pub(super) confinement: Arc<Confinement>,
     /// Whether devices may come later.
     pub(super) growing: bool,
@@ -51,6 +55,7 @@ impl Owner {
             watch,
             events,
             policy,
+            handed,
             confinement,
             growing,
         } = params;
@@ -58,6 +63,7 @@ impl Owner {
             life: Life::Absent,
             config: None,
             policy,
+            handed,
             host: None,
             running: None,
             watch,
@@ -108,6 +114,9 @@ impl Owner {
                 Ok(())
             }
             Effect::Forget => {
+                for device in self.config.iter().flat_map(|config| &config.devices) {
+                    handed::give_up(&self.handed, device);
+                }
                 self.config = None;
                 self.host = None;
                 Ok(())
@@ -135,7 +144,12 @@ impl Owner {
             none => {
                 // Before anything is opened: a refusal changes nothing.
                 devices::judge(&config.devices, &self.policy)?;
-                none.insert(Host::open(config, self.policy.clone(), self.growing)?)
+                none.insert(Host::open(HostParams {
+                    config,
+                    policy: self.policy.clone(),
+                    handed: Arc::clone(&self.handed),
+                    growing: self.growing,
+                })?)
             }
         };
         let running = Running::start(host, config, &self.confinement, &mut self.watch)?;
@@ -190,9 +204,14 @@ impl Owner {
     fn tell(&mut self, news: Vec<Event>) {
         for event in news {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
-                config
-                    .devices
-                    .retain(|device| device.id.as_ref() != Some(id));
+                let handed = &self.handed;
+                config.devices.retain(|device| {
+                    let goes = device.id.as_ref() == Some(id);
+                    if goes {
+                        handed::give_up(handed, device);
+                    }
+                    !goes
+                });
             }
             self.events.publish(&event);
         }
@@ -272,6 +291,9 @@ impl Owner {
         let Some(running) = &mut self.running else {
             let before = config.devices.len();
             let is_it = |device: &DeviceConfig| device.id.as_ref() == Some(&request.id);
+            for device in config.devices.iter().filter(|device| is_it(device)) {
+                handed::give_up(&self.handed, device);
+            }
             config.devices.retain(|device| !is_it(device));
             if config.devices.len() == before {
                 return Err(Failure::UnknownDevice(request.id.clone()).into());

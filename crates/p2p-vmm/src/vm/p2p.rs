@@ -66,7 +66,7 @@ impl Owner {
         device: &DeviceConfig,
         domain: DomainName,
     ) -> anyhow::Result<Peer> {
-        let candidate = Candidate::read(host, &device.path, Some(domain.clone()))?;
+        let candidate = Candidate::read(host, device.directory()?, Some(domain.clone()))?;
         let machine = self.running.as_ref().map(|running| &running.machine);
         let in_guest = machine.and_then(|machine| {
             let mut devices = machine.devices.iter();

@@ -39,7 +39,8 @@ pub(super) fn check(devices: &[DeviceConfig]) -> anyhow::Result<()> {
     let sysfs = Sysfs::default();
     let mut seen = BTreeSet::new();
     for device in devices {
-        let sbdf = sysfs.resolve(&device.path)?;
+        let directory = device.directory().map_err(Failure::from)?;
+        let sbdf = sysfs.resolve(directory)?;
         if !seen.insert(sbdf) {
             let reasons = vec![Reason::Twice(sbdf)];
             return Err(Refusal { reasons }.into());

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use hotplug::api::{ApiServer, CallQueue};
 use hotplug::{Event, EventLog, EventMonitor};
-use p2p_vfio::Policy;
+use p2p_vfio::{Handed, Policy};
 
 use super::answer::After;
 use super::life::Verb;
@@ -20,8 +20,8 @@ use crate::exit::{ExitRequest, VmExit};
 use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
 
-/// Runs until the guest switches itself off, a client or a signal ends it.
-pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
+/// Runs until the guest switches itself off, a client or a signal ends it. What was `handed` in is of its first VM.
+pub(crate) fn run(request: Request, policy: Policy, handed: Handed) -> anyhow::Result<()> {
     // Before any thread is started: all inherit what is blocked.
     let signals = EndSignals::open()?;
     block_kick_signal()?;
@@ -59,6 +59,7 @@ pub(crate) fn run(request: Request, policy: Policy) -> anyhow::Result<()> {
         watch,
         events: events.clone(),
         policy,
+        handed: Arc::new(handed),
         confinement: request.confinement,
         growing: request.api_socket.is_some(),
     });

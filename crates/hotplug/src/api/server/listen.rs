@@ -21,6 +21,7 @@ use tower::ServiceExt;
 
 use super::connection::{Connections, Entry, Held};
 use super::request::read;
+use super::riders::{Carriage, Riders};
 use crate::EventLog;
 use crate::socket::ApiSocket;
 
@@ -113,7 +114,11 @@ fn may_ask(stream: &UnixStream) -> io::Result<bool> {
 }
 
 async fn converse(stream: UnixStream, entry: Arc<Entry>, router: Router) {
-    let service = service_fn(move |request| answer(request, Arc::clone(&entry), router.clone()));
+    let riders = Riders::default();
+    let carriage = Carriage::new(stream, riders.clone());
+    let service = service_fn(move |request| {
+        answer(request, riders.clone(), Arc::clone(&entry), router.clone())
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -123,7 +128,7 @@ async fn converse(stream: UnixStream, entry: Arc<Entry>, router: Router) {
         .half_close(true)
         // cloud-hypervisor's client looks for `Content-Length` in this spelling.
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(carriage), service)
         .await;
     if let Err(error) = served {
         log::debug!("API: a connection ended early: {error}");
@@ -132,13 +137,18 @@ async fn converse(stream: UnixStream, entry: Arc<Entry>, router: Router) {
 
 async fn answer(
     request: Request<Incoming>,
+    riders: Riders,
     entry: Arc<Entry>,
     router: Router,
 ) -> Result<Response, Infallible> {
     let (parts, body) = request.into_parts();
-    let mut response = match read(body).await {
+    let body = read(body).await;
+    // What came up to the last byte of this request is of no other.
+    let riders = riders.split_off();
+    let mut response = match body {
         Ok(body) => {
             let mut request = Request::from_parts(parts, Body::from(body));
+            request.extensions_mut().insert(riders);
             let held = Held(Arc::new(entry.begins()));
             // The handler lets go of the request, and of what it has with it, before it has an answer.
             request.extensions_mut().insert(held.clone());

@@ -1,7 +1,7 @@
 //! The calls by their paths.
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::{Extension, FromRef, State};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, put};
 use hyper::StatusCode;
@@ -9,8 +9,10 @@ use serde::Serialize;
 
 use super::answer::{BadRequest, empty, failure, json};
 use super::request::{Json, NoBody};
+use super::riders::Riders;
 use super::stream::{self, Streams};
 use crate::api::call::{Call, Caller, Reply};
+use crate::api::failure::Failure;
 use crate::api::types::{P2pWindows, RemoveDevice};
 use crate::{DeviceConfig, VmConfig};
 
@@ -153,15 +155,23 @@ async fn p2p_windows(State(shared): State<Shared>, Json(request): Json<P2pWindow
     shared.done(what, make).await
 }
 
-async fn add_device(State(shared): State<Shared>, Json(config): Json<DeviceConfig>) -> Response {
-    let added = shared
-        .caller
-        .call(|reply| Call::AddDevice(config, reply))
-        .await;
-    match added {
+async fn add_device(
+    State(shared): State<Shared>,
+    Extension(riders): Extension<Riders>,
+    Json(config): Json<DeviceConfig>,
+) -> Response {
+    let what = "The device could not be added to the VM";
+    let mut riders = riders.take();
+    let device = riders.pop();
+    let make = |reply| Call::AddDevice(config, device, reply);
+    if !riders.is_empty() {
+        let why = "a device is one descriptor, and more came".to_owned();
+        return failure(what, &Failure::Malformed(why));
+    }
+    match shared.caller.call(make).await {
         Ok(Some(device)) => json(StatusCode::OK, &device),
         Ok(None) => empty(StatusCode::NO_CONTENT),
-        Err(error) => failure("The device could not be added to the VM", &error),
+        Err(error) => failure(what, &error),
     }
 }
 

@@ -4,6 +4,10 @@ use std::os::fd::AsRawFd;
 use super::*;
 use crate::{Event, Record};
 
+fn inherited(number: i32) -> Inherited {
+    number.to_string().parse().unwrap()
+}
+
 fn records(text: &str) -> Vec<Record> {
     text.split_terminator("\n\n")
         .map(|text| serde_json::from_str(text).unwrap())
@@ -14,7 +18,7 @@ fn records(text: &str) -> Vec<Record> {
 fn targets_are_a_path_or_a_descriptor() {
     let path = MonitorTarget::Path("/tmp/e".into());
     assert_eq!("path=/tmp/e".parse(), Ok(path));
-    assert_eq!("fd=7".parse(), Ok(MonitorTarget::Fd(7)));
+    assert_eq!("fd=7".parse(), Ok(MonitorTarget::Fd(inherited(7))));
     for text in ["fd=1", "fd=-1", "fd=x", "path=/a,fd=4", "file=/a", ""] {
         assert!(text.parse::<MonitorTarget>().is_err(), "{text}");
     }
@@ -44,7 +48,7 @@ fn a_file_has_every_event_and_an_empty_line_after_each() {
 fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
     let (mut reader, writer) = io::pipe().unwrap();
     let log = EventLog::new();
-    let target = MonitorTarget::Fd(writer.as_raw_fd());
+    let target = MonitorTarget::Fd(inherited(writer.as_raw_fd()));
     let monitor = EventMonitor::start(&log, &target, || Ok(())).unwrap();
     drop(writer);
     // Far more than a pipe holds, and fewer than the log keeps.
@@ -69,8 +73,12 @@ fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
 fn the_end_does_not_wait_for_ever() {
     let (_reader, writer) = io::pipe().unwrap();
     let log = EventLog::new();
-    let monitor =
-        EventMonitor::start(&log, &MonitorTarget::Fd(writer.as_raw_fd()), || Ok(())).unwrap();
+    let monitor = EventMonitor::start(
+        &log,
+        &MonitorTarget::Fd(inherited(writer.as_raw_fd())),
+        || Ok(()),
+    )
+    .unwrap();
     for _ in 0..1000 {
         log.publish(&Event::DeviceError {
             id: "nvme0".into(),
@@ -84,11 +92,15 @@ fn the_end_does_not_wait_for_ever() {
 
 #[test]
 fn a_descriptor_that_is_not_open_is_refused() {
-    let error = EventMonitor::start(&EventLog::new(), &MonitorTarget::Fd(987_654), || Ok(()))
-        .err()
-        .unwrap();
+    let error = EventMonitor::start(
+        &EventLog::new(),
+        &MonitorTarget::Fd(inherited(987_654)),
+        || Ok(()),
+    )
+    .err()
+    .unwrap();
     assert!(matches!(
         error,
-        MonitorError::Descriptor { fd: 987_654, .. }
+        MonitorError::Descriptor { fd, .. } if fd == inherited(987_654)
     ));
 }

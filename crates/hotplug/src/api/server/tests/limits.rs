@@ -1,5 +1,6 @@
 use super::*;
 use crate::api::puppet::Puppet;
+use crate::descriptors::send;
 
 #[test]
 fn a_body_that_is_too_long_is_refused() {
@@ -67,4 +68,48 @@ fn a_call_that_gets_no_answer_holds_up_no_other() {
     }
     let answer = ask(&puppet.socket(), &request("GET", "vmm.ping", ""));
     assert_eq!(status(&answer), "HTTP/1.1 200 ");
+}
+
+/// What is answered to a device that comes as so many descriptors.
+fn sent_with(descriptors: usize) -> String {
+    let puppet = Puppet::start();
+    let mut stream = connect(&puppet.socket());
+    let files = (0..descriptors).map(|_| tempfile::tempfile().unwrap().into());
+    let body = r#"{"id":"x"}"#;
+    let request = request("PUT", "vm.add-device", body);
+    send(&stream, &request, files.collect()).unwrap();
+    let mut answer = Vec::new();
+    // The rest of a request that is not read ends the connection early.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn a_device_is_one_descriptor() {
+    assert_eq!(status(&sent_with(1)), "HTTP/1.1 200 ");
+    let answer = sent_with(2);
+    assert_eq!(status(&answer), "HTTP/1.1 400 ");
+    assert!(body(&answer).contains("more came"), "{answer}");
+}
+
+#[test]
+fn a_descriptor_is_of_the_request_that_it_rides_on() {
+    let puppet = Puppet::start();
+    let mut stream = connect(&puppet.socket());
+    let file = tempfile::tempfile().unwrap();
+    let other = file.try_clone().unwrap().into();
+    let ping = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: x\r\n\r\n";
+    send(&stream, ping, vec![other]).unwrap();
+    let mut answer = [0; 4096];
+    assert_ne!(stream.read(&mut answer).unwrap(), 0);
+    let add = request("PUT", "vm.add-device", r#"{"id":"x","path":"/x"}"#);
+    stream.write_all(&add).unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    let written = file.metadata().unwrap().len();
+    assert_eq!(written, 0, "the device got what had come before");
+}
+
+#[test]
+fn more_descriptors_than_anybody_needs_end_the_connection() {
+    assert_eq!(sent_with(100), "");
 }

@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -11,12 +10,12 @@ use rustix::net::{
 };
 
 /// Most descriptors on one message (linux include/net/scm.h: `SCM_MAX_FD`).
-pub(super) const MOST_DESCRIPTORS: usize = 253;
+pub(crate) const MOST_DESCRIPTORS: usize = 253;
 
 /// Reads what there is, at least a byte unless the other side has nothing more to say; descriptors are added to
 /// `descriptors`.
-pub(super) fn receive(
-    stream: &UnixStream,
+pub(crate) fn receive(
+    stream: impl AsFd,
     bytes: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
@@ -36,7 +35,7 @@ pub(super) fn receive(
 }
 
 /// Writes all of it; descriptors ride on the first byte.
-pub(super) fn send(stream: &UnixStream, bytes: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
+pub(crate) fn send(stream: impl AsFd, bytes: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
     let fds: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let mut rest = bytes;
     let mut riders = fds.as_slice();
@@ -49,7 +48,7 @@ pub(super) fn send(stream: &UnixStream, bytes: &[u8], descriptors: Vec<OwnedFd>)
             ));
         }
         let flags = SendFlags::NOSIGNAL;
-        match sendmsg(stream, &[IoSlice::new(rest)], &mut control, flags) {
+        match sendmsg(&stream, &[IoSlice::new(rest)], &mut control, flags) {
             Ok(sent) => {
                 rest = rest.get(sent..).unwrap_or_default();
                 riders = &[];
