@@ -3,6 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod iommufd {
+    mod chosen;
+    mod handed;
+}
+
+use std::env;
 use std::time::Duration;
 
 use lab::protocol::Exit;
@@ -18,8 +24,12 @@ const RIGHT: [&str; 2] = ["0000:08:00.0", "0000:09:00.0"];
 /// Of the guest, in KiB.
 const MEMORY: u64 = 512 << 10;
 
-/// How often each thing that revokes a BAR is done.
-const ROUNDS: u32 = 200;
+/// How often each thing that revokes a BAR is done; two hundred times with `LAB_LONG=1`.
+fn rounds() -> u32 {
+    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
+    if long { 200 } else { 20 }
+}
+
 /// Each round is DMA of 100 ms twice, and a reset waits for as long, all in emulation of emulation.
 const REVOKE: Duration = Duration::from_secs(1200);
 
@@ -78,25 +88,6 @@ fn assert_peers_reach_each_other(output: &Output) {
     );
 }
 
-#[test]
-#[ignore = "needs a kernel with iommufd: cargo xtask test --iommufd"]
-fn peers_reach_each_other_on_either_interface_and_iommufd_is_chosen_by_itself() {
-    let lab = lab();
-    for (platform, said) in [
-        (
-            None,
-            "assigned by iommufd, which kernel and devices have all of",
-        ),
-        (ON, "assigned by iommufd, as asked for"),
-        (OFF, "assigned by type1, as asked for"),
-    ] {
-        let vm = left("guest-probe 2").platform(platform);
-        let output = lab.command(spoken(&vm)).deadline(GUEST).run().unwrap();
-        assert_peers_reach_each_other(&output);
-        assert!(output.stdout.contains(said), "{platform:?}: {output:#?}");
-    }
-}
-
 /// What `/proc/PID/status` says of the VMM, in KiB.
 fn status(lab: &Turn<'_>, field: &str) -> u64 {
     let line = lab
@@ -131,9 +122,10 @@ fn census<'a>(output: &'a Output, moment: &str) -> &'a str {
 
 #[test]
 #[ignore = "needs a kernel with iommufd: cargo xtask test --iommufd"]
-fn what_revokes_a_bar_is_undone_each_of_200_times_under_the_peers_dma() {
+fn what_revokes_a_bar_is_undone_each_time_under_the_peers_dma() {
     let lab = lab();
-    let vm = left(&format!("guest-probe revoke {ROUNDS}")).platform(ON);
+    let rounds = rounds();
+    let vm = left(&format!("guest-probe revoke {rounds}")).platform(ON);
     let mut running = lab.command(spoken(&vm)).deadline(REVOKE).spawn().unwrap();
     let descriptors = || lab.sh("ls /proc/$(pidof p2p-vmm)/fd | wc -l").unwrap();
     running.wait_for("guest: up", GUEST).unwrap();
@@ -144,19 +136,19 @@ fn what_revokes_a_bar_is_undone_each_of_200_times_under_the_peers_dma() {
     let after = descriptors();
     let output = running.wait().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
-    let mut rounds = Vec::new();
+    let mut done = Vec::new();
     for finding in Finding::in_console(&output.stdout) {
         if let Finding::Upset {
-            rounds: done,
+            rounds: count,
             result,
             ..
         } = &finding
         {
             assert_eq!(*result, Outcome::Ok, "{finding:?}\n{output:#?}");
-            rounds.push(*done);
+            done.push(*count);
         }
     }
-    assert_eq!(rounds, [ROUNDS, ROUNDS, ROUNDS / 10], "{output:#?}");
+    assert_eq!(done, [rounds, rounds, rounds / 10], "{output:#?}");
     assert_eq!(
         census(&output, "at the start: "),
         census(&output, "at the end: ")
@@ -190,7 +182,7 @@ fn a_bar_is_shared_with_another_process_until_its_device_is_reset() {
         .unwrap();
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let passed = output.stdout.lines().filter(|l| l.starts_with("ok "));
-    assert_eq!(passed.count(), 5, "{output:#?}");
+    assert_eq!(passed.count(), 6, "{output:#?}");
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! One call of a VMM's API: HTTP over a unix socket.
 //!
 //! ```text
-//! vm-call SOCKET GET|PUT CALL [BODY]     prints the status, then the body in lines of their own
-//! vm-call SOCKET                         passes on what it reads, and prints what comes back, as they are
+//! vm-call SOCKET GET|PUT CALL [BODY [FILE]]   prints the status, then the body in lines of their own
+//! vm-call SOCKET                              passes on what it reads, and prints what comes back, as they are
 //! ```
+//!
+//! FILE is opened for reading and writing, and rides on the call.
 
-use std::io::{Read, Write, copy, stdin, stdout};
+use std::fs::File;
+use std::io::{IoSlice, Read, Write, copy, stdin, stdout};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -19,9 +25,10 @@ fn main() -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [socket] => pass_on(connect(socket)?),
-        [socket, verb, call] => ask(connect(socket)?, verb, call, ""),
-        [socket, verb, call, body] => ask(connect(socket)?, verb, call, body),
-        _ => bail!("usage: vm-call SOCKET [GET|PUT CALL [BODY]]"),
+        [socket, verb, call, rest @ ..] if rest.len() <= 2 => {
+            ask(connect(socket)?, verb, call, rest)
+        }
+        _ => bail!("usage: vm-call SOCKET [GET|PUT CALL [BODY [FILE]]]"),
     }
 }
 
@@ -37,19 +44,37 @@ fn pass_on(mut stream: UnixStream) -> Result<()> {
     Ok(())
 }
 
-fn ask(mut stream: UnixStream, verb: &str, call: &str, body: &str) -> Result<()> {
+fn ask(mut stream: UnixStream, verb: &str, call: &str, rest: &[&str]) -> Result<()> {
+    let body = rest.first().copied().unwrap_or_default();
     let length = match body.len() {
         0 => String::new(),
         length => format!("Content-Length: {length}\r\n"),
     };
-    write!(
-        stream,
+    let request = format!(
         "{verb} /api/v1/{call} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n{body}"
-    )?;
+    );
+    let sent = match rest.get(1) {
+        Some(path) => send_with(&stream, request.as_bytes(), path)?,
+        None => 0,
+    };
+    stream.write_all(request.as_bytes().get(sent..).unwrap_or_default())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
     let status = head.split_ascii_whitespace().nth(1);
     println!("{}\n{body}", status.context("no HTTP status")?);
     Ok(())
+}
+
+/// Sends the beginning of `bytes`, on which the file rides; how much that was.
+fn send_with(stream: &UnixStream, bytes: &[u8], path: &str) -> Result<usize> {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.with_context(|| format!("cannot open {path}"))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    let fds = [file.as_fd()];
+    let message = SendAncillaryMessage::ScmRights(&fds);
+    ensure!(rights.push(message), "no room for a descriptor");
+    let bytes = [IoSlice::new(bytes)];
+    Ok(sendmsg(stream, &bytes, &mut rights, SendFlags::empty())?)
 }
