@@ -15,7 +15,7 @@ use crate::host::Lab;
 use crate::vm::{GUEST, Vm};
 
 /// How long a guest may take for one thing. An emulated host with an emulated guest is slow.
-pub const PATIENCE: Duration = Duration::from_secs(150);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How long a VM may live.
 const LIFE: Duration = Duration::from_secs(3600);

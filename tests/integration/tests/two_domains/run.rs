@@ -28,7 +28,7 @@ const OTHER_CARD: &str = "0000:0e:00.0";
 const CONTROLLER: &str = "0000:0f:00.0";
 
 /// Eleven devices, 32 transfers of 100 ms and more, and a long text over a serial port.
-const GUEST: Duration = Duration::from_secs(400);
+const GUEST: Duration = Duration::from_secs(1200);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Domain {
