@@ -152,7 +152,7 @@ fn transfers(story: &Story, live: &mut Live<'_>, label: &str, expected: Outcome)
     let serials = live.guest("for d in /sys/class/nvme/*; do echo $(basename $(readlink -f $d/device)) $(cat $d/serial); done");
     let is_peer = |bdf: &str| {
         let mut lines = serials.lines().map(str::trim);
-        lines.any(|line| line.starts_with(bdf) && !line.contains("nvme2"))
+        lines.any(|line| line.starts_with(bdf) && !line.contains("work"))
     };
     let found: Vec<(Outcome, Option<String>)> = Finding::in_console(&text)
         .into_iter()

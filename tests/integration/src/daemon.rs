@@ -7,19 +7,22 @@ use std::time::Duration;
 
 use crate::agent::{Output, Running};
 use crate::host::Lab;
-use crate::live::API_SOCKET;
+use crate::live::api_socket;
 use crate::protocol::Exit;
 
 /// How long a transaction with guests may take under emulation.
-const TRANSACTION: Duration = Duration::from_secs(240);
+const TRANSACTION: Duration = Duration::from_secs(600);
 
 /// How long the daemon may take to listen.
 const START: Duration = Duration::from_secs(60);
 
+/// How long it may live.
+const LIFE: Duration = Duration::from_secs(4 * 3600);
+
 const SOCKET: &str = "/run/p2pctl/api.sock";
 
-/// How long guests may take to let go of a device, in seconds.
-const GUEST: &str = "120";
+/// How long guests may take to let go of a device, in seconds, unless a test says otherwise.
+const GUEST: u32 = 120;
 
 /// The daemon. It is killed when it is dropped.
 pub struct Daemon<'lab> {
@@ -41,7 +44,8 @@ impl<'lab> Daemon<'lab> {
 
     fn start_with(lab: &'lab Lab, words: &[&str], guests: &[&str]) -> Self {
         let guests = guests.iter();
-        let guests: Vec<String> = guests.map(|name| format!("{name}={API_SOCKET}")).collect();
+        let named = |name: &&str| format!("{name}={}", api_socket(name));
+        let guests: Vec<String> = guests.map(named).collect();
         lab.run(["rm", "-f", SOCKET]).unwrap();
         let words = words.iter().map(|word| (*word).to_owned());
         let guests = guests
@@ -49,7 +53,7 @@ impl<'lab> Daemon<'lab> {
             .flat_map(|guest| ["--vm".to_owned(), guest]);
         let process = lab
             .command(words.chain(guests))
-            .deadline(Duration::from_secs(1800))
+            .deadline(LIFE)
             .spawn()
             .unwrap();
         let script = format!(
@@ -62,10 +66,22 @@ impl<'lab> Daemon<'lab> {
 
     /// Asks it to carry out what these options say.
     pub fn apply(&self, goals: &[&str]) -> Output {
-        let words = ["p2pctl", "apply", "--guest-timeout", GUEST];
+        self.begin(GUEST, goals).wait().unwrap()
+    }
+
+    /// Asks for it and does not wait; guests have so many seconds to let go of a device.
+    pub fn begin(&self, guest_s: u32, goals: &[&str]) -> Running<'lab> {
+        let given = guest_s.to_string();
+        let words = ["p2pctl", "apply", "--guest-timeout", &given];
         let words = words.iter().chain(goals).map(|word| (*word).to_owned());
         let command = self.lab.command(words).deadline(TRANSACTION);
-        command.run().unwrap()
+        command.spawn().unwrap()
+    }
+
+    /// How many files it has open. Nobody may be asking it meanwhile.
+    pub fn open_files(&self) -> usize {
+        let count = self.lab.sh("ls /proc/$(pidof p2pctl)/fd | wc -l");
+        count.unwrap().trim().parse().unwrap()
     }
 
     /// Waits for it to be killed.

@@ -44,6 +44,7 @@ mod profile;
 mod progress;
 pub mod protocol;
 pub mod report;
+mod settings;
 mod shared;
 mod vm;
 mod work;

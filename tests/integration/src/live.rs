@@ -18,12 +18,22 @@ use crate::vm::{GUEST, Vm};
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How long a VM may live.
-const LIFE: Duration = Duration::from_secs(3600);
+const LIFE: Duration = Duration::from_secs(4 * 3600);
 
+/// Each VM has a directory of its name here.
 const DIR: &str = "/tmp/live";
 
-/// Where the VMM listens in the lab host.
-pub const API_SOCKET: &str = "/tmp/live/api";
+/// What a VM is called that is given no name.
+const NAME: &str = "web";
+
+/// Where the VMM of a VM without a name listens in the lab host.
+pub const API_SOCKET: &str = "/tmp/live/web/api";
+
+/// Where the VMM of the VM of this name listens in the lab host.
+#[must_use]
+pub fn api_socket(name: &str) -> String {
+    format!("{DIR}/{name}/api")
+}
 
 /// What a VMM holds of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +51,7 @@ pub struct Holdings {
 /// The VM, with a shell on its console.
 pub struct Live<'lab> {
     lab: &'lab Lab,
+    name: String,
     vmm: Running<'lab>,
     asked: u32,
     boots: usize,
@@ -63,35 +74,48 @@ impl<'lab> Live<'lab> {
 
     /// Starts a VMM as [`boot`](Self::boot) does, and waits until it answers.
     pub fn start(lab: &'lab Lab, words: &str) -> Self {
-        Self::start_vm(lab, &Vm::new("modprobe nvme ; sh").kernel_words(words))
+        let vm = Vm::new("modprobe nvme ; sh").kernel_words(words);
+        Self::start_vm(lab, NAME, &vm)
     }
 
     /// Boots a VM whose guest runs a shell; waits until the shell is there.
     pub fn boot_vm(lab: &'lab Lab, vm: &Vm) -> Self {
-        let mut live = Self::start_vm(lab, vm);
+        Self::boot_named(lab, NAME, vm)
+    }
+
+    /// The same beside others, with a name of its own.
+    pub fn boot_named(lab: &'lab Lab, name: &str, vm: &Vm) -> Self {
+        let mut live = Self::start_vm(lab, name, vm);
         live.wait_for_boot();
         live
     }
 
-    fn start_vm(lab: &'lab Lab, vm: &Vm) -> Self {
+    fn start_vm(lab: &'lab Lab, name: &str, vm: &Vm) -> Self {
+        let (dir, socket) = (format!("{DIR}/{name}"), api_socket(name));
         let argv: Vec<String> = vm.argv().iter().map(|word| format!("'{word}'")).collect();
         let script = format!(
-            "rm -rf {DIR} && mkdir {DIR} && mkfifo {DIR}/in && exec 3<>{DIR}/in && \
-             exec {} --api-socket {API_SOCKET} --event-monitor path={DIR}/events -v <&3",
+            "rm -rf {dir} && mkdir -p {dir} && mkfifo {dir}/in && echo $$ > {dir}/pid && exec 3<>{dir}/in && \
+             exec {} --api-socket {socket} --event-monitor path={dir}/events -v <&3",
             argv.join(" ")
         );
         let vmm = lab.command(["sh", "-c", &script]).deadline(LIFE);
         let live = Self {
             lab,
+            name: name.to_owned(),
             vmm: vmm.spawn().unwrap(),
             asked: 0,
             boots: 0,
             events: String::new(),
             told: 0,
         };
-        let ready = format!("until [ -S {API_SOCKET} ]; do usleep 20000; done");
+        let ready = format!("until [ -S {socket} ]; do usleep 20000; done");
         lab.sh(&ready).unwrap();
         live
+    }
+
+    /// Where its files are in the lab host.
+    fn dir(&self) -> String {
+        format!("{DIR}/{}", self.name)
     }
 
     /// Waits until the guest has booted, once more each time.
@@ -123,7 +147,8 @@ impl<'lab> Live<'lab> {
     /// Calls the API; status and body.
     pub fn call(&self, verb: &str, call: &str, body: Option<&Value>) -> (u16, String) {
         let body = body.map(Value::to_string);
-        let words = ["vm-call", API_SOCKET, verb, call].into_iter();
+        let socket = api_socket(&self.name);
+        let words = ["vm-call", &socket, verb, call].into_iter();
         let words = words.chain(body.as_deref());
         let answer = self.lab.run(words).unwrap().ok().unwrap();
         let (status, body) = answer.split_once('\n').unwrap();
@@ -156,7 +181,7 @@ impl<'lab> Live<'lab> {
     /// Types a line in the guest and does not wait for what comes of it.
     pub fn type_in(&self, line: &str) {
         self.lab
-            .command(["sh", "-c", &format!("cat > {DIR}/in")])
+            .command(["sh", "-c", &format!("cat > {}/in", self.dir())])
             .stdin(format!("{line}\n"))
             .run()
             .unwrap()
@@ -166,7 +191,7 @@ impl<'lab> Live<'lab> {
 
     /// Everything that the VMM has told, as name and device.
     pub fn events(&mut self) -> Vec<(String, String)> {
-        let script = format!("tail -c +{} {DIR}/events", self.events.len() + 1);
+        let script = format!("tail -c +{} {}/events", self.events.len() + 1, self.dir());
         self.events.push_str(&self.lab.sh(&script).unwrap());
         self.told_so_far()
             .map(|event| (word(&event["event"]), word(&event["properties"]["id"])))
@@ -213,8 +238,9 @@ impl<'lab> Live<'lab> {
 
     /// What the VMM has open below a directory.
     pub fn open_files(&self, below: &str) -> Vec<String> {
-        let script = "for fd in /proc/$(pidof p2p-vmm)/fd/*; do readlink $fd; done";
-        let all = self.lab.sh(script).unwrap();
+        let dir = self.dir();
+        let script = format!("for fd in /proc/$(cat {dir}/pid)/fd/*; do readlink $fd; done");
+        let all = self.lab.sh(&script).unwrap();
         let below = |file: &&str| file.starts_with(below);
         all.lines().filter(below).map(str::to_owned).collect()
     }
@@ -227,8 +253,10 @@ impl<'lab> Live<'lab> {
 
     /// What the VMM holds of the host.
     pub fn holdings(&self) -> Holdings {
-        let script = "cd /proc/$(pidof p2p-vmm) && ls fd | wc -l && wc -l < maps && cat status";
-        let text = self.lab.sh(script).unwrap();
+        let dir = self.dir();
+        let script =
+            format!("cd /proc/$(cat {dir}/pid) && ls fd | wc -l && wc -l < maps && cat status");
+        let text = self.lab.sh(&script).unwrap();
         let mut lines = text.lines();
         let mut count = || lines.next().unwrap().trim().parse().unwrap();
         let (files, mappings) = (count(), count());

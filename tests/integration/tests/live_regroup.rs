@@ -68,7 +68,7 @@ fn transfers(live: &mut Live<'_>) -> Vec<Outcome> {
 
 /// Where the guest has the third drive.
 fn third(live: &mut Live<'_>) -> String {
-    let find = "for d in /sys/class/nvme/*; do grep -q nvme2 $d/serial && echo at $(basename $(readlink -f $d/device)); done";
+    let find = "for d in /sys/class/nvme/*; do grep -q work $d/serial && echo at $(basename $(readlink -f $d/device)); done";
     let text = live.guest(find);
     let at = text
         .lines()
