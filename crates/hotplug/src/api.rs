@@ -20,11 +20,13 @@ pub(crate) mod puppet;
 #[cfg(feature = "server")]
 mod server;
 mod types;
+#[cfg(feature = "server")]
+mod vmm;
 
 #[cfg(feature = "server")]
 pub use call::{Call, CallQueue, Counters, Reply};
 #[cfg(feature = "server")]
-pub use document::openapi;
+pub use document::{CallSpec, Description};
 #[cfg(feature = "server")]
 pub use failure::Failure;
 pub use p2p::{
@@ -36,3 +38,5 @@ pub use types::{
     BarKind, DeviceNode, DeviceTree, P2pWindows, PciDevice, RemoveDevice, Resource, VmInfo,
     VmState, VmmPing,
 };
+#[cfg(feature = "server")]
+pub use vmm::openapi;

@@ -12,6 +12,8 @@ mod quirks;
 mod reset;
 mod route;
 mod sbdf;
+#[cfg(feature = "schema")]
+mod schema;
 mod sysfs;
 mod topology;
 

@@ -1,28 +1,17 @@
-//! The OpenAPI document of the API, made from the types that are parsed and answered.
-//!
-//! `resources/openapi.json` is this document; a test says so.
+//! OpenAPI documents of APIs, made from the types that are parsed and answered.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::call::Counters;
-use super::p2p::P2pInfo;
-use super::types::{P2pWindows, PciDevice, RemoveDevice, VmInfo, VmmPing};
-use crate::{DeviceConfig, Record, VmConfig};
-
-/// HTTP's verb of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verb {
-    Get,
-    Put,
-}
+use super::server::Verb;
 
 /// How a type is described.
 type Describe = fn(&mut SchemaGenerator) -> Value;
 
 /// A call as a client sees it.
-struct CallSpec {
+#[derive(Clone, Copy)]
+pub struct CallSpec {
     name: &'static str,
     verb: Verb,
     summary: &'static str,
@@ -33,206 +22,191 @@ struct CallSpec {
     done: Option<(u16, &'static str)>,
 }
 
+/// An API as a client sees it.
+pub struct Description<'a> {
+    /// The program that answers.
+    pub title: &'a str,
+    /// What it is, in a sentence.
+    pub description: &'a str,
+    /// Statuses that say no, and what they mean.
+    pub errors: &'a [(&'a str, &'a str)],
+    /// All calls.
+    pub calls: &'a [CallSpec],
+}
+
 const JSON: &str = "application/json";
-/// Every answer that says no.
-const ERRORS: [(&str, &str); 6] = [
-    ("400", "The request is not what the call needs"),
-    ("404", "There is no such VM, device or call"),
-    (
-        "409",
-        "Refused: by policy, hardware or the VM's state; nothing was changed",
-    ),
-    (
-        "4XX",
-        "Too long (413), too slow (408), too many at once (429)",
-    ),
-    ("500", "It was tried and did not work"),
-    ("503", "The VMM is shutting down"),
-];
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
     generator.subschema_for::<T>().to_value()
 }
 
-fn get<T: JsonSchema>(name: &'static str, summary: &'static str) -> CallSpec {
-    CallSpec {
-        name,
-        verb: Verb::Get,
-        summary,
-        body: None,
-        answer: Some((JSON, of::<T>)),
-        done: None,
+impl CallSpec {
+    /// A call that changes nothing and is answered with a `T`. What its name has in braces is a part of the path.
+    #[must_use]
+    pub fn get<T: JsonSchema>(name: &'static str, summary: &'static str) -> Self {
+        Self {
+            name,
+            verb: Verb::Get,
+            summary,
+            body: None,
+            answer: Some((JSON, of::<T>)),
+            done: None,
+        }
+    }
+
+    /// A call that has something done, and has no body and no answer but that it was.
+    #[must_use]
+    pub fn put(name: &'static str, summary: &'static str) -> Self {
+        Self {
+            name,
+            verb: Verb::Put,
+            summary,
+            body: None,
+            answer: None,
+            done: Some((204, "Done")),
+        }
+    }
+
+    /// The same with a body.
+    #[must_use]
+    pub fn takes<T: JsonSchema>(self) -> Self {
+        Self {
+            body: Some(of::<T>),
+            ..self
+        }
+    }
+
+    /// The same, answered with a `T` and nothing else.
+    #[must_use]
+    pub fn gives<T: JsonSchema>(self) -> Self {
+        Self {
+            answer: Some((JSON, of::<T>)),
+            done: None,
+            ..self
+        }
+    }
+
+    /// The same, answered with a `T`, or with a status that means something else.
+    #[must_use]
+    pub fn gives_or<T: JsonSchema>(self, status: u16, meaning: &'static str) -> Self {
+        Self {
+            answer: Some((JSON, of::<T>)),
+            done: Some((status, meaning)),
+            ..self
+        }
+    }
+
+    /// The same with another status, or another meaning, of an answer without a body.
+    #[must_use]
+    pub fn done(self, status: u16, meaning: &'static str) -> Self {
+        Self {
+            done: Some((status, meaning)),
+            ..self
+        }
+    }
+
+    /// A call that is answered with server-sent events, whose data are `T`s.
+    #[must_use]
+    pub fn events<T: JsonSchema>(name: &'static str, summary: &'static str) -> Self {
+        Self {
+            answer: Some(("text/event-stream", of::<T>)),
+            ..Self::get::<T>(name, summary)
+        }
+    }
+
+    /// The name up to what differs from call to call, as a [`Desk`](super::Desk) has it.
+    #[must_use]
+    pub fn route(&self) -> (&'static str, Verb) {
+        let fixed = self.name.split('{').next().unwrap_or(self.name);
+        (fixed, self.verb)
+    }
+
+    fn path(&self, errors: &[(&str, &str)], generator: &mut SchemaGenerator) -> Value {
+        let mut responses = Map::new();
+        if let Some((status, meaning)) = self.done {
+            responses.insert(status.to_string(), json!({ "description": meaning }));
+        }
+        if let Some((kind, describe)) = self.answer {
+            let schema = describe(generator);
+            let answer =
+                json!({ "description": "Done", "content": { kind: { "schema": schema } } });
+            responses.insert("200".to_owned(), answer);
+        }
+        for (status, _) in errors {
+            let reference = format!("#/components/responses/E{status}");
+            responses.insert((*status).to_owned(), json!({ "$ref": reference }));
+        }
+        let mut operation = Map::from_iter([
+            (
+                "operationId".to_owned(),
+                json!(self.route().0.trim_end_matches('/')),
+            ),
+            ("summary".to_owned(), json!(self.summary)),
+            ("responses".to_owned(), Value::Object(responses)),
+        ]);
+        if let Some(describe) = self.body {
+            let schema = describe(generator);
+            let body = json!({ "required": true, "content": { JSON: { "schema": schema } } });
+            operation.insert("requestBody".to_owned(), body);
+        }
+        let named = self
+            .name
+            .split_once('{')
+            .and_then(|(_, rest)| rest.split_once('}'));
+        if let Some((parameter, _)) = named {
+            let text = json!({ "type": "string" });
+            let parameter =
+                json!([{ "name": parameter, "in": "path", "required": true, "schema": text }]);
+            operation.insert("parameters".to_owned(), parameter);
+        }
+        let verb = match self.verb {
+            Verb::Get => "get",
+            Verb::Put => "put",
+        };
+        json!({ verb: operation })
     }
 }
 
-fn put(name: &'static str, summary: &'static str) -> CallSpec {
-    CallSpec {
-        name,
-        verb: Verb::Put,
-        summary,
-        body: None,
-        answer: None,
-        done: Some((204, "Done")),
+impl Description<'_> {
+    /// The document.
+    #[must_use]
+    pub fn openapi(&self) -> Value {
+        let settings = SchemaSettings::draft2020_12().with(|settings| {
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+        });
+        let mut generator = settings.into_generator();
+        let calls = self.calls.iter();
+        let paths: Map<String, Value> = calls
+            .map(|call| {
+                let path = call.path(self.errors, &mut generator);
+                (format!("/{}", call.name), path)
+            })
+            .collect();
+        let errors = self.errors.iter();
+        let responses: Map<String, Value> = errors
+            .map(|(status, meaning)| (format!("E{status}"), error(meaning)))
+            .collect();
+        json!({
+            "openapi": "3.1.0",
+            "info": {
+                "title": self.title,
+                "description": self.description,
+                "version": env!("CARGO_PKG_VERSION"),
+                "license": { "name": "Apache-2.0 OR BSD-3-Clause", "identifier": "Apache-2.0 OR BSD-3-Clause" },
+            },
+            "servers": [{ "url": "http://localhost/api/v1" }],
+            "paths": paths,
+            "components": {
+                "responses": responses,
+                "schemas": generator.take_definitions(true),
+            },
+        })
     }
-}
-
-fn calls() -> Vec<CallSpec> {
-    vec![
-        get::<VmmPing>("vmm.ping", "Whether the VMM is there, and which it is"),
-        CallSpec {
-            done: Some((200, "The VMM ends")),
-            ..put("vmm.shutdown", "End the VMM, and the VM with it")
-        },
-        CallSpec {
-            body: Some(of::<VmConfig>),
-            ..put("vm.create", "Describe the VM; it is not yet built")
-        },
-        put("vm.boot", "Build the VM and run it"),
-        put("vm.shutdown", "Stop the VM at once; its description stays"),
-        put("vm.delete", "Stop the VM and forget its description"),
-        put("vm.reboot", "Stop the VM at once and run it again"),
-        put("vm.pause", "Stop the vCPUs; devices go on"),
-        put("vm.resume", "Let the vCPUs go on"),
-        put("vm.power-button", "Press the guest's power button"),
-        get::<VmInfo>("vm.info", "How the VM is"),
-        get::<Counters>("vm.counters", "What there is to count, by device"),
-        get::<P2pInfo>("vm.p2p", "Who may reach whom, and how"),
-        CallSpec {
-            body: Some(of::<P2pWindows>),
-            ..put(
-                "vm.p2p-windows",
-                "Let the peers of a device reach it, or no more until it is said again",
-            )
-        },
-        CallSpec {
-            body: Some(of::<DeviceConfig>),
-            answer: Some((JSON, of::<PciDevice>)),
-            done: Some((204, "It will be there when the VM boots")),
-            ..put("vm.add-device", "Add a device to the VM")
-        },
-        CallSpec {
-            body: Some(of::<RemoveDevice>),
-            done: Some((
-                204,
-                "The guest was asked to let go; an event says when it has",
-            )),
-            ..put("vm.remove-device", "Remove a device from the VM")
-        },
-        CallSpec {
-            answer: Some(("text/event-stream", of::<Record>)),
-            ..get::<Record>(
-                "events",
-                "What happens, as server-sent events whose data are these objects",
-            )
-        },
-    ]
-}
-
-/// The document.
-pub fn openapi() -> Value {
-    let settings = SchemaSettings::draft2020_12().with(|settings| {
-        settings.definitions_path = "/components/schemas".into();
-        settings.meta_schema = None;
-    });
-    let mut generator = settings.into_generator();
-    let paths: Map<String, Value> = calls()
-        .iter()
-        .map(|call| (format!("/{}", call.name), path(call, &mut generator)))
-        .collect();
-    let responses: Map<String, Value> = ERRORS
-        .iter()
-        .map(|(status, meaning)| (format!("E{status}"), error(meaning)))
-        .collect();
-    json!({
-        "openapi": "3.1.0",
-        "info": {
-            "title": "p2p-vmm",
-            "description": "cloud-hypervisor's API with peer-to-peer DMA: HTTP on a unix socket",
-            "version": env!("CARGO_PKG_VERSION"),
-            "license": { "name": "Apache-2.0 OR BSD-3-Clause", "identifier": "Apache-2.0 OR BSD-3-Clause" },
-        },
-        "servers": [{ "url": "http://localhost/api/v1" }],
-        "paths": paths,
-        "components": {
-            "responses": responses,
-            "schemas": generator.take_definitions(true),
-        },
-    })
-}
-
-fn path(call: &CallSpec, generator: &mut SchemaGenerator) -> Value {
-    let mut responses = Map::new();
-    if let Some((status, meaning)) = call.done {
-        responses.insert(status.to_string(), json!({ "description": meaning }));
-    }
-    if let Some((kind, describe)) = call.answer {
-        let schema = describe(generator);
-        let answer = json!({ "description": "Done", "content": { kind: { "schema": schema } } });
-        responses.insert("200".to_owned(), answer);
-    }
-    for (status, _) in ERRORS {
-        let reference = format!("#/components/responses/E{status}");
-        responses.insert(status.to_owned(), json!({ "$ref": reference }));
-    }
-    let mut operation = Map::from_iter([
-        ("operationId".to_owned(), json!(call.name)),
-        ("summary".to_owned(), json!(call.summary)),
-        ("responses".to_owned(), Value::Object(responses)),
-    ]);
-    if let Some(describe) = call.body {
-        let schema = describe(generator);
-        let body = json!({ "required": true, "content": { JSON: { "schema": schema } } });
-        operation.insert("requestBody".to_owned(), body);
-    }
-    let verb = match call.verb {
-        Verb::Get => "get",
-        Verb::Put => "put",
-    };
-    json!({ verb: operation })
 }
 
 /// Errors are lists of messages, from the top to the cause.
 fn error(meaning: &str) -> Value {
     let schema = json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 });
     json!({ "description": meaning, "content": { JSON: { "schema": schema } } })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn the_document_that_is_checked_in_is_this_one() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/openapi.json");
-        let now = format!("{:#}\n", openapi());
-        if std::env::var_os("UPDATE_OPENAPI").is_some() {
-            std::fs::write(&path, &now).unwrap();
-        }
-        let checked_in = std::fs::read_to_string(&path).unwrap();
-        assert!(
-            now == checked_in,
-            "resources/openapi.json is not current: UPDATE_OPENAPI=1 cargo test -p hotplug --features server document"
-        );
-    }
-
-    #[test]
-    fn every_reference_leads_somewhere() {
-        fn check(value: &Value, whole: &Value) {
-            match value {
-                Value::Object(map) => {
-                    if let Some(Value::String(reference)) = map.get("$ref") {
-                        let pointer = reference.strip_prefix('#').unwrap();
-                        assert!(whole.pointer(pointer).is_some(), "{reference}");
-                    }
-                    map.values().for_each(|value| check(value, whole));
-                }
-                Value::Array(list) => list.iter().for_each(|value| check(value, whole)),
-                _ => {}
-            }
-        }
-        let document = openapi();
-        check(&document, &document);
-    }
 }

@@ -8,6 +8,7 @@ use crate::{AcsBits, Sbdf};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Goals {
     /// Sets of functions, each to be in one group.
@@ -31,6 +32,7 @@ impl Goals {
 
 /// How requests between joined functions shall go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RouteWish {
     /// By the mildest means that there is: straight if that exposes nobody, else through the IOMMU if the root complex
@@ -45,6 +47,7 @@ pub enum RouteWish {
 
 /// How it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PlanOptions {
     /// How requests between joined functions shall go.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A kind of reset, in the order in which Linux tries them (linux 7.2 drivers/pci/pci.c:
 /// `pci_reset_fn_methods[]`; what is `bus` there is a slot or a bus reset here).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ResetKind {
     /// By a procedure of the device's own that the kernel knows.
@@ -82,7 +83,8 @@ impl fmt::Display for ResetKind {
 /// assert_eq!("flr+bus".parse::<ResetMask>()?.to_string(), "flr+bus");
 /// # Ok::<(), iommu_group::ResetMaskError>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ResetMask(u8);
 
 impl ResetMask {
@@ -150,6 +152,20 @@ impl fmt::Display for ResetMask {
 pub struct ResetMaskError {
     /// The part that is wrong.
     pub part: String,
+}
+
+impl From<ResetMask> for String {
+    fn from(mask: ResetMask) -> Self {
+        mask.to_string()
+    }
+}
+
+impl TryFrom<String> for ResetMask {
+    type Error = ResetMaskError;
+
+    fn try_from(text: String) -> Result<Self, ResetMaskError> {
+        text.parse()
+    }
 }
 
 impl FromStr for ResetMask {
