@@ -103,6 +103,8 @@ pub(crate) enum Command {
         /// Write the plan to this file, if it is not refused
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        at: PlaceArgs,
     },
     /// Carry a plan out, or put everything back if that fails (exit 2 if it is refused; nothing is changed then)
     Apply {
@@ -111,39 +113,21 @@ pub(crate) enum Command {
         plan: Option<PathBuf>,
         #[command(flatten)]
         goals: GoalArgs,
-        /// Show what would be done and what speaks against it; change nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// How long a guest may take to let go of a device, in seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-        guest_timeout: u32,
         #[command(flatten)]
-        state: StateArgs,
-        #[command(flatten)]
-        daemon: DaemonArgs,
+        how: ChangeArgs,
     },
     /// Bring the host to what a file says, and do nothing if it is so already (exit 2 if refused)
     Reconcile {
         /// What the host should be, as resources/p2p-domains.toml
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Show what would be done and what speaks against it; change nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// How long a guest may take to let go of a device, in seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-        guest_timeout: u32,
         #[command(flatten)]
-        state: StateArgs,
-        #[command(flatten)]
-        daemon: DaemonArgs,
+        how: ChangeArgs,
     },
     /// Bring a change to its end that was interrupted, forwards or backwards
     Recover {
         #[command(flatten)]
-        state: StateArgs,
-        #[command(flatten)]
-        daemon: DaemonArgs,
+        at: PlaceArgs,
     },
     /// Show whether a change is under way or was interrupted, and what is kept up for earlier ones
     Status {
@@ -162,9 +146,7 @@ pub(crate) enum Command {
         #[arg(long)]
         no_recover: bool,
         #[command(flatten)]
-        state: StateArgs,
-        #[command(flatten)]
-        daemon: DaemonArgs,
+        at: PlaceArgs,
     },
     /// Print what the daemon does and finds, as it happens, until the daemon ends
     Watch {
@@ -323,6 +305,28 @@ pub(crate) struct DaemonArgs {
     /// Socket of the daemon's API
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     pub(crate) socket: PathBuf,
+}
+
+/// Where those are who change the host, and what they leave.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// How a change is made.
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    /// Show what would be done and what speaks against it; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How long a guest may take to let go of a device, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) guest_timeout: u32,
+    #[command(flatten)]
+    pub(crate) at: PlaceArgs,
 }
 
 /// Between which devices P2P is allowed at all.

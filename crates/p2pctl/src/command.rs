@@ -4,8 +4,10 @@ mod apply;
 mod draw;
 mod dump;
 mod explain;
+mod forecast;
 mod front;
 pub(crate) mod groups;
+mod interrupt;
 mod launch;
 pub(crate) mod matrix;
 mod plan;
@@ -18,8 +20,6 @@ mod status;
 pub(crate) mod topology;
 mod vm;
 mod watch;
-
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
@@ -60,58 +60,32 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 terminal.width,
             )
         }
-        Command::Plan { goals, output } => {
-            plan::run(&load()?, goals, output.as_deref(), json, terminal.width)
-        }
-        Command::Apply {
-            plan,
-            goals,
-            dry_run,
-            guest_timeout,
-            state,
-            daemon,
-        } => {
-            let request = apply::Request {
-                what: match plan {
-                    Some(file) => apply::What::File(file),
-                    None => apply::What::Args(goals),
-                },
-                dry_run: *dry_run,
-                guest: Duration::from_secs((*guest_timeout).into()),
-                state: &state.state_dir,
-                daemon: &daemon.socket,
+        Command::Plan { goals, output, at } => {
+            let request = plan::Request {
+                goals,
+                output: output.as_deref(),
+                at,
             };
-            apply::run(&request, &cli.global, terminal)
+            plan::run(&load()?, &request, &cli.global, terminal.width)
         }
-        Command::Reconcile {
-            config,
-            dry_run,
-            guest_timeout,
-            state,
-            daemon,
-        } => {
-            let wanted = reconcile::Wanted {
-                config,
-                dry_run: *dry_run,
-                state: &state.state_dir,
-                daemon: &daemon.socket,
-                guest: Duration::from_secs((*guest_timeout).into()),
+        Command::Apply { plan, goals, how } => {
+            let what = match plan {
+                Some(file) => apply::What::File(file),
+                None => apply::What::Args(goals),
             };
-            reconcile::run(&wanted, &cli.global, terminal)
+            apply::run(&what, how, &cli.global, terminal)
         }
-        Command::Recover { state, daemon } => {
-            recover::run(&cli.global, state, &daemon.socket, terminal)
-        }
+        Command::Reconcile { config, how } => reconcile::run(config, how, &cli.global, terminal),
+        Command::Recover { at } => recover::run(&cli.global, at, terminal),
         Command::Serve {
             guests,
             guest_dir,
             no_recover,
-            state,
-            daemon,
+            at,
         } => {
             let request = serve::Request {
-                socket: daemon.socket.clone(),
-                state: state.state_dir.clone(),
+                socket: at.daemon.socket.clone(),
+                state: at.state.state_dir.clone(),
                 guests: guests.clone(),
                 guest_dir: guest_dir.clone(),
                 recover: !no_recover,

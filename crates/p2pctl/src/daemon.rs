@@ -10,6 +10,8 @@
 
 mod calls;
 mod changes;
+#[cfg(test)]
+mod document;
 mod drift;
 mod guests;
 mod messages;
@@ -19,7 +21,7 @@ pub(crate) use calls::Calls;
 pub(crate) use changes::{Changes, Host};
 pub(crate) use drift::Drift;
 pub(crate) use guests::{Guests, NamedSocket};
-pub(crate) use messages::{Apply, Began, STEP, STUCK, Told};
+pub(crate) use messages::{Apply, Began, Check, STEP, STUCK, Told};
 
 /// Where the daemon listens, unless it is told otherwise.
 pub(crate) const SOCKET: &str = "/run/p2pctl/api.sock";

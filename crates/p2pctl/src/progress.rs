@@ -99,7 +99,8 @@ impl Teller {
         });
     }
 
-    fn say(&self, line: Line) {
+    /// Tells a line that is no step.
+    pub(crate) fn say(&self, line: Line) {
         if self.quiet {
             return;
         }

@@ -5,10 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use iommu_group::{Objection, Sbdf};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Something that has to be dealt with before a plan may be carried out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "blocker", rename_all = "kebab-case")]
 pub enum Blocker {
     /// The plan does something that was not asked for.
@@ -78,6 +78,36 @@ pub enum Blocker {
     Shared {
         /// The devices, and whose they are.
         devices: BTreeMap<Sbdf, String>,
+    },
+    /// A virtual machine has a function that would be reset.
+    Plugged {
+        /// The function.
+        function: Sbdf,
+        /// The virtual machine.
+        vm: String,
+        /// What the device is called in it.
+        id: String,
+    },
+    /// A function would be reset too that is not the caller's.
+    NotOwned {
+        /// The function.
+        function: Sbdf,
+        /// The kind of the reset.
+        kind: String,
+        /// What was to be reset.
+        of: Sbdf,
+    },
+    /// There is no such reset.
+    NoReset {
+        /// The function.
+        function: Sbdf,
+        /// The kinds that would do.
+        kinds: String,
+    },
+    /// The kernel has no call for the reset of a link that several functions are on.
+    NoLinkReset {
+        /// The port above the link.
+        port: Sbdf,
     },
     /// A virtual machine does not say what it has.
     Vmm {
@@ -162,6 +192,23 @@ impl fmt::Display for Blocker {
                     whose.join(" ")
                 )
             }
+            Self::Plugged { function, vm, id } => write!(
+                f,
+                "{function} is plugged in {vm} (p2pctl vm remove {id} --api-socket that of {vm})"
+            ),
+            Self::NotOwned { function, kind, of } => write!(
+                f,
+                "{function} is not yours, and a {kind} reset of {of} hits it (ask for another kind: p2pctl reset-scope \
+                 {of})"
+            ),
+            Self::NoReset { function, kinds } => write!(
+                f,
+                "{function} has no reset of kind {kinds} (those that it has: p2pctl reset-scope {function})"
+            ),
+            Self::NoLinkReset { port } => write!(
+                f,
+                "this kernel resets what is below {port} for no one but a driver (linux 6.13 and later do)"
+            ),
             Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
             Self::Lockdown { mode } => write!(
                 f,

@@ -6,7 +6,7 @@ use iommu_group::{AcsBits, GroupModel, Kernel, Plan, Sbdf, Step, Topology};
 
 use super::action::Action;
 use super::baseline::{Baseline, Part, Was};
-use super::machine::POWER;
+use super::machine::{POWER, VIRTUAL};
 use super::peers::Homecoming;
 use super::vmm::Assigned;
 
@@ -232,7 +232,8 @@ pub(super) fn give_back(baseline: &Baseline, target: Target) -> Vec<Action> {
     }
     for (function, was) in touched {
         let mut values = was.attributes.clone();
-        values.retain(|name, _| was.part.removed || name == POWER);
+        let lost = |name: &str| was.part.removed || name == POWER;
+        values.retain(|name, _| lost(name) || was.part.unbound && name == VIRTUAL);
         if target == Target::New {
             let on = was.part.held.then(|| "on".to_owned());
             let rest = on.or_else(|| was.rest.clone());

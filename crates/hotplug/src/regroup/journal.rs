@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,16 @@ impl Journal {
             failure: None,
             end: None,
         })
+    }
+
+    /// For how long virtual machines were without the devices that they had to let go of; none if they have not let go
+    /// of any, or have not got them back.
+    pub(super) fn away(path: &Path) -> Result<Option<Duration>, StateError> {
+        let text = fs::read_to_string(path).map_err(StateError::io("read", path))?;
+        let entries = text
+            .lines()
+            .map_while(|line| serde_json::from_str(line).ok());
+        Ok(away(entries))
     }
 
     /// Reads a journal in order to go on with it; `None` if it has no record: nothing was done then. A last line that
@@ -176,6 +186,40 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// How long it is from the first order to let go of devices to the last time that they were back.
+fn away(entries: impl Iterator<Item = Entry>) -> Option<Duration> {
+    let (mut forward, mut round) = (Vec::new(), Vec::new());
+    let (mut left, mut back) = (None, None);
+    for entry in entries {
+        let at = Duration::from_millis(entry.at_ms);
+        match entry.record {
+            Record::Begin(begin) => forward = begin.actions,
+            Record::Undo { actions } => round = actions,
+            Record::Started { action } => {
+                if let (None, Some(Action::Unplug { .. })) = (left, forward.get(action)) {
+                    left = Some(at);
+                }
+            }
+            Record::Succeeded { action } => {
+                if let Some(Action::Plug { .. }) = forward.get(action) {
+                    back = Some(at);
+                }
+            }
+            Record::Undone { action } => {
+                if let Some(Action::Plug { .. }) = round.get(action) {
+                    back = Some(at);
+                }
+            }
+            Record::Failed { .. }
+            | Record::Resumed { .. }
+            | Record::UndoStarted { .. }
+            | Record::UndoFailed { .. }
+            | Record::End { .. } => {}
+        }
+    }
+    back?.checked_sub(left?)
 }
 
 fn append(file: &mut File, path: &Path, record: &Record) -> Result<(), StateError> {

@@ -14,14 +14,27 @@ use super::usage;
 /// Whether a function may sleep: `auto` or `on`.
 pub(super) const POWER: &str = "power/control";
 
-/// Attributes of a function that somebody may have set and that a removal forgets.
-pub(super) const KEPT: [&str; 3] = [POWER, "d3cold_allowed", RESETS];
+/// How many virtual functions there are of a physical one. A removal destroys them, and so do drivers when they let go
+/// (linux 7.2 drivers/vfio/pci/vfio_pci_core.c: `vfio_pci_core_unregister_device()`).
+pub(super) const VIRTUAL: &str = "sriov_numvfs";
+
+/// Attributes of a function that somebody may have set and that a removal forgets. Whether drivers take virtual
+/// functions is set before there are any again.
+pub(super) const KEPT: [&str; 5] = [
+    POWER,
+    "d3cold_allowed",
+    RESETS,
+    "sriov_drivers_autoprobe",
+    VIRTUAL,
+];
 
 /// The ways to reset a function that the kernel may use. Which there are it finds out whenever it finds the function,
 /// and it may find fewer when others are there already (linux 7.2 drivers/pci/pci.c: `pci_parent_bus_reset()`).
-const RESETS: &str = "reset_method";
+pub(super) const RESETS: &str = "reset_method";
 
 const OVERRIDE: &str = "driver_override";
+
+const RESET_BELOW: &str = "reset_subordinate";
 
 /// A host in terms of functions.
 #[derive(Clone, Copy)]
@@ -207,6 +220,29 @@ impl<'h> Machine<'h> {
     /// Removes a function and all below it from the kernel.
     pub(super) fn remove(self, function: Sbdf) -> Result<(), HostError> {
         let path = self.dir(function).join("remove");
+        self.write("write to", &path, "1")
+    }
+
+    /// Sets the ways in which a function may be reset, all of which it has had.
+    pub(super) fn set_resets(self, function: Sbdf, methods: &str) -> Result<(), HostError> {
+        let path = self.dir(function).join(RESETS);
+        self.write("write to", &path, &format!("{methods}\n"))
+    }
+
+    /// Resets a function by the first of its `reset_method`.
+    pub(super) fn reset(self, function: Sbdf) -> Result<(), HostError> {
+        let path = self.dir(function).join("reset");
+        self.write("write to", &path, "1")
+    }
+
+    /// Whether the kernel resets the bus below a port when it is asked to (since linux 6.13).
+    pub(super) fn can_reset_below(self, port: Sbdf) -> bool {
+        self.dir(port).join(RESET_BELOW).exists()
+    }
+
+    /// Resets the bus below a port.
+    pub(super) fn reset_below(self, port: Sbdf) -> Result<(), HostError> {
+        let path = self.dir(port).join(RESET_BELOW);
         self.write("write to", &path, "1")
     }
 

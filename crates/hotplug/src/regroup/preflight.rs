@@ -45,7 +45,8 @@ impl Preflight {
                 }),
             }
         }
-        blockers.extend(users(machine, topology, plan, &assigned)?);
+        let touched = touched(topology, plan);
+        blockers.extend(users(machine, topology, &touched, &assigned)?);
         if fits {
             blockers.extend(shared(topology, &kernel, plan, &assigned));
         }
@@ -125,11 +126,11 @@ fn odd_registers(topology: &Topology, plan: &Plan) -> Vec<Blocker> {
         .collect()
 }
 
-/// Who uses what is to be unplugged or removed, apart from the virtual machines that have `assigned`.
-fn users(
+/// Who uses functions, apart from the virtual machines that have `assigned`.
+pub(super) fn users(
     machine: Machine<'_>,
     topology: &Topology,
-    plan: &Plan,
+    functions: &[&Function],
     assigned: &[Assigned],
 ) -> Result<Vec<Blocker>, HostError> {
     let (mounts, vfio) = (
@@ -137,7 +138,7 @@ fn users(
         VfioUsers::read(machine.host()),
     );
     let mut blockers = Vec::new();
-    for function in touched(topology, plan) {
+    for function in functions {
         let at = function.sbdf();
         let before = blockers.len();
         let offers = Offers::of(machine.host(), at);
@@ -184,10 +185,7 @@ fn users(
             });
         }
         // What the driver is used for says more than that there is one.
-        let driver = function
-            .driver()
-            .filter(|driver| !is_harmless(function, driver));
-        if let Some(driver) = driver.filter(|_| blockers.len() == before) {
+        if let Some(driver) = obstacle(function).filter(|_| blockers.len() == before) {
             blockers.push(Blocker::Driver {
                 function: at,
                 driver: driver.to_owned(),
@@ -212,6 +210,14 @@ fn touched<'t>(topology: &'t Topology, plan: &Plan) -> Vec<&'t Function> {
         .into_iter()
         .filter_map(|function| topology.get(function))
         .collect()
+}
+
+/// The driver that a function has to lose before it can be taken from where it is; none if that can be done at once.
+#[must_use]
+pub fn obstacle(function: &Function) -> Option<&str> {
+    function
+        .driver()
+        .filter(|driver| !is_harmless(function, driver))
 }
 
 /// Whether a driver does nothing with the function by itself: those that VFIO can live with

@@ -4,6 +4,7 @@
 //! lock            held by the process that changes the host
 //! running.jsonl   the journal of a transaction that has not come to its end
 //! done/ID.jsonl   those of the others
+//! reset.json      what a reset that is under way must put right in the end
 //! held.json       the ports that are kept awake
 //! ```
 
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use iommu_group::Sbdf;
 use rustix::fs::{FlockOperation, flock};
@@ -98,6 +100,11 @@ impl StateDir {
         self.path.join("running.jsonl")
     }
 
+    /// What a reset that is under way must put right in the end.
+    pub(super) fn resetting(&self) -> PathBuf {
+        self.path.join("reset.json")
+    }
+
     fn done(&self) -> PathBuf {
         self.path.join("done")
     }
@@ -158,6 +165,18 @@ impl StateDir {
         }
         finished.sort_by(|a, b| b.id.cmp(&a.id));
         Ok(finished)
+    }
+
+    /// For how long virtual machines were without their devices in the last of the changes that took any from them.
+    pub(super) fn last_away(&self) -> Result<Option<Duration>, StateError> {
+        /// How many changes to look at.
+        const LAST: usize = 16;
+        for finished in self.finished()?.iter().take(LAST) {
+            if let Some(away) = Journal::away(&finished.journal)? {
+                return Ok(Some(away));
+            }
+        }
+        Ok(None)
     }
 
     /// The ports that are kept awake in this start of the machine.

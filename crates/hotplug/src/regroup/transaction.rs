@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use iommu_group::{AcsBits, Plan, Sbdf};
@@ -14,6 +15,7 @@ use super::compile::script;
 use super::course::Next;
 use super::difference::{Difference, differences};
 use super::error::{RegroupError, StateError};
+use super::forecast::Forecast;
 use super::host::{Host, HostError};
 use super::journal::Journal;
 use super::machine::{Machine, POWER};
@@ -22,7 +24,7 @@ use super::preflight::Preflight;
 use super::record::{Begin, Outcome, Record, VERSION};
 use super::restore;
 use super::state_dir::{Held, StateDir};
-use super::vmm::Vmm;
+use super::vmm::{Assigned, Vmm};
 
 /// How long a guest may take to let go of a device, unless it is said otherwise.
 const GUEST: Duration = Duration::from_secs(30);
@@ -33,9 +35,10 @@ const TRIES: u32 = 3;
 /// Who carries out plans on a host.
 pub struct Regroup<'a> {
     host: &'a dyn Host,
-    vmms: &'a [&'a dyn Vmm],
-    state: StateDir,
+    pub(super) vmms: &'a [&'a dyn Vmm],
+    pub(super) state: StateDir,
     deadline: Duration,
+    stop: Option<&'a AtomicBool>,
 }
 
 /// What a transaction has just put on record.
@@ -49,6 +52,7 @@ pub struct Progress<'a> {
 
 /// How a transaction ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct Report {
     /// The name of the transaction.
     pub id: String,
@@ -60,6 +64,12 @@ pub struct Report {
     pub failure: Option<(String, String)>,
     /// What is not as it was, where it should be.
     pub remains: Vec<Difference>,
+    /// The devices that virtual machines had to let go of, as they had them.
+    #[serde(default)]
+    pub unplugged: Vec<Assigned>,
+    /// For how many milliseconds they were without them; none if they have not got them back.
+    #[serde(default)]
+    pub away_ms: Option<u64>,
     /// The journal.
     pub journal: PathBuf,
 }
@@ -75,6 +85,7 @@ impl<'a> Regroup<'a> {
             vmms,
             state,
             deadline: GUEST,
+            stop: None,
         }
     }
 
@@ -84,26 +95,37 @@ impl<'a> Regroup<'a> {
         Self { deadline, ..self }
     }
 
-    fn machine(&self) -> Machine<'a> {
+    /// Undoes a change, as soon as this is `true`, of which groups and routes are not as planned yet; one that has come
+    /// further comes to its end.
+    #[must_use]
+    pub fn until(self, stop: &'a AtomicBool) -> Self {
+        Self {
+            stop: Some(stop),
+            ..self
+        }
+    }
+
+    pub(super) fn machine(&self) -> Machine<'a> {
         Machine::new(self.host)
     }
 
-    /// What speaks against carrying out a plan now. Changes nothing.
-    pub fn check(&self, plan: &Plan) -> Result<Vec<Blocker>, RegroupError> {
+    /// What carrying out a plan would mean now. Changes nothing.
+    pub fn check(&self, plan: &Plan) -> Result<Forecast, RegroupError> {
         let topology = self.machine().scan()?;
         let mut blockers = self.unfinished();
         let preflight = Preflight::of(self.machine(), &topology, plan, self.vmms)?;
         blockers.extend(preflight.blockers);
-        Ok(blockers)
+        let devices = [preflight.assigned, preflight.staying];
+        let forecast = Forecast::new(&topology, plan, blockers, devices);
+        Ok(forecast.with_last(self.state.last_away()?))
     }
 
-    fn unfinished(&self) -> Vec<Blocker> {
-        let journal = self.state.running();
-        if journal.exists() {
-            vec![Blocker::Unfinished { journal }]
-        } else {
-            Vec::new()
-        }
+    pub(super) fn unfinished(&self) -> Vec<Blocker> {
+        [self.state.running(), self.state.resetting()]
+            .into_iter()
+            .filter(|journal| journal.exists())
+            .map(|journal| Blocker::Unfinished { journal })
+            .collect()
     }
 
     /// Carries out a plan, or puts everything back if that fails.
@@ -142,11 +164,15 @@ impl<'a> Regroup<'a> {
 
     /// Brings a transaction to its end that was interrupted; `None` if there is none.
     pub fn recover(&self, observer: &mut Observer<'_>) -> Result<Option<Report>, RegroupError> {
+        if self.unfinished().is_empty() {
+            return Ok(None);
+        }
+        let lock = self.state.lock()?;
+        self.recover_reset()?;
         let running = self.state.running();
         if !running.exists() {
             return Ok(None);
         }
-        let lock = self.state.lock()?;
         let Some(mut journal) = Journal::open(&running)? else {
             // It was not even begun.
             std::fs::remove_file(&running).map_err(StateError::io("remove", &running))?;
@@ -203,15 +229,15 @@ impl<'a> Regroup<'a> {
                 Next::Do(action) => {
                     self.record(journal, Record::Started { action }, observer)?;
                     let result = match begin.actions.get(action) {
-                        Some(order) => performer.perform(order),
+                        Some(_) if action < begin.commit && self.is_stopped() => {
+                            Err("told to stop".to_owned())
+                        }
+                        Some(order) => performer.perform(order).map_err(|e| e.to_string()),
                         None => Ok(()),
                     };
                     let record = match result {
                         Ok(()) => Record::Succeeded { action },
-                        Err(error) => Record::Failed {
-                            action,
-                            error: error.to_string(),
-                        },
+                        Err(error) => Record::Failed { action, error },
                     };
                     self.record(journal, record, observer)?;
                 }
@@ -259,6 +285,10 @@ impl<'a> Regroup<'a> {
         }
     }
 
+    fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Acquire))
+    }
+
     fn end(
         &self,
         journal: &mut Journal,
@@ -292,7 +322,10 @@ impl<'a> Regroup<'a> {
             Some((outcome, remains)) => (*outcome, remains.clone()),
             None => (Outcome::Old, Vec::new()),
         };
+        let away = Journal::away(&path)?;
         Ok(Report {
+            unplugged: begin.baseline.assigned,
+            away_ms: away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX)),
             id: begin.id,
             plan: begin.plan,
             outcome,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A device that a virtual machine has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Assigned {
     /// Name of the virtual machine.

@@ -32,6 +32,8 @@ pub(crate) struct Machine {
     state: RefCell<State>,
     writes: Cell<usize>,
     fault: Cell<Option<(usize, Fault)>>,
+    /// What was reset, and how.
+    pub(crate) resets: RefCell<Vec<String>>,
 }
 
 struct State {
@@ -124,6 +126,7 @@ impl Machine {
             state: RefCell::new(state),
             writes: Cell::new(0),
             fault: Cell::new(None),
+            resets: RefCell::new(Vec::new()),
         };
         for function in topology.functions() {
             machine.create(function);
@@ -228,6 +231,7 @@ impl Machine {
                 "power/control",
                 "d3cold_allowed",
                 "reset_method",
+                "sriov_numvfs",
             ] {
                 facts.push(self.get(at, name));
             }
@@ -265,6 +269,9 @@ impl Machine {
             ("power/control", "on"),
             ("d3cold_allowed", "1"),
             ("reset_method", "flr bus"),
+            ("sriov_numvfs", "0"),
+            ("sriov_drivers_autoprobe", "1"),
+            ("reset", ""),
             ("remove", ""),
             ("rescan", ""),
         ] {
@@ -280,6 +287,7 @@ impl Machine {
             let bus = dir.join(format!("pci_bus/0000:{bus:02x}"));
             fs::create_dir_all(&bus).unwrap();
             fs::write(bus.join("rescan"), "").unwrap();
+            fs::write(dir.join("reset_subordinate"), "").unwrap();
         }
     }
 
@@ -449,6 +457,7 @@ impl Machine {
         if !path.exists() {
             return Err(io::ErrorKind::NotFound.into());
         }
+        let mut relink = false;
         match file {
             "remove" => {
                 self.delete(at);
@@ -457,6 +466,7 @@ impl Machine {
             }
             "driver/unbind" => {
                 fs::remove_file(self.dir(at).join("driver"))?;
+                self.set(at, "sriov_numvfs", "0");
                 self.set(at, "power/control", "on");
             }
             "config" => {
@@ -472,8 +482,31 @@ impl Machine {
                 self.state.borrow_mut().model.set_acs_control(at, word);
                 self.link_groups();
             }
+            "sriov_numvfs" if self.driver(at).is_none() => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            "reset" => {
+                let methods = self.get(at, "reset_method");
+                let method = methods.split(' ').next().unwrap();
+                self.resets.borrow_mut().push(format!("{at} {method}"));
+            }
+            "reset_subordinate" => {
+                self.resets.borrow_mut().push(format!("below {at}"));
+                let state = &mut *self.state.borrow_mut();
+                for below in state.topology.descendants(at).map(Function::sbdf) {
+                    if let Some(word) = state.model.acs_control_if_set_up(below) {
+                        state.model.set_acs_control(below, word);
+                    }
+                }
+                relink = true;
+            }
             "driver_override" if text.is_empty() => self.set(at, file, "(null)"),
-            "driver_override" | "power/control" | "d3cold_allowed" | "reset_method" => {
+            "driver_override"
+            | "power/control"
+            | "d3cold_allowed"
+            | "reset_method"
+            | "sriov_numvfs"
+            | "sriov_drivers_autoprobe" => {
                 self.set(at, file, &text);
             }
             _ if file.ends_with("rescan") => {
@@ -481,6 +514,9 @@ impl Machine {
                 self.appear();
             }
             _ => panic!("nobody writes to {file}"),
+        }
+        if relink {
+            self.link_groups();
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod crashes;
 mod failures;
 mod guests;
 mod machine;
+mod resets;
 mod whole;
 
 use std::collections::BTreeSet;

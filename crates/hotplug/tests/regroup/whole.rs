@@ -1,10 +1,13 @@
 //! Transactions that nothing disturbs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use hotplug::regroup::contract::{Results, dead, unwilling, willing};
-use hotplug::regroup::{Outcome, Record, Regroup, Vmm};
+use hotplug::regroup::{Assigned, Outcome, Record, Regroup, Vmm};
 use iommu_group::{Goals, PlanOptions};
 
 use crate::guests::{Guest, Mood};
+use crate::machine::Fault;
 use crate::{A, B, Bench, C, D, sbdf, set};
 
 #[test]
@@ -152,4 +155,92 @@ fn virtual_functions_of_a_neighbour_are_no_obstacle() {
     let plan = bench.plan(&goals, &options);
     let report = bench.apply(&plan, &[]).unwrap();
     assert_eq!(report.outcome, Outcome::New, "{report:#?}");
+}
+
+#[test]
+fn virtual_functions_are_made_again_of_what_was_taken_away_or_let_go() {
+    let number = |bench: &Bench| bench.machine.get(sbdf(B), "sriov_numvfs");
+    let bench = Bench::new();
+    bench.machine.set(sbdf(B), "sriov_numvfs", "2");
+    let report = bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+    assert_eq!(report.outcome, Outcome::New, "{report:#?}");
+    assert_eq!(number(&bench), "2");
+    let writes = {
+        let bench = Bench::new();
+        bench.machine.set(sbdf(B), "sriov_numvfs", "2");
+        bench.machine.fail(usize::MAX, Fault::KilledBefore);
+        bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+        bench.machine.written()
+    };
+    for write in (0..writes).step_by(3) {
+        let bench = Bench::new();
+        bench.machine.set(sbdf(B), "sriov_numvfs", "2");
+        bench.machine.fail(write, Fault::Errno(5));
+        let report = bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+        assert_eq!((report.outcome, report.remains), (Outcome::Old, vec![]));
+        assert_eq!(number(&bench), "2", "write {write} failed");
+    }
+}
+
+#[test]
+fn what_is_told_to_stop_is_undone_until_it_is_nearly_done() {
+    let mut ends = Vec::new();
+    for records in 0.. {
+        let bench = Bench::new();
+        let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+        let vmms = [&guest as &dyn Vmm];
+        let before = bench.machine.snapshot();
+        let plan = bench.join(&[A, B]);
+        let stop = AtomicBool::new(false);
+        let mut count = 0;
+        let report = Regroup::new(&bench.machine, &vmms, bench.state())
+            .until(&stop)
+            .apply(&plan, &mut |_| {
+                count += 1;
+                stop.store(count > records, Ordering::Release);
+            })
+            .unwrap();
+        assert_eq!(guest.has().len(), 2);
+        assert_eq!(report.remains, []);
+        if report.outcome == Outcome::Old {
+            assert_eq!(report.failure.unwrap().1, "told to stop");
+            assert_eq!(bench.machine.snapshot(), before);
+        }
+        ends.push(report.outcome);
+        if count <= records {
+            break;
+        }
+    }
+    let turn = ends.iter().position(|end| *end == Outcome::New).unwrap();
+    assert!(turn > 10 && turn + 5 < ends.len(), "{ends:?}");
+    assert!(ends[..turn].iter().all(|end| *end == Outcome::Old));
+    assert!(ends[turn..].iter().all(|end| *end == Outcome::New));
+}
+
+#[test]
+fn who_loses_what_and_for_how_long_is_known_before_and_after() {
+    let bench = Bench::new();
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B), sbdf(C)]);
+    let vmms = [&guest as &dyn Vmm];
+    let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+    let plan = bench.join(&[A, B]);
+    let forecast = regroup.check(&plan).unwrap();
+    assert_eq!(forecast.blockers, []);
+    let functions = |devices: &[Assigned]| -> Vec<_> {
+        devices.iter().map(|d| d.function.to_string()).collect()
+    };
+    assert_eq!(functions(&forecast.unplug), [A, B]);
+    assert_eq!(functions(&forecast.plug), [A, B]);
+    assert_eq!(functions(&forecast.staying), [C]);
+    assert_eq!(forecast.last_away_ms, None, "there was none before");
+    let report = regroup.apply(&plan, &mut |_| {}).unwrap();
+    assert_eq!(report.unplugged, forecast.unplug);
+    let away = report.away_ms.unwrap();
+    assert!(away < 60_000, "{away} ms");
+    let back = guest.devices().unwrap();
+    assert!(forecast.plug.iter().all(|device| back.contains(device)));
+    let plan = bench.isolate(&[A, B]);
+    let forecast = regroup.check(&plan).unwrap();
+    assert_eq!(forecast.last_away_ms, Some(away));
+    assert!(forecast.plug.iter().all(|device| !device.p2p));
 }

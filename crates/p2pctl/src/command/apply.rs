@@ -5,13 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Blocker, Outcome, Progress, Regroup, RegroupError, Report, StateDir};
+use hotplug::regroup::{Assigned, Outcome, Regroup, RegroupError, Report, StateDir};
 use iommu_group::{Goals, Plan, PlanOptions};
 
+use super::forecast::{by_guest, forecast};
+use super::interrupt::Interrupt;
 use super::plan::{View, make, make_wish};
 use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
-use crate::cli::Global;
+use crate::cli::{ChangeArgs, Global};
 use crate::goals::GoalArgs;
 use crate::host;
 use crate::json;
@@ -32,31 +34,25 @@ pub(crate) enum What<'a> {
     },
 }
 
-/// What is asked for.
-pub(crate) struct Request<'a> {
-    pub(crate) what: What<'a>,
-    pub(crate) dry_run: bool,
-    /// How long a guest may take to let go of a device.
-    pub(crate) guest: Duration,
-    /// Where changes leave their journals if there is no daemon.
-    pub(crate) state: &'a Path,
-    /// Where the daemon listens if there is one.
-    pub(crate) daemon: &'a Path,
-}
-
 /// Carries a plan out, or shows what that would do.
-pub(crate) fn run(request: &Request<'_>, global: &Global, terminal: &Terminal) -> Result<Answer> {
+pub(crate) fn run(
+    what: &What<'_>,
+    how: &ChangeArgs,
+    global: &Global,
+    terminal: &Terminal,
+) -> Result<Answer> {
     let host = host::live(global)?;
     let source = Source::load(global)?;
     if source.topology.needs_privilege() {
         bail!("only root can change {}: run it as root", source.from);
     }
-    let view = View {
+    let mut view = View {
         topology: &source.topology,
         names: source.names,
         width: terminal.width,
+        forecast: None,
     };
-    let (goals, made) = match &request.what {
+    let (goals, made) = match what {
         What::File(file) => {
             let text = fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
@@ -74,14 +70,14 @@ pub(crate) fn run(request: &Request<'_>, global: &Global, terminal: &Terminal) -
         Ok(plan) => plan,
         Err(refusal) => {
             let answer = if global.json {
-                Answer::json(&json::plan::document(&Err(refusal))?)?
+                Answer::json(&json::plan::document(&Err(refusal), None)?)?
             } else {
                 Answer::text(view.refusal(&goals, &refusal))
             };
             return Ok(answer.about(&source).refused_if(true));
         }
     };
-    let wish = matches!(request.what, What::Wish { .. });
+    let wish = matches!(what, What::Wish { .. });
     if wish && plan.steps.is_empty() && plan.is_acceptable() {
         return if global.json {
             Answer::json(&json::apply::nothing())
@@ -89,24 +85,33 @@ pub(crate) fn run(request: &Request<'_>, global: &Global, terminal: &Terminal) -
             Ok(Answer::text(view.plan(&plan)))
         };
     }
-    let regroup = Regroup::new(&host, &[], StateDir::new(request.state));
-    if request.dry_run {
-        let blockers = regroup.check(&plan)?;
-        return dry_run(&view, &source, &plan, blockers, global.json);
+    if how.dry_run {
+        view.forecast = forecast(global, &source, &plan, &how.at)?;
+        return dry_run(&view, &source, &plan, global.json);
     }
     let mut teller = Teller::new(source.names, terminal, global.json);
-    let mut tell = |progress: &Progress<'_>| teller.tell(progress);
     let mut blockers = Vec::new();
-    let ended = match Daemon::at(request.daemon)? {
-        Some(daemon) => daemon.apply(plan.clone(), request.guest, &mut tell)?,
-        None => match regroup.apply(&plan, &mut tell) {
-            Ok(report) => Ended::Report(Box::new(report)),
-            Err(RegroupError::Refused(refusal)) => {
-                blockers = refusal.blockers;
-                Ended::Refused(blockers.iter().map(ToString::to_string).collect())
+    let ended = match Daemon::at(&how.at.daemon.socket)? {
+        Some(daemon) => {
+            // Before anybody loses anything.
+            view.forecast = Some(daemon.check(&plan)?);
+            view.guests().into_iter().for_each(|line| teller.say(line));
+            let guest = Duration::from_secs(how.guest_timeout.into());
+            daemon.apply(plan.clone(), guest, &mut |progress| teller.tell(progress))?
+        }
+        None => {
+            let interrupt = Interrupt::hold_off()?;
+            let regroup = Regroup::new(&host, &[], StateDir::new(&how.at.state.state_dir))
+                .until(interrupt.flag());
+            match regroup.apply(&plan, &mut |progress| teller.tell(progress)) {
+                Ok(report) => Ended::Report(Box::new(report)),
+                Err(RegroupError::Refused(refusal)) => {
+                    blockers = refusal.blockers;
+                    Ended::Refused(blockers.iter().map(ToString::to_string).collect())
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
-        },
+        }
     };
     match ended {
         Ended::Report(report) => {
@@ -131,30 +136,19 @@ pub(crate) fn run(request: &Request<'_>, global: &Global, terminal: &Terminal) -
     }
 }
 
-fn dry_run(
-    view: &View<'_>,
-    source: &Source,
-    plan: &Plan,
-    blockers: Vec<Blocker>,
-    json: bool,
-) -> Result<Answer> {
+fn dry_run(view: &View<'_>, source: &Source, plan: &Plan, json: bool) -> Result<Answer> {
+    let forecast = view.forecast.as_ref();
+    let blockers = forecast.map_or(&[][..], |forecast| &forecast.blockers);
     let refused = !blockers.is_empty();
-    let reasons: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-    if json {
-        let answer = if refused {
-            Answer::json(&json::apply::refusal(&reasons, &blockers))?
-        } else {
-            Answer::json(&json::plan::document(&Ok(plan.clone()))?)?
-        };
-        return Ok(answer.about(source).refused_if(refused));
-    }
-    let mut text = Text::new();
-    if refused {
-        text.extend(self::refused(view, &plan.goals, &reasons));
-        text.blank();
-    }
-    text.extend(view.plan(plan));
-    Ok(Answer::text(text).about(source).refused_if(refused))
+    let answer = match (json, refused) {
+        (true, true) => {
+            let reasons: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+            Answer::json(&json::apply::refusal(&reasons, blockers))?
+        }
+        (true, false) => Answer::json(&json::plan::document(&Ok(plan.clone()), forecast)?)?,
+        (false, _) => Answer::text(view.plan(plan)),
+    };
+    Ok(answer.about(source).refused_if(refused))
 }
 
 /// Why nothing was done, one line per reason.
@@ -196,6 +190,7 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
         let line = Line::new().toned(Tone::Bad, words);
         view.section(&mut text, "failed", vec![line]);
     }
+    view.section(&mut text, "guests", away(view, report));
     let remains = report.remains.iter();
     let remains = remains.map(|difference| view.names.shorten(&difference.to_string()).into());
     let label = if report.outcome == Outcome::New {
@@ -220,9 +215,23 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
             );
             view.section(&mut text, "held", vec![line.into()]);
         }
-        view.section(&mut text, "back", view.back(&plan.goals));
+        view.section(&mut text, "back", view.back(plan));
     }
     let journal = report.journal.display().to_string();
     view.section(&mut text, "journal", vec![journal.into()]);
     text
+}
+
+/// Which virtual machines were without which devices, and for how long.
+fn away(view: &View<'_>, report: &Report) -> Vec<Line> {
+    let Some(away_ms) = report.away_ms else {
+        return Vec::new();
+    };
+    let time = seconds(Duration::from_millis(away_ms));
+    let guests = by_guest(&report.unplugged).into_iter();
+    let line = |(vm, devices): (&str, Vec<&Assigned>)| {
+        let devices = view.devices(&devices);
+        format!("{vm} was without {devices} for {time}").into()
+    };
+    guests.map(line).collect()
 }

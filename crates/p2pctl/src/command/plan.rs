@@ -3,16 +3,20 @@
 mod changes;
 mod steps;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use hotplug::regroup::Forecast;
 use iommu_group::{
     Goals, Impossible, Kernel, Objection, Plan, PlanOptions, Refusal, Route, RouteChange, Sbdf,
     Topology,
 };
 
+use super::forecast::forecast;
 use crate::answer::Answer;
+use crate::cli::{Global, PlaceArgs};
 use crate::goals::GoalArgs;
 use crate::json;
 use crate::names::Names;
@@ -22,30 +26,43 @@ use crate::source::Source;
 /// Columns of the words that say what a line is about.
 const LABEL: usize = 11;
 
-/// Computes a plan and shows it, or writes it to a file. Refused if it is impossible or not acceptable as it stands.
+/// What is to be planned, and for whom.
+pub(crate) struct Request<'a> {
+    pub(crate) goals: &'a GoalArgs,
+    /// The file to write it to.
+    pub(crate) output: Option<&'a Path>,
+    pub(crate) at: &'a PlaceArgs,
+}
+
+/// Computes a plan and shows it, or writes it to a file. Refused if it is impossible, not acceptable as it stands, or
+/// if `apply` would refuse it now.
 pub(crate) fn run(
     source: &Source,
-    args: &GoalArgs,
-    output: Option<&Path>,
-    json: bool,
+    request: &Request<'_>,
+    global: &Global,
     width: usize,
 ) -> Result<Answer> {
-    let made = make(source, args)?;
+    let made = make(source, request.goals)?;
+    let forecast = match &made {
+        Ok(plan) if !plan.steps.is_empty() => forecast(global, source, plan, request.at)?,
+        _ => None,
+    };
     let view = View {
         topology: &source.topology,
         names: source.names,
         width,
+        forecast,
     };
-    let refused = !made.as_ref().is_ok_and(Plan::is_acceptable);
-    let mut answer = if json {
-        Answer::json(&json::plan::document(&made)?)?
+    let refused = !made.as_ref().is_ok_and(Plan::is_acceptable) || view.is_blocked();
+    let mut answer = if global.json {
+        Answer::json(&json::plan::document(&made, view.forecast.as_ref())?)?
     } else {
         Answer::text(match &made {
             Ok(plan) => view.plan(plan),
-            Err(refusal) => view.refusal(&args.goals(), refusal),
+            Err(refusal) => view.refusal(&request.goals.goals(), refusal),
         })
     };
-    if let Some(file) = output {
+    if let Some(file) = request.output {
         answer = match &made {
             Ok(plan) if !refused => {
                 fs::write(file, plan.to_json())
@@ -71,13 +88,15 @@ pub(crate) fn kernel_args(
     let plan = match make(source, args)? {
         Ok(plan) => plan,
         Err(refusal) if json => {
-            return Ok(Answer::json(&json::plan::document(&Err(refusal))?)?.refused_if(true));
+            let document = json::plan::document(&Err(refusal), None)?;
+            return Ok(Answer::json(&document)?.refused_if(true));
         }
         Err(refusal) => {
             let view = View {
                 topology: &source.topology,
                 names: source.names,
                 width,
+                forecast: None,
             };
             return Ok(Answer::text(view.refusal(&args.goals(), &refusal))
                 .about(source)
@@ -133,12 +152,17 @@ pub(super) struct View<'a> {
     pub(super) topology: &'a Topology,
     pub(super) names: Names,
     pub(super) width: usize,
+    /// What it would mean for those who use the devices now, if that is known.
+    pub(super) forecast: Option<Forecast>,
 }
 
 impl View<'_> {
     fn list<'f>(&self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
+        self.few(functions.into_iter().map(|f| self.names.of(*f)).collect())
+    }
+
+    pub(super) fn few(&self, all: Vec<String>) -> String {
         const FEW: usize = 16;
-        let all: Vec<String> = functions.into_iter().map(|f| self.names.of(*f)).collect();
         match all.get(..FEW) {
             Some(few) if all.len() > FEW => {
                 format!("{} and {} more", few.join(" "), all.len() - FEW)
@@ -200,7 +224,9 @@ impl View<'_> {
             .iter()
             .filter(joined)
             .any(|change| matches!(change.after, Route::Blocked(_)));
-        let answer = if plan.is_acceptable() && no_way {
+        let answer = if plan.is_acceptable() && self.is_blocked() {
+            title.toned(Tone::Bad, "refused while it is blocked")
+        } else if plan.is_acceptable() && no_way {
             title.toned(
                 Tone::Warn,
                 "can be done, but requests between them would still not arrive",
@@ -215,6 +241,8 @@ impl View<'_> {
         text.push_wrapped(&answer, self.width, 2);
         text.blank();
         self.section(&mut text, "refused", self.objections(plan));
+        self.section(&mut text, "blocked", self.blocked());
+        self.section(&mut text, "guests", self.guests());
         self.section(&mut text, "unplug", self.unplug(plan));
         self.section(&mut text, "groups", self.groups(plan));
         self.section(&mut text, "route", self.routes(plan));
@@ -226,14 +254,13 @@ impl View<'_> {
             "at boot",
             self.boot(plan, &self.goal_options(goals)),
         );
-        self.section(&mut text, "back", self.back(goals));
+        self.section(&mut text, "back", self.back(plan));
         text.blank();
-        let last = if plan.is_acceptable() {
-            "nothing was changed".to_owned()
-        } else {
-            "nothing was changed. This plan is refused as it stands".to_owned()
-        };
-        text.push(last);
+        text.push(match (plan.is_acceptable(), self.is_blocked()) {
+            (true, false) => "nothing was changed",
+            (true, true) => "nothing was changed. `apply` would refuse this plan now",
+            (false, _) => "nothing was changed. This plan is refused as it stands",
+        });
         text
     }
 
@@ -285,20 +312,46 @@ impl View<'_> {
         words.join(" ")
     }
 
-    pub(super) fn back(&self, goals: &Goals) -> Vec<Line> {
-        let command = if !goals.join.is_empty() {
+    /// What brings the groups back to what they were.
+    pub(super) fn back(&self, plan: &Plan) -> Vec<Line> {
+        let goals = &plan.goals;
+        let mut words = String::new();
+        if !goals.join.is_empty() {
             let joined: Vec<Sbdf> = goals.join.iter().flatten().copied().collect();
-            format!("p2pctl plan --isolate {}", self.list(&joined))
-        } else if goals.isolate.is_empty() {
-            let words = goals.acs.keys().filter_map(|port| {
-                let now = self.topology.get(*port)?.acs().registers()?.control;
-                Some(format!(" --acs {}={now:04x}", self.names.of(*port)))
-            });
-            format!("p2pctl plan{}", words.collect::<String>())
-        } else {
+            words.push_str(&format!(" --isolate {}", self.list(&joined)));
+        }
+        for set in self.parted(plan) {
+            words.push_str(&format!(" --join {}", self.list(&set)));
+        }
+        if goals.join.is_empty() && goals.isolate.is_empty() {
+            for port in goals.acs.keys() {
+                let acs = self.topology.get(*port).and_then(|f| f.acs().registers());
+                if let Some(now) = acs.map(|acs| acs.control) {
+                    words.push_str(&format!(" --acs {}={now:04x}", self.names.of(*port)));
+                }
+            }
+        }
+        if words.is_empty() {
             return Vec::new();
-        };
-        vec![Line::new().strong(command)]
+        }
+        vec![Line::new().strong(format_args!("p2pctl plan{words}"))]
+    }
+
+    /// The sets of devices that were in one group, of which some are isolated.
+    fn parted(&self, plan: &Plan) -> BTreeSet<Vec<Sbdf>> {
+        let isolated = plan.goals.isolate.iter();
+        let changes = isolated.filter_map(|function| {
+            let mut changes = plan.groups.iter();
+            changes.find(|change| change.function == *function)
+        });
+        let is_device = |sbdf: &Sbdf| self.topology.get(*sbdf).is_some_and(|f| !f.is_bridge());
+        changes
+            .map(|change| {
+                let before = change.before.iter().copied();
+                before.filter(is_device).collect::<Vec<Sbdf>>()
+            })
+            .filter(|set| set.len() > 1)
+            .collect()
     }
 
     /// Goals that cannot be reached.

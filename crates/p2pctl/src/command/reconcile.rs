@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use iommu_group::{Goals, PlanOptions, RouteWish, Sbdf};
 use serde::Deserialize;
 
-use super::apply::{self, Request, What};
+use super::apply::{self, What};
 use crate::answer::Answer;
-use crate::cli::Global;
+use crate::cli::{ChangeArgs, Global};
 use crate::show::Terminal;
 
 /// What a host should be.
@@ -56,32 +56,22 @@ impl Config {
     }
 }
 
-/// Where things are, and what is to be reached.
-pub(crate) struct Wanted<'a> {
-    pub(crate) config: &'a Path,
-    pub(crate) dry_run: bool,
-    pub(crate) state: &'a Path,
-    pub(crate) daemon: &'a Path,
-    pub(crate) guest: std::time::Duration,
-}
-
 /// Does what is missing, and nothing if nothing is.
-pub(crate) fn run(wanted: &Wanted<'_>, global: &Global, terminal: &Terminal) -> Result<Answer> {
-    let file = wanted.config.display();
-    let text = fs::read_to_string(wanted.config).with_context(|| format!("cannot read {file}"))?;
+pub(crate) fn run(
+    config: &Path,
+    how: &ChangeArgs,
+    global: &Global,
+    terminal: &Terminal,
+) -> Result<Answer> {
+    let file = config.display();
+    let text = fs::read_to_string(config).with_context(|| format!("cannot read {file}"))?;
     let config: Config = toml::from_str(&text).with_context(|| format!("cannot use {file}"))?;
     let (goals, options) = config.wish();
-    let request = Request {
-        what: What::Wish {
-            goals: &goals,
-            options: &options,
-        },
-        dry_run: wanted.dry_run,
-        guest: wanted.guest,
-        state: wanted.state,
-        daemon: wanted.daemon,
+    let what = What::Wish {
+        goals: &goals,
+        options: &options,
     };
-    apply::run(&request, global, terminal)
+    apply::run(&what, how, global, terminal)
 }
 
 #[cfg(test)]

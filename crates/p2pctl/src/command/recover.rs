@@ -1,15 +1,14 @@
 //! `p2pctl recover`: brings a change to its end that was interrupted.
 
-use std::path::Path;
-
 use anyhow::{Result, bail};
 use hotplug::regroup::{Progress, Regroup, StateDir};
 
 use super::apply::told;
+use super::interrupt::Interrupt;
 use super::plan::View;
 use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
-use crate::cli::{Global, StateArgs};
+use crate::cli::{Global, PlaceArgs};
 use crate::host;
 use crate::json;
 use crate::progress::{Teller, seconds};
@@ -17,19 +16,17 @@ use crate::show::{Terminal, Text};
 use crate::source::Source;
 
 /// Brings a change to its end, forwards or backwards, whatever is left of it.
-pub(crate) fn run(
-    global: &Global,
-    state: &StateArgs,
-    daemon: &Path,
-    terminal: &Terminal,
-) -> Result<Answer> {
+pub(crate) fn run(global: &Global, at: &PlaceArgs, terminal: &Terminal) -> Result<Answer> {
     let host = host::live(global)?;
     let source = Source::load(global)?;
-    let regroup = Regroup::new(&host, &[], StateDir::new(&state.state_dir));
+    let regroup = Regroup::new(&host, &[], StateDir::new(&at.state.state_dir));
     let mut teller = Teller::new(source.names, terminal, global.json);
     let mut tell = |progress: &Progress<'_>| teller.tell(progress);
-    let report = match Daemon::at(daemon)? {
-        None => regroup.recover(&mut tell)?,
+    let report = match Daemon::at(&at.daemon.socket)? {
+        None => {
+            let _held_off = Interrupt::hold_off()?;
+            regroup.recover(&mut tell)?
+        }
         Some(daemon) => match daemon.recover(&mut tell)? {
             Ended::Nothing => None,
             Ended::Report(report) => Some(*report),
@@ -53,6 +50,7 @@ pub(crate) fn run(
             topology: &source.topology,
             names: source.names,
             width: terminal.width,
+            forecast: None,
         };
         Answer::text(told(&view, &report, &seconds(teller.elapsed())))
     };

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Progress, Report};
+use hotplug::regroup::{Forecast, Progress, Report};
 use hotplug::{Client, ClientError, Next};
 use iommu_group::Plan;
 use serde_json::{Map, Value};
 
-use crate::daemon::{Apply, Began, STEP, STUCK, Told};
+use crate::daemon::{Apply, Began, Check, STEP, STUCK, Told};
 
 /// How long to wait for an event at a time.
 const TICK: Duration = Duration::from_secs(5);
@@ -41,6 +41,13 @@ impl Daemon {
                 }),
             },
         }
+    }
+
+    /// What carrying a plan out would mean now.
+    pub(super) fn check(&self, plan: &Plan) -> Result<Forecast> {
+        let request = Check { plan: plan.clone() };
+        let answer = self.0.put("check", &serde_json::to_value(&request)?)?;
+        Ok(serde_json::from_slice(&answer.unwrap_or_default())?)
     }
 
     /// Has a plan carried out; `told` hears of every step.

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use hotplug::api::{Desk, Failure, Inquiry, Verb};
 use hotplug::regroup::{Regroup, StateDir};
-use iommu_group::{AcsBits, Goals, Kernel, Plan, PlanOptions, Sbdf, Scope};
-use serde::Deserialize;
+use iommu_group::{Goals, Kernel, Plan, PlanOptions, Scope};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::changes::Changes;
-use super::messages::{Apply, Began};
+use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
 use crate::answer::{Answer, Body};
 use crate::cli::Global;
 use crate::command::{groups, matrix, topology};
@@ -27,24 +26,6 @@ pub(crate) struct Calls {
     global: Global,
 }
 
-/// Body of `plan`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wanted {
-    goals: Goals,
-    #[serde(default)]
-    options: PlanOptions,
-}
-
-/// Body of `acs`: words for several ports at once.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Words {
-    ports: BTreeMap<Sbdf, AcsBits>,
-    #[serde(default)]
-    options: PlanOptions,
-}
-
 impl Calls {
     pub(crate) fn new(changes: Changes, global: Global) -> Self {
         Self { changes, global }
@@ -57,7 +38,12 @@ impl Calls {
     fn plan(&self, goals: &Goals, options: &PlanOptions) -> Result<Value, Failure> {
         let topology = self.source()?.topology;
         let made = Plan::make(&topology, &Kernel::of(&topology), goals, options);
-        value(&json::plan::document(&made).map_err(|error| failed(&error))?)
+        let forecast = match &made {
+            Ok(plan) if !plan.steps.is_empty() => Some(self.changes.check(plan)?),
+            _ => None,
+        };
+        let document = json::plan::document(&made, forecast.as_ref());
+        value(&document.map_err(|error| failed(&error))?)
     }
 
     /// Sets the words of several ports in one transaction.
@@ -92,22 +78,22 @@ impl Calls {
         value(&json::apply::status(&status))
     }
 
-    fn guests(&self) -> Value {
+    fn guests(&self) -> Known {
         let sockets = self.changes.host().guests.sockets();
         let guests = sockets.into_iter();
         let guests: BTreeMap<String, String> = guests
             .map(|guest| (guest.name, guest.socket.display().to_string()))
             .collect();
-        json!({ "guests": guests })
+        Known { guests }
     }
 
     fn ask(&self, inquiry: &Inquiry) -> Result<Value, Failure> {
         match inquiry.call {
-            "ping" => Ok(json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "pid": std::process::id(),
-            })),
-            "guests" => Ok(self.guests()),
+            "ping" => value(&Ping {
+                version: env!("CARGO_PKG_VERSION"),
+                pid: std::process::id(),
+            }),
+            "guests" => value(&self.guests()),
             "topology" => {
                 let request = topology::Request {
                     below: &[],
@@ -133,6 +119,11 @@ impl Calls {
                 let wanted: Wanted = inquiry.json()?;
                 self.plan(&wanted.goals, &wanted.options)
             }
+            "check" => {
+                let check: Check = inquiry.json()?;
+                value(&self.changes.check(&check.plan)?)
+            }
+            "reset" => value(&self.changes.reset(&inquiry.json()?)?),
             "apply" => self.apply(inquiry.json()?),
             "acs" => self.acs(inquiry.json()?),
             "recover" => value(&Began {
@@ -150,21 +141,26 @@ impl Calls {
     }
 }
 
+/// All calls but the stream of events.
+pub(super) const CALLS: &[(&str, Verb)] = &[
+    ("ping", Verb::Get),
+    ("guests", Verb::Get),
+    ("topology", Verb::Get),
+    ("groups", Verb::Get),
+    ("matrix", Verb::Get),
+    ("plan", Verb::Put),
+    ("check", Verb::Put),
+    ("apply", Verb::Put),
+    ("acs", Verb::Put),
+    ("reset", Verb::Put),
+    ("recover", Verb::Put),
+    ("status", Verb::Get),
+    ("transactions/", Verb::Get),
+];
+
 impl Desk for Calls {
     fn calls(&self) -> &'static [(&'static str, Verb)] {
-        &[
-            ("ping", Verb::Get),
-            ("guests", Verb::Get),
-            ("topology", Verb::Get),
-            ("groups", Verb::Get),
-            ("matrix", Verb::Get),
-            ("plan", Verb::Put),
-            ("apply", Verb::Put),
-            ("acs", Verb::Put),
-            ("recover", Verb::Put),
-            ("status", Verb::Get),
-            ("transactions/", Verb::Get),
-        ]
+        CALLS
     }
 
     fn answer(&self, inquiry: &Inquiry) -> Result<Option<Value>, Failure> {

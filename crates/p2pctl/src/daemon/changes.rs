@@ -9,8 +9,8 @@ use std::time::Duration;
 use hotplug::EventLog;
 use hotplug::api::Failure;
 use hotplug::regroup::{
-    LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, RemoteVmm, Report, StateDir,
-    StateError, Vmm,
+    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, RemoteVmm, Report,
+    ResetDone, ResetOrder, StateDir, StateError, Vmm,
 };
 use iommu_group::Plan;
 
@@ -81,6 +81,50 @@ impl Changes {
         self.lock().reports.get(transaction).cloned()
     }
 
+    /// What carrying a plan out would mean now.
+    pub(crate) fn check(&self, plan: &Plan) -> Result<Forecast, Failure> {
+        let forecast = self.regroup(|regroup| regroup.check(plan));
+        forecast.map_err(|error| failure(&error))
+    }
+
+    /// Resets a function, if nothing else is under way.
+    pub(crate) fn reset(&self, order: &ResetOrder) -> Result<ResetDone, Failure> {
+        self.occupy()?;
+        let result = self.regroup(|regroup| regroup.reset(order));
+        self.lock().busy = false;
+        let done = result.map_err(|error| failure(&error))?;
+        let hits: Vec<String> = done.hits.iter().map(ToString::to_string).collect();
+        let what = BTreeMap::from([
+            ("function".to_owned(), order.function.to_string()),
+            ("kind".to_owned(), done.kind.to_string()),
+            ("hits".to_owned(), hits.join(" ")),
+        ]);
+        self.events.note("host", "reset", what);
+        Ok(done)
+    }
+
+    fn regroup<T>(&self, ask: impl FnOnce(Regroup<'_>) -> T) -> T {
+        let guests: Vec<RemoteVmm> = self.host.guests.now();
+        let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| guest as &dyn Vmm).collect();
+        ask(Regroup::new(
+            &self.host.host,
+            &vmms,
+            self.host.state.clone(),
+        ))
+    }
+
+    /// From now on the host is being changed, unless it is already.
+    fn occupy(&self) -> Result<(), Failure> {
+        let mut now = self.lock();
+        if now.busy {
+            let reasons = vec!["another change is under way (p2pctl watch)".to_owned()];
+            return Err(Failure::Refused { reasons });
+        }
+        now.busy = true;
+        now.count = now.count.saturating_add(1);
+        Ok(())
+    }
+
     /// Begins to carry a plan out; returns when it is on record, or refused.
     pub(crate) fn apply(&self, plan: Plan, guest: Option<Duration>) -> Begun {
         self.begin(Work::Apply(Box::new(plan)), guest)
@@ -100,15 +144,7 @@ impl Changes {
     }
 
     fn begin(&self, work: Work, guest: Option<Duration>) -> Begun {
-        {
-            let mut now = self.lock();
-            if now.busy {
-                let reasons = vec!["another change is under way (p2pctl watch)".to_owned()];
-                return Err(Failure::Refused { reasons });
-            }
-            now.busy = true;
-            now.count = now.count.saturating_add(1);
-        }
+        self.occupy()?;
         let (sender, begun) = channel();
         let this = self.clone();
         let spawned = thread::Builder::new()

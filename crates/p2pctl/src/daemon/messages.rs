@@ -3,11 +3,58 @@
 use std::collections::BTreeMap;
 
 use hotplug::regroup::{Action, Progress, Record};
-use iommu_group::Plan;
+use iommu_group::{AcsBits, Goals, Plan, PlanOptions, Sbdf};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Answer to `ping`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(super) struct Ping {
+    /// Which release it is.
+    pub(super) version: &'static str,
+    /// Its process.
+    pub(super) pid: u32,
+}
+
+/// Answer to `guests`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(super) struct Known {
+    /// The virtual machines by name, each with the socket of its VMM's API.
+    pub(super) guests: BTreeMap<String, String>,
+}
+
+/// Body of `plan`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// What is to be reached.
+    pub(super) goals: Goals,
+    /// What is accepted, and how.
+    #[serde(default)]
+    pub(super) options: PlanOptions,
+}
+
+/// Body of `check`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Check {
+    /// What would be carried out.
+    pub(crate) plan: Plan,
+}
+
+/// Body of `acs`: words for several ports at once.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Words {
+    /// The ports, and what their ACS control registers are to hold.
+    pub(super) ports: BTreeMap<Sbdf, AcsBits>,
+    /// What is accepted, and how.
+    #[serde(default)]
+    pub(super) options: PlanOptions,
+}
+
 /// Body of `apply`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
     /// What to carry out.
@@ -17,8 +64,8 @@ pub(crate) struct Apply {
     pub(crate) guest_timeout_s: Option<u64>,
 }
 
-/// Answer to `apply` and `recover`: what is under way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Answer to `apply`, `acs` and `recover`: what is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Began {
     /// The transaction's name; none if there was nothing to do.
     pub(crate) transaction: Option<String>,

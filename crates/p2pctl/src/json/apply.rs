@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use hotplug::regroup::{Blocker, Difference, Outcome, Report, Status};
+use hotplug::regroup::{Assigned, Blocker, Difference, Outcome, Report, Status};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// The document of `apply` and `recover`.
@@ -15,6 +16,9 @@ pub(crate) struct Document<'a> {
     failure: Option<Failure<'a>>,
     remains: Vec<Entry<'a, Difference>>,
     blockers: Vec<Reason<'a>>,
+    /// The devices that virtual machines were without, and for how long.
+    guests: &'a [Assigned],
+    away_ms: Option<u64>,
     journal: Option<&'a Path>,
 }
 
@@ -65,6 +69,8 @@ pub(crate) fn report(report: &Report) -> Document<'_> {
             .map(|(action, error)| Failure { action, error }),
         remains: entries(&report.remains),
         blockers: Vec::new(),
+        guests: &report.unplugged,
+        away_ms: report.away_ms,
         journal: Some(&report.journal),
     }
 }
@@ -91,12 +97,14 @@ pub(crate) fn nothing<'a>() -> Document<'a> {
         failure: None,
         remains: Vec::new(),
         blockers: Vec::new(),
+        guests: &[],
+        away_ms: None,
         journal: None,
     }
 }
 
 /// The document of `status`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct StatusDocument<'a> {
     schema: &'static str,
     busy: bool,
@@ -105,13 +113,13 @@ pub(crate) struct StatusDocument<'a> {
     finished: Vec<Transaction<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Transaction<'a> {
     transaction: Option<&'a str>,
     journal: &'a Path,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Held<'a> {
     port: iommu_group::Sbdf,
     power: &'a str,

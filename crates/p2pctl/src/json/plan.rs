@@ -1,6 +1,7 @@
 //! `p2pctl/plan/1` and `p2pctl/kernel-args/1`.
 
 use anyhow::Result;
+use hotplug::regroup::{Assigned, Blocker, Forecast};
 use iommu_group::{Plan, Refusal, Sbdf};
 use serde::Serialize;
 use serde_json::Value;
@@ -12,8 +13,35 @@ pub(crate) struct Document {
     acceptable: bool,
     impossible: Vec<String>,
     objections: Vec<ObjectionEntry>,
+    /// What `apply` would refuse it for now; none if that cannot be told.
+    blockers: Option<Vec<BlockerEntry>>,
+    /// The devices that virtual machines lose meanwhile; none if that cannot be told.
+    guests: Option<Vec<Guest>>,
+    /// For how many milliseconds virtual machines were without their devices the last time.
+    last_away_ms: Option<u64>,
     /// The plan as `-o` writes it, which is a format of its own.
     plan: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct BlockerEntry {
+    text: String,
+    #[serde(flatten)]
+    value: Blocker,
+}
+
+/// A device as it is, and as it comes back.
+#[derive(Serialize)]
+struct Guest {
+    #[serde(flatten)]
+    now: Assigned,
+    after: Option<After>,
+}
+
+#[derive(Serialize)]
+struct After {
+    p2p: bool,
+    domain: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -32,8 +60,30 @@ pub(crate) struct Boot<'a> {
     wider: Vec<Sbdf>,
 }
 
-/// Makes the document of a plan, or of its impossibility.
-pub(crate) fn document(made: &Result<Plan, Refusal>) -> Result<Document> {
+fn blocker(blocker: &Blocker) -> BlockerEntry {
+    BlockerEntry {
+        text: blocker.to_string(),
+        value: blocker.clone(),
+    }
+}
+
+fn guest(now: &Assigned, plug: &[Assigned]) -> Guest {
+    let mut after = plug.iter();
+    let after = after.find(|after| (&after.vm, &after.id) == (&now.vm, &now.id));
+    Guest {
+        now: now.clone(),
+        after: after.map(|after| After {
+            p2p: after.p2p,
+            domain: after.domain.clone(),
+        }),
+    }
+}
+
+/// Makes the document of a plan, and what it would mean now, or of its impossibility.
+pub(crate) fn document(
+    made: &Result<Plan, Refusal>,
+    forecast: Option<&Forecast>,
+) -> Result<Document> {
     Ok(match made {
         Ok(plan) => Document {
             schema: "p2pctl/plan/1",
@@ -48,6 +98,12 @@ pub(crate) fn document(made: &Result<Plan, Refusal>) -> Result<Document> {
                     function: objection.remedy().map(|(_, function)| function),
                 })
                 .collect(),
+            blockers: forecast.map(|now| now.blockers.iter().map(blocker).collect()),
+            guests: forecast.map(|now| {
+                let devices = now.unplug.iter();
+                devices.map(|device| guest(device, &now.plug)).collect()
+            }),
+            last_away_ms: forecast.and_then(|now| now.last_away_ms),
             plan: Some(serde_json::from_str(&plan.to_json())?),
         },
         Err(refusal) => Document {
@@ -55,6 +111,9 @@ pub(crate) fn document(made: &Result<Plan, Refusal>) -> Result<Document> {
             acceptable: false,
             impossible: refusal.reasons.iter().map(ToString::to_string).collect(),
             objections: Vec::new(),
+            blockers: None,
+            guests: None,
+            last_away_ms: None,
             plan: None,
         },
     })

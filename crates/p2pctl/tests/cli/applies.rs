@@ -24,6 +24,12 @@ impl Bench {
         }
     }
 
+    /// Takes the second drive from nvme.
+    fn unbind(&self) {
+        let driver = "bus/pci/devices/0000:04:00.0/driver";
+        fs::remove_file(self.machine.sys().join(driver)).unwrap();
+    }
+
     fn state(&self) -> &Path {
         self.state.path()
     }
@@ -73,13 +79,7 @@ fn a_dry_run_shows_the_plan_and_what_is_in_its_way() {
         "{}",
         run.stdout
     );
-    fs::remove_file(
-        bench
-            .machine
-            .sys()
-            .join("bus/pci/devices/0000:04:00.0/driver"),
-    )
-    .unwrap();
+    bench.unbind();
     let run = bench.run(&[&["apply", "--dry-run"][..], &JOIN].concat());
     assert_eq!(run.status, 0, "{run:?}");
     assert!(
@@ -91,13 +91,48 @@ fn a_dry_run_shows_the_plan_and_what_is_in_its_way() {
 }
 
 #[test]
+fn a_plan_says_what_apply_would_refuse_it_for() {
+    let bench = Bench::new();
+    let run = bench.run(&[&["plan"][..], &JOIN].concat());
+    assert_eq!(run.status, 2, "{run:?}");
+    assert!(
+        run.stdout.starts_with(
+            "join 03:00.0 04:00.0: refused while it is blocked
+
+  blocked    04:00.0 is bound to nvme (stop what uses it and bind it to
+             vfio-pci, or leave 04:00.0 out)
+  unplug     "
+        ),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.stdout
+            .ends_with("nothing was changed. `apply` would refuse this plan now\n"),
+        "{}",
+        run.stdout
+    );
+    let document = bench.run(&[&["plan", "--json"][..], &JOIN].concat()).json();
+    assert_eq!(document["acceptable"], true);
+    assert_eq!(document["blockers"][0]["blocker"], "driver");
+    assert_eq!(document["guests"], serde_json::json!([]));
+    bench.unbind();
+    let run = bench.run(&[&["plan"][..], &JOIN].concat());
+    assert_eq!(run.status, 0, "{run:?}");
+    assert!(
+        run.stdout.ends_with("\nnothing was changed\n"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
 fn a_plan_from_a_file_is_refused_when_the_host_has_changed() {
     let bench = Bench::new();
+    bench.unbind();
     let file = bench.state().join("plan.json");
     let file = file.to_str().unwrap();
-    let run = bench
-        .machine
-        .run(&[&["plan", "-o", file][..], &JOIN].concat());
+    let run = bench.run(&[&["plan", "-o", file][..], &JOIN].concat());
     assert_eq!(run.status, 0, "{run:?}");
     let gone = bench.machine.sys().join("bus/pci/devices/0000:04:00.0");
     fs::rename(&gone, gone.with_extension("gone")).unwrap();

@@ -17,8 +17,8 @@ fn a_plan_names_everything_it_does() {
         "join 03:00.0 04:00.0: can be done
 
   unplug     03:00.0  NVMe 1b36:0010  vfio-pci
-             04:00.0  NVMe 1b36:0010  nvme: must let go of it, with all that
-             uses it
+             04:00.0  NVMe 1b36:0010  nvme: refused until it is bound to
+             vfio-pci
   groups     03:00.0 04:00.0 together, with ports 01:00.0 02:00.0 02:01.0
   route      03:00.0 ↔ 04:00.0: direct in the switch, as it was
   isolation  unchanged or better: nobody becomes reachable without the IOMMU

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hotplug::regroup::obstacle;
 use iommu_group::{Block, Plan, Route, Sbdf};
 
 use super::{LABEL, View};
@@ -20,13 +21,13 @@ impl View<'_> {
                     self.names.of(function.sbdf()),
                     describe::what(function)
                 ));
-                match function.driver() {
-                    None => line,
-                    Some("vfio-pci") => line.plain("  vfio-pci"),
-                    Some(driver) => line.toned(
+                match (function.driver(), obstacle(function)) {
+                    (_, Some(driver)) => line.toned(
                         Tone::Warn,
-                        format_args!("  {driver}: must let go of it, with all that uses it"),
+                        format_args!("  {driver}: refused until it is bound to vfio-pci"),
                     ),
+                    (Some(driver), None) => line.plain(format_args!("  {driver}")),
+                    (None, None) => line,
                 }
             })
             .collect();
@@ -36,7 +37,10 @@ impl View<'_> {
         if !plan.lost.is_empty() {
             lines.push(Line::new().toned(
                 Tone::Bad,
-                format_args!("lost: virtual functions {}", self.list(&plan.lost)),
+                format_args!(
+                    "lost: virtual functions {}; sriov_numvfs makes new ones, without drivers",
+                    self.list(&plan.lost)
+                ),
             ));
         }
         lines
@@ -163,8 +167,8 @@ impl View<'_> {
                 weaker()
                     .plain(format_args!(
                         "{} {become_so} reachable from {} without the IOMMU",
-                        self.list(&functions),
-                        self.list(&to)
+                        self.whose(&functions),
+                        self.whose(&to)
                     ))
                     .toned(tone, format_args!(" ({status})")),
             );
@@ -186,7 +190,7 @@ impl View<'_> {
                 let alive = if transient.alive.is_empty() {
                     "nothing alive below it".to_owned()
                 } else {
-                    format!("{} keep running below it", self.list(&transient.alive))
+                    format!("{} keep running below it", self.whose(&transient.alive))
                 };
                 format!(
                     "{} is without {off} for the moment of the rescan, {alive}",

@@ -1,0 +1,71 @@
+//! What carrying out a plan would mean now, without doing it.
+
+use std::time::Duration;
+
+use iommu_group::{GroupModel, Kernel, Plan, Topology};
+use serde::{Deserialize, Serialize};
+
+use super::blocker::Blocker;
+use super::peers::Homecoming;
+use super::vmm::Assigned;
+
+/// What carrying out a plan would mean now.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+pub struct Forecast {
+    /// What speaks against it. It is refused if there is anything.
+    #[cfg_attr(feature = "server", schemars(with = "Vec<serde_json::Value>"))]
+    pub blockers: Vec<Blocker>,
+    /// The devices that virtual machines lose meanwhile, as they have them now.
+    pub unplug: Vec<Assigned>,
+    /// The same devices as they come back.
+    pub plug: Vec<Assigned>,
+    /// The other devices of virtual machines.
+    pub staying: Vec<Assigned>,
+    /// For how many milliseconds virtual machines were without their devices when they lost some last; none if they
+    /// never have.
+    pub last_away_ms: Option<u64>,
+}
+
+impl Forecast {
+    pub(super) fn new(
+        topology: &Topology,
+        plan: &Plan,
+        blockers: Vec<Blocker>,
+        [unplug, staying]: [Vec<Assigned>; 2],
+    ) -> Self {
+        let fits =
+            |blocker: &Blocker| !matches!(blocker, Blocker::Stale | Blocker::Impossible { .. });
+        let plug = if blockers.iter().all(fits) {
+            let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
+            plan.steps.iter().for_each(|step| step.apply(&mut model));
+            let groups = model.partition();
+            let homecoming = Homecoming {
+                assigned: &unplug,
+                staying: &staying,
+                goals: &plan.goals,
+                groups: groups.groups(),
+            };
+            homecoming.devices()
+        } else {
+            // It is about another host: who comes back how cannot be told.
+            unplug.clone()
+        };
+        Self {
+            plug,
+            blockers,
+            unplug,
+            staying,
+            last_away_ms: None,
+        }
+    }
+
+    /// The same with the time that it took last.
+    pub(super) fn with_last(self, away: Option<Duration>) -> Self {
+        let away = away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX));
+        Self {
+            last_away_ms: away,
+            ..self
+        }
+    }
+}

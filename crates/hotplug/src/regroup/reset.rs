@@ -1,0 +1,276 @@
+//! Resets of a chosen kind, of functions that nobody uses, with all that they hit.
+//!
+//! ```text
+//! choose ─ who is hit? ─ note what is to be as before ─ reset_method ─ reset ─┬─ reset_method, ACS of the ports that were hit
+//!                                                             a crash ────────┘  the same, by whoever recovers
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use iommu_group::{AcsBits, Function, Kernel, Reset, ResetKind, ResetMask, Sbdf, Topology};
+use serde::{Deserialize, Serialize};
+
+use super::blocker::{Blocker, Refusal};
+use super::error::{RegroupError, StateError};
+use super::host::HostError;
+use super::journal::sync_dir;
+use super::machine::{Machine, RESETS};
+use super::preflight::users;
+use super::transaction::Regroup;
+use super::vmm::{Assigned, VmmError};
+
+/// A reset that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ResetOrder {
+    /// The function.
+    pub function: Sbdf,
+    /// The kinds that will do; the first that the function has, in the order in which Linux tries them.
+    pub kinds: ResetMask,
+    /// The functions that are the caller's, besides that one. A reset that hits others is refused.
+    #[serde(default)]
+    pub owned: BTreeSet<Sbdf>,
+}
+
+/// A reset that was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+pub struct ResetDone {
+    /// Its kind.
+    pub kind: ResetKind,
+    /// Every function that was reset.
+    pub hits: Vec<Sbdf>,
+    /// The ports among them, with the ACS that they have again.
+    pub ports: BTreeMap<Sbdf, AcsBits>,
+}
+
+/// What is to be as it was when a reset is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Before {
+    /// What the kernel calls the start of the machine.
+    boot: String,
+    function: Sbdf,
+    /// Its `reset_method`, if another one is set for the reset.
+    methods: Option<String>,
+    ports: BTreeMap<Sbdf, Port>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Port {
+    /// Where its ACS control register is in configuration space.
+    at: u16,
+    control: AcsBits,
+}
+
+/// What has to be written for a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// `reset` of the function, with this `reset_method`.
+    Function(&'static str),
+    /// `reset_subordinate` of the port.
+    Link(Sbdf),
+}
+
+impl Regroup<'_> {
+    /// Resets a function, if all that this hits is the caller's and nobody uses any of it.
+    ///
+    /// # Errors
+    /// [`RegroupError::Refused`] with every reason; nothing was changed then.
+    pub fn reset(&self, order: &ResetOrder) -> Result<ResetDone, RegroupError> {
+        let lock = self.state.lock()?;
+        let machine = self.machine();
+        let topology = machine.scan()?;
+        let mut blockers = self.unfinished();
+        let chosen = choose(machine, &topology, order);
+        let (reset, way) = match chosen {
+            Ok(chosen) => chosen,
+            Err(blocker) => {
+                blockers.push(blocker);
+                return Err(Refusal { blockers }.into());
+            }
+        };
+        let mut owned = order.owned.clone();
+        owned.insert(order.function);
+        blockers.extend(reset.not_owned(&owned).map(|function| Blocker::NotOwned {
+            function,
+            kind: reset.kind.to_string(),
+            of: order.function,
+        }));
+        blockers.extend(self.in_use(&topology, &reset)?);
+        if !blockers.is_empty() {
+            return Err(Refusal { blockers }.into());
+        }
+        let before = Before {
+            boot: machine.boot_id()?,
+            function: order.function,
+            methods: match way {
+                Way::Function(word) => other_methods(machine, order.function, word)?,
+                Way::Link(_) => None,
+            },
+            ports: ports(&topology, &reset.hit_ports),
+        };
+        note(&self.state.resetting(), &before)?;
+        let done = act(machine, &before, way);
+        // Whatever became of it.
+        self.after_reset(&before)?;
+        done?;
+        drop(lock);
+        Ok(ResetDone {
+            kind: reset.kind,
+            hits: reset.hits,
+            ports: before
+                .ports
+                .into_iter()
+                .map(|(port, was)| (port, was.control))
+                .collect(),
+        })
+    }
+
+    /// Who uses what a reset hits.
+    fn in_use(&self, topology: &Topology, reset: &Reset) -> Result<Vec<Blocker>, HostError> {
+        let mut blockers = Vec::new();
+        let mut assigned: Vec<Assigned> = Vec::new();
+        for vmm in self.vmms {
+            match vmm.devices() {
+                Ok(devices) => assigned.extend(devices),
+                Err(VmmError::Gone { .. }) => {}
+                Err(error) => blockers.push(Blocker::Vmm {
+                    error: error.to_string(),
+                }),
+            }
+        }
+        let hit = |device: &&Assigned| reset.hits.contains(&device.function);
+        blockers.extend(assigned.iter().filter(hit).map(|device| Blocker::Plugged {
+            function: device.function,
+            vm: device.vm.clone(),
+            id: device.id.clone(),
+        }));
+        let functions = reset.hits.iter().filter_map(|hit| topology.get(*hit));
+        let functions: Vec<&Function> = functions.collect();
+        blockers.extend(users(self.machine(), topology, &functions, &assigned)?);
+        Ok(blockers)
+    }
+
+    /// Brings to its end what a reset that was interrupted has left.
+    pub(super) fn recover_reset(&self) -> Result<(), RegroupError> {
+        let path = self.state.resetting();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StateError::io("read", &path)(error).into()),
+        };
+        let before: Before = serde_json::from_str(&text).map_err(|error| StateError::Journal {
+            path: path.clone(),
+            line: error.line(),
+            reason: error.to_string(),
+        })?;
+        self.after_reset(&before)
+    }
+
+    /// What was reset is as it was. A reboot has seen to that by itself.
+    fn after_reset(&self, before: &Before) -> Result<(), RegroupError> {
+        let machine = self.machine();
+        if machine.boot_id()? == before.boot {
+            for (port, was) in &before.ports {
+                machine.set_acs_control(*port, was.at, was.control)?;
+            }
+            if let Some(methods) = &before.methods {
+                machine.set_resets(before.function, methods)?;
+            }
+        }
+        let path = self.state.resetting();
+        fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
+        Ok(sync_dir(&path)?)
+    }
+}
+
+/// The reset that is meant, and how to have it.
+fn choose(
+    machine: Machine<'_>,
+    topology: &Topology,
+    order: &ResetOrder,
+) -> Result<(Reset, Way), Blocker> {
+    let none = || Blocker::NoReset {
+        function: order.function,
+        kinds: order.kinds.to_string(),
+    };
+    let kernel = Kernel::of(topology);
+    let reset = topology
+        .choose_reset(&kernel, order.function, order.kinds)
+        .ok_or_else(none)?;
+    let way = match (reset.resets_function, reset.port) {
+        (true, _) => Way::Function(method(reset.kind)),
+        // An administrator has switched it off in `reset_method`.
+        (false, None) => return Err(none()),
+        (false, Some(port)) if machine.can_reset_below(port) => Way::Link(port),
+        (false, Some(port)) => return Err(Blocker::NoLinkReset { port }),
+    };
+    Ok((reset, way))
+}
+
+/// What the kernel calls a kind (linux 7.2 drivers/pci/pci.c: `pci_reset_fn_methods[]`).
+fn method(kind: ResetKind) -> &'static str {
+    match kind {
+        ResetKind::DeviceSpecific => "device_specific",
+        ResetKind::Acpi => "acpi",
+        ResetKind::Flr => "flr",
+        ResetKind::AfFlr => "af_flr",
+        ResetKind::Pm => "pm",
+        ResetKind::Slot | ResetKind::Bus => "bus",
+        ResetKind::CxlBus => "cxl_bus",
+    }
+}
+
+/// The methods of a function, unless the kernel would use this one first anyway.
+fn other_methods(
+    machine: Machine<'_>,
+    function: Sbdf,
+    method: &str,
+) -> Result<Option<String>, HostError> {
+    let methods = machine.attribute(function, RESETS)?.unwrap_or_default();
+    let first = methods.split_ascii_whitespace().next();
+    Ok((first != Some(method)).then_some(methods))
+}
+
+fn ports(topology: &Topology, hit: &[Sbdf]) -> BTreeMap<Sbdf, Port> {
+    let acs = |port: &Sbdf| {
+        let acs = topology.get(*port)?.acs().registers()?;
+        let port_was = Port {
+            at: acs.control_offset(),
+            control: acs.control,
+        };
+        Some((*port, port_was))
+    };
+    hit.iter().filter_map(acs).collect()
+}
+
+fn note(path: &Path, before: &Before) -> Result<(), StateError> {
+    let text = serde_json::to_vec(before).unwrap_or_default();
+    let new = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(StateError::io("write", path))?;
+    sync_dir(path)
+}
+
+fn act(machine: Machine<'_>, before: &Before, way: Way) -> Result<(), HostError> {
+    match way {
+        Way::Function(method) => {
+            if before.methods.is_some() {
+                machine.set_resets(before.function, method)?;
+            }
+            machine.reset(before.function)
+        }
+        Way::Link(port) => machine.reset_below(port),
+    }
+}

@@ -1,0 +1,200 @@
+//! What carrying out a plan would mean for those who use the devices, in words.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use hotplug::regroup::{Assigned, Blocker, Forecast, Regroup, StateDir};
+use iommu_group::{Plan, Sbdf};
+
+use super::plan::View;
+use super::remote::Daemon;
+use crate::cli::{Global, PlaceArgs};
+use crate::host;
+use crate::progress::seconds;
+use crate::show::{Line, Tone};
+use crate::source::Source;
+
+/// What carrying out a plan would mean now; none if that cannot be told: of a file about a machine, or without root.
+pub(super) fn forecast(
+    global: &Global,
+    source: &Source,
+    plan: &Plan,
+    at: &PlaceArgs,
+) -> Result<Option<Forecast>> {
+    if global.from.is_some() || source.topology.needs_privilege() {
+        return Ok(None);
+    }
+    // The daemon knows no other host than its own.
+    let elsewhere = global
+        .sysfs
+        .as_deref()
+        .is_some_and(|sysfs| sysfs != Path::new("/sys"));
+    if !elsewhere && let Some(daemon) = Daemon::at(&at.daemon.socket)? {
+        return Ok(Some(daemon.check(plan)?));
+    }
+    let host = host::live(global)?;
+    let regroup = Regroup::new(&host, &[], StateDir::new(&at.state.state_dir));
+    Ok(Some(regroup.check(plan)?))
+}
+
+/// Devices by the virtual machines that have them.
+pub(super) fn by_guest(devices: &[Assigned]) -> BTreeMap<&str, Vec<&Assigned>> {
+    let mut guests: BTreeMap<&str, Vec<&Assigned>> = BTreeMap::new();
+    for device in devices {
+        guests.entry(&device.vm).or_default().push(device);
+    }
+    guests
+}
+
+/// What a device is when it comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Back {
+    Peer,
+    NoPeer,
+    AsBefore,
+}
+
+impl Back {
+    fn of(was: &Assigned, is: &Assigned) -> Self {
+        match (was.p2p, is.p2p) {
+            (true, false) => Self::NoPeer,
+            (false, true) => Self::Peer,
+            _ if was.domain != is.domain => Self::Peer,
+            _ => Self::AsBefore,
+        }
+    }
+
+    fn words(self, several: bool) -> &'static str {
+        match (self, several) {
+            (Self::Peer, true) => "as peers below one virtual switch",
+            (Self::Peer, false) => "as a peer",
+            (Self::NoPeer, _) => "without P2P",
+            (Self::AsBefore, true) => "as they were",
+            (Self::AsBefore, false) => "as it was",
+        }
+    }
+}
+
+impl View<'_> {
+    /// What has to be dealt with before a plan may be carried out, apart from what the plan itself does.
+    pub(super) fn blocked(&self) -> Vec<Line> {
+        self.blockers()
+            .map(|blocker| Line::new().toned(Tone::Bad, self.names.shorten(&blocker.to_string())))
+            .collect()
+    }
+
+    /// Whether the host as it is stands in the way of a plan.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blockers().next().is_some()
+    }
+
+    fn blockers(&self) -> impl Iterator<Item = &Blocker> {
+        let forecast = self.forecast.iter();
+        forecast
+            .flat_map(|forecast| &forecast.blockers)
+            .filter(|blocker| !matches!(blocker, Blocker::Objection { .. }))
+    }
+
+    /// Which virtual machines lose what, for how long, and who goes on beside them.
+    pub(super) fn guests(&self) -> Vec<Line> {
+        let Some(forecast) = &self.forecast else {
+            return Vec::new();
+        };
+        let mut lines: Vec<Line> = by_guest(&forecast.unplug)
+            .into_iter()
+            .map(|(vm, devices)| {
+                Line::new().strong(vm).plain(format_args!(
+                    " loses {} meanwhile, and gets {} back {}",
+                    self.devices(&devices),
+                    if devices.len() == 1 { "it" } else { "them" },
+                    self.coming_back(&devices, &forecast.plug)
+                ))
+            })
+            .collect();
+        if lines.is_empty() {
+            return lines;
+        }
+        lines.push(match forecast.last_away_ms {
+            Some(ms) => format!(
+                "for as long as the change takes: {} the last time",
+                seconds(Duration::from_millis(ms))
+            )
+            .into(),
+            None => {
+                "for as long as the change takes; none was made here yet to tell how long".into()
+            }
+        });
+        let near = self.near(forecast);
+        let staying = by_guest(&near);
+        lines.extend(staying.into_iter().map(|(vm, devices)| {
+            Line::new().strong(vm).plain(format_args!(
+                " keeps {} all the while",
+                self.devices(&devices)
+            ))
+        }));
+        lines
+    }
+
+    /// `one (03:00.0), two (04:00.0)`.
+    pub(super) fn devices(&self, devices: &[&Assigned]) -> String {
+        let devices = devices.iter();
+        let names: Vec<String> = devices
+            .map(|device| format!("{} ({})", device.id, self.names.of(device.function)))
+            .collect();
+        names.join(", ")
+    }
+
+    /// Functions, and the virtual machines that have them.
+    pub(super) fn whose<'f>(&self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
+        let owner = |function: Sbdf| {
+            let mut devices = self
+                .forecast
+                .iter()
+                .flat_map(|f| f.unplug.iter().chain(&f.staying));
+            devices.find(|device| device.function == function)
+        };
+        let name = |function: &Sbdf| match owner(*function) {
+            Some(device) => format!("{} ({})", self.names.of(*function), device.vm),
+            None => self.names.of(*function),
+        };
+        self.few(functions.into_iter().map(name).collect())
+    }
+
+    fn coming_back(&self, devices: &[&Assigned], plug: &[Assigned]) -> String {
+        let mut ways: BTreeMap<Back, Vec<&Assigned>> = BTreeMap::new();
+        for was in devices {
+            let is = plug.iter().find(|is| is.vm == was.vm && is.id == was.id);
+            let back = is.map_or(Back::AsBefore, |is| Back::of(was, is));
+            ways.entry(back).or_default().push(was);
+        }
+        let only = ways.len() == 1;
+        let ways = ways.into_iter();
+        let words: Vec<String> = ways
+            .map(|(back, devices)| {
+                let words = back.words(devices.len() > 1);
+                if only {
+                    return words.to_owned();
+                }
+                let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+                format!("{} {words}", ids.join(", "))
+            })
+            .collect();
+        words.join("; ")
+    }
+
+    /// The devices that stay, below the same root ports as those that do not.
+    fn near(&self, forecast: &Forecast) -> Vec<Assigned> {
+        let root = |device: &Assigned| {
+            let above = self.topology.ancestors(device.function);
+            above.last().map(|port| port.sbdf())
+        };
+        let roots: Vec<_> = forecast.unplug.iter().filter_map(root).collect();
+        let staying = forecast.staying.iter();
+        staying
+            .filter(|device| root(device).is_some_and(|root| roots.contains(&root)))
+            .cloned()
+            .collect()
+    }
+}

@@ -1,0 +1,88 @@
+//! Signals that ask for the end while the host is being changed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+
+/// While there is one, a signal does not end the process: it asks for the end of the change, and is told of.
+pub(super) struct Interrupt {
+    asked: Arc<AtomicBool>,
+    signals: Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Interrupt {
+    pub(super) fn hold_off() -> Result<Self> {
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot wait for signals")?;
+        let handle = signals.handle();
+        let asked = Arc::new(AtomicBool::new(false));
+        let ask = Arc::clone(&asked);
+        let thread = thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for _ in signals.forever() {
+                    let before = ask.swap(true, Ordering::AcqRel);
+                    eprintln!("p2pctl: {}", words(before));
+                }
+            })
+            .context("cannot wait for signals")?;
+        Ok(Self {
+            asked,
+            signals: handle,
+            thread: Some(thread),
+        })
+    }
+
+    /// Whether somebody has asked.
+    pub(super) fn flag(&self) -> &AtomicBool {
+        &self.asked
+    }
+}
+
+fn words(before: bool) -> &'static str {
+    if before {
+        "still at it: a host that is left half-changed would have to be recovered (p2pctl recover)"
+    } else {
+        "told to stop: what was begun is undone, or finished if it is nearly done"
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.signals.close();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("p2pctl: the thread that waits for signals had panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use signal_hook::low_level::raise;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_asks_and_does_not_end_the_process() {
+        const DEADLINE: Duration = Duration::from_secs(60);
+        let interrupt = Interrupt::hold_off().unwrap();
+        assert!(!interrupt.flag().load(Ordering::Acquire));
+        for signal in [SIGTERM, SIGINT, SIGINT] {
+            raise(signal).unwrap();
+        }
+        let started = Instant::now();
+        while !interrupt.flag().load(Ordering::Acquire) {
+            assert!(started.elapsed() < DEADLINE);
+            thread::yield_now();
+        }
+    }
+}

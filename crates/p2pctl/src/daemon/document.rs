@@ -1,0 +1,137 @@
+//! The OpenAPI document of the daemon's API.
+//!
+//! `resources/openapi-daemon.json` is this document; a test says so.
+
+use std::borrow::Cow;
+
+use hotplug::Record;
+use hotplug::api::{CallSpec, Description};
+use hotplug::regroup::{Forecast, Report, ResetDone, ResetOrder};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::Value;
+
+use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
+use crate::json::apply::StatusDocument;
+
+/// Every answer that says no.
+const ERRORS: [(&str, &str); 5] = [
+    ("400", "The request is not what the call needs"),
+    ("404", "There is no such call or transaction"),
+    ("409", "Refused, for these reasons; nothing was changed"),
+    (
+        "4XX",
+        "Too long (413), too slow (408), too many at once (429)",
+    ),
+    ("500", "It was tried and did not work"),
+];
+
+/// A document that a command prints with `--json`, and that has a `schema` of its own.
+struct Printed;
+
+impl JsonSchema for Printed {
+    fn schema_name() -> Cow<'static, str> {
+        "Printed".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "description": "What the command of the same name prints with --json: crates/p2pctl/JSON.md",
+            "properties": { "schema": { "type": "string" } },
+            "required": ["schema"],
+        })
+    }
+}
+
+/// Nothing is said in the body: an empty one, or an empty object.
+#[derive(JsonSchema)]
+struct Empty {}
+
+fn calls() -> Vec<CallSpec> {
+    let put = CallSpec::put;
+    vec![
+        CallSpec::get::<Ping>("ping", "Whether the daemon is there, and which it is"),
+        CallSpec::get::<Known>("guests", "The virtual machines that it knows"),
+        CallSpec::get::<Printed>("topology", "The PCI functions of the host"),
+        CallSpec::get::<Printed>("groups", "The IOMMU groups, and who is in them"),
+        CallSpec::get::<Printed>("matrix", "Who may reach whom, and why not"),
+        put(
+            "plan",
+            "How goals are reached, and all that changes; changes nothing",
+        )
+        .takes::<Wanted>()
+        .gives::<Printed>(),
+        put(
+            "check",
+            "What carrying out a plan would mean now; changes nothing",
+        )
+        .takes::<Check>()
+        .gives::<Forecast>(),
+        put("apply", "Begin to carry out a plan")
+            .takes::<Apply>()
+            .gives::<Began>(),
+        put(
+            "acs",
+            "Begin to set the ACS of several ports, in one transaction",
+        )
+        .takes::<Words>()
+        .gives::<Began>(),
+        put(
+            "reset",
+            "Reset a function, if all that this hits is the caller's and not in use",
+        )
+        .takes::<ResetOrder>()
+        .gives::<ResetDone>(),
+        put("recover", "Begin to bring to its end what was interrupted")
+            .takes::<Empty>()
+            .gives::<Began>(),
+        CallSpec::get::<StatusDocument<'_>>("status", "Whether a change is under way"),
+        CallSpec::get::<Report>("transactions/{id}", "How a change ended; 404 until it has"),
+        CallSpec::events::<Record>(
+            "events",
+            "What is done and found, as server-sent events whose data are these objects",
+        ),
+    ]
+}
+
+/// The document.
+pub(crate) fn openapi() -> Value {
+    let description = Description {
+        title: "p2pctl serve",
+        description: "The daemon that changes IOMMU groups while virtual machines run: HTTP on a unix socket",
+        errors: &ERRORS,
+        calls: &calls(),
+    };
+    description.openapi()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::calls::CALLS;
+    use super::*;
+
+    #[test]
+    fn the_document_that_is_checked_in_is_this_one() {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/openapi-daemon.json");
+        let now = format!("{:#}\n", openapi());
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(&path, &now).unwrap();
+        }
+        let checked_in = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            now == checked_in,
+            "resources/openapi-daemon.json is not current: UPDATE_OPENAPI=1 cargo test -p p2pctl checked_in"
+        );
+    }
+
+    #[test]
+    fn every_call_that_is_answered_is_described() {
+        let described: Vec<_> = calls().iter().map(CallSpec::route).collect();
+        let (events, described) = described.split_last().unwrap();
+        assert_eq!(events.0, "events");
+        assert_eq!(described, CALLS);
+    }
+}
