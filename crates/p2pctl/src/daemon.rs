@@ -15,6 +15,7 @@ mod document;
 mod drift;
 mod guests;
 mod messages;
+mod ready;
 mod uevents;
 
 pub(crate) use calls::Calls;
@@ -22,6 +23,7 @@ pub(crate) use changes::{Changes, Host};
 pub(crate) use drift::Drift;
 pub(crate) use guests::{Guests, NamedSocket};
 pub(crate) use messages::{Apply, Began, Check, STEP, STUCK, Told};
+pub(crate) use ready::ready;
 
 /// Where the daemon listens, unless it is told otherwise.
 pub(crate) const SOCKET: &str = "/run/p2pctl/api.sock";

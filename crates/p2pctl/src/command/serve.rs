@@ -1,5 +1,6 @@
 //! `p2pctl serve`: the host's daemon.
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use signal_hook::iterator::Signals;
 
 use crate::answer::Answer;
 use crate::cli::Global;
-use crate::daemon::{Calls, Changes, Drift, Guests, Host, NamedSocket};
+use crate::daemon::{Calls, Changes, Drift, Guests, Host, NamedSocket, ready};
 use crate::host;
 use crate::show::Text;
 use crate::source::Source;
@@ -62,6 +63,11 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     let server = ApiServer::at_desk(&request.socket, &events, desk)?;
     let drift = Drift::start(changes.clone(), global.clone())
         .context("cannot start to look at the host")?;
+    if let Some(manager) = env::var_os("NOTIFY_SOCKET")
+        && let Err(error) = ready(&manager)
+    {
+        eprintln!("p2pctl: cannot tell the service manager that it listens: {error}");
+    }
     eprintln!("p2pctl: listening at {}", request.socket.display());
     let signal = signals.forever().next();
     drop(server);
