@@ -83,10 +83,24 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
     let daemon = Daemon::start(&lab, &["web"]);
     let mut work = Work::start(&mut live);
     assert_eq!(transfers(&mut live), [Outcome::Nothing; 4]);
+    let plan = ["p2pctl", "plan", "--join", FIRST, SECOND];
+    let plan = words(&lab.run(plan).unwrap().ok().unwrap());
+    let lost = "web loses one (03:00.0), two (04:00.0) meanwhile, and gets them back as peers below one virtual switch";
+    assert!(plan.contains(lost), "{plan}");
+    assert!(
+        plan.contains("back p2pctl plan --isolate 03:00.0 04:00.0"),
+        "{plan}"
+    );
+    // Nobody resets what a guest has.
+    let (status, told) = daemon.reset(FIRST, "flr");
+    assert_eq!(status, 409, "{told}");
+    assert!(told.contains("is plugged in web"), "{told}");
 
     for _ in 0..2 {
         let told = daemon.apply(&["--join", FIRST, SECOND]).ok().unwrap();
         assert!(told.contains(": done in "), "{told}");
+        let away = "guests web was without one (03:00.0), two (04:00.0) for ";
+        assert!(words(&told).contains(away), "{told}");
         assert_eq!(lab.group(FIRST).unwrap(), lab.group(SECOND).unwrap());
         assert_eq!(transfers(&mut live), [Outcome::Ok; 4]);
         work.goes_on(&mut live);
@@ -107,8 +121,18 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
             "{of}: {log}"
         );
     }
-    daemon.stop();
     assert_eq!(live.power_off().exit, Exit::Code(0));
+    for (kinds, status) in [("flr", 200), ("acpi", 409)] {
+        let (found, told) = daemon.reset(FIRST, kinds);
+        assert_eq!(found, status, "{told}");
+    }
+    daemon.stop();
+}
+
+/// A text as it is before it is broken into lines.
+fn words(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ")
 }
 
 /// Where the records of the last journal start, in bytes from its start.

@@ -280,7 +280,90 @@ fn refused(lab: &Lab, other: &str, reason: &str) {
     // Lines are broken to the width of the terminal.
     let words: Vec<&str> = output.stdout.split_whitespace().collect();
     assert!(words.join(" ").contains(reason), "{}", output.stdout);
+    let plan = lab
+        .run(["p2pctl", "plan", "--join", ENDPOINTS[0], other])
+        .unwrap();
+    assert_eq!(plan.code(), Some(2), "{plan:?}");
+    let words: Vec<&str> = plan.stdout.split_whitespace().collect();
+    assert!(words.join(" ").contains(reason), "{}", plan.stdout);
     assert_eq!(snapshot(lab), before);
+}
+
+#[test]
+fn told_to_stop_it_leaves_the_old_or_the_new_state_and_nothing_unfinished() {
+    let lab = lab(4);
+    let [a, b, ..] = ENDPOINTS;
+    apply(&lab, &["--join", a, b]).ok().unwrap();
+    isolate(&lab);
+    let old = snapshot(&lab);
+    apply(&lab, &["--join", a, b]).ok().unwrap();
+    let new = snapshot(&lab);
+    isolate(&lab);
+    // As soon as something was begun, and when more and more of it is done.
+    for records in [1, 9, 21, 33] {
+        let script = format!(
+            "rm -f /tmp/told; p2pctl apply --join {a} {b} 2>/tmp/told & \
+             until [ $(wc -l </var/lib/p2pctl/running.jsonl 2>/dev/null || echo 0) -ge {records} ]; do \
+             kill -0 $! || break; usleep 1000; done; \
+             kill -INT $!; kill -TERM $!; wait $!; echo ended with $?"
+        );
+        let command = lab.command(["sh", "-c", &script]).deadline(TRANSACTION);
+        let output = command.run().unwrap();
+        let told = lab.read("/tmp/told").unwrap();
+        let what = format!("after {records} records: {output:?} {told}");
+        let now = snapshot(&lab);
+        if output.stdout.ends_with("ended with 0\n") {
+            assert_eq!(now, new, "{what}");
+            isolate(&lab);
+        } else {
+            assert!(
+                output
+                    .stdout
+                    .contains("failed, and undone: the host is as it was"),
+                "{what}"
+            );
+            assert!(output.stdout.ends_with("ended with 1\n"), "{what}");
+            assert!(told.contains("told to stop"), "{what}");
+            assert_eq!(now, old, "{what}");
+        }
+        let status = lab.run(["p2pctl", "status"]).unwrap().ok().unwrap();
+        assert!(status.starts_with("nothing is under way"), "{status}");
+    }
+}
+
+#[test]
+fn virtual_functions_of_what_is_taken_away_are_made_again() {
+    let lab = lab(4);
+    let [a, _, _, card] = ENDPOINTS;
+    let made = format!("/sys/bus/pci/devices/{card}/sriov_numvfs");
+    lab.sh(&format!(
+        "echo 1 > /sys/module/vfio_pci/parameters/enable_sriov; echo 2 > {made}"
+    ))
+    .unwrap();
+    let goals = join(&[a, card]);
+    let before = scan(&lab);
+    let virtuals = before.virtual_functions(sbdf(card)).map(|f| f.sbdf());
+    let virtuals: BTreeSet<Sbdf> = virtuals.collect();
+    assert_eq!(virtuals.len(), 2);
+    let everybody: BTreeSet<Sbdf> = before.functions().iter().map(|f| f.sbdf()).collect();
+    let options = PlanOptions {
+        with: everybody.clone(),
+        expose: everybody,
+        ..PlanOptions::default()
+    };
+    let plan = Plan::make(&before, &Kernel::of(&before), &goals, &options).unwrap();
+    assert_eq!(plan.lost, virtuals);
+    lab.put_bytes(plan.to_json().as_bytes(), "/tmp/plan.json", 0o600)
+        .unwrap();
+    apply(&lab, &["/tmp/plan.json"]).ok().unwrap();
+    assert_eq!(lab.read(&made).unwrap().trim(), "2");
+    let after = scan(&lab);
+    assert!(virtuals.iter().all(|at| after.get(*at).is_some()));
+    assert!(Partition::found(&after).together(sbdf(a), sbdf(card)));
+    lab.sh(&format!("echo 0 > {made}")).unwrap();
+    apply(&lab, &["--isolate", a, card, "--expose", a, card])
+        .ok()
+        .unwrap();
 }
 
 #[test]
