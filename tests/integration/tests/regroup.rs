@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod regroup {
+    mod reconcile;
+}
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
