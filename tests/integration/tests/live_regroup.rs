@@ -3,12 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod live_regroup {
+    pub(crate) mod leftovers;
+}
+
 use std::time::Duration;
 
 use lab::live::Live;
 use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{Daemon, Lab, SharedLab, Turn, Vm, Work};
+use live_regroup::leftovers::Belongings;
 
 static LAB: SharedLab = SharedLab::new("nvme-live", "live-regroup");
 
@@ -79,6 +84,7 @@ fn third(live: &mut Live<'_>) -> String {
 #[test]
 fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
     let lab = lab();
+    let cycles = if long() { 100 } else { 2 };
     let mut live = guest(&lab);
     let daemon = Daemon::start(&lab, &["web"]);
     let mut work = Work::start(&mut live);
@@ -95,8 +101,10 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
     let (status, told) = daemon.reset(FIRST, "flr");
     assert_eq!(status, 409, "{told}");
     assert!(told.contains("is plugged in web"), "{told}");
+    let settings = lab.settings().unwrap();
+    let mut warm = None;
 
-    for _ in 0..2 {
+    for cycle in 1..=cycles {
         let told = daemon.apply(&["--join", FIRST, SECOND]).ok().unwrap();
         assert!(told.contains(": done in "), "{told}");
         let away = "guests web was without one (03:00.0), two (04:00.0) for ";
@@ -110,7 +118,17 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
         assert!(told.contains(": done in "), "{told}");
         assert_ne!(lab.group(FIRST).unwrap(), lab.group(SECOND).unwrap());
         assert_eq!(transfers(&mut live), [Outcome::Nothing; 4]);
-        work.goes_on(&mut live);
+        let (rounds, longest) = work.goes_on(&mut live);
+        eprintln!(
+            "cycle {cycle} of {cycles}: {rounds} copies, the longest pause {} ms",
+            longest * 10
+        );
+        // The first time fills caches, and leaves ports without devices as any split does.
+        match &warm {
+            None => warm = Some(Belongings::now(&lab, &live, &daemon)),
+            Some(before) => before.are_back(&lab, &live, &daemon),
+        }
+        assert_eq!(lab.settings().unwrap(), settings);
     }
     for (log, of) in [
         (lab.dmesg().unwrap(), "host"),
@@ -133,6 +151,11 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
 fn words(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ")
+}
+
+/// Whether there is time for all of it.
+fn long() -> bool {
+    std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty())
 }
 
 /// Where the records of the last journal start, in bytes from its start.
@@ -190,8 +213,7 @@ fn a_daemon_killed_on_the_way_leaves_the_old_or_the_new_state_and_every_device_i
     let mut work = Work::start(&mut live);
 
     // All of them take many minutes; else a few from the first to the last.
-    let long = std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty());
-    let step = if long { 1 } else { starts.len() / 6 };
+    let step = if long() { 1 } else { starts.len() / 6 };
     for (record, start) in starts.iter().enumerate().step_by(step) {
         let what = format!("killed at record {record} of {}", starts.len());
         // Before the record, or in the midst of it.

@@ -1,0 +1,51 @@
+//! What is as it was, however often groups are changed and changed back.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use lab::live::{Holdings, Live, PATIENCE};
+use lab::{Daemon, Lab};
+
+/// What the allocators may keep, in KiB.
+const SLACK_KB: u64 = 1024;
+
+/// What the host, a VMM and the daemon have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Belongings {
+    pub(crate) settings: String,
+    /// Who is with whom; numbers are new each time.
+    groups: BTreeSet<Vec<String>>,
+    vmm: Holdings,
+    daemon_files: usize,
+}
+
+impl Belongings {
+    pub(crate) fn now(lab: &Lab, live: &Live<'_>, daemon: &Daemon<'_>) -> Self {
+        let groups = lab.groups().unwrap().into_iter();
+        Self {
+            settings: lab.settings().unwrap(),
+            groups: groups.map(|(_, members)| members).collect(),
+            vmm: live.holdings(),
+            daemon_files: daemon.open_files(),
+        }
+    }
+
+    /// All that is counted, whatever it is. Memory in use may be more by what an allocator keeps.
+    fn counted(&self) -> Self {
+        let mut counted = self.clone();
+        counted.vmm.resident_kb = 0;
+        counted
+    }
+
+    /// Expects the host to come to have what it had: a connection may be closed a moment later than it was used.
+    pub(crate) fn are_back(&self, lab: &Lab, live: &Live<'_>, daemon: &Daemon<'_>) {
+        let started = Instant::now();
+        let mut now = Self::now(lab, live, daemon);
+        while now.counted() != self.counted() && started.elapsed() < PATIENCE {
+            now = Self::now(lab, live, daemon);
+        }
+        assert_eq!(now.counted(), self.counted());
+        let most = self.vmm.resident_kb + SLACK_KB;
+        assert!(now.vmm.resident_kb <= most, "{now:?}, and was {self:?}");
+    }
+}
