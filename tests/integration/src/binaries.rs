@@ -14,12 +14,13 @@ use crate::paths;
 use crate::progress::Progress;
 
 /// Package and name of every program of the workspace that goes into the lab.
-pub const STATIC_BINARIES: [(&str, &str); 7] = [
+pub const STATIC_BINARIES: [(&str, &str); 8] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
     ("lab", "dma-contract"),
     ("lab", "at-limit"),
     ("lab", "vm-call"),
+    ("lab", "vmm-contract"),
     ("p2p-vmm", "p2p-vmm"),
     ("p2pctl", "p2pctl"),
 ];

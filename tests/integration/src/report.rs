@@ -41,6 +41,22 @@ pub enum Finding {
         /// The word that should be there.
         expected: String,
     },
+    /// A device stored a word at an address and fetched what is there then.
+    Aimed {
+        /// The device.
+        initiator: String,
+        /// The word that it fetched; what it had before if nothing came.
+        read: String,
+        /// What a register that inverts the word would have.
+        expected: String,
+    },
+    /// What a device's inverting register holds.
+    Liveness {
+        /// The device.
+        device: String,
+        /// The word.
+        value: String,
+    },
     /// A drive transferred a block from or to another drive's memory.
     Transfer {
         /// The drive whose memory it was.

@@ -4,6 +4,9 @@
 //! ```text
 //! guest-probe [COUNT]          one round; exit code 0 if every check went well and COUNT devices are there
 //! guest-probe loop SECONDS     rounds until the time is over; exit code 0 if every check of every round did
+//! guest-probe aim ADDRESS      each engine stores into the register of another that is at this bus address, and fetches
+//!                              from it; what comes of it is not judged
+//! guest-probe liveness [WORD]  that register of each engine, after a word was written into it if one is given
 //! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
 //! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
 //!                              of it works after
@@ -17,6 +20,7 @@
 //!
 //! Each check is one line of JSON on standard output: [`Finding`].
 
+mod aim;
 mod edu;
 mod interrupts;
 mod mapping;
@@ -46,6 +50,15 @@ fn main() -> ExitCode {
         ["loop", seconds] => match seconds.parse() {
             Ok(seconds) => (None, Duration::from_secs(seconds)),
             Err(_) => return usage(),
+        },
+        ["aim", address] => match number(address) {
+            Some(address) => return outcome(aim::run(address, &mut print)),
+            None => return usage(),
+        },
+        ["liveness"] => return outcome(aim::liveness(None, &mut print)),
+        ["liveness", word] => match number(word).map(u32::try_from) {
+            Some(Ok(word)) => return outcome(aim::liveness(Some(word), &mut print)),
+            _ => return usage(),
         },
         ["p2pmem"] => return outcome(p2pmem::run(&mut print)),
         ["upset", rounds] => match rounds.parse() {
@@ -83,6 +96,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// A number in hexadecimal.
+fn number(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}
+
 fn outcome(result: io::Result<bool>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -96,7 +114,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | p2pmem | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

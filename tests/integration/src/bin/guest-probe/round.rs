@@ -207,6 +207,10 @@ impl Page {
         self.memory.write_u32(TARGET, SENTINEL)
     }
 
+    pub(crate) fn word(&self, offset: usize) -> io::Result<u32> {
+        self.memory.read_u32(offset)
+    }
+
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.physical.saturating_add(offset as u64)
     }
@@ -222,7 +226,8 @@ impl Page {
     }
 }
 
-fn hex(word: u32) -> String {
+/// A word as findings have it.
+pub(crate) fn hex(word: u32) -> String {
     format!("{word:#010x}")
 }
 
