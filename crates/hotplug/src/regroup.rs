@@ -53,4 +53,4 @@ pub use remote::RemoteVmm;
 pub use reset::{ResetDone, ResetOrder};
 pub use state_dir::{Finished, HeldPort, StateDir, Status, Unfinished};
 pub use transaction::{Progress, Regroup, Report};
-pub use vmm::{Assigned, Vmm, VmmError};
+pub use vmm::{Assigned, Prospect, Vmm, VmmError, Windows};

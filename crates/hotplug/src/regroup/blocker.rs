@@ -114,6 +114,11 @@ pub enum Blocker {
         /// What happened.
         error: String,
     },
+    /// A virtual machine could not have its devices as they would come back.
+    Unwilling {
+        /// Why, and what to do about it.
+        error: String,
+    },
     /// The kernel keeps even root from configuration space.
     Lockdown {
         /// How it calls that.
@@ -210,6 +215,7 @@ impl fmt::Display for Blocker {
                 "this kernel resets what is below {port} for no one but a driver (linux 6.13 and later do)"
             ),
             Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
+            Self::Unwilling { error } => f.write_str(error),
             Self::Lockdown { mode } => write!(
                 f,
                 "the kernel is locked down ({mode}): ACS cannot be written (switch Secure Boot off, or use p2pctl \

@@ -26,6 +26,8 @@ pub(super) struct Script {
     pub(super) actions: Vec<Action>,
     /// The first action after which groups and routes are as they shall be: from here on a crash is continued.
     pub(super) commit: usize,
+    /// The devices as they are to be plugged.
+    pub(super) homecoming: Vec<Assigned>,
 }
 
 /// The actions that carry out a plan that was made for this topology.
@@ -48,17 +50,22 @@ pub(super) fn script(
     let mut actions = compiler.actions;
     actions.extend(give_back(baseline, Target::New));
     actions.push(check);
-    if !baseline.assigned.is_empty() {
-        let homecoming = Homecoming {
-            assigned: &baseline.assigned,
-            staying,
-            goals: &plan.goals,
-            groups: &groups,
-        };
-        let devices = homecoming.devices();
+    let homecoming = Homecoming {
+        assigned: &baseline.assigned,
+        staying,
+        goals: &plan.goals,
+        groups: &groups,
+    }
+    .devices();
+    if !homecoming.is_empty() {
+        let devices = homecoming.clone();
         actions.push(Action::Plug { devices });
     }
-    Script { actions, commit }
+    Script {
+        actions,
+        commit,
+        homecoming,
+    }
 }
 
 /// The groups of the functions concerned, on a model.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iommu_group::Sbdf;
 
-use super::vmm::{Assigned, Vmm, VmmError};
+use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
 
 /// Names of checks with what came of them.
 pub type Results = Vec<(&'static str, Result<(), String>)>;
@@ -26,14 +26,23 @@ struct Rig<'a> {
 type Check = (&'static str, fn(&Rig<'_>) -> Result<(), String>);
 
 /// What one must do whose guest lets go of what it is asked for.
-const WILLING_GUEST: [Check; 7] = [
+const WILLING_GUEST: [Check; 8] = [
     ("it says what it has", |rig| rig.has()),
     ("its devices are told by its name", |rig| {
         ensure(rig.device.vm == rig.vmm.name(), "another name")
     }),
-    ("windows are taken away once and again", |rig| {
-        done(rig.vmm.revoke(rig.device))?;
-        done(rig.vmm.revoke(rig.device))?;
+    ("it could have what it has", |rig| {
+        let devices = rig.devices()?;
+        let prospect = Prospect {
+            devices: &devices,
+            routes: &[],
+        };
+        done(rig.vmm.could_have(&prospect))
+    }),
+    ("windows are taken away once and again, if they can be", |rig| {
+        let first = done(rig.vmm.revoke(rig.device))?;
+        let again = done(rig.vmm.revoke(rig.device))?;
+        ensure(first == again, format!("{first:?}, then {again:?}"))?;
         rig.has()
     }),
     ("what is plugged is plugged again without harm", |rig| {
@@ -49,7 +58,8 @@ const WILLING_GUEST: [Check; 7] = [
         rig.lacks()
     }),
     ("what is not there has no windows to take away", |rig| {
-        done(rig.vmm.revoke(rig.device))?;
+        let windows = done(rig.vmm.revoke(rig.device))?;
+        ensure(windows == Windows::Closed, format!("{windows:?}"))?;
         rig.lacks()
     }),
     ("it is back as it was", |rig| {
@@ -125,7 +135,7 @@ fn ensure(so: bool, what: impl Into<String>) -> Result<(), String> {
     if so { Ok(()) } else { Err(what.into()) }
 }
 
-fn done(result: Result<(), VmmError>) -> Result<(), String> {
+fn done<T>(result: Result<T, VmmError>) -> Result<T, String> {
     result.map_err(|error| error.to_string())
 }
 

@@ -42,7 +42,7 @@ impl Performer<'_> {
         match action {
             Action::Unplug { devices } => {
                 // No peer may aim at what is about to go.
-                self.everyone(devices, |vmm, device| vmm.revoke(device))?;
+                self.everyone(devices, |vmm, device| vmm.revoke(device).map(drop))?;
                 let deadline = self.deadline;
                 self.everyone(devices, |vmm, device| vmm.unplug(device, deadline))?;
             }

@@ -8,7 +8,7 @@ use super::blocker::Blocker;
 use super::host::HostError;
 use super::machine::Machine;
 use super::usage::{Mounts, Offers, VfioUsers, lockdown};
-use super::vmm::{Assigned, Vmm, VmmError};
+use super::vmm::{Assigned, Prospect, Vmm, VmmError};
 
 /// What speaks against carrying out a plan, and which of its devices virtual machines have.
 pub(super) struct Preflight {
@@ -59,6 +59,34 @@ impl Preflight {
             staying,
         })
     }
+}
+
+/// Virtual machines that could not have what would come back to them.
+pub(super) fn unwilling(
+    vmms: &[&dyn Vmm],
+    homecoming: &[Assigned],
+    staying: &[Assigned],
+    plan: &Plan,
+) -> Vec<Blocker> {
+    let refused = |vmm: &&dyn Vmm| {
+        let of_it = |device: &&Assigned| device.vm == vmm.name();
+        if !homecoming.iter().any(|device| of_it(&device)) {
+            return None;
+        }
+        let devices = homecoming.iter().chain(staying).filter(of_it);
+        let prospect = Prospect {
+            devices: &devices.cloned().collect::<Vec<_>>(),
+            routes: &plan.routes,
+        };
+        match vmm.could_have(&prospect) {
+            // One that is gone has no devices, and wants none back.
+            Ok(()) | Err(VmmError::Gone { .. }) => None,
+            Err(error) => Some(Blocker::Unwilling {
+                error: error.to_string(),
+            }),
+        }
+    };
+    vmms.iter().filter_map(refused).collect()
 }
 
 /// What speaks against the plan itself. The same goals must give the same plan: all that it depends on is as it was.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use iommu_group::Sbdf;
 use serde::Deserialize;
 
-use super::vmm::{Assigned, Vmm, VmmError};
+use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
 use crate::api::{P2pWindows, RemoveDevice};
 use crate::{Client, ClientError, DeviceConfig};
 
@@ -156,8 +156,13 @@ impl Vmm for RemoteVmm {
         Ok(devices.into_iter().filter_map(assigned).collect())
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<(), VmmError> {
-        self.set_windows(device, false)
+    /// It has a context for each domain, and says itself what it takes when it is plugged.
+    fn could_have(&self, _: &Prospect<'_>) -> Result<(), VmmError> {
+        Ok(())
+    }
+
+    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+        self.set_windows(device, false).map(|()| Windows::Closed)
     }
 
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {

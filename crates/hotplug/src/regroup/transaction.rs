@@ -20,7 +20,7 @@ use super::host::{Host, HostError};
 use super::journal::Journal;
 use super::machine::{Machine, POWER};
 use super::perform::Performer;
-use super::preflight::Preflight;
+use super::preflight::{Preflight, unwilling};
 use super::record::{Begin, Outcome, Record, VERSION};
 use super::restore;
 use super::state_dir::{Held, StateDir};
@@ -143,6 +143,10 @@ impl<'a> Regroup<'a> {
         let held = self.state.held(&boot)?;
         let baseline = Baseline::take(machine, &topology, plan, &held.ports, preflight.assigned)?;
         let script = script(&baseline, &topology, plan, &preflight.staying);
+        let blockers = unwilling(self.vmms, &script.homecoming, &preflight.staying, plan);
+        if !blockers.is_empty() {
+            return Err(Refusal { blockers }.into());
+        }
         let begin = Begin {
             version: VERSION,
             id: self.state.next_id()?,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iommu_group::Sbdf;
+use iommu_group::{RouteChange, Sbdf};
 use serde::{Deserialize, Serialize};
 
 /// A device that a virtual machine has.
@@ -27,6 +27,24 @@ pub struct Assigned {
     pub slot: Option<String>,
 }
 
+/// What a virtual machine would have after a change.
+#[derive(Debug, Clone, Copy)]
+pub struct Prospect<'a> {
+    /// All its devices.
+    pub devices: &'a [Assigned],
+    /// The ways of requests that change, and others that were asked about.
+    pub routes: &'a [RouteChange],
+}
+
+/// What is so of the windows through which peers reach a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// There are none, or none any more.
+    Closed,
+    /// They stay until the device is unplugged: the VMM cannot close them before.
+    OpenWhilePlugged,
+}
+
 /// A virtual machine monitor with one virtual machine. Calls for different devices come from several threads at once.
 pub trait Vmm: Sync {
     /// Name of the virtual machine.
@@ -35,11 +53,15 @@ pub trait Vmm: Sync {
     /// The devices that it has.
     fn devices(&self) -> Result<Vec<Assigned>, VmmError>;
 
-    /// Takes away the windows through which peers reach the device. One that has none is no error.
-    fn revoke(&self, device: &Assigned) -> Result<(), VmmError>;
+    /// Whether it could have these devices and no others. Only looks, before anything is changed; what it takes a device
+    /// for in the end is decided when that is plugged.
+    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError>;
+
+    /// Takes away the windows through which peers reach the device, if it can. One that has none is no error.
+    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError>;
 
     /// Asks the guest to let go of the device, waits until it has and VFIO is closed. If it has not by the deadline,
-    /// the request is withdrawn. A device that is not plugged is no error.
+    /// the request is withdrawn, where the VMM can do that. A device that is not plugged is no error.
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError>;
 
     /// Gives the device back, into the domain and slot that it had. One that is plugged is no error.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hotplug::regroup::{Blocker, Outcome, Regroup, RegroupError, Vmm};
 use iommu_group::{Goals, PlanOptions};
 
-use crate::guests::Guest;
+use crate::guests::{Guest, Mood};
 use crate::machine::Fault;
 use crate::{A, B, Bench, C, D, sbdf, set};
 
@@ -38,6 +38,26 @@ fn offer(bench: &Bench, function: &str, subsystem: &str, path: &str) -> std::pat
     )
     .unwrap();
     dir
+}
+
+#[test]
+fn a_virtual_machine_that_could_not_have_the_peers_is_asked_before_anything_is_written() {
+    let bench = Bench::new();
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+    *guest.mood.lock().unwrap() = Mood::NoPeers;
+    let before = bench.machine.snapshot();
+    bench.machine.fail(0, Fault::Errno(5));
+    let result = bench.apply(&bench.join(&[A, B]), &[&guest as &dyn Vmm]);
+    let Err(RegroupError::Refused(refusal)) = result else {
+        panic!("it was not refused");
+    };
+    assert_eq!(
+        refusal.to_string(),
+        format!("VM web refused: {A} cannot be a peer")
+    );
+    assert!(!bench.machine.failed(), "nothing is written");
+    assert_eq!(bench.machine.snapshot(), before);
+    assert_eq!(guest.log.lock().unwrap().len(), 0, "nothing is asked of it");
 }
 
 #[test]

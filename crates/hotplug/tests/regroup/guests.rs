@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, Vmm, VmmError};
+use hotplug::regroup::{Assigned, Prospect, Vmm, VmmError, Windows};
 use iommu_group::Sbdf;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(crate) enum Mood {
     Stalls(Sbdf),
     /// It takes no device back.
     Refuses,
+    /// It could not have peers.
+    NoPeers,
     Dead,
 }
 
@@ -78,8 +80,19 @@ impl Vmm for Guest {
         Ok(self.devices.lock().unwrap().values().cloned().collect())
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<(), VmmError> {
-        self.alive("revoke", device).map(drop)
+    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        let none = *self.mood.lock().unwrap() == Mood::NoPeers;
+        match prospect.devices.iter().find(|device| device.p2p) {
+            Some(device) if none => Err(VmmError::Refused {
+                vm: self.name.clone(),
+                reason: format!("{} cannot be a peer", device.function),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+        self.alive("revoke", device).map(|_| Windows::Closed)
     }
 
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {

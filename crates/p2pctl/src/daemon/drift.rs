@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, Host as _, Regroup, RegroupError, RemoteVmm, Vmm};
+use hotplug::regroup::{Assigned, Host as _, Regroup, RegroupError, RemoteVmm, Vmm, Windows};
 use iommu_group::{Function, Sbdf, Topology};
 
 use super::changes::Changes;
@@ -203,11 +203,11 @@ impl Watcher {
         for (guest, device) in &concerned {
             let why = found.iter().map(|(_, what)| what.as_str());
             let why = why.collect::<Vec<_>>().join("; ");
+            let told = [("vm", &*device.vm), ("id", &*device.id), ("why", &*why)];
             match guest.revoke(device) {
-                Ok(()) => self.tell(
-                    "windows-revoked",
-                    &[("vm", &device.vm), ("id", &device.id), ("why", &why)],
-                ),
+                Ok(Windows::Closed) => self.tell("windows-revoked", &told),
+                // Until it is unplugged, which is next.
+                Ok(Windows::OpenWhilePlugged) => self.tell("windows-stay", &told),
                 Err(error) => self.failed(device, &error.to_string()),
             }
         }
