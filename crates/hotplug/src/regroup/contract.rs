@@ -39,12 +39,15 @@ const WILLING_GUEST: [Check; 8] = [
         };
         done(rig.vmm.could_have(&prospect))
     }),
-    ("windows are taken away once and again, if they can be", |rig| {
-        let first = done(rig.vmm.revoke(rig.device))?;
-        let again = done(rig.vmm.revoke(rig.device))?;
-        ensure(first == again, format!("{first:?}, then {again:?}"))?;
-        rig.has()
-    }),
+    (
+        "windows are taken away once and again, if they can be",
+        |rig| {
+            let first = done(rig.vmm.revoke(rig.device))?;
+            let again = done(rig.vmm.revoke(rig.device))?;
+            ensure(first == again, format!("{first:?}, then {again:?}"))?;
+            rig.has()
+        },
+    ),
     ("what is plugged is plugged again without harm", |rig| {
         let before = rig.others()?;
         done(rig.vmm.plug(rig.device))?;

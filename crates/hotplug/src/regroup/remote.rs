@@ -98,7 +98,7 @@ impl RemoteVmm {
 }
 
 /// Whether nobody is there any more, as opposed to somebody who does not answer.
-fn is_gone(error: &ClientError) -> bool {
+pub(super) fn is_gone(error: &ClientError) -> bool {
     match error {
         ClientError::Connect { source, .. } => matches!(
             source.kind(),
@@ -119,7 +119,7 @@ fn is_gone(error: &ClientError) -> bool {
 }
 
 /// An error with its causes, in one line.
-fn reason(error: &ClientError) -> String {
+pub(super) fn reason(error: &ClientError) -> String {
     let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let chain = std::iter::successors(first, |error| error.source());
     let words: Vec<String> = chain.map(ToString::to_string).collect();

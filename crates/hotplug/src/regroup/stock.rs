@@ -1,0 +1,325 @@
+//! A virtual machine of cloud-hypervisor as its releases are, v51 and later.
+//!
+//! It has less to say of its devices than a VMM of this project, and what it says differs from version to version:
+//!
+//! * There is no P2P of one device: BARs are mapped for all devices of the VM or for none, but for those BARs that a
+//!   device was added without (`x_exclude_mmap_bars`, v52). What that comes to is for a [`Gate`] to decide.
+//! * Windows cannot be closed while a device is plugged.
+//! * A device whose removal was asked for is no more among those that were asked for (`config`), and stays in the tree
+//!   of devices until the guest lets go. That cannot be taken back. Some versions take a second request as a reminder,
+//!   others refuse it.
+//! * It tells that a device has gone before it has closed it: who waits for that has to look at its descriptors.
+
+mod events;
+mod held;
+mod info;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use iommu_group::{Placement, Sbdf};
+use serde_json::{Value, json};
+
+use super::remote::{is_gone, reason};
+use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
+use crate::{Client, ClientError, Gate, GatedCall, Passage};
+use events::Removals;
+use held::Held;
+use info::{Found, Info};
+
+/// How often is looked whether a device has gone.
+const POLL: Duration = Duration::from_millis(50);
+/// How often the VMM is asked if it tells by itself: an answer is a description of the whole VM.
+const RARELY: Duration = Duration::from_secs(1);
+/// How often a guest is reminded.
+const REMIND: Duration = Duration::from_secs(5);
+/// How long the VMM may take to close what the guest has let go of.
+const CLOSE: Duration = Duration::from_secs(30);
+/// How long a device may take to go that is in the way of itself.
+const REPLUG: Duration = Duration::from_secs(30);
+
+/// A virtual machine of cloud-hypervisor. Clones are the same.
+#[derive(Clone)]
+pub struct StockVmm(Arc<Stock>);
+
+struct Stock {
+    name: String,
+    client: Client,
+    gate: Box<dyn Gate>,
+    /// Where its event monitor writes, in files named by process id.
+    events: PathBuf,
+    proc: PathBuf,
+    /// The devices by name, as they were last seen among those that were asked for.
+    seen: Mutex<BTreeMap<String, Assigned>>,
+    /// Devices are added one after the other: each is judged by what the VM has already.
+    adding: Mutex<()>,
+}
+
+impl StockVmm {
+    /// The virtual machine whose VMM is at the other end of `client`. `gate` decides which devices it may have, and
+    /// `events` is a directory in which its event monitor writes to a file named by its process id, if it has one.
+    pub fn new(
+        name: impl Into<String>,
+        client: Client,
+        gate: Box<dyn Gate>,
+        events: impl Into<PathBuf>,
+    ) -> Self {
+        Self(Arc::new(Stock {
+            name: name.into(),
+            client,
+            gate,
+            events: events.into(),
+            proc: PathBuf::from("/proc"),
+            seen: Mutex::default(),
+            adding: Mutex::default(),
+        }))
+    }
+}
+
+impl Stock {
+    fn info(&self) -> Result<Info, VmmError> {
+        const NOT_FOUND: u16 = 404;
+        match self.client.get::<Value>("vm.info") {
+            Ok(info) => Ok(Info::new(info)),
+            // There is no VM yet, or no more.
+            Err(ClientError::Failed {
+                status: NOT_FOUND, ..
+            }) => Ok(Info::new(Value::Null)),
+            Err(error) => Err(self.error(&error)),
+        }
+    }
+
+    /// What the VM has of a device.
+    fn find(&self, info: &Info, id: &str) -> Found {
+        let found = info.find(id);
+        if let Found::Plugged(device) = &found {
+            self.seen().insert(id.to_owned(), self.assigned(device));
+        }
+        found
+    }
+
+    fn assigned(&self, device: &info::Device) -> Assigned {
+        Assigned {
+            vm: self.name.clone(),
+            id: device.id.clone(),
+            function: device.function,
+            p2p: device.p2p,
+            domain: None,
+            slot: device.slot.clone(),
+        }
+    }
+
+    /// Asks once for a device to go. Whether that was heard shows in what the VM has.
+    fn ask_to_go(&self, id: &str) -> Result<(), VmmError> {
+        match self.client.put("vm.remove-device", &json!({ "id": id })) {
+            Err(error) if is_gone(&error) => Err(self.gone()),
+            Ok(_) => Ok(()),
+            Err(error) => match self.info()?.find(id) {
+                // Asked before, by us or by somebody else.
+                Found::Leaving | Found::Absent => Ok(()),
+                Found::Plugged(_) => Err(self.error(&error)),
+            },
+        }
+    }
+
+    /// Waits until the guest has let go of a device.
+    fn wait_for_guest(&self, id: &str, deadline: Duration) -> Result<(), VmmError> {
+        let until = Instant::now() + deadline;
+        let mut removals = self.pid().map(|pid| Removals::of(&self.events, pid));
+        let mut asked: Option<Instant> = None;
+        loop {
+            let looked = Instant::now();
+            if self.find(&self.info()?, id) == Found::Absent {
+                return Ok(());
+            }
+            if asked.is_none_or(|asked| asked.elapsed() >= REMIND) {
+                self.ask_to_go(id)?;
+                asked = Some(Instant::now());
+            }
+            loop {
+                if Instant::now() >= until {
+                    return Err(VmmError::Stalled {
+                        vm: self.name.clone(),
+                        id: id.to_owned(),
+                        deadline,
+                    });
+                }
+                thread::sleep(POLL);
+                let told = removals.as_mut().is_some_and(|removals| removals.told(id));
+                let tells = removals.as_ref().is_some_and(Removals::tells);
+                if told || !tells || looked.elapsed() >= RARELY {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Waits until the VMM has closed a function that the guest has let go of.
+    fn wait_for_vfio(&self, function: Sbdf, id: &str) -> Result<(), VmmError> {
+        let Some(pid) = self.pid() else {
+            return Ok(());
+        };
+        let started = Instant::now();
+        loop {
+            // Those that are on their way out have theirs open yet.
+            let info = self.info()?;
+            let leaving = |id: &String| matches!(info.find(id), Found::Leaving);
+            let open = info.plugged().len() + self.seen().keys().filter(|id| leaving(id)).count();
+            if !Held::read(&self.proc, pid).may_hold(function, open) {
+                return Ok(());
+            }
+            if started.elapsed() > CLOSE {
+                return Err(self.refused(format!(
+                    "the guest has let go of {id}, and the VMM has {function} open yet"
+                )));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn add(&self, device: &Assigned) -> Result<(), VmmError> {
+        let _one = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = info::description(device);
+        let body = match self.gate.pass(GatedCall::AddDevice, &json_bytes(&asked)) {
+            Passage::AsIs => asked,
+            Passage::Instead(body) => serde_json::from_slice(&body)
+                .map_err(|error| self.refused(format!("cannot describe {}: {error}", device.id)))?,
+            Passage::Refused { reasons } => return Err(self.refused(reasons.join("; "))),
+            Passage::Failed { messages } => return Err(self.refused(messages.join(": "))),
+        };
+        let added = self.client.put("vm.add-device", &body);
+        added.map(drop).map_err(|error| self.error(&error))
+    }
+
+    /// The VMM's process, if it is one of this machine.
+    fn pid(&self) -> Option<u32> {
+        let pid = u32::try_from(self.client.ping().ok()?.pid).ok()?;
+        self.proc.join(pid.to_string()).exists().then_some(pid)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<String, Assigned>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gone(&self) -> VmmError {
+        VmmError::Gone {
+            vm: self.name.clone(),
+        }
+    }
+
+    fn refused(&self, reason: String) -> VmmError {
+        VmmError::Refused {
+            vm: self.name.clone(),
+            reason: reason.replace('\n', "; "),
+        }
+    }
+
+    fn error(&self, error: &ClientError) -> VmmError {
+        if is_gone(error) {
+            return self.gone();
+        }
+        self.refused(reason(error))
+    }
+}
+
+fn json_bytes(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+impl Vmm for StockVmm {
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+        let info = self.0.info()?;
+        let mut seen = self.0.seen();
+        let plugged = info.plugged();
+        seen.retain(|id, _| !matches!(info.find(id), Found::Absent));
+        for device in &plugged {
+            seen.insert(device.id.clone(), self.0.assigned(device));
+        }
+        // What was asked to go and stays is here yet.
+        Ok(seen.values().cloned().collect())
+    }
+
+    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        let peers: Vec<&Assigned> = prospect.devices.iter().filter(|d| d.p2p).collect();
+        let Some(first) = peers.first() else {
+            return Ok(());
+        };
+        if !self.0.info()?.maps_bars() {
+            return Err(self.0.refused(
+                "it was started with vfio_p2p_dma=off, so none of its devices can become peers \
+                 (start it with p2pctl launch --joinable)"
+                    .to_owned(),
+            ));
+        }
+        if let Some(other) = prospect.devices.iter().find(|device| !device.p2p) {
+            return Err(self.0.refused(format!(
+                "{} would not be a peer of {}, and cloud-hypervisor has one IOMMU context for all devices of a VM: it \
+                 cannot keep {} from the peers' BARs (join it too, remove it first, or use p2p-vmm)",
+                other.function, first.function, other.function
+            )));
+        }
+        if let Some(other) = peers.iter().find(|peer| peer.domain != first.domain) {
+            return Err(self.0.refused(format!(
+                "{} and {} would be in two domains, and cloud-hypervisor has one IOMMU context for all devices of a VM \
+                 (use p2p-vmm)",
+                first.function, other.function
+            )));
+        }
+        let is_peer = |function: Sbdf| peers.iter().any(|peer| peer.function == function);
+        let straight = prospect.routes.iter().find(|route| {
+            is_peer(route.from)
+                && is_peer(route.to)
+                && route.after.placement() == Some(Placement::AtBusAddress)
+        });
+        match straight {
+            Some(route) => Err(self.0.refused(format!(
+                "requests from {} to {} would go straight across a switch, by bus address, and cloud-hypervisor gives \
+                 BARs addresses of its own (--route iommu, or use p2p-vmm)",
+                route.from, route.to
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+        match self.0.find(&self.0.info()?, &device.id) {
+            Found::Plugged(found) if found.p2p => Ok(Windows::OpenWhilePlugged),
+            Found::Plugged(_) | Found::Leaving | Found::Absent => Ok(Windows::Closed),
+        }
+    }
+
+    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
+        self.0.wait_for_guest(&device.id, deadline)?;
+        self.0.wait_for_vfio(device.function, &device.id)?;
+        self.0.seen().remove(&device.id);
+        Ok(())
+    }
+
+    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+        match self.0.find(&self.0.info()?, &device.id) {
+            Found::Absent => {}
+            Found::Plugged(found) if found.p2p == device.p2p => return Ok(()),
+            Found::Plugged(_) => self.unplug(device, REPLUG)?,
+            Found::Leaving => {
+                let was = self.0.seen().get(&device.id).cloned();
+                // It may stay as it is; that it was asked to go cannot be taken back.
+                if was.is_none_or(|was| was.p2p == device.p2p) {
+                    self.0.seen().insert(device.id.clone(), device.clone());
+                    return Ok(());
+                }
+                self.unplug(device, REPLUG)?;
+            }
+        }
+        self.0.add(device)
+    }
+}
+
+#[cfg(test)]
+mod tests;
