@@ -142,6 +142,9 @@ pub(crate) enum Command {
         /// A directory of such sockets, NAME.sock each; they may come and go
         #[arg(long = "vm-dir", value_name = "PATH")]
         guest_dir: Option<PathBuf>,
+        /// Rules for devices of cloud-hypervisors that are no ordinary peers, as for p2p-vmm --policy
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
         /// Leave a change that was interrupted as it is until `p2pctl recover`
         #[arg(long)]
         no_recover: bool,
@@ -175,6 +178,13 @@ pub(crate) enum Command {
         /// Only print the command line that would be run, and why it differs
         #[arg(long)]
         dry_run: bool,
+        /// Start it so that `p2pctl apply --join` can make its devices peers while it runs; until then the guest's
+        /// accesses to them are slow
+        #[arg(long)]
+        joinable: bool,
+        /// How `p2pctl serve` is to call the VM; the name of its API socket without .sock, unless said
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
         /// Rules for devices that are no ordinary peers, as for p2p-vmm --policy
         #[arg(long, value_name = "FILE")]
         policy_file: Option<PathBuf>,

@@ -20,5 +20,5 @@ pub(crate) use command_line::CommandLine;
 pub(crate) use gate::StockGate;
 pub(crate) use look::look;
 pub(crate) use refusal::Refusal;
-pub(crate) use rewrite::{Change, Rewritten, asked, option, rewrite};
+pub(crate) use rewrite::{Apart, Change, Rewritten, asked, option, rewrite};
 pub(crate) use version::Version;

@@ -26,6 +26,7 @@ use clap::CommandFactory;
 
 use crate::answer::Answer;
 use crate::cli::{Cli, Command};
+use crate::cloud_hypervisor::Apart;
 use crate::show::Terminal;
 use crate::source::Source;
 
@@ -80,6 +81,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
         Command::Serve {
             guests,
             guest_dir,
+            policy_file,
             no_recover,
             at,
         } => {
@@ -88,6 +90,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 state: at.state.state_dir.clone(),
                 guests: guests.clone(),
                 guest_dir: guest_dir.clone(),
+                policy: policy_file.clone(),
                 recover: !no_recover,
             };
             serve::run(request, &cli.global)
@@ -109,12 +112,20 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
         }
         Command::Launch {
             dry_run,
+            joinable,
+            name,
             policy_file,
             command,
         } => {
             let request = launch::Request {
                 command,
                 dry_run: *dry_run,
+                apart: if *joinable {
+                    Apart::ForNow
+                } else {
+                    Apart::ForGood
+                },
+                name: name.as_deref(),
                 policy: policy_file.as_deref(),
             };
             launch::run(&cli.global, &request, terminal)

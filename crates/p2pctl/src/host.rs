@@ -17,10 +17,13 @@ pub(crate) fn live(global: &Global) -> Result<LinuxHost> {
             file.display()
         );
     }
-    let root = global
-        .sysfs
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("/sys"));
+    let root = root(global);
     let proc = proc_beside(&root);
     Ok(LinuxHost::new(Sysfs::new(root), proc))
+}
+
+/// Where its sysfs is.
+pub(crate) fn root(global: &Global) -> PathBuf {
+    let root = global.sysfs.clone();
+    root.unwrap_or_else(|| PathBuf::from("/sys"))
 }

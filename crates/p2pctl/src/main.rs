@@ -18,6 +18,7 @@ mod names;
 mod peers;
 mod policy_file;
 mod progress;
+mod registry;
 mod show;
 mod source;
 

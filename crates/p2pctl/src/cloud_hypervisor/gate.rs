@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -10,7 +11,7 @@ use p2p_vfio::Policy;
 use serde_json::{Value, json};
 
 use super::device::Asked;
-use super::json::{strip, wishes};
+use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, wishes};
 use super::look::look;
 use super::memory::DEFAULT_BITS;
 use super::refusal::{Limit, Refusal};
@@ -22,6 +23,9 @@ pub(crate) struct StockGate {
     sysfs: PathBuf,
     policy: Policy,
     client: Client,
+    /// Whether devices that are no peers may be added to a VM that maps BARs, with theirs mapped for nobody: one of them
+    /// was seen.
+    excludes: AtomicBool,
     /// Whether P2P was asked for, for the devices that came this way, by their paths. cloud-hypervisor does not know.
     asked: Mutex<BTreeMap<PathBuf, bool>>,
 }
@@ -39,7 +43,17 @@ impl StockGate {
             sysfs,
             policy,
             client,
+            excludes: AtomicBool::new(false),
             asked: Mutex::default(),
+        }
+    }
+
+    /// The same for devices that move in and out of being peers: what is no peer is added with its BARs mapped for
+    /// nobody from the start, and not only after one was seen of which that was so already.
+    pub(crate) fn for_regrouping(self) -> Self {
+        Self {
+            excludes: AtomicBool::new(true),
+            ..self
         }
     }
 
@@ -114,6 +128,12 @@ impl StockGate {
             Ok(settings) => settings,
             Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
         };
+        if devices(&config).any(excludes_all) {
+            self.excludes.store(true, Ordering::Relaxed);
+        }
+        let exclude = settings.p2p_off && mapped && self.excludes.load(Ordering::Relaxed);
+        let open = devices(&config).any(|device| !excludes_all(device));
+        let mapped = mapped && (!exclude || open);
         let limits = unchangeable(&asked, &settings, mapped, wishes.bits);
         if !limits.is_empty() {
             return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
@@ -124,23 +144,25 @@ impl StockGate {
             set(&mut device, "x_nv_gpudirect_clique", json!(0));
             changed = true;
         }
+        if exclude {
+            set(&mut device, EXCLUDED, json!(ALL_BARS));
+            changed = true;
+        }
         Ok(Decision::Passes(changed.then_some(device)))
     }
 
     /// The devices that the VM has. One that did not come this way has what the VM was started with.
     fn existing(&self, config: &Value, mapped: bool) -> Vec<Asked> {
         let remembered = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let devices = config.get("devices").and_then(Value::as_array);
-        devices
-            .into_iter()
-            .flatten()
+        devices(config)
             .filter_map(|device| {
                 let path = device
                     .get("path")
                     .and_then(Value::as_str)
                     .map(PathBuf::from);
                 let p2p = path.and_then(|path| remembered.get(&path).copied());
-                Asked::of_json(device, p2p.unwrap_or(mapped)).ok()
+                let p2p = p2p.unwrap_or(mapped) && !excludes_all(device);
+                Asked::of_json(device, p2p).ok()
             })
             .collect()
     }

@@ -12,6 +12,23 @@ use super::rules::Wishes;
 /// What only this project knows of a device.
 const OURS: [&str; 2] = ["p2p", "p2p_domain"];
 
+/// The key for BARs that are mapped for nobody, not even for the guest, which is trapped instead; and all BARs there are.
+pub(super) const EXCLUDED: &str = "x_exclude_mmap_bars";
+pub(super) const ALL_BARS: [u64; 6] = [0, 1, 2, 3, 4, 5];
+
+/// The devices that a VM's description has.
+pub(super) fn devices(config: &Value) -> impl Iterator<Item = &Value> {
+    let devices = config.get("devices").and_then(Value::as_array);
+    devices.into_iter().flatten()
+}
+
+/// Whether none of a device's BARs is mapped for anybody.
+pub(super) fn excludes_all(device: &Value) -> bool {
+    let excluded = device.get(EXCLUDED).and_then(Value::as_array);
+    let has = |bar: &u64| excluded.is_some_and(|bars| bars.contains(&Value::from(*bar)));
+    ALL_BARS.iter().all(has)
+}
+
 impl Asked {
     /// From a device's description. `p2p` stands in for one that says nothing of it.
     pub(crate) fn of_json(device: &Value, p2p: bool) -> Result<Self, &'static str> {

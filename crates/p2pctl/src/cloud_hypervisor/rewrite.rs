@@ -2,6 +2,7 @@
 
 use super::command_line::CommandLine;
 use super::device::{AskError, Asked};
+use super::json::{ALL_BARS, EXCLUDED};
 use super::memory::GuestMemory;
 use super::option_list::{OptionList, switch};
 use super::refusal::Limit;
@@ -42,20 +43,33 @@ impl Change {
     }
 }
 
+/// How BARs are kept from devices that are no peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Apart {
+    /// For as long as the VM runs, by a switch that costs nothing.
+    ForGood,
+    /// Until they become peers: by devices that are added without their BARs, which the guest reaches by traps only.
+    ForNow,
+}
+
 /// Makes the command line, or says what cannot be had.
 pub(crate) fn rewrite(
     line: &CommandLine,
     asked: &[Asked],
     host: &Host,
+    apart: Apart,
 ) -> Result<Rewritten, Vec<Limit>> {
     let settings = settle(asked, &wishes(line), host)?;
+    // Whoever says that it shall be off gets that.
+    let off = option(line, "--platform", "vfio_p2p_dma").is_some();
+    let exclude = settings.p2p_off && apart == Apart::ForNow && !off;
     let mut rewritten = Rewritten {
         line: line.clone(),
         changes: Vec::new(),
         notes: notes(line, asked, host, &settings),
     };
-    rewritten.devices(asked, host, &settings);
-    if settings.p2p_off && option(line, "--platform", "vfio_p2p_dma").is_none() {
+    rewritten.devices(asked, host, &settings, exclude);
+    if settings.p2p_off && !exclude && !off {
         rewritten.set("--platform", "vfio_p2p_dma", "off");
         rewritten.changes.push(Change::new(
             "--platform vfio_p2p_dma=off",
@@ -80,7 +94,7 @@ pub(crate) fn rewrite(
 }
 
 impl Rewritten {
-    fn devices(&mut self, asked: &[Asked], host: &Host, settings: &Settings) {
+    fn devices(&mut self, asked: &[Asked], host: &Host, settings: &Settings, exclude: bool) {
         for (at, (value, device)) in self.line.values("--device").iter().zip(asked).enumerate() {
             let mut options = device.options.clone();
             let facts = host.devices.get(at).and_then(Option::as_ref);
@@ -91,6 +105,15 @@ impl Rewritten {
                 self.changes.push(Change::new(
                     format!("--device x_nv_gpudirect_clique=0 ({name})"),
                     "its driver in the guest goes by this, not by the topology",
+                ));
+            }
+            if exclude {
+                let all = ALL_BARS.map(|bar| bar.to_string()).join(",");
+                options.set(EXCLUDED, format_args!("[{all}]"));
+                self.changes.push(Change::new(
+                    format!("--device {EXCLUDED}=[{all}] ({name})"),
+                    "no device reaches its BARs until it is joined; until then the guest's accesses are trapped, which \
+                     is slow",
                 ));
             }
             let text = options.to_string();

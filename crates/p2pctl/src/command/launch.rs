@@ -5,7 +5,7 @@ mod program;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -13,8 +13,10 @@ use serde::Serialize;
 
 use crate::answer::Answer;
 use crate::cli::Global;
-use crate::cloud_hypervisor::{CommandLine, Refusal, Rewritten, asked, look, rewrite};
+use crate::cloud_hypervisor::{Apart, CommandLine, Refusal, Rewritten, asked, look, rewrite};
+use crate::host;
 use crate::policy_file;
+use crate::registry;
 use crate::show::{Line, Terminal, Text, Tone};
 
 /// Name and version of the document that `--json` prints.
@@ -24,6 +26,10 @@ const SCHEMA: &str = "p2pctl/launch/1";
 pub(crate) struct Request<'a> {
     pub(crate) command: &'a [OsString],
     pub(crate) dry_run: bool,
+    /// How devices that are no peers are kept apart.
+    pub(crate) apart: Apart,
+    /// What the daemon is to call the VM.
+    pub(crate) name: Option<&'a str>,
     /// A file with rules for devices that are no ordinary peers.
     pub(crate) policy: Option<&'a Path>,
 }
@@ -33,10 +39,7 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
     if global.from.is_some() {
         bail!("launch looks at the machine that it runs on: leave --from out");
     }
-    let sysfs = global
-        .sysfs
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("/sys"));
+    let sysfs = host::root(global);
     let mut rewritten = match prepare(&sysfs, request)? {
         Ok(rewritten) => rewritten,
         Err(refusal) if global.json => return refused_json(&refusal),
@@ -53,6 +56,11 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
     }
     for note in &rewritten.notes {
         eprintln!("note: {note}");
+    }
+    if let Some(socket) = events::api_socket(&rewritten.line) {
+        registry::register(Path::new(registry::VMS), request.name, &socket)?;
+    } else if let Some(name) = request.name {
+        bail!("{name} would be a name for a socket that there is not: give --api-socket PATH");
     }
     // Only a failure comes back from here.
     let line = &rewritten.line;
@@ -77,7 +85,7 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         Ok(host) => host,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    Ok(rewrite(&line, &asked, &host).map_err(Refusal::Limits))
+    Ok(rewrite(&line, &asked, &host, request.apart).map_err(Refusal::Limits))
 }
 
 fn refused(refusal: &Refusal) -> Answer {

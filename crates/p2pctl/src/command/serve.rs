@@ -14,8 +14,10 @@ use signal_hook::iterator::Signals;
 
 use crate::answer::Answer;
 use crate::cli::Global;
-use crate::daemon::{Calls, Changes, Drift, Guests, Host, NamedSocket, ready};
+use crate::daemon::{Calls, Changes, Drift, Guests, Host, Judgement, NamedSocket, Places, ready};
 use crate::host;
+use crate::policy_file;
+use crate::registry;
 use crate::show::Text;
 use crate::source::Source;
 
@@ -25,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) state: PathBuf,
     pub(crate) guests: Vec<NamedSocket>,
     pub(crate) guest_dir: Option<PathBuf>,
+    /// A file with rules for devices that are no ordinary peers.
+    pub(crate) policy: Option<PathBuf>,
     /// Whether a change that was interrupted is brought to its end first.
     pub(crate) recover: bool,
 }
@@ -40,10 +44,20 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     let events = EventLog::new();
     let host = Host {
         host,
-        guests: Guests {
-            named: request.guests,
-            dir: request.guest_dir,
-        },
+        guests: Guests::new(
+            Places {
+                named: request.guests,
+                dirs: request
+                    .guest_dir
+                    .into_iter()
+                    .chain([registry::VMS.into()])
+                    .collect(),
+            },
+            Judgement {
+                sysfs: host::root(global),
+                policy: policy_file::read(request.policy.as_deref())?,
+            },
+        ),
         state: StateDir::new(request.state),
     };
     let changes = Changes::new(host, events.clone());

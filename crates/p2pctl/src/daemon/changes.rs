@@ -9,19 +9,19 @@ use std::time::Duration;
 use hotplug::EventLog;
 use hotplug::api::Failure;
 use hotplug::regroup::{
-    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, RemoteVmm, Report,
-    ResetDone, ResetOrder, StateDir, StateError, Vmm,
+    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report, ResetDone,
+    ResetOrder, StateDir, StateError, Vmm,
 };
 use iommu_group::Plan;
 
-use super::guests::Guests;
+use super::guests::{Guest, Guests};
 use super::messages::{STEP, STUCK, Told};
 
 /// Reports that are kept for those who ask.
 const KEPT: usize = 64;
 
 /// What there is to change, and how to reach it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Host {
     pub(crate) host: LinuxHost,
     pub(crate) guests: Guests,
@@ -104,8 +104,8 @@ impl Changes {
     }
 
     fn regroup<T>(&self, ask: impl FnOnce(Regroup<'_>) -> T) -> T {
-        let guests: Vec<RemoteVmm> = self.host.guests.now();
-        let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| guest as &dyn Vmm).collect();
+        let guests: Vec<Guest> = self.host.guests.now();
+        let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
         ask(Regroup::new(
             &self.host.host,
             &vmms,
@@ -195,8 +195,8 @@ impl Changes {
         guest: Option<Duration>,
         begun: &Sender<Begun>,
     ) -> Result<Option<Report>, RegroupError> {
-        let guests: Vec<RemoteVmm> = self.host.guests.now();
-        let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| guest as &dyn Vmm).collect();
+        let guests: Vec<Guest> = self.host.guests.now();
+        let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
         let mut regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone());
         if let Some(guest) = guest {
             regroup = regroup.guest_deadline(guest);

@@ -19,10 +19,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, Host as _, Regroup, RegroupError, RemoteVmm, Vmm, Windows};
+use hotplug::regroup::{Assigned, Host as _, Regroup, RegroupError, Windows};
 use iommu_group::{Function, Sbdf, Topology};
 
 use super::changes::Changes;
+use super::guests::Guest;
 use super::uevents::Uevents;
 use crate::cli::Global;
 use crate::source::Source;
@@ -244,7 +245,7 @@ impl Watcher {
     }
 
     /// Unplugs devices and plugs them as the peers that they were, or without any if that is refused now.
-    fn replug(&self, concerned: &[(RemoteVmm, Assigned)]) {
+    fn replug(&self, concerned: &[(Guest, Assigned)]) {
         thread::scope(|scope| {
             for (guest, device) in concerned {
                 scope.spawn(move || {
@@ -296,9 +297,9 @@ impl Watcher {
 /// The peers whose ways lead past what is different, with all of their domains.
 fn concerned(
     topology: &Topology,
-    guests: &[RemoteVmm],
+    guests: &[Guest],
     found: &[(Sbdf, String)],
-) -> Vec<(RemoteVmm, Assigned)> {
+) -> Vec<(Guest, Assigned)> {
     let touched = |device: &Assigned| {
         let above = topology.ancestors(device.function).map(Function::sbdf);
         let mut way = std::iter::once(device.function).chain(above);

@@ -1,12 +1,22 @@
-//! The virtual machines that the daemon knows.
+//! The virtual machines that the daemon knows, and how it speaks with each.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hotplug::Client;
-use hotplug::regroup::RemoteVmm;
+use hotplug::regroup::{RemoteVmm, StockVmm, Vmm};
+use p2p_vfio::Policy;
+
+use crate::cloud_hypervisor::StockGate;
+use crate::registry;
+
+/// How long a VMM may take to say which it is.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `NAME=SOCKET`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,50 +39,111 @@ impl FromStr for NamedSocket {
     }
 }
 
+/// A virtual machine that the daemon may speak with.
+pub(crate) type Guest = Arc<dyn Vmm + Send + Sync>;
+
 /// Where virtual machines are found.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Guests {
+pub(crate) struct Places {
     pub(crate) named: Vec<NamedSocket>,
-    /// A directory with a socket for each: `NAME.sock`.
-    pub(crate) dir: Option<PathBuf>,
+    /// Directories with a socket, or a link to one, for each: `NAME.sock`.
+    pub(crate) dirs: Vec<PathBuf>,
 }
 
-impl Guests {
+/// What devices of a cloud-hypervisor are judged by.
+#[derive(Debug, Clone)]
+pub(crate) struct Judgement {
+    pub(crate) sysfs: PathBuf,
+    pub(crate) policy: Policy,
+}
+
+/// The virtual machines. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Guests {
+    places: Places,
+    judgement: Judgement,
+    /// Those of cloud-hypervisor by socket, with the process that answered there: they know more of a VM than it says.
+    stock: Arc<Mutex<BTreeMap<PathBuf, (i64, StockVmm)>>>,
+}
+
+impl Places {
     /// The sockets there are now. What is named explicitly goes before what is found.
     pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
         let mut all = self.named.clone();
-        let entries = self.dir.iter().filter_map(|dir| fs::read_dir(dir).ok());
-        let mut found: Vec<NamedSocket> = entries
-            .flatten()
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
-            .filter_map(|entry| {
-                let socket = entry.path();
-                let name = socket.file_stem()?.to_str()?.to_owned();
-                Some(NamedSocket { name, socket })
-            })
-            .collect();
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        found.retain(|guest| {
-            let known =
-                |other: &NamedSocket| other.name == guest.name || other.socket == guest.socket;
-            !self.named.iter().any(known)
-        });
-        all.extend(found);
+        for dir in &self.dirs {
+            let entries = fs::read_dir(dir).into_iter().flatten();
+            let mut found: Vec<NamedSocket> = entries
+                .filter_map(|entry| socket_at(&entry.ok()?.path()))
+                .collect();
+            found.sort_by(|a, b| a.name.cmp(&b.name));
+            found.retain(|guest| {
+                let known = |other: &NamedSocket| {
+                    let same = fs::canonicalize(&other.socket).ok();
+                    other.name == guest.name || same.as_ref() == Some(&guest.socket)
+                };
+                !all.iter().any(known)
+            });
+            all.extend(found);
+        }
         all
     }
+}
 
-    /// The virtual machines at them, those included that have gone and left their sockets.
-    pub(crate) fn now(&self) -> Vec<RemoteVmm> {
+/// The VM of a socket in a directory, or of a link to one.
+fn socket_at(path: &Path) -> Option<NamedSocket> {
+    let is_socket = fs::metadata(path).ok()?.file_type().is_socket();
+    let name = path.file_stem()?.to_str()?.to_owned();
+    let socket = fs::canonicalize(path).ok()?;
+    is_socket.then_some(NamedSocket { name, socket })
+}
+
+impl Guests {
+    pub(crate) fn new(places: Places, judgement: Judgement) -> Self {
+        Self {
+            places,
+            judgement,
+            stock: Arc::default(),
+        }
+    }
+
+    /// The sockets there are now.
+    pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
+        self.places.sockets()
+    }
+
+    /// The virtual machines there are now, those included that have gone and left their sockets.
+    pub(crate) fn now(&self) -> Vec<Guest> {
         let sockets = self.sockets().into_iter();
-        sockets
-            .map(|guest| RemoteVmm::new(guest.name, Client::new(guest.socket)))
-            .collect()
+        sockets.map(|guest| self.guest(guest)).collect()
+    }
+
+    /// Speaks with a VM as what answers for it wants it.
+    fn guest(&self, at: NamedSocket) -> Guest {
+        let client = Client::new(&at.socket);
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        let ping = client.clone().with_patience(PATIENCE).ping();
+        let known = stock.get(&at.socket);
+        match (ping, known) {
+            (Ok(ping), Some((pid, vmm))) if ping.pid == *pid => return Arc::new(vmm.clone()),
+            // It does not answer now, and is what it was.
+            (Err(_), Some((_, vmm))) => return Arc::new(vmm.clone()),
+            (Ok(ping), _) if !ping.features.iter().any(|feature| feature == "p2p") => {
+                let Judgement { sysfs, policy } = self.judgement.clone();
+                let gate = StockGate::new(sysfs, policy, client.clone()).for_regrouping();
+                let vmm = StockVmm::new(at.name, client, Box::new(gate), registry::EVENTS);
+                stock.insert(at.socket, (ping.pid, vmm.clone()));
+                return Arc::new(vmm);
+            }
+            (Ok(_) | Err(_), _) => {}
+        }
+        Arc::new(RemoteVmm::new(at.name, client))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     fn named(text: &str) -> NamedSocket {
@@ -86,15 +157,26 @@ mod tests {
         let _sockets = ["b.sock", "a.sock"]
             .map(|name| std::os::unix::net::UnixListener::bind(at(name)).unwrap());
         fs::write(at("notes.txt"), "").unwrap();
-        let guests = Guests {
+        let registered = tempfile::tempdir().unwrap();
+        for (name, target) in [
+            ("c.sock", at("a.sock")),
+            ("d.sock", dir.path().join("elsewhere/e")),
+            ("gone.sock", at("gone")),
+        ] {
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            symlink(target, registered.path().join(name)).unwrap();
+        }
+        let _linked = std::os::unix::net::UnixListener::bind(at("elsewhere/e")).unwrap();
+        let places = Places {
             named: vec![named("b=/elsewhere")],
-            dir: Some(dir.path().to_owned()),
+            dirs: vec![dir.path().to_owned(), registered.path().to_owned()],
         };
-        let found = guests.sockets();
+        let found = places.sockets();
         let names: Vec<_> = found.iter().map(|guest| guest.name.as_str()).collect();
-        assert_eq!(names, ["b", "a"]);
+        assert_eq!(names, ["b", "a", "d"], "each socket once");
         assert_eq!(found[0].socket, PathBuf::from("/elsewhere"));
         assert_eq!(found[1].socket, at("a.sock"));
+        assert_eq!(found[2].socket, at("elsewhere/e"));
     }
 
     #[test]

@@ -223,6 +223,24 @@ fn a_device_is_added_if_the_vm_was_started_for_it() {
 }
 
 #[test]
+fn what_joins_devices_without_their_bars_has_none_either() {
+    const ALL: [u8; 6] = [0, 1, 2, 3, 4, 5];
+    let stage = Stage::new("switch-four-nvme", |machine| {
+        let mut info = running(&[device(machine, "0000:03:00.0")], true);
+        info["config"]["devices"][0]["x_exclude_mmap_bars"] = json!(ALL);
+        info
+    });
+    let path = stage.path("0000:04:00.0");
+    // One peer alone has nobody to reach, and nobody may reach it.
+    for p2p in [false, true] {
+        let new = json!({"path": path, "p2p": p2p});
+        assert_eq!(stage.ask("PUT", "vm.add-device", &new).0, 204);
+        let (_, body) = stage.heard.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(body, json!({"path": path, "x_exclude_mmap_bars": ALL}));
+    }
+}
+
+#[test]
 fn what_gives_no_devices_passes() {
     let info = running(&[], false);
     let stage = Stage::new("switch-four-nvme", |_| info.clone());

@@ -31,7 +31,15 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
 fn rewritten(text: &str, bits: u8, version: &str, gpus: bool) -> Rewritten {
     let line = line(text);
     let asked = asked(&line).unwrap();
-    rewrite(&line, &asked, &host(asked.len(), bits, version, gpus)).unwrap()
+    let host = host(asked.len(), bits, version, gpus);
+    rewrite(&line, &asked, &host, Apart::ForGood).unwrap()
+}
+
+fn joinable(text: &str, version: &str) -> Rewritten {
+    let line = line(text);
+    let asked = asked(&line).unwrap();
+    let host = host(asked.len(), 48, version, false);
+    rewrite(&line, &asked, &host, Apart::ForNow).unwrap()
 }
 
 fn words(rewritten: &Rewritten) -> String {
@@ -82,6 +90,35 @@ fn command_lines_as_written_and_as_run() {
             "{written}"
         );
     }
+}
+
+#[test]
+fn what_may_be_joined_later_is_started_without_its_bars() {
+    const ALL: &str = "x_exclude_mmap_bars=[0,1,2,3,4,5]";
+    let apart = format!("ch --device path=/a,{ALL} path=/b,{ALL}");
+    for (written, version, run) in [
+        ("ch --device path=/a path=/b", "v53.0", apart.as_str()),
+        // One alone would be in reach of the other.
+        ("ch --device path=/a,p2p=on path=/b", "v53.0", &apart),
+        // Peers from the start are peers.
+        (
+            "ch --device path=/a,p2p=on path=/b,p2p=on",
+            "v53.0",
+            "ch --device path=/a path=/b",
+        ),
+        // Whoever says that nothing may be mapped ever gets that.
+        (
+            "ch --platform vfio_p2p_dma=off --device path=/a",
+            "v53.0",
+            "ch --platform vfio_p2p_dma=off --device path=/a",
+        ),
+        // Older ones have nothing of this.
+        ("ch --device path=/a", "v51.0", "ch --device path=/a"),
+    ] {
+        assert_eq!(words(&joinable(written, version)), run, "{written}");
+    }
+    let changes = joinable("ch --device path=/a", "v52.0").changes;
+    assert!(changes[0].why.contains("slow"), "{changes:?}");
 }
 
 #[test]

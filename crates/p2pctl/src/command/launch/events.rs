@@ -10,9 +10,7 @@ use std::process;
 use anyhow::{Context, Result};
 
 use crate::cloud_hypervisor::{Change, CommandLine, Rewritten, option};
-
-/// Where the files are, one for each VMM, named by its process id.
-const DIR: &str = "/run/p2pctl/events";
+use crate::registry::EVENTS;
 
 /// An event monitor that is to be added.
 pub(super) struct EventMonitor {
@@ -21,16 +19,20 @@ pub(super) struct EventMonitor {
 
 /// Whether one is missing: without an API there is nobody who could act on events.
 pub(super) fn wanted(line: &CommandLine) -> Option<EventMonitor> {
-    option(line, "--api-socket", "path").or_else(|| bare_path(line))?;
+    api_socket(line)?;
     // What is started keeps the process id.
-    let path = Path::new(DIR).join(process::id().to_string());
+    let path = Path::new(EVENTS).join(process::id().to_string());
     (!line.has("--event-monitor")).then_some(EventMonitor { path })
 }
 
-/// `--api-socket PATH` without `path=`.
-fn bare_path(line: &CommandLine) -> Option<String> {
-    let text = line.values("--api-socket").pop()?.text;
-    (!text.contains('=')).then_some(text)
+/// Where the VMM will listen: `--api-socket path=PATH`, or `PATH` alone.
+pub(super) fn api_socket(line: &CommandLine) -> Option<PathBuf> {
+    let bare = || {
+        let text = line.values("--api-socket").pop()?.text;
+        (!text.contains('=')).then_some(text)
+    };
+    let path = option(line, "--api-socket", "path").or_else(bare);
+    path.map(PathBuf::from)
 }
 
 impl EventMonitor {
@@ -47,7 +49,7 @@ impl EventMonitor {
 
 /// Makes the directory, and removes what VMMs that are gone have left there.
 pub(super) fn make_room(file: &Path) -> Result<()> {
-    let dir = file.parent().unwrap_or(Path::new(DIR));
+    let dir = file.parent().unwrap_or(Path::new(EVENTS));
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     for entry in entries.flatten() {

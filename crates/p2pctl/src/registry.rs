@@ -1,0 +1,111 @@
+//! The virtual machines of this host that `p2pctl launch` has started, for `p2pctl serve` to find.
+//!
+//! Each is a link to the socket of its VMM, named after the VM. That needs no daemon to be there, and none has to be
+//! told that a VM has gone: its link leads nowhere then.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// Where the links are: `NAME.sock`.
+pub(crate) const VMS: &str = "/run/p2pctl/vms";
+
+/// Where the event monitors of VMMs write, to files named by process id.
+pub(crate) const EVENTS: &str = "/run/p2pctl/events";
+
+/// Makes a VM known under a name, or under that of its socket.
+pub(crate) fn register(dir: &Path, name: Option<&str>, socket: &Path) -> Result<()> {
+    let own = || socket.file_stem().and_then(|stem| stem.to_str());
+    let name = name.or_else(own).unwrap_or_default();
+    if name.is_empty() || name.contains('/') {
+        bail!(
+            "{} gives the VM no name: give --name NAME",
+            socket.display()
+        );
+    }
+    let target = std::path::absolute(socket)
+        .with_context(|| format!("cannot tell where {} is", socket.display()))?;
+    let link = dir.join(format!("{name}.sock"));
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    tidy(dir);
+    match fs::read_link(&link) {
+        Ok(other) if other == target => return Ok(()),
+        // Somebody may answer there in a moment, but a name is for one only.
+        Ok(other) if is_alive(&other) => bail!(
+            "there is a VM called {name} already, at {}: give this one --name NAME",
+            other.display()
+        ),
+        Ok(_) => {
+            fs::remove_file(&link).with_context(|| format!("cannot remove {}", link.display()))?
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", link.display()));
+        }
+    }
+    symlink(&target, &link).with_context(|| format!("cannot create {}", link.display()))
+}
+
+/// Removes the links of VMs that have gone. One that has just been made may be of a VM that does not listen yet.
+fn tidy(dir: &Path) {
+    const NEW: Duration = Duration::from_secs(60);
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let links = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_old = |link: &Path| {
+        let made = fs::symlink_metadata(link).and_then(|link| link.modified());
+        made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NEW))
+    };
+    let gone =
+        |link: &PathBuf| is_old(link) && fs::read_link(link).is_ok_and(|target| !target.exists());
+    for link in links.filter(gone) {
+        // Two may tidy up at the same time.
+        drop(fs::remove_file(link));
+    }
+}
+
+fn is_alive(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_vm_is_known_by_the_name_of_its_socket_or_by_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (vms, socket) = (dir.path().join("vms"), dir.path().join("web.sock"));
+        let _vmm = UnixListener::bind(&socket).unwrap();
+        for name in [None, Some("db"), Some("db")] {
+            register(&vms, name, &socket).unwrap();
+        }
+        for name in ["web.sock", "db.sock"] {
+            assert_eq!(fs::read_link(vms.join(name)).unwrap(), socket);
+        }
+        assert!(register(&vms, Some("a/b"), &socket).is_err());
+    }
+
+    #[test]
+    fn a_name_is_taken_while_its_vm_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let vms = dir.path().join("vms");
+        let at = |name: &str| dir.path().join(name).join("api.sock");
+        for name in ["one", "two"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let vmm = UnixListener::bind(at("one")).unwrap();
+        register(&vms, None, &at("one")).unwrap();
+        let error = register(&vms, None, &at("two")).unwrap_err().to_string();
+        assert!(error.contains("--name"), "{error}");
+        drop(vmm);
+        register(&vms, None, &at("two")).unwrap();
+        assert_eq!(fs::read_link(vms.join("api.sock")).unwrap(), at("two"));
+    }
+}
