@@ -19,7 +19,8 @@ pub(crate) struct Args {
     /// and without a guest that has them
     #[arg(long)]
     regroup: bool,
-    /// Measure in the lab how long a drive takes to come and to go, beside QEMU
+    /// Measure in the lab how a guest starts and how a drive comes and goes, beside QEMU and, with CH_BIN,
+    /// cloud-hypervisor
     #[arg(long, conflicts_with = "regroup")]
     hotplug: bool,
 }

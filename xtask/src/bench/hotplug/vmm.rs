@@ -1,8 +1,8 @@
-//! The two VMMs: how each is started, and told to add and remove a drive.
+//! The VMMs: how each is started, and told to add and remove a drive.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{CMDLINE, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Lab, Running, Vm};
 
 /// Directory in the lab host.
@@ -11,21 +11,38 @@ const DIR: &str = "/tmp/bench";
 /// What the guest does: it says when a drive is there, and when it is there no more.
 const GUEST_WORDS: &str = "modprobe nvme ; guest-probe watch /dev/nvme0n1";
 
+/// Memory of a guest, in KiB.
+pub(super) const MEMORY_KB: u32 = 512 << 10;
+
 /// A VMM, and how it is spoken to.
 pub(super) enum Vmm {
     /// p2p-vmm, over its REST API.
     Ours,
     /// QEMU, started by these words, over QMP.
     Qemu(Vec<String>),
+    /// cloud-hypervisor, over its REST API.
+    CloudHypervisor,
 }
 
 impl Vmm {
-    fn argv(&self) -> Vec<String> {
+    fn argv(&self, devices: &[&str]) -> Vec<String> {
+        let api = ["--api-socket".to_owned(), format!("{DIR}/api")];
+        let vm = Vm::new(GUEST_WORDS).platform(None);
         match self {
             Self::Ours => {
-                let mut argv = Vm::new(GUEST_WORDS).argv();
-                argv.extend(["--api-socket".to_owned(), format!("{DIR}/api")]);
-                argv
+                let vm = devices.iter().fold(vm, |vm, bdf| vm.device(bdf));
+                vm.argv().into_iter().chain(api).collect()
+            }
+            Self::CloudHypervisor => {
+                let vm = devices.iter().fold(vm, |vm, bdf| vm.device(bdf));
+                let vm = vm.vmm(&["cloud-hypervisor"]);
+                let argv = vm.platform(Some("vfio_p2p_dma=off")).argv();
+                // Drives have BARs of 64 bits, which it would put beyond what the IOMMU translates.
+                let one = |word: String| match word.as_str() {
+                    "boot=1" => "boot=1,max_phys_bits=39".to_owned(),
+                    _ => word,
+                };
+                argv.into_iter().map(one).chain(api).collect()
             }
             Self::Qemu(program) => {
                 let mut argv = program.clone();
@@ -63,6 +80,9 @@ impl Vmm {
                     &cmdline,
                 ];
                 argv.extend(words.map(str::to_owned));
+                for bdf in devices {
+                    argv.extend(["-device".to_owned(), format!("vfio-pci,host={bdf}")]);
+                }
                 argv
             }
         }
@@ -73,6 +93,9 @@ impl Vmm {
         match self {
             Self::Ours => format!(
                 r#"vm-call {DIR}/api PUT vm.add-device '{{"id": "drive", "path": "/sys/bus/pci/devices/{bdf}", "p2p": true}}'"#
+            ),
+            Self::CloudHypervisor => format!(
+                r#"vm-call {DIR}/api PUT vm.add-device '{{"id": "drive", "path": "/sys/bus/pci/devices/{bdf}"}}'"#
             ),
             Self::Qemu(_) => qmp(&format!(
                 r#"{{"execute": "device_add", "arguments": {{"driver": "vfio-pci", "host": "{bdf}", "bus": "rootport", "id": "drive"}}}}"#
@@ -86,6 +109,9 @@ impl Vmm {
             Self::Ours => format!(
                 r#"vm-call {DIR}/api PUT vm.remove-device '{{"id": "drive", "timeout_ms": 100000}}'"#
             ),
+            Self::CloudHypervisor => {
+                format!(r#"vm-call {DIR}/api PUT vm.remove-device '{{"id": "drive"}}'"#)
+            }
             Self::Qemu(_) => qmp(r#"{"execute": "device_del", "arguments": {"id": "drive"}}"#),
         }
     }
@@ -97,26 +123,31 @@ fn qmp(command: &str) -> String {
 
 /// A VM of one of them.
 pub(super) struct Guest<'lab> {
+    lab: &'lab Lab,
     vmm: Running<'lab>,
 }
 
 impl<'lab> Guest<'lab> {
-    /// Boots a guest that has no drive.
-    pub(super) fn boot(lab: &'lab Lab, vmm: &Vmm) -> Result<Self> {
-        let argv: Vec<String> = vmm.argv().iter().map(|word| format!("'{word}'")).collect();
+    /// Boots a guest that has these devices.
+    pub(super) fn boot(lab: &'lab Lab, vmm: &Vmm, devices: &[&str]) -> Result<Self> {
+        let argv = vmm.argv(devices);
+        let argv: Vec<String> = argv.iter().map(|word| format!("'{word}'")).collect();
         // Whoever opens a pipe for writing waits for a reader, so each has both.
         lab.sh(&format!(
             "rm -rf {DIR} && mkdir {DIR} && mkfifo {DIR}/qmp.in {DIR}/qmp.out"
         ))?;
         let script = format!(
-            "exec 4<>{DIR}/qmp.in 5<>{DIR}/qmp.out; cat <&5 >{DIR}/qmp.log & exec {} </dev/null 4>&- 5>&-",
+            "exec 4<>{DIR}/qmp.in 5<>{DIR}/qmp.out; cat <&5 >{DIR}/qmp.log & echo $$ > {DIR}/pid; exec {} </dev/null 4>&- 5>&-",
             argv.join(" ")
         );
         let vmm_process = lab
             .command(["sh", "-c", &script])
             .deadline(GUEST * 4)
             .spawn()?;
-        let mut guest = Self { vmm: vmm_process };
+        let mut guest = Self {
+            lab,
+            vmm: vmm_process,
+        };
         guest.wait_for("guest: up", GUEST)?;
         if matches!(vmm, Vmm::Qemu(_)) {
             lab.sh(&qmp(r#"{"execute": "qmp_capabilities"}"#))?;
@@ -127,6 +158,16 @@ impl<'lab> Guest<'lab> {
     /// Waits for a line on the guest's console.
     pub(super) fn wait_for(&mut self, line: &str, limit: Duration) -> Result<()> {
         self.vmm.wait_for(line, limit).map(drop)
+    }
+
+    /// Memory that the VMM has in use, the guest's included, in KiB.
+    pub(super) fn resident_kb(&self) -> Result<u32> {
+        let status = self.lab.sh(&format!("cat /proc/$(cat {DIR}/pid)/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number
+            .and_then(|number| number.parse().ok())
+            .with_context(|| format!("no VmRSS in {status}"))
     }
 
     /// Ends it, and waits until it has ended.
