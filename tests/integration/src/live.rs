@@ -90,13 +90,44 @@ impl<'lab> Live<'lab> {
         live
     }
 
+    /// Boots a VM of cloud-hypervisor, whose events go where whoever starts it wants; waits until the shell is there.
+    ///
+    /// It reads from no standard input but a terminal, so its guest has a terminal of its own, which is passed on.
+    pub fn boot_stock(lab: &'lab Lab, vm: &Vm) -> Self {
+        let argv = vm
+            .argv()
+            .join("\n")
+            .replace("--serial\ntty", "--serial\npty");
+        let argv: Vec<String> = argv.lines().map(|word| format!("'{word}'")).collect();
+        let script = format!(
+            "{} --api-socket {API_SOCKET} </dev/null & vmm=$!; \
+             until pty=$(vm-call {API_SOCKET} GET vm.info 2>/dev/null | grep -o '/dev/pts/[0-9]*'); do \
+             kill -0 $vmm || exit; usleep 50000; done; \
+             cat $pty & console=$!; cat <&3 >$pty & typed=$!; \
+             wait $vmm; code=$?; kill $typed; wait $console; exit $code",
+            argv.join(" ")
+        );
+        let mut live = Self::start_script(lab, NAME, &script);
+        live.wait_for_boot();
+        live
+    }
+
     fn start_vm(lab: &'lab Lab, name: &str, vm: &Vm) -> Self {
         let (dir, socket) = (format!("{DIR}/{name}"), api_socket(name));
         let argv: Vec<String> = vm.argv().iter().map(|word| format!("'{word}'")).collect();
         let script = format!(
-            "rm -rf {dir} && mkdir -p {dir} && mkfifo {dir}/in && echo $$ > {dir}/pid && exec 3<>{dir}/in && \
-             exec {} --api-socket {socket} --event-monitor path={dir}/events -v <&3",
+            "exec {} --api-socket {socket} --event-monitor path={dir}/events -v <&3",
             argv.join(" ")
+        );
+        Self::start_script(lab, name, &script)
+    }
+
+    /// Starts a VMM by a script, which finds what is typed at its descriptor 3; waits until the API answers.
+    fn start_script(lab: &'lab Lab, name: &str, script: &str) -> Self {
+        let (dir, socket) = (format!("{DIR}/{name}"), api_socket(name));
+        let script = format!(
+            "rm -rf {dir} && mkdir -p {dir} && mkfifo {dir}/in && echo $$ > {dir}/pid && exec 3<>{dir}/in && \
+             {{ {script} ; }}"
         );
         let vmm = lab.command(["sh", "-c", &script]).deadline(LIFE);
         let live = Self {

@@ -6,9 +6,13 @@
 
 use std::time::Duration;
 
+use lab::live::{API_SOCKET, Live};
 use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
-use lab::{CloudHypervisor, GUEST, Output, SharedLab, Turn, Vm};
+use lab::{
+    CloudHypervisor, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Output, Running, SharedLab, Turn, Vm,
+};
+use serde_json::{Value, json};
 
 static LAB: SharedLab = SharedLab::new("narrow-host-bridge", "cloud-hypervisor");
 
@@ -50,6 +54,16 @@ fn results(output: &Output) -> (Vec<Outcome>, Vec<Outcome>) {
         }
     }
     results
+}
+
+/// How devices fared with each other.
+fn transfers(console: &str) -> Vec<Outcome> {
+    let peers = Finding::in_console(console).into_iter();
+    let peers = peers.filter_map(|finding| match finding {
+        Finding::Peer { result, .. } => Some(result),
+        _ => None,
+    });
+    peers.collect()
 }
 
 /// Runs a VMM that must refuse.
@@ -165,13 +179,233 @@ fn a_signal_ends_it_as_if_it_had_been_started_directly() {
     assert_eq!(ends[0], ends[1]);
 }
 
+/// Whether there is a `ch-remote` in the lab; `None` if not, after saying so.
+fn lab_with_client(test: &str) -> Option<Turn<'static>> {
+    let lab = lab(test)?;
+    let programs = CloudHypervisor::given(test)?;
+    programs.has_client(test).then_some(lab)
+}
+
+/// What `ch-remote` says to a socket; processes are called by no number.
+fn remote(lab: &Turn<'_>, socket: &str, words: &[&str]) -> (Exit, String, String) {
+    let argv = [&["ch-remote", "--api-socket", socket], words].concat();
+    let output = lab.command(argv).deadline(GUEST).run().unwrap();
+    let no_number = |text: String| {
+        let lines = text.lines().filter(|line| !line.contains("\"pid\":"));
+        lines
+            .collect::<Vec<_>>()
+            .join("\n")
+            .replace(socket, "SOCKET")
+    };
+    (
+        output.exit,
+        no_number(output.stdout),
+        no_number(output.stderr),
+    )
+}
+
+fn wait_for_socket(lab: &Turn<'_>, socket: &str) {
+    let script = format!(
+        "i=0; until [ -S {socket} ]; do i=$((i+1)); [ $i -lt 200 ] || exit 1; usleep 100000; done"
+    );
+    lab.sh(&script).unwrap();
+}
+
+/// A front before a socket.
+fn front<'lab>(lab: &'lab Turn<'_>, vmm: &str, listen: &str) -> Running<'lab> {
+    let front = ["p2pctl", "front", "--api-socket", vmm, "--listen", listen];
+    let front = lab.command(front).deadline(GUEST).spawn().unwrap();
+    wait_for_socket(lab, listen);
+    front
+}
+
+/// What `ch-remote` can say to a VMM that has no VM at first, in an order that makes sense.
+const CALLS: &[&[&str]] = &[
+    &["ping"],
+    &["info"],
+    &["boot"],
+    &["create", "/tmp/vm.json"],
+    &["create", "/tmp/vm.json"],
+    &["boot"],
+    &["boot"],
+    &["info"],
+    &["counters"],
+    &["nmi"],
+    &["pause"],
+    &["resume"],
+    &["resume"],
+    &["resize", "--cpus", "99"],
+    &["resize-zone", "--id", "none", "--size", "64M"],
+    &["resize-disk", "--disk", "none", "--size", "64M"],
+    &["remove-device", "none"],
+    &["add-device", "path=/sys/bus/pci/devices/none"],
+    &["add-disk", "path=/none"],
+    &["add-fs", "tag=none,socket=/none"],
+    &["add-pmem", "file=/none"],
+    &["add-user-device", "socket=/none"],
+    &["add-vdpa", "path=/none"],
+    &["add-vsock", "cid=1,socket=/none"],
+    &["add-generic-vhost-user", "socket=/none"],
+    &["coredump", "file:///none/core"],
+    &["snapshot", "file:///none"],
+    &["restore", "source_url=file:///none"],
+    &["reboot"],
+    &["shutdown"],
+    &["info"],
+    &["delete"],
+    &["delete"],
+    &["shutdown-vmm"],
+];
+
 #[test]
-fn ch_remote_finds_the_same_behind_the_front() {
-    const TEST: &str = "ch_remote_finds_the_same_behind_the_front";
-    let Some(lab) = lab(TEST) else { return };
-    if !CloudHypervisor::given(TEST).is_some_and(|programs| programs.has_client(TEST)) {
+fn every_call_of_ch_remote_is_answered_behind_the_front_as_without_it() {
+    const TEST: &str = "every_call_of_ch_remote_is_answered_behind_the_front_as_without_it";
+    let Some(lab) = lab_with_client(TEST) else {
         return;
+    };
+    let config = json!({
+        "payload": {"kernel": GUEST_KERNEL, "initramfs": GUEST_INITRAMFS, "cmdline": "panic=-1 -- run stay"},
+        "memory": {"size": 512 << 20},
+        "serial": {"mode": "Null"},
+        "console": {"mode": "Off"},
+    });
+    lab.sh("rm -f /run/direct.sock /run/behind.sock /run/front.sock")
+        .unwrap();
+    lab.sh(&format!("cat > /tmp/vm.json <<'END'\n{config}\nEND"))
+        .unwrap();
+    let [direct, behind] = ["/run/direct.sock", "/run/behind.sock"].map(|socket| {
+        let vmm = lab.command(["cloud-hypervisor", "--api-socket", socket]);
+        let vmm = vmm.deadline(GUEST * 4).spawn().unwrap();
+        wait_for_socket(&lab, socket);
+        vmm
+    });
+    let front = front(&lab, "/run/behind.sock", "/run/front.sock");
+    let mut done = 0;
+    for words in CALLS {
+        let alone = remote(&lab, "/run/direct.sock", words);
+        eprintln!("{words:?}: {:?}", alone.0);
+        done += u32::from(alone.0 == Exit::Code(0));
+        assert_eq!(remote(&lab, "/run/front.sock", words), alone, "{words:?}");
     }
+    assert!(done >= 14, "only {done} were done");
+    for vmm in [direct, behind] {
+        assert_eq!(vmm.wait().unwrap().exit, Exit::Code(0));
+    }
+    front.signal(15).unwrap();
+    front.wait().unwrap();
+}
+
+#[test]
+fn p2p_vmm_answers_ch_remote() {
+    let Some(lab) = lab_with_client("p2p_vmm_answers_ch_remote") else {
+        return;
+    };
+    lab.sh("rm -f /run/ours.sock").unwrap();
+    let argv = Vm::new("stay").device_option(&format!(
+        "path=/sys/bus/pci/devices/{},id=first,p2p=on",
+        ENGINES[0]
+    ));
+    let argv = argv.argv().into_iter();
+    let argv = argv.chain(["--api-socket", "/run/ours.sock"].map(str::to_owned));
+    let mut vmm = lab.command(argv).deadline(GUEST * 4).spawn().unwrap();
+    vmm.wait_for("guest: up", GUEST).unwrap();
+    let ask = |words: &[&str]| {
+        let answer = remote(&lab, "/run/ours.sock", words);
+        assert_eq!(answer.0, Exit::Code(0), "{words:?}: {answer:?}");
+        answer.1
+    };
+    assert!(ask(&["ping"]).contains("p2p"));
+    let second = format!("path=/sys/bus/pci/devices/{},id=second", STRANGER);
+    let added = ask(&["add-device", &second]);
+    assert!(added.contains("\"second\""), "{added}");
+    let info: Value = serde_json::from_str(&ask(&["info"])).unwrap();
+    let devices: Vec<_> = info
+        .pointer("/config/devices")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|device| device.get("id"))
+        .collect();
+    assert_eq!(devices, ["first", "second"]);
+    for words in [
+        &["counters"][..],
+        &["pause"],
+        &["resume"],
+        &["remove-device", "second"],
+        &["reboot"],
+        &["shutdown"],
+        &["boot"],
+        &["power-button"],
+        &["shutdown"],
+        &["delete"],
+    ] {
+        ask(words);
+    }
+    let nobody = remote(&lab, "/run/ours.sock", &["remove-device", "nobody"]);
+    assert_eq!(nobody.0, Exit::Code(1), "{nobody:?}");
+    ask(&["shutdown-vmm"]);
+    assert_eq!(vmm.wait().unwrap().exit, Exit::Code(0));
+}
+
+#[test]
+fn devices_of_a_running_guest_become_peers_and_strangers_again() {
+    let Some(lab) = lab("devices_of_a_running_guest_become_peers_and_strangers_again") else {
+        return;
+    };
+    lab.sh("rm -f /run/front.sock").unwrap();
+    let joinable = ["p2pctl", "launch", "--joinable", "--", "cloud-hypervisor"];
+    let both = [("left", ENGINES[0]), ("right", ENGINES[1])];
+    let path = |bdf: &str| format!("/sys/bus/pci/devices/{bdf}");
+    let vm = Vm::new("sh").vmm(&joinable);
+    let vm = both.iter().fold(vm, |vm, (id, bdf)| {
+        vm.device_option(&format!("path={},id={id}", path(bdf)))
+    });
+    let mut live = Live::boot_stock(&lab, &vm);
+    live.guest("dmesg -n 1");
+    let count = "grep -l 0x11e8 /sys/bus/pci/devices/*/device | wc -l";
+    let wait = |number: u32| {
+        format!(
+            "n=0; while [ $({count}) -ne {number} -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done"
+        )
+    };
+    let probe = |live: &mut Live<'_>| {
+        live.guest(&wait(2));
+        transfers(&live.guest("guest-probe 2"))
+    };
+    assert_eq!(probe(&mut live), [Outcome::Nothing; 4]);
+
+    let front = front(&lab, API_SOCKET, "/run/front.sock");
+    let ask = |call: &str, body: Value| {
+        let (call, body) = (
+            ["vm-call", "/run/front.sock", "PUT", call],
+            body.to_string(),
+        );
+        let words = call.into_iter().chain([body.as_str()]);
+        lab.run(words).unwrap().ok().unwrap()
+    };
+    for (p2p, expected) in [(true, Outcome::Ok), (false, Outcome::Nothing)] {
+        for (id, _) in both {
+            let answer = ask("vm.remove-device", json!({ "id": id }));
+            assert!(answer.starts_with("204"), "{answer}");
+        }
+        live.guest(&wait(0));
+        for (id, bdf) in both {
+            let device = json!({"id": id, "path": path(bdf), "p2p": p2p});
+            let answer = ask("vm.add-device", device);
+            assert!(answer.starts_with("200"), "{answer}");
+        }
+        assert_eq!(probe(&mut live), [expected; 4]);
+    }
+    assert_eq!(live.power_off().exit, Exit::Code(0));
+    front.signal(15).unwrap();
+    front.wait().unwrap();
+}
+
+#[test]
+fn a_device_comes_through_the_front() {
+    let Some(lab) = lab_with_client("a_device_comes_through_the_front") else {
+        return;
+    };
     lab.sh("rm -f /run/vm.sock /run/front.sock").unwrap();
     let argv = Vm::new("stay").vmm(LAUNCH).device(ENGINES[0]).argv();
     let argv = argv
@@ -179,50 +413,15 @@ fn ch_remote_finds_the_same_behind_the_front() {
         .chain(["--api-socket", "/run/vm.sock"].map(str::to_owned));
     let mut vmm = lab.command(argv).deadline(GUEST).spawn().unwrap();
     vmm.wait_for("guest: up", GUEST).unwrap();
-    let front = [
-        "p2pctl",
-        "front",
-        "--api-socket",
-        "/run/vm.sock",
-        "--listen",
-        "/run/front.sock",
-    ];
-    let front = lab.command(front).deadline(GUEST).spawn().unwrap();
-    lab.sh("i=0; until [ -S /run/front.sock ]; do i=$((i+1)); [ $i -lt 100 ]; usleep 100000; done")
-        .unwrap();
-    let remote = |socket: &str, words: &[&str]| {
-        let argv = [&["ch-remote", "--api-socket", socket], words].concat();
-        let output = lab.run(argv).unwrap();
-        (output.exit, output.stdout, output.stderr)
-    };
-    for words in [
-        &["ping"][..],
-        &["info"],
-        &["counters"],
-        &["pause"],
-        &["resume"],
-        &["remove-device", "nobody"],
-        &["resize", "--cpus", "99"],
-    ] {
-        let direct = remote("/run/vm.sock", words);
-        // What changes the state is undone by what comes next, or fails twice.
-        if words == ["pause"] {
-            assert_eq!(remote("/run/vm.sock", &["resume"]).0, Exit::Code(0));
-        }
-        if words == ["resume"] {
-            assert_eq!(remote("/run/vm.sock", &["pause"]).0, Exit::Code(0));
-        }
-        assert_eq!(remote("/run/front.sock", words), direct, "{words:?}");
-    }
+    let front = front(&lab, "/run/vm.sock", "/run/front.sock");
     // Its neighbour was not asked for P2P either, and the VM was started with none for all.
     let path = format!("path=/sys/bus/pci/devices/{},id=second", ENGINES[1]);
-    let added = remote("/run/front.sock", &["add-device", &path]);
+    let added = remote(&lab, "/run/front.sock", &["add-device", &path]);
     assert_eq!(added.0, Exit::Code(0), "{added:?}");
-    assert!(remote("/run/vm.sock", &["info"]).1.contains("\"second\""));
-    assert_eq!(
-        remote("/run/front.sock", &["shutdown-vmm"]).0,
-        Exit::Code(0)
-    );
+    let info = remote(&lab, "/run/vm.sock", &["info"]).1;
+    assert!(info.contains("\"second\""), "{info}");
+    let end = remote(&lab, "/run/front.sock", &["shutdown-vmm"]);
+    assert_eq!(end.0, Exit::Code(0), "{end:?}");
     assert_eq!(vmm.wait().unwrap().exit, Exit::Code(0));
     front.signal(15).unwrap();
     front.wait().unwrap();

@@ -58,12 +58,35 @@ fn ask(mut stream: UnixStream, verb: &str, call: &str, rest: &[&str]) -> Result<
         None => 0,
     };
     stream.write_all(request.as_bytes().get(sent..).unwrap_or_default())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let (head, body) = answer(&mut stream)?;
     let status = head.split_ascii_whitespace().nth(1);
     println!("{}\n{body}", status.context("no HTTP status")?);
     Ok(())
+}
+
+/// Head and body. cloud-hypervisor keeps the connection, whatever it is asked to do.
+fn answer(stream: &mut UnixStream) -> Result<(String, String)> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut some = [0; 4096];
+        let count = stream.read(&mut some)?;
+        bytes.extend_from_slice(some.get(..count).unwrap_or_default());
+        let text = String::from_utf8_lossy(&bytes);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            ensure!(count > 0, "no HTTP answer");
+            continue;
+        };
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            let is_it = name.eq_ignore_ascii_case("content-length");
+            is_it.then(|| value.trim().parse::<usize>().ok())?
+        });
+        let empty = head.split_ascii_whitespace().nth(1) == Some("204");
+        let complete = empty || length.is_some_and(|length| body.len() >= length);
+        if complete || count == 0 {
+            return Ok((head.to_owned(), body.to_owned()));
+        }
+    }
 }
 
 /// Sends the beginning of `bytes`, on which the file rides; how much that was.
