@@ -1,23 +1,27 @@
-//! Runs the contract of virtual machines on one of them.
+//! Checks that a VM behind the API of its VMM does what a transaction expects of VMs.
 //!
 //! ```text
-//! vmm-contract own|stock SOCKET ID    a VM of p2p-vmm, or of cloud-hypervisor, and the device that is taken out and
-//!                                     put back
-//! vmm-contract record SOCKET ID       as stock, and prints what was said, a line of JSON for each call
+//! vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off     a device of a VM of p2p-vmm, and whether it is a peer
+//! vmm-contract record SOCKET ID                                   one of a cloud-hypervisor whose guest is willing; prints
+//!                                                                 what was said too, a line of JSON for each call
 //! ```
 //!
-//! Exit code 0 if it keeps to it.
+//! One line per check; exit code 0 if all went well.
 
 mod recorder;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, bail};
-use hotplug::regroup::contract::willing;
-use hotplug::regroup::{RemoteVmm, StockVmm, Vmm};
+use anyhow::{Context, Result, bail};
+use hotplug::regroup::contract::{Results, dead, unwilling, willing};
+use hotplug::regroup::{Assigned, RemoteVmm, StockVmm, Vmm};
 use hotplug::{Client, Gate, GatedCall, Passage};
 
 use crate::recorder::Recorder;
+
+const USAGE: &str =
+    "usage: vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off, or record SOCKET ID";
 
 /// Lets everything pass: what is judged is not the contract's business.
 struct Open;
@@ -28,37 +32,58 @@ impl Gate for Open {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [kind, socket, id] = words.as_slice() else {
-        bail!("usage: vmm-contract own|stock|record SOCKET ID");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let results = match words.as_slice() {
+        ["record", socket, id] => record(Path::new(socket), id)?,
+        [kind, vm, socket, id, bdf, p2p] => {
+            let suite = match *kind {
+                "willing" => willing,
+                "unwilling" => unwilling,
+                "dead" => dead,
+                _ => bail!(USAGE),
+            };
+            let device = Assigned {
+                vm: (*vm).to_owned(),
+                id: (*id).to_owned(),
+                function: bdf.parse()?,
+                p2p: *p2p == "on",
+                domain: None,
+                slot: None,
+            };
+            suite(
+                &RemoteVmm::new(*vm, Client::new(Path::new(socket))),
+                &device,
+            )
+        }
+        _ => bail!(USAGE),
     };
-    let socket = PathBuf::from(socket);
-    let recorder = Recorder::default();
-    let vmm: Box<dyn Vmm> = match kind.as_str() {
-        "own" => Box::new(RemoteVmm::new("vm", Client::new(socket))),
-        "stock" => stock(socket),
-        "record" => stock(recorder.stand_before(&socket)?),
-        _ => bail!("{kind} is neither own nor stock nor record"),
-    };
-    let devices = vmm.devices()?;
-    let device = devices.iter().find(|device| device.id == *id);
-    let device = device.with_context(|| format!("there is no {id} among {devices:?}"))?;
-    for (rule, result) in willing(vmm.as_ref(), device) {
-        result.map_err(|why| anyhow!("{rule}: {why}"))?;
+    let mut code = ExitCode::SUCCESS;
+    for (name, result) in results {
+        match result {
+            Ok(()) => println!("ok {name}"),
+            Err(why) => {
+                println!("FAILED {name}: {why}");
+                code = ExitCode::FAILURE;
+            }
+        }
     }
+    Ok(code)
+}
+
+/// The contract of a cloud-hypervisor; what it was asked and answered is printed.
+fn record(socket: &Path, id: &str) -> Result<Results> {
+    let recorder = Recorder::default();
+    let client = Client::new(recorder.stand_before(socket)?);
+    let events = PathBuf::from("/run/p2pctl/events");
+    let vmm = StockVmm::new("vm", client, Box::new(Open), events);
+    let devices = vmm.devices()?;
+    let device = devices.iter().find(|device| device.id == id);
+    let device = device.with_context(|| format!("there is no {id} among {devices:?}"))?;
+    let results = willing(&vmm, device);
     for exchange in recorder.exchanges() {
         println!("{}", serde_json::to_string(&exchange)?);
     }
-    Ok(())
-}
-
-fn stock(socket: PathBuf) -> Box<dyn Vmm> {
-    let client = Client::new(socket);
-    Box::new(StockVmm::new(
-        "vm",
-        client,
-        Box::new(Open),
-        "/run/p2pctl/events",
-    ))
+    Ok(results)
 }
