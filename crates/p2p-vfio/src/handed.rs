@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iommu_group::{Sbdf, Sysfs, SysfsError};
@@ -24,6 +24,9 @@ pub enum HandedError {
     /// It is something else than a device of VFIO.
     #[error("the descriptor is not an open /dev/vfio/devices/vfioN: {0}")]
     NoDevice(io::Error),
+    /// It is something else than an iommufd.
+    #[error("the descriptor is not an open /dev/iommu: {0}")]
+    NoIommufd(io::Error),
     /// Its device is no function of this host.
     #[error(transparent)]
     Host(#[from] SysfsError),
@@ -50,10 +53,17 @@ struct HandedDevice {
 
 impl Handed {
     /// Takes an open `/dev/iommu`, which is used instead of one of our own.
-    #[must_use]
-    pub fn with_iommufd(self, file: OwnedFd) -> Self {
-        self.things().iommufd = Some(Arc::new(Iommufd::of(file)));
-        self
+    ///
+    /// # Errors
+    /// [`HandedError::NoIommufd`].
+    pub fn with_iommufd(self, descriptor: OwnedFd) -> Result<Self, HandedError> {
+        let file = File::from(descriptor);
+        let directory = directory_of(&Sysfs::default(), &file).map_err(HandedError::NoIommufd)?;
+        if !directory.ends_with("misc/iommu") {
+            return Err(HandedError::NoIommufd(other_than(&directory)));
+        }
+        self.things().iommufd = Some(Arc::new(Iommufd::of(file.into())));
+        Ok(self)
     }
 
     /// Takes a device's file, and says which function it is of.
@@ -129,28 +139,32 @@ impl HandedDevice {
 
 /// The function that a device's file is of.
 fn function_of(sysfs: &Sysfs, file: &File) -> Result<Sbdf, HandedError> {
-    let about = file.metadata().map_err(HandedError::NoDevice)?;
-    if !about.file_type().is_char_device() {
-        let text = "it is no character device";
-        return Err(HandedError::NoDevice(io::Error::other(text)));
-    }
-    let numbers = (libc::major(about.rdev()), libc::minor(about.rdev()));
-    function_with(sysfs, numbers)
+    let directory = directory_of(sysfs, file).map_err(HandedError::NoDevice)?;
+    function_at(sysfs, &directory)
 }
 
-/// `dev/char/MAJOR:MINOR` leads to `vfio-dev/vfioN` below the function's directory.
-fn function_with(sysfs: &Sysfs, (major, minor): (u32, u32)) -> Result<Sbdf, HandedError> {
-    let link = sysfs.root().join(format!("dev/char/{major}:{minor}"));
-    let directory = fs::canonicalize(link).map_err(HandedError::NoDevice)?;
+/// A device's file is that of `vfio-dev/vfioN` below the function's directory.
+fn function_at(sysfs: &Sysfs, directory: &Path) -> Result<Sbdf, HandedError> {
     let class = directory.parent();
     let function = class
         .filter(|class| class.ends_with("vfio-dev"))
         .and_then(Path::parent);
-    let Some(function) = function else {
-        let text = format!("it is {}", directory.display());
-        return Err(HandedError::NoDevice(io::Error::other(text)));
-    };
+    let function = function.ok_or_else(|| HandedError::NoDevice(other_than(directory)))?;
     Ok(sysfs.resolve(function)?)
+}
+
+/// What the kernel has in sysfs for an open device: `dev/char/MAJOR:MINOR` leads there.
+fn directory_of(sysfs: &Sysfs, file: &File) -> io::Result<PathBuf> {
+    let about = file.metadata()?;
+    if !about.file_type().is_char_device() {
+        return Err(io::Error::other("it is no character device"));
+    }
+    let (major, minor) = (libc::major(about.rdev()), libc::minor(about.rdev()));
+    fs::canonicalize(sysfs.root().join(format!("dev/char/{major}:{minor}")))
+}
+
+fn other_than(directory: &Path) -> io::Error {
+    io::Error::other(format!("it is {}", directory.display()))
 }
 
 #[cfg(test)]
@@ -160,25 +174,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_devices_numbers_lead_to_its_function() {
+    fn a_devices_directory_leads_to_its_function() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let function = root.join("devices/pci0000:00/0000:03:00.0");
         fs::create_dir_all(function.join("vfio-dev/vfio0")).unwrap();
-        fs::create_dir_all(root.join("devices/virtual/vfio/5")).unwrap();
-        for place in ["dev/char", "bus/pci/devices"] {
-            fs::create_dir_all(root.join(place)).unwrap();
-        }
-        let link = |to: &Path, name: &str| symlink(to, root.join(name)).unwrap();
-        link(&function, "bus/pci/devices/0000:03:00.0");
-        link(&function.join("vfio-dev/vfio0"), "dev/char/511:0");
-        link(&root.join("devices/virtual/vfio/5"), "dev/char/244:1");
+        fs::create_dir_all(root.join("bus/pci/devices")).unwrap();
+        symlink(&function, root.join("bus/pci/devices/0000:03:00.0")).unwrap();
         let sysfs = Sysfs::new(root);
-        let found = function_with(&sysfs, (511, 0)).unwrap();
+        let found = function_at(&sysfs, &function.join("vfio-dev/vfio0")).unwrap();
         assert_eq!(found, "0000:03:00.0".parse().unwrap());
-        let group = function_with(&sysfs, (244, 1)).unwrap_err().to_string();
-        assert!(group.contains("it is "), "{group}");
-        assert!(function_with(&sysfs, (1, 1)).is_err());
+        let group = function_at(&sysfs, &root.join("devices/virtual/vfio/5"));
+        let error = group.unwrap_err().to_string();
+        assert!(
+            error.contains("it is ") && error.contains("virtual/vfio/5"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -190,5 +201,8 @@ mod tests {
             assert!(matches!(error, HandedError::NoDevice(_)), "{path}: {error}");
         }
         assert!(handed.things().devices.is_empty());
+        let file = File::open("/dev/null").unwrap();
+        let error = handed.with_iommufd(file.into()).err().unwrap();
+        assert!(error.to_string().ends_with("mem/null"), "{error}");
     }
 }

@@ -13,8 +13,9 @@ use p2p_vfio::{Handed, HandedError, Reason, Refusal};
 pub(crate) fn take_inherited(config: &mut VmConfig) -> anyhow::Result<Handed> {
     let mut handed = Handed::default();
     if let Some(fd) = config.platform.iommufd_fd {
-        let file = fd.duplicate();
-        handed = handed.with_iommufd(file.with_context(|| format!("iommufd_fd={fd}"))?);
+        let file = fd.duplicate().map_err(HandedError::NoIommufd);
+        let taken = file.and_then(|file| handed.with_iommufd(file));
+        handed = taken.with_context(|| format!("--platform iommufd_fd={fd}"))?;
     }
     for device in &mut config.devices {
         if let Some(fd) = device.fd {

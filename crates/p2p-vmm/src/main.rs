@@ -57,9 +57,10 @@ fn main() -> ExitCode {
                 eprintln!("       {}", way_without(error));
                 return ExitCode::from(REFUSED);
             }
-            if error.is::<HandedError>() {
+            if let Some(error) = error.downcast_ref::<HandedError>() {
                 eprintln!(
-                    "       hand in what was opened for reading and writing: --device fd=5 5<>/dev/vfio/devices/vfio0"
+                    "       hand in what was opened for reading and writing: {}",
+                    example_of(error)
                 );
                 return ExitCode::from(REFUSED);
             }
@@ -85,6 +86,14 @@ fn way_without(error: &NoIommufd) -> &'static str {
     match error {
         NoIommufd::Excluded { .. } => "leave out iommufd=off, or give the device's path",
         _ => "without --platform iommufd=on the devices are assigned by type1",
+    }
+}
+
+/// How to hand in what should have been.
+fn example_of(error: &HandedError) -> &'static str {
+    match error {
+        HandedError::NoIommufd(_) => "--platform iommufd_fd=4 4<>/dev/iommu",
+        _ => "--device fd=5 5<>/dev/vfio/devices/vfio0",
     }
 }
 
