@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -14,7 +14,7 @@ use super::p2p::P2pInfo;
 use super::types::{P2pWindows, PciDevice, RemoveDevice, VmInfo, VmmPing};
 use crate::{DeviceConfig, VmConfig};
 
-/// Calls that may wait for the owner of the VM.
+/// Calls that the owner of the VM may find at once. Those of other connections wait in the order in which they came.
 const WAITING: usize = 64;
 
 /// Something that a client asks of the owner of the VM, who answers through the [`Reply`].
@@ -70,27 +70,27 @@ impl<T> Reply<T> {
 
 /// The owner's end of the calls.
 pub struct CallQueue {
-    calls: Receiver<Call>,
+    calls: Mutex<Receiver<Call>>,
     event: Arc<EventFd>,
 }
 
 /// The API's end of the calls.
 #[derive(Clone)]
 pub(super) struct Caller {
-    calls: SyncSender<Call>,
+    calls: Sender<Call>,
     event: Arc<EventFd>,
 }
 
 /// Both ends of a new queue.
 pub(super) fn queue() -> io::Result<(Caller, CallQueue)> {
-    let (sender, receiver) = sync_channel(WAITING);
+    let (sender, receiver) = channel(WAITING);
     let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
     let caller = Caller {
         calls: sender,
         event: Arc::clone(&event),
     };
     let queue = CallQueue {
-        calls: receiver,
+        calls: Mutex::new(receiver),
         event,
     };
     Ok((caller, queue))
@@ -104,19 +104,17 @@ impl CallQueue {
 
     /// The next call, if there is one.
     pub fn next(&self) -> Option<Call> {
-        self.calls.try_recv().ok()
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.try_recv().ok()
     }
 }
 
 impl Caller {
-    /// Hands over the call that `make` makes, and waits for its answer.
+    /// Hands over the call that `make` makes when it is its turn, and waits for its answer.
     pub(super) async fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Call) -> Result<T, Failure> {
         let (sender, answer) = oneshot::channel();
-        match self.calls.try_send(make(Reply(sender))) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(Failure::Busy),
-            Err(TrySendError::Disconnected(_)) => return Err(Failure::Ending),
-        }
+        let sent = self.calls.send(make(Reply(sender))).await;
+        sent.map_err(|_| Failure::Ending)?;
         if let Err(error) = self.event.write(1) {
             log::error!("cannot wake the main thread for a call: {error}");
         }
