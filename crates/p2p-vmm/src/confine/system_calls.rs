@@ -23,8 +23,9 @@ const COMMON: &[SystemCall] = calls![
     SYS_exit SYS_exit_group
 ];
 
-/// Device registers and configuration space are read and written at offsets of a file.
-const VCPU: &[SystemCall] = calls![SYS_pread64 SYS_pwrite64 SYS_eventfd2 SYS_dup];
+/// Device registers and configuration space are read and written at offsets of a file; a kick is taken.
+const VCPU: &[SystemCall] =
+    calls![SYS_pread64 SYS_pwrite64 SYS_eventfd2 SYS_dup SYS_rt_sigtimedwait SYS_rt_sigpending];
 
 /// Connections, and the socket's file at the end.
 const API: &[SystemCall] = calls![

@@ -1,7 +1,8 @@
 //! Getting a vCPU out of KVM_RUN: a real-time signal that is open only there.
 //!
 //! vCPU threads keep the signal blocked. KVM opens it for the time of KVM_RUN, so a signal that comes at any other
-//! moment stays pending and ends the next KVM_RUN at once: no kick is lost, and no handler ever runs.
+//! moment stays pending and ends the next KVM_RUN at once: no kick is lost, and no handler ever runs. Nor does KVM_RUN take
+//! the signal: whoever it has ended must, or every further one ends at once.
 #![allow(unsafe_code, reason = "kvm-ioctls has no KVM_SET_SIGNAL_MASK")]
 
 use std::io;
@@ -11,7 +12,7 @@ use kvm_ioctls::VcpuFd;
 use libc::c_int;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
-use vmm_sys_util::signal::{SIGRTMIN, block_signal};
+use vmm_sys_util::signal::{SIGRTMIN, block_signal, clear_signal};
 
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 
@@ -39,6 +40,14 @@ pub(super) fn kick_signal() -> c_int {
 pub(crate) fn block_kick_signal() -> Result<(), KickError> {
     let signal = kick_signal();
     block_signal(signal).map_err(|reason| KickError::Block { signal, reason })
+}
+
+/// Takes the signal that has ended KVM_RUN in this thread, if one has.
+pub(super) fn take() {
+    let signal = kick_signal();
+    if let Err(error) = clear_signal(signal) {
+        log::error!("cannot take signal {signal}: {error}");
+    }
 }
 
 /// `kvm_signal_mask` with its flexible array of one signal set.

@@ -167,8 +167,11 @@ impl Runner {
         let cpu = self.vcpu.number;
         let exit = match self.vcpu.fd.run() {
             Ok(exit) => exit,
-            // Kicked; or woken while waiting for its start.
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            // Kicked; or woken while waiting for its start. Who kicks has closed the gate before, so nothing is missed.
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                kick::take();
+                return None;
+            }
             Err(error) => return Some(VmExit::Failed(format!("cannot run vCPU {cpu}: {error}"))),
         };
         let undelivered = std::mem::take(&mut self.undelivered);
