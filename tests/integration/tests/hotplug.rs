@@ -6,6 +6,7 @@ mod hotplug {
     mod button;
     mod enumerating;
     mod killed;
+    mod paused;
     mod uncooperative;
 }
 
