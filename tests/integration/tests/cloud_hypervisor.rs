@@ -186,22 +186,30 @@ fn lab_with_client(test: &str) -> Option<Turn<'static>> {
     programs.has_client(test).then_some(lab)
 }
 
-/// What `ch-remote` says to a socket; processes are called by no number.
+/// What `ch-remote` says to a socket, without the time and the numbers of processes.
 fn remote(lab: &Turn<'_>, socket: &str, words: &[&str]) -> (Exit, String, String) {
     let argv = [&["ch-remote", "--api-socket", socket], words].concat();
     let output = lab.command(argv).deadline(GUEST).run().unwrap();
     let no_number = |text: String| {
         let lines = text.lines().filter(|line| !line.contains("\"pid\":"));
+        // What it logs begins with the time.
+        let lines = lines.map(|line| line.split_once(" ERROR ").map_or(line, |(_, said)| said));
         lines
             .collect::<Vec<_>>()
             .join("\n")
             .replace(socket, "SOCKET")
     };
-    (
-        output.exit,
-        no_number(output.stdout),
-        no_number(output.stderr),
-    )
+    // In which order an object has its keys differs from process to process.
+    let stdout = match serde_json::from_str::<Value>(&output.stdout) {
+        Ok(mut value) => {
+            if let Some(fields) = value.as_object_mut() {
+                fields.remove("pid");
+            }
+            value.to_string()
+        }
+        Err(_) => output.stdout,
+    };
+    (output.exit, no_number(stdout), no_number(output.stderr))
 }
 
 fn wait_for_socket(lab: &Turn<'_>, socket: &str) {
