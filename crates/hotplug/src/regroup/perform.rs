@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu_group::{AcsBits, Partition, Sbdf};
+use iommu_group::{AcsBits, Function, Partition, Sbdf};
 
 use super::action::Action;
 use super::baseline::{AcsWas, Baseline};
@@ -190,10 +190,16 @@ impl Performer<'_> {
         let old = |function: &Sbdf| then.get(function).copied().unwrap_or(*function);
         let partition = Partition::found(&now);
         for group in groups {
+            // No plan knows of virtual functions that its end makes again: they are theirs whose physical one is.
+            let made_again = |at: &Sbdf| {
+                let physical = now.get(*at).and_then(Function::physical_function);
+                !group.contains(&old(at)) && physical.is_some_and(|one| group.contains(&old(&one)))
+            };
             for function in group {
                 let at = self.at(*function)?;
-                let found = partition.group_of(at).unwrap_or_default();
-                let mut found: Vec<Sbdf> = found.iter().map(old).collect();
+                let found = partition.group_of(at).unwrap_or_default().iter();
+                let found = found.filter(|at| !made_again(at));
+                let mut found: Vec<Sbdf> = found.map(old).collect();
                 found.sort_unstable();
                 if found != *group {
                     let names = |group: &[Sbdf]| {
