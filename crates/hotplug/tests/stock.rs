@@ -1,0 +1,129 @@
+//! Conversations with releases of cloud-hypervisor, as they were recorded: who takes a device out of a VM and puts it
+//! back asks the same and understands the answers.
+//!
+//! `resources/cloud-hypervisor/VERSION.jsonl` has one call in each line. `vmm-contract record`, in the lab, makes them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use hotplug::regroup::contract::willing;
+use hotplug::regroup::{StockVmm, Vmm};
+use hotplug::{Client, Gate, GatedCall, Passage};
+use serde_json::Value;
+
+struct Open;
+
+impl Gate for Open {
+    fn pass(&self, _: GatedCall, _: &[u8]) -> Passage {
+        Passage::AsIs
+    }
+}
+
+fn recordings() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/cloud-hypervisor");
+    let entries = fs::read_dir(dir).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Answers as was recorded; tells what was asked that was not, or was not yet.
+fn play(socket: &Path, recorded: Vec<Value>) -> Receiver<String> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let (complain, complaints) = channel();
+    thread::spawn(move || {
+        let mut ahead = VecDeque::from(recorded);
+        let mut said: Vec<Value> = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let (verb, call, body) = request(&mut stream);
+            let asks = |exchange: &Value| {
+                exchange["verb"] == verb.as_str()
+                    && exchange["call"] == call.as_str()
+                    && exchange["body"] == body
+            };
+            // How often is looked is a matter of time: looks may be left out, or made again.
+            let until_change = ahead
+                .iter()
+                .take_while(|exchange| exchange["verb"] == "GET");
+            let reach = until_change.count() + 1;
+            match ahead.iter().take(reach).position(asks) {
+                Some(at) => said.extend(ahead.drain(..=at)),
+                None if said.iter().any(asks) && verb == "GET" => {}
+                None => complain.send(format!("{verb} {call} {body}")).unwrap(),
+            }
+            // What was not recorded is complained of, and not answered.
+            let Some(last) = said.iter().rev().find(|exchange| asks(exchange)) else {
+                continue;
+            };
+            let answer = match &last["answer"] {
+                Value::Null => String::new(),
+                answer => answer.to_string(),
+            };
+            let head = format!(
+                "HTTP/1.1 {} \r\nServer: Cloud Hypervisor API\r\nContent-Length: {}\r\n\r\n",
+                last["status"],
+                answer.len()
+            );
+            // Whoever asked may have gone.
+            drop(stream.write_all((head + &answer).as_bytes()));
+        }
+    });
+    complaints
+}
+
+fn request(stream: &mut UnixStream) -> (String, String, Value) {
+    let mut bytes = Vec::new();
+    loop {
+        let mut some = [0; 4096];
+        let count = stream.read(&mut some).unwrap();
+        bytes.extend_from_slice(&some[..count]);
+        let text = String::from_utf8_lossy(&bytes);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "));
+        if !head.is_empty() && body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
+            let mut words = head.split(' ');
+            let (verb, target) = (words.next().unwrap(), words.next().unwrap());
+            let call = target.rsplit('/').next().unwrap();
+            let body = serde_json::from_str(body).unwrap_or_default();
+            return (verb.to_owned(), call.to_owned(), body);
+        }
+        assert_ne!(count, 0, "a request has no end: {text}");
+    }
+}
+
+#[test]
+fn every_recorded_version_keeps_the_contract() {
+    let recordings = recordings();
+    assert!(!recordings.is_empty());
+    for recording in recordings {
+        let name = recording.display();
+        let text = fs::read_to_string(&recording).unwrap();
+        let recorded: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("api");
+        let complaints = play(&socket, recorded);
+        let vmm = StockVmm::new("vm", Client::new(&socket), Box::new(Open), dir.path());
+        let devices = vmm.devices().unwrap();
+        let results = willing(&vmm, &devices[0]);
+        let unknown: Vec<String> = complaints.try_iter().collect();
+        assert!(
+            unknown.is_empty(),
+            "{name}: not as it was recorded: {unknown:#?}"
+        );
+        for (rule, kept) in results {
+            assert_eq!(kept, Ok(()), "{name}: {rule}");
+        }
+    }
+}
