@@ -237,19 +237,20 @@ impl<'a> Relay<'a> {
                 self.unanswered = true;
                 send(&self.vmm, &new, std::mem::take(&mut self.descriptors))?;
             }
-            Passage::Refused { reasons } => self.answer(end, "409 Conflict", call, reasons)?,
+            Passage::Refused { reasons } => self.answer(end, 409, call, reasons)?,
             Passage::Failed { messages } => {
-                self.answer(end, "500 Internal Server Error", call, messages)?;
+                self.answer(end, 500, call, messages)?;
             }
         }
         Ok(true)
     }
 
-    /// Answers in the VMM's place, as the VMM would.
+    /// Answers in the VMM's place, as the VMM would: without a reason phrase, for cloud-hypervisor's client takes all that
+    /// follows the version for the number of the status.
     fn answer(
         &mut self,
         end: usize,
-        status: &str,
+        status: u16,
         call: GatedCall,
         reasons: Vec<String>,
     ) -> io::Result<()> {
@@ -260,7 +261,7 @@ impl<'a> Relay<'a> {
         messages.extend(reasons);
         let body = serde_json::to_string(&messages)?;
         let head = format!(
-            "HTTP/1.1 {status}\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "HTTP/1.1 {status} \r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         send(&self.client, (head + &body).as_bytes(), Vec::new())
@@ -270,7 +271,7 @@ impl<'a> Relay<'a> {
     fn reject(&mut self, error: BadRequest) -> io::Result<()> {
         let body = serde_json::to_string(&["Error from API", &error.to_string()])?;
         let head = format!(
-            "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "HTTP/1.1 400 \r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         send(&self.client, (head + &body).as_bytes(), Vec::new())?;

@@ -180,7 +180,7 @@ fn a_refusal_is_409_and_the_vmm_hears_nothing() {
         .write_all(&request("vm.add-device", "\"no\""))
         .unwrap();
     let (status, messages) = refusal(&mut client);
-    assert_eq!(status, "HTTP/1.1 409 Conflict");
+    assert_eq!(status, "HTTP/1.1 409 ");
     assert_eq!(
         messages,
         [
@@ -193,7 +193,7 @@ fn a_refusal_is_409_and_the_vmm_hears_nothing() {
         .write_all(&request("vm.create", "\"broken\""))
         .unwrap();
     let (status, messages) = refusal(&mut client);
-    assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
+    assert_eq!(status, "HTTP/1.1 500 ");
     assert_eq!(
         messages[1..],
         ["The VM could not be created", "sysfs is gone"]
@@ -227,7 +227,7 @@ fn a_client_that_waits_to_be_told_is_told() {
     client.read_exact(&mut told).unwrap();
     assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
     client.write_all(b"\"no\"").unwrap();
-    assert_eq!(refusal(&mut client).0, "HTTP/1.1 409 Conflict");
+    assert_eq!(refusal(&mut client).0, "HTTP/1.1 409 ");
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_refusal_does_not_overtake_an_answer() {
     let both = [request("vm.pause", ""), request("vm.create", "\"no\"")].concat();
     client.write_all(&both).unwrap();
     assert_eq!(answer(&mut client), ANSWER);
-    assert_eq!(refusal(&mut client).0, "HTTP/1.1 409 Conflict");
+    assert_eq!(refusal(&mut client).0, "HTTP/1.1 409 ");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn what_is_no_request_ends_the_connection() {
     client
         .write_all(b"PUT /api/v1/vm.create HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         .unwrap();
-    assert_eq!(refusal(&mut client).0, "HTTP/1.1 400 Bad Request");
+    assert_eq!(refusal(&mut client).0, "HTTP/1.1 400 ");
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
     assert!(stage.heard.try_recv().is_err());
 }
