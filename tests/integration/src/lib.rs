@@ -65,3 +65,9 @@ pub use progress::Progress;
 pub use shared::{SharedLab, Turn};
 pub use vm::{CMDLINE, GUEST, Vm};
 pub use work::Work;
+
+/// Whether tests that take many minutes shall run too: `LAB_LONG` is not empty.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty())
+}

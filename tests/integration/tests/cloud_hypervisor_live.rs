@@ -136,8 +136,7 @@ fn a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor() {
     daemon.stop();
 
     // More of them take many minutes; else one in the middle.
-    let long = std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty());
-    let step = if long { 3 } else { starts.len() / 2 + 1 };
+    let step = if lab::long() { 3 } else { starts.len() / 2 + 1 };
     for start in starts.iter().skip(step - 1).step_by(step) {
         let doomed = Daemon::start_to_die(&lab, start + 9, &[]);
         let output = doomed.apply(&JOIN);

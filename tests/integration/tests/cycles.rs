@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::env;
-
 use lab::SharedLab;
 use lab::live::{Holdings, Live};
 use lab::protocol::Exit;
@@ -19,8 +17,7 @@ const WARM_UP: u32 = 3;
 const SLACK_KB: u64 = 512;
 
 fn cycles() -> u32 {
-    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
-    if long { 200 } else { 6 }
+    if lab::long() { 200 } else { 6 }
 }
 
 fn cycle(live: &mut Live<'_>) {

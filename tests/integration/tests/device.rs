@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::env;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -21,8 +20,7 @@ const CARD: &str = "0000:07:00.0";
 
 /// A thousand with `LAB_LONG=1`: minutes, in emulation of emulation.
 fn moves() -> u32 {
-    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
-    if long { 1000 } else { 40 }
+    if lab::long() { 1000 } else { 40 }
 }
 
 /// The moves and all else, with DMA in between, in emulation of emulation.

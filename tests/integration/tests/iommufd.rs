@@ -8,7 +8,6 @@ mod iommufd {
     mod handed;
 }
 
-use std::env;
 use std::time::Duration;
 
 use lab::protocol::Exit;
@@ -26,8 +25,7 @@ const MEMORY: u64 = 512 << 10;
 
 /// How often each thing that revokes a BAR is done; two hundred times with `LAB_LONG=1`.
 fn rounds() -> u32 {
-    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
-    if long { 200 } else { 20 }
+    if lab::long() { 200 } else { 20 }
 }
 
 /// Each round is DMA of 100 ms twice, and a reset waits for as long, all in emulation of emulation.

@@ -101,8 +101,7 @@ fn compare(seed: u64, changes: usize, tally: &mut Tally) {
 
 #[test]
 fn predicted_groups_are_the_kernels() {
-    let long = env::var("LAB_LONG").is_ok_and(|value| !value.is_empty());
-    let (machines, changes) = if long { LONG } else { SHORT };
+    let (machines, changes) = if lab::long() { LONG } else { SHORT };
     let seeds: Vec<u64> = match env::var("LAB_SEED") {
         Ok(text) => vec![text.parse().expect("LAB_SEED is a number")],
         Err(_) => {

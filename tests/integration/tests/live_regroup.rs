@@ -84,7 +84,7 @@ fn third(live: &mut Live<'_>) -> String {
 #[test]
 fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
     let lab = lab();
-    let cycles = if long() { 100 } else { 2 };
+    let cycles = if lab::long() { 100 } else { 2 };
     let mut live = guest(&lab);
     let daemon = Daemon::start(&lab, &["web"]);
     let mut work = Work::start(&mut live);
@@ -153,11 +153,6 @@ fn words(text: &str) -> String {
     words.join(" ")
 }
 
-/// Whether there is time for all of it.
-fn long() -> bool {
-    std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty())
-}
-
 /// Where the records of the last journal start, in bytes from its start.
 fn records(lab: &Lab) -> Vec<u64> {
     let last = lab.sh("ls /var/lib/p2pctl/done | tail -n 1").unwrap();
@@ -213,7 +208,7 @@ fn a_daemon_killed_on_the_way_leaves_the_old_or_the_new_state_and_every_device_i
     let mut work = Work::start(&mut live);
 
     // All of them take many minutes; else a few from the first to the last.
-    let step = if long() { 1 } else { starts.len() / 6 };
+    let step = if lab::long() { 1 } else { starts.len() / 6 };
     for (record, start) in starts.iter().enumerate().step_by(step) {
         let what = format!("killed at record {record} of {}", starts.len());
         // Before the record, or in the midst of it.

@@ -23,7 +23,7 @@ const DRIVES: [(&str, &str); 2] = [("one", "0000:03:00.0"), ("two", "0000:04:00.
 const NEVER: [&str; 2] = ["/vmm.shutdown", "/events"];
 
 fn is_long() -> bool {
-    let long = std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty());
+    let long = lab::long();
     if !long {
         eprintln!("SKIPPED: takes minutes, only with LAB_LONG=1");
     }
