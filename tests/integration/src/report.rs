@@ -1,4 +1,6 @@
-//! What `guest-probe` finds out in a guest: one JSON object per line of its output.
+//! What programs of the lab find out: `guest-probe` in a guest, one JSON object per line of its output, and contracts in a host.
+
+use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +140,22 @@ impl Finding {
             .filter_map(|line| serde_json::from_str(line.trim()).ok())
             .collect()
     }
+}
+
+/// Prints what came of the checks of a contract, one line for each; the exit code says whether all went well.
+#[must_use]
+pub fn tell(results: &[(&str, Result<(), String>)]) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for (name, result) in results {
+        match result {
+            Ok(()) => println!("ok {name}"),
+            Err(why) => {
+                println!("FAILED {name}: {why}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
 }
 
 #[cfg(test)]

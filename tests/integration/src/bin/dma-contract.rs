@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use iommu_group::{GroupId, Sbdf, Sysfs};
+use lab::report::tell;
 use p2p_vfio::Interface;
 use p2p_vfio::contract::{Exporter, Importer, Results, run_on_kernel};
 use rustix::net::{
@@ -39,17 +40,7 @@ fn main() -> Result<ExitCode> {
         }
         _ => bail!(USAGE),
     };
-    let mut code = ExitCode::SUCCESS;
-    for (name, result) in results {
-        match result {
-            Ok(()) => println!("ok {name}"),
-            Err(why) => {
-                println!("FAILED {name}: {why}");
-                code = ExitCode::FAILURE;
-            }
-        }
-    }
-    Ok(code)
+    Ok(tell(&results))
 }
 
 fn device(bdf: &str) -> Result<(Sbdf, GroupId)> {

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use hotplug::regroup::contract::{Results, dead, unwilling, willing};
 use hotplug::regroup::{Assigned, RemoteVmm, StockVmm, Vmm};
 use hotplug::{Client, Gate, GatedCall, Passage};
+use lab::report::tell;
 
 use crate::recorder::Recorder;
 
@@ -59,17 +60,7 @@ fn main() -> Result<ExitCode> {
         }
         _ => bail!(USAGE),
     };
-    let mut code = ExitCode::SUCCESS;
-    for (name, result) in results {
-        match result {
-            Ok(()) => println!("ok {name}"),
-            Err(why) => {
-                println!("FAILED {name}: {why}");
-                code = ExitCode::FAILURE;
-            }
-        }
-    }
-    Ok(code)
+    Ok(tell(&results))
 }
 
 /// The contract of a cloud-hypervisor; what it was asked and answered is printed.
