@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use lab::SharedLab;
-use lab::live::{Holdings, Live};
+use lab::live::Live;
 use lab::protocol::Exit;
 use serde_json::json;
 
@@ -51,13 +51,9 @@ fn nothing_grows_however_often_devices_come_and_go() {
     eprintln!("before {before:?}\nafter  {after:?}");
     assert_eq!(after.locked_kb, 0);
     assert!(after.resident_kb <= before.resident_kb + SLACK_KB);
-    // All that is counted, whatever it is.
-    let resident_kb = 0;
-    let counted = |holdings| Holdings {
-        resident_kb,
-        ..holdings
-    };
-    assert_eq!(counted(after), counted(before));
+    // Before, a connection that had been used may have been open a moment longer.
+    assert!(after.files <= before.files);
+    assert_eq!(after.mappings, before.mappings);
 
     let output = live.power_off();
     assert_eq!(output.exit, Exit::Code(0));

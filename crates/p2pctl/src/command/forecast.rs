@@ -39,11 +39,14 @@ pub(super) fn forecast(
     Ok(Some(regroup.check(plan)?))
 }
 
-/// Devices by the virtual machines that have them.
+/// Devices by the virtual machines that have them, in the order of their addresses.
 pub(super) fn by_guest(devices: &[Assigned]) -> BTreeMap<&str, Vec<&Assigned>> {
     let mut guests: BTreeMap<&str, Vec<&Assigned>> = BTreeMap::new();
     for device in devices {
         guests.entry(&device.vm).or_default().push(device);
+    }
+    for devices in guests.values_mut() {
+        devices.sort_by_key(|device| device.function);
     }
     guests
 }
