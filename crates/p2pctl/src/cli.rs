@@ -173,6 +173,19 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FUNCTION", num_args = 1..)]
         owned: Vec<Sbdf>,
     },
+    /// Reset a function that nobody uses (exit 2 if refused; nothing is changed then)
+    Reset {
+        /// The function to reset
+        function: Sbdf,
+        /// Kinds that are acceptable, as for reset-scope
+        #[arg(long, value_name = "KINDS", default_value = "func")]
+        kind: ResetMask,
+        /// Other functions that may be hit: a reset that hits more is refused
+        #[arg(long, value_name = "FUNCTION", num_args = 1..)]
+        owned: Vec<Sbdf>,
+        #[command(flatten)]
+        at: PlaceArgs,
+    },
     /// Start cloud-hypervisor with P2P between the devices that have p2p=on, and no others (exit 2 if refused)
     Launch {
         /// Only print the command line that would be run, and why it differs

@@ -14,6 +14,7 @@ mod plan;
 mod reconcile;
 mod recover;
 mod remote;
+mod reset;
 mod reset_scope;
 mod serve;
 mod status;
@@ -23,6 +24,7 @@ mod watch;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
+use hotplug::regroup::ResetOrder;
 
 use crate::answer::Answer;
 use crate::cli::{Cli, Command};
@@ -109,6 +111,19 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 owned,
             };
             reset_scope::run(&load()?, &request, json, terminal.width)
+        }
+        Command::Reset {
+            function,
+            kind,
+            owned,
+            at,
+        } => {
+            let order = ResetOrder {
+                function: *function,
+                kinds: *kind,
+                owned: owned.iter().copied().collect(),
+            };
+            reset::run(&order, at, &cli.global, terminal.width)
         }
         Command::Launch {
             dry_run,

@@ -84,13 +84,10 @@ impl<'lab> Daemon<'lab> {
         count.unwrap().trim().parse().unwrap()
     }
 
-    /// Asks it to reset a function in one of these ways; status and body.
-    pub fn reset(&self, function: &str, kinds: &str) -> (u16, String) {
-        let order = serde_json::json!({"function": function, "kinds": kinds}).to_string();
-        let words = ["vm-call", SOCKET, "PUT", "reset", &order];
-        let answer = self.lab.run(words).unwrap().ok().unwrap();
-        let (status, body) = answer.split_once('\n').unwrap();
-        (status.parse().unwrap(), body.to_owned())
+    /// Asks it to reset a function in one of these ways.
+    pub fn reset(&self, function: &str, kinds: &str) -> Output {
+        let words = ["p2pctl", "reset", function, "--kind", kinds];
+        self.lab.run(words).unwrap()
     }
 
     /// Waits for it to be killed.

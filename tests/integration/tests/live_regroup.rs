@@ -98,9 +98,12 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
         "{plan}"
     );
     // Nobody resets what a guest has.
-    let (status, told) = daemon.reset(FIRST, "flr");
-    assert_eq!(status, 409, "{told}");
-    assert!(told.contains("is plugged in web"), "{told}");
+    let refused = daemon.reset(FIRST, "flr");
+    assert_eq!(refused.code(), Some(2), "{refused:?}");
+    assert!(
+        words(&refused.stdout).contains("is plugged in web"),
+        "{refused:?}"
+    );
     let settings = lab.settings().unwrap();
     let mut warm = None;
 
@@ -140,11 +143,12 @@ fn a_running_guest_gains_p2p_and_loses_it_again_while_its_work_goes_on() {
         );
     }
     assert_eq!(live.power_off().exit, Exit::Code(0));
-    for (kinds, status) in [("flr", 200), ("acpi", 409)] {
-        let (found, told) = daemon.reset(FIRST, kinds);
-        assert_eq!(found, status, "{told}");
-    }
+    let done = daemon.reset(FIRST, "flr").ok().unwrap();
+    assert!(done.contains("done, by flr"), "{done}");
+    assert_eq!(daemon.reset(FIRST, "acpi").code(), Some(2));
     daemon.stop();
+    let done = lab.run(["p2pctl", "reset", SECOND]).unwrap().ok().unwrap();
+    assert!(done.contains("done, by flr"), "{done}");
 }
 
 /// A text as it is before it is broken into lines.

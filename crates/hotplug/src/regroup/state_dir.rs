@@ -3,7 +3,7 @@
 //! ```text
 //! lock            held by the process that changes the host
 //! running.jsonl   the journal of a transaction that has not come to its end
-//! done/ID.jsonl   those of the others
+//! done/ID.jsonl   those of the last of the others
 //! reset.json      what a reset that is under way must put right in the end
 //! held.json       the ports that are kept awake
 //! ```
@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StateError;
 use super::journal::{Journal, sync_dir};
+
+/// How many journals of transactions that are over are kept.
+const KEPT: usize = 256;
 
 /// A directory that survives reboots, such as `/var/lib/p2pctl`.
 #[derive(Debug, Clone)]
@@ -127,10 +130,15 @@ impl StateDir {
         }
     }
 
-    /// Puts the journal of a transaction that is over away, and says where it is then.
+    /// Puts the journal of a transaction that is over away, and says where it is then. Of all that are over, the last
+    /// [`KEPT`] are kept.
     pub(super) fn retire(&self, id: &str) -> Result<PathBuf, StateError> {
         let (from, to) = (self.running(), self.done().join(format!("{id}.jsonl")));
         fs::rename(&from, &to).map_err(StateError::io("move", &from))?;
+        for old in self.finished()?.iter().skip(KEPT) {
+            // What cannot be removed now is tried again next time; the transaction is over all the same.
+            let _tried = fs::remove_file(&old.journal);
+        }
         sync_dir(&to)?;
         sync_dir(&from)?;
         Ok(to)

@@ -106,6 +106,26 @@ fn each_device_is_unplugged_and_plugged_once() {
 }
 
 #[test]
+fn the_last_journals_are_kept_and_no_number_comes_twice() {
+    let bench = Bench::new();
+    bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+    let done = bench.state().path().join("done");
+    for id in 2..=300 {
+        let copy = done.join(format!("{id:06}.jsonl"));
+        std::fs::copy(done.join("000001.jsonl"), copy).unwrap();
+    }
+    let report = bench.apply(&bench.isolate(&[A, B]), &[]).unwrap();
+    assert_eq!(report.id, "000301");
+    let finished = bench.state().status("first").unwrap().finished;
+    let ids: Vec<&str> = finished.iter().map(|over| over.id.as_str()).collect();
+    assert_eq!(ids.len(), 256);
+    assert_eq!(
+        (ids.first(), ids.last()),
+        (Some(&"000301"), Some(&"000046"))
+    );
+}
+
+#[test]
 fn nothing_is_done_that_is_not_on_record() {
     let bench = Bench::new();
     let plan = bench.join(&[A, B]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Forecast, Progress, Report};
+use hotplug::regroup::{Forecast, Progress, Report, ResetDone, ResetOrder};
 use hotplug::{Client, ClientError, Next};
 use iommu_group::Plan;
 use serde_json::{Map, Value};
@@ -62,6 +62,15 @@ impl Daemon {
             guest_timeout_s: Some(guest.as_secs()),
         };
         self.follow("apply", &serde_json::to_value(&request)?, told)
+    }
+
+    /// Has a function reset; refused for the reasons in the inner error.
+    pub(super) fn reset(&self, order: &ResetOrder) -> Result<Result<ResetDone, Vec<String>>> {
+        match self.0.put("reset", &serde_json::to_value(order)?) {
+            Ok(answer) => Ok(Ok(serde_json::from_slice(&answer.unwrap_or_default())?)),
+            Err(ClientError::Refused { reasons, .. }) => Ok(Err(reasons)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Has a change brought to its end that was interrupted.

@@ -1,9 +1,12 @@
-//! `p2pctl/reset-scope/1`.
+//! `p2pctl/reset-scope/1` and `p2pctl/reset/1`.
 
-use iommu_group::{Reset, ResetKind, Sbdf};
+use std::collections::BTreeMap;
+
+use hotplug::regroup::{ResetDone, ResetOrder};
+use iommu_group::{AcsBits, Reset, ResetKind, Sbdf};
 use serde::Serialize;
 
-/// The document.
+/// The document of `reset-scope`.
 #[derive(Serialize)]
 pub(crate) struct Document<'a> {
     schema: &'static str,
@@ -22,7 +25,7 @@ struct Entry {
     hit_ports: Vec<Sbdf>,
 }
 
-/// Makes the document.
+/// Makes the document of the resets that a function has.
 pub(crate) fn document<'a>(
     function: Sbdf,
     resets: &[Reset],
@@ -45,5 +48,38 @@ fn entry(reset: &Reset) -> Entry {
         port: reset.port,
         hits: reset.hits.clone(),
         hit_ports: reset.hit_ports.clone(),
+    }
+}
+
+/// The document of `reset`.
+#[derive(Serialize)]
+pub(crate) struct ResultDocument<'a> {
+    schema: &'static str,
+    function: Sbdf,
+    /// `done` or `refused`.
+    outcome: &'static str,
+    kind: Option<ResetKind>,
+    hits: &'a [Sbdf],
+    ports: Option<&'a BTreeMap<Sbdf, AcsBits>>,
+    reasons: &'a [String],
+}
+
+/// Makes the document of a reset that was asked for.
+pub(crate) fn result<'a>(
+    order: &ResetOrder,
+    result: &'a Result<ResetDone, Vec<String>>,
+) -> ResultDocument<'a> {
+    let (done, reasons) = match result {
+        Ok(done) => (Some(done), &[][..]),
+        Err(reasons) => (None, reasons.as_slice()),
+    };
+    ResultDocument {
+        schema: "p2pctl/reset/1",
+        function: order.function,
+        outcome: if done.is_some() { "done" } else { "refused" },
+        kind: done.map(|done| done.kind),
+        hits: done.map_or(&[], |done| &done.hits),
+        ports: done.map(|done| &done.ports),
+        reasons,
     }
 }

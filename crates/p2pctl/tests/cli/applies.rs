@@ -146,11 +146,39 @@ fn a_plan_from_a_file_is_refused_when_the_host_has_changed() {
 }
 
 #[test]
+fn a_reset_of_what_is_in_use_or_cannot_be_reset_is_refused() {
+    let bench = Bench::new();
+    let run = bench.run(&["reset", "04:00.0", "--kind", "any"]);
+    assert_eq!(run.status, 2, "{run:?}");
+    let title = "reset 04:00.0: refused, and nothing was changed\n\n  blocked    ";
+    assert!(run.stdout.starts_with(title), "{}", run.stdout);
+    let run = bench.run(&["reset", "04:00.0", "--kind", "acpi", "--json"]);
+    assert_eq!(run.status, 2, "{run:?}");
+    let document = run.json();
+    assert_eq!(document["schema"], "p2pctl/reset/1");
+    assert_eq!(document["outcome"], "refused");
+    assert_eq!(document["kind"], serde_json::Value::Null);
+    let text = document["reasons"][0].as_str().unwrap();
+    assert!(
+        text.contains("0000:04:00.0") && text.contains("acpi"),
+        "{text}"
+    );
+    let run = bench.run(&["reset", "0b:00.0"]);
+    assert_eq!(run.status, 1, "{run:?}");
+    assert!(run.stderr.contains("there is no PCI function"), "{run:?}");
+}
+
+#[test]
 fn only_a_host_can_be_changed() {
     let file = fixture("switch-without-acs");
     let from = ["--from", file.to_str().unwrap()];
-    for command in ["apply", "recover", "status"] {
-        let run = p2pctl([command].into_iter().chain(from));
+    for command in [
+        &["apply"][..],
+        &["recover"],
+        &["status"],
+        &["reset", "03:00.0"],
+    ] {
+        let run = p2pctl(command.iter().copied().chain(from));
         assert_eq!((run.status, run.stdout.as_str()), (1, ""));
         assert!(run.stderr.contains("leave --from out"), "{}", run.stderr);
     }
