@@ -282,6 +282,18 @@ impl<'lab> Live<'lab> {
         holdings.locked_kb
     }
 
+    /// The names of the devices as the VMM has them, sorted, but for the drive that works: whether each is a peer.
+    pub fn peers(&self) -> Vec<(String, bool)> {
+        let (status, body) = self.call("GET", "vm.info", None);
+        assert_eq!(status, 200, "{body}");
+        let info: Value = serde_json::from_str(&body).unwrap();
+        let devices = info["config"]["devices"].as_array().unwrap().iter();
+        let peer = |device: &Value| (word(&device["id"]), device["p2p"] == true);
+        let mut peers: Vec<_> = devices.map(peer).filter(|(id, _)| id != "work").collect();
+        peers.sort();
+        peers
+    }
+
     /// What the VMM holds of the host.
     pub fn holdings(&self) -> Holdings {
         let dir = self.dir();

@@ -140,6 +140,28 @@ impl Finding {
             .filter_map(|line| serde_json::from_str(line.trim()).ok())
             .collect()
     }
+
+    /// How transfers between devices and registers of their peers went, as a console tells.
+    #[must_use]
+    pub fn of_peers(text: &str) -> Vec<(Access, Outcome)> {
+        let findings = Self::in_console(text).into_iter();
+        let of_peers = findings.filter_map(|finding| match finding {
+            Self::Peer { access, result, .. } => Some((access, result)),
+            _ => None,
+        });
+        of_peers.collect()
+    }
+
+    /// How devices fared with guest memory, as a console tells.
+    #[must_use]
+    pub fn of_memory(text: &str) -> Vec<Outcome> {
+        let findings = Self::in_console(text).into_iter();
+        let of_memory = findings.filter_map(|finding| match finding {
+            Self::Memory { result, .. } => Some(result),
+            _ => None,
+        });
+        of_memory.collect()
+    }
 }
 
 /// Prints what came of the checks of a contract, one line for each; the exit code says whether all went well.

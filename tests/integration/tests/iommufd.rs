@@ -11,7 +11,7 @@ mod iommufd {
 use std::time::Duration;
 
 use lab::protocol::Exit;
-use lab::report::{Access, Finding, Outcome};
+use lab::report::{Finding, Outcome};
 use lab::{GUEST, Output, SharedLab, Turn, Vm};
 
 static LAB: SharedLab = SharedLab::new("two-switches", "iommufd");
@@ -65,20 +65,9 @@ fn spoken(vm: &Vm) -> Vec<String> {
     together.into_iter().chain(words).collect()
 }
 
-/// Access and result of every transfer between peers.
-fn transfers(output: &Output) -> Vec<(Access, Outcome)> {
-    Finding::in_console(&output.stdout)
-        .into_iter()
-        .filter_map(|finding| match finding {
-            Finding::Peer { access, result, .. } => Some((access, result)),
-            _ => None,
-        })
-        .collect()
-}
-
 fn assert_peers_reach_each_other(output: &Output) {
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
-    let found = transfers(output);
+    let found = Finding::of_peers(&output.stdout);
     assert_eq!(found.len(), 4, "{output:#?}");
     assert!(
         found.iter().all(|(_, result)| *result == Outcome::Ok),

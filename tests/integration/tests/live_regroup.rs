@@ -174,31 +174,12 @@ fn records(lab: &Lab) -> Vec<u64> {
         .collect()
 }
 
-/// The first two drives as the VMM has them, by name: whether each is a peer.
-fn peers(live: &Live<'_>) -> Vec<(String, bool)> {
-    let (status, body) = live.call("GET", "vm.info", None);
-    assert_eq!(status, 200, "{body}");
-    let info: serde_json::Value = serde_json::from_str(&body).unwrap();
-    let devices = info["config"]["devices"].as_array().unwrap().iter();
-    let mut devices: Vec<(String, bool)> = devices
-        .map(|device| {
-            (
-                device["id"].as_str().unwrap().to_owned(),
-                device["p2p"] == true,
-            )
-        })
-        .filter(|(id, _)| id != "work")
-        .collect();
-    devices.sort();
-    devices
-}
-
 #[test]
 fn a_daemon_killed_on_the_way_leaves_the_old_or_the_new_state_and_every_device_in_its_guest() {
     let lab = lab();
     let mut live = guest(&lab);
     let guests = |live: &Live<'_>| -> [bool; 2] {
-        let devices = peers(live);
+        let devices = live.peers();
         let names: Vec<&str> = devices.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(names, ["one", "two"]);
         [devices[0].1, devices[1].1]
@@ -290,7 +271,7 @@ fn windows_close_within_a_second_when_somebody_changes_a_port_behind_the_daemons
     lab.sh(&format!("echo 1 > /sys/bus/pci/devices/{SECOND}/remove"))
         .unwrap();
     lab.sh(&until(&format!("{SECOND}.is.gone"), 1)).unwrap();
-    let left: Vec<String> = peers(&live).into_iter().map(|(id, _)| id).collect();
+    let left: Vec<String> = live.peers().into_iter().map(|(id, _)| id).collect();
     assert_eq!(left, ["one"]);
     lab.sh("echo 1 > /sys/bus/pci/rescan").unwrap();
     drop(watch);

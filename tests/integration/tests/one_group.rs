@@ -27,32 +27,10 @@ fn p2p(guest: &str) -> Vm {
     Vm::new(guest).p2p_device(FIRST).p2p_device(SECOND)
 }
 
-/// Access and result of every transfer between peers.
-fn transfers(output: &Output) -> Vec<(Access, Outcome)> {
-    Finding::in_console(&output.stdout)
-        .into_iter()
-        .filter_map(|finding| match finding {
-            Finding::Peer { access, result, .. } => Some((access, result)),
-            _ => None,
-        })
-        .collect()
-}
-
-/// How devices fared with guest memory.
-fn memory(output: &Output) -> Vec<Outcome> {
-    Finding::in_console(&output.stdout)
-        .into_iter()
-        .filter_map(|finding| match finding {
-            Finding::Memory { result, .. } => Some(result),
-            _ => None,
-        })
-        .collect()
-}
-
 fn assert_p2p_works(output: &Output) {
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
     assert_eq!(
-        transfers(output),
+        Finding::of_peers(&output.stdout),
         [
             (Access::Write, Outcome::Ok),
             (Access::Read, Outcome::Ok),
@@ -69,7 +47,10 @@ fn with_p2p_each_device_reaches_the_other() {
     let lab = lab();
     let output = lab.vm(&p2p("guest-probe 2")).run().unwrap();
     assert_p2p_works(&output);
-    assert_eq!(memory(&output), [Outcome::Ok, Outcome::Ok]);
+    assert_eq!(
+        Finding::of_memory(&output.stdout),
+        [Outcome::Ok, Outcome::Ok]
+    );
 }
 
 #[test]
@@ -102,7 +83,7 @@ fn without_p2p_the_iommu_stops_what_aims_at_the_other() {
     let output = lab.vm(&vm).run().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
     assert_eq!(
-        transfers(&output),
+        Finding::of_peers(&output.stdout),
         [
             (Access::Write, Outcome::Nothing),
             (Access::Read, Outcome::Nothing),
@@ -111,7 +92,10 @@ fn without_p2p_the_iommu_stops_what_aims_at_the_other() {
         ],
         "{output:#?}"
     );
-    assert_eq!(memory(&output), [Outcome::Ok, Outcome::Ok]);
+    assert_eq!(
+        Finding::of_memory(&output.stdout),
+        [Outcome::Ok, Outcome::Ok]
+    );
     assert!(output.stdout.contains("guest: exit 1"), "{output:#?}");
     let log = lab.dmesg().unwrap();
     for bdf in ["03:00.0", "04:00.0"] {
@@ -126,7 +110,7 @@ fn p2p_asked_for_by_one_device_alone_maps_nothing() {
     let lab = lab();
     let vm = Vm::new("guest-probe 2").p2p_device(FIRST).device(SECOND);
     let output = lab.vm(&vm).run().unwrap();
-    let reached = transfers(&output)
+    let reached = Finding::of_peers(&output.stdout)
         .iter()
         .any(|(_, result)| *result == Outcome::Ok);
     assert!(!reached, "{output:#?}");

@@ -96,21 +96,6 @@ fn state(lab: &Lab) -> String {
     format!("{:?}\n{}", lab.groups().unwrap(), lab.settings().unwrap())
 }
 
-/// The names of a guest's engines as its VMM has them: whether each is a peer.
-fn peers(live: &Live<'_>) -> Vec<(String, bool)> {
-    let (status, body) = live.call("GET", "vm.info", None);
-    assert_eq!(status, 200, "{body}");
-    let info: serde_json::Value = serde_json::from_str(&body).unwrap();
-    let devices = info["config"]["devices"].as_array().unwrap().iter();
-    let device = |device: &serde_json::Value| {
-        let id = device["id"].as_str().unwrap().to_owned();
-        (id, device["p2p"] == true)
-    };
-    let mut devices: Vec<_> = devices.map(device).filter(|(id, _)| id != "work").collect();
-    devices.sort();
-    devices
-}
-
 /// Waits until a guest has found so many engines: it looks a while after it was told.
 fn found(live: &mut Live<'_>, count: usize) {
     live.guest(&format!(
@@ -122,14 +107,8 @@ fn found(live: &mut Live<'_>, count: usize) {
 /// Whether each of two engines moves words from and to memory, and what came of each transfer between engines.
 fn probe(live: &mut Live<'_>) -> (Vec<Outcome>, Vec<Outcome>) {
     found(live, 2);
-    let findings = Finding::in_console(&live.guest("guest-probe"));
-    let of_memory = findings.iter().filter_map(|finding| match finding {
-        Finding::Memory { result, .. } => Some(*result),
-        _ => None,
-    });
-    let of_peers = findings.iter().filter_map(|finding| match finding {
-        Finding::Peer { result, .. } => Some(*result),
-        _ => None,
-    });
-    (of_memory.collect(), of_peers.collect())
+    let console = live.guest("guest-probe");
+    let of_peers = Finding::of_peers(&console).into_iter();
+    let of_peers = of_peers.map(|(_, result)| result);
+    (Finding::of_memory(&console), of_peers.collect())
 }

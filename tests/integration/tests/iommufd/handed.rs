@@ -19,12 +19,8 @@ fn file_of(lab: &Turn<'_>, bdf: &str) -> String {
 
 /// What came of the transfers between the engines, as the guest says it now.
 fn transfers(live: &mut Live<'_>) -> Vec<Outcome> {
-    let findings = Finding::in_console(&live.guest("guest-probe 2"));
-    let results = findings.into_iter().filter_map(|finding| match finding {
-        Finding::Peer { result, .. } => Some(result),
-        _ => None,
-    });
-    results.collect()
+    let of_peers = Finding::of_peers(&live.guest("guest-probe 2")).into_iter();
+    of_peers.map(|(_, result)| result).collect()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use lab::live::Live;
 use lab::protocol::Exit;
 use lab::report::Finding;
 
-use crate::{ENGINES, apart, found, lab, name, peers, vm};
+use crate::{ENGINES, apart, found, lab, name, vm};
 
 /// How often each device was told about, by event.
 fn count(live: &mut Live<'_>) -> BTreeMap<(String, String), usize> {
@@ -37,7 +37,7 @@ fn eight_devices_change_in_one_transaction_each_unplugged_and_plugged_once() {
     join.extend(ENGINES);
     daemon.apply(&join).ok().unwrap();
     assert_eq!(count(&mut live), expected);
-    assert_eq!(peers(&live), all(true));
+    assert_eq!(live.peers(), all(true));
     let [first, others @ ..] = groups();
     assert!(others.iter().all(|group| *group == first));
     // Each of the others reaches the last.
@@ -56,7 +56,7 @@ fn eight_devices_change_in_one_transaction_each_unplugged_and_plugged_once() {
 
     daemon.apply(&apart(&ENGINES)).ok().unwrap();
     assert_eq!(count(&mut live), expected);
-    assert_eq!(peers(&live), all(false));
+    assert_eq!(live.peers(), all(false));
     let mut groups = groups().to_vec();
     groups.sort_unstable();
     groups.dedup();

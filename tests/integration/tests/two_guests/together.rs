@@ -5,7 +5,7 @@ use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{Daemon, Lab, Work};
 
-use crate::{DRIVES, ENGINES, apart, lab, peers, probe, state, vm};
+use crate::{DRIVES, ENGINES, apart, lab, probe, state, vm};
 
 /// What a guest does with its engines all the while: rounds of DMA into its memory, which are counted if all arrived.
 const ENGINES_AT_WORK: &str = ": > /tmp/rounds; touch /tmp/on; (while [ -e /tmp/on ]; do guest-probe > /tmp/round; \
@@ -122,7 +122,7 @@ fn a_change_for_one_guest_leaves_the_other_alone_and_one_for_both_is_one_transac
     assert_eq!(db.news(0), []);
     assert_eq!([c, d].map(|bdf| lab.group(bdf).unwrap()), groups);
     assert_eq!(
-        peers(&web),
+        web.peers(),
         [("a".to_owned(), true), ("b".to_owned(), true)]
     );
     assert_eq!(

@@ -7,7 +7,7 @@ use lab::live::{Live, PATIENCE};
 use lab::protocol::Exit;
 use lab::report::Outcome;
 
-use crate::{ENGINES, apart, lab, peers, peers_vm, probe, state, vm};
+use crate::{ENGINES, apart, lab, peers_vm, probe, state, vm};
 
 /// How long guests have to let go of a device, in seconds: long enough for one under emulation that does.
 const GIVEN: u32 = 60;
@@ -22,7 +22,7 @@ fn a_guest_that_does_not_let_go_ends_the_change_and_everybody_has_everything_bac
     let mut web = Live::boot_vm(&lab, &vm(&[a, b], None).kernel_words("acpiphp.disable=1"));
     let mut db = Live::boot_named(&lab, "db", &peers_vm(&[c, d]));
     let daemon = Daemon::start(&lab, &["web", "db"]);
-    let (before, had) = (state(&lab), [peers(&web), peers(&db)]);
+    let (before, had) = (state(&lab), [web.peers(), db.peers()]);
 
     // What one guest shall get, the other shall lose.
     let mut goals = vec!["--join", a, b];
@@ -64,7 +64,7 @@ fn a_guest_that_does_not_let_go_ends_the_change_and_everybody_has_everything_bac
         assert!(started.elapsed() < PATIENCE, "{}\n{before}", state(&lab));
         lab.run(["usleep", "200000"]).unwrap().ok().unwrap();
     }
-    assert_eq!([peers(&web), peers(&db)], had);
+    assert_eq!([web.peers(), db.peers()], had);
     let mut back = db.news(2);
     back.sort();
     assert_eq!(
