@@ -55,6 +55,10 @@ struct BusSlots {
     occupied: u32,
     inserted: u32,
     leaving: u32,
+    /// What is there was asked to leave, and the guest has seen it.
+    asked: u32,
+    /// Something was taken away that the guest had been asked to let go of: its word that it has may still come.
+    owed: u32,
     rescan: bool,
 }
 
@@ -116,7 +120,13 @@ impl SlotRegisters {
             return false;
         }
         let bus = self.bus(slot);
-        for bits in [&mut bus.occupied, &mut bus.inserted, &mut bus.leaving] {
+        bus.owed |= bus.asked & bit(slot);
+        for bits in [
+            &mut bus.occupied,
+            &mut bus.inserted,
+            &mut bus.leaving,
+            &mut bus.asked,
+        ] {
             *bits &= !bit(slot);
         }
         if slot.bus() == SlotBus::Root {
@@ -136,7 +146,10 @@ impl SlotRegisters {
             (Register::Events, _) => std::mem::take(&mut self.events),
             (Register::Select, _) => self.selected,
             (Register::Inserted, Some(bus)) => std::mem::take(&mut bus.inserted),
-            (Register::Leaving, Some(bus)) => std::mem::take(&mut bus.leaving),
+            (Register::Leaving, Some(bus)) => {
+                bus.asked |= bus.leaving;
+                std::mem::take(&mut bus.leaving)
+            }
             (Register::Rescan, Some(bus)) => std::mem::take(&mut bus.rescan).into(),
             (Register::Inserted | Register::Leaving | Register::Rescan, None)
             | (Register::Eject, _) => 0,
@@ -161,8 +174,20 @@ impl SlotRegisters {
         let slots = (0..32).filter_map(|device| Slot::new(bus, device));
         slots
             .filter(|slot| bits & bit(*slot) != 0)
-            .filter(|slot| self.vacate(*slot))
+            .filter(|slot| self.ejected(*slot))
             .collect()
+    }
+
+    /// The guest says that it has let go of what is in `slot`; whether something was there. It may speak of what was
+    /// there before, if that was taken away while it let go of it and it was not asked since: it says so once.
+    fn ejected(&mut self, slot: Slot) -> bool {
+        let Some(bus) = self.buses.get_mut(&slot.bus()) else {
+            return false;
+        };
+        let (asked, owed) = (bus.asked & bit(slot) != 0, bus.owed & bit(slot) != 0);
+        bus.asked &= !bit(slot);
+        bus.owed &= !bit(slot);
+        (asked || !owed) && self.vacate(slot)
     }
 
     fn bus(&mut self, slot: Slot) -> &mut BusSlots {
@@ -240,6 +265,38 @@ mod tests {
         assert_eq!(write(&mut registers, Register::Eject, u32::MAX), [slot]);
         assert_eq!(write(&mut registers, Register::Eject, u32::MAX), []);
         assert!(!registers.vacate(slot));
+    }
+
+    #[test]
+    fn a_belated_word_does_not_eject_who_came_after() {
+        let mut registers = SlotRegisters::default();
+        let slot = slot(SlotBus::Root, 9);
+        // Asked, seen, and then taken away; somebody else comes.
+        let replaced = |registers: &mut SlotRegisters| {
+            registers.occupy(slot);
+            registers.ask(slot);
+            read(registers, Register::Leaving);
+            assert!(registers.vacate(slot));
+            registers.occupy(slot);
+        };
+        replaced(&mut registers);
+        assert_eq!(write(&mut registers, Register::Eject, 1 << 9), []);
+        assert!(registers.is_occupied(slot));
+        assert_eq!(write(&mut registers, Register::Eject, 1 << 9), [slot]);
+
+        // A question that the guest has not seen is not what it answers; one that it has seen is.
+        replaced(&mut registers);
+        registers.ask(slot);
+        assert_eq!(write(&mut registers, Register::Eject, 1 << 9), []);
+        read(&mut registers, Register::Leaving);
+        assert_eq!(write(&mut registers, Register::Eject, 1 << 9), [slot]);
+
+        // Who came and went as asked, or went before the guest was asked, leaves nothing owed.
+        registers.occupy(slot);
+        registers.ask(slot);
+        assert!(registers.vacate(slot));
+        registers.occupy(slot);
+        assert_eq!(write(&mut registers, Register::Eject, 1 << 9), [slot]);
     }
 
     #[test]
