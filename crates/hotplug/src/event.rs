@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::Departure;
 
 pub use log::EventLog;
+#[cfg(feature = "server")]
+pub(crate) use log::Line;
 pub(crate) use log::{Found, Reader};
 pub use monitor::{EventMonitor, MonitorError, MonitorTarget};
 

@@ -20,7 +20,7 @@ struct Shared {
 }
 
 struct Events {
-    kept: VecDeque<Arc<Record>>,
+    kept: VecDeque<Arc<Line>>,
     /// Number of the oldest that is kept; the first ever is 0.
     oldest: u64,
     closed: bool,
@@ -28,11 +28,38 @@ struct Events {
     wakers: Vec<Box<dyn Fn() + Send>>,
 }
 
+/// An event as it is kept, which takes a third of what a [`Record`] would.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// What happened.
+    pub(crate) event: Box<str>,
+    /// The record, in one line of JSON.
+    pub(crate) json: Box<str>,
+}
+
+impl Line {
+    fn of(record: &Record) -> Self {
+        let json = serde_json::to_string(record).unwrap_or_else(|error| {
+            log::error!("cannot write an event: {error}");
+            "null".to_owned()
+        });
+        Self {
+            event: record.event.as_str().into(),
+            json: json.into(),
+        }
+    }
+
+    /// The record.
+    pub(crate) fn record(&self) -> serde_json::Result<Record> {
+        serde_json::from_str(&self.json)
+    }
+}
+
 /// What a reader finds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     /// The next event, and its number.
-    Event(u64, Arc<Record>),
+    Event(u64, Arc<Line>),
     /// So many events are gone that the reader has not seen.
     Missed(u64),
     /// There is nothing new yet.
@@ -78,7 +105,6 @@ impl EventLog {
     }
 
     fn tell(&self, record: Record) {
-        let record = Arc::new(record);
         log::info!(
             "event: {} {} {:?}",
             record.source,
@@ -86,7 +112,7 @@ impl EventLog {
             record.properties
         );
         let mut events = self.lock();
-        events.kept.push_back(record);
+        events.kept.push_back(Arc::new(Line::of(&record)));
         while events.kept.len() > KEPT {
             events.kept.pop_front();
             events.oldest = events.oldest.saturating_add(1);
@@ -102,14 +128,14 @@ impl EventLog {
     }
 
     /// What stands for `count` events that a reader missed.
-    pub(crate) fn missed(&self, count: u64) -> Record {
+    pub(crate) fn missed(&self, count: u64) -> Line {
         let properties = BTreeMap::from([("count".to_owned(), count.to_string())]);
-        Record {
+        Line::of(&Record {
             timestamp: self.0.start.elapsed(),
             source: "vmm".to_owned(),
             event: "events-missed".to_owned(),
             properties: Some(properties),
-        }
+        })
     }
 
     /// A reader that begins with what comes next.
@@ -157,9 +183,9 @@ impl Events {
         let Some(at) = next.checked_sub(self.oldest) else {
             return Found::Missed(self.oldest.saturating_sub(next));
         };
-        let record = usize::try_from(at).ok().and_then(|at| self.kept.get(at));
-        match record {
-            Some(record) => Found::Event(next, Arc::clone(record)),
+        let line = usize::try_from(at).ok().and_then(|at| self.kept.get(at));
+        match line {
+            Some(line) => Found::Event(next, Arc::clone(line)),
             None if self.closed => Found::End,
             None => Found::Nothing,
         }
@@ -220,7 +246,7 @@ mod tests {
         let mut names = Vec::new();
         loop {
             match reader.poll() {
-                Found::Event(_, record) => names.push(record.event.clone()),
+                Found::Event(_, line) => names.push(line.record().unwrap().event),
                 Found::Missed(count) => names.push(format!("missed {count}")),
                 Found::Nothing | Found::End => return names,
             }

@@ -152,13 +152,14 @@ struct Writer {
 impl Writer {
     fn run(mut self, mut reader: Reader) {
         loop {
-            let text = match reader.wait(Duration::from_secs(3600)) {
-                Found::Event(_, record) => serde_json::to_string_pretty(&*record),
-                Found::Missed(count) => serde_json::to_string_pretty(&self.log.missed(count)),
+            let record = match reader.wait(Duration::from_secs(3600)) {
+                Found::Event(_, line) => line.record(),
+                Found::Missed(count) => self.log.missed(count).record(),
                 Found::Nothing => continue,
                 Found::End => return,
             };
-            let written = text
+            let written = record
+                .and_then(|record| serde_json::to_string_pretty(&record))
                 .map_err(io::Error::from)
                 .and_then(|text| self.write(format!("{text}\n\n").as_bytes()));
             if let Err(error) = written {

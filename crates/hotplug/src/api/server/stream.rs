@@ -19,8 +19,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answer::BadRequest;
 use super::connection::Held;
-use crate::event::{Found, Reader};
-use crate::{EventLog, Record};
+use crate::EventLog;
+use crate::event::{Found, Line, Reader};
 
 /// Clients that may read events at once.
 const MAX_STREAMS: usize = 32;
@@ -110,7 +110,7 @@ impl HttpBody for EventBody {
             // Before looking, so that what comes after the look is not overslept.
             this.changed.as_mut().enable();
             let text = match this.reader.poll() {
-                Found::Event(number, record) => format!("id: {number}\n{}", fields(&record)),
+                Found::Event(number, line) => format!("id: {number}\n{}", fields(&line)),
                 Found::Missed(count) => fields(&this.streams.events.missed(count)),
                 Found::End => return Poll::Ready(None),
                 Found::Nothing => {
@@ -129,10 +129,6 @@ impl HttpBody for EventBody {
 }
 
 /// An event without its id (WHATWG HTML §9.2.5). JSON in one line has no line breaks of its own.
-fn fields(record: &Record) -> String {
-    let data = serde_json::to_string(record).unwrap_or_else(|error| {
-        log::error!("API: cannot write an event: {error}");
-        "null".to_owned()
-    });
-    format!("event: {}\ndata: {data}\n\n", record.event)
+fn fields(line: &Line) -> String {
+    format!("event: {}\ndata: {}\n\n", line.event, line.json)
 }
