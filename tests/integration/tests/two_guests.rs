@@ -96,11 +96,12 @@ fn state(lab: &Lab) -> String {
     format!("{:?}\n{}", lab.groups().unwrap(), lab.settings().unwrap())
 }
 
-/// Waits until a guest has found so many engines: it looks a while after it was told.
+/// Waits until so many engines can be used in a guest: it looks a while after it was told, and makes the file of
+/// registers last.
 fn found(live: &mut Live<'_>, count: usize) {
+    let files = "for d in $(grep -l 0x11e8 /sys/bus/pci/devices/*/device); do ls ${d%device}resource0; done";
     live.guest(&format!(
-        "n=0; while [ $(grep -l 0x11e8 /sys/bus/pci/devices/*/device | wc -l) -lt {count} -a $n -lt 900 ]; \
-         do usleep 100000; n=$((n+1)); done"
+        "n=0; while [ $({files} | wc -l) -lt {count} -a $n -lt 900 ]; do usleep 100000; n=$((n+1)); done"
     ));
 }
 
