@@ -8,6 +8,7 @@ mod nested;
 mod own_kernel;
 mod source;
 mod store;
+mod systemd;
 
 use std::env;
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ pub(crate) use kernel::Kernel;
 pub use own_kernel::OwnKernel;
 use store::Store;
 pub(crate) use store::hex;
+pub(crate) use systemd::Systemd;
 
 /// Oldest QEMU whose nested SVM a current guest kernel survives under TCG.
 const MIN_QEMU_MAJOR: u32 = 10;
@@ -311,16 +313,21 @@ impl Tools {
 
     /// The libraries that a program needs, and the loader.
     pub(crate) fn libraries(&self, program: &Path) -> Result<Vec<PathBuf>> {
-        let listing = ldd(program, self.root.as_deref())?;
-        let missing = missing_in(&listing);
-        ensure!(
-            missing.is_empty(),
-            "{} lacks libraries: {}",
-            program.display(),
-            missing.join(", ")
-        );
-        Ok(paths_in(&listing))
+        libraries(program, self.root.as_deref())
     }
+}
+
+/// The libraries that a program needs, and the loader.
+fn libraries(program: &Path, root: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let listing = ldd(program, root)?;
+    let missing = missing_in(&listing);
+    ensure!(
+        missing.is_empty(),
+        "{} lacks libraries: {}",
+        program.display(),
+        missing.join(", ")
+    );
+    Ok(paths_in(&listing))
 }
 
 /// The `lspci` of this machine, or the one that was fetched for the lab; in that case with its library path. Nothing is
@@ -335,7 +342,13 @@ pub fn find_lspci() -> Option<(PathBuf, Option<OsString>)> {
 }
 
 fn library_path(root: &Path) -> OsString {
-    let dirs = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|dir| root.join(dir));
+    let dirs = [
+        "usr/lib/x86_64-linux-gnu",
+        "lib/x86_64-linux-gnu",
+        // Where systemd has its own.
+        "usr/lib/x86_64-linux-gnu/systemd",
+    ];
+    let dirs = dirs.map(|dir| root.join(dir));
     env::join_paths(dirs).unwrap_or_default()
 }
 

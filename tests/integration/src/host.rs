@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::{Agent, Command, Output, Transcript};
-use crate::assets::Assets;
+use crate::assets::{Assets, Systemd};
 use crate::binaries::Binaries;
 use crate::initramfs;
 use crate::lock::FileLock;
@@ -76,6 +76,10 @@ impl Lab {
         profile.check()?;
         let accel = Accel::chosen()?;
         let assets = Assets::ensure(progress)?;
+        let systemd = match profile.machine.systemd {
+            true => Some(Systemd::ensure(progress)?),
+            false => None,
+        };
         let binaries = Binaries::build(progress)?;
         let dir = lab_dir().join(directory_name(name)?);
         let dir_lock = FileLock::try_take(&dir.with_extension("lock"))?
@@ -85,7 +89,7 @@ impl Lab {
         }
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let initramfs = dir.join("initramfs.cpio");
-        initramfs::pack_host(&assets, &binaries, &initramfs, progress)?;
+        initramfs::pack_host(&assets, &binaries, systemd.as_ref(), &initramfs, progress)?;
         let boot = Boot {
             assets: &assets,
             profile,

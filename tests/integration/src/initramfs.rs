@@ -6,6 +6,7 @@
 
 mod archive;
 mod module;
+mod systemd;
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +16,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::assets::{Assets, hex};
+use crate::assets::{Assets, Systemd, hex};
 use crate::binaries::Binaries;
 use crate::paths::{cache_dir, resources};
 use crate::progress::Progress;
@@ -39,10 +40,12 @@ struct ModuleLists {
     guest: Vec<String>,
 }
 
-/// Packs the lab host's initramfs, with a guest's kernel and initramfs inside, into `target`.
+/// Packs the lab host's initramfs, with a guest's kernel and initramfs inside, into `target`; with systemd, if that is
+/// to be its first process.
 pub(crate) fn pack_host(
     assets: &Assets,
     binaries: &Binaries,
+    systemd: Option<&Systemd>,
     target: &Path,
     progress: &Progress,
 ) -> Result<()> {
@@ -69,6 +72,9 @@ pub(crate) fn pack_host(
     changing.bytes(GUEST_INITRAMFS, guest_initramfs);
     let mut tail = Vec::new();
     changing.write(&mut tail)?;
+    if let Some(systemd) = systemd {
+        systemd::archive(systemd)?.write(&mut tail)?;
+    }
     out.write_all(&tail)
         .with_context(|| format!("cannot write {}", target.display()))
 }

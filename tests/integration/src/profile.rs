@@ -76,6 +76,8 @@ pub struct Machine {
     /// Family of the processors, if it matters: Linux counts on the root complexes of AMD's from 23 on to route between
     /// devices. With `LAB_ACCEL=kvm` the vendor is the host's all the same.
     pub cpu_family: Option<u8>,
+    /// Whether systemd is the first process, with the agent beside it.
+    pub systemd: bool,
     /// Added to the kernel command line, one word each.
     pub cmdline: Vec<String>,
 }
@@ -87,6 +89,7 @@ impl Default for Machine {
             cpus: 1,
             address_bits: None,
             cpu_family: None,
+            systemd: false,
             cmdline: Vec::new(),
         }
     }

@@ -1,0 +1,119 @@
+//! systemd, for labs whose first process it is: the machine's own, or Debian's package.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::apt::Apt;
+use super::store::Store;
+use super::{SETUP_WAIT, libraries};
+use crate::lock::FileLock;
+use crate::paths::cache_dir;
+use crate::progress::Progress;
+
+/// Where its programs are: the second before `/lib` and `/usr/lib` became one.
+const HOMES: [&str; 2] = ["usr/lib/systemd", "lib/systemd"];
+const BINARIES: [&str; 2] = ["usr/bin", "bin"];
+
+/// What starts services and keeps what they say. The second there is since systemd 254.
+const DAEMONS: [(&str, bool); 3] = [
+    ("systemd", true),
+    ("systemd-executor", false),
+    ("systemd-journald", true),
+];
+const COMMANDS: [&str; 3] = ["systemctl", "journalctl", "systemd-analyze"];
+
+/// What a service may be ordered by, and the journal. No more: each unit costs time under emulation.
+const UNITS: [&str; 16] = [
+    "basic.target",
+    "final.target",
+    "local-fs-pre.target",
+    "local-fs.target",
+    "multi-user.target",
+    "paths.target",
+    "shutdown.target",
+    "slices.target",
+    "sockets.target",
+    "swap.target",
+    "sysinit.target",
+    "systemd-journald-dev-log.socket",
+    "systemd-journald.service",
+    "systemd-journald.socket",
+    "timers.target",
+    "umount.target",
+];
+
+/// A systemd that can be packed.
+pub(crate) struct Systemd {
+    /// Path in the lab and source of each program.
+    pub(crate) programs: Vec<(String, PathBuf)>,
+    /// The same for units.
+    pub(crate) units: Vec<(String, PathBuf)>,
+    /// What the programs are linked with.
+    pub(crate) libraries: Vec<PathBuf>,
+}
+
+impl Systemd {
+    const SET: &str = "systemd";
+
+    /// Finds or fetches it.
+    pub(crate) fn ensure(progress: &Progress) -> Result<Self> {
+        if let Ok(own) = Self::below(Path::new("/"), None) {
+            return Ok(own);
+        }
+        let cache = cache_dir();
+        let _lock = FileLock::wait(
+            &cache.join("lock"),
+            SETUP_WAIT,
+            "waiting for another set-up",
+            progress,
+        )?;
+        let store = Store::new(&cache);
+        let found = store.find(Self::SET);
+        if let Some(found) = found.and_then(|root| Self::below(&root, Some(&root)).ok()) {
+            return Ok(found);
+        }
+        let apt = Apt::new(&cache)?;
+        let packages = apt
+            .scope(&[apt.codename()], progress)?
+            .closure(&[Self::SET], apt.codename())?;
+        let root = store.install(Self::SET, &packages, progress)?;
+        Self::below(&root, Some(&root))
+    }
+
+    /// The one whose files are below a directory; `fetched` is where libraries are that the machine lacks.
+    fn below(root: &Path, fetched: Option<&Path>) -> Result<Self> {
+        let find = |dirs: &[&str], name: &str| {
+            let mut paths = dirs.iter().map(|dir| root.join(dir).join(name));
+            paths.find(|path| path.is_file())
+        };
+        let must = |found: Option<PathBuf>, name: &str| {
+            found.with_context(|| format!("there is no {name} below {}", root.display()))
+        };
+        let mut systemd = Self {
+            programs: Vec::new(),
+            units: Vec::new(),
+            libraries: Vec::new(),
+        };
+        for (name, needed) in DAEMONS {
+            let found = find(&HOMES, name);
+            if found.is_some() || needed {
+                let target = format!("/usr/lib/systemd/{name}");
+                systemd.programs.push((target, must(found, name)?));
+            }
+        }
+        for name in COMMANDS {
+            let found = must(find(&BINARIES, name), name)?;
+            systemd.programs.push((format!("/bin/{name}"), found));
+        }
+        for name in UNITS {
+            let found = must(find(&HOMES, &format!("system/{name}")), name)?;
+            let target = format!("/usr/lib/systemd/system/{name}");
+            systemd.units.push((target, found));
+        }
+        for (_, program) in &systemd.programs {
+            systemd.libraries.extend(libraries(program, fetched)?);
+        }
+        Ok(systemd)
+    }
+}
