@@ -1,5 +1,6 @@
 //! Who uses a function: what is in sysfs and procfs about that.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,10 +19,29 @@ pub(super) struct User {
     name: String,
 }
 
+impl User {
+    /// The process that procfs has in a directory.
+    fn at(pid: u32, dir: &Path) -> Self {
+        let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+        let name = name.trim().to_owned();
+        Self { pid, name }
+    }
+}
+
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (process {})", self.name, self.pid)
     }
+}
+
+/// The processes there are, and where procfs has them.
+fn processes(host: &dyn Host) -> impl Iterator<Item = (u32, PathBuf)> {
+    let entries = fs::read_dir(host.proc()).into_iter().flatten();
+    entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((pid, entry.path()))
+    })
 }
 
 /// The processes that have devices of VFIO open, by what their descriptors point to.
@@ -31,17 +51,9 @@ impl VfioUsers {
     /// Looks at the descriptors of all processes.
     pub(super) fn read(host: &dyn Host) -> Self {
         let mut users = Vec::new();
-        let processes = fs::read_dir(host.proc()).into_iter().flatten();
-        for entry in processes.filter_map(Result::ok) {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
+        for (pid, dir) in processes(host) {
             // Processes come and go, and threads of the kernel have none.
-            let descriptors = fs::read_dir(entry.path().join("fd")).into_iter().flatten();
+            let descriptors = fs::read_dir(dir.join("fd")).into_iter().flatten();
             for descriptor in descriptors.filter_map(Result::ok) {
                 let Ok(target) = fs::read_link(descriptor.path()) else {
                     continue;
@@ -49,9 +61,7 @@ impl VfioUsers {
                 let target = target.to_string_lossy();
                 // Before it there is another path in another mount namespace.
                 if let Some((_, file)) = target.rsplit_once("vfio/") {
-                    let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                    let name = name.trim().to_owned();
-                    users.push((file.to_owned(), User { pid, name }));
+                    users.push((file.to_owned(), User::at(pid, &dir)));
                 }
             }
         }
@@ -196,17 +206,28 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
-    /// Reads the mounts of this process and of the first one.
+    /// Reads the mounts of the first process, of this one, and of one in each other mount namespace, such as those of
+    /// containers and of services.
     pub(super) fn read(host: &dyn Host) -> Self {
-        let text = |file: &str| fs::read_to_string(host.proc().join(file)).unwrap_or_default();
-        let mounts = ["self/mountinfo", "1/mountinfo"]
-            .into_iter()
-            .flat_map(|file| {
-                let text = text(file);
-                text.lines().filter_map(mount).collect::<Vec<_>>()
-            })
-            .collect();
-        let swaps = text("swaps");
+        let mut mounts = Vec::new();
+        let mut namespaces = BTreeSet::new();
+        for name in ["1", "self"] {
+            let dir = host.proc().join(name);
+            namespaces.extend(fs::read_link(dir.join("ns/mnt")));
+            mounts.extend(mounts_of(&dir));
+        }
+        for (pid, dir) in processes(host) {
+            // One that has just ended has none.
+            let Ok(namespace) = fs::read_link(dir.join("ns/mnt")) else {
+                continue;
+            };
+            if namespaces.insert(namespace) {
+                let user = User::at(pid, &dir);
+                let of_user = |(number, source, at)| (number, source, format!("{at} of {user}"));
+                mounts.extend(mounts_of(&dir).into_iter().map(of_user));
+            }
+        }
+        let swaps = fs::read_to_string(host.proc().join("swaps")).unwrap_or_default();
         let swaps = swaps
             .lines()
             .skip(1)
@@ -232,6 +253,12 @@ impl Mounts {
 
 fn base_name(path: &str) -> &str {
     path.strip_prefix("/dev/").unwrap_or_default()
+}
+
+/// What a process has mounted, by its directory in procfs.
+fn mounts_of(dir: &Path) -> Vec<(String, String, String)> {
+    let text = fs::read_to_string(dir.join("mountinfo")).unwrap_or_default();
+    text.lines().filter_map(mount).collect()
 }
 
 /// A line of `mountinfo` (linux Documentation/filesystems/proc.rst §3.5).

@@ -88,6 +88,29 @@ fn what_is_mounted_swapped_to_or_a_part_of_something_is_named() {
 }
 
 #[test]
+fn what_a_process_has_mounted_for_itself_is_named_with_it() {
+    let bench = Bench::new();
+    let lines = refused(&bench, |bench| {
+        let disk = offer(bench, A, "block", "nvme/nvme0/nvme0n1");
+        fs::write(disk.join("dev"), "259:3\n").unwrap();
+        let mount = "36 35 259:3 / /data rw - ext4 /dev/nvme0n1 rw\n";
+        for (pid, namespace, mounts) in [("1", 1, ""), ("41", 1, ""), ("42", 2, mount)] {
+            let process = bench.machine.proc_dir().join(pid);
+            fs::create_dir_all(process.join("ns")).unwrap();
+            symlink(format!("mnt:[{namespace}]"), process.join("ns/mnt")).unwrap();
+            fs::write(process.join("mountinfo"), mounts).unwrap();
+            fs::write(process.join("comm"), "postgres\n").unwrap();
+        }
+    });
+    assert_eq!(
+        lines,
+        [format!(
+            "{A}: nvme0n1 is mounted on /data of postgres (process 42) (umount it, or leave {A} out)"
+        )]
+    );
+}
+
+#[test]
 fn a_disk_that_is_reached_by_several_paths_is_found() {
     let bench = Bench::new();
     let lines = refused(&bench, |bench| {
