@@ -12,6 +12,7 @@ use crate::profile::Profile;
 pub struct SharedLab {
     profile: &'static str,
     name: &'static str,
+    systemd: bool,
     lab: OnceLock<Result<Lab, String>>,
     turn: Mutex<()>,
 }
@@ -29,9 +30,17 @@ impl SharedLab {
         Self {
             profile,
             name,
+            systemd: false,
             lab: OnceLock::new(),
             turn: Mutex::new(()),
         }
+    }
+
+    /// The same with systemd as its first process.
+    #[must_use]
+    pub const fn with_systemd(mut self) -> Self {
+        self.systemd = true;
+        self
     }
 
     /// Waits for this test's turn.
@@ -42,7 +51,10 @@ impl SharedLab {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let lab = self.lab.get_or_init(|| {
             Profile::named(self.profile)
-                .and_then(|profile| Lab::boot(&profile, self.name))
+                .and_then(|mut profile| {
+                    profile.machine.systemd |= self.systemd;
+                    Lab::boot(&profile, self.name)
+                })
                 .map_err(|error| format!("{error:#}"))
         });
         match lab {
