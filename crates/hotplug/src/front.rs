@@ -3,8 +3,8 @@
 //! ```text
 //! client ──▶ front ──▶ VMM        all bytes and descriptors as they are, but
 //!              │
-//!              └─ Gate            vm.create and vm.add-device are shown to it first: it lets them pass, changes what
-//!                                 they say, or refuses them with 409
+//!              └─ Gate            vm.create, vm.add-device and vm.remove-device are shown to it first: it lets them pass,
+//!                                 changes what they say, or refuses them with 409
 //! ```
 //! A thread for each connection carries bytes both ways; requests are looked at, answers are not. While a request has no
 //! answer yet the next one is left waiting, so that a refusal never overtakes an answer.

@@ -14,6 +14,7 @@ mod option_list;
 mod refusal;
 mod rewrite;
 mod rules;
+mod seen;
 mod version;
 
 pub(crate) use command_line::CommandLine;

@@ -1,4 +1,4 @@
-//! Who decides about the calls that give a VM devices.
+//! Who decides about the calls that give a VM devices, and sees those that take them.
 
 /// A call that is shown to a [`Gate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,6 +7,8 @@ pub enum GatedCall {
     Create,
     /// `vm.add-device`: the body is the description of a device.
     AddDevice,
+    /// `vm.remove-device`: the body says which. The VM stops to list it then, though its guest may still have it.
+    RemoveDevice,
 }
 
 impl GatedCall {
@@ -16,6 +18,7 @@ impl GatedCall {
         match (method, path) {
             ("PUT", "/api/v1/vm.create") => Some(Self::Create),
             ("PUT", "/api/v1/vm.add-device") => Some(Self::AddDevice),
+            ("PUT", "/api/v1/vm.remove-device") => Some(Self::RemoveDevice),
             _ => None,
         }
     }
@@ -25,6 +28,7 @@ impl GatedCall {
         match self {
             Self::Create => "The VM could not be created",
             Self::AddDevice => "The device could not be added to the VM",
+            Self::RemoveDevice => "The device could not be removed from the VM",
         }
     }
 }
@@ -59,11 +63,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_calls_that_give_devices_are_gated() {
+    fn only_calls_about_devices_are_gated() {
         for (method, target, call) in [
             ("PUT", "/api/v1/vm.create", Some(GatedCall::Create)),
             ("PUT", "/api/v1/vm.add-device", Some(GatedCall::AddDevice)),
             ("PUT", "/api/v1/vm.add-device?x", Some(GatedCall::AddDevice)),
+            (
+                "PUT",
+                "/api/v1/vm.remove-device",
+                Some(GatedCall::RemoveDevice),
+            ),
             ("PUT", "/api/v1/vm.add-disk", None),
             ("GET", "/api/v1/vm.info", None),
         ] {

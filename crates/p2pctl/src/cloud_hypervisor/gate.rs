@@ -1,9 +1,7 @@
 //! Admission for a running cloud-hypervisor: what its API is asked for is judged as its command line would be.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use hotplug::{Client, ClientError, Gate, GatedCall, Passage};
@@ -16,6 +14,7 @@ use super::look::look;
 use super::memory::DEFAULT_BITS;
 use super::refusal::{Limit, Refusal};
 use super::rules::{Settings, Wishes, settle};
+use super::seen::Seen;
 use super::version::Version;
 
 /// The gate of one VM.
@@ -23,11 +22,7 @@ pub(crate) struct StockGate {
     sysfs: PathBuf,
     policy: Policy,
     client: Client,
-    /// Whether devices that are no peers may be added to a VM that maps BARs, with theirs mapped for nobody: one of them
-    /// was seen.
-    excludes: AtomicBool,
-    /// Whether P2P was asked for, for the devices that came this way, by their paths. cloud-hypervisor does not know.
-    asked: Mutex<BTreeMap<PathBuf, bool>>,
+    seen: Mutex<Seen>,
 }
 
 /// A decision, before it is one for HTTP.
@@ -43,8 +38,7 @@ impl StockGate {
             sysfs,
             policy,
             client,
-            excludes: AtomicBool::new(false),
-            asked: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -52,7 +46,7 @@ impl StockGate {
     /// nobody from the start, and not only after one was seen of which that was so already.
     pub(crate) fn for_regrouping(self) -> Self {
         Self {
-            excludes: AtomicBool::new(true),
+            seen: Mutex::new(Seen::without_bars()),
             ..self
         }
     }
@@ -98,7 +92,9 @@ impl StockGate {
             let one = json!({"boot_vcpus": 1, "max_vcpus": 1});
             set_in(&mut config, "cpus", one, "max_phys_bits", json!(bits));
         }
-        self.remember(&asked);
+        let mut seen = self.seen();
+        seen.look(&config);
+        seen.has(&asked);
         Ok(Decision::Passes(Some(config)))
     }
 
@@ -128,17 +124,19 @@ impl StockGate {
             Ok(settings) => settings,
             Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
         };
-        if devices(&config).any(excludes_all) {
-            self.excludes.store(true, Ordering::Relaxed);
+        let mut seen = self.seen();
+        seen.look(&config);
+        let exclude = settings.p2p_off && mapped && seen.may_lack_bars();
+        if mapped && let Some(id) = seen.leaving(&info, !exclude) {
+            return Ok(Decision::Refused(vec![Limit::Leaving { id }.to_string()]));
         }
-        let exclude = settings.p2p_off && mapped && self.excludes.load(Ordering::Relaxed);
         let open = devices(&config).any(|device| !excludes_all(device));
         let mapped = mapped && (!exclude || open);
         let limits = unchangeable(&asked, &settings, mapped, wishes.bits);
         if !limits.is_empty() {
             return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
         }
-        self.remember(&asked);
+        seen.has(&asked);
         let mut changed = strip(&mut device);
         if settings.cliques.contains(&(asked.len() - 1)) {
             set(&mut device, "x_nv_gpudirect_clique", json!(0));
@@ -151,28 +149,33 @@ impl StockGate {
         Ok(Decision::Passes(changed.then_some(device)))
     }
 
+    /// A device that is asked back: what the VM says of it now it says no more later.
+    fn remove(&self, request: &Value) {
+        let info = self.client.get::<Value>("vm.info");
+        let id = request.get("id").and_then(Value::as_str);
+        if let (Ok(info), Some(id)) = (info, id) {
+            let config = info.get("config").unwrap_or(&Value::Null);
+            let mut seen = self.seen();
+            seen.look(config);
+            seen.removal(config, id);
+        }
+    }
+
     /// The devices that the VM has. One that did not come this way has what the VM was started with.
     fn existing(&self, config: &Value, mapped: bool) -> Vec<Asked> {
-        let remembered = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen();
         devices(config)
             .filter_map(|device| {
-                let path = device
-                    .get("path")
-                    .and_then(Value::as_str)
-                    .map(PathBuf::from);
-                let p2p = path.and_then(|path| remembered.get(&path).copied());
+                let path = device.get("path").and_then(Value::as_str).map(Path::new);
+                let p2p = path.and_then(|path| seen.asked_for(path));
                 let p2p = p2p.unwrap_or(mapped) && !excludes_all(device);
                 Asked::of_json(device, p2p).ok()
             })
             .collect()
     }
 
-    fn remember(&self, asked: &[Asked]) {
-        let mut remembered = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        *remembered = asked
-            .iter()
-            .filter_map(|device| Some((device.path.clone()?, device.p2p)))
-            .collect();
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn judge(&self, asked: &[Asked], wishes: &Wishes) -> Result<Result<Settings, Refusal>> {
@@ -220,6 +223,10 @@ impl Gate for StockGate {
         let decision = match call {
             GatedCall::Create => self.create(value),
             GatedCall::AddDevice => self.add(value),
+            GatedCall::RemoveDevice => {
+                self.remove(&value);
+                return Passage::AsIs;
+            }
         };
         match decision {
             Ok(Decision::Passes(None)) => Passage::AsIs,

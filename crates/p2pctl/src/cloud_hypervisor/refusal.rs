@@ -148,6 +148,13 @@ pub(crate) enum Limit {
          start the VM with vfio_p2p_dma=off in its platform (p2pctl launch does), or ask for p2p=on for all its devices"
     )]
     Mapped { device: String },
+    /// A device that was asked back and has not gone.
+    #[error(
+        "{id} was asked back and the guest has not let go of it: in the VM's one IOMMU context it and the new device could \
+         reach each other\n       \
+         try again when the VM has said device-removed: then the device_tree of its vm.info has {id} no more"
+    )]
+    Leaving { id: String },
     /// A VM that was started with too many address bits.
     #[error(
         "the guest has {guest} address bits, and BARs at the top of them are out of reach: it may have {bits}\n       \

@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ struct Stage {
     front: Child,
     /// Bodies of what was to be changed, as the VMM got them.
     heard: Receiver<(String, Value)>,
+    /// What the VMM answers to `vm.info`.
+    info: Arc<Mutex<Value>>,
 }
 
 impl Drop for Stage {
@@ -34,14 +37,15 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    /// `info` is what the VMM answers to `vm.info`.
+    /// `info` is what the VMM answers to `vm.info` at first.
     fn new(machine: &str, info: impl Fn(&OnDisk) -> Value) -> Self {
         let all = machines::all();
         let (_, machine) = all.iter().find(|(name, _)| *name == machine).unwrap();
         let machine = OnDisk::new(machine);
         let dir = tempfile::tempdir().unwrap();
         let (vmm, listen) = (dir.path().join("vmm"), dir.path().join("front"));
-        let heard = vmm_at(&vmm, info(&machine));
+        let info = Arc::new(Mutex::new(info(&machine)));
+        let heard = vmm_at(&vmm, info.clone());
         let front = Command::new(env!("CARGO_BIN_EXE_p2pctl"))
             .args(["front", "--sysfs"])
             .arg(machine.sys())
@@ -62,6 +66,7 @@ impl Stage {
             dir,
             front,
             heard,
+            info,
         }
     }
 
@@ -114,7 +119,15 @@ fn message(stream: &mut UnixStream) -> Option<(String, Vec<u8>)> {
     }
 }
 
-fn vmm_at(path: &Path, info: Value) -> Receiver<(String, Value)> {
+/// Takes a device that is asked back out of the VM's description, as cloud-hypervisor does; in the tree it stays until the
+/// guest has let go.
+fn ask_back(info: &mut Value, body: &[u8]) {
+    let request: Value = serde_json::from_slice(body).unwrap();
+    let devices = info["config"]["devices"].as_array_mut().unwrap();
+    devices.retain(|device| device["id"] != request["id"]);
+}
+
+fn vmm_at(path: &Path, info: Arc<Mutex<Value>>) -> Receiver<(String, Value)> {
     let listener = UnixListener::bind(path).unwrap();
     let (tell, heard) = mpsc::channel();
     thread::spawn(move || {
@@ -135,7 +148,11 @@ fn vmm_at(path: &Path, info: Value) -> Receiver<(String, Value)> {
                         "vmm.ping" => {
                             json!({"build_version": "v53.0", "version": "53.0.0", "pid": 1, "features": []})
                         }
-                        "vm.info" => info.clone(),
+                        "vm.info" => info.lock().unwrap().clone(),
+                        "vm.remove-device" => {
+                            ask_back(&mut info.lock().unwrap(), &body);
+                            Value::Null
+                        }
                         _ => Value::Null,
                     };
                     if answer.is_null() {
@@ -238,6 +255,57 @@ fn what_joins_devices_without_their_bars_has_none_either() {
         let (_, body) = stage.heard.recv_timeout(PATIENCE).unwrap();
         assert_eq!(body, json!({"path": path, "x_exclude_mmap_bars": ALL}));
     }
+}
+
+/// A VM that has both drives of a machine, called `left` and `right`, without their BARs or with them.
+fn both(machine: &OnDisk, excluded: &Value) -> Value {
+    let drives = [("left", "0000:03:00.0"), ("right", "0000:04:00.0")];
+    let mut info = running(&drives.map(|(_, sbdf)| device(machine, sbdf)), true);
+    for (at, (id, _)) in drives.iter().enumerate() {
+        info["config"]["devices"][at]["id"] = json!(id);
+        info["config"]["devices"][at]["x_exclude_mmap_bars"] = excluded.clone();
+        info["device_tree"][id] = json!({ "id": id });
+    }
+    info
+}
+
+#[test]
+fn a_vm_of_devices_without_their_bars_is_known_as_such_when_the_last_is_asked_back() {
+    let all = json!([0, 1, 2, 3, 4, 5]);
+    let stage = Stage::new("switch-four-nvme", |machine| both(machine, &all));
+    for id in ["left", "right"] {
+        let request = json!({ "id": id });
+        assert_eq!(stage.ask("PUT", "vm.remove-device", &request).0, 204);
+        let heard = stage.heard.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(heard, ("vm.remove-device".to_owned(), request));
+    }
+    let path = stage.path("0000:03:00.0");
+    let new = json!({"path": path, "p2p": false});
+    // The guest may still have them, but nobody reaches their BARs, and nobody will reach this one's.
+    assert_eq!(stage.ask("PUT", "vm.add-device", &new).0, 204);
+    let (_, body) = stage.heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(body, json!({"path": path, "x_exclude_mmap_bars": all}));
+}
+
+#[test]
+fn invariant_2_beside_a_device_that_the_guest_still_has_none_is_added() {
+    let stage = Stage::new("switch-four-nvme", |machine| both(machine, &Value::Null));
+    for id in ["left", "right"] {
+        let request = json!({ "id": id });
+        assert_eq!(stage.ask("PUT", "vm.remove-device", &request).0, 204);
+        stage.heard.recv_timeout(PATIENCE).unwrap();
+    }
+    let new = json!({"path": stage.path("0000:03:00.0"), "p2p": false});
+    for gone in ["left", "right"] {
+        let (status, answer) = stage.ask("PUT", "vm.add-device", &new);
+        assert_eq!(status, 409, "{answer}");
+        let answer = answer.to_string();
+        let words = format!("{gone} was asked back and the guest has not let go");
+        assert!(answer.contains(&words), "{answer}");
+        let mut info = stage.info.lock().unwrap();
+        info["device_tree"].as_object_mut().unwrap().remove(gone);
+    }
+    assert_eq!(stage.ask("PUT", "vm.add-device", &new).0, 204);
 }
 
 #[test]
