@@ -1,6 +1,7 @@
 //! How a VMM fares with a drive beside others with the same drive and guest: QEMU, and cloud-hypervisor where there is
 //! one.
 
+mod ioctls;
 mod vmm;
 
 use std::fmt::Write;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{CloudHypervisor, Lab, Profile};
 
+use ioctls::Ioctls;
 use vmm::{Guest, MEMORY_KB, Vmm};
 
 const DRIVE: &str = "0000:03:00.0";
@@ -30,6 +32,8 @@ struct Seen {
     /// Medians of coming and going; seconds.
     add: f64,
     remove: f64,
+    /// From the call until the guest has the drive.
+    ioctls: Ioctls,
 }
 
 /// A line of the table.
@@ -40,7 +44,7 @@ struct Row {
     goals: [Option<f64>; 2],
 }
 
-const ROWS: [Row; 4] = [
+const ROWS: [Row; 6] = [
     Row {
         what: "from the start until the guest runs a program, with two drives",
         of: |seen| seen.start,
@@ -60,6 +64,16 @@ const ROWS: [Row; 4] = [
         what: "from the call until the host can have the drive",
         of: |seen| seen.remove,
         goals: [None, Some(1.0)],
+    },
+    Row {
+        what: "ioctls of VFIO until the guest has the drive",
+        of: |seen| seen.ioctls.vfio.into(),
+        goals: [None, None],
+    },
+    Row {
+        what: "ioctls of KVM until the guest has the drive",
+        of: |seen| seen.ioctls.kvm.into(),
+        goals: [None, None],
     },
 ];
 
@@ -102,6 +116,9 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
             line(&mut text, (row.what, name, goal), ratios.collect())?;
         }
     }
+    let maps = rounds_seen.iter().map(|(ours, _)| ours.ioctls.maps.into());
+    let what = "calls among them that map memory or BARs for devices, in number";
+    line(&mut text, (what, "", None), maps.collect())?;
     Ok(text)
 }
 
@@ -157,6 +174,10 @@ fn measure(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Seen> {
         removes.push(started.elapsed());
         guest.wait_for(&format!("went {number}"), STEP)?;
     }
+    ioctls::start(lab)?;
+    lab.sh(&vmm.add(DRIVE))?;
+    guest.wait_for(&format!("came {CYCLES}"), STEP)?;
+    let ioctls = ioctls::stop(lab)?;
     guest.end()?;
     let middle = |times: &mut Vec<Duration>| {
         times.sort_unstable();
@@ -168,6 +189,7 @@ fn measure(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Seen> {
         memory: f64::from(resident.saturating_sub(MEMORY_KB)),
         add: middle(&mut adds),
         remove: middle(&mut removes),
+        ioctls,
     })
 }
 
