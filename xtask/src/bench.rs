@@ -15,8 +15,8 @@ pub(crate) struct Args {
     /// How often all of it is measured; ratios are taken within a round, the middle one counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
-    /// Measure changes of groups in the lab instead: eight endpoints in one transaction against one after the other, with
-    /// and without a guest that has them
+    /// Measure changes of groups in the lab instead: two, four and eight endpoints in one transaction against one after the
+    /// other, with and without a guest that has them
     #[arg(long)]
     regroup: bool,
     /// Measure in the lab how a guest starts and how a drive comes and goes, beside QEMU and, with CH_BIN,

@@ -1,4 +1,4 @@
-//! Eight endpoints joined and isolated in one transaction, against one after the other, in the lab.
+//! Two, four and eight endpoints joined and isolated in one transaction, against one after the other, in the lab.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -25,12 +25,19 @@ const TRANSACTION: Duration = Duration::from_secs(300);
 /// How long a guest under emulation may take to let go of a device, in seconds.
 const GUEST: &str = "120";
 
-/// Ratios of all rounds.
-#[derive(Default)]
-struct Ratios {
-    joined: Vec<f64>,
-    isolated: Vec<f64>,
-}
+/// How many of them are regrouped in one transaction.
+const COUNTS: [usize; 3] = [2, 4, 8];
+
+/// What is compared, joining and isolating.
+const ROWS: [&str; 4] = [
+    "four, one transaction by three",
+    "eight, one transaction by seven",
+    "four by two, one transaction each",
+    "eight by two, one transaction each",
+];
+
+/// The ratios of a round, in the order of [`ROWS`].
+type Ratios = [f64; ROWS.len()];
 
 /// Measures, and says what was seen as lines of a table.
 pub(crate) fn run(rounds: u8) -> Result<String> {
@@ -38,7 +45,8 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
     for endpoint in ENDPOINTS {
         lab.bind_vfio(endpoint)?;
     }
-    let free = measure(&lab, rounds, "no VM has them")?;
+    let mut text = String::from("| what | seen | lowest and highest round |\n|---|---|---|\n");
+    lines(&mut text, "no VM has them", &measure(&lab, rounds)?)?;
     let vm = (1..)
         .zip(ENDPOINTS)
         .fold(Vm::new("sh"), |vm, (n, endpoint)| {
@@ -46,55 +54,83 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
         });
     let live = Live::boot_vm(&lab, &vm);
     let daemon = Daemon::start(&lab, &["web"]);
-    let plugged = measure(&lab, rounds, "a guest has them")?;
+    let plugged = measure(&lab, rounds)?;
     daemon.stop();
     drop(live);
-
-    let mut text = String::from("| what | seen | lowest and highest round |\n|---|---|---|\n");
-    for (what, mut ratios) in [
-        ("joined, no VM has them", free.joined),
-        ("isolated, no VM has them", free.isolated),
-        ("joined, a running guest has them", plugged.joined),
-        ("isolated, a running guest has them", plugged.isolated),
-    ] {
-        ratios.sort_by(f64::total_cmp);
-        let middle = ratios.get(ratios.len() / 2);
-        if let (Some(low), Some(middle), Some(high)) = (ratios.first(), middle, ratios.last()) {
-            writeln!(
-                text,
-                "| eight endpoints {what}: one transaction by seven | {middle:.2} | {low:.2} – {high:.2} |"
-            )?;
-        }
-    }
+    lines(&mut text, "a running guest has all eight", &plugged)?;
     Ok(text)
 }
 
-/// All at once and one after the other, there and back, within each round.
-fn measure(lab: &Lab, rounds: u8, who: &str) -> Result<Ratios> {
-    let mut ratios = Ratios::default();
-    for round in 1..=rounds {
-        let join = apply(lab, "--join", &ENDPOINTS)?;
-        let isolate = apply(lab, "--isolate", &ENDPOINTS)?;
-        let mut joins = Duration::ZERO;
-        for count in 2..=ENDPOINTS.len() {
-            let (set, _) = ENDPOINTS.split_at(count);
-            joins += apply(lab, "--join", set)?;
+/// Lines of the table, of the ratios of all rounds: first of joining, then of isolating.
+fn lines(text: &mut String, who: &str, rounds: &[[Ratios; 2]]) -> Result<()> {
+    for (goal, done) in ["joined", "isolated"].into_iter().enumerate() {
+        for (row, what) in ROWS.into_iter().enumerate() {
+            let ratios = rounds.iter().filter_map(|round| round.get(goal)?.get(row));
+            let mut ratios: Vec<f64> = ratios.copied().collect();
+            ratios.sort_by(f64::total_cmp);
+            let middle = ratios.get(ratios.len() / 2);
+            if let (Some(low), Some(middle), Some(high)) = (ratios.first(), middle, ratios.last()) {
+                writeln!(
+                    text,
+                    "| {done}, {who}: {what} | {middle:.2} | {low:.2} – {high:.2} |"
+                )?;
+            }
         }
-        let mut isolates = Duration::ZERO;
-        // The last is alone then.
-        for endpoint in ENDPOINTS.iter().skip(1) {
-            isolates += apply(lab, "--isolate", &[endpoint])?;
-        }
-        let [join, isolate, joins, isolates] =
-            [join, isolate, joins, isolates].map(|time| time.as_secs_f64());
-        eprintln!(
-            "bench: regroup, {who}, round {round} of {rounds}: joined in {join:.1} s, by one after the other {joins:.1} s; \
-             isolated in {isolate:.1} s, {isolates:.1} s"
-        );
-        ratios.joined.push(join / joins);
-        ratios.isolated.push(isolate / isolates);
     }
-    Ok(ratios)
+    Ok(())
+}
+
+/// All at once and one after the other, there and back, within each round.
+fn measure(lab: &Lab, rounds: u8) -> Result<Vec<[Ratios; 2]>> {
+    let mut seen = Vec::new();
+    for round in 1..=rounds {
+        let (mut joins, mut isolates) = (Vec::new(), Vec::new());
+        for count in COUNTS {
+            let (set, _) = ENDPOINTS.split_at(count);
+            let mut join = Times {
+                at_once: apply(lab, "--join", set)?,
+                ..Times::default()
+            };
+            let mut isolate = Times {
+                at_once: apply(lab, "--isolate", set)?,
+                ..Times::default()
+            };
+            for more in 2..=count {
+                let (some, _) = set.split_at(more);
+                join.by_steps += apply(lab, "--join", some)?;
+            }
+            // The last is alone then.
+            for endpoint in set.iter().skip(1) {
+                isolate.by_steps += apply(lab, "--isolate", &[endpoint])?;
+            }
+            eprintln!(
+                "bench: regroup, round {round} of {rounds}, {count}: join {join:.1?}, isolate {isolate:.1?}"
+            );
+            joins.push(join);
+            isolates.push(isolate);
+        }
+        seen.push([ratios(&joins), ratios(&isolates)]);
+    }
+    Ok(seen)
+}
+
+/// How long so many took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Times {
+    at_once: Duration,
+    by_steps: Duration,
+}
+
+/// In the order of [`ROWS`]; of times in that of [`COUNTS`].
+fn ratios(times: &[Times]) -> Ratios {
+    let [two, four, eight] = [0, 1, 2].map(|at| times.get(at).copied().unwrap_or_default());
+    let by = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+    [
+        by(four.at_once, four.by_steps),
+        by(eight.at_once, eight.by_steps),
+        by(four.at_once, two.at_once),
+        by(eight.at_once, two.at_once),
+    ]
 }
 
 /// Has something done with these, and says how long that took. The switch has no ACS: that Linux alone keeps apart what is
@@ -109,4 +145,27 @@ fn apply(lab: &Lab, goal: &str, endpoints: &[&str]) -> Result<Duration> {
     let took = started.elapsed();
     ensure!(output.code() == Some(0), "{output:?}");
     Ok(took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_told_for_joining_and_isolating() {
+        let times = |at_once, by_steps| Times {
+            at_once: Duration::from_secs(at_once),
+            by_steps: Duration::from_secs(by_steps),
+        };
+        let join = ratios(&[times(2, 2), times(3, 6), times(5, 20)]);
+        assert_eq!(join, [0.5, 0.25, 1.5, 2.5]);
+        let mut text = String::new();
+        lines(&mut text, "nobody has them", &[[join, [1.0; 4]]]).unwrap();
+        let seen: Vec<&str> = text.lines().collect();
+        assert_eq!(seen.len(), 8);
+        assert!(
+            seen[1].contains("joined, nobody has them: eight, one transaction by seven | 0.25")
+        );
+        assert!(seen[4].starts_with("| isolated"), "{text}");
+    }
 }
