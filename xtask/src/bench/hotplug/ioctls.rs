@@ -27,22 +27,23 @@ pub(super) struct Ioctls {
     pub(super) kvm: u32,
 }
 
-/// Counts from now on.
-pub(super) fn start(lab: &Lab) -> Result<()> {
-    let tracing = "/sys/kernel/tracing";
-    lab.sh(&format!(
-        "[ -e {EVENT} ] || mount -t tracefs none {tracing}; echo '{COUNT}' > {EVENT}/trigger"
-    ))
-    .context("the lab host's kernel cannot count system calls")?;
-    Ok(())
-}
-
-/// What was counted since the start.
-pub(super) fn stop(lab: &Lab) -> Result<Ioctls> {
+/// Counts while something is done; `None` if this kernel cannot, after saying so.
+pub(super) fn counted(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<Option<Ioctls>> {
+    let begin = format!(
+        "[ -e {EVENT} ] || mount -t tracefs none /sys/kernel/tracing; echo '{COUNT}' > {EVENT}/trigger"
+    );
+    let counts = lab.sh(&begin);
+    if let Err(error) = &counts {
+        eprintln!("bench: SKIPPED, the lab host's kernel does not count ioctls: {error:#}");
+    }
+    act()?;
+    if counts.is_err() {
+        return Ok(None);
+    }
     let histogram = lab.sh(&format!(
-        "cat {EVENT}/hist; echo '!{COUNT}' > {EVENT}/trigger"
+        "cat {EVENT}/hist && echo '!{COUNT}' > {EVENT}/trigger"
     ))?;
-    read(&histogram)
+    read(&histogram).map(Some)
 }
 
 /// From lines like `{ cmd:       3b71 } hitcount:          2`.
@@ -54,7 +55,8 @@ fn read(histogram: &str) -> Result<Ioctls> {
         };
         let key = key.rsplit(' ').find(|word| !word.is_empty());
         let cmd = key.and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        let cmd = cmd.with_context(|| format!("no ioctl: {line}"))?;
+        // Some C libraries extend the sign of a number of 32 bits.
+        let cmd = cmd.with_context(|| format!("no ioctl: {line}"))? & 0xffff_ffff;
         let count: u32 = count
             .trim()
             .parse()
@@ -78,11 +80,12 @@ mod tests {
     #[test]
     fn a_histogram_is_added_up_by_kind() {
         let histogram = "# event histogram\n#\n# trigger info: hist:keys=cmd.hex:vals=hitcount\n#\n\n\
-            { cmd:       3b71 } hitcount:          2\n\
-            { cmd:       3b6c } hitcount:          9\n\
-            { cmd:   4020ae46 } hitcount:          3\n\
-            { cmd:       ae80 } hitcount:      12345\n\
-            { cmd:       5401 } hitcount:          1\n\nTotals:\n    Hits: 12360\n    Entries: 5\n";
+            { cmd: 3b71 } hitcount:          2\n\
+            { cmd: 3b6c } hitcount:          9\n\
+            { cmd: 4020ae46 } hitcount:          3\n\
+            { cmd: ae80 } hitcount:      12345\n\
+            { cmd: ffffffffc008ae67 } hitcount:          7\n\
+            { cmd: 5401 } hitcount:          1\n\nTotals:\n    Hits: 12367\n    Entries: 6\n";
         let expected = Ioctls {
             vfio: 11,
             maps: 2,
