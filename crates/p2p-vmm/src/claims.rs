@@ -27,6 +27,11 @@ impl Claims {
         }
     }
 
+    /// The ranges that are taken.
+    pub(crate) fn all(&self) -> Vec<AddressRange<Gpa>> {
+        self.0.values().copied().collect()
+    }
+
     /// How many ranges are taken.
     pub(crate) fn len(&self) -> usize {
         self.0.len()

@@ -108,6 +108,11 @@ impl KvmSlots {
 }
 
 impl KvmSlots {
+    /// Where devices answer now.
+    pub(crate) fn claimed(&self) -> Vec<AddressRange<Gpa>> {
+        lock(&self.claims).all()
+    }
+
     /// How many slots are in use, and how many ranges devices have claimed.
     pub(crate) fn census(&self) -> (usize, usize) {
         (lock(&self.used).len(), lock(&self.claims).len())

@@ -9,8 +9,8 @@ use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
 use iommu_group::{Placement, Sbdf, SysfsError};
 use p2p_vfio::{
-    AddressRange, Branch, Candidate, Gpa, GuestTopology, HostDevice, Iova, LayoutError, Policy,
-    Refusal, lay_out,
+    AddressRange, AttachError, Branch, Candidate, Gpa, GuestTopology, HostDevice, Iova,
+    LayoutError, Policy, Refusal, WindowError, lay_out,
 };
 use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;
@@ -102,7 +102,8 @@ impl Devices {
             }
             self.take_empty_switches_away();
         }
-        Ok(Poll::Ready(self.attach(candidate, config.clone())?))
+        let attach = || self.attach(candidate.clone(), config.clone());
+        Ok(Poll::Ready(where_nobody_is(attach)?))
     }
 
     /// Judges the newcomer together with those that are there.
@@ -221,6 +222,8 @@ impl Devices {
             // After the survey: what the guest empties meanwhile is in one of the two.
             survey.devices.extend(self.guest.control.emptied(bus));
             let mut ground = ground::live(bus, &survey, layout);
+            // A guest that is arranging its bridges may have devices where no bridge leads now.
+            ground.taken.extend(self.guest.slots.claimed());
             if !fixed {
                 // Addresses that are somebody else's for the switches of the host.
                 let holes = candidate.holes.iter().map(whole_pages);
@@ -292,6 +295,29 @@ impl Devices {
     }
 }
 
+/// Tries again if the guest has put something there, in the meantime, where the newcomer was to go: it looks for another
+/// place each time.
+fn where_nobody_is<T>(mut attach: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    /// A guest that moves things about for ever harms itself only.
+    const AGAIN: u32 = 4;
+    for _ in 0..AGAIN {
+        match attach() {
+            Err(error) if is_taken(&error) => log::info!("looking for another place: {error}"),
+            attached => return attached,
+        }
+    }
+    attach()
+}
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(AttachError::Window(WindowError::Claim { error, .. })) => {
+            error.raw_os_error() == Some(libc::EEXIST)
+        }
+        _ => false,
+    }
+}
+
 /// Whether every byte of a range can be translated.
 fn within(range: &AddressRange<Gpa>, ranges: &[AddressRange<Iova>]) -> bool {
     let Some(range) = AddressRange::new(Iova::of_guest(range.start()), range.len_bytes()) else {
@@ -315,4 +341,46 @@ fn check_windows(topology: &GuestTopology, ranges: &[AddressRange<Iova>]) -> Res
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use p2p_vfio::Address;
+
+    use super::*;
+
+    fn taken(errno: i32) -> anyhow::Error {
+        let claim = WindowError::Claim {
+            sbdf: "0000:03:00.0".parse().unwrap(),
+            bar: 2,
+            range: AddressRange::new(Gpa::new(1 << 32), 1 << 24).unwrap(),
+            error: io::Error::from_raw_os_error(errno),
+        };
+        AttachError::from(claim).into()
+    }
+
+    #[test]
+    fn another_place_is_looked_for_where_somebody_came_first_and_not_for_ever() {
+        let mut tries = 0;
+        let attached = where_nobody_is(|| {
+            tries += 1;
+            if tries < 3 {
+                Err(taken(libc::EEXIST))
+            } else {
+                Ok(tries)
+            }
+        });
+        assert_eq!(attached.unwrap(), 3);
+        for (errno, most) in [(libc::EEXIST, 5), (libc::ENOSPC, 1)] {
+            let mut tries = 0;
+            let refused = where_nobody_is(|| {
+                tries += 1;
+                Err::<(), _>(taken(errno))
+            });
+            assert!(refused.is_err());
+            assert_eq!(tries, most);
+        }
+    }
 }
