@@ -27,23 +27,19 @@ pub(super) struct Ioctls {
     pub(super) kvm: u32,
 }
 
-/// Counts while something is done; `None` if this kernel cannot, after saying so.
+/// Counts while something is done; `None` if that cannot be had of this kernel, after saying why.
 pub(super) fn counted(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<Option<Ioctls>> {
     let begin = format!(
         "[ -e {EVENT} ] || mount -t tracefs none /sys/kernel/tracing; echo '{COUNT}' > {EVENT}/trigger"
     );
+    let end = format!("cat {EVENT}/hist && echo '!{COUNT}' > {EVENT}/trigger");
     let counts = lab.sh(&begin);
-    if let Err(error) = &counts {
-        eprintln!("bench: SKIPPED, the lab host's kernel does not count ioctls: {error:#}");
-    }
     act()?;
-    if counts.is_err() {
-        return Ok(None);
+    let counted = counts.and_then(|_| read(&lab.sh(&end)?));
+    if let Err(error) = &counted {
+        eprintln!("bench: SKIPPED, the lab host does not count ioctls: {error:#}");
     }
-    let histogram = lab.sh(&format!(
-        "cat {EVENT}/hist && echo '!{COUNT}' > {EVENT}/trigger"
-    ))?;
-    read(&histogram).map(Some)
+    Ok(counted.ok())
 }
 
 /// From lines like `{ cmd:       3b71 } hitcount:          2`.
