@@ -13,7 +13,7 @@ pub(crate) fn install(lab: &Lab) {
     let boot = "n=0; until systemctl is-active --quiet default.target; do usleep 500000; n=$((n+1)); [ $n -lt 200 ] || exit 1; done";
     let boot = lab.command(["sh", "-c", boot]).deadline(START);
     boot.run().unwrap().ok().unwrap();
-    lab.sh("mkdir -p /usr/bin && cp /bin/p2pctl /usr/bin/")
+    lab.sh("mkdir -p /usr/bin && { [ -e /usr/bin/p2pctl ] || cp /bin/p2pctl /usr/bin/; }")
         .unwrap();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/systemd");
     for unit in ["p2pctl.service", "p2pctl-reconcile.service"] {
