@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::Departure;
 
-pub use log::EventLog;
 #[cfg(feature = "server")]
 pub(crate) use log::Line;
+pub use log::{EVENTS, EventLog};
 pub(crate) use log::{Found, Reader};
 pub use monitor::{EventMonitor, MonitorError, MonitorTarget};
 

@@ -23,7 +23,7 @@ mod vm_config;
 
 pub use client::{Client, ClientError, EventStream, Next};
 pub use device_config::DeviceConfig;
-pub use event::{Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
+pub use event::{EVENTS, Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
 pub use front::{Front, Gate, GatedCall, Passage};
 pub use inherited::Inherited;
 pub use options::{OptionError, Options};

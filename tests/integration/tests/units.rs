@@ -127,6 +127,10 @@ fn the_daemon_changes_groups_and_hears_of_what_others_change() {
     lab.sh("echo 1 > /sys/bus/pci/rescan").unwrap();
     let journal = lab.sh("journalctl -u p2pctl --no-pager").unwrap();
     assert!(!journal.contains("does not tell"), "{journal}");
+    for event in ["event: host transaction-ended", &drift] {
+        assert!(journal.contains(event), "{event}: {journal}");
+    }
+    assert!(!journal.contains("transaction-step"), "{journal}");
 }
 
 /// Expects a join of the first endpoint with another to be refused for this reason.

@@ -9,6 +9,18 @@ use super::{Event, Record};
 /// How many events a reader may fall behind before it misses some.
 const KEPT: usize = 1024;
 
+/// What the targets of log messages about events begin with; the name of the event follows.
+pub const EVENTS: &str = "event.";
+
+/// An event in a line for people.
+fn words(record: &Record) -> String {
+    let properties = record.properties.iter().flatten();
+    properties.fold(
+        format!("event: {} {}", record.source, record.event),
+        |line, (key, value)| format!("{line} {key}={value}"),
+    )
+}
+
 /// The latest events. Clones are the same log.
 #[derive(Clone)]
 pub struct EventLog(Arc<Shared>);
@@ -105,12 +117,7 @@ impl EventLog {
     }
 
     fn tell(&self, record: Record) {
-        log::info!(
-            "event: {} {} {:?}",
-            record.source,
-            record.event,
-            record.properties
-        );
+        log::info!(target: &format!("{EVENTS}{}", record.event), "{}", words(&record));
         let mut events = self.lock();
         events.kept.push_back(Arc::new(Line::of(&record)));
         while events.kept.len() > KEPT {
@@ -263,6 +270,21 @@ mod tests {
         assert_eq!(names(&mut late), ["booted"]);
         assert_eq!(names(&mut early), ["booting", "booted"]);
         assert_eq!(names(&mut log.reader_from(0)), ["booting", "booted"]);
+    }
+
+    #[test]
+    fn an_event_is_a_line_for_people() {
+        let record = Record {
+            timestamp: Duration::ZERO,
+            source: "host".into(),
+            event: "drift".into(),
+            properties: Some(BTreeMap::from([
+                ("port".into(), "0000:00:04.0".into()),
+                ("what".into(), "its ACS is 0000".into()),
+            ])),
+        };
+        let line = "event: host drift port=0000:00:04.0 what=its ACS is 0000";
+        assert_eq!(words(&record), line);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,12 +10,15 @@ use anyhow::{Context, Result, bail};
 use hotplug::EventLog;
 use hotplug::api::ApiServer;
 use hotplug::regroup::StateDir;
+use log::{Level, LevelFilter};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::answer::Answer;
 use crate::cli::Global;
-use crate::daemon::{Calls, Changes, Drift, Guests, Host, Judgement, NamedSocket, Places, ready};
+use crate::daemon::{
+    Calls, Changes, Drift, Guests, Host, Judgement, NamedSocket, Places, STEP, ready,
+};
 use crate::host;
 use crate::policy_file;
 use crate::registry;
@@ -39,6 +43,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     if Source::load(global)?.topology.needs_privilege() {
         bail!("only root can change the host: run it as root");
     }
+    log_to_stderr();
     // Before there are other threads, which would get the signals.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     let events = EventLog::new();
@@ -91,6 +96,21 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
         eprintln!();
     }
     Ok(Answer::text(Text::new()))
+}
+
+/// What happens goes to standard error, which is the journal of a unit. The steps of a change have journals of their own.
+fn log_to_stderr() {
+    env_logger::Builder::new()
+        .filter_level(LevelFilter::Info)
+        .filter_module(&format!("{}{STEP}", hotplug::EVENTS), LevelFilter::Off)
+        .format(|to, record| match record.level() {
+            Level::Info => writeln!(to, "p2pctl: {}", record.args()),
+            level => {
+                let level = level.as_str().to_ascii_lowercase();
+                writeln!(to, "p2pctl: {level}: {}", record.args())
+            }
+        })
+        .init();
 }
 
 fn error_text(error: &hotplug::api::Failure) -> String {
