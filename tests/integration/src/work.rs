@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use crate::live::{Live, PATIENCE};
 
-/// A file is written to sixteen places of the drive, one after the other, and read back.
+/// A file is written to sixteen places of the drive, one after the other, and read back. They are behind the first
+/// 256 KiB: there guest-probe tries to write, and where pages are on their way to the drive the kernel does by itself what
+/// the drive was not allowed to (linux 7.2 block/fops.c: `blkdev_direct_write` turns to the page cache on `EBUSY`).
 const LOOP: &str = "d=/dev/$(basename $(dirname $(grep -l work /sys/class/nvme/*/serial)))n1; \
     (i=0; w=0; read p x < /proc/uptime; p=${p%.*}${p#*.}; \
-    while :; do i=$((i+1)); k=$((i%16)); \
+    while :; do i=$((i+1)); k=$((i%16+1)); \
     dd if=/tmp/file of=$d bs=64k seek=$((k*4)) conv=notrunc,fsync 2>/dev/null && \
     dd if=$d bs=64k skip=$((k*4)) count=4 2>/dev/null | cmp -s - /tmp/file || echo bad >> /tmp/bad; \
     read n x < /proc/uptime; n=${n%.*}${n#*.}; g=$((n-p)); p=$n; [ $g -le $w ] || w=$g; \
