@@ -64,6 +64,16 @@ pub(crate) struct Tools {
     root: Option<PathBuf>,
 }
 
+/// Waits until nobody else sets anything up in the cache.
+fn lock_set_up(cache: &Path, progress: &Progress) -> Result<FileLock> {
+    FileLock::wait(
+        &cache.join("lock"),
+        SETUP_WAIT,
+        "waiting for another set-up",
+        progress,
+    )
+}
+
 impl Assets {
     /// Finds or fetches everything.
     ///
@@ -71,12 +81,7 @@ impl Assets {
     /// Something is missing and cannot be fetched; the error lists what, and how to provide it.
     pub fn ensure(progress: &Progress) -> Result<Self> {
         let cache = cache_dir();
-        let _lock = FileLock::wait(
-            &cache.join("lock"),
-            SETUP_WAIT,
-            "waiting for another set-up",
-            progress,
-        )?;
+        let _lock = lock_set_up(&cache, progress)?;
         let store = Store::new(&cache);
         let found = (
             Qemu::find(&store)?,

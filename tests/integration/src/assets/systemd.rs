@@ -6,8 +6,7 @@ use anyhow::{Context, Result};
 
 use super::apt::Apt;
 use super::store::Store;
-use super::{SETUP_WAIT, libraries};
-use crate::lock::FileLock;
+use super::{libraries, lock_set_up};
 use crate::paths::cache_dir;
 use crate::progress::Progress;
 
@@ -62,12 +61,7 @@ impl Systemd {
             return Ok(own);
         }
         let cache = cache_dir();
-        let _lock = FileLock::wait(
-            &cache.join("lock"),
-            SETUP_WAIT,
-            "waiting for another set-up",
-            progress,
-        )?;
+        let _lock = lock_set_up(&cache, progress)?;
         let store = Store::new(&cache);
         let found = store.find(Self::SET);
         if let Some(found) = found.and_then(|root| Self::below(&root, Some(&root)).ok()) {
