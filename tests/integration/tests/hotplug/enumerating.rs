@@ -36,9 +36,14 @@ fn add(live: &mut Live<'_>, id: &str, bdf: &str) {
     live.told(&[("added", id)]);
 }
 
+/// Waits until the guest's driver has both drives: no BAR is being sized any more, for which a guest turns decode off.
+fn wait_for_both(live: &mut Live<'_>) {
+    live.guest("until [ $(ls /dev/nvme?n1 | wc -l) = 2 ]; do usleep 50000; done");
+}
+
 /// Both drives answer.
 fn assert_both_read(live: &mut Live<'_>) {
-    live.guest("until [ $(ls /dev/nvme?n1 | wc -l) = 2 ]; do usleep 50000; done");
+    wait_for_both(live);
     let read = "for d in /dev/nvme?n1; do dd if=$d of=/dev/null bs=4096 count=1 iflag=direct && echo read; done";
     let text = live.guest(read);
     assert_eq!(text.matches("read").count(), 2, "{text}");
@@ -69,6 +74,7 @@ fn a_device_comes_to_a_place_of_its_own_while_the_guest_looks_at_others() {
     ));
     assert_eq!(extents(&live, "one"), [], "nothing leads to it now");
     add(&mut live, "two", SECOND);
+    wait_for_both(&mut live);
     assert_apart(&one, &extents(&live, "two"));
     let restore = |offset: u16, count: u16| {
         format!(
