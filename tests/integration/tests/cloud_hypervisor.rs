@@ -401,25 +401,43 @@ fn devices_of_a_running_guest_become_peers_and_strangers_again() {
         let words = call.into_iter().chain([body.as_str()]);
         lab.run(words).unwrap().ok().unwrap()
     };
-    for (p2p, expected) in [(true, Outcome::Ok), (false, Outcome::Nothing)] {
-        for (id, _) in both {
+    let add = |(id, bdf): (&str, &str), p2p: bool| {
+        ask(
+            "vm.add-device",
+            json!({"id": id, "path": path(bdf), "p2p": p2p}),
+        )
+    };
+    let remove = |live: &mut Live<'_>, ids: &[&str], left: u32| {
+        for id in ids {
             let answer = ask("vm.remove-device", json!({ "id": id }));
             assert!(answer.starts_with("204"), "{answer}");
         }
-        live.guest(&wait(0));
+        live.guest(&wait(left));
         // The guest's kernel forgets a device a moment before it lets go of it.
-        let listed = r#"vm-call /run/front.sock GET vm.info | grep -qE '"(left|right)"'"#;
+        let ids = ids.join("|");
+        let listed = format!(r#"vm-call /run/front.sock GET vm.info | grep -qE '"({ids})"'"#);
         lab.sh(&format!(
             "n=0; while {listed}; do [ $n -lt 600 ] || exit 1; usleep 100000; n=$((n+1)); done"
         ))
         .unwrap();
-        for (id, bdf) in both {
-            let device = json!({"id": id, "path": path(bdf), "p2p": p2p});
-            let answer = ask("vm.add-device", device);
+    };
+    for (p2p, expected) in [(true, Outcome::Ok), (false, Outcome::Nothing)] {
+        remove(&mut live, &["left", "right"], 0);
+        for device in both {
+            let answer = add(device, p2p);
             assert!(answer.starts_with("200"), "{answer}");
         }
         assert_eq!(probe(&mut live), [expected; 4]);
     }
+
+    // Beside a stranger a device comes without its BARs, peer or not: nobody else shall think that it reaches it.
+    remove(&mut live, &["left"], 1);
+    let answer = add(both[0], true);
+    assert!(answer.starts_with("200"), "{answer}");
+    remove(&mut live, &["right"], 1);
+    let answer = add(both[1], true);
+    assert!(answer.starts_with("409"), "{answer}");
+    assert!(answer.contains("came without its BARs"), "{answer}");
     assert_eq!(live.power_off().exit, Exit::Code(0));
     front.signal(15).unwrap();
     front.wait().unwrap();

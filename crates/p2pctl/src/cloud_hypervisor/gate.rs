@@ -94,7 +94,7 @@ impl StockGate {
         }
         let mut seen = self.seen();
         seen.look(&config);
-        seen.has(&asked);
+        seen.come(&asked);
         Ok(Decision::Passes(Some(config)))
     }
 
@@ -119,6 +119,7 @@ impl StockGate {
         // That it is on was nobody's wish: it is so unless said.
         wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
         let mut asked = self.existing(&config, mapped);
+        let (at, peer) = (asked.len(), new.p2p);
         asked.push(new);
         let settings = match self.judge(&asked, &wishes)? {
             Ok(settings) => settings,
@@ -132,13 +133,16 @@ impl StockGate {
         }
         let open = devices(&config).any(|device| !excludes_all(device));
         let mapped = mapped && (!exclude || open);
-        let limits = unchangeable(&asked, &settings, mapped, wishes.bits);
+        let mut limits = unchangeable(&asked, &settings, mapped, wishes.bits);
+        if peer && let Some(device) = seen.peer_without_bars(&config) {
+            limits.push(Limit::WithoutBars { device });
+        }
         if !limits.is_empty() {
             return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
         }
-        seen.has(&asked);
+        seen.come(asked.get(at..).unwrap_or_default());
         let mut changed = strip(&mut device);
-        if settings.cliques.contains(&(asked.len() - 1)) {
+        if settings.cliques.contains(&at) {
             set(&mut device, "x_nv_gpudirect_clique", json!(0));
             changed = true;
         }

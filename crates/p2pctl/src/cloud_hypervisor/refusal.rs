@@ -148,6 +148,12 @@ pub(crate) enum Limit {
          start the VM with vfio_p2p_dma=off in its platform (p2pctl launch does), or ask for p2p=on for all its devices"
     )]
     Mapped { device: String },
+    /// A peer that came beside others, and so without what its peers would reach.
+    #[error(
+        "{device} was asked for p2p=on beside devices that were not, and so came without its BARs: a peer would not reach it\n       \
+         remove those devices and {device}, and then add the peers; or use p2p-vmm, which keeps peers and others apart"
+    )]
+    WithoutBars { device: String },
     /// A device that was asked back and has not gone.
     #[error(
         "{id} was asked back and the guest has not let go of it: in the VM's one IOMMU context it and the new device could \

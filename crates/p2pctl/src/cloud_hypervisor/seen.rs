@@ -39,12 +39,20 @@ impl Seen {
         self.p2p.get(path).copied()
     }
 
-    /// These are the devices that the VM has from now on.
-    pub(super) fn has(&mut self, asked: &[Asked]) {
+    /// A device that asked for P2P and has no BARs for a peer; `config` is the description of the VM.
+    pub(super) fn peer_without_bars(&self, config: &Value) -> Option<String> {
+        let paths = devices(config).filter(|device| excludes_all(device));
+        let mut paths = paths.filter_map(|device| device.get("path")?.as_str());
+        let asked = |path: &&str| self.asked_for(Path::new(path)) == Some(true);
+        paths.find(asked).map(str::to_owned)
+    }
+
+    /// These come to the VM.
+    pub(super) fn come(&mut self, asked: &[Asked]) {
         let by_path = asked
             .iter()
             .filter_map(|device| Some((device.path.clone()?, device.p2p)));
-        self.p2p = by_path.collect();
+        self.p2p.extend(by_path);
     }
 
     /// The description of the VM, before something is done to it.
@@ -110,6 +118,24 @@ mod tests {
         }
         assert_eq!(seen.leaving(&info(&[], &["disk"]), true), None);
         assert_eq!(seen.leaving(&asked_back, true), None, "another of that id");
+    }
+
+    #[test]
+    fn a_peer_that_came_without_its_bars_stays_known() {
+        let mut seen = Seen::default();
+        let device = |path: &str| json!({"path": path, EXCLUDED: ALL_BARS});
+        let config = json!({"devices": [device("/stranger"), device("/peer"), {"path": "/open"}]});
+        for (path, p2p) in [("/open", true), ("/stranger", false)] {
+            let asked = Asked::of_json(&json!({"path": path, "p2p": p2p}), false);
+            seen.come(&[asked.unwrap()]);
+            assert_eq!(seen.peer_without_bars(&config), None);
+        }
+        for (path, p2p) in [("/peer", true), ("/other", false)] {
+            let asked = Asked::of_json(&json!({"path": path, "p2p": p2p}), false);
+            seen.come(&[asked.unwrap()]);
+            assert_eq!(seen.peer_without_bars(&config).as_deref(), Some("/peer"));
+        }
+        assert_eq!(seen.peer_without_bars(&json!({"devices": []})), None);
     }
 
     #[test]
