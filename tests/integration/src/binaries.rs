@@ -54,35 +54,8 @@ impl Binaries {
     }
 
     fn build_now(progress: &Progress) -> Result<Self> {
-        let target_dir = paths::lab_dir().join("bin-target");
-        let _lock = FileLock::wait(
-            &paths::lab_dir().join("bin-target.lock"),
-            BUILD_WAIT,
-            "waiting for another build of the lab's programs",
-            progress,
-        )?;
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .current_dir(paths::workspace())
-            .args(["build", "--quiet", "--locked"])
-            .args(["--target", TARGET, "--profile", PROFILE])
-            .arg("--target-dir")
-            .arg(&target_dir)
-            .env(
-                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-                "-C target-feature=+crt-static",
-            )
-            // These two would take precedence over the flags for the target.
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS");
-        for (package, binary) in STATIC_BINARIES {
-            cargo.args(["--package", package, "--bin", binary]);
-        }
-        let status = cargo.status().context("cannot run cargo")?;
-        if !status.success() {
-            bail!("building the lab's programs failed: {cargo:?}: {status}");
-        }
-        let built = target_dir.join(TARGET).join(PROFILE);
+        let _lock = lock(progress)?;
+        let built = cargo_build(PROFILE, &STATIC_BINARIES)?;
         let paths = STATIC_BINARIES.map(|(_, name)| (name, built.join(name)));
         for (name, path) in &paths {
             ensure_static(path).with_context(|| format!("{name} cannot run in the lab"))?;
@@ -109,6 +82,55 @@ impl Binaries {
             .map(PathBuf::as_path)
             .with_context(|| format!("{name} is not built for the lab"))
     }
+}
+
+/// Builds a program of the workspace as its users have it, which takes longer; its path.
+///
+/// # Errors
+/// cargo fails; it has said why on standard error.
+pub fn released(package: &str, name: &str) -> Result<PathBuf> {
+    let _lock = lock(&Progress::new())?;
+    let path = cargo_build("release", &[(package, name)])?.join(name);
+    ensure_static(&path).with_context(|| format!("{name} cannot run in the lab"))?;
+    Ok(path)
+}
+
+/// One build at a time.
+fn lock(progress: &Progress) -> Result<FileLock> {
+    FileLock::wait(
+        &paths::lab_dir().join("bin-target.lock"),
+        BUILD_WAIT,
+        "waiting for another build of the lab's programs",
+        progress,
+    )
+}
+
+/// Has cargo build static programs, without what debuggers need; the directory that they are in.
+fn cargo_build(profile: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
+    let target_dir = paths::lab_dir().join("bin-target");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(paths::workspace())
+        .args(["build", "--quiet", "--locked"])
+        .args(["--target", TARGET, "--profile", profile])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("CARGO_PROFILE_RELEASE_STRIP", "true")
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        )
+        // These two would take precedence over the flags for the target.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    for (package, binary) in programs {
+        cargo.args(["--package", package, "--bin", binary]);
+    }
+    let status = cargo.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("building programs for the lab failed: {cargo:?}: {status}");
+    }
+    Ok(target_dir.join(TARGET).join(profile))
 }
 
 /// Checks that the kernel can start the program without an interpreter.

@@ -51,7 +51,7 @@ mod work;
 
 pub use agent::{Command, Output, Running};
 pub use assets::{Assets, OwnKernel, find_lspci};
-pub use binaries::{Binaries, STATIC_BINARIES};
+pub use binaries::{Binaries, STATIC_BINARIES, released};
 pub use cloud_hypervisor::CloudHypervisor;
 pub use daemon::Daemon;
 pub use host::{BOOT, COMMAND, Lab};

@@ -83,6 +83,7 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
     for function in [DRIVE, NEIGHBOUR] {
         lab.bind_vfio(function)?;
     }
+    lab.put(&lab::released("p2p-vmm", "p2p-vmm")?, vmm::OURS)?;
     let group = lab.group(DRIVE)?;
     let mut others = vec![("QEMU", Vmm::Qemu(lab.put_qemu()?))];
     if let Some(programs) = CloudHypervisor::given("the bench of cloud-hypervisor") {

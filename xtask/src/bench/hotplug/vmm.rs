@@ -5,6 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{CMDLINE, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Lab, Running, Vm};
 
+/// Where the release of p2p-vmm is in the lab host.
+pub(super) const OURS: &str = "/bin/released-p2p-vmm";
+
 /// Directory in the lab host.
 const DIR: &str = "/tmp/bench";
 
@@ -31,7 +34,8 @@ impl Vmm {
         match self {
             Self::Ours => {
                 let vm = devices.iter().fold(vm, |vm, bdf| vm.device(bdf));
-                vm.argv().into_iter().chain(api).collect()
+                let argv = vm.vmm(&[OURS]).argv();
+                argv.into_iter().chain(api).collect()
             }
             Self::CloudHypervisor => {
                 let vm = devices.iter().fold(vm, |vm, bdf| vm.device(bdf));
