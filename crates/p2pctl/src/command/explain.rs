@@ -154,14 +154,7 @@ impl Explanation<'_> {
     }
 
     fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
-        for (index, line) in lines.into_iter().enumerate() {
-            let label = if index == 0 { label } else { "" };
-            let line = Line::new()
-                .plain("  ")
-                .dim(format_args!("{label:LABEL$}"))
-                .then(&line);
-            text.push_wrapped(&line, self.width, LABEL + 2);
-        }
+        text.push_section((label, LABEL), lines, self.width);
     }
 
     fn group_lines(&self, from: Sbdf, to: Sbdf) -> Vec<Line> {

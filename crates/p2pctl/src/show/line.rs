@@ -228,6 +228,23 @@ impl Text {
         }
     }
 
+    /// Adds lines with a label of `columns` before the first of them.
+    pub(crate) fn push_section(
+        &mut self,
+        (label, columns): (&str, usize),
+        lines: Vec<Line>,
+        width: usize,
+    ) {
+        for (index, line) in lines.into_iter().enumerate() {
+            let label = if index == 0 { label } else { "" };
+            let line = Line::new()
+                .plain("  ")
+                .dim(format_args!("{label:columns$}"))
+                .then(&line);
+            self.push_wrapped(&line, width, columns + 2);
+        }
+    }
+
     pub(crate) fn blank(&mut self) {
         self.push(Line::new());
     }
