@@ -12,10 +12,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use iommu_group::Sbdf;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::StateError;
@@ -23,6 +25,12 @@ use super::journal::{Journal, sync_dir};
 
 /// How many journals of transactions that are over are kept.
 const KEPT: usize = 256;
+
+/// How long somebody who looks may have the lock …
+const LOOK: Duration = Duration::from_secs(1);
+
+/// … and how often to see whether that is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A directory that survives reboots, such as `/var/lib/p2pctl`.
 #[derive(Debug, Clone)]
@@ -112,7 +120,7 @@ impl StateDir {
         self.path.join("done")
     }
 
-    /// Makes the directory, and takes its lock or fails at once.
+    /// Makes the directory, and takes its lock. Who only looks has it for a moment; with whoever has it longer this fails.
     pub(super) fn lock(&self) -> Result<Lock, StateError> {
         let done = self.done();
         fs::create_dir_all(&done).map_err(StateError::io("create", &done))?;
@@ -123,10 +131,16 @@ impl StateDir {
             .write(true)
             .open(&path)
             .map_err(StateError::io("open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Busy { path }),
-            Err(error) => Err(StateError::io("lock", &path)(error.into())),
+        let started = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Lock { _file: file }),
+                Err(Errno::WOULDBLOCK) if started.elapsed() < LOOK => {
+                    thread::sleep(LOOK_AGAIN);
+                }
+                Err(Errno::WOULDBLOCK) => return Err(StateError::Busy { path }),
+                Err(error) => return Err(StateError::io("lock", &path)(error.into())),
+            }
         }
     }
 
@@ -228,34 +242,64 @@ impl StateDir {
     /// What there is to know. `boot` is what the kernel calls this start of the machine.
     pub fn status(&self, boot: &str) -> Result<Status, StateError> {
         let running = self.running();
-        let unfinished = if running.exists() {
-            Some(Unfinished {
-                id: Journal::read(&running)?.map(|journal| journal.begin().id.clone()),
+        // While this has the lock nobody begins or ends a change, so that one that has ended is not told as interrupted.
+        let (busy, look) = self.look()?;
+        let unfinished = match Journal::read(&running) {
+            Ok(journal) => Some(Unfinished {
+                id: journal.map(|journal| journal.begin().id.clone()),
                 journal: running,
-            })
-        } else {
-            None
+            }),
+            // It may have come to its end this moment.
+            Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
         };
+        drop(look);
         let held = self.held(boot)?.ports.into_iter();
         Ok(Status {
-            busy: self.is_locked()?,
+            busy,
             unfinished,
             held: held.map(|(port, power)| HeldPort { port, power }).collect(),
             finished: self.finished()?,
         })
     }
 
-    fn is_locked(&self) -> Result<bool, StateError> {
+    /// Whether another process changes the host; if none does, none begins to until the file is closed.
+    fn look(&self) -> Result<(bool, Option<File>), StateError> {
         let path = self.path.join("lock");
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((false, None)),
             Err(error) => return Err(StateError::io("open", &path)(error)),
         };
         match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(false),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Ok(()) => Ok((false, Some(file))),
+            Err(Errno::WOULDBLOCK) => Ok((true, None)),
             Err(error) => Err(StateError::io("lock", &path)(error.into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_looks_keeps_nobody_from_a_change_and_who_changes_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path());
+        drop(state.lock().unwrap());
+        let (busy, look) = state.look().unwrap();
+        assert!(!busy);
+        let looking = thread::spawn(move || {
+            thread::sleep(LOOK / 50);
+            drop(look);
+        });
+        let lock = state.lock().unwrap();
+        looking.join().unwrap();
+        assert!(matches!(state.lock(), Err(StateError::Busy { .. })));
+        let status = state.status("this start").unwrap();
+        assert!(status.busy && status.unfinished.is_none());
+        drop(lock);
+        assert!(!state.status("this start").unwrap().busy);
     }
 }
