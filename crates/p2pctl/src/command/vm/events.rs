@@ -14,6 +14,8 @@ const WAIT: Duration = Duration::from_secs(3600);
 
 pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer> {
     let mut events = client.events()?;
+    // Nothing may happen for long; what happens from here on is told.
+    eprintln!("waiting for events (Ctrl-C ends it)");
     let mut stdout = io::stdout().lock();
     loop {
         let record = match events.next(WAIT)? {
