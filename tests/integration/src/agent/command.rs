@@ -10,8 +10,8 @@ use crate::protocol::{Exit, Invocation, Reply, Request};
 /// How long one poll waits in the lab host.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long a killed command may take to end.
-const KILLED: Duration = Duration::from_secs(5);
+/// How long a killed command may take to end: a VMM gives back all of its guest's memory first.
+const KILLED: Duration = Duration::from_secs(60);
 
 /// signal(7).
 const KILL: i32 = 9;
@@ -281,10 +281,11 @@ impl Drop for Running<'_> {
         if self.reported {
             return;
         }
-        if self.exit.is_none() {
-            // Nothing is left to kill if the lab host is gone; else its end is awaited, so that it is forgotten
-            // there.
-            drop(self.signal(KILL).and_then(|()| self.poll(KILLED)));
+        // Nothing is left to kill if the lab host is gone; else its end is awaited, so that it is forgotten there and
+        // whoever comes next finds what it had open. A poll returns earlier where there is output.
+        if self.exit.is_none() && self.signal(KILL).is_ok() {
+            let limit = Instant::now() + KILLED;
+            while self.exit.is_none() && Instant::now() < limit && self.poll(POLL).is_ok() {}
         }
         self.take_output(self.exit.unwrap_or(Exit::Signal(KILL)));
     }

@@ -25,7 +25,7 @@ use crate::table::Table;
 const MAX_OUTSTANDING: usize = 64;
 
 /// How long the port may take to appear after the kernel started init.
-const PORT_WAIT: Duration = Duration::from_secs(20);
+const PORT_WAIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     match serve() {
