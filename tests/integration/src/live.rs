@@ -35,6 +35,9 @@ pub fn api_socket(name: &str) -> String {
     format!("{DIR}/{name}/api")
 }
 
+/// What a guest says when it has booted.
+const UP: &str = "guest: up";
+
 /// What a VMM holds of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holdings {
@@ -125,8 +128,10 @@ impl<'lab> Live<'lab> {
     /// Starts a VMM by a script, which finds what is typed at its descriptor 3; waits until the API answers.
     fn start_script(lab: &'lab Lab, name: &str, script: &str) -> Self {
         let (dir, socket) = (format!("{DIR}/{name}"), api_socket(name));
+        // First of all: the socket that is waited for must not be that of a VMM before, which was killed.
+        lab.sh(&format!("rm -rf {dir}")).unwrap();
         let script = format!(
-            "rm -rf {dir} && mkdir -p {dir} && mkfifo {dir}/in && echo $$ > {dir}/pid && exec 3<>{dir}/in && \
+            "mkdir -p {dir} && mkfifo {dir}/in && echo $$ > {dir}/pid && exec 3<>{dir}/in && \
              {{ {script} ; }}"
         );
         let vmm = lab.command(["sh", "-c", &script]).deadline(LIFE);
@@ -151,7 +156,6 @@ impl<'lab> Live<'lab> {
 
     /// Waits until the guest has booted, once more each time.
     pub fn wait_for_boot(&mut self) {
-        const UP: &str = "guest: up";
         self.boots += 1;
         let started = Instant::now();
         while self.vmm.stdout().unwrap().matches(UP).count() < self.boots {
@@ -159,6 +163,14 @@ impl<'lab> Live<'lab> {
             self.lab.run(["usleep", "100000"]).unwrap().ok().unwrap();
         }
         self.guest("stty -echo");
+    }
+
+    /// Has the VMM start the guest anew, however often it has done so by itself, and waits until it has booted.
+    pub fn reboot(&mut self) {
+        self.boots = self.vmm.stdout().unwrap().matches(UP).count();
+        let (status, body) = self.call("PUT", "vm.reboot", None);
+        assert_eq!(status, 204, "{body}");
+        self.wait_for_boot();
     }
 
     /// Runs a line of shell in the guest; what it printed.
@@ -201,6 +213,15 @@ impl<'lab> Live<'lab> {
             self.told(&[("added", id)]);
         }
         self.guest("while ! [ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]; do usleep 50000; done");
+    }
+
+    /// Waits until so many of QEMU's `edu` devices can be used in the guest: it looks a while after it was told, and makes
+    /// the file of registers last.
+    pub fn wait_for_engines(&mut self, count: usize) {
+        let files = "for d in $(grep -l 0x11e8 /sys/bus/pci/devices/*/device); do ls ${d%device}resource0; done";
+        self.guest(&format!(
+            "until [ $({files} 2>/dev/null | wc -l) -ge {count} ]; do usleep 100000; done"
+        ));
     }
 
     /// Asks for a device to go.
@@ -270,7 +291,8 @@ impl<'lab> Live<'lab> {
     /// What the VMM has open below a directory.
     pub fn open_files(&self, below: &str) -> Vec<String> {
         let dir = self.dir();
-        let script = format!("for fd in /proc/$(cat {dir}/pid)/fd/*; do readlink $fd; done");
+        // One that is closed meanwhile is none.
+        let script = format!("for fd in /proc/$(cat {dir}/pid)/fd/*; do readlink $fd; done; true");
         let all = self.lab.sh(&script).unwrap();
         let below = |file: &&str| file.starts_with(below);
         all.lines().filter(below).map(str::to_owned).collect()

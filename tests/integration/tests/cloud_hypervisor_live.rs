@@ -32,7 +32,7 @@ const JOIN: [&str; 3] = ["--join", LEFT, RIGHT];
 const ISOLATE: [&str; 6] = ["--isolate", LEFT, RIGHT, "--expose", LEFT, RIGHT];
 
 /// How long the contract may take, with a guest that has to let go.
-const CONTRACT: Duration = Duration::from_secs(300);
+const CONTRACT: Duration = Duration::from_secs(900);
 
 /// The lab with cloud-hypervisor in it and the engines bound to vfio-pci; `None` without cloud-hypervisor.
 fn lab(test: &str) -> Option<Turn<'static>> {
@@ -55,10 +55,7 @@ fn guest(vmm: &[&str], devices: &[(&str, &str)]) -> Vm {
 
 /// How the engines fare with guest memory, and with each other, as soon as the guest has both.
 fn results(live: &mut Live<'_>) -> (Vec<Outcome>, Vec<Outcome>) {
-    let engines = "grep -l 0x11e8 /sys/bus/pci/devices/*/device | wc -l";
-    live.guest(&format!(
-        "n=0; while [ $({engines}) -lt 2 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done"
-    ));
+    live.wait_for_engines(2);
     let mut results = (Vec::new(), Vec::new());
     for finding in Finding::in_console(&live.guest("guest-probe 2")) {
         match finding {

@@ -11,7 +11,7 @@ mod two_guests {
     mod unwilling;
 }
 
-use lab::live::Live;
+use lab::live::{Live, PATIENCE};
 use lab::report::{Finding, Outcome};
 use lab::{Lab, SharedLab, Turn, Vm};
 
@@ -42,7 +42,8 @@ fn lab() -> Turn<'static> {
     if alone.len() < ENGINES.len() {
         let goals = apart(&ENGINES);
         let words = ["p2pctl", "apply"].iter().chain(&goals);
-        lab.run(words.copied()).unwrap().ok().unwrap();
+        let apply = lab.command(words.copied()).deadline(PATIENCE);
+        apply.run().unwrap().ok().unwrap();
     }
     lab
 }
@@ -96,18 +97,9 @@ fn state(lab: &Lab) -> String {
     format!("{:?}\n{}", lab.groups().unwrap(), lab.settings().unwrap())
 }
 
-/// Waits until so many engines can be used in a guest: it looks a while after it was told, and makes the file of
-/// registers last.
-fn found(live: &mut Live<'_>, count: usize) {
-    let files = "for d in $(grep -l 0x11e8 /sys/bus/pci/devices/*/device); do ls ${d%device}resource0; done";
-    live.guest(&format!(
-        "n=0; while [ $({files} | wc -l) -lt {count} -a $n -lt 900 ]; do usleep 100000; n=$((n+1)); done"
-    ));
-}
-
 /// Whether each of two engines moves words from and to memory, and what came of each transfer between engines.
 fn probe(live: &mut Live<'_>) -> (Vec<Outcome>, Vec<Outcome>) {
-    found(live, 2);
+    live.wait_for_engines(2);
     let console = live.guest("guest-probe");
     let of_peers = Finding::of_peers(&console).into_iter();
     let of_peers = of_peers.map(|(_, result)| result);

@@ -75,9 +75,7 @@ fn devices_that_ride_on_requests_come_and_go() {
     }
     let again = add("again", &files[0]);
     assert!(again.starts_with("409"), "{again}");
-    // The guest looks at what was added in its own time; these files are there when BARs have their addresses.
-    let both = "[ $(ls -d /sys/bus/pci/devices/*/resource0 | wc -l) = 2 ]";
-    live.guest(&format!("until {both}; do usleep 50000; done"));
+    live.wait_for_engines(2);
     assert_eq!(transfers(&mut live), [Outcome::Ok; 4]);
     // Who removes a device that came open closes it: another process may have it.
     live.remove(&json!({"id": "one", "timeout_ms": 120_000}));

@@ -7,7 +7,7 @@ use lab::live::Live;
 use lab::protocol::Exit;
 use lab::report::Finding;
 
-use crate::{ENGINES, apart, found, lab, name, vm};
+use crate::{ENGINES, apart, lab, name, vm};
 
 /// How often each device was told about, by event.
 fn count(live: &mut Live<'_>) -> BTreeMap<(String, String), usize> {
@@ -41,7 +41,7 @@ fn eight_devices_change_in_one_transaction_each_unplugged_and_plugged_once() {
     let [first, others @ ..] = groups();
     assert!(others.iter().all(|group| *group == first));
     // Each of the others reaches the last.
-    found(&mut live, ENGINES.len());
+    live.wait_for_engines(ENGINES.len());
     let at = live.guest("head -n 1 $(grep -l 0x11e8 /sys/bus/pci/devices/*/device | tail -n 1 | xargs dirname)/resource");
     let at = at
         .split_ascii_whitespace()
