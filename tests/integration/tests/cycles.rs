@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::{Duration, Instant};
+
 use lab::SharedLab;
 use lab::live::Live;
 use lab::protocol::Exit;
@@ -15,6 +17,9 @@ const DRIVES: [(&str, &str); 2] = [("one", "0000:03:00.0"), ("two", "0000:04:00.
 const WARM_UP: u32 = 3;
 /// What the allocator may keep, in KiB.
 const SLACK_KB: u64 = 512;
+
+/// How long connections may take to be closed.
+const CLOSED: Duration = Duration::from_secs(60);
 
 fn cycles() -> u32 {
     if lab::long() { 200 } else { 6 }
@@ -47,11 +52,16 @@ fn nothing_grows_however_often_devices_come_and_go() {
             eprintln!("after {} cycles: {:?}", number + 1, live.holdings());
         }
     }
-    let after = live.holdings();
+    let started = Instant::now();
+    let mut after = live.holdings();
+    // A connection that has been used may be open a moment longer.
+    while after.files > before.files && started.elapsed() < CLOSED {
+        after = live.holdings();
+    }
     eprintln!("before {before:?}\nafter  {after:?}");
     assert_eq!(after.locked_kb, 0);
     assert!(after.resident_kb <= before.resident_kb + SLACK_KB);
-    // Before, a connection that had been used may have been open a moment longer.
+    // Before, one may have been open as well.
     assert!(after.files <= before.files);
     assert_eq!(after.mappings, before.mappings);
 
