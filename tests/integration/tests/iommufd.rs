@@ -10,6 +10,7 @@ mod iommufd {
 
 use std::time::Duration;
 
+use lab::live::Live;
 use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{GUEST, Output, SharedLab, Turn, Vm};
@@ -147,17 +148,17 @@ fn what_revokes_a_bar_is_undone_each_time_under_the_peers_dma() {
 #[ignore = "needs a kernel with iommufd: cargo xtask test --iommufd"]
 fn a_peer_that_the_host_resets_is_reached_after_all_the_same() {
     let lab = lab();
-    let vm = left("usleep 15000000 ; guest-probe 2").platform(ON);
-    let mut running = lab.command(spoken(&vm)).deadline(GUEST).spawn().unwrap();
-    running.wait_for("guest: up", GUEST).unwrap();
+    let mut live = Live::boot_vm(&lab, &left("sh").platform(ON));
     // Past VFIO: linux drivers/vfio/pci has no reset_prepare(), so that nothing is revoked, and the kernel restores
     // what the device had.
     for bdf in &LEFT[..2] {
         lab.sh(&format!("echo 1 > /sys/bus/pci/devices/{bdf}/reset"))
             .unwrap();
     }
-    let output = running.wait().unwrap();
-    assert_peers_reach_each_other(&output);
+    let found = Finding::of_peers(&live.guest("guest-probe 2")).into_iter();
+    let found: Vec<_> = found.map(|(_, result)| result).collect();
+    assert_eq!(found, [Outcome::Ok; 4]);
+    assert_eq!(live.power_off().exit, Exit::Code(0));
 }
 
 #[test]
