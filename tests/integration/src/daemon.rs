@@ -14,7 +14,7 @@ use crate::protocol::Exit;
 const TRANSACTION: Duration = Duration::from_secs(600);
 
 /// How long the daemon may take to listen.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// How long it may live.
 const LIFE: Duration = Duration::from_secs(4 * 3600);
@@ -56,9 +56,7 @@ impl<'lab> Daemon<'lab> {
             .deadline(LIFE)
             .spawn()
             .unwrap();
-        let script = format!(
-            "n=0; while ! [ -S {SOCKET} ]; do usleep 50000; n=$((n+1)); [ $n -lt 1000 ] || exit 1; done"
-        );
+        let script = format!("until [ -S {SOCKET} ]; do usleep 50000; done");
         let wait = lab.command(["sh", "-c", &script]).deadline(START);
         wait.run().unwrap().ok().unwrap();
         Self { lab, process }
@@ -98,8 +96,9 @@ impl<'lab> Daemon<'lab> {
 
     /// Waits until no change is under way or unfinished.
     pub fn settle(&self) {
-        let script = "n=0; while p2pctl status --json | grep -q -e '\"busy\": true' -e '\"unfinished\": {'; do \
-            usleep 200000; n=$((n+1)); [ $n -lt 600 ] || exit 1; done";
+        // It says both: no answer is no sign that there is nothing.
+        let script = "until status=$(p2pctl status --json); echo \"$status\" | grep -q '\"busy\": false' && \
+            echo \"$status\" | grep -q '\"unfinished\": null'; do usleep 200000; done";
         let wait = self.lab.command(["sh", "-c", script]).deadline(TRANSACTION);
         wait.run().unwrap().ok().unwrap();
     }

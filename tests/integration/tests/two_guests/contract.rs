@@ -12,7 +12,7 @@ fn keeps(lab: &Lab, kind: &str, vm: &str, bdf: &str, p2p: &str) {
     let words = ["vmm-contract", kind, vm, &socket, name(bdf), bdf, p2p];
     let command = lab
         .command(words)
-        .deadline(std::time::Duration::from_secs(400));
+        .deadline(std::time::Duration::from_secs(900));
     let output = command.run().unwrap();
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let passed = output.stdout.lines().filter(|line| line.starts_with("ok "));

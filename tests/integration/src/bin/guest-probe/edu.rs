@@ -29,7 +29,7 @@ const DMA_OUT: u64 = 2;
 const BUFFER: u64 = 0x40000;
 
 /// How long one transfer may take: the device waits 100 ms by itself, the rest is for slow emulation.
-const TRANSFER: Duration = Duration::from_secs(10);
+const TRANSFER: Duration = Duration::from_secs(60);
 
 /// A device, ready for use.
 pub(crate) struct Edu {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use lab::report::Finding;
 
 /// How long drivers may take to get going.
-const FIRE: Duration = Duration::from_secs(60);
+const FIRE: Duration = Duration::from_secs(240);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Gives network cards something to send and drives something to read, until an interrupt whose name begins with each
