@@ -115,7 +115,10 @@ fn host_bridge(layout: &Layout) -> RawAml {
 fn windows(layout: &Layout) -> RawAml {
     let uncached = AddressSpaceCacheable::NotCacheable;
     let mut resources = vec![
-        RawAml::concat(&[&AddressSpace::new_bus_number(0x00u16, 0xff)]),
+        RawAml::concat(&[&AddressSpace::new_bus_number(
+            0x00u16,
+            layout.last_bus.into(),
+        )]),
         RawAml::concat(&[&IO::new(0xcf8, 0xcf8, 1, 8)]),
     ];
     for window in &layout.pci {

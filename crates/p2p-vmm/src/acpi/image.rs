@@ -67,7 +67,7 @@ impl AcpiImage {
         let dsdt = image.append(&dsdt_table(request));
         let fadt = image.append(&fadt_table(dsdt));
         let madt = image.append(&madt_table(request.cpus));
-        let mcfg = image.append(&mcfg_table(&request.layout.ecam));
+        let mcfg = image.append(&mcfg_table(request.layout));
         let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
         for table in [fadt, madt, mcfg] {
             xsdt.add_entry(table.0);
@@ -164,9 +164,9 @@ fn madt_table(cpus: u8) -> MADT {
     madt
 }
 
-fn mcfg_table(ecam: &GpaRange) -> MCFG {
+fn mcfg_table(layout: &Layout) -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ecam.start().0, 0, 0, 0xff);
+    mcfg.add_ecam(layout.ecam.start().0, 0, 0, layout.last_bus);
     mcfg
 }
 
@@ -179,6 +179,7 @@ mod tests {
 
     fn layout() -> Layout {
         Layout::new(&LayoutRequest {
+            buses: 20,
             ram_bytes: 512 << 20,
             limit: 1 << 40,
             holes: &[],
@@ -264,7 +265,7 @@ mod tests {
         let image = image(1, true);
         let (_, mcfg) = tables(&image).swap_remove(3);
         assert_eq!(word(&mcfg[44..52]), layout().ecam.start().0);
-        assert_eq!(mcfg[52..56], [0, 0, 0, 0xff]);
+        assert_eq!(mcfg[52..56], [0, 0, 0, 31]);
     }
 
     #[test]

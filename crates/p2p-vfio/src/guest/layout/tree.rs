@@ -38,6 +38,23 @@ pub(super) struct Tree {
     around: Vec<(usize, Vec<Vec<AddressRange<Gpa>>>)>,
 }
 
+/// How many buses a switch takes: that of each slot, its own, and the one below its root port.
+fn switch_buses(members: &[Endpoint], spare: &Spare) -> u8 {
+    let slots = members.len().saturating_add(spare.slots.into());
+    let slots = u8::try_from(slots).unwrap_or(DEVICES_PER_BUS);
+    slots.min(DEVICES_PER_BUS) + 2
+}
+
+impl Branch {
+    /// How many bus numbers it takes.
+    pub fn buses(&self) -> u8 {
+        match self {
+            Self::Device(_) => 1,
+            Self::Switch { members, spare } => switch_buses(members, spare),
+        }
+    }
+}
+
 impl Tree {
     pub(super) fn new(ground: Ground) -> Self {
         Self {
@@ -84,10 +101,9 @@ impl Tree {
         };
         let links = members.iter().map(|e| e.link);
         let link = links.reduce(fastest).unwrap_or(Link { speed: 1, width: 1 });
-        let wanted = members.len().saturating_add(spare.slots.into()).min(room);
-        let slots = u8::try_from(wanted).unwrap_or(DEVICES_PER_BUS);
-        let first = self.take_buses(slots + 2)?;
-        let last = first + slots + 1;
+        let buses = switch_buses(members, spare);
+        let first = self.take_buses(buses)?;
+        let last = first + buses - 1;
         let root = self.port(PortKind::Root, None, (device, first, last), link);
         let up = self.port(PortKind::Upstream, Some(root), (0, first + 1, last), link);
         if members.iter().all(|member| member.at.is_empty()) {
@@ -131,7 +147,8 @@ impl Tree {
             let ends = first.checked_add(count - 1).is_some();
             ends && run(*first).all(|bus| free.contains(&bus))
         };
-        let first = free.iter().copied().find(fits).ok_or(LayoutError::Buses)?;
+        let first = free.iter().copied().find(fits);
+        let first = first.ok_or(LayoutError::Buses { needed: count })?;
         free.retain(|bus| !run(first).contains(bus));
         Ok(first)
     }
