@@ -79,11 +79,12 @@ const ROWS: [Row; 6] = [
 
 /// Measures, and says what was seen as lines of a table.
 pub(crate) fn run(rounds: u8) -> Result<String> {
+    let ours = lab::released("p2p-vmm", "p2p-vmm")?;
     let lab = Lab::boot(&Profile::named("nvme-one-group")?, "bench-hotplug")?;
     for function in [DRIVE, NEIGHBOUR] {
         lab.bind_vfio(function)?;
     }
-    lab.put(&lab::released("p2p-vmm", "p2p-vmm")?, vmm::OURS)?;
+    lab.put(&ours, vmm::OURS)?;
     let group = lab.group(DRIVE)?;
     let mut others = vec![("QEMU", Vmm::Qemu(lab.put_qemu()?))];
     if let Some(programs) = CloudHypervisor::given("the bench of cloud-hypervisor") {
