@@ -44,6 +44,8 @@ const REGIONS: [Region; 7] = [
 pub(crate) struct VfioPci {
     opened: Opened,
     regions: Vec<(Region, u64, RegionInfo)>,
+    vectors: [(VectorKind, Vectors); 2],
+    has_line: bool,
     /// Pieces of BARs come with a dma-buf.
     shares: bool,
 }
@@ -92,7 +94,14 @@ impl VfioPci {
                 Ok((region, offset, info))
             })
             .collect::<io::Result<_>>()?;
+        let vectors = [VectorKind::Msi, VectorKind::Msix].map(|kind| {
+            let vectors = vectors(opened.file(), kind);
+            (kind, vectors)
+        });
+        let line = irq::info(opened.file(), VFIO_PCI_INTX_IRQ_INDEX);
         Ok(Self {
+            has_line: line.is_ok_and(|info| info.count > 0),
+            vectors,
             opened,
             regions,
             shares,
@@ -125,6 +134,20 @@ impl Opened {
             Self::Alone(device) => device.file(),
         }
     }
+}
+
+const NO_VECTORS: Vectors = Vectors {
+    count: 0,
+    dynamic: false,
+};
+
+/// What there is of a kind of vectors, as long as the device is open.
+fn vectors(device: &File, kind: VectorKind) -> Vectors {
+    let info = irq::info(device, vector_index(kind));
+    info.map_or(NO_VECTORS, |info| Vectors {
+        count: info.count,
+        dynamic: info.resizable,
+    })
 }
 
 /// Offset in the device's file, and description, of a region.
@@ -211,17 +234,8 @@ impl PciBackend for VfioPci {
     }
 
     fn vectors(&self, kind: VectorKind) -> Vectors {
-        let info = irq::info(self.file(), vector_index(kind));
-        info.map_or(
-            Vectors {
-                count: 0,
-                dynamic: false,
-            },
-            |info| Vectors {
-                count: info.count,
-                dynamic: info.resizable,
-            },
-        )
+        let found = self.vectors.iter().find(|(other, _)| *other == kind);
+        found.map_or(NO_VECTORS, |(_, vectors)| *vectors)
     }
 
     fn set_vectors(
@@ -238,7 +252,7 @@ impl PciBackend for VfioPci {
     }
 
     fn has_line(&self) -> bool {
-        irq::info(self.file(), VFIO_PCI_INTX_IRQ_INDEX).is_ok_and(|info| info.count > 0)
+        self.has_line
     }
 
     fn set_line(&self, line: Option<Line<'_>>) -> io::Result<()> {
