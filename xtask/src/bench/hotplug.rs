@@ -29,11 +29,26 @@ struct Seen {
     start: f64,
     /// Memory in use then beyond the guest's; KiB.
     memory: f64,
+    /// A drive that comes and goes.
+    alone: Visits,
+    /// The same as a peer, of a VMM that makes a difference.
+    peer: Option<Visits>,
+}
+
+/// What was seen of a drive that comes and goes.
+#[derive(Debug, Clone, Copy)]
+struct Visits {
     /// Medians of coming and going; seconds.
     add: f64,
     remove: f64,
     /// From the call until the guest has the drive; `None` if the host cannot count.
     ioctls: Option<Ioctls>,
+}
+
+impl Seen {
+    fn as_peer(&self) -> Visits {
+        self.peer.unwrap_or(self.alone)
+    }
 }
 
 /// A line of the table.
@@ -44,7 +59,7 @@ struct Row {
     goals: [Option<f64>; 2],
 }
 
-const ROWS: [Row; 6] = [
+const ROWS: [Row; 8] = [
     Row {
         what: "from the start until the guest runs a program, with two drives",
         of: |seen| Some(seen.start),
@@ -57,22 +72,32 @@ const ROWS: [Row; 6] = [
     },
     Row {
         what: "from the call until the guest has the drive",
-        of: |seen| Some(seen.add),
+        of: |seen| Some(seen.alone.add),
         goals: [None, Some(1.0)],
     },
     Row {
         what: "from the call until the host can have the drive",
-        of: |seen| Some(seen.remove),
+        of: |seen| Some(seen.alone.remove),
         goals: [None, Some(1.0)],
     },
     Row {
+        what: "until the guest has the drive, as a peer below a switch that comes with it",
+        of: |seen| Some(seen.as_peer().add),
+        goals: [None, None],
+    },
+    Row {
+        what: "until the host can have that drive",
+        of: |seen| Some(seen.as_peer().remove),
+        goals: [None, None],
+    },
+    Row {
         what: "ioctls of VFIO until the guest has the drive",
-        of: |seen| Some(seen.ioctls?.vfio.into()),
+        of: |seen| Some(seen.alone.ioctls?.vfio.into()),
         goals: [None, None],
     },
     Row {
         what: "ioctls of KVM until the guest has the drive",
-        of: |seen| Some(seen.ioctls?.kvm.into()),
+        of: |seen| Some(seen.alone.ioctls?.kvm.into()),
         goals: [None, None],
     },
 ];
@@ -118,11 +143,16 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
             line(&mut text, (row.what, name, goal), ratios.collect())?;
         }
     }
-    let maps = rounds_seen
-        .iter()
-        .filter_map(|(ours, _)| Some(ours.ioctls?.maps.into()));
-    let what = "calls among them that map memory or BARs for devices, in number";
-    line(&mut text, (what, "", None), maps.collect())?;
+    for (what, of) in [
+        ("a drive", (|seen| seen.alone) as fn(&Seen) -> Visits),
+        ("a peer", Seen::as_peer),
+    ] {
+        let maps = rounds_seen
+            .iter()
+            .filter_map(|(ours, _)| Some(of(ours).ioctls?.maps.into()));
+        let what = format!("calls that map memory and BARs for {what} that comes, in number");
+        line(&mut text, (&what, "", None), maps.collect())?;
+    }
     Ok(text)
 }
 
@@ -160,42 +190,62 @@ fn measure(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Seen> {
     let resident = guest.resident_kb()?;
     guest.end()?;
     let mut guest = Guest::boot(lab, vmm, &[])?;
-    let (mut adds, mut removes) = (Vec::new(), Vec::new());
-    for number in 0..CYCLES {
-        let started = Instant::now();
-        lab.sh(&vmm.add(DRIVE))?;
-        guest.wait_for(&format!("came {number}"), STEP)?;
-        adds.push(started.elapsed());
-
-        let started = Instant::now();
-        // A group has one user at most: as soon as it can be opened, the VMM has let go of the drive.
-        let free = format!("until true 2>/dev/null 3</dev/vfio/{group}; do usleep 1000; done");
-        let output = lab
-            .command(["sh", "-c", &format!("{} && {free}", vmm.remove())])
-            .deadline(STEP)
-            .run()?;
-        ensure!(output.code() == Some(0), "{output:?}");
-        removes.push(started.elapsed());
+    let mut visits = |first: usize, p2p: bool| -> Result<Visits> {
+        let (mut adds, mut removes) = (Vec::new(), Vec::new());
+        for number in first..first + CYCLES {
+            let started = Instant::now();
+            lab.sh(&vmm.add(DRIVE, p2p))?;
+            guest.wait_for(&format!("came {number}"), STEP)?;
+            adds.push(started.elapsed());
+            removes.push(leave(lab, vmm, group)?);
+            guest.wait_for(&format!("went {number}"), STEP)?;
+        }
+        // In a cycle of its own: what is counted takes longer.
+        let number = first + CYCLES;
+        let ioctls = ioctls::counted(lab, || {
+            lab.sh(&vmm.add(DRIVE, p2p))?;
+            guest.wait_for(&format!("came {number}"), STEP)
+        })?;
+        leave(lab, vmm, group)?;
         guest.wait_for(&format!("went {number}"), STEP)?;
-    }
-    // In a cycle of its own: what is counted takes longer.
-    let ioctls = ioctls::counted(lab, || {
-        lab.sh(&vmm.add(DRIVE))?;
-        guest.wait_for(&format!("came {CYCLES}"), STEP)
-    })?;
-    guest.end()?;
-    let middle = |times: &mut Vec<Duration>| {
-        times.sort_unstable();
-        let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-        middle.as_secs_f64()
+        Ok(Visits {
+            add: middle(adds),
+            remove: middle(removes),
+            ioctls,
+        })
     };
+    let alone = visits(0, false)?;
+    let peer = match vmm {
+        Vmm::Ours => Some(visits(CYCLES + 1, true)?),
+        Vmm::Qemu(_) | Vmm::CloudHypervisor => None,
+    };
+    guest.end()?;
     Ok(Seen {
         start: start.as_secs_f64(),
         memory: f64::from(resident.saturating_sub(MEMORY_KB)),
-        add: middle(&mut adds),
-        remove: middle(&mut removes),
-        ioctls,
+        alone,
+        peer,
     })
+}
+
+/// How long it takes from the call until the host can have the drive.
+fn leave(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Duration> {
+    let started = Instant::now();
+    // A group has one user at most: as soon as it can be opened, the VMM has let go of the drive.
+    let free = format!("until true 2>/dev/null 3</dev/vfio/{group}; do usleep 1000; done");
+    let output = lab
+        .command(["sh", "-c", &format!("{} && {free}", vmm.remove())])
+        .deadline(STEP)
+        .run()?;
+    ensure!(output.code() == Some(0), "{output:?}");
+    Ok(started.elapsed())
+}
+
+/// The median, in seconds.
+fn middle(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    let middle = times.get(times.len() / 2).copied().unwrap_or_default();
+    middle.as_secs_f64()
 }
 
 #[cfg(test)]

@@ -92,11 +92,11 @@ impl Vmm {
         }
     }
 
-    /// A line of shell that adds the drive.
-    pub(super) fn add(&self, bdf: &str) -> String {
+    /// A line of shell that adds the drive, as a peer or not; only ours makes a difference.
+    pub(super) fn add(&self, bdf: &str, p2p: bool) -> String {
         match self {
             Self::Ours => format!(
-                r#"vm-call {DIR}/api PUT vm.add-device '{{"id": "drive", "path": "/sys/bus/pci/devices/{bdf}", "p2p": true}}'"#
+                r#"vm-call {DIR}/api PUT vm.add-device '{{"id": "drive", "path": "/sys/bus/pci/devices/{bdf}", "p2p": {p2p}}}'"#
             ),
             Self::CloudHypervisor => format!(
                 r#"vm-call {DIR}/api PUT vm.add-device '{{"id": "drive", "path": "/sys/bus/pci/devices/{bdf}"}}'"#
