@@ -16,8 +16,9 @@ use crate::profile::{Machine as ProfileMachine, Profile};
 
 /// Kernel command line of every lab host. `quiet` because each character on the serial port costs time
 /// under emulation; the mitigations protect nobody here and cost more. Without `no_timer_check` a boot on a busy machine
-/// now and then ends in "timer doesn't work through Interrupt-remapped IO-APIC": the emulated timer comes too late.
-const CMDLINE: [&str; 8] = [
+/// now and then ends in "timer doesn't work through Interrupt-remapped IO-APIC": the emulated timer comes too late. A processor
+/// that has to wait for the machine's is no stall, and its call trace would be taken for a fault.
+const CMDLINE: [&str; 9] = [
     "console=ttyS0",
     "quiet",
     "panic=-1",
@@ -26,6 +27,7 @@ const CMDLINE: [&str; 8] = [
     "random.trust_cpu=on",
     "audit=0",
     "no_timer_check",
+    "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
 /// What executes the lab host's instructions.
