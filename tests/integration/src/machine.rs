@@ -30,6 +30,11 @@ const CMDLINE: [&str; 9] = [
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
+/// For a kernel that `LAB_KERNEL` names. The emulator loses interrupts now and then; if that was the timer's only shot, a host
+/// that does nothing else sleeps until somebody speaks to it, for minutes. A timer that ticks fires again. Debian's kernels have
+/// somebody who wakes them.
+const TICKING: [&str; 2] = ["highres=off", "nohz=off"];
+
 /// What executes the lab host's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accel {
@@ -191,8 +196,11 @@ fn cmdline(profile: &Profile) -> String {
         Some(_) => "intel_iommu=on",
         None => "intel_iommu=off",
     };
+    let own = env::var_os("LAB_KERNEL").is_some_and(|path| !path.is_empty());
+    let ticking = own.then_some(TICKING).into_iter().flatten();
     CMDLINE
         .into_iter()
+        .chain(ticking)
         .chain([iommu])
         .chain(profile.machine.cmdline.iter().map(String::as_str))
         .collect::<Vec<_>>()
