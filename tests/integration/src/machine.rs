@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::assets::Assets;
 use crate::profile::{Machine as ProfileMachine, Profile};
+use crate::vm::ticking;
 
 /// Kernel command line of every lab host. `quiet` because each character on the serial port costs time
 /// under emulation; the mitigations protect nobody here and cost more. Without `no_timer_check` a boot on a busy machine
@@ -29,11 +30,6 @@ const CMDLINE: [&str; 9] = [
     "no_timer_check",
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
-
-/// For a kernel that `LAB_KERNEL` names. The emulator loses interrupts now and then; if that was the timer's only shot, a host
-/// that does nothing else sleeps until somebody speaks to it, for minutes. A timer that ticks fires again. Debian's kernels have
-/// somebody who wakes them.
-const TICKING: [&str; 2] = ["highres=off", "nohz=off"];
 
 /// What executes the lab host's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,11 +192,9 @@ fn cmdline(profile: &Profile) -> String {
         Some(_) => "intel_iommu=on",
         None => "intel_iommu=off",
     };
-    let own = env::var_os("LAB_KERNEL").is_some_and(|path| !path.is_empty());
-    let ticking = own.then_some(TICKING).into_iter().flatten();
     CMDLINE
         .into_iter()
-        .chain(ticking)
+        .chain(ticking())
         .chain([iommu])
         .chain(profile.machine.cmdline.iter().map(String::as_str))
         .collect::<Vec<_>>()
