@@ -8,12 +8,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::assets::Assets;
 use crate::profile::{Machine as ProfileMachine, Profile};
-use crate::vm::ticking;
 
 /// Kernel command line of every lab host. `quiet` because each character on the serial port costs time
 /// under emulation; the mitigations protect nobody here and cost more. Without `no_timer_check` a boot on a busy machine
@@ -30,6 +31,30 @@ const CMDLINE: [&str; 9] = [
     "no_timer_check",
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
+
+/// What a kernel that `LAB_KERNEL` names is told besides: how fast its clock is, in kHz. KVM is a part of it, and so takes the
+/// speed that was measured first, on a machine that may be busy, for that of all guests; once the kernel has measured better, the
+/// clock of each new guest stands still, for it cannot be scaled (linux 7.2 arch/x86/kvm/x86.c: set_tsc_khz()). The emulator's
+/// clock is that of the machine.
+#[cfg(target_arch = "x86_64")]
+#[allow(
+    unsafe_code,
+    reason = "the time stamp counter has no other way to be read"
+)]
+fn clock_of_own_kernel() -> Option<String> {
+    use std::arch::x86_64::_rdtsc;
+    env::var_os("LAB_KERNEL").filter(|path| !path.is_empty())?;
+    // SAFETY: every x86-64 processor has RDTSC, and it changes nothing.
+    let ticks = || unsafe { _rdtsc() };
+    let (started, first) = (Instant::now(), ticks());
+    thread::sleep(CLOCK);
+    let (last, elapsed) = (ticks(), started.elapsed());
+    let khz = u128::from(last.wrapping_sub(first)) * 1_000_000 / elapsed.as_nanos().max(1);
+    Some(format!("tsc_early_khz={khz}"))
+}
+
+/// For how long the machine's clock is watched.
+const CLOCK: Duration = Duration::from_millis(200);
 
 /// What executes the lab host's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,10 +217,11 @@ fn cmdline(profile: &Profile) -> String {
         Some(_) => "intel_iommu=on",
         None => "intel_iommu=off",
     };
+    let clock = clock_of_own_kernel();
     CMDLINE
         .into_iter()
-        .chain(ticking())
         .chain([iommu])
+        .chain(clock.as_deref())
         .chain(profile.machine.cmdline.iter().map(String::as_str))
         .collect::<Vec<_>>()
         .join(" ")

@@ -15,16 +15,6 @@ pub const GUEST: Duration = Duration::from_secs(600);
 pub const CMDLINE: &str =
     "console=ttyS0 loglevel=3 panic=-1 mitigations=off rcupdate.rcu_cpu_stall_suppress=1";
 
-/// What a kernel that `LAB_KERNEL` names is told besides, in the host and in guests. The emulator loses interrupts now and then;
-/// if that was the only shot of a timer, who does nothing else sleeps until somebody speaks to it, for minutes. A timer that
-/// ticks fires again. With Debian's kernels there is always somebody who wakes them.
-pub(crate) fn ticking<'a>() -> impl Iterator<Item = &'a str> {
-    let own = env::var_os("LAB_KERNEL").is_some_and(|path| !path.is_empty());
-    own.then_some(["highres=off", "nohz=off"])
-        .into_iter()
-        .flatten()
-}
-
 /// The command line of a VMM, in the making.
 #[derive(Debug, Clone)]
 pub struct Vm {
@@ -106,15 +96,13 @@ impl Vm {
     #[must_use]
     pub fn argv(&self) -> Vec<String> {
         let mut argv = self.vmm.clone();
-        let kernel_words: Vec<&str> = std::iter::once(CMDLINE).chain(ticking()).collect();
-        let kernel_words = kernel_words.join(" ");
         let arguments = [
             "--kernel",
             GUEST_KERNEL,
             "--initramfs",
             GUEST_INITRAMFS,
             "--cmdline",
-            &format!("{kernel_words}{} -- run {}", self.words, self.guest),
+            &format!("{CMDLINE}{} -- run {}", self.words, self.guest),
             "--memory",
             &format!("size={}M", self.memory_mib),
             "--cpus",
@@ -158,9 +146,8 @@ mod tests {
             ]
         );
         let words = Vm::new("x ; y").kernel_words("a").kernel_words("b=c");
-        let ends =
-            |word: &String| word.starts_with(CMDLINE) && word.ends_with(" a b=c -- run x ; y");
-        assert!(words.argv().iter().any(ends));
+        let line = format!("{CMDLINE} a b=c -- run x ; y");
+        assert!(words.argv().contains(&line));
         let other = Vm::new("x").vmm(&["a", "-b"]).argv();
         assert_eq!(other[..3], ["a", "-b", "--kernel"]);
         assert!(!Vm::new("x").argv().contains(&"--device".to_owned()));
