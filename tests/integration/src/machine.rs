@@ -36,7 +36,6 @@ const CMDLINE: [&str; 9] = [
 /// speed that was measured first, on a machine that may be busy, for that of all guests; once the kernel has measured better, the
 /// clock of each new guest stands still, for it cannot be scaled (linux 7.2 arch/x86/kvm/x86.c: set_tsc_khz()). The emulator's
 /// clock is that of the machine.
-#[cfg(target_arch = "x86_64")]
 #[allow(
     unsafe_code,
     reason = "the time stamp counter has no other way to be read"

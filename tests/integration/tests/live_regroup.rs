@@ -25,9 +25,11 @@ const THIRD: &str = "0000:05:00.0";
 /// A guest that is talked to for long.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// How long windows may stay open here. It takes a second where nobody else needs the processors, and a guest has a minute
-/// to let go.
-const CLOSED_CENTISECONDS: u64 = 1000;
+/// How long windows may stay open: a second. Where the machine may have other work, as in the short run, ten; a guest has a
+/// minute to let go.
+fn closed_centiseconds() -> u64 {
+    if lab::long() { 100 } else { 1000 }
+}
 
 /// A turn with all drives bound to vfio-pci, each in a group of its own.
 fn lab() -> Turn<'static> {
@@ -248,7 +250,7 @@ fn windows_close_at_once_when_somebody_changes_a_port_behind_the_daemons_back() 
     let times: Vec<u64> = times.lines().map(|line| line.parse().unwrap()).collect();
     let took = times[1] - times[0];
     eprintln!("windows were closed after {} ms", took * 10);
-    assert!(took < CLOSED_CENTISECONDS, "{times:?} in 1/100 s");
+    assert!(took < closed_centiseconds(), "{times:?} in 1/100 s");
     lab.command(["sh", "-c", &until("device-replugged", 2)])
         .deadline(LONG)
         .run()
