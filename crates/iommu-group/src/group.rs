@@ -1,5 +1,6 @@
 //! IOMMU groups: what Linux makes of a topology, why, and what it would make of it after a change.
 
+mod buses;
 mod find;
 mod id;
 mod isolation;

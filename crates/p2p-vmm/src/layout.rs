@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            ┌ RAM (in as many regions as there are holes, plus one)
-//! below 3 GiB  ├ PCIe configuration space (ECAM) of as many buses as there may be; lower if a fixed PCI window is there
+//! 0xb000_0000  ├ PCIe configuration space (ECAM), 256 buses; lower if a fixed PCI window is there
 //! 0xc000_0000  ├ 32-bit PCI window
 //! 0xfec0_0000  ├ I/O APIC, local APICs
 //! 4 GiB        ├ RAM, as far as it did not fit below
@@ -27,8 +27,8 @@ const FOUR_GIB: u64 = 4 * GIB;
 const MMIO32_START: u64 = 0xc000_0000;
 /// End of the 32-bit PCI window: the I/O APIC.
 const MMIO32_END: u64 = 0xfec0_0000;
-/// Size of ECAM per bus (PCIe r6.0 §7.2.2). All of it is aligned to its size.
-const ECAM_BUS_BYTES: u64 = 1 << 20;
+/// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2). It is aligned to its size.
+const ECAM_BYTES: u64 = 256 << 20;
 
 /// Half-open range of guest-physical addresses.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,8 +120,6 @@ pub(crate) enum LayoutError {
 /// What a layout is made from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LayoutRequest<'a> {
-    /// How many PCI buses there may be at most, the root bus included.
-    pub(crate) buses: u16,
     /// Guest memory in bytes, whole pages.
     pub(crate) ram_bytes: u64,
     /// End of the usable addresses in bytes.
@@ -142,8 +140,6 @@ pub(crate) struct Layout {
     pub(crate) mmio32: Vec<GpaRange>,
     /// PCIe configuration space.
     pub(crate) ecam: GpaRange,
-    /// The number of the last PCI bus.
-    pub(crate) last_bus: u8,
     /// Free 64-bit PCI window.
     pub(crate) mmio64: GpaRange,
     /// What the host bridge forwards: the PCI windows, fixed ones included, ascending and apart.
@@ -154,7 +150,6 @@ impl Layout {
     /// Lays out the address space.
     pub(crate) fn new(request: &LayoutRequest<'_>) -> Result<Self, LayoutError> {
         let LayoutRequest {
-            buses,
             ram_bytes,
             limit,
             holes,
@@ -162,8 +157,7 @@ impl Layout {
         } = *request;
         check_fixed(fixed, limit)?;
         let too_large = LayoutError::TooLarge { ram_bytes, limit };
-        let last_bus = last_bus(buses);
-        let ecam = place_ecam(last_bus, fixed).ok_or(LayoutError::NoEcam)?;
+        let ecam = place_ecam(fixed).ok_or(LayoutError::NoEcam)?;
         let taken: Vec<GpaRange> = holes.iter().chain(fixed).copied().collect();
 
         let room = [
@@ -191,7 +185,6 @@ impl Layout {
             ram,
             mmio32,
             ecam,
-            last_bus,
             mmio64,
             pci: union(windows.iter().chain(fixed)),
         })
@@ -226,23 +219,11 @@ fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
     Ok(())
 }
 
-/// The last of so many buses, or of a few more: there are a power of two of them.
-///
-/// Guests pay for each: Linux looks for root buses that nobody told it of at every number up to the last, in 64 accesses
-/// that the VMM has to answer (linux 7.2 arch/x86/pci/legacy.c: pcibios_fixup_peer_bridges()).
-fn last_bus(buses: u16) -> u8 {
-    let buses = buses.max(1).checked_next_power_of_two();
-    buses
-        .and_then(|buses| u8::try_from(buses - 1).ok())
-        .unwrap_or(u8::MAX)
-}
-
 /// The highest aligned place below the 32-bit PCI window that no fixed window needs; RAM at its start stays.
-fn place_ecam(last_bus: u8, fixed: &[GpaRange]) -> Option<GpaRange> {
-    let size = (u64::from(last_bus) + 1) * ECAM_BUS_BYTES;
-    let candidates = (1..MMIO32_START / size).rev();
+fn place_ecam(fixed: &[GpaRange]) -> Option<GpaRange> {
+    let candidates = (1..MMIO32_START / ECAM_BYTES).rev();
     candidates
-        .map(|n| GpaRange::new(n * size, (n + 1) * size))
+        .map(|n| GpaRange::new(n * ECAM_BYTES, (n + 1) * ECAM_BYTES))
         .find(|ecam| fixed.iter().all(|w| w.intersect(ecam).len_bytes() == 0))
 }
 
@@ -304,7 +285,6 @@ mod tests {
 
     fn layout(ram_bytes: u64, address_bits: u8, ram_holes: &[GpaRange]) -> Layout {
         Layout::new(&LayoutRequest {
-            buses: 256,
             ram_bytes,
             limit: 1 << address_bits,
             holes: ram_holes,
@@ -335,33 +315,6 @@ mod tests {
             ]
         );
         assert_eq!(layout.mmio64, GpaRange::new(5 * GIB, 1 << 40));
-    }
-
-    #[test]
-    fn configuration_space_is_there_for_as_many_buses_as_there_may_be() {
-        for (buses, last_bus) in [
-            (0, 0),
-            (1, 0),
-            (2, 1),
-            (33, 63),
-            (129, 255),
-            (256, 255),
-            (300, 255),
-        ] {
-            let request = LayoutRequest {
-                buses,
-                ram_bytes: 4 * GIB,
-                limit: 1 << 40,
-                holes: &[],
-                fixed: &[],
-            };
-            let layout = Layout::new(&request).unwrap();
-            assert_eq!(layout.last_bus, last_bus, "{buses}");
-            let ecam_bytes = (u64::from(last_bus) + 1) * MIB;
-            assert_eq!(layout.ecam.len_bytes(), ecam_bytes);
-            assert_eq!(layout.ecam.start % ecam_bytes, 0);
-            assert_eq!(layout.ram[0], GpaRange::new(0, layout.ecam.start));
-        }
     }
 
     #[test]
@@ -401,7 +354,6 @@ mod tests {
     #[test]
     fn memory_beyond_the_address_space_is_refused() {
         let request = LayoutRequest {
-            buses: 256,
             ram_bytes: 600 * GIB,
             limit: 1 << 39,
             holes: &[],
@@ -419,7 +371,6 @@ mod tests {
     #[test]
     fn memory_that_leaves_no_64_bit_window_is_refused() {
         let request = LayoutRequest {
-            buses: 256,
             ram_bytes: 511 * GIB,
             limit: 1 << 39,
             holes: &[],
@@ -455,7 +406,6 @@ mod tests {
 
     fn with_fixed(fixed: &[GpaRange]) -> Result<Layout, LayoutError> {
         Layout::new(&LayoutRequest {
-            buses: 256,
             ram_bytes: 8 * GIB,
             limit: 1 << 40,
             holes: &[],
@@ -505,7 +455,6 @@ mod tests {
     #[test]
     fn hole_that_is_not_page_aligned_is_refused() {
         let request = LayoutRequest {
-            buses: 256,
             ram_bytes: GIB,
             limit: 1 << 39,
             holes: &[GpaRange::new(0x1000, 0x1800)],

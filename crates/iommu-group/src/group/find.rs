@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::buses::Buses;
 use super::isolation::{Lack, lack};
-use super::model::{Buses, Doubt};
+use super::model::Doubt;
 use super::node::{LocalGroup, Node, Passes};
 use super::reason::Reason;
 use crate::config::{Hidden, PortType};

@@ -91,6 +91,11 @@ fn reserved_resources(ecam: &GpaRange) -> RawAml {
     )])
 }
 
+/// The root of the segment, which tells where its ECAM is (`_CBA`, PCI Firmware Specification r3.3 §4.1.3).
+///
+/// A table `MCFG` could tell it too, but makes Linux look for root buses that nobody told it of at every number up to
+/// the last, in 16,000 accesses that the VMM has to answer (linux 7.2 arch/x86/pci/legacy.c:
+/// pcibios_fixup_peer_bridges()).
 fn host_bridge(layout: &Layout) -> RawAml {
     let windows = windows(layout);
     RawAml::concat(&[&Device::new(
@@ -101,6 +106,7 @@ fn host_bridge(layout: &Layout) -> RawAml {
             &Name::new("_SEG".into(), &ZERO),
             &Name::new("_BBN".into(), &ZERO),
             &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CBA".into(), &layout.ecam.start().0),
             // Cache coherent DMA.
             &Name::new("_CCA".into(), &ONE),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&windows])),
@@ -115,10 +121,7 @@ fn host_bridge(layout: &Layout) -> RawAml {
 fn windows(layout: &Layout) -> RawAml {
     let uncached = AddressSpaceCacheable::NotCacheable;
     let mut resources = vec![
-        RawAml::concat(&[&AddressSpace::new_bus_number(
-            0x00u16,
-            layout.last_bus.into(),
-        )]),
+        RawAml::concat(&[&AddressSpace::new_bus_number(0x00u16, 0xff)]),
         RawAml::concat(&[&IO::new(0xcf8, 0xcf8, 1, 8)]),
     ];
     for window in &layout.pci {

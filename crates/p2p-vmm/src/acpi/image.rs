@@ -6,7 +6,6 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
-use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -67,9 +66,8 @@ impl AcpiImage {
         let dsdt = image.append(&dsdt_table(request));
         let fadt = image.append(&fadt_table(dsdt));
         let madt = image.append(&madt_table(request.cpus));
-        let mcfg = image.append(&mcfg_table(request.layout));
         let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-        for table in [fadt, madt, mcfg] {
+        for table in [fadt, madt] {
             xsdt.add_entry(table.0);
         }
         let xsdt = image.append(&xsdt);
@@ -164,12 +162,6 @@ fn madt_table(cpus: u8) -> MADT {
     madt
 }
 
-fn mcfg_table(layout: &Layout) -> MCFG {
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout.ecam.start().0, 0, 0, layout.last_bus);
-    mcfg
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,7 +171,6 @@ mod tests {
 
     fn layout() -> Layout {
         Layout::new(&LayoutRequest {
-            buses: 20,
             ram_bytes: 512 << 20,
             limit: 1 << 40,
             holes: &[],
@@ -240,7 +231,7 @@ mod tests {
 
         let tables = tables(&image);
         let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["XSDT", "FACP", "APIC", "MCFG", "DSDT"]);
+        assert_eq!(names, ["XSDT", "FACP", "APIC", "DSDT"]);
         for (name, bytes) in &tables {
             assert_eq!(sum(bytes), 0, "checksum of {name}");
         }
@@ -261,11 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn mcfg_names_the_layouts_ecam() {
-        let image = image(1, true);
-        let (_, mcfg) = tables(&image).swap_remove(3);
-        assert_eq!(word(&mcfg[44..52]), layout().ecam.start().0);
-        assert_eq!(mcfg[52..56], [0, 0, 0, 31]);
+    fn host_bridge_tells_where_the_layouts_ecam_is() {
+        let (_, dsdt) = tables(&image(1, true)).pop().unwrap();
+        let ecam = u32::try_from(layout().ecam.start().0).unwrap();
+        // Name, its four letters, a double word (ACPI 6.5 §20.2.5.1, §20.2.3).
+        let object = [b"\x08_CBA\x0c", &ecam.to_le_bytes()[..]].concat();
+        assert!(dsdt.windows(object.len()).any(|bytes| bytes == object));
     }
 
     #[test]

@@ -48,11 +48,6 @@ impl From<anyhow::Error> for AddError {
             Ok(refusal) => return Self::Refused(refusal),
             Err(error) => error,
         };
-        if matches!(error.downcast_ref(), Some(LayoutError::Buses { .. })) {
-            return Self::NoRoom(format!(
-                "{error:#}\nhow many there are was decided when the VM started: give it its devices then"
-            ));
-        }
         if error.is::<LayoutError>() || error.is::<NoRoom>() {
             return Self::NoRoom(format!("{error:#}"));
         }

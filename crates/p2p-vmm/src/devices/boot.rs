@@ -11,7 +11,7 @@ use p2p_vfio::{
 };
 
 use super::contexts::{Contexts, Domain, gaps};
-use super::ground::{SPARE_BUSES, SPARE_SLOTS, bus_range, empty_root, spare, whole_pages};
+use super::ground::{bus_range, empty_root, spare, whole_pages};
 use super::judge::Judged;
 use super::registry::{DeviceEvents, Devices, Entry};
 use super::unit::{Guest, Opened, endpoint, preferring_home};
@@ -42,8 +42,6 @@ pub(crate) struct Demands {
     pub(crate) fixed: Vec<GpaRange>,
     /// PCI windows that had better be there, for devices that may come later.
     pub(crate) wished: Vec<GpaRange>,
-    /// PCI buses, the root bus included.
-    pub(crate) buses: u16,
     /// End of what every device can address.
     pub(crate) limit: Option<u64>,
 }
@@ -102,14 +100,12 @@ impl<'a> OpenDevices<'a> {
         let holes = all.flat_map(|(_, candidate)| &candidate.holes);
         let bridges = self.judged.host.bridge_windows();
         let bridges = bridges.iter().filter_map(bus_range);
-        let branches = self.branches(None);
         let mut demands = Demands {
-            buses: self.buses(&branches),
             holes: holes.map(whole_pages).collect(),
             wished: bridges.map(|window| GpaRange::from(&window)).collect(),
             ..Demands::default()
         };
-        for window in fixed_windows(&branches)? {
+        for window in fixed_windows(&self.branches(None))? {
             demands.fixed.push(GpaRange::from(&window));
         }
         if let Some(ranges) = self.contexts.iova_ranges()? {
@@ -119,19 +115,6 @@ impl<'a> OpenDevices<'a> {
             check_reachable(&demands.fixed, &gaps)?;
         }
         Ok(demands)
-    }
-
-    /// How many buses the guest has; `branches` keep no room for others.
-    fn buses(&self, branches: &[Branch]) -> u16 {
-        let growth = |branch: &Branch| match branch {
-            Branch::Switch { .. } if self.growing => SPARE_SLOTS,
-            Branch::Switch { .. } | Branch::Device(_) => 0,
-        };
-        let each = branches
-            .iter()
-            .map(|branch| u16::from(branch.buses()) + u16::from(growth(branch)));
-        let later = if self.growing { SPARE_BUSES } else { 0 };
-        each.fold(1 + later, u16::saturating_add)
     }
 
     /// How the guest will find the devices. With a layout switches keep room for more members, and members are at their

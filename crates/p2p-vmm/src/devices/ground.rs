@@ -9,9 +9,7 @@ use crate::layout::{GpaRange, Layout};
 use crate::pci::{BusSurvey, DEVICES};
 
 /// Bus numbers that a switch keeps for members that come later.
-pub(super) const SPARE_SLOTS: u8 = 16;
-/// Buses that a VM has at least for devices that come later, beside those that switches keep.
-pub(super) const SPARE_BUSES: u16 = 32;
+const SPARE_SLOTS: u8 = 16;
 /// Bytes below 4 GiB that a switch keeps if its members can be anywhere.
 const SPARE_MEMORY_BYTES: u64 = 32 << 20;
 /// Part of the 64-bit window that a switch keeps then, but no more than [`MOST_PREFETCHABLE_BYTES`].
@@ -25,10 +23,7 @@ pub(super) fn empty_root(layout: &Layout) -> Ground {
         memory: ranges(&layout.mmio32),
         prefetchable: ranges(&[layout.mmio64]),
     };
-    Ground {
-        buses: (1..=layout.last_bus).collect(),
-        ..Ground::root(apertures, ranges(&layout.pci))
-    }
+    Ground::root(apertures, ranges(&layout.pci))
 }
 
 /// A bus with what the guest has on it.

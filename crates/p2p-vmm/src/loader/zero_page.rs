@@ -117,7 +117,6 @@ mod tests {
 
     fn layout(ram_bytes: u64, ram_holes: &[GpaRange]) -> Layout {
         Layout::new(&LayoutRequest {
-            buses: 256,
             ram_bytes,
             limit: 1 << 40,
             holes: ram_holes,

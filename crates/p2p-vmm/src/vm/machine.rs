@@ -171,7 +171,6 @@ fn lay_out(
     let limit = known.map_or(cpu_limit, |limit| limit.min(cpu_limit));
     let lay_out = |fixed: &[GpaRange]| {
         Layout::new(&LayoutRequest {
-            buses: demands.buses,
             ram_bytes: config.memory.size_bytes(),
             limit,
             holes: &demands.holes,

@@ -13,6 +13,7 @@ use super::watch::Watch;
 use crate::confine::Confinement;
 use crate::devices;
 use crate::exit::{ExitRequest, VmExit};
+use crate::memory;
 use crate::vcpu::{PauseError, VcpuThreads};
 
 /// One life of the VM, from its first instruction to its end; ended by [`stop`](Self::stop).
@@ -36,6 +37,8 @@ impl Running {
         // Judged again for every life: the host may have changed since the last one.
         let judged = devices::judge(&config.devices, &host.policy)?;
         let mut machine = Machine::build(host, config, &judged, &exit)?;
+        drop(judged);
+        memory::return_freed();
         log::info!("at the start: {}", machine.census());
 
         let vcpus = std::mem::take(&mut machine.vcpus);

@@ -19,11 +19,8 @@ pub enum LayoutError {
         room: usize,
     },
     /// No bus numbers are left.
-    #[error("{needed} more PCI buses in a row are needed, and there are not so many left")]
-    Buses {
-        /// How many a branch needs.
-        needed: u8,
-    },
+    #[error("the devices need more PCI buses than there are")]
+    Buses,
     /// The BARs of a branch find no room.
     #[error(
         "{kind} BARs need {needed_bytes} bytes, aligned to {align_bytes}, and there is no room for them"

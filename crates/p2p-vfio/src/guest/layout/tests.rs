@@ -378,10 +378,7 @@ fn a_member_beyond_what_its_switch_keeps_is_refused() {
     let error = lay_out(&[Branch::Device(nvme())], ground.clone()).unwrap_err();
     assert!(matches!(error, LayoutError::Aperture { .. }), "{error}");
     let two = [Branch::Device(endpoint(&[])), Branch::Device(endpoint(&[]))];
-    assert_eq!(
-        lay_out(&two, ground).unwrap_err(),
-        LayoutError::Buses { needed: 1 }
-    );
+    assert_eq!(lay_out(&two, ground).unwrap_err(), LayoutError::Buses);
 }
 
 const FIRST: [(u8, u64); 2] = [(0, 0xfe80_0000), (4, 0xc0_2000_0000)];
