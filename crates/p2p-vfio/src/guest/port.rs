@@ -25,6 +25,7 @@ const BRIDGE_CONTROL: usize = 0x3e;
 
 const EXPRESS: usize = 0x40;
 const POWER: usize = 0x80;
+const SUBSYSTEM: usize = 0x88;
 
 /// Granularity of bridge memory windows in bytes (PCI-to-PCI bridge r1.2 §3.2.5.8).
 pub(super) const WINDOW_ALIGN: u64 = 1 << 20;
@@ -110,6 +111,7 @@ impl VirtualPort {
         port.header();
         port.express(number, link);
         port.power();
+        port.subsystem();
         port
     }
 
@@ -186,8 +188,14 @@ impl VirtualPort {
 
     /// PCI power management r1.2 §3.2: D0 and D3hot, no PME; state survives D3hot.
     fn power(&mut self) {
-        self.put(POWER, [0x01, 0x00, 0x03, 0x00, 0x08, 0x00]);
+        self.put(POWER, [0x01, low_byte(SUBSYSTEM), 0x03, 0x00, 0x08, 0x00]);
         self.allow(POWER + 4, [0x03]);
+    }
+
+    /// PCI-to-PCI bridge r1.2 §3.2.5.13.
+    fn subsystem(&mut self) {
+        self.put(SUBSYSTEM, [0x0d, 0x00, 0x00, 0x00]);
+        self.put(SUBSYSTEM + 4, self.kind.identity());
     }
 
     /// What the port is.

@@ -38,7 +38,7 @@ fn capability_list_ends() {
             ids.push(header & 0xff);
             next = header >> 8 & 0xff;
         }
-        assert_eq!(ids, [0x10, 0x01]);
+        assert_eq!(ids, [0x10, 0x01, 0x0d]);
     }
 }
 
