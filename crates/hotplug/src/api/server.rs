@@ -14,7 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use axum::Router;
 use tokio::sync::Notify;
 
 use super::call::{CallQueue, queue};
@@ -22,6 +21,9 @@ use crate::{EventLog, thread};
 
 use crate::SocketError;
 use crate::socket::ApiSocket;
+use answer::Answers;
+use desk::AtDesk;
+use routes::VmmCalls;
 use stream::Streams;
 
 pub use desk::{Desk, Inquiry, Verb};
@@ -58,8 +60,8 @@ impl ApiServer {
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<(Self, CallQueue), ServerError> {
         let (caller, calls) = queue().map_err(ServerError::Thread)?;
-        let shared = routes::Shared::new(caller, Streams::new(events.clone()));
-        let server = Self::serve(path, routes::router(shared), events, first)?;
+        let answers = VmmCalls::new(caller, Streams::new(events.clone()));
+        let server = Self::serve(path, answers, events, first)?;
         Ok((server, calls))
     }
 
@@ -72,13 +74,13 @@ impl ApiServer {
         events: &EventLog,
         desk: Arc<dyn Desk>,
     ) -> Result<Self, ServerError> {
-        let router = desk::router(desk, Streams::new(events.clone()));
-        Self::serve(path, router, events, || Ok(()))
+        let answers = AtDesk::new(desk, Streams::new(events.clone()));
+        Self::serve(path, answers, events, || Ok(()))
     }
 
     fn serve(
         path: &Path,
-        router: Router,
+        answers: impl Answers,
         events: &EventLog,
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<Self, ServerError> {
@@ -92,7 +94,7 @@ impl ApiServer {
             .max_blocking_threads(MOST_ANSWERING)
             .build()
             .map_err(ServerError::Thread)?;
-        let body = move || runtime.block_on(listen::serve(socket, router, events, stopped));
+        let body = move || runtime.block_on(listen::serve(socket, answers, events, stopped));
         let thread = thread::start("api", first, body).map_err(ServerError::Thread)?;
         Ok(Self {
             stop,

@@ -1,12 +1,23 @@
 //! Answers: cloud-hypervisor's status codes, headers and error bodies.
 
-use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, HeaderValue, SERVER};
-use axum::response::{IntoResponse, Response};
+use http_body_util::{Either, Full};
 use hyper::StatusCode;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use serde::Serialize;
 
+use super::request::Asked;
+use super::stream::EventBody;
 use crate::api::failure::Failure;
+
+/// An answer: whole, or events as they come.
+pub(super) type Response = hyper::Response<Either<Full<Bytes>, EventBody>>;
+
+/// Who answers requests.
+pub(super) trait Answers: Clone + Send + Sync + 'static {
+    /// The answer to a request.
+    fn answer(&self, asked: Asked) -> impl Future<Output = Result<Response, BadRequest>> + Send;
+}
 
 /// A request that does not become a call.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,8 +36,8 @@ pub(super) enum BadRequest {
     Json(String),
 }
 
-impl IntoResponse for BadRequest {
-    fn into_response(self) -> Response {
+impl BadRequest {
+    pub(super) fn into_response(self) -> Response {
         let (status, messages) = match self {
             Self::Form => (StatusCode::BAD_REQUEST, vec!["Bad Request".to_owned()]),
             Self::NoSuchCall => (StatusCode::NOT_FOUND, vec!["Not Found".to_owned()]),
@@ -65,21 +76,21 @@ pub(super) fn failure(what: &str, failure: &Failure) -> Response {
 /// The answer with this value as its body.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(body) => with_body(status, Body::from(body)),
+        Ok(body) => with_body(status, body.into()),
         Err(error) => {
             log::error!("API: cannot write an answer: {error}");
-            with_body(StatusCode::INTERNAL_SERVER_ERROR, Body::empty())
+            empty(StatusCode::INTERNAL_SERVER_ERROR)
         }
     }
 }
 
 /// The answer without a body.
 pub(super) fn empty(status: StatusCode) -> Response {
-    with_body(status, Body::empty())
+    with_body(status, Bytes::new())
 }
 
-fn with_body(status: StatusCode, body: Body) -> Response {
-    let mut response = Response::new(body);
+fn with_body(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Either::Left(Full::new(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::answer::{BadRequest, empty, failure, json};
-use super::request::{parse, read};
-use super::stream::{self, Streams};
+use super::answer::{Answers, BadRequest, Response, empty, failure, json};
+use super::request::{Asked, parse};
+use super::stream::{EVENTS, Streams};
 use crate::api::failure::Failure;
 
 /// HTTP's verb of a call.
@@ -57,38 +53,43 @@ pub trait Desk: Send + Sync + 'static {
     fn answer(&self, inquiry: &Inquiry) -> Result<Option<Value>, Failure>;
 }
 
+/// The calls of a desk, and the stream of events.
 #[derive(Clone)]
-struct Shared {
+pub(super) struct AtDesk {
     desk: Arc<dyn Desk>,
     streams: Streams,
 }
 
-impl axum::extract::FromRef<Shared> for Streams {
-    fn from_ref(shared: &Shared) -> Self {
-        shared.streams.clone()
+impl AtDesk {
+    pub(super) fn new(desk: Arc<dyn Desk>, streams: Streams) -> Self {
+        Self { desk, streams }
     }
 }
 
-/// The calls of a desk, and the stream of events.
-pub(super) fn router(desk: Arc<dyn Desk>, streams: Streams) -> Router {
-    Router::new()
-        .route("/api/v1/events", get(stream::events))
-        .fallback(any(answer))
-        .with_state(Shared { desk, streams })
-}
-
-async fn answer(State(shared): State<Shared>, request: Request) -> Response {
-    match ask(shared.desk, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+impl Answers for AtDesk {
+    async fn answer(&self, asked: Asked) -> Result<Response, BadRequest> {
+        if asked.call()? == EVENTS {
+            return self.streams.answer(asked);
+        }
+        let (call, inquiry) = inquiry(&*self.desk, asked)?;
+        let desk = Arc::clone(&self.desk);
+        // The host is read and written for as long as that takes; others are served meanwhile.
+        let answered = tokio::task::spawn_blocking(move || desk.answer(&inquiry)).await;
+        Ok(match answered {
+            Ok(Ok(Some(value))) => json(StatusCode::OK, &value),
+            Ok(Ok(None)) => empty(StatusCode::NO_CONTENT),
+            Ok(Err(error)) => failure(&format!("{call} was not done"), &error),
+            Err(error) => {
+                log::error!("API: {call}: {error}");
+                failure(&format!("{call} was not done"), &Failure::failed(&error))
+            }
+        })
     }
 }
 
-async fn ask(desk: Arc<dyn Desk>, request: Request) -> Result<Response, BadRequest> {
-    let path = request.uri().path().to_owned();
-    let path = path
-        .strip_prefix("/api/v1/")
-        .ok_or(BadRequest::NoSuchCall)?;
+/// What a desk with these calls is asked, and by which of their names.
+fn inquiry(desk: &dyn Desk, asked: Asked) -> Result<(&'static str, Inquiry), BadRequest> {
+    let path = asked.call()?;
     let calls = desk.calls().iter();
     let mut calls = calls.filter_map(|(name, verb)| {
         let rest = path.strip_prefix(name)?;
@@ -99,26 +100,14 @@ async fn ask(desk: Arc<dyn Desk>, request: Request) -> Result<Response, BadReque
         Verb::Get => Method::GET,
         Verb::Put => Method::PUT,
     };
-    if request.method() != method {
+    asked.verb(&method)?;
+    if verb == Verb::Get && !asked.body.is_empty() {
         return Err(BadRequest::Form);
     }
     let inquiry = Inquiry {
         call: call.trim_end_matches('/'),
         rest: rest.to_owned(),
-        body: read(request.into_body()).await?,
+        body: asked.body,
     };
-    if verb == Verb::Get && !inquiry.body.is_empty() {
-        return Err(BadRequest::Form);
-    }
-    // The host is read and written for as long as that takes; others are served meanwhile.
-    let answered = tokio::task::spawn_blocking(move || desk.answer(&inquiry)).await;
-    Ok(match answered {
-        Ok(Ok(Some(value))) => json(StatusCode::OK, &value),
-        Ok(Ok(None)) => empty(StatusCode::NO_CONTENT),
-        Ok(Err(error)) => failure(&format!("{call} was not done"), &error),
-        Err(error) => {
-            log::error!("API: {call}: {error}");
-            failure(&format!("{call} was not done"), &Failure::failed(&error))
-        }
-    })
+    Ok((call, inquiry))
 }

@@ -5,9 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
@@ -17,10 +14,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tower::ServiceExt;
 
+use super::answer::{Answers, BadRequest, Response};
 use super::connection::{Connections, Entry, Held};
-use super::request::read;
+use super::request::{Asked, read};
 use super::riders::{Carriage, Riders};
 use crate::EventLog;
 use crate::socket::ApiSocket;
@@ -39,7 +36,12 @@ const LOOK: Duration = Duration::from_millis(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` is told.
-pub(super) async fn serve(socket: ApiSocket, router: Router, events: EventLog, stop: Arc<Notify>) {
+pub(super) async fn serve(
+    socket: ApiSocket,
+    answers: impl Answers,
+    events: EventLog,
+    stop: Arc<Notify>,
+) {
     let connections = Connections::default();
     let mut tasks = JoinSet::new();
     let accept = async {
@@ -52,7 +54,7 @@ pub(super) async fn serve(socket: ApiSocket, router: Router, events: EventLog, s
         };
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => welcome(stream, &connections, &router, &mut tasks),
+                Ok((stream, _)) => welcome(stream, &connections, &answers, &mut tasks),
                 Err(error) => {
                     log::warn!("API: cannot accept a connection: {error}");
                     tokio::time::sleep(PAUSE).await;
@@ -80,7 +82,7 @@ pub(super) async fn serve(socket: ApiSocket, router: Router, events: EventLog, s
 fn welcome(
     stream: UnixStream,
     connections: &Connections,
-    router: &Router,
+    answers: &impl Answers,
     tasks: &mut JoinSet<()>,
 ) {
     match may_ask(&stream) {
@@ -95,7 +97,7 @@ fn welcome(
         log::warn!("API: a connection was closed, as all others are busy");
         return;
     };
-    let task = tasks.spawn(converse(stream, Arc::clone(&entry), router.clone()));
+    let task = tasks.spawn(converse(stream, Arc::clone(&entry), answers.clone()));
     entry.opened(task);
 }
 
@@ -113,11 +115,11 @@ fn may_ask(stream: &UnixStream) -> io::Result<bool> {
     Ok(allowed)
 }
 
-async fn converse(stream: UnixStream, entry: Arc<Entry>, router: Router) {
+async fn converse(stream: UnixStream, entry: Arc<Entry>, answers: impl Answers) {
     let riders = Riders::default();
     let carriage = Carriage::new(stream, riders.clone());
     let service = service_fn(move |request| {
-        answer(request, riders.clone(), Arc::clone(&entry), router.clone())
+        answer(request, riders.clone(), Arc::clone(&entry), answers.clone())
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -139,27 +141,38 @@ async fn answer(
     request: Request<Incoming>,
     riders: Riders,
     entry: Arc<Entry>,
-    router: Router,
+    answers: impl Answers,
 ) -> Result<Response, Infallible> {
-    let (parts, body) = request.into_parts();
-    let body = read(body).await;
-    // What came up to the last byte of this request is of no other.
-    let riders = riders.split_off();
-    let mut response = match body {
-        Ok(body) => {
-            let mut request = Request::from_parts(parts, Body::from(body));
-            request.extensions_mut().insert(riders);
-            let held = Held(Arc::new(entry.begins()));
-            // The handler lets go of the request, and of what it has with it, before it has an answer.
-            request.extensions_mut().insert(held.clone());
-            let response = router.oneshot(request).await?;
-            drop(held);
-            response
-        }
-        Err(error) => error.into_response(),
-    };
+    let answered = ask(request, &riders, &entry, &answers).await;
+    let mut response = answered.unwrap_or_else(BadRequest::into_response);
     // cloud-hypervisor's client takes all that follows the version for the number of the status.
     let no_reason = ReasonPhrase::from_static(b"");
     response.extensions_mut().insert(no_reason);
     Ok(response)
+}
+
+async fn ask(
+    request: Request<Incoming>,
+    riders: &Riders,
+    entry: &Arc<Entry>,
+    answers: &impl Answers,
+) -> Result<Response, BadRequest> {
+    let (parts, body) = request.into_parts();
+    let body = read(body).await;
+    // What came up to the last byte of this request is of no other.
+    let riders = riders.split_off();
+    let body = body?;
+    let held = Held(Arc::new(entry.begins()));
+    let asked = Asked {
+        method: parts.method,
+        path: parts.uri.path().to_owned(),
+        headers: parts.headers,
+        body,
+        riders,
+        held: held.clone(),
+    };
+    // Who answers lets go of the request, and of what came with it, before there is an answer.
+    let answered = answers.answer(asked).await;
+    drop(held);
+    answered
 }

@@ -2,45 +2,66 @@
 
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody};
-use axum::extract::{FromRequest, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes};
+use hyper::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 
 use super::answer::BadRequest;
+use super::connection::Held;
+use super::riders::Riders;
 
 /// Longest body, in bytes; a VM with sixteen vCPUs and a hundred devices needs a twentieth.
 const MAX_BODY_BYTES: usize = 512 << 10;
 /// How long a body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(5);
+/// What the paths of all calls begin with.
+const BASE: &str = "/api/v1/";
 
-/// A body that must be JSON of this type.
-pub(super) struct Json<T>(pub(super) T);
-
-/// A body that must not be there.
-pub(super) struct NoBody;
-
-impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
-    type Rejection = BadRequest;
-
-    async fn from_request(request: Request, _state: &S) -> Result<Self, BadRequest> {
-        let body = read(request.into_body()).await?;
-        if body.is_empty() {
-            return Err(BadRequest::Form);
-        }
-        parse(&body).map(Self).map_err(BadRequest::Json)
-    }
+/// A request, to its last byte.
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// What came with it.
+    pub(super) riders: Riders,
+    pub(super) held: Held,
 }
 
-impl<S: Sync> FromRequest<S> for NoBody {
-    type Rejection = BadRequest;
+impl Asked {
+    /// The path of the call.
+    pub(super) fn call(&self) -> Result<&str, BadRequest> {
+        self.path.strip_prefix(BASE).ok_or(BadRequest::NoSuchCall)
+    }
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, BadRequest> {
-        let body = read(request.into_body()).await?;
-        if body.is_empty() {
-            Ok(Self)
-        } else {
-            Err(BadRequest::Form)
+    /// The verb must be GET. A verb that a call does not have is a bad request, as cloud-hypervisor sees it.
+    pub(super) fn get(&self) -> Result<(), BadRequest> {
+        self.verb(&Method::GET)
+    }
+
+    /// The verb must be PUT, and there must be no body.
+    pub(super) fn put_nothing(&self) -> Result<(), BadRequest> {
+        self.verb(&Method::PUT)?;
+        match self.body.is_empty() {
+            true => Ok(()),
+            false => Err(BadRequest::Form),
+        }
+    }
+
+    /// The verb must be PUT, and the body JSON of this type.
+    pub(super) fn put_json<T: DeserializeOwned>(&self) -> Result<T, BadRequest> {
+        self.verb(&Method::PUT)?;
+        if self.body.is_empty() {
+            return Err(BadRequest::Form);
+        }
+        parse(&self.body).map_err(BadRequest::Json)
+    }
+
+    pub(super) fn verb(&self, verb: &Method) -> Result<(), BadRequest> {
+        match self.method == verb {
+            true => Ok(()),
+            false => Err(BadRequest::Form),
         }
     }
 }
@@ -48,7 +69,7 @@ impl<S: Sync> FromRequest<S> for NoBody {
 /// All of a body, if it is not too long and does not take too long.
 pub(super) async fn read<B>(body: B) -> Result<Bytes, BadRequest>
 where
-    B: HttpBody<Data = Bytes>,
+    B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let body = Limited::new(body, MAX_BODY_BYTES).collect();

@@ -8,17 +8,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Extension, State};
-use axum::http::HeaderMap;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use axum::response::{IntoResponse, Response};
-use hyper::body::Frame;
+use http_body_util::Either;
+use hyper::body::{Body, Bytes, Frame};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::OwnedNotified};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::answer::BadRequest;
+use super::answer::{BadRequest, Response};
 use super::connection::Held;
+use super::request::Asked;
 use crate::EventLog;
 use crate::event::{Found, Line, Reader};
 
@@ -64,30 +62,26 @@ impl Streams {
             _permit: permit,
         })
     }
+
+    /// Answers with the events.
+    pub(super) fn answer(&self, asked: Asked) -> Result<Response, BadRequest> {
+        asked.get()?;
+        let seen = asked.headers.get("last-event-id");
+        let seen = seen.and_then(|id| id.to_str().ok()?.parse().ok());
+        let body = self.open(seen, asked.held).ok_or(BadRequest::TooMany)?;
+        let mut response = Response::new(Either::Right(body));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        Ok(response)
+    }
 }
 
-/// Serves the stream.
-pub(super) async fn events(
-    State(streams): State<Streams>,
-    Extension(held): Extension<Held>,
-    headers: HeaderMap,
-) -> Response {
-    let seen = headers
-        .get("last-event-id")
-        .and_then(|id| id.to_str().ok())
-        .and_then(|id| id.parse().ok());
-    let Some(body) = streams.open(seen, held) else {
-        return BadRequest::TooMany.into_response();
-    };
-    let mut response = Response::new(Body::new(body));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
-}
+/// The call that asks for the events.
+pub(super) const EVENTS: &str = "events";
 
 /// The body of a stream: events as they come.
-struct EventBody {
+pub(super) struct EventBody {
     streams: Streams,
     reader: Reader,
     changed: Pin<Box<OwnedNotified>>,
@@ -97,7 +91,7 @@ struct EventBody {
     _permit: OwnedSemaphorePermit,
 }
 
-impl HttpBody for EventBody {
+impl Body for EventBody {
     type Data = Bytes;
     type Error = Infallible;
 
