@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -59,6 +60,37 @@ impl CloudHypervisor {
             lab.put(source, target)?;
         }
         Ok(())
+    }
+
+    /// Whether it can be told to map no BARs, without which it has one device that is no peer at most.
+    ///
+    /// # Errors
+    /// It does not say of which version it is.
+    pub fn has_p2p_switch(&self) -> Result<bool> {
+        const FIRST: u32 = 52;
+        let program = self.program.display();
+        let output = Command::new(&self.program).arg("--version").output();
+        let output = output.with_context(|| format!("cannot run {program}"))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let mut words = said.split_whitespace();
+        let major = words.find_map(|word| word.strip_prefix('v')?.split('.').next()?.parse().ok());
+        let major: u32 = major.with_context(|| format!("{program} says no version: {said}"))?;
+        Ok(major >= FIRST)
+    }
+
+    /// What [`given`](Self::given) says, of one that can have several devices that are no peers.
+    ///
+    /// # Errors
+    /// It does not say of which version it is.
+    pub fn for_strangers(test: &str) -> Result<Option<Self>> {
+        let Some(given) = Self::given(test) else {
+            return Ok(None);
+        };
+        if given.has_p2p_switch()? {
+            return Ok(Some(given));
+        }
+        eprintln!("SKIPPED {test}: CH_BIN maps all BARs always, v52.0 and newer need not");
+        Ok(None)
     }
 
     /// Whether there is `ch-remote`; if not, `test` says that it is skipped.

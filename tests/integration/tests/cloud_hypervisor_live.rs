@@ -36,7 +36,15 @@ const CONTRACT: Duration = Duration::from_secs(900);
 
 /// The lab with cloud-hypervisor in it and the engines bound to vfio-pci; `None` without cloud-hypervisor.
 fn lab(test: &str) -> Option<Turn<'static>> {
-    let programs = CloudHypervisor::given(test)?;
+    lab_with(CloudHypervisor::given(test)?)
+}
+
+/// The same, for guests with several devices that are no peers.
+fn lab_for_strangers(test: &str) -> Option<Turn<'static>> {
+    lab_with(CloudHypervisor::for_strangers(test).unwrap()?)
+}
+
+fn lab_with(programs: CloudHypervisor) -> Option<Turn<'static>> {
     let lab = LAB.turn();
     programs.put(&lab).unwrap();
     for bdf in [LEFT, RIGHT, OTHER] {
@@ -85,8 +93,9 @@ fn regrouped<'lab>(lab: &'lab Turn<'_>) -> Live<'lab> {
 
 #[test]
 fn the_group_of_a_device_changes_under_a_running_cloud_hypervisor_and_back() {
-    let Some(lab) = lab("the_group_of_a_device_changes_under_a_running_cloud_hypervisor_and_back")
-    else {
+    let Some(lab) = lab_for_strangers(
+        "the_group_of_a_device_changes_under_a_running_cloud_hypervisor_and_back",
+    ) else {
         return;
     };
     let mut live = regrouped(&lab);
@@ -121,7 +130,8 @@ fn records(lab: &Turn<'_>) -> Vec<u64> {
 
 #[test]
 fn a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor() {
-    let Some(lab) = lab("a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor")
+    let Some(lab) =
+        lab_for_strangers("a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor")
     else {
         return;
     };
@@ -157,7 +167,9 @@ fn a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor() {
 #[test]
 fn what_cloud_hypervisor_could_not_hold_is_refused_before_anything_is_changed() {
     const TEST: &str = "what_cloud_hypervisor_could_not_hold_is_refused_before_anything_is_changed";
-    let Some(lab) = lab(TEST) else { return };
+    let Some(lab) = lab_for_strangers(TEST) else {
+        return;
+    };
     let plain: Vec<&str> = LAUNCH
         .iter()
         .copied()

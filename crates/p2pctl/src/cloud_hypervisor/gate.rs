@@ -123,7 +123,14 @@ impl StockGate {
         asked.push(new);
         let settings = match self.judge(&asked, &wishes)? {
             Ok(settings) => settings,
-            Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
+            Err(refusal) => {
+                let mut reasons = refusal.reasons();
+                // The others were taken for peers, which nobody may have asked for.
+                if mapped && !peer {
+                    reasons.extend(asked.last().map(|new| mapped_for_all(new).to_string()));
+                }
+                return Ok(Decision::Refused(reasons));
+            }
         };
         let mut seen = self.seen();
         seen.look(&config);
@@ -206,8 +213,7 @@ fn unchangeable(
 ) -> Vec<Limit> {
     let mut limits = Vec::new();
     if let (true, true, [_, .., new]) = (settings.p2p_off, mapped, asked) {
-        let device = new.options.get("path").unwrap_or_default();
-        limits.push(Limit::Mapped { device });
+        limits.push(mapped_for_all(new));
     }
     if let Some((fewer, _)) = settings.bits {
         limits.push(Limit::Bits {
@@ -216,6 +222,12 @@ fn unchangeable(
         });
     }
     limits
+}
+
+/// Why a device that asked for no P2P cannot come to a VM that maps every BAR.
+fn mapped_for_all(new: &Asked) -> Limit {
+    let device = new.options.get("path").unwrap_or_default();
+    Limit::Mapped { device }
 }
 
 impl Gate for StockGate {

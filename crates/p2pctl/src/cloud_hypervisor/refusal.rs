@@ -145,7 +145,8 @@ pub(crate) enum Limit {
     /// A VM that was started with peer-to-peer for all.
     #[error(
         "this VM maps every BAR for every device, and {device} was not asked for p2p=on\n       \
-         start the VM with vfio_p2p_dma=off in its platform (p2pctl launch does), or ask for p2p=on for all its devices"
+         start the VM with vfio_p2p_dma=off in its platform (v52.0 and newer; p2pctl launch does), or ask for p2p=on for all \
+         its devices"
     )]
     Mapped { device: String },
     /// A peer that came beside others, and so without what its peers would reach.
