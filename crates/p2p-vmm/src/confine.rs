@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hotplug::VmConfig;
 
+use crate::memory;
+
 pub(crate) use files::FileRule;
 pub(crate) use filter::Trespass;
 
@@ -100,6 +102,7 @@ impl Confinement {
 
     /// Gives up what no thread needs. Called before there is any other.
     pub(crate) fn begin(&self) -> Result<(), ConfineError> {
+        memory::share_heap();
         capabilities::reduce(Role::Main).map_err(ConfineError::Capabilities)?;
         if self.seccomp == Some(Trespass::Ends) {
             violation::watch().map_err(ConfineError::Watch)?;

@@ -1,7 +1,7 @@
 //! Guest memory: anonymous and private, of huge pages where the host has them.
 #![allow(
     unsafe_code,
-    reason = "madvise is a system call, malloc_trim one of the C library"
+    reason = "madvise is a system call, and the C library's allocator has settings"
 )]
 
 use std::io;
@@ -36,6 +36,18 @@ pub(crate) fn allocate(regions: &[GpaRange]) -> Result<GuestMemoryMmap, MemoryEr
         }
     }
     Ok(memory)
+}
+
+/// Has all threads allocate from one heap; called before there is any but the main one.
+///
+/// Others would have heaps of their own. To give back part of one the C library asks how the host overcommits memory, and
+/// opens a file for that (glibc 2.36 malloc/arena.c: `shrink_heap()`), which ends a process one of whose threads may open none.
+pub(crate) fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number; nothing is freed or moved.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Gives the host back what this process has allocated and freed: a VM that runs needs little of what it took to build it.

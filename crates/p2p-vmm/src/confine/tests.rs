@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use hotplug::{PayloadConfig, SerialConfig};
 use rustix::process::geteuid;
@@ -129,16 +129,7 @@ fn a_trespasser_is_named_and_ends_the_process() {
         ("code", "the vcpu thread made system call 9 (mmap)"),
         ("kill", "the vcpu thread made system call 234 (tgkill)"),
     ] {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--ignored",
-                "--exact",
-                "--nocapture",
-                "confine::tests::trespass",
-            ])
-            .env(TRESPASSER, what)
-            .output()
-            .unwrap();
+        let output = trespasser(what);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(words), "{what}: {said}");
         assert!(!said.contains("goes on"), "{what}: {said}");
@@ -146,8 +137,34 @@ fn a_trespasser_is_named_and_ends_the_process() {
     }
 }
 
+/// A process with a confined thread that does `what`.
+fn trespasser(what: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            // What begins has no thread beside the main one.
+            "--test-threads=1",
+            "confine::tests::trespass",
+        ])
+        .env(TRESPASSER, what)
+        .output()
+        .unwrap()
+}
+
 #[test]
-#[ignore = "ends its process; run by the test above"]
+fn a_thread_that_frees_much_memory_is_no_trespasser() {
+    let output = trespasser("memory");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("goes on"),
+        "{said}"
+    );
+}
+
+#[test]
+#[ignore = "ends its process; run by the tests above"]
 fn trespass() {
     let what = std::env::var(TRESPASSER).unwrap();
     let confinement = Confinement::new(Some(Trespass::Ends), None);
@@ -161,6 +178,10 @@ fn trespass() {
             "ioctl" => drop(rustix::termios::tcgetwinsize(io::stderr())),
             "code" => forbidden::executable_memory(),
             "kill" => forbidden::signal_to_init(),
+            "memory" => {
+                let blocks: Vec<Vec<u8>> = (0..64).map(|_| vec![1; 64 << 10]).collect();
+                assert_eq!(blocks.iter().map(Vec::len).sum::<usize>(), 4 << 20);
+            }
             other => panic!("{other}?"),
         }
         eprintln!("goes on");
