@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::path::Path;
 
 use hotplug::api::Failure;
 use hotplug::{DeviceConfig, PayloadConfig};
@@ -18,7 +19,7 @@ pub(super) fn check_payload(
 ) -> Result<(), Failure> {
     for path in [Some(&payload.kernel), payload.initramfs.as_ref()] {
         if let Some(path) = path
-            && let Err(error) = File::open(path)
+            && let Err(error) = can_read(path)
         {
             let mut reason = error.to_string();
             if error.kind() == ErrorKind::PermissionDenied && confinement.keeps_files() {
@@ -30,6 +31,14 @@ pub(super) fn check_payload(
         }
     }
     Ok(())
+}
+
+/// Opens a file, which must not be a directory: that opens too, and cannot be read.
+fn can_read(path: &Path) -> io::Result<()> {
+    match File::open(path)?.metadata()?.is_dir() {
+        false => Ok(()),
+        true => Err(ErrorKind::IsADirectory.into()),
+    }
 }
 
 /// Checks that every path is that of a PCI function of this host, and none an alias of another.
@@ -47,4 +56,20 @@ pub(super) fn check(devices: &[DeviceConfig]) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_nothing_to_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("kernel");
+        let error = |path: &Path| can_read(path).map_err(|error| error.kind());
+        assert_eq!(error(&kernel), Err(ErrorKind::NotFound));
+        assert_eq!(error(dir.path()), Err(ErrorKind::IsADirectory));
+        std::fs::write(&kernel, "x").unwrap();
+        assert_eq!(error(&kernel), Ok(()));
+    }
 }
