@@ -20,8 +20,8 @@ impl Answers for VmmCalls {
     async fn answer(&self, asked: Asked) -> Result<Response, BadRequest> {
         match asked.call()? {
             "vmm.ping" => {
-                asked.get()?;
-                self.tell("The VMM does not answer", Call::Ping).await
+                self.tell(&asked, "The VMM does not answer", Call::Ping)
+                    .await
             }
             "vmm.shutdown" => {
                 asked.put_nothing()?;
@@ -32,51 +32,42 @@ impl Answers for VmmCalls {
                 let make = |reply| Call::Create(Box::new(config), reply);
                 self.done("The VM could not be created", make).await
             }
-            "vm.boot" => {
-                asked.put_nothing()?;
-                self.done("The VM could not boot", Call::Boot).await
-            }
+            "vm.boot" => self.act(&asked, "The VM could not boot", Call::Boot).await,
             "vm.shutdown" => {
-                asked.put_nothing()?;
                 let what = "The VM could not shutdown";
-                self.done(what, Call::Shutdown).await
+                self.act(&asked, what, Call::Shutdown).await
             }
             "vm.delete" => {
-                asked.put_nothing()?;
                 let what = "The VM could not be deleted";
-                self.done(what, Call::Delete).await
+                self.act(&asked, what, Call::Delete).await
             }
             "vm.reboot" => {
-                asked.put_nothing()?;
-                self.done("The VM could not reboot", Call::Reboot).await
+                self.act(&asked, "The VM could not reboot", Call::Reboot)
+                    .await
             }
             "vm.pause" => {
-                asked.put_nothing()?;
                 let what = "The VM could not be paused";
-                self.done(what, Call::Pause).await
+                self.act(&asked, what, Call::Pause).await
             }
             "vm.resume" => {
-                asked.put_nothing()?;
-                self.done("The VM could not resume", Call::Resume).await
+                self.act(&asked, "The VM could not resume", Call::Resume)
+                    .await
             }
             "vm.power-button" => {
-                asked.put_nothing()?;
                 let what = "Error triggering power button";
-                self.done(what, Call::PowerButton).await
+                self.act(&asked, what, Call::PowerButton).await
             }
             "vm.info" => {
-                asked.get()?;
-                self.tell("The VM info is not available", Call::Info).await
+                self.tell(&asked, "The VM info is not available", Call::Info)
+                    .await
             }
             "vm.counters" => {
-                asked.get()?;
                 let what = "The VM counters are not available";
-                self.tell(what, Call::Counters).await
+                self.tell(&asked, what, Call::Counters).await
             }
             "vm.p2p" => {
-                asked.get()?;
                 let what = "The P2P domains are not available";
-                self.tell(what, Call::P2p).await
+                self.tell(&asked, what, Call::P2p).await
             }
             "vm.p2p-windows" => {
                 let request = asked.put_json()?;
@@ -114,12 +105,25 @@ impl VmmCalls {
         })
     }
 
-    /// Makes a call whose answer is JSON.
+    /// Makes a call that has no body, as its answer has none.
+    async fn act(
+        &self,
+        asked: &Asked,
+        what: &str,
+        make: impl FnOnce(Reply<()>) -> Call,
+    ) -> Result<Response, BadRequest> {
+        asked.put_nothing()?;
+        self.done(what, make).await
+    }
+
+    /// Makes a call that changes nothing, whose answer is JSON.
     async fn tell<T: Serialize>(
         &self,
+        asked: &Asked,
         what: &str,
         make: impl FnOnce(Reply<T>) -> Call,
     ) -> Result<Response, BadRequest> {
+        asked.get()?;
         Ok(match self.caller.call(make).await {
             Ok(value) => json(StatusCode::OK, &value),
             Err(error) => failure(what, &error),
