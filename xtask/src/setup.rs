@@ -8,6 +8,9 @@ pub(crate) struct Args {
     /// Build the kernel with iommufd too, ten minutes and more, and say how to boot it: the output is for eval
     #[arg(long)]
     iommufd: bool,
+    /// Build the QEMU whose switches route too, some minutes
+    #[arg(long)]
+    routing: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -18,7 +21,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     }
-    for line in Assets::ensure(&progress)?.describe() {
+    let assets = match args.routing {
+        true => Assets::ensure_routing(&progress)?,
+        false => Assets::ensure(&progress)?,
+    };
+    for line in assets.describe() {
         println!("{line}");
     }
     Ok(())

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stage = |number: u8, what: &str| progress.step(&format!("[{number}/3] {what}"));
     let started = Instant::now();
     stage(1, "set-up");
-    for line in Assets::ensure(&progress)?.describe() {
+    for line in Assets::ensure_routing(&progress)?.describe() {
         progress.step(&format!("      {line}"));
     }
     let kernel = if args.iommufd {

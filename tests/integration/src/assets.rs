@@ -3,9 +3,11 @@
 //! What the machine has is used; the rest is downloaded with apt into the cache, without installing anything.
 
 mod apt;
+mod build;
 mod kernel;
 mod nested;
 mod own_kernel;
+mod own_qemu;
 mod source;
 mod store;
 mod systemd;
@@ -30,6 +32,9 @@ use store::Store;
 pub(crate) use store::hex;
 pub(crate) use systemd::Systemd;
 
+/// Names a QEMU to use.
+const LAB_QEMU: &str = "LAB_QEMU";
+
 /// Oldest QEMU whose nested SVM a current guest kernel survives under TCG.
 const MIN_QEMU_MAJOR: u32 = 10;
 
@@ -39,6 +44,7 @@ const SETUP_WAIT: Duration = Duration::from_secs(1800);
 /// Everything needed to boot a lab, found or fetched.
 #[derive(Debug, Clone)]
 pub struct Assets {
+    /// Runs the lab host.
     pub(crate) qemu: Qemu,
     pub(crate) kernel: Kernel,
     pub(crate) tools: Tools,
@@ -88,17 +94,45 @@ impl Assets {
             Kernel::find(&store)?,
             Tools::find(&store),
         );
-        if let (Some(qemu), Some(kernel), Some(tools)) = found {
-            return Ok(Self {
+        let mut assets = match found {
+            (Some(qemu), Some(kernel), Some(tools)) => Self {
                 qemu,
                 kernel,
                 tools,
-            });
+            },
+            found => {
+                let missing = missing(&found);
+                Self::fetch(found, &cache, &store, progress).map_err(|error| {
+                    anyhow!(
+                        "{error:#}\nthe lab lacks, and can fetch on Debian with apt only:{missing}"
+                    )
+                })?
+            }
+        };
+        if env::var_os(LAB_QEMU).is_none()
+            && let Some(program) = own_qemu::find()?
+        {
+            assets.qemu = assets.qemu.with_program(program)?;
         }
-        let missing = missing(&found);
-        Self::fetch(found, &cache, &store, progress).map_err(|error| {
-            anyhow!("{error:#}\nthe lab lacks, and can fetch on Debian with apt only:{missing}")
-        })
+        Ok(assets)
+    }
+
+    /// Finds or fetches everything, with a QEMU whose switches route: the one that `LAB_QEMU` names, or the lab's own,
+    /// which takes some minutes to build.
+    ///
+    /// # Errors
+    /// As [`Assets::ensure`]; the build fails; or `LAB_QEMU` does not route.
+    pub fn ensure_routing(progress: &Progress) -> Result<Self> {
+        let mut assets = Self::ensure(progress)?;
+        if env::var_os(LAB_QEMU).is_some() {
+            ensure!(
+                assets.qemu.routes()?,
+                "LAB_QEMU has no lab-downstream-port: its switches do not route; unset LAB_QEMU to have one built"
+            );
+            return Ok(assets);
+        }
+        assets.qemu = assets.qemu.with_program(own_qemu::ensure(progress)?)?;
+        Ok(assets)
     }
 
     fn fetch(
@@ -158,7 +192,7 @@ impl Qemu {
     const PROGRAM: &str = "qemu-system-x86_64";
 
     fn find(store: &Store) -> Result<Option<Self>> {
-        if let Some(path) = env::var_os("LAB_QEMU") {
+        if let Some(path) = env::var_os(LAB_QEMU) {
             let qemu = Self::probe(PathBuf::from(path), None).context("LAB_QEMU")?;
             return Ok(Some(qemu));
         }
@@ -230,6 +264,21 @@ impl Qemu {
         );
         version.clone_into(&mut qemu.version);
         Ok(qemu)
+    }
+
+    /// Another program with the firmware and libraries of this one.
+    fn with_program(self, program: PathBuf) -> Result<Self> {
+        Self::probe(
+            program,
+            Some(self.root.unwrap_or_else(|| PathBuf::from("/"))),
+        )
+    }
+
+    /// Whether it has the device models of `resources/qemu`.
+    fn routes(&self) -> Result<bool> {
+        let output = self.command().args(["-device", "help"]).output();
+        let output = output.with_context(|| format!("cannot run {}", self.program.display()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("lab-downstream-port"))
     }
 
     /// A command line that starts it, with the firmware and libraries that belong to it.

@@ -75,7 +75,10 @@ impl Lab {
     ) -> Result<Self> {
         profile.check()?;
         let accel = Accel::chosen()?;
-        let assets = Assets::ensure(progress)?;
+        let assets = match profile.needs_routing() {
+            true => Assets::ensure_routing(progress)?,
+            false => Assets::ensure(progress)?,
+        };
         let systemd = match profile.machine.systemd {
             true => Some(Systemd::ensure(progress)?),
             false => None,

@@ -46,6 +46,7 @@ pub mod protocol;
 pub mod report;
 mod settings;
 mod shared;
+mod trace;
 mod vm;
 mod work;
 
@@ -58,11 +59,12 @@ pub use host::{BOOT, COMMAND, Lab};
 pub use initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 pub use paths::lab_dir;
 pub use profile::{
-    Device, Drive, Iommu, Machine, PciBridge, Profile, ProfileError, Property, ROOT_BUS,
-    RootComplex, RootPort, SharedMemory, Switch,
+    Device, Drive, Iommu, Machine, PciBridge, PortAcs, Profile, ProfileError, Property, ROOT_BUS,
+    RootComplex, RootPort, STANDARD_ACS, SharedMemory, Switch,
 };
 pub use progress::Progress;
 pub use shared::{SharedLab, Turn};
+pub use trace::{TracedRequest, Way};
 pub use vm::{CMDLINE, GUEST, Vm};
 pub use work::Work;
 

@@ -152,6 +152,10 @@ impl Machine {
         let messages =
             fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let mut command = boot.assets.qemu.command();
+        if boot.profile.machine.trace {
+            command.args(["-d", "trace:lab_fabric", "-D"]);
+            command.arg(boot.dir.join(crate::trace::FILE));
+        }
         command
             .args(["-machine", "q35,kernel-irqchip=split"])
             .args(boot.accel.args(&boot.profile.machine))

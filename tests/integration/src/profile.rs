@@ -10,7 +10,8 @@ mod check;
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use iommu_group::AcsBits;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) use args::escape;
 pub use check::ProfileError;
@@ -78,6 +79,8 @@ pub struct Machine {
     pub cpu_family: Option<u8>,
     /// Whether systemd is the first process, with the agent beside it.
     pub systemd: bool,
+    /// Whether the way of each DMA request is written to a file: see [`Lab::trace`](crate::Lab::trace).
+    pub trace: bool,
     /// Added to the kernel command line, one word each.
     pub cmdline: Vec<String>,
 }
@@ -90,6 +93,7 @@ impl Default for Machine {
             address_bits: None,
             cpu_family: None,
             systemd: false,
+            trace: false,
             cmdline: Vec::new(),
         }
     }
@@ -139,12 +143,12 @@ pub struct RootPort {
     /// Other functions share the slot.
     #[serde(default)]
     pub multifunction: bool,
-    /// Take the ACS capability away.
-    #[serde(default)]
-    pub disable_acs: bool,
+    /// Its ACS capability bits: see [`Switch::acs`]. Stock QEMU has `none` and `standard`.
+    #[serde(default = "standard_acs", deserialize_with = "acs_caps")]
+    pub acs: AcsBits,
 }
 
-/// A switch: one upstream port and its downstream ports. QEMU's has no ACS.
+/// A switch: one upstream port and its downstream ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Switch {
@@ -154,6 +158,44 @@ pub struct Switch {
     pub bus: String,
     /// Names of the buses below its downstream ports, in slot order.
     pub downstream: Vec<String>,
+    /// ACS capability bits of its downstream ports: `none`, which is all that stock QEMU has, `standard` (what switches on
+    /// the market have: all but egress control), `all`, or what [`AcsBits`] parses.
+    #[serde(default, deserialize_with = "acs_caps")]
+    pub acs: AcsBits,
+    /// Downstream ports that have others, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub port_acs: BTreeMap<String, PortAcs>,
+}
+
+impl Switch {
+    /// ACS capability bits of a downstream port.
+    pub(crate) fn acs_of(&self, port: &str) -> AcsBits {
+        self.port_acs.get(port).map_or(self.acs, |acs| acs.0)
+    }
+}
+
+/// ACS capability bits, as [`Switch::acs`] spells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PortAcs(#[serde(deserialize_with = "acs_caps")] pub AcsBits);
+
+/// ACS capability bits that switches and root ports on the market have.
+pub const STANDARD_ACS: AcsBits = AcsBits::from_bits(0x5f);
+
+/// All that the lab's ports can have.
+const ALL_ACS: AcsBits = AcsBits::from_bits(0x7f);
+
+fn standard_acs() -> AcsBits {
+    STANDARD_ACS
+}
+
+fn acs_caps<'de, D: Deserializer<'de>>(deserializer: D) -> Result<AcsBits, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.as_str() {
+        "standard" => Ok(STANDARD_ACS),
+        "all" => Ok(ALL_ACS),
+        text => text.parse().map_err(serde::de::Error::custom),
+    }
 }
 
 /// A PCIe-to-PCI bridge.
@@ -235,6 +277,22 @@ fn root_bus() -> String {
 }
 
 impl Profile {
+    /// Whether it takes the lab's own QEMU, whose switches route.
+    #[must_use]
+    pub fn needs_routing(&self) -> bool {
+        let stock = |acs: AcsBits| acs == AcsBits::default() || acs == STANDARD_ACS;
+        self.machine.trace
+            || self.root_ports.iter().any(|port| !stock(port.acs))
+            || self.switches.iter().any(|switch| {
+                let mut ports = switch.downstream.iter();
+                ports.any(|port| switch.acs_of(port) != AcsBits::default())
+            })
+            || self
+                .devices
+                .iter()
+                .any(|device| device.model == "lab-endpoint")
+    }
+
     /// Reads `resources/lab/<name>.toml`.
     ///
     /// # Errors

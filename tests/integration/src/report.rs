@@ -73,6 +73,15 @@ pub enum Finding {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// A function read from a BAR of another one at its bus address, and wrote there if that can be told.
+    Reach {
+        /// The function that did the DMA.
+        initiator: String,
+        /// The function whose BAR it aimed at.
+        target: String,
+        /// Whether the request arrived.
+        arrived: bool,
+    },
     /// Something was done to a device while its peer did DMA into it.
     Upset {
         /// What was done.

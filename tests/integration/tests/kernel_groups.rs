@@ -1,4 +1,5 @@
-//! What `iommu-group` predicts against what a kernel does, on random machines.
+//! What `iommu-group` predicts on random machines, against the groups that a kernel makes and the ways that requests
+//! take.
 //!
 //! A machine is made from a seed, which is printed: `LAB_SEED=n cargo test -p lab --test kernel_groups` makes it again.
 //! `LAB_LONG=1` (`cargo xtask test --long`) looks at many more machines.
@@ -10,6 +11,8 @@
 mod change;
 #[path = "kernel_groups/machine.rs"]
 mod machine;
+#[path = "kernel_groups/reach.rs"]
+mod reach;
 
 use std::env;
 use std::hash::{BuildHasher, RandomState};
@@ -45,6 +48,18 @@ struct Tally {
     /// Functions whose groups were compared, virtual ones among them.
     functions: usize,
     virtual_functions: usize,
+    /// Ordered pairs of an endpoint and a function that it aimed at, and those of them in which requests arrived.
+    pairs: usize,
+    arrived: usize,
+}
+
+impl Tally {
+    /// Aims at everything and compares.
+    fn reach(&mut self, lab: &Lab, topology: &Topology, what: &str) {
+        let (pairs, arrived) = reach::assert_as_predicted(lab, topology, what);
+        self.pairs += pairs;
+        self.arrived += arrived;
+    }
 }
 
 fn assert_same(predicted: &Partition, topology: &Topology, seed: u64, what: &str) {
@@ -69,6 +84,7 @@ fn compare(seed: u64, changes: usize, tally: &mut Tally) {
     let booted = GroupModel::booted(&before, &kernel, Firmware::Cleared);
     assert_same(&booted.partition(), &before, seed, "at boot");
     tally.boots += 1;
+    tally.reach(&lab, &before, &format!("seed {seed}, at boot"));
     change::make_virtual_functions(&lab, &before, &mut rng);
 
     for number in 0..changes {
@@ -79,7 +95,13 @@ fn compare(seed: u64, changes: usize, tally: &mut Tally) {
         let mut model = GroupModel::as_found(&before, &kernel);
         change.predict(&mut model);
         change.make(&lab);
+        change::keep_ports_awake(&lab);
         let after = scan(&lab);
+        tally.reach(
+            &lab,
+            &after,
+            &format!("seed {seed}, after change {number} ({change})"),
+        );
         let predicted = model.partition();
         let there = |t: &Topology| -> Vec<_> { t.functions().iter().map(|f| f.sbdf()).collect() };
         let expected: Vec<_> = there(&before)
@@ -116,4 +138,5 @@ fn predicted_groups_are_the_kernels() {
     }
     println!("no difference: {tally:?}");
     assert!(tally.changes > tally.renumbered, "{tally:?}");
+    assert!(tally.arrived > 0, "nothing was reached: {tally:?}");
 }

@@ -20,6 +20,13 @@ pub(super) struct Apt {
     sources: Vec<Source>,
 }
 
+/// A file of a source package.
+pub(super) struct SourceFile {
+    pub(super) path: PathBuf,
+    /// In hexadecimal digits, as the archive's lists have it.
+    pub(super) sha256: String,
+}
+
 /// apt with package lists of its own for some suites.
 pub(super) struct Scope {
     dir: PathBuf,
@@ -69,6 +76,20 @@ impl Apt {
     /// Fetches the package lists of suites. The machine's own release brings along its updates.
     pub(super) fn scope(&self, suites: &[&str], progress: &Progress) -> Result<Scope> {
         let dir = self.dir.join(suites.join("+"));
+        let text = self.stanzas(suites)?;
+        Self::update(dir, &text, &suites.join(" and "), progress)
+    }
+
+    /// Fetches the list of the source packages of a suite.
+    pub(super) fn source_scope(&self, suite: &str, progress: &Progress) -> Result<Scope> {
+        let dir = self.dir.join(format!("{suite}+src"));
+        let text = self.stanzas(&[suite])?;
+        let text = text.replace("Types: deb\n", "Types: deb-src\n");
+        Self::update(dir, &text, &format!("{suite}'s sources"), progress)
+    }
+
+    /// The sources of suites, in deb822 format.
+    fn stanzas(&self, suites: &[&str]) -> Result<String> {
         let archive = self
             .sources
             .iter()
@@ -83,14 +104,18 @@ impl Apt {
                 text.push_str(&archive.with_suite(suite).to_deb822());
             }
         }
+        Ok(text)
+    }
+
+    fn update(dir: PathBuf, sources: &str, what: &str, progress: &Progress) -> Result<Scope> {
         for sub in ["lists/partial", "cache/archives/partial"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path)
                 .with_context(|| format!("cannot create {}", path.display()))?;
         }
-        fs::write(dir.join("lab.sources"), text).context("cannot write the apt source")?;
+        fs::write(dir.join("lab.sources"), sources).context("cannot write the apt source")?;
         let scope = Scope { dir };
-        let what = format!("reading the package lists of {}", suites.join(" and "));
+        let what = format!("reading the package lists of {what}");
         let started = Instant::now();
         watch(
             apt("apt-get", &scope.dir).args(["-o", "APT::Update::Error-Mode=any", "update"]),
@@ -151,6 +176,41 @@ impl Scope {
         let all = self.depends(newest)?;
         let found = all.into_iter().find(|package| package.starts_with(newest));
         self.show(&[found.with_context(|| format!("there is neither {name} nor {newest}"))?])
+    }
+
+    /// Downloads the upstream tarball of a source package into `dir`. Debian's own part of the package is not needed,
+    /// and an archive that has a newer one may have dropped it.
+    pub(super) fn upstream_tarball(
+        &self,
+        name: &str,
+        dir: &Path,
+        progress: &Progress,
+    ) -> Result<SourceFile> {
+        let mut command = apt("apt-get", &self.dir);
+        command.current_dir(dir);
+        let listing = output(command.args(["--print-uris", "source", name]))?;
+        let found = listing.lines().find_map(parse_source_line);
+        let (file, size, sha256) =
+            found.with_context(|| format!("the source package {name} has no upstream tarball"))?;
+        let what = format!("downloading {file}, {} MB", size / 1_000_000);
+        let mut command = apt("apt-get", &self.dir);
+        command.current_dir(dir);
+        command.args(["--download-only", "source", name]);
+        let fetched = watch(&mut command, &self.dir, &what, || {
+            progress.amount(&what, size_of_files(dir), size);
+        });
+        let path = dir.join(file);
+        if path.metadata().is_ok_and(|meta| meta.len() == size) {
+            return Ok(SourceFile { path, sha256 });
+        }
+        fetched?;
+        bail!("apt did not download {}", path.display())
+    }
+
+    /// These packages, without what they depend on.
+    pub(super) fn packages(&self, names: &[&str]) -> Result<Vec<Package>> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        self.show(&names)
     }
 
     fn depends(&self, name: &str) -> Result<Vec<String>> {
@@ -313,6 +373,16 @@ fn parse_uri_line(line: &str) -> Option<String> {
     Some(format!("{name}={}", version.replace("%3a", ":")))
 }
 
+/// `'http://…' name_version.orig.tar.xz size SHA256:hash` as name, size in bytes and hash.
+fn parse_source_line(line: &str) -> Option<(String, u64, String)> {
+    let (_, rest) = line.strip_prefix('\'')?.split_once("' ")?;
+    let mut words = rest.split_ascii_whitespace();
+    let file = words.next().filter(|file| file.ends_with(".orig.tar.xz"))?;
+    let size = words.next()?.parse().ok()?;
+    let hash = words.next()?.strip_prefix("SHA256:")?;
+    Some((file.to_owned(), size, hash.to_owned()))
+}
+
 /// Fields of control stanzas; what spans lines is not needed here and skipped.
 fn parse_stanzas(text: &str) -> Vec<BTreeMap<String, String>> {
     text.split("\n\n")
@@ -338,6 +408,15 @@ mod tests {
             "'http://m.example/pool/x.deb' libpci3_1%3a3.9.0-4_amd64.deb 67432 MD5Sum:50071a";
         assert_eq!(parse_uri_line(line).unwrap(), "libpci3=1:3.9.0-4");
         assert_eq!(parse_uri_line("Reading package lists..."), None);
+    }
+
+    #[test]
+    fn the_upstream_tarball_is_told_from_the_other_files_of_a_source_package() {
+        let tarball = "'http://x/q_1%2bds.orig.tar.xz' q_1+ds.orig.tar.xz 17 SHA256:ab";
+        let expected = ("q_1+ds.orig.tar.xz".to_owned(), 17, "ab".to_owned());
+        assert_eq!(parse_source_line(tarball), Some(expected));
+        let debian = "'http://x/q_1.debian.tar.xz' q_1.debian.tar.xz 17 SHA256:ab";
+        assert_eq!(parse_source_line(debian), None);
     }
 
     #[test]

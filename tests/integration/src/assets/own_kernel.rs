@@ -5,22 +5,20 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::iter;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
-use sha2::{Digest, Sha256};
+use anyhow::{Context, Result, ensure};
 
 use super::SETUP_WAIT;
 use super::apt::Apt;
+use super::build::{clear, ensure_tools, key, log_of, run};
 use super::kernel::{KERNEL_SUITE, version_of};
-use super::store::{Store, hex};
+use super::store::Store;
 use crate::lock::FileLock;
-use crate::paths::{cache_dir, find_program, resources};
+use crate::paths::{cache_dir, resources};
 use crate::progress::Progress;
 
 /// The kernel that the configuration was made for and the lab's tests have been seen to pass with. If Debian has no
@@ -75,11 +73,11 @@ impl OwnKernel {
         let path = resources().join("kernel.config");
         let fragment =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let place = cache.join(format!("own-kernel-{}", key(&fragment)));
+        let place = cache.join(format!("own-kernel-{}", key([FORMAT, &fragment])));
         if let Ok(found) = Self::at(&place) {
             return Ok(found);
         }
-        ensure_tools()?;
+        ensure_tools("a kernel", &TOOLS, &[LIBELF])?;
         let store = Store::new(&cache);
         let sources = fetch_sources(&cache, &store, progress)?;
         let work = cache.join("own-kernel.work");
@@ -114,27 +112,6 @@ impl OwnKernel {
             modules: Some(modules),
         })
     }
-}
-
-fn key(fragment: &str) -> String {
-    let digest = hex(&Sha256::digest(format!("{FORMAT}\0{fragment}")));
-    digest.get(..16).unwrap_or(&digest).to_owned()
-}
-
-fn ensure_tools() -> Result<()> {
-    let programs = TOOLS
-        .iter()
-        .filter(|(name, _)| find_program(name).is_none());
-    let mut missing: Vec<&str> = programs.map(|(_, package)| *package).collect();
-    if !Path::new(LIBELF.0).exists() {
-        missing.push(LIBELF.1);
-    }
-    ensure!(
-        missing.is_empty(),
-        "building a kernel needs more than is here: apt-get install {}",
-        missing.join(" ")
-    );
-    Ok(())
 }
 
 /// The archive of sources in Debian's package.
@@ -218,47 +195,6 @@ fn pack(tree: &Path, root: &Path, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-fn log_of(work: &Path) -> String {
-    work.join("log").display().to_string()
-}
-
-/// Runs a step, showing how many lines it has written so far: one for each file, about.
-fn run(command: &mut Command, work: &Path, what: &str, progress: &Progress) -> Result<()> {
-    let log = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(work.join("log"))?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log.try_clone()?)
-        .spawn()
-        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
-    let started = Instant::now();
-    let mut lines = 0_u32;
-    if let Some(out) = child.stdout.take() {
-        for line in BufReader::new(out).split(b'\n') {
-            let mut line = line.with_context(|| format!("cannot hear of {what}"))?;
-            line.push(b'\n');
-            std::io::Write::write_all(&mut &log, &line)?;
-            lines = lines.saturating_add(1);
-            progress.count(what, lines, started);
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{what}: {status}");
-    }
-    Ok(())
-}
-
-fn clear(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("cannot clear {}", dir.display()))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,8 +208,8 @@ mod tests {
 
     #[test]
     fn another_configuration_is_another_kernel() {
-        assert_eq!(key("CONFIG_A=y"), key("CONFIG_A=y"));
-        assert_ne!(key("CONFIG_A=y"), key("CONFIG_A=n"));
+        assert_eq!(key([FORMAT, "CONFIG_A=y"]), key([FORMAT, "CONFIG_A=y"]));
+        assert_ne!(key([FORMAT, "CONFIG_A=y"]), key([FORMAT, "CONFIG_A=n"]));
     }
 
     #[test]

@@ -131,7 +131,8 @@ fn verify(packages: &[Package], archives: &[(PathBuf, u64)]) -> Result<()> {
     Ok(())
 }
 
-fn hash(path: &Path) -> Result<String> {
+/// SHA-256 of a file, in hexadecimal digits.
+pub(super) fn hash(path: &Path) -> Result<String> {
     let mut file = fs::File::open(path)?;
     let mut hasher = Sha256::new();
     io::copy(&mut file, &mut HashWriter(&mut hasher))

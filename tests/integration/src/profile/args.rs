@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::Profile;
+use iommu_group::AcsBits;
+
+use super::{Profile, STANDARD_ACS};
 
 impl Profile {
     /// QEMU arguments for everything the profile names; drives and shared memory are files in `files`.
@@ -76,18 +78,21 @@ impl Profile {
         }
         for port in &self.root_ports {
             let chassis = args.next_chassis();
-            let mut option = format!(
-                "pcie-root-port,id={},bus={},chassis={chassis}",
-                port.id, port.bus
-            );
+            let model = match port.acs {
+                acs if acs == AcsBits::default() || acs == STANDARD_ACS => "pcie-root-port",
+                _ => "lab-root-port",
+            };
+            let mut option = format!("{model},id={},bus={},chassis={chassis}", port.id, port.bus);
             if let Some(addr) = &port.addr {
                 option.push_str(&format!(",addr={addr}"));
             }
             if port.multifunction {
                 option.push_str(",multifunction=on");
             }
-            if port.disable_acs {
+            if port.acs == AcsBits::default() {
                 option.push_str(",disable-acs=on");
+            } else if model == "lab-root-port" {
+                option.push_str(&format!(",acs-caps={:#x}", port.acs));
             }
             args.option("-device", option);
         }
@@ -149,13 +154,17 @@ impl Args {
         );
         for (slot, id) in switch.downstream.iter().enumerate() {
             let chassis = self.next_chassis();
-            self.option(
-                "-device",
-                format!(
-                    "xio3130-downstream,id={id},bus={},addr={slot:x}.0,chassis={chassis}",
-                    switch.id
-                ),
+            let place = format!(
+                "id={id},bus={},addr={slot:x}.0,chassis={chassis}",
+                switch.id
             );
+            let acs = switch.acs_of(id);
+            let port = match acs == AcsBits::default() {
+                true => format!("xio3130-downstream,{place}"),
+                // Egress control knows ports by their numbers.
+                false => format!("lab-downstream-port,{place},port={slot},acs-caps={acs:#x}"),
+            };
+            self.option("-device", port);
         }
     }
 }
@@ -193,7 +202,7 @@ mod tests {
             bus = 'rc'
             addr = '4.0'
             multifunction = true
-            disable_acs = true
+            acs = 'none'
             [[switch]]
             id = 'sw'
             bus = 'rp'

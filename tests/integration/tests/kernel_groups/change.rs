@@ -7,12 +7,14 @@ use fastrand::Rng;
 use iommu_group::{AcsBits, AcsRegisters, Function, GroupModel, Sbdf, Topology};
 use lab::Lab;
 
-/// Bits of the ACS control register that QEMU's ports implement.
-const BITS: u16 = 0x5f;
+/// Bits of the ACS control register.
+const BITS: u16 = 0x7f;
 
-/// ACS control words to write, then functions to remove, then a rescan.
+/// ACS control registers to write, with egress control vectors for those that have one, then functions to remove, then
+/// a rescan.
 pub(crate) struct Change {
     acs: Vec<(Sbdf, AcsBits)>,
+    egress: Vec<(Sbdf, u32)>,
     removed: Vec<Sbdf>,
 }
 
@@ -33,12 +35,22 @@ impl Change {
         let functions = topology.functions();
         let mut ports: Vec<&Function> = functions
             .iter()
-            .filter(|f| is_ours(f) && has_acs(f).is_some() && f.is_bridge())
+            .filter(|f| is_ours(f) && has_acs(f).is_some())
             .collect();
         rng.shuffle(&mut ports);
+        let written = ports.len().min(rng.usize(0..=3));
+        ports.truncate(written);
+        let egress = ports.iter().filter_map(|port| {
+            let capability = has_acs(port)?.capability;
+            // Few bits set: most peers are open.
+            let vector = rng.u32(..) & rng.u32(..);
+            capability
+                .contains(AcsBits::EC)
+                .then_some((port.sbdf(), vector))
+        });
+        let egress = egress.collect();
         let acs = ports
             .iter()
-            .take(rng.usize(0..=3))
             .map(|port| {
                 // Often what Linux wants, or all of it but one bit.
                 let word = match rng.u32(0..4) {
@@ -46,7 +58,8 @@ impl Change {
                     1 => 0x1d & !(1 << rng.u32(0..5)),
                     _ => rng.u16(..) & BITS,
                 };
-                (port.sbdf(), AcsBits::from_bits(word))
+                let has = has_acs(port).map_or(0, |acs| acs.capability.bits());
+                (port.sbdf(), AcsBits::from_bits(word & has))
             })
             .collect();
         let mut candidates: Vec<Sbdf> = functions
@@ -64,7 +77,11 @@ impl Change {
                 .any(|a| chosen.contains(&a.sbdf()))
         };
         let removed = chosen.iter().filter(|sbdf| !below(sbdf)).copied().collect();
-        Self { acs, removed }
+        Self {
+            acs,
+            egress,
+            removed,
+        }
     }
 
     /// Makes the change in a model.
@@ -83,6 +100,9 @@ impl Change {
         let mut script = String::from("set -e\n");
         for (port, word) in &self.acs {
             script.push_str(&format!("setpci -s {port} ECAP_ACS+6.w={word:x}\n"));
+        }
+        for (port, vector) in &self.egress {
+            script.push_str(&format!("setpci -s {port} ECAP_ACS+8.l={vector:x}\n"));
         }
         for sbdf in &self.removed {
             script.push_str(&format!("echo 1 > /sys/bus/pci/devices/{sbdf}/remove\n"));

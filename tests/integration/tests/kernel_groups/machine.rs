@@ -1,7 +1,11 @@
 //! Random machines, each determined by its seed.
 
 use fastrand::Rng;
-use lab::{Device, Iommu, PciBridge, Profile, Property, ROOT_BUS, RootComplex, RootPort, Switch};
+use iommu_group::AcsBits;
+use lab::{
+    Device, Iommu, PciBridge, PortAcs, Profile, Property, ROOT_BUS, RootComplex, RootPort,
+    STANDARD_ACS, Switch,
+};
 
 /// Most switches in one machine: buses and boot time are limited.
 const MOST_SWITCHES: usize = 5;
@@ -51,6 +55,16 @@ impl Builder {
         self.rng.u32(0..100) < percent
     }
 
+    /// ACS capability bits of a port: none, what the market has, egress control as well, or any.
+    fn acs(&mut self) -> AcsBits {
+        match self.rng.u32(0..100) {
+            0..30 => AcsBits::default(),
+            30..65 => STANDARD_ACS,
+            65..80 => STANDARD_ACS | AcsBits::EC,
+            _ => AcsBits::from_bits(self.rng.u16(..) & 0x7f),
+        }
+    }
+
     fn pick<'a>(&mut self, choices: &[&'a str]) -> &'a str {
         choices[self.rng.usize(0..choices.len())]
     }
@@ -88,7 +102,7 @@ impl Builder {
                     bus: bus.to_owned(),
                     addr: Some(format!("{slot:x}.{function}")),
                     multifunction: functions > 1 && (function == 0 || self.chance(70)),
-                    disable_acs: self.chance(30),
+                    acs: self.acs(),
                 };
                 self.profile.root_ports.push(port);
                 self.below(&id, 1);
@@ -117,10 +131,18 @@ impl Builder {
         let id = self.name("sw");
         let ports = self.rng.u32(1..=4);
         let downstream: Vec<String> = (0..ports).map(|_| self.name("dp")).collect();
+        let acs = self.acs();
+        // Now and then a port is unlike its neighbours.
+        let others = downstream.iter().filter(|_| self.rng.u32(0..100) < 30);
+        let others: Vec<String> = others.cloned().collect();
+        let port_acs = others.into_iter().map(|port| (port, PortAcs(self.acs())));
+        let port_acs = port_acs.collect();
         self.profile.switches.push(Switch {
             id,
             bus: bus.to_owned(),
             downstream: downstream.clone(),
+            acs,
+            port_acs,
         });
         for port in downstream {
             self.below(&port, level + 1);
@@ -135,7 +157,7 @@ impl Builder {
             bus: bus.to_owned(),
         });
         for slot in 1..=self.rng.u8(1..=2) {
-            let model = self.pick(&["edu", "pci-testdev"]);
+            let model = self.pick(&["edu", "pci-testdev", "lab-conventional-endpoint"]);
             self.device(model, &id, format!("{slot:x}.0"), false);
         }
     }
@@ -150,8 +172,12 @@ impl Builder {
         } else {
             1
         };
+        let engines = bus != ROOT_BUS && self.chance(60);
         for function in 0..functions {
-            let model = self.pick(&["virtio-rng-pci", "e1000e", "nvme", "edu"]);
+            let model = match engines {
+                true => "lab-endpoint",
+                false => self.pick(&["virtio-rng-pci", "e1000e", "nvme", "edu"]),
+            };
             let shared = functions > 1 && (function == 0 || self.chance(60));
             self.device(model, bus, format!("{slot:x}.{function}"), shared);
         }
@@ -169,6 +195,14 @@ impl Builder {
         if matches!(model, "e1000e" | "igb") {
             // No boot ROM: nothing boots from the network.
             properties.insert("romfile".to_owned(), Property::Text(String::new()));
+        }
+        let several = multifunction || !addr.ends_with(".0");
+        if model == "lab-endpoint" && several && self.chance(60) {
+            // It carries requests between its functions, so it has request redirect; egress control is up to it
+            // (PCIe r6.0 §6.12.1.2).
+            let bits = if self.chance(50) { 0x4c } else { 0x6c };
+            properties.insert("acs-caps".to_owned(), Property::Number(bits));
+            properties.insert("internal-p2p".to_owned(), Property::Switch(true));
         }
         if model == "nvme" {
             properties.insert("serial".to_owned(), Property::Text(id.clone()));

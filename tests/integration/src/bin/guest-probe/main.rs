@@ -8,6 +8,8 @@
 //!                              from it; what comes of it is not judged
 //! guest-probe liveness [WORD]  that register of each engine, after a word was written into it if one is given
 //! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
+//! guest-probe reach            each endpoint of the lab aims at each other function's BAR by its bus address, which a host
+//!                              that has mapped nothing tells of its switches; what arrives is told, not judged
 //! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
 //!                              of it works after
 //! guest-probe revoke ROUNDS    one is switched off, reset and put to sleep, as often; exit code 0 if its peer reaches it
@@ -22,11 +24,13 @@
 
 mod aim;
 mod edu;
+mod endpoint;
 mod interrupts;
 mod mapping;
 mod p2pmem;
 mod pci;
 mod ports;
+mod reach;
 mod round;
 mod slots;
 mod target;
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
             _ => return usage(),
         },
         ["p2pmem"] => return outcome(p2pmem::run(&mut print)),
+        ["reach"] => return outcome(reach::run(&mut print)),
         ["upset", rounds] => match rounds.parse() {
             Ok(rounds) => return outcome(upset::run(rounds, &mut print)),
             Err(_) => return usage(),
@@ -114,7 +119,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | reach | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

@@ -17,22 +17,50 @@ pub(crate) struct Function {
 }
 
 impl Function {
-    /// Every function of a vendor and device id, in address order.
-    pub(crate) fn find(root: &Path, vendor: u16, device: u16) -> io::Result<Vec<Self>> {
+    /// Every function, in address order.
+    pub(crate) fn all(root: &Path) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(root.join("bus/pci/devices"))? {
             let entry = entry?;
-            let dir = entry.path();
-            let id = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-            if id("vendor").trim() == format!("{vendor:#06x}")
-                && id("device").trim() == format!("{device:#06x}")
-            {
-                let bdf = entry.file_name().to_string_lossy().into_owned();
-                found.push(Self { bdf, dir });
-            }
+            found.push(Self {
+                bdf: entry.file_name().to_string_lossy().into_owned(),
+                dir: entry.path(),
+            });
         }
         found.sort_by(|a, b| a.bdf.cmp(&b.bdf));
         Ok(found)
+    }
+
+    /// Every function of a vendor and device id, in address order.
+    pub(crate) fn find(root: &Path, vendor: u16, device: u16) -> io::Result<Vec<Self>> {
+        let mut found = Self::all(root)?;
+        found.retain(|function| {
+            let is = |file: &str, id: u16| {
+                let text = fs::read_to_string(function.dir.join(file)).unwrap_or_default();
+                text.trim() == format!("{id:#06x}")
+            };
+            is("vendor", vendor) && is("device", device)
+        });
+        Ok(found)
+    }
+
+    /// Its directory in sysfs.
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The driver that it is bound to.
+    pub(crate) fn driver(&self) -> Option<PathBuf> {
+        fs::read_link(self.dir.join("driver")).ok()
+    }
+
+    /// Flags of a BAR, as the kernel has them (linux include/linux/ioport.h).
+    pub(crate) fn bar_flags(&self, number: usize) -> io::Result<u64> {
+        let text = fs::read_to_string(self.dir.join("resource"))?;
+        let line = text.lines().nth(number).unwrap_or_default();
+        let flags = line.split_ascii_whitespace().nth(2);
+        let flags = flags.and_then(|flags| u64::from_str_radix(flags.strip_prefix("0x")?, 16).ok());
+        flags.ok_or_else(|| io::Error::other(format!("{} has no BAR {number}", self.bdf)))
     }
 
     /// Powers it up and lets it decode memory and do DMA.

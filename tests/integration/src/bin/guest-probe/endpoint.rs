@@ -1,0 +1,159 @@
+//! The lab's endpoint for tests of DMA between devices: `resources/qemu/hw/pci/lab_endpoint.c`.
+
+use std::io;
+use std::path::Path;
+
+use crate::mapping::Mapping;
+use crate::pci::Function;
+
+const VENDOR: u16 = 0x1af4;
+const DEVICE: u16 = 0x10f0;
+
+/// Registers in BAR 0.
+const SOURCE: usize = 0x08;
+const DESTINATION: usize = 0x10;
+const LENGTH: usize = 0x18;
+const REQUESTER: usize = 0x20;
+const COMMAND: usize = 0x28;
+const STATUS: usize = 0x30;
+const ARRIVALS: usize = 0x40;
+const ORIGIN: usize = 0x60;
+const MAILBOX: usize = 0x8000;
+const REGISTERS_SIZE: usize = 0x10000;
+
+/// What a copy begins with besides its addresses.
+const LOCAL_SOURCE: u64 = 1 << 0;
+const LOCAL_DESTINATION: u64 = 1 << 1;
+
+/// How the addresses of a copy are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Untranslated, as most functions send them.
+    Plain,
+    /// Translated by ATS first.
+    Translated,
+    /// As they are, but marked as translated.
+    Forged,
+    /// With the requester ID of another function.
+    Spoofed(u16),
+}
+
+/// How a copy ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Done,
+    ReadFailed,
+    WriteFailed,
+    NotTranslated,
+}
+
+/// An endpoint, ready for use.
+pub(crate) struct Endpoint {
+    pub(crate) bdf: String,
+    /// Bus address of its registers.
+    bar0: u64,
+    registers: Mapping,
+    /// The start of its memory, BAR 2.
+    memory: Mapping,
+}
+
+impl Endpoint {
+    /// Every one, in the order of their addresses.
+    pub(crate) fn find_all() -> io::Result<Vec<Self>> {
+        Function::find(Path::new("/sys"), VENDOR, DEVICE)?
+            .iter()
+            .map(Self::open)
+            .collect()
+    }
+
+    pub(crate) fn open(function: &Function) -> io::Result<Self> {
+        function.enable()?;
+        let (bar0, _, registers) = function.bar0()?;
+        let (_, _, memory) = function.bar(2)?;
+        Ok(Self {
+            bdf: function.bdf.clone(),
+            bar0,
+            registers: Mapping::of_file(&registers, REGISTERS_SIZE)?,
+            memory: Mapping::of_file(&memory, crate::mapping::PAGE)?,
+        })
+    }
+
+    /// Bus address of the memory that records what arrives.
+    pub(crate) fn mailbox(&self) -> u64 {
+        self.bar0.saturating_add(MAILBOX as u64)
+    }
+
+    /// Reads eight bytes from a bus address, if they arrive.
+    pub(crate) fn fetch(&self, from: u64, mode: Mode) -> io::Result<Result<u64, Status>> {
+        self.fetch_bytes(from, 8, mode)
+    }
+
+    /// Reads up to eight bytes from a bus address, if they arrive.
+    pub(crate) fn fetch_bytes(
+        &self,
+        from: u64,
+        count: u64,
+        mode: Mode,
+    ) -> io::Result<Result<u64, Status>> {
+        self.memory.write_u64(0, 0)?;
+        let status = self.copy(from, 0, count, LOCAL_DESTINATION, mode)?;
+        let word = self.memory.read_u64(0)?;
+        Ok(match status {
+            Status::Done => Ok(word),
+            status => Err(status),
+        })
+    }
+
+    /// Writes eight bytes to a bus address.
+    pub(crate) fn store(&self, to: u64, word: u64, mode: Mode) -> io::Result<Status> {
+        self.memory.write_u64(0, word)?;
+        self.copy(0, to, 8, LOCAL_SOURCE, mode)
+    }
+
+    fn copy(
+        &self,
+        source: u64,
+        destination: u64,
+        count: u64,
+        local: u64,
+        mode: Mode,
+    ) -> io::Result<Status> {
+        let mode = match mode {
+            Mode::Plain => 0,
+            Mode::Translated => 1 << 2,
+            Mode::Forged => 1 << 3,
+            Mode::Spoofed(requester) => {
+                self.registers.write_u64(REQUESTER, requester.into())?;
+                1 << 4
+            }
+        };
+        self.registers.write_u64(SOURCE, source)?;
+        self.registers.write_u64(DESTINATION, destination)?;
+        self.registers.write_u64(LENGTH, count)?;
+        self.registers.write_u64(COMMAND, local | mode)?;
+        match self.registers.read_u64(STATUS)? {
+            0 => Ok(Status::Done),
+            2 => Ok(Status::ReadFailed),
+            3 => Ok(Status::WriteFailed),
+            4 => Ok(Status::NotTranslated),
+            other => Err(io::Error::other(format!("{}: status {other}", self.bdf))),
+        }
+    }
+
+    /// Forgets what arrived.
+    pub(crate) fn clear_arrivals(&self) -> io::Result<()> {
+        self.registers.write_u64(ARRIVALS, 0)
+    }
+
+    /// How many requests have arrived, and the requester ID of the first.
+    pub(crate) fn arrivals(&self) -> io::Result<(u64, u16)> {
+        let count = self.registers.read_u64(ARRIVALS)?;
+        let origin = self.registers.read_u64(ORIGIN)? & 0xffff;
+        Ok((count, u16::try_from(origin).unwrap_or_default()))
+    }
+
+    /// The first word of the mailbox, as the processor sees it.
+    pub(crate) fn mail(&self) -> io::Result<u64> {
+        self.registers.read_u64(MAILBOX)
+    }
+}
