@@ -54,7 +54,9 @@ OBJECT_DECLARE_SIMPLE_TYPE(LabEndpoint, LAB_ENDPOINT_BASE)
 #define ARRIVALS 64
 #define PAGE 4096ULL
 
-#define ACS_OFFSET 0x100
+/* Extended capabilities begin with one that each of them has. */
+#define SERIAL_NUMBER_OFFSET 0x100
+#define ACS_OFFSET 0x110
 #define ATS_OFFSET 0x120
 
 enum {
@@ -438,6 +440,7 @@ static void lab_endpoint_realize(PCIDevice *dev, Error **errp)
         return;
     }
     pcie_cap_flr_init(dev);
+    pcie_dev_ser_num_init(dev, SERIAL_NUMBER_OFFSET, pci_get_bdf(dev));
     lab_acs_init(dev, ACS_OFFSET, s->acs_caps);
     if (s->ats) {
         pcie_ats_init(dev, ATS_OFFSET, true);

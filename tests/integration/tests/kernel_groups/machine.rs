@@ -234,8 +234,10 @@ impl Builder {
         if self.chance(10) {
             options.push("noats".to_owned());
         }
+        let words = &mut self.profile.machine.cmdline;
+        // BARs of functions with drivers are aimed at as well, and looked at by the processor.
+        words.push("iomem=relaxed".to_owned());
         if !options.is_empty() {
-            let words = &mut self.profile.machine.cmdline;
             words.push(format!("pci={}", options.join(",")));
         }
     }

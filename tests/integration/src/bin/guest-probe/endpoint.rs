@@ -60,10 +60,14 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Every one, in the order of their addresses.
     pub(crate) fn find_all() -> io::Result<Vec<Self>> {
-        Function::find(Path::new("/sys"), VENDOR, DEVICE)?
-            .iter()
-            .map(Self::open)
-            .collect()
+        Self::find(|_| true)
+    }
+
+    /// Those with wanted addresses; the others are not touched.
+    pub(crate) fn find(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Self>> {
+        let functions = Function::find(Path::new("/sys"), VENDOR, DEVICE)?;
+        let functions = functions.iter().filter(|function| wanted(&function.bdf));
+        functions.map(Self::open).collect()
     }
 
     pub(crate) fn open(function: &Function) -> io::Result<Self> {

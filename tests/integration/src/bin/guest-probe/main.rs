@@ -8,6 +8,11 @@
 //!                              from it; what comes of it is not judged
 //! guest-probe liveness [WORD]  that register of each engine, after a word was written into it if one is given
 //! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
+//! guest-probe peers MODE       each endpoint of the lab writes into and reads from each other one; MODE is how its requests
+//!                              are sent: plain, translated (by ATS), forged (untranslated, but marked as translated) or
+//!                              spoofed=BDF (with that requester ID); exit code 0 if all arrived
+//! guest-probe send ADDRESS MODE   each of them writes to and reads from a bus address; what comes of it is not judged
+//! guest-probe arrivals [BDF…]  how many requests reached each of them, or the named ones, since this was asked last
 //! guest-probe reach            each endpoint of the lab aims at each other function's BAR by its bus address, which a host
 //!                              that has mapped nothing tells of its switches; what arrives is told, not judged
 //! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
@@ -32,6 +37,7 @@ mod pci;
 mod ports;
 mod reach;
 mod round;
+mod send;
 mod slots;
 mod target;
 mod upset;
@@ -65,6 +71,15 @@ fn main() -> ExitCode {
             _ => return usage(),
         },
         ["p2pmem"] => return outcome(p2pmem::run(&mut print)),
+        ["peers", text] => match send::mode(text) {
+            Some(mode) => return outcome(send::peers(mode, &mut print)),
+            None => return usage(),
+        },
+        ["send", address, text] => match (number(address), send::mode(text)) {
+            (Some(address), Some(mode)) => return outcome(send::send(address, mode, &mut print)),
+            _ => return usage(),
+        },
+        ["arrivals", names @ ..] => return outcome(send::arrivals(names, &mut print)),
         ["reach"] => return outcome(reach::run(&mut print)),
         ["upset", rounds] => match rounds.parse() {
             Ok(rounds) => return outcome(upset::run(rounds, &mut print)),
@@ -119,7 +134,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | reach | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | peers MODE | send ADDRESS MODE | arrivals [BDF…] | reach | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

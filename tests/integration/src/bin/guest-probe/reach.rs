@@ -114,7 +114,7 @@ fn arrives(initiator: &Endpoint, target: &Target<'_>) -> io::Result<bool> {
 }
 
 /// `0000:03:00.1` as a requester ID.
-fn requester(bdf: &str) -> io::Result<u16> {
+pub(crate) fn requester(bdf: &str) -> io::Result<u16> {
     let parse = || {
         let (_, rest) = bdf.split_once(':')?;
         let (bus, rest) = rest.split_once(':')?;
