@@ -26,13 +26,13 @@ pub use fixture::FixtureError;
 pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
 pub use plan::{
-    BootArgument, Exposure, Goals, GroupChange, Impossible, Objection, Plan, PlanError,
-    PlanOptions, PortChange, Purpose, Refusal, RouteChange, RouteWish, Step, Transient,
+    BootArgument, Goals, GroupChange, Impossible, Objection, Plan, PlanError, PlanOptions,
+    PortChange, Purpose, Refusal, RouteChange, RouteWish, Step, Transient,
 };
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{
-    Block, Crossing, Denial, Fabric, Leak, MemoryHole, P2pDma, P2pMapping, Placement, Policy,
-    Reach, Role, Route, Scope, Verdict,
+    Block, Crossing, Denial, Exposure, Fabric, Leak, MemoryHole, P2pDma, P2pMapping, Placement,
+    Policy, Reach, Role, Route, Scope, Verdict, is_vfio_driver,
 };
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};

@@ -28,7 +28,7 @@ mod step;
 mod workshop;
 
 pub use boot::BootArgument;
-pub use change::{Exposure, GroupChange, PortChange, RouteChange, Transient};
+pub use change::{GroupChange, PortChange, RouteChange, Transient};
 pub use document::PlanError;
 pub use goal::{Goals, PlanOptions, RouteWish};
 pub use objection::Objection;
@@ -40,7 +40,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
-use crate::{Leak, Sbdf, Topology};
+use crate::{Exposure, Leak, Sbdf, Topology};
 use workshop::Workshop;
 
 /// How goals are reached, step by step, and all that changes on the way and in the end.

@@ -1,6 +1,7 @@
 //! How the hardware carries requests between functions, and what may be made of it.
 
 mod block;
+mod exposure;
 mod fabric;
 mod holes;
 mod leak;
@@ -10,6 +11,7 @@ mod policy;
 mod root_complex;
 
 pub use block::Block;
+pub use exposure::{Exposure, is_vfio_driver};
 pub use fabric::Fabric;
 pub use holes::MemoryHole;
 pub use leak::{Leak, Reach};

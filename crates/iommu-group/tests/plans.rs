@@ -306,7 +306,7 @@ fn egress_control_opens_only_the_ports_of_the_others() {
             "replug 03:00.0 04:00.0"
         ]
     );
-    assert!(found.exposures.iter().all(|e| e.asked));
+    assert!(found.exposures.iter().all(|e| found.goals.asks_for(e)));
     assert_eq!(found.exposures.len(), 2);
 }
 
@@ -1029,10 +1029,10 @@ fn files_that_are_no_plans() {
         Plan::from_json(&other),
         Err(PlanError::Format { .. })
     ));
-    let later = good.replacen("\"version\": 1", "\"version\": 2", 1);
+    let later = good.replacen("\"version\": 2", "\"version\": 3", 1);
     assert!(matches!(
         Plan::from_json(&later),
-        Err(PlanError::Version { found: 2 })
+        Err(PlanError::Version { found: 3 })
     ));
     let strange = good.replacen("\"unplug\"", "\"unplugged\"", 1);
     assert!(matches!(Plan::from_json(&strange), Err(PlanError::Json(_))));

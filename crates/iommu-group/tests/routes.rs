@@ -511,9 +511,6 @@ fn leaks_between_groups_are_found() {
         "switch 0000:01:00.0 routes from 0000:03:00.0 to 0000:04:00.0 without the IOMMU, though they are in \
          different groups"
     );
-    let exposed: Vec<_> = fabric.exposed_to(bdf("03:00.0")).collect();
-    assert_eq!(exposed, [bdf("04:00.0"), bdf("05:00.0")]);
-    assert_eq!(fabric.exposed_to(bdf("05:00.0")).count(), 0);
 }
 
 #[test]

@@ -77,17 +77,3 @@ impl fmt::Display for Transient {
         })
     }
 }
-
-/// A function that becomes reachable without the IOMMU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Exposure {
-    /// The function.
-    pub function: Sbdf,
-    /// The devices that reach it.
-    pub to: Vec<Sbdf>,
-    /// Whether that is certain; between root ports it is up to the root complex.
-    pub certain: bool,
-    /// Whether it was asked for: all of them are joined with it.
-    pub asked: bool,
-}

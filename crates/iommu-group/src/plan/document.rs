@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Plan;
 
 const FORMAT: &str = "regroup-plan";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why a text is not a plan.
 #[derive(Debug, thiserror::Error)]

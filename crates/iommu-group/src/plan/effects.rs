@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::change::{Exposure, GroupChange, PortChange, RouteChange};
+use super::change::{GroupChange, PortChange, RouteChange};
 use super::open::pairs;
 use super::workshop::Workshop;
 use super::{Impossible, Objection, Plan, Refusal, RouteWish, Step};
 use crate::config::AcsBits;
-use crate::{Fabric, Function, Leak, PortType, Route, Sbdf};
+use crate::{Exposure, Fabric, Function, Leak, PortType, Reach, Route, Sbdf};
 
-/// Two ports next to each other, and whether the first lets requests to the second go straight for certain.
-type Opened = (Sbdf, Sbdf, bool);
+/// Two ports next to each other, and how certainly the first lets requests to the second go straight.
+type Opened = (Sbdf, Sbdf, Reach);
 
 impl Workshop<'_> {
     /// Puts the plan together.
@@ -137,6 +137,11 @@ impl Workshop<'_> {
             let implements = self
                 .port_acs(port)
                 .is_some_and(|acs| inside.is_some() || acs.capability.contains(AcsBits::RR));
+            // Between root ports it is up to the root complex.
+            let reach = match inside {
+                Some(_) => Reach::Yes,
+                None => Reach::Perhaps,
+            };
             found.extend(
                 neighbours
                     .into_iter()
@@ -144,7 +149,7 @@ impl Workshop<'_> {
                     .filter(|other| {
                         open.goes_straight(port, *other) && !closed.goes_straight(port, *other)
                     })
-                    .map(|other| (port, other, inside.is_some())),
+                    .map(|other| (port, other, reach)),
             );
         }
         found
@@ -182,21 +187,22 @@ impl Workshop<'_> {
     }
 
     fn exposures(&self, newly_open: &[Opened]) -> Vec<Exposure> {
-        let mut found: BTreeMap<(Sbdf, bool), BTreeSet<Sbdf>> = BTreeMap::new();
-        for (port, other, certain) in newly_open {
+        let mut found: BTreeMap<(Sbdf, Reach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
+        for (port, other, reach) in newly_open {
             for function in self.devices_at(*other) {
-                let to = found.entry((function, *certain)).or_default();
+                let [to, through] = found.entry((function, *reach)).or_default();
                 to.extend(self.devices_below(*port));
+                through.insert(*port);
             }
         }
         found
             .into_iter()
-            .filter(|(_, to)| !to.is_empty())
-            .map(|((function, certain), to)| Exposure {
+            .filter(|(_, [to, _])| !to.is_empty())
+            .map(|((function, reach), [to, through])| Exposure {
                 function,
-                asked: self.join_set(function).is_some_and(|set| to.is_subset(set)),
                 to: to.into_iter().collect(),
-                certain,
+                through: through.into_iter().collect(),
+                reach,
             })
             .collect()
     }
@@ -287,12 +293,9 @@ impl Workshop<'_> {
         let with = &self.options.with;
         let mut objections = Vec::new();
         for exposure in exposures {
-            if !exposure.asked && !self.options.expose.contains(&exposure.function) {
-                objections.push(Objection::Exposes {
-                    function: exposure.function,
-                    to: exposure.to.clone(),
-                    certain: exposure.certain,
-                });
+            let asked = self.goals.asks_for(exposure);
+            if !asked && !self.options.expose.contains(&exposure.function) {
+                objections.push(Objection::Exposes(exposure.clone()));
             }
         }
         for change in groups {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AcsBits, Sbdf};
+use crate::{AcsBits, Exposure, Sbdf};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +27,14 @@ impl Goals {
     pub(super) fn functions(&self) -> BTreeSet<Sbdf> {
         let joined = self.join.iter().flatten();
         joined.chain(&self.isolate).copied().collect()
+    }
+
+    /// Whether all who reach a function are joined with it.
+    #[must_use]
+    pub fn asks_for(&self, exposure: &Exposure) -> bool {
+        let mut sets = self.join.iter();
+        sets.find(|set| set.contains(&exposure.function))
+            .is_some_and(|set| exposure.to.iter().all(|from| set.contains(from)))
     }
 }
 

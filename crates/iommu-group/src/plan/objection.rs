@@ -4,21 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AcsBits, Route, Sbdf};
+use crate::{AcsBits, Exposure, Reach, Route, Sbdf};
 
 /// Something that a plan would do and that was not asked for. It has to be accepted by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Objection {
     /// A function becomes reachable, without the IOMMU, from devices that it is not joined with.
-    Exposes {
-        /// The function.
-        function: Sbdf,
-        /// The devices.
-        to: Vec<Sbdf>,
-        /// Whether that is certain, or up to the root complex.
-        certain: bool,
-    },
+    Exposes(Exposure),
     /// A function that was to be isolated is so for Linux only: it and other devices still reach each other without the
     /// IOMMU, because no port between them can redirect.
     NotApart {
@@ -75,7 +68,7 @@ impl Objection {
     #[must_use]
     pub fn remedy(&self) -> Option<(&'static str, Sbdf)> {
         match self {
-            Self::Exposes { function, .. } | Self::NotApart { function, .. } => {
+            Self::Exposes(Exposure { function, .. }) | Self::NotApart { function, .. } => {
                 Some(("expose", *function))
             }
             Self::Regroups { function, .. }
@@ -97,14 +90,17 @@ fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
 impl fmt::Display for Objection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exposes {
-                function,
-                to,
-                certain,
-            } => {
-                let may = if *certain { "becomes" } else { "may become" };
-                write!(f, "{function} {may} reachable without the IOMMU from ")?;
-                list(f, to)
+            Self::Exposes(exposure) => {
+                let may = match exposure.reach {
+                    Reach::Yes => "becomes",
+                    Reach::No | Reach::Perhaps | Reach::Unknown => "may become",
+                };
+                write!(
+                    f,
+                    "{} {may} reachable without the IOMMU from ",
+                    exposure.function
+                )?;
+                list(f, &exposure.to)
             }
             Self::NotApart { function, from } => {
                 write!(

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::fabric::{Fabric, Ingress, Turn};
+use super::path::Meeting;
 use crate::config::{AcsBits, PortType};
 use crate::topology::FunctionId;
 use crate::{Partition, Sbdf};
@@ -49,7 +50,7 @@ impl fmt::Display for Leak {
     }
 }
 
-fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
+pub(super) fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
     for (index, sbdf) in functions.iter().enumerate() {
         let separator = if index == 0 { "" } else { ", " };
         write!(f, "{separator}{sbdf}")?;
@@ -62,34 +63,55 @@ impl Fabric<'_> {
     /// doubt the answer is not no.
     #[must_use]
     pub fn reach(&self, from: Sbdf, to: Sbdf) -> Reach {
-        let (Some(from), Some(to)) = (self.find(from), self.find(to)) else {
-            return Reach::No;
-        };
+        self.gap(from, to).map_or(Reach::No, |(reach, _)| reach)
+    }
+
+    /// How untranslated requests of `from` can reach `to` without the IOMMU, and where they go straight; `None` if
+    /// they cannot.
+    pub(super) fn gap(&self, from: Sbdf, to: Sbdf) -> Option<(Reach, Sbdf)> {
+        let (from, to) = (self.find(from)?, self.find(to)?);
         if from == to {
-            return Reach::No;
+            return None;
         }
         let meeting = self.meeting(from, to);
-        let Some(common) = meeting.common else {
-            return self.reach_between_root_ports(meeting.ingress, meeting.egress);
+        let (reach, at) = match meeting.common {
+            None => {
+                let reach = self.reach_between_root_ports(meeting.ingress, meeting.egress);
+                (reach, meeting.ingress)
+            }
+            Some(common) => self.reach_below(common, from, to, &meeting),
         };
+        (reach != Reach::No).then(|| (reach, self.sbdf(at)))
+    }
+
+    /// The same of functions below one bridge.
+    fn reach_below(
+        &self,
+        common: FunctionId,
+        from: FunctionId,
+        to: FunctionId,
+        meeting: &Meeting,
+    ) -> (Reach, FunctionId) {
         match self.port_type(common) {
             // All that is on a conventional bus shares it.
             PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
-                return Reach::Yes;
+                return (Reach::Yes, common);
             }
-            PortType::Unknown => return Reach::Unknown,
+            PortType::Unknown => return (Reach::Unknown, common),
             _ => {}
         }
         let ingress = self.ingress(meeting.ingress);
         let turn = ingress.untranslated(self.egress_number(meeting.egress));
-        if self.one_device(common, &meeting) {
-            return self.reach_inside_device(from, to, ingress, turn);
-        }
-        match turn {
-            Turn::Straight => Reach::Yes,
-            Turn::Redirected | Turn::Blocked => Reach::No,
-            Turn::Unknown(_) => Reach::Unknown,
-        }
+        let reach = if self.one_device(common, meeting) {
+            self.reach_inside_device(from, to, ingress, turn)
+        } else {
+            match turn {
+                Turn::Straight => Reach::Yes,
+                Turn::Redirected | Turn::Blocked => Reach::No,
+                Turn::Unknown(_) => Reach::Unknown,
+            }
+        };
+        (reach, meeting.ingress)
     }
 
     /// A device that could let its functions reach each other must have ACS with request redirect, so one without is
@@ -119,19 +141,20 @@ impl Fabric<'_> {
         }
     }
 
-    /// Whether a root port passes requests on to others is up to the root complex, unless ACS says that it does not.
+    /// Whether a root port passes requests on to others is up to the root complex, unless ACS says that it does not. A
+    /// port that could not be read makes that no more certain.
     fn reach_between_root_ports(&self, ingress: FunctionId, egress: FunctionId) -> Reach {
-        if self.port_type(ingress) != PortType::RootPort {
-            return Reach::No;
+        match self.port_type(ingress) {
+            PortType::RootPort => {}
+            PortType::Unknown => return Reach::Perhaps,
+            _ => return Reach::No,
         }
         let port = self.ingress(ingress);
         match port {
-            Ingress::Hidden(_) => Reach::Unknown,
             Ingress::Acs { .. } if !port.implements(AcsBits::RR) => Reach::No,
             _ => match port.untranslated(self.egress_number(egress)) {
-                Turn::Straight => Reach::Perhaps,
+                Turn::Straight | Turn::Unknown(_) => Reach::Perhaps,
                 Turn::Redirected | Turn::Blocked => Reach::No,
-                Turn::Unknown(_) => Reach::Unknown,
             },
         }
     }
@@ -203,15 +226,5 @@ impl Fabric<'_> {
             .map(crate::Function::sbdf)
             .filter(|sbdf| self.find(*sbdf).is_some())
             .collect()
-    }
-
-    /// Every device that requests of `from` can reach without the IOMMU across the switches above it.
-    pub fn exposed_to(&self, from: Sbdf) -> impl Iterator<Item = Sbdf> {
-        self.topology()
-            .functions()
-            .iter()
-            .filter(|function| !function.is_bridge())
-            .map(crate::Function::sbdf)
-            .filter(move |to| self.reach(from, *to) == Reach::Yes)
     }
 }

@@ -191,7 +191,7 @@ impl<'t, 'p> Watch<'t, 'p> {
             .objections
             .iter()
             .any(|objection| match objection {
-                iommu_group::Objection::Exposes { function, .. } => *function == to,
+                iommu_group::Objection::Exposes(exposure) => exposure.function == to,
                 _ => false,
             });
         (joined && self.model.together(from, to))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hotplug::regroup::obstacle;
-use iommu_group::{Block, Plan, Route, Sbdf};
+use iommu_group::{Block, Plan, Reach, Route, Sbdf};
 
 use super::{LABEL, View};
 use crate::describe;
@@ -125,14 +125,15 @@ impl View<'_> {
 
     pub(super) fn isolation(&self, plan: &Plan) -> Vec<Line> {
         // Those who become reachable for the same devices, under the same title.
-        let mut exposed: BTreeMap<(&str, bool, Vec<Sbdf>), Vec<Sbdf>> = BTreeMap::new();
+        let mut exposed: BTreeMap<(&str, Reach, Vec<Sbdf>), Vec<Sbdf>> = BTreeMap::new();
         let mut asked: BTreeSet<Sbdf> = BTreeSet::new();
         for exposure in &plan.exposures {
-            if exposure.asked && exposure.certain {
+            let wanted = plan.goals.asks_for(exposure);
+            if wanted && exposure.needs_consent() {
                 asked.insert(exposure.function);
                 continue;
             }
-            let status = if exposure.asked {
+            let status = if wanted {
                 "you asked for this"
             } else if plan.options.expose.contains(&exposure.function) {
                 "you accepted this"
@@ -140,7 +141,7 @@ impl View<'_> {
                 "refused"
             };
             exposed
-                .entry((status, exposure.certain, exposure.to.clone()))
+                .entry((status, exposure.reach, exposure.to.clone()))
                 .or_default()
                 .push(exposure.function);
         }
@@ -152,11 +153,11 @@ impl View<'_> {
                 self.list(&asked)
             )));
         }
-        for ((status, certain, to), functions) in exposed {
-            let become_so = match (certain, functions.len()) {
-                (true, 1) => "becomes",
-                (true, _) => "become",
-                (false, _) => "may become",
+        for ((status, reach, to), functions) in exposed {
+            let become_so = match (reach, functions.len()) {
+                (Reach::Yes, 1) => "becomes",
+                (Reach::Yes, _) => "become",
+                (Reach::No | Reach::Perhaps | Reach::Unknown, _) => "may become",
             };
             let tone = if status == "refused" {
                 Tone::Bad

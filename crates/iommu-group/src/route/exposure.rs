@@ -1,0 +1,109 @@
+//! Devices that others reach without the IOMMU.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::fabric::Fabric;
+use super::leak::{Reach, list};
+use crate::{Function, Partition, Sbdf};
+
+/// A device that other devices reach without the IOMMU.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exposure {
+    /// The device that is reached. An exposure is accepted by naming it.
+    pub function: Sbdf,
+    /// The devices that reach it.
+    pub to: Vec<Sbdf>,
+    /// Where their requests go straight: ports that do not redirect, the bridge of a conventional bus, or the sender
+    /// itself within a multifunction device.
+    pub through: Vec<Sbdf>,
+    /// How certain that is; never [`Reach::No`].
+    pub reach: Reach,
+}
+
+impl Exposure {
+    /// Whether it has to be accepted by name: it exists, or what is on the way could not be read. One that is up to the
+    /// root complex or to a device is a warning.
+    #[must_use]
+    pub fn needs_consent(&self) -> bool {
+        match self.reach {
+            Reach::Yes | Reach::Unknown => true,
+            Reach::No | Reach::Perhaps => false,
+        }
+    }
+
+    /// Whether one of these devices reaches or is reached.
+    #[must_use]
+    pub fn involves(&self, devices: &BTreeSet<Sbdf>) -> bool {
+        let mut ends = std::iter::once(&self.function).chain(&self.to);
+        ends.any(|end| devices.contains(end))
+    }
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(f, &self.to)?;
+        f.write_str(match (self.reach, self.to.len()) {
+            (Reach::Perhaps | Reach::Unknown, _) => " may reach ",
+            (Reach::Yes | Reach::No, 1) => " reaches ",
+            (Reach::Yes | Reach::No, _) => " reach ",
+        })?;
+        write!(f, "{} without the IOMMU, through ", self.function)?;
+        list(f, &self.through)?;
+        f.write_str(match self.reach {
+            Reach::Unknown => ", which could not be read",
+            Reach::Yes | Reach::No | Reach::Perhaps => "",
+        })
+    }
+}
+
+impl Fabric<'_> {
+    /// The exposures of one owner's devices: the functions of others that they reach without the IOMMU, and those of
+    /// them that devices for other virtual machines reach.
+    ///
+    /// An IOMMU group has one owner, so what shares a group with one of `devices` counts as the owner's. Other virtual
+    /// machines may have what a VFIO driver is bound to. Ports and bridges are nobody's. One entry for each device that
+    /// is reached and each degree of certainty, in ascending order.
+    #[must_use]
+    pub fn exposures(&self, groups: &Partition, devices: &BTreeSet<Sbdf>) -> Vec<Exposure> {
+        let mates = devices.iter().filter_map(|device| groups.group_of(*device));
+        let mut own: BTreeSet<Sbdf> = mates.flatten().copied().collect();
+        own.extend(devices);
+        let all = self.topology().functions().iter();
+        let all = all.filter(|function| !function.is_bridge());
+        let (own, others): (Vec<&Function>, Vec<&Function>) =
+            all.partition(|function| own.contains(&function.sbdf()));
+        let mut found: BTreeMap<(Sbdf, Reach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
+        for mine in &own {
+            for other in &others {
+                let out = (mine.sbdf(), other.sbdf());
+                let into = (other.sbdf(), mine.sbdf());
+                let guests = other.driver().is_some_and(is_vfio_driver);
+                for (from, to) in std::iter::once(out).chain(guests.then_some(into)) {
+                    if let Some((reach, at)) = self.gap(from, to) {
+                        let [senders, through] = found.entry((to, reach)).or_default();
+                        senders.insert(from);
+                        through.insert(at);
+                    }
+                }
+            }
+        }
+        let entry = |((function, reach), [to, through]): (_, [BTreeSet<Sbdf>; 2])| Exposure {
+            function,
+            to: to.into_iter().collect(),
+            through: through.into_iter().collect(),
+            reach,
+        };
+        found.into_iter().map(entry).collect()
+    }
+}
+
+/// Whether a driver gives devices to virtual machines: vfio-pci and the drivers of vendors that use its core, all of
+/// which are named after VFIO (`mlx5_vfio_pci`, `nvgrace_gpu_vfio_pci`, `virtio_vfio_pci`, …).
+#[must_use]
+pub fn is_vfio_driver(driver: &str) -> bool {
+    driver.replace('-', "_").ends_with("vfio_pci")
+}
