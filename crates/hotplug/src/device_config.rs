@@ -1,9 +1,11 @@
 //! Description of a device to assign: one type for command line, REST and tests.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use iommu_group::Sbdf;
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
@@ -11,7 +13,7 @@ use crate::inherited::Inherited;
 use crate::lacking::Lacking;
 use crate::options::{OptionError, Options, quote};
 
-const KEYS: [&str; 5] = ["path", "fd", "id", "p2p", "p2p_domain"];
+const KEYS: [&str; 6] = ["path", "fd", "id", "p2p", "p2p_domain", "expose"];
 
 /// A device to assign to a virtual machine.
 ///
@@ -47,6 +49,10 @@ pub struct DeviceConfig {
     /// each other and of nobody else. Means something with `p2p` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p2p_domain: Option<String>,
+    /// Functions that may be reachable without the IOMMU because of this device: others that it reaches, or itself if
+    /// others reach it. Without that the device is refused. As text they are joined by `+`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub expose: BTreeSet<Sbdf>,
 }
 
 /// The JSON of a device as cloud-hypervisor spells it, with what this VMM lacks.
@@ -60,6 +66,8 @@ struct DeviceFields {
     #[serde(default)]
     p2p: bool,
     p2p_domain: Option<String>,
+    #[serde(default)]
+    expose: BTreeSet<Sbdf>,
     /// Says nothing: a descriptor rides on the message, as cloud-hypervisor has it.
     #[serde(default)]
     fd: Option<i64>,
@@ -88,6 +96,7 @@ impl TryFrom<DeviceFields> for DeviceConfig {
             id: fields.id,
             p2p: fields.p2p,
             p2p_domain: fields.p2p_domain,
+            expose: fields.expose,
         }
         .checked()
     }
@@ -116,6 +125,18 @@ impl DeviceConfig {
     }
 }
 
+/// Functions that are joined by `+`.
+fn functions(text: &str) -> Result<BTreeSet<Sbdf>, OptionError> {
+    let parsed = text.split('+').map(str::parse);
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(|_| OptionError::BadValue {
+            key: "expose".to_owned(),
+            value: text.to_owned(),
+            expected: "functions joined by +, such as 04:00.0+05:00.0".to_owned(),
+        })
+}
+
 fn beside_path(fd: impl fmt::Display) -> OptionError {
     OptionError::BadValue {
         key: "fd".to_owned(),
@@ -140,6 +161,9 @@ impl FromStr for DeviceConfig {
             id: options.text("id").map(str::to_owned),
             p2p: options.switch("p2p")?.unwrap_or(false),
             p2p_domain: options.text("p2p_domain").map(str::to_owned),
+            expose: options
+                .text("expose")
+                .map_or(Ok(BTreeSet::new()), functions)?,
         }
         .checked()
     }
@@ -161,6 +185,10 @@ impl fmt::Display for DeviceConfig {
         if let Some(domain) = &self.p2p_domain {
             write!(f, ",p2p_domain={}", quote(domain))?;
         }
+        for (n, function) in self.expose.iter().enumerate() {
+            let before = if n == 0 { ",expose=" } else { "+" };
+            write!(f, "{before}{function}")?;
+        }
         Ok(())
     }
 }
@@ -178,6 +206,7 @@ mod tests {
             id: id.map(str::to_owned),
             p2p,
             p2p_domain: None,
+            expose: BTreeSet::new(),
         }
     }
 
@@ -195,6 +224,7 @@ mod tests {
             id: Some("x,y".into()),
             p2p: true,
             p2p_domain: Some("left".into()),
+            expose: ["04:00.0", "05:00.0"].map(|at| at.parse().unwrap()).into(),
         };
         for config in [
             device(None, false),
@@ -212,6 +242,31 @@ mod tests {
             let json = serde_json::to_string(&config).unwrap();
             assert_eq!(serde_json::from_str::<DeviceConfig>(&json).unwrap(), config);
         }
+    }
+
+    #[test]
+    fn exposures_are_accepted_by_address() {
+        let device: DeviceConfig = format!("path={NVME},expose=05:00.0+0000:04:00.0")
+            .parse()
+            .unwrap();
+        assert_eq!(
+            device.to_string(),
+            format!("path={NVME},expose=0000:04:00.0+0000:05:00.0")
+        );
+        let json = serde_json::to_value(&device).unwrap();
+        assert_eq!(
+            json["expose"],
+            serde_json::json!(["0000:04:00.0", "0000:05:00.0"])
+        );
+        assert_eq!(
+            serde_json::from_value::<DeviceConfig>(json).unwrap(),
+            device
+        );
+        let error = "path=/x,expose=all".parse::<DeviceConfig>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "option \"expose\": \"all\" is not functions joined by +, such as 04:00.0+05:00.0"
+        );
     }
 
     #[test]
@@ -252,7 +307,7 @@ mod tests {
         let error = "path=/x,iommu=on".parse::<DeviceConfig>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown option \"iommu\" (known: path, fd, id, p2p, p2p_domain)"
+            "unknown option \"iommu\" (known: path, fd, id, p2p, p2p_domain, expose)"
         );
     }
 

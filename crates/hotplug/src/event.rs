@@ -100,6 +100,15 @@ pub enum Event {
         /// Guest-physical address of its window; none while it has none.
         gpa: Option<u64>,
     },
+    /// A device of the VM reaches a function without the IOMMU, or is reached so, and that was accepted.
+    DeviceExposed {
+        /// The device's name.
+        id: String,
+        /// The function that is reached.
+        function: String,
+        /// Who reaches it, where, and who accepts that.
+        reason: String,
+    },
     /// Something is wrong with a device.
     DeviceError {
         /// Its name.
@@ -180,6 +189,15 @@ impl Event {
                     &[("bar", &bar.to_string()), ("gpa", &gpa)],
                 )
             }
+            Self::DeviceExposed {
+                id,
+                function,
+                reason,
+            } => of(
+                "device-exposed",
+                id,
+                &[("function", function), ("reason", reason)],
+            ),
             Self::DeviceError { id, reason } => of("device-error", id, &[("reason", reason)]),
         }
     }

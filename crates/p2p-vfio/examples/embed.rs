@@ -2,7 +2,7 @@
 //! interrupt routes and a PCI bus. `embed /sys/bus/pci/devices/0000:03:00.0 /sys/bus/pci/devices/0000:04:00.0`
 #![allow(unsafe_code, reason = "KVM is given host addresses")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::io;
 use std::path::Path;
@@ -231,8 +231,10 @@ fn assign(
     let candidates = paths
         .iter()
         .map(|path| Candidate::read(&host, Path::new(path), domain.clone()));
-    let candidates = candidates.collect::<std::result::Result<_, _>>()?;
-    let admitted = admit(candidates, host.verdicts())?;
+    let candidates = candidates.collect::<std::result::Result<Vec<_>, _>>()?;
+    let devices = candidates.iter().map(|candidate| candidate.sbdf).collect();
+    let exposures = host.exposures(&devices, &BTreeSet::new());
+    let admitted = admit(candidates, host.verdicts(), exposures)?;
 
     // One IOMMU context for each domain, one for all that are in none.
     let mut request = kvm_create_device {

@@ -3,6 +3,7 @@
 //! Reading the host ([`HostView`], [`Candidate::read`]) and deciding ([`admit`]) are apart; nothing is opened or
 //! changed by either.
 
+mod exposed;
 mod host;
 mod refusal;
 
@@ -11,11 +12,12 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{Placement, Route, Sbdf, Verdict};
+use iommu_group::{Placement, Route, Sbdf, Verdict, is_vfio_driver};
 
 use crate::context::Reach;
 use crate::policy::share;
 
+pub use exposed::Exposed;
 pub use host::{Candidate, DomainName, HostView};
 pub use refusal::{Change, Reason, Refusal};
 
@@ -33,6 +35,8 @@ pub struct Admitted {
     pub domains: Vec<AdmittedDomain>,
     /// The others: they share a context in which no BAR is mapped.
     pub others: Vec<Candidate>,
+    /// Exposures that are accepted, and those that are up to the root complex or to a device.
+    pub exposures: Vec<Exposed>,
 }
 
 impl Admitted {
@@ -74,26 +78,23 @@ impl Admitted {
 /// Whether a neighbour with this driver leaves the group assignable: drivers that manage DMA
 /// ownership themselves (linux: `driver_managed_dma` in `struct pci_driver`).
 fn leaves_group_viable(driver: &str) -> bool {
-    is_vfio(driver) || matches!(driver, "pcieport" | "pci-stub")
-}
-
-/// vfio-pci and the variant drivers that use its core, all of which are named after VFIO
-/// (`vfio-pci`, `mlx5_vfio_pci`, `nvgrace_gpu_vfio_pci`, `virtio_vfio_pci`, …).
-fn is_vfio(driver: &str) -> bool {
-    driver == "vfio-pci" || driver.ends_with("vfio_pci") || driver.ends_with("vfio-pci")
+    is_vfio_driver(driver) || matches!(driver, "pcieport" | "pci-stub")
 }
 
 /// Decides which devices share which IOMMU context, or refuses with every reason there is.
 ///
 /// The rule: the devices of a P2P domain must all be in one IOMMU group, their policy must leave something to share,
 /// the hardware must carry requests to whatever is shared (`verdict` of initiator and target), and a group is
-/// translated as a whole, so a device of that group can neither stay out nor be in another domain.
+/// translated as a whole, so a device of that group can neither stay out nor be in another domain. Beyond the VM none of
+/// its devices may reach a function without the IOMMU, and no device for another VM may reach one of them: `exposures`
+/// are those of the devices ([`HostView::exposures`]), and each that is certain has to be accepted by name.
 ///
 /// # Errors
 /// The [`Refusal`] names the devices and groups that stand in the way.
 pub fn admit(
     candidates: Vec<Candidate>,
     verdict: impl Fn(Sbdf, Sbdf) -> Verdict,
+    exposures: Vec<Exposed>,
 ) -> Result<Admitted, Refusal> {
     let mut reasons = Vec::new();
     let mut seen = BTreeSet::new();
@@ -123,6 +124,11 @@ pub fn admit(
             reasons.extend(join(members, &verdict));
         }
     }
+    let refused = exposures.iter().filter(|exposed| exposed.is_refused());
+    let refused: Vec<Exposed> = refused.cloned().collect();
+    if !refused.is_empty() {
+        reasons.push(Reason::Exposed(refused));
+    }
     if !reasons.is_empty() {
         return Err(Refusal { reasons });
     }
@@ -130,6 +136,7 @@ pub fn admit(
     Ok(Admitted {
         domains: domains.map(|members| AdmittedDomain { members }).collect(),
         others,
+        exposures,
     })
 }
 
@@ -191,7 +198,7 @@ fn incompatible(a: &Candidate, b: &Candidate) -> Option<Reason> {
 }
 
 fn unassignable(candidate: &Candidate) -> Vec<Reason> {
-    if !candidate.driver().is_some_and(is_vfio) {
+    if !candidate.driver().is_some_and(is_vfio_driver) {
         return vec![Reason::NotBound {
             sbdf: candidate.sbdf,
             driver: candidate.driver().map(str::to_owned),

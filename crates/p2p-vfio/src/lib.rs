@@ -4,6 +4,8 @@
 //! 1. reads what the host says of the devices it was asked for ([`HostView`], [`Candidate::read`]) and
 //!    has that judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group, the hardware
 //!    must carry requests between them, and the operator's [`Policy`] must leave something to share;
+//!    no device may reach a function outside of the VM without the IOMMU, nor be reached by another
+//!    VM's ([`HostView::exposures`]), unless the operator accepts that by name;
 //! 2. chooses the kernel's interface for all of them ([`HostIommu::choose`]: iommufd or VFIO containers),
 //!    and makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
 //!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
@@ -47,7 +49,8 @@ mod vmm;
 
 pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{
-    Admitted, AdmittedDomain, Candidate, Change, DomainName, HostView, Reason, Refusal, admit,
+    Admitted, AdmittedDomain, Candidate, Change, DomainName, Exposed, HostView, Reason, Refusal,
+    admit,
 };
 pub use context::{ContextError, IommuContext, Reach};
 pub use device::{
@@ -62,5 +65,5 @@ pub use guest::{
 pub use handed::{Handed, HandedError};
 pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, NoIommufd};
 pub use memory::HostMemory;
-pub use policy::{Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};
+pub use policy::{Consent, Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};
 pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -11,14 +11,28 @@
 //! p2p = "initiator-only"
 //! why = "its large BAR is memory of the processor's node"
 //! ```
+//!
+//! It also names the devices of which the operator accepts that virtual machines reach them without the IOMMU, or that
+//! others reach them so in a virtual machine:
+//!
+//! ```toml
+//! [[expose]]
+//! function = "0000:04:00.0"
+//! why = "its data is encrypted, and its switch has no ACS"
+//! ```
 
+mod expose;
 mod origin;
 mod quirks;
 mod rule;
 mod share;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use iommu_group::Sbdf;
+
+pub use expose::Consent;
 pub use origin::{Origin, Place};
 use quirks::QUIRKS;
 pub(crate) use rule::Identity;
@@ -27,10 +41,11 @@ pub use rule::{PolicyError, Role};
 pub use share::PolicyReason;
 pub(crate) use share::share;
 
-/// Rules, in the order in which they are tried.
+/// Rules, in the order in which they are tried, and accepted exposures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
+    exposed: BTreeMap<Sbdf, Consent>,
 }
 
 /// What the policy says of a device, and why.
@@ -56,7 +71,24 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`] names the line of the text and the key.
     pub fn parse(name: &str, text: &str) -> Result<Self, PolicyError> {
-        rule::parse(name, text).map(|rules| Self { rules })
+        rule::parse(name, text)
+    }
+
+    /// Accepts that these are reachable without the IOMMU. An entry of the file keeps its reason.
+    pub fn expose(&mut self, functions: impl IntoIterator<Item = Sbdf>) {
+        for function in functions {
+            self.exposed.entry(function).or_insert(Consent::Named);
+        }
+    }
+
+    /// Who accepts that a function is reachable without the IOMMU, if anybody does.
+    pub fn consent(&self, function: Sbdf) -> Option<&Consent> {
+        self.exposed.get(&function)
+    }
+
+    /// The functions whose exposure is accepted.
+    pub fn exposed(&self) -> impl Iterator<Item = Sbdf> {
+        self.exposed.keys().copied()
     }
 
     /// What a device may do.
@@ -143,6 +175,21 @@ mod tests {
         assert_eq!(ruling(0x10).role, Role::TargetOnly);
         assert_eq!(ruling(0x11).role, Role::Never);
         assert_eq!(ruling(0x11).to_string(), "all (rule at p.toml:7)");
+    }
+
+    #[test]
+    fn exposures_are_accepted_by_the_file_or_by_name() {
+        let at = |text: &str| text.parse::<Sbdf>().unwrap();
+        let text = "[[expose]]\nfunction = '04:00.0'\nwhy = 'trusted'";
+        let mut policy = parse(text);
+        policy.expose([at("04:00.0"), at("05:00.0")]);
+        let said = |text: &str| policy.consent(at(text)).map(ToString::to_string);
+        assert_eq!(
+            said("0000:04:00.0").as_deref(),
+            Some("accepted: trusted (rule at p.toml:1)")
+        );
+        assert_eq!(said("0000:05:00.0").as_deref(), Some("accepted by name"));
+        assert_eq!(said("0000:06:00.0"), None);
     }
 
     #[test]

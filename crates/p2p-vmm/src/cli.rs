@@ -8,6 +8,7 @@ use hotplug::{
     ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, OptionError, Options,
     PayloadConfig, PlatformConfig, SerialConfig, VmConfig,
 };
+use iommu_group::Sbdf;
 use log::LevelFilter;
 
 use crate::confine::{Confinement, FileRule, Files, Trespass};
@@ -58,13 +59,25 @@ pub(crate) struct Cli {
     /// p2p_domain, if it has one)
     #[arg(
         long,
-        value_name = "path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on|off][,p2p_domain=NAME]",
+        value_name = "path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on|off][,p2p_domain=NAME][,expose=FUNCTION+…]",
         num_args = 1..,
         action = ArgAction::Append
     )]
     device: Vec<DeviceConfig>,
 
-    /// Rules for devices that are no ordinary peers: never, target-only or initiator-only, by vendor and device
+    /// Accept that these are reachable without the IOMMU: functions of others that devices of the VM reach, or devices
+    /// of the VM that others reach; without that such devices are refused
+    #[arg(
+        long,
+        value_name = "FUNCTION",
+        value_delimiter = ',',
+        num_args = 1..,
+        action = ArgAction::Append
+    )]
+    expose: Vec<Sbdf>,
+
+    /// Rules for devices that are no ordinary peers (never, target-only or initiator-only, by vendor and device), and
+    /// exposures that are accepted
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 
@@ -152,6 +165,7 @@ impl Cli {
             confinement: Confinement::new(self.seccomp.trespass(), files).into(),
             vm,
             policy: self.policy,
+            expose: self.expose,
             api_socket: self.api_socket,
             event_monitor: self.event_monitor,
         }
@@ -167,6 +181,8 @@ pub(crate) struct Request {
     pub(crate) vm: Option<VmConfig>,
     /// The policy file.
     pub(crate) policy: Option<PathBuf>,
+    /// Functions whose exposure is accepted.
+    pub(crate) expose: Vec<Sbdf>,
     /// Where to serve the API.
     pub(crate) api_socket: Option<PathBuf>,
     /// Where events go.
@@ -238,7 +254,25 @@ mod tests {
         let error = parse(&["--kernel", "/k", "--device", "path=/a,p2pp=on"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
-        assert!(text.contains("unknown option \"p2pp\" (known: path, fd, id, p2p, p2p_domain)"));
+        assert!(
+            text.contains("unknown option \"p2pp\" (known: path, fd, id, p2p, p2p_domain, expose)")
+        );
+    }
+
+    #[test]
+    fn exposures_are_accepted_by_comma_or_one_by_one() {
+        let args = [
+            "p2p-vmm",
+            "--kernel",
+            "/k",
+            "--expose",
+            "04:00.0,05:00.0",
+            "--expose",
+            "0001:06:00.0",
+        ];
+        let request = Cli::try_parse_from(args).map(Cli::into_request).unwrap();
+        let functions: Vec<String> = request.expose.iter().map(Sbdf::to_string).collect();
+        assert_eq!(functions, ["0000:04:00.0", "0000:05:00.0", "0001:06:00.0"]);
     }
 
     #[test]

@@ -17,10 +17,10 @@ mod release;
 mod unit;
 mod view;
 
-pub(crate) use add::AddError;
+pub(crate) use add::{AddError, Rules};
 pub(crate) use boot::OpenDevices;
 pub(crate) use contexts::Contexts;
-pub(crate) use judge::{Judged, domain_of, judge};
+pub(crate) use judge::{Judged, accepted, domain_of, judge};
 pub(crate) use limit::address_limit;
 pub(crate) use registry::{Devices, RemoveError, RemoveOptions};
 pub(crate) use unit::Guest;

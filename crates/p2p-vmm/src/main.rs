@@ -101,7 +101,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
     let mut request = cli.into_request();
     request.confinement.begin()?;
-    let policy = policy::read(request.policy.as_deref())?;
+    let mut policy = policy::read(request.policy.as_deref())?;
+    policy.expose(request.expose.iter().copied());
     let mut handed = Handed::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;

@@ -201,6 +201,10 @@ pub(crate) enum Command {
         /// Rules for devices that are no ordinary peers, as for p2p-vmm --policy
         #[arg(long, value_name = "FILE")]
         policy_file: Option<PathBuf>,
+        /// Accept that these are reachable without the IOMMU: functions of others that devices of the VM reach, or
+        /// devices of the VM that others reach
+        #[arg(long, value_name = "FUNCTION", value_delimiter = ',', num_args = 1..)]
+        expose: Vec<Sbdf>,
         /// cloud-hypervisor and its options; p2p=on|off in --device
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
@@ -216,6 +220,10 @@ pub(crate) enum Command {
         /// Rules for devices that are no ordinary peers, as for p2p-vmm --policy
         #[arg(long, value_name = "FILE")]
         policy_file: Option<PathBuf>,
+        /// Accept that these are reachable without the IOMMU: functions of others that devices of the VM reach, or
+        /// devices of the VM that others reach
+        #[arg(long, value_name = "FUNCTION", value_delimiter = ',', num_args = 1..)]
+        expose: Vec<Sbdf>,
     },
     /// Print the machine as one file that every command reads back with --from
     Dump,
@@ -265,7 +273,7 @@ pub(crate) enum VmVerb {
         #[command(flatten)]
         at: Socket,
         /// The device, as p2p-vmm's --device takes it; 03:00.0,p2p=on will do, and fd=5 if descriptor 5 is the open device
-        #[arg(value_name = "FUNCTION|path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on][,p2p_domain=NAME]", value_parser = device)]
+        #[arg(value_name = "FUNCTION|path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on][,p2p_domain=NAME][,expose=FUNCTION+…]", value_parser = device)]
         device: DeviceConfig,
     },
     /// Ask the guest to let go of a device and wait until it is free (exit 1 if the guest does not)

@@ -19,7 +19,7 @@ mod version;
 
 pub(crate) use command_line::CommandLine;
 pub(crate) use gate::StockGate;
-pub(crate) use look::look;
+pub(crate) use look::{Question, look};
 pub(crate) use refusal::Refusal;
 pub(crate) use rewrite::{Apart, Change, Rewritten, asked, option, rewrite};
 pub(crate) use version::Version;

@@ -130,6 +130,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             joinable,
             name,
             policy_file,
+            expose,
             command,
         } => {
             let request = launch::Request {
@@ -142,6 +143,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
                 },
                 name: name.as_deref(),
                 policy: policy_file.as_deref(),
+                expose,
             };
             launch::run(&cli.global, &request, terminal)
         }
@@ -149,11 +151,13 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             api_socket,
             listen,
             policy_file,
+            expose,
         } => {
             let request = front::Request {
                 vmm: api_socket,
                 listen,
                 policy: policy_file.as_deref(),
+                expose,
             };
             front::run(&cli.global, &request)
         }

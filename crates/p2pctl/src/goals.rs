@@ -19,8 +19,8 @@ pub(crate) struct GoalArgs {
     /// How requests between joined functions shall go
     #[arg(long, value_name = "ROUTE", default_value = "mildest")]
     route: RouteName,
-    /// Accept that these become reachable without the IOMMU
-    #[arg(long, value_name = "FUNCTION", num_args = 1..)]
+    /// Accept that these become reachable without the IOMMU, or stay so for a VM's devices that come back
+    #[arg(long, value_name = "FUNCTION", value_delimiter = ',', num_args = 1..)]
     expose: Vec<Sbdf>,
     /// Accept that these are unplugged for a while, get into a group with the others, or are lost
     #[arg(long, value_name = "FUNCTION", num_args = 1..)]

@@ -1,17 +1,22 @@
-//! The operator's rules for devices that are no ordinary peers.
+//! The operator's rules for devices that are no ordinary peers, and the exposures that he accepts.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use iommu_group::Sbdf;
 use p2p_vfio::Policy;
 
-/// Reads a file of rules; there are none without a file.
-pub(crate) fn read(file: Option<&Path>) -> Result<Policy> {
-    let Some(file) = file else {
-        return Ok(Policy::default());
+/// Reads a file of rules, none without a file, and accepts that these functions are reachable without the IOMMU.
+pub(crate) fn read(file: Option<&Path>, expose: &[Sbdf]) -> Result<Policy> {
+    let mut policy = match file {
+        None => Policy::default(),
+        Some(file) => {
+            let name = file.display().to_string();
+            let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+            Policy::parse(&name, &text)?
+        }
     };
-    let name = file.display().to_string();
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
-    Ok(Policy::parse(&name, &text)?)
+    policy.expose(expose.iter().copied());
+    Ok(policy)
 }

@@ -14,6 +14,9 @@ pub struct P2pInfo {
     pub others: Vec<String>,
     /// What is between each two devices with P2P, in each direction.
     pub routes: Vec<P2pRoute>,
+    /// Functions that are reachable without the IOMMU because of the VM's devices.
+    #[serde(default)]
+    pub exposures: Vec<P2pExposure>,
     /// What the devices are assigned by; none while there is no guest, and before its first device.
     pub backend: Option<P2pBackend>,
 }
@@ -100,6 +103,24 @@ pub struct P2pRoute {
     pub route: Option<String>,
     /// Why they may not.
     pub reasons: Vec<String>,
+}
+
+/// A function that devices reach without the IOMMU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+pub struct P2pExposure {
+    /// The VM's device that reaches it, or is it.
+    pub id: String,
+    /// The function on the host.
+    pub function: String,
+    /// The devices on the host that reach it.
+    pub to: Vec<String>,
+    /// Where their requests go straight: ports that do not redirect, or the devices themselves.
+    pub through: Vec<String>,
+    /// Whether that is certain, or could not be read; otherwise it is up to the root complex or to a device.
+    pub certain: bool,
+    /// Who accepts it, in words; none if nobody does.
+    pub accepted: Option<String>,
 }
 
 /// Whether one device may reach another.

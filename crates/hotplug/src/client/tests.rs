@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::io::{Read, Seek};
 use std::os::fd::AsRawFd;
 
@@ -14,6 +15,7 @@ fn device(id: &str) -> DeviceConfig {
         id: Some(id.to_owned()),
         p2p: true,
         p2p_domain: None,
+        expose: BTreeSet::new(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Who decides about the calls that give a VM devices, and sees those that take them.
 
+use iommu_group::Sbdf;
+
 /// A call that is shown to a [`Gate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GatedCall {
@@ -56,6 +58,9 @@ pub enum Passage {
 pub trait Gate: Send + Sync {
     /// Decides about one call with this body. It is not asked again before the VMM has answered that call.
     fn pass(&self, call: GatedCall, body: &[u8]) -> Passage;
+
+    /// A function of the VM left it without a call that was shown to the gate, and may come back.
+    fn left(&self, _function: Sbdf) {}
 }
 
 #[cfg(test)]

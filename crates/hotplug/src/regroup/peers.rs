@@ -123,6 +123,7 @@ mod tests {
             function: at(bus),
             p2p: peer.is_some(),
             domain: peer.flatten().map(str::to_owned),
+            expose: BTreeSet::new(),
             slot: None,
         }
     }

@@ -48,6 +48,10 @@ impl Performer<'_> {
             }
             Action::Plug { devices } => {
                 let here: Vec<Assigned> = devices.iter().map(|device| self.here(device)).collect();
+                for vmm in self.vmms {
+                    let of_it = here.iter().filter(|device| device.vm == vmm.name());
+                    vmm.expect(&of_it.cloned().collect::<Vec<_>>());
+                }
                 self.everyone(&here, |vmm, device| vmm.plug(device))?;
             }
             Action::Autoprobe { on } => machine.set_autoprobe(*on)?,
@@ -90,8 +94,10 @@ impl Performer<'_> {
 
     /// A device by the address that it has now. One that is not there is left to its virtual machine to miss.
     fn here(&self, device: &Assigned) -> Assigned {
+        let here = |function: Sbdf| self.at(function).unwrap_or(function);
         Assigned {
-            function: self.at(device.function).unwrap_or(device.function),
+            function: here(device.function),
+            expose: device.expose.iter().copied().map(here).collect(),
             ..device.clone()
         }
     }

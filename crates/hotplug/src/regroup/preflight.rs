@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{Function, GroupModel, Kernel, Plan, Sbdf, Step, Topology};
+use iommu_group::{Function, GroupModel, Kernel, Plan, Sbdf, Step, Topology, is_vfio_driver};
 
 use super::blocker::Blocker;
 use super::host::HostError;
@@ -254,5 +254,5 @@ fn is_harmless(function: &Function, driver: &str) -> bool {
     if function.is_bridge() {
         return driver == "pcieport";
     }
-    driver == "pci-stub" || driver.replace('-', "_").ends_with("vfio_pci")
+    driver == "pci-stub" || is_vfio_driver(driver)
 }

@@ -1,5 +1,6 @@
 //! A virtual machine that is reached through the REST API of its VMM.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::thread;
@@ -48,6 +49,8 @@ struct Device {
     p2p: bool,
     #[serde(default)]
     p2p_domain: Option<String>,
+    #[serde(default)]
+    expose: BTreeSet<Sbdf>,
 }
 
 impl RemoteVmm {
@@ -149,6 +152,7 @@ impl Vmm for RemoteVmm {
                 function,
                 p2p: device.p2p,
                 domain: device.p2p_domain,
+                expose: device.expose,
                 slot: None,
             })
         };
@@ -214,6 +218,7 @@ impl Vmm for RemoteVmm {
             id: Some(device.id.clone()),
             p2p: device.p2p,
             p2p_domain: device.domain.clone(),
+            expose: device.expose.clone(),
         };
         let added = self.client.add_device(&config);
         added.map(drop).map_err(|error| self.error(&error))

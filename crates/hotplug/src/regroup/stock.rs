@@ -14,7 +14,7 @@ mod events;
 mod held;
 mod info;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -108,6 +108,7 @@ impl Stock {
             function: device.function,
             p2p: device.p2p,
             domain: None,
+            expose: BTreeSet::new(),
             slot: device.slot.clone(),
         }
     }
@@ -299,7 +300,14 @@ impl Vmm for StockVmm {
         self.0.wait_for_guest(&device.id, deadline)?;
         self.0.wait_for_vfio(device.function, &device.id)?;
         self.0.seen().remove(&device.id);
+        self.0.gate.left(device.function);
         Ok(())
+    }
+
+    fn expect(&self, devices: &[Assigned]) {
+        for device in devices {
+            self.0.gate.left(device.function);
+        }
     }
 
     fn plug(&self, device: &Assigned) -> Result<(), VmmError> {

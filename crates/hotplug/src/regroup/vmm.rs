@@ -1,5 +1,6 @@
 //! The seam to virtual machines.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iommu_group::{RouteChange, Sbdf};
@@ -22,6 +23,9 @@ pub struct Assigned {
     /// The P2P domain that it is in; the one without a name if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Functions of which it was accepted that they are reachable without the IOMMU because of this device.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub expose: BTreeSet<Sbdf>,
     /// Where it is in the guest's topology, in the VMM's own words; chosen by the VMM if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
@@ -63,6 +67,9 @@ pub trait Vmm: Sync {
     /// Asks the guest to let go of the device, waits until it has and VFIO is closed. If it has not by the deadline,
     /// the request is withdrawn, where the VMM can do that. A device that is not plugged is no error.
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError>;
+
+    /// These are about to be plugged, one after the other: until then they are the VM's own all the same.
+    fn expect(&self, _devices: &[Assigned]) {}
 
     /// Gives the device back, into the domain and slot that it had. One that is plugged is no error.
     fn plug(&self, device: &Assigned) -> Result<(), VmmError>;

@@ -14,6 +14,7 @@ fn with_devices(ids: &[Option<&str>]) -> VmConfig {
             id: id.map(str::to_owned),
             p2p: false,
             p2p_domain: None,
+            expose: BTreeSet::new(),
         })
         .collect();
     config

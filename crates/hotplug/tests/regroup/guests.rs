@@ -1,6 +1,6 @@
 //! Virtual machines that can stall, refuse and die.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ impl Guest {
                 function: *function,
                 p2p: true,
                 domain: None,
+                expose: BTreeSet::new(),
                 slot: None,
             };
             (*function, device)

@@ -15,8 +15,8 @@ use crate::policy::{Identity, Policy, Ruling};
 /// operator wants of them.
 pub struct HostView {
     sysfs: Sysfs,
-    topology: Topology,
-    policy: Policy,
+    pub(super) topology: Topology,
+    pub(super) policy: Policy,
 }
 
 impl HostView {

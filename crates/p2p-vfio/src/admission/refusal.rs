@@ -1,10 +1,12 @@
 //! Why devices are not given to a VM as asked, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use iommu_group::{Denial, GroupId, Sbdf};
+use iommu_group::{Denial, GroupId, Reach, Sbdf, is_vfio_driver};
 use thiserror::Error;
 
+use super::Exposed;
 use crate::policy::PolicyReason;
 
 /// Why a set of devices may not be given to a VM as asked. Nothing was changed.
@@ -95,6 +97,9 @@ pub enum Reason {
     /// The operator's policy, or the table of devices that are no ordinary peers.
     #[error(transparent)]
     Policy(#[from] PolicyReason),
+    /// Devices of the VM reach functions of others without the IOMMU, or are reached so.
+    #[error("{}", Exposures(.0))]
+    Exposed(Vec<Exposed>),
     /// A device that comes would change one that runs.
     #[error(
         "{sbdf} runs, and {change} for the device that comes\n       \
@@ -139,6 +144,78 @@ impl fmt::Display for Change {
             Self::Show => "its BARs would have to be shown to its peers",
             Self::Move => "its BARs would have to move",
         })
+    }
+}
+
+/// Exposures, a line for each, and what to do about them.
+struct Exposures<'a>(&'a [Exposed]);
+
+impl fmt::Display for Exposures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for exposed in self.0 {
+            writeln!(f, "{}, and {}", exposed.exposure, Whose(exposed))?;
+        }
+        if let Some(Exposed { exposure, .. }) = self.0.first()
+            && let Some(from) = exposure.to.first()
+        {
+            writeln!(
+                f,
+                "       p2pctl explain {from} {}   says why",
+                exposure.function
+            )?;
+        }
+        let unread = |exposed: &&Exposed| exposed.exposure.reach == Reach::Unknown;
+        let (unread, read): (Vec<_>, Vec<_>) = self.0.iter().partition(unread);
+        let (closable, open): (Vec<_>, Vec<_>) = read.into_iter().partition(|one| one.closable);
+        if !unread.is_empty() {
+            f.write_str("       run as root: configuration space is hidden from other users\n")?;
+        }
+        if !closable.is_empty() {
+            let devices: BTreeSet<Sbdf> = closable.iter().map(|one| one.device).collect();
+            let devices = names(devices, " ");
+            writeln!(
+                f,
+                "       p2pctl apply --isolate {devices}   makes the ports redirect requests to the IOMMU"
+            )?;
+        }
+        if !open.is_empty() {
+            let through = open.iter().flat_map(|one| &one.exposure.through).copied();
+            let through = names(through.collect(), ", ");
+            writeln!(
+                f,
+                "       {through} cannot redirect: give all of these devices to one VM, or put them below other ports"
+            )?;
+        }
+        let functions = self.0.iter().map(|one| one.exposure.function).collect();
+        write!(
+            f,
+            "       or accept it by name: --expose {}, or [[expose]] in the policy file",
+            names(functions, ",")
+        )
+    }
+}
+
+fn names(functions: BTreeSet<Sbdf>, gap: &str) -> String {
+    let names: Vec<String> = functions.iter().map(Sbdf::to_string).collect();
+    names.join(gap)
+}
+
+/// Whose the function is that is reached, or those that reach it.
+struct Whose<'a>(&'a Exposed);
+
+impl fmt::Display for Whose<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let function = self.0.exposure.function;
+        match &self.0.driver {
+            _ if function == self.0.device => {
+                f.write_str("those that reach it may be another VM's")
+            }
+            Some(driver) if is_vfio_driver(driver) => {
+                write!(f, "{function} may be another VM's")
+            }
+            Some(driver) => write!(f, "{function} is the host's (driver {driver})"),
+            None => write!(f, "{function} is not the VM's"),
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use crate::policy::{Origin, PolicyReason, Role, Ruling};
 
 use super::*;
 
+mod exposures;
+
 fn sbdf(text: &str) -> Sbdf {
     text.parse().unwrap()
 }
@@ -41,7 +43,7 @@ fn through_host_bridge(_: Sbdf, _: Sbdf) -> Verdict {
 }
 
 fn judge(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
-    admit(candidates, through_host_bridge)
+    admit(candidates, through_host_bridge, Vec::new())
 }
 
 fn reasons(candidates: Vec<Candidate>) -> Vec<Reason> {
@@ -60,7 +62,7 @@ fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
             }
         }
     };
-    let refusal = admit(pair, one_way).unwrap_err();
+    let refusal = admit(pair, one_way, Vec::new()).unwrap_err();
     assert_eq!(refusal.reasons.len(), 1);
     let text = refusal.to_string();
     assert!(
@@ -84,7 +86,10 @@ fn weakness_1_neither_the_wish_nor_the_group_alone_gives_p2p() {
     ] {
         let pair = ["03:00.0", "04:00.0"].into_iter().zip(groups);
         let pair = pair.map(|(text, group)| candidate(text, group, true));
-        assert!(admit(pair.collect(), verdict).is_err(), "{groups:?}");
+        assert!(
+            admit(pair.collect(), verdict, Vec::new()).is_err(),
+            "{groups:?}"
+        );
     }
 }
 
@@ -101,7 +106,7 @@ fn one_direct_route_puts_all_members_at_their_bus_addresses() {
             }
         }
     };
-    let admitted = admit(pair, verdict).unwrap();
+    let admitted = admit(pair, verdict, Vec::new()).unwrap();
     for member in &admitted.domains[0].members {
         assert_eq!(member.placement, Placement::AtBusAddress);
     }
@@ -138,7 +143,10 @@ fn weakness_2_what_is_no_target_is_hidden_and_needs_no_route_to_it() {
             }
         }
     };
-    assert_eq!(hidden(&admit(pair, one_way).unwrap()), [false, true]);
+    assert_eq!(
+        hidden(&admit(pair, one_way, Vec::new()).unwrap()),
+        [false, true]
+    );
 }
 
 #[test]
@@ -178,7 +186,7 @@ fn invariant_2_a_rule_that_the_iommu_cannot_enforce_is_refused() {
         route: Route::SwitchLocal,
         placement: Placement::AtBusAddress,
     };
-    let reasons = admit(pair(), across).unwrap_err().reasons;
+    let reasons = admit(pair(), across, Vec::new()).unwrap_err().reasons;
     assert!(
         matches!(reasons[..], [Reason::Policy(PolicyReason::Past { .. })]),
         "{reasons:?}"
@@ -187,7 +195,10 @@ fn invariant_2_a_rule_that_the_iommu_cannot_enforce_is_refused() {
         route: Route::SwitchLocalTranslated,
         placement: Placement::Anywhere,
     };
-    assert_eq!(hidden(&admit(pair(), translated).unwrap()), [false, true]);
+    assert_eq!(
+        hidden(&admit(pair(), translated, Vec::new()).unwrap()),
+        [false, true]
+    );
 }
 
 #[test]
@@ -343,7 +354,7 @@ fn a_device_that_runs_is_not_changed_by_one_that_comes() {
         route: Route::SwitchLocal,
         placement: Placement::AtBusAddress,
     };
-    let moved = admit(pair, across).unwrap();
+    let moved = admit(pair, across, Vec::new()).unwrap();
     let reasons = moved.keeps(running.iter()).unwrap_err().reasons;
     assert!(matches!(
         reasons[..],

@@ -1,13 +1,16 @@
-//! One rule of a policy file.
+//! The text of a policy file.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::ops::Range;
 use std::sync::Arc;
 
+use iommu_group::Sbdf;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
-use super::Place;
+use super::{Consent, Place, Policy};
 
 /// What a device may do in a P2P domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -59,8 +62,24 @@ pub enum PolicyError {
         /// What it says.
         text: String,
     },
-    /// A rule without a reason.
-    #[error("{place}: why = \"\" says nothing; it is what a refusal says")]
+    /// An address that is none.
+    #[error("{place}: function = {text:?} is not the address of a function, such as 0000:04:00.0")]
+    Function {
+        /// Where.
+        place: Place,
+        /// What it says.
+        text: String,
+    },
+    /// Two entries for one function.
+    #[error("{place}: {function} has an entry already")]
+    Repeated {
+        /// Where the second one is.
+        place: Place,
+        /// The function.
+        function: Sbdf,
+    },
+    /// An entry without a reason.
+    #[error("{place}: why = \"\" says nothing; write down the reason")]
     NoReason {
         /// Where.
         place: Place,
@@ -72,6 +91,8 @@ pub enum PolicyError {
 struct File {
     #[serde(default)]
     device: Vec<Spanned<Entry>>,
+    #[serde(default)]
+    expose: Vec<Spanned<ExposeEntry>>,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +101,13 @@ struct Entry {
     vendor: Spanned<String>,
     device: Option<Spanned<String>>,
     p2p: Role,
+    why: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExposeEntry {
+    function: Spanned<String>,
     why: Spanned<String>,
 }
 
@@ -100,14 +128,31 @@ impl Rule {
     }
 }
 
-/// The rules of a policy file, in its order.
-pub(super) fn parse(name: &str, text: &str) -> Result<Vec<Rule>, PolicyError> {
+/// What a policy file says, its rules in its order.
+pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
     let source = Source {
         name: name.into(),
         text,
     };
     let file: File = toml::from_str(text).map_err(|error| source.syntax(&error))?;
-    file.device.into_iter().map(|e| source.rule(e)).collect()
+    let rules = file.device.into_iter().map(|entry| source.rule(entry));
+    let rules = rules.collect::<Result<_, _>>()?;
+    let mut exposed = BTreeMap::new();
+    for entry in file.expose {
+        let (function, consent) = source.exposed(entry)?;
+        match exposed.entry(function) {
+            Slot::Vacant(slot) => slot.insert(consent),
+            Slot::Occupied(_) => {
+                let place = consent.1;
+                return Err(PolicyError::Repeated { place, function });
+            }
+        };
+    }
+    let consent = |(function, (why, place))| (function, Consent::File { why, place });
+    Ok(Policy {
+        rules,
+        exposed: exposed.into_iter().map(consent).collect(),
+    })
 }
 
 /// A file that is being read.
@@ -139,18 +184,37 @@ impl Source<'_> {
             p2p,
             why,
         } = entry.into_inner();
-        if why.as_ref().trim().is_empty() {
-            let place = self.place(why.span());
-            return Err(PolicyError::NoReason { place });
-        }
+        let why = self.reason(why)?;
         let device = device.map(|text| self.number("device", text));
         Ok(Rule {
             vendor: self.number("vendor", vendor)?,
             device: device.transpose()?,
             role: p2p,
-            why: why.into_inner(),
+            why,
             place,
         })
+    }
+
+    /// An accepted exposure: the function, and why and where.
+    fn exposed(&self, entry: Spanned<ExposeEntry>) -> Result<(Sbdf, (String, Place)), PolicyError> {
+        let place = self.place(entry.span());
+        let ExposeEntry { function, why } = entry.into_inner();
+        let why = self.reason(why)?;
+        let at = self.place(function.span());
+        let text = function.into_inner();
+        match text.parse() {
+            Ok(function) => Ok((function, (why, place))),
+            Err(_) => Err(PolicyError::Function { place: at, text }),
+        }
+    }
+
+    /// A reason, which must say something.
+    fn reason(&self, why: Spanned<String>) -> Result<String, PolicyError> {
+        if why.as_ref().trim().is_empty() {
+            let place = self.place(why.span());
+            return Err(PolicyError::NoReason { place });
+        }
+        Ok(why.into_inner())
     }
 
     /// Four hexadecimal digits, with or without `0x`, as lspci and sysfs write them.
@@ -174,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_has_no_rules() {
-        assert_eq!(parse("p.toml", "").unwrap(), []);
+        assert_eq!(parse("p.toml", "").unwrap(), Policy::default());
     }
 
     #[test]
@@ -201,6 +265,27 @@ mod tests {
             ),
             (rule("p2p = 'never"), ["p.toml:3: ", "p2p = 'never"]),
             ("devices = 1".to_owned(), ["p.toml:1: ", "`devices`"]),
+            (
+                "[[expose]]\nwhy = 'x'\nfunction = '04.0'".to_owned(),
+                ["p.toml:3: ", "function = \"04.0\""],
+            ),
+            (
+                "[[expose]]\nfunction = '04:00.0'".to_owned(),
+                ["p.toml:1: ", "why"],
+            ),
+            (
+                "[[expose]]\nfunction = '04:00.0'\nwhy = ''".to_owned(),
+                ["p.toml:3: ", "why"],
+            ),
+            (
+                "[[expose]]\nfunction = '04:00.0'\nwhy = 'x'\nto = 'y'".to_owned(),
+                ["p.toml:4: ", "`to`"],
+            ),
+            (
+                "[[expose]]\nfunction = '04:00.0'\nwhy = 'x'\n[[expose]]\nfunction = '0000:04:00.0'\nwhy = 'y'"
+                    .to_owned(),
+                ["p.toml:4: ", "0000:04:00.0 has an entry already"],
+            ),
         ] {
             let said = error(&text);
             for word in words {

@@ -9,7 +9,7 @@ use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
 use iommu_group::{Placement, Sbdf, SysfsError};
 use p2p_vfio::{
-    AddressRange, AttachError, Branch, Candidate, Gpa, GuestTopology, HostDevice, Iova,
+    AddressRange, AttachError, Branch, Candidate, Exposed, Gpa, GuestTopology, HostDevice, Iova,
     LayoutError, Policy, Refusal, WindowError, lay_out,
 };
 use thiserror::Error;
@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::ControlOperation;
 
 use super::contexts::Domain;
 use super::ground::{self, spare, whole_pages};
-use super::judge::judge;
+use super::judge::judge_newcomer;
 use super::registry::{Devices, Entry};
 use super::unit::{Opened, endpoint, preferring_home};
 
@@ -55,6 +55,14 @@ impl From<anyhow::Error> for AddError {
     }
 }
 
+/// What a newcomer is judged by.
+pub(crate) struct Rules<'a> {
+    /// The operator's rules.
+    pub(crate) policy: &'a Policy,
+    /// Devices that the VM had.
+    pub(crate) departed: &'a BTreeSet<Sbdf>,
+}
+
 /// Where a newcomer goes.
 struct Place {
     bus: SlotBus,
@@ -74,10 +82,10 @@ impl Devices {
     pub(crate) fn add(
         &mut self,
         config: &DeviceConfig,
-        policy: &Policy,
+        rules: &Rules<'_>,
         patience: Instant,
     ) -> Result<Poll<Sbdf>, AddError> {
-        let added = self.try_add(config, policy, patience);
+        let added = self.try_add(config, rules, patience);
         if let Err(error) = &added {
             self.news.push(Event::DeviceAddFailed {
                 id: config.id.clone().unwrap_or_default(),
@@ -90,10 +98,10 @@ impl Devices {
     fn try_add(
         &mut self,
         config: &DeviceConfig,
-        policy: &Policy,
+        rules: &Rules<'_>,
         patience: Instant,
     ) -> Result<Poll<Sbdf>, AddError> {
-        let candidate = self.admit(config, policy)?;
+        let (candidate, exposures) = self.admit(config, rules)?;
         if candidate.domain.is_some() && self.switch_of(&candidate).is_none() {
             // A switch without members has windows that the next one may need.
             self.take_ejected();
@@ -103,14 +111,20 @@ impl Devices {
             self.take_empty_switches_away();
         }
         let attach = || self.attach(candidate.clone(), config.clone());
-        Ok(Poll::Ready(where_nobody_is(attach)?))
+        let guest = where_nobody_is(attach)?;
+        self.tell_exposures(&exposures);
+        Ok(Poll::Ready(guest))
     }
 
-    /// Judges the newcomer together with those that are there.
-    fn admit(&self, config: &DeviceConfig, policy: &Policy) -> Result<Candidate, AddError> {
-        let mut configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
-        configs.push(config.clone());
-        let admitted = judge(&configs, policy)?.admitted;
+    /// Judges the newcomer together with those that are there; the newcomer, and exposures that are accepted or doubtful.
+    fn admit(
+        &self,
+        config: &DeviceConfig,
+        rules: &Rules<'_>,
+    ) -> Result<(Candidate, Vec<Exposed>), AddError> {
+        let configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
+        let judged = judge_newcomer(&configs, config, rules.policy, rules.departed)?;
+        let admitted = judged.admitted;
         let members = admitted.domains.iter().flat_map(|domain| &domain.members);
         let all: Vec<&Candidate> = members.chain(&admitted.others).collect();
         // Those that are at their bus addresses anyway need not move if they must be there, nor if they need not.
@@ -130,10 +144,11 @@ impl Devices {
             .iter()
             .find(|candidate| !present.contains(&candidate.sbdf));
         let newcomer = newcomer.map(|candidate| (*candidate).clone());
-        newcomer.ok_or_else(|| {
+        let newcomer = newcomer.ok_or_else(|| {
             let text = format!("the VM has {config} already");
             AddError::NoRoom(text)
-        })
+        })?;
+        Ok((newcomer, admitted.exposures))
     }
 
     /// Opens the newcomer and gives it to the guest. Whatever fails, everything that was made for it goes with it.

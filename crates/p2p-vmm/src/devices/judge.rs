@@ -1,10 +1,10 @@
 //! Whether a VM may have the devices that were asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hotplug::DeviceConfig;
 use iommu_group::Sbdf;
-use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
+use p2p_vfio::{Admitted, Candidate, DomainName, Exposed, HostView, Policy, admit};
 
 /// Devices that a VM may have.
 pub(crate) struct Judged {
@@ -16,26 +16,81 @@ pub(crate) struct Judged {
     pub(super) host: HostView,
 }
 
+impl Judged {
+    /// The exposures that are accepted, and those that are doubtful.
+    pub(crate) fn exposures(&self) -> &[Exposed] {
+        &self.admitted.exposures
+    }
+}
+
 /// Reads what the host says of the devices and judges it by `policy`. Nothing is opened or
 /// changed.
 ///
 /// Refusals are [`Refusal`](p2p_vfio::Refusal) or [`SysfsError`](iommu_group::SysfsError).
 pub(crate) fn judge(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result<Judged> {
-    let host = HostView::read(policy.clone())?;
-    let mut named = BTreeMap::new();
-    let mut candidates = Vec::new();
-    for config in configs {
-        let candidate = Candidate::read(&host, config.directory()?, domain_of(config))?;
-        named
-            .entry(candidate.sbdf)
-            .or_insert_with(|| config.clone());
-        candidates.push(candidate);
+    let request = Request::read(configs, policy)?;
+    let devices = request.configs.keys().copied().collect();
+    let exposures = request.host.exposures(&devices, &request.accepted());
+    request.judge(exposures)
+}
+
+/// Judges a device that comes together with those that run. `departed` are those that the VM had.
+pub(super) fn judge_newcomer(
+    running: &[DeviceConfig],
+    newcomer: &DeviceConfig,
+    policy: &Policy,
+    departed: &BTreeSet<Sbdf>,
+) -> anyhow::Result<Judged> {
+    let mut configs = running.to_vec();
+    configs.push(newcomer.clone());
+    let request = Request::read(&configs, policy)?;
+    let devices = request.configs.keys().copied().collect();
+    let accepted = request.accepted();
+    let (host, newcomer) = (&request.host, request.candidates.last());
+    let exposures = newcomer
+        .map(|newcomer| host.exposures_of_newcomer(newcomer, &devices, departed, &accepted));
+    request.judge(exposures.unwrap_or_default())
+}
+
+/// Devices that were asked for, and what the host says of them.
+struct Request {
+    host: HostView,
+    configs: BTreeMap<Sbdf, DeviceConfig>,
+    candidates: Vec<Candidate>,
+}
+
+impl Request {
+    fn read(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result<Self> {
+        let mut this = Self {
+            host: HostView::read(policy.clone())?,
+            configs: BTreeMap::new(),
+            candidates: Vec::new(),
+        };
+        for config in configs {
+            let candidate = Candidate::read(&this.host, config.directory()?, domain_of(config))?;
+            let named = this.configs.entry(candidate.sbdf);
+            named.or_insert_with(|| config.clone());
+            this.candidates.push(candidate);
+        }
+        Ok(this)
     }
-    Ok(Judged {
-        admitted: admit(candidates, host.verdicts())?,
-        configs: named,
-        host,
-    })
+
+    fn accepted(&self) -> BTreeSet<Sbdf> {
+        accepted(self.configs.values())
+    }
+
+    fn judge(self, exposures: Vec<Exposed>) -> anyhow::Result<Judged> {
+        Ok(Judged {
+            admitted: admit(self.candidates, self.host.verdicts(), exposures)?,
+            configs: self.configs,
+            host: self.host,
+        })
+    }
+}
+
+/// Functions of which devices were asked for although they are, or become, reachable.
+pub(crate) fn accepted<'a>(configs: impl Iterator<Item = &'a DeviceConfig>) -> BTreeSet<Sbdf> {
+    configs.flat_map(|config| &config.expose).copied().collect()
 }
 
 /// The P2P domain that a device was asked to join.

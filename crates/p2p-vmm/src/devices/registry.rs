@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
 use hotplug::{DeviceConfig, Event, Slot, SlotBus};
 use iommu_group::Sbdf;
-use p2p_vfio::{Address, AssignedDevice, Candidate, DeviceEvent, EventSink};
+use p2p_vfio::{Address, AssignedDevice, Candidate, DeviceEvent, EventSink, Exposed};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -330,6 +330,35 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// Says which functions devices reach without the IOMMU, and who reaches them so. What is accepted is an event; what
+    /// is up to the root complex, or to a device, is in the log.
+    pub(crate) fn tell_exposures(&mut self, exposures: &[Exposed]) {
+        let (accepted, possible): (Vec<_>, Vec<_>) = exposures
+            .iter()
+            .partition(|exposed| exposed.exposure.needs_consent());
+        for exposed in accepted {
+            log::warn!("{exposed}");
+            let mut entries = self.list.iter();
+            let device = entries.find(|entry| entry.candidate.sbdf == exposed.device);
+            self.news.push(Event::DeviceExposed {
+                id: device
+                    .map(|entry| entry.id().to_owned())
+                    .unwrap_or_default(),
+                function: exposed.exposure.function.to_string(),
+                reason: exposed.to_string(),
+            });
+        }
+        if !possible.is_empty() {
+            let functions = possible.iter().map(|one| one.exposure.function);
+            let functions: BTreeSet<Sbdf> = functions.collect();
+            let functions: Vec<String> = functions.iter().map(Sbdf::to_string).collect();
+            log::warn!(
+                "the root complex, or the device they are in, may route to these without the IOMMU: {}",
+                functions.join(" ")
+            );
+        }
     }
 
     /// The slot that goes with a device: its own, or that of the whole switch if nobody else is below it.

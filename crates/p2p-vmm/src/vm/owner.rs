@@ -4,6 +4,7 @@ use hotplug::api::{Failure, P2pWindows, PciDevice, RemoveDevice, VmInfo, VmState
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
 use p2p_vfio::{Handed, Policy};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::paths;
 use super::running::Running;
 use super::watch::Watch;
 use crate::confine::Confinement;
-use crate::devices::{self, RemoveOptions};
+use crate::devices::{self, RemoveOptions, Rules};
 use crate::exit::VmExit;
 use crate::handed;
 
@@ -35,6 +36,8 @@ pub(super) struct Owner {
     events: EventLog,
     confinement: Arc<Confinement>,
     growing: bool,
+    /// Functions that the VM had and has no more. They count as its own when they come back.
+    departed: BTreeSet<Sbdf>,
 }
 
 /// What every VM of this process has in common.
@@ -71,6 +74,7 @@ impl Owner {
             events,
             confinement,
             growing,
+            departed: BTreeSet::new(),
         }
     }
 
@@ -119,6 +123,7 @@ impl Owner {
                 }
                 self.config = None;
                 self.host = None;
+                self.departed.clear();
                 Ok(())
             }
             Effect::Halt => Ok(self.guest()?.pause()?),
@@ -205,10 +210,12 @@ impl Owner {
         for event in news {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
                 let handed = &self.handed;
+                let departed = &mut self.departed;
                 config.devices.retain(|device| {
                     let goes = device.id.as_ref() == Some(id);
                     if goes {
                         handed::give_up(handed, device);
+                        departed.extend(paths::function(device));
                     }
                     !goes
                 });
@@ -265,7 +272,11 @@ impl Owner {
         let device = wanted.devices.last().ok_or(Failure::NotCreated)?;
         let id = device.id.clone().unwrap_or_default();
         let devices = &mut running.machine.devices;
-        let added = devices.add(device, &self.policy, patience);
+        let rules = Rules {
+            policy: &self.policy,
+            departed: &self.departed,
+        };
+        let added = devices.add(device, &rules, patience);
         if let Ok(Poll::Ready(_)) = added {
             self.config = Some(wanted);
         }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use hotplug::DeviceConfig;
 use hotplug::api::{
-    Failure, P2pBackend, P2pDomain, P2pInfo, P2pInterface, P2pMember, P2pRoute, P2pVerdict,
-    P2pWindow,
+    Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pRoute,
+    P2pVerdict, P2pWindow,
 };
-use iommu_group::{Route, Verdict};
+use iommu_group::{Route, Sbdf, Verdict};
 use p2p_vfio::{Address, Candidate, DomainName, HostView, Interface};
 
 use super::owner::Owner;
-use crate::devices::{Assigned, domain_of};
+use crate::devices::{Assigned, accepted, domain_of};
 use crate::lock::lock;
 
 impl Owner {
@@ -19,6 +19,7 @@ impl Owner {
     pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         let host = HostView::read(self.policy.clone())?;
+        let exposures = exposures(&host, &config.devices)?;
         let mut peers = Vec::new();
         let mut others = Vec::new();
         for device in &config.devices {
@@ -44,6 +45,7 @@ impl Owner {
             domains: domains.collect(),
             others,
             routes: routes(&host, &peers),
+            exposures,
             backend: self.backend(),
         })
     }
@@ -102,6 +104,27 @@ fn windows(assigned: Assigned<'_>) -> Vec<P2pWindow> {
         size: range.len_bytes(),
     });
     windows.collect()
+}
+
+/// Who is reachable without the IOMMU now, accepted or not.
+fn exposures(host: &HostView, devices: &[DeviceConfig]) -> anyhow::Result<Vec<P2pExposure>> {
+    let mut names = BTreeMap::new();
+    for device in devices {
+        let candidate = Candidate::read(host, device.directory()?, None)?;
+        names.insert(candidate.sbdf, device.id.clone().unwrap_or_default());
+    }
+    let own = names.keys().copied().collect();
+    let exposures = host.exposures(&own, &accepted(devices.iter()));
+    let list = |functions: &[Sbdf]| functions.iter().map(Sbdf::to_string).collect();
+    let exposures = exposures.into_iter().map(|exposed| P2pExposure {
+        id: names.get(&exposed.device).cloned().unwrap_or_default(),
+        function: exposed.exposure.function.to_string(),
+        to: list(&exposed.exposure.to),
+        through: list(&exposed.exposure.through),
+        certain: exposed.exposure.needs_consent(),
+        accepted: exposed.consent.map(|consent| consent.to_string()),
+    });
+    Ok(exposures.collect())
 }
 
 fn routes(host: &HostView, peers: &[Peer]) -> Vec<P2pRoute> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use hotplug::api::Failure;
 use hotplug::{DeviceConfig, PayloadConfig};
-use iommu_group::Sysfs;
+use iommu_group::{Sbdf, Sysfs};
 use p2p_vfio::{Reason, Refusal};
 
 use crate::confine::Confinement;
@@ -39,6 +39,13 @@ fn can_read(path: &Path) -> io::Result<()> {
         false => Ok(()),
         true => Err(ErrorKind::IsADirectory.into()),
     }
+}
+
+/// The function that a device is, by the name of its directory: it may have gone.
+pub(super) fn function(device: &DeviceConfig) -> Option<Sbdf> {
+    let directory = device.directory().ok()?;
+    let name = |path: &Path| path.file_name()?.to_str()?.parse().ok();
+    name(directory).or_else(|| name(&directory.canonicalize().ok()?))
 }
 
 /// Checks that every path is that of a PCI function of this host, and none an alias of another.

@@ -37,6 +37,7 @@ impl Running {
         // Judged again for every life: the host may have changed since the last one.
         let judged = devices::judge(&config.devices, &host.policy)?;
         let mut machine = Machine::build(host, config, &judged, &exit)?;
+        machine.devices.tell_exposures(judged.exposures());
         drop(judged);
         memory::return_freed();
         log::info!("at the start: {}", machine.census());

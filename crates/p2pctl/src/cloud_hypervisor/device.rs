@@ -1,13 +1,15 @@
 //! A device as `--device` asks for it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use iommu_group::Sbdf;
 use thiserror::Error;
 
 use super::option_list::{OptionList, Unpaired, switch};
 
-/// What somebody wants of a device. `p2p` and `p2p_domain` are taken out of the list: cloud-hypervisor does not know
-/// them.
+/// What somebody wants of a device. `p2p`, `p2p_domain` and `expose` are taken out of the list: cloud-hypervisor
+/// does not know them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// What is left for cloud-hypervisor.
@@ -18,6 +20,8 @@ pub(crate) struct Asked {
     pub(crate) p2p: bool,
     /// The domain of its peers.
     pub(crate) domain: Option<String>,
+    /// Functions of which it is accepted that they are reachable without the IOMMU because of it.
+    pub(crate) expose: BTreeSet<Sbdf>,
     /// Whether it is behind the guest's own IOMMU, in a context of its own.
     pub(crate) viommu: bool,
     /// The clique that it is to show, if one is asked for by number.
@@ -33,6 +37,8 @@ pub(crate) enum AskError {
     NoSwitch { text: String, key: &'static str },
     #[error("--device {text}: p2p_domain needs p2p=on")]
     DomainAlone { text: String },
+    #[error("--device {text}: expose is functions joined by +, such as 04:00.0+05:00.0")]
+    NoFunctions { text: String },
 }
 
 impl Asked {
@@ -54,7 +60,13 @@ impl Asked {
                 text: text.to_owned(),
             });
         }
+        let expose = options.take("expose").unwrap_or_default();
+        let expose = expose.split('+').filter(|name| !name.is_empty());
+        let expose = expose.map(str::parse).collect::<Result<_, _>>();
         Ok(Self {
+            expose: expose.map_err(|_| AskError::NoFunctions {
+                text: text.to_owned(),
+            })?,
             path: options.get("path").map(PathBuf::from),
             clique: options.get("x_nv_gpudirect_clique"),
             options,
@@ -71,7 +83,10 @@ mod tests {
 
     #[test]
     fn what_is_ours_is_taken_out() {
-        let asked = Asked::parse("path=/a,p2p=on,id=x,p2p_domain=left,iommu=off").unwrap();
+        let asked =
+            Asked::parse("path=/a,p2p=on,id=x,p2p_domain=left,iommu=off,expose=4:0.0+05:00.0")
+                .unwrap();
+        assert_eq!(asked.expose.len(), 2);
         assert_eq!(asked.options.to_string(), "path=/a,id=x,iommu=off");
         assert!(asked.p2p && !asked.viommu);
         assert_eq!(asked.domain.as_deref(), Some("left"));
@@ -90,6 +105,7 @@ mod tests {
         for (text, words) in [
             ("path=/a,p2p=perhaps", "p2p is on or off"),
             ("path=/a,p2p_domain=x", "needs p2p=on"),
+            ("path=/a,expose=all", "functions joined by +"),
             ("path=/a,x_exclude_mmap_bars=[0", "do not pair up"),
         ] {
             let error = Asked::parse(text).unwrap_err().to_string();

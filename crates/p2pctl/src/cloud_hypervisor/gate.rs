@@ -1,18 +1,21 @@
 //! Admission for a running cloud-hypervisor: what its API is asked for is judged as its command line would be.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use hotplug::{Client, ClientError, Gate, GatedCall, Passage};
+use iommu_group::Sbdf;
 use p2p_vfio::Policy;
 use serde_json::{Value, json};
 
 use super::device::Asked;
 use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, wishes};
-use super::look::look;
+use super::look::{Question, look};
 use super::memory::DEFAULT_BITS;
 use super::refusal::{Limit, Refusal};
+use super::rewrite::told;
 use super::rules::{Settings, Wishes, settle};
 use super::seen::Seen;
 use super::version::Version;
@@ -68,7 +71,7 @@ impl StockGate {
             return Ok(Decision::Passes(None));
         }
         let wishes = wishes(&config);
-        let settings = match self.judge(&asked, &wishes)? {
+        let settings = match self.judge(&asked, &wishes, None)? {
             Ok(settings) => settings,
             Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
         };
@@ -93,6 +96,7 @@ impl StockGate {
             set_in(&mut config, "cpus", one, "max_phys_bits", json!(bits));
         }
         let mut seen = self.seen();
+        seen.created();
         seen.look(&config);
         seen.come(&asked);
         Ok(Decision::Passes(Some(config)))
@@ -121,7 +125,8 @@ impl StockGate {
         let mut asked = self.existing(&config, mapped);
         let (at, peer) = (asked.len(), new.p2p);
         asked.push(new);
-        let settings = match self.judge(&asked, &wishes)? {
+        let departed = self.seen().departed().clone();
+        let settings = match self.judge(&asked, &wishes, Some(&departed))? {
             Ok(settings) => settings,
             Err(refusal) => {
                 let mut reasons = refusal.reasons();
@@ -189,17 +194,33 @@ impl StockGate {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn judge(&self, asked: &[Asked], wishes: &Wishes) -> Result<Result<Settings, Refusal>> {
+    /// Whether the VM may have these devices. With `departed`, those that it had and has no more, the last one comes to
+    /// the others.
+    fn judge(
+        &self,
+        asked: &[Asked],
+        wishes: &Wishes,
+        departed: Option<&BTreeSet<Sbdf>>,
+    ) -> Result<Result<Settings, Refusal>> {
         let version = self
             .client
             .ping()
             .context("cannot ask cloud-hypervisor for its version")?;
         let version =
             Version::find(&version.version).or_else(|| Version::find(&version.build_version));
-        let host = match look(&self.sysfs, asked, self.policy.clone(), version)? {
+        let question = Question {
+            asked,
+            policy: self.policy.clone(),
+            version,
+            departed,
+        };
+        let host = match look(&self.sysfs, question)? {
             Ok(host) => host,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        for note in told(&host.exposures) {
+            eprintln!("note: {note}");
+        }
         Ok(settle(asked, wishes, &host).map_err(Refusal::Limits))
     }
 }
@@ -231,6 +252,10 @@ fn mapped_for_all(new: &Asked) -> Limit {
 }
 
 impl Gate for StockGate {
+    fn left(&self, function: Sbdf) {
+        self.seen().left(function);
+    }
+
     fn pass(&self, call: GatedCall, body: &[u8]) -> Passage {
         // What is no JSON object is for cloud-hypervisor to refuse.
         let Ok(value @ Value::Object(_)) = serde_json::from_slice(body) else {

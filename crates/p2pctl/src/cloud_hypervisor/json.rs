@@ -2,6 +2,10 @@
 //!
 //! All that is not asked for here stays as it came: a front must not know more of it than it has to.
 
+use std::collections::BTreeSet;
+
+use iommu_group::Sbdf;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::device::Asked;
@@ -10,7 +14,7 @@ use super::option_list::OptionList;
 use super::rules::Wishes;
 
 /// What only this project knows of a device.
-const OURS: [&str; 2] = ["p2p", "p2p_domain"];
+const OURS: [&str; 3] = ["p2p", "p2p_domain", "expose"];
 
 /// The key for BARs that are mapped for nobody, not even for the guest, which is trapped instead; and all BARs there are.
 pub(super) const EXCLUDED: &str = "x_exclude_mmap_bars";
@@ -49,6 +53,8 @@ impl Asked {
         if domain.is_some() && !p2p {
             return Err("p2p_domain needs p2p: true");
         }
+        let expose = device.get("expose").unwrap_or(&Value::Null);
+        let expose = Option::<BTreeSet<Sbdf>>::deserialize(expose);
         let clique = device
             .get("x_nv_gpudirect_clique")
             .filter(|clique| !clique.is_null());
@@ -57,6 +63,9 @@ impl Asked {
             path: text("path").map(Into::into),
             p2p,
             domain,
+            expose: expose
+                .map_err(|_| "expose is a list of functions, such as [\"0000:04:00.0\"]")?
+                .unwrap_or_default(),
             viommu: switch("iommu")?.unwrap_or(false),
             clique: clique.map(Value::to_string),
         })
@@ -111,15 +120,19 @@ mod tests {
     #[test]
     fn a_device_is_what_the_command_line_would_make_of_it() {
         let device = json!({"path": "/a", "id": "x", "p2p": true, "p2p_domain": "left",
+            "expose": ["0000:04:00.0"],
             "x_nv_gpudirect_clique": 3, "iommu": false, "pci_segment": 1});
         let asked = Asked::of_json(&device, false).unwrap();
-        let written = Asked::parse("id=x,path=/a,p2p=on,p2p_domain=left,x_nv_gpudirect_clique=3");
+        let written = Asked::parse(
+            "id=x,path=/a,p2p=on,p2p_domain=left,expose=04:00.0,x_nv_gpudirect_clique=3",
+        );
         let mut written = written.unwrap();
         written.options.take("x_nv_gpudirect_clique");
         assert_eq!(asked, written);
         assert!(Asked::of_json(&json!({"path": "/a"}), true).unwrap().p2p);
         assert!(Asked::of_json(&json!({"path": "/a", "p2p": "on"}), true).is_err());
         assert!(Asked::of_json(&json!({"path": "/a", "p2p_domain": "x"}), false).is_err());
+        assert!(Asked::of_json(&json!({"path": "/a", "expose": ["all"]}), false).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the host says of the devices that a VM is to have: all that is read for the rules.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -17,13 +18,24 @@ use crate::source;
 const DISPLAY: u32 = 0x03;
 const NVIDIA: u16 = 0x10de;
 
+/// What is asked about a VM.
+pub(crate) struct Question<'a> {
+    /// The devices that it is to have.
+    pub(crate) asked: &'a [Asked],
+    pub(crate) policy: Policy,
+    pub(crate) version: Option<Version>,
+    /// If the last of them comes to a VM that has the others: the functions that the VM had and has no more.
+    pub(crate) departed: Option<&'a BTreeSet<Sbdf>>,
+}
+
 /// Looks at the devices and has the VM judged as every VMM's is.
-pub(crate) fn look(
-    root: &Path,
-    asked: &[Asked],
-    policy: Policy,
-    version: Option<Version>,
-) -> Result<Result<Host, Refusal>> {
+pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, Refusal>> {
+    let Question {
+        asked,
+        policy,
+        version,
+        departed,
+    } = question;
     let sysfs = Sysfs::new(root);
     let topology = source::scan(root)?;
     let view = HostView::new(sysfs.clone(), topology.clone(), policy);
@@ -43,6 +55,7 @@ pub(crate) fn look(
         iommu_bits: None,
         cpu_bits: cpu_bits(root),
         version,
+        exposures: Vec::new(),
     };
     for candidate in &candidates {
         let sbdf = candidate.as_ref().map(|candidate| candidate.sbdf);
@@ -51,10 +64,19 @@ pub(crate) fn look(
             host.iommu_bits = bits?.into_iter().chain(host.iommu_bits).min();
         }
     }
-    match admit(candidates.into_iter().flatten().collect(), view.verdicts()) {
+    let candidates: Vec<Candidate> = candidates.into_iter().flatten().collect();
+    let own = candidates.iter().map(|candidate| candidate.sbdf).collect();
+    let named = asked.iter().flat_map(|device| &device.expose).copied();
+    let named = named.collect();
+    let exposures = match departed.zip(candidates.last()) {
+        Some((departed, new)) => view.exposures_of_newcomer(new, &own, departed, &named),
+        None => view.exposures(&own, &named),
+    };
+    match admit(candidates, view.verdicts(), exposures) {
         Ok(admitted) => {
             host.by_bus_address = by_bus_address(&admitted);
             host.hidden = hidden(&admitted);
+            host.exposures = admitted.exposures;
             Ok(Ok(host))
         }
         Err(refusal) => Ok(Err(refusal.into())),

@@ -1,5 +1,10 @@
 //! From the command line that somebody wrote to the one that cloud-hypervisor gets.
 
+use std::collections::BTreeSet;
+
+use iommu_group::Sbdf;
+use p2p_vfio::Exposed;
+
 use super::command_line::CommandLine;
 use super::device::{AskError, Asked};
 use super::json::{ALL_BARS, EXCLUDED};
@@ -179,6 +184,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
     if line.has("--restore") {
         notes.push("devices of a VM that is restored are not looked at".to_owned());
     }
+    notes.extend(told(&host.exposures));
     if let Some(hole) = settings.doubtful.first() {
         notes.push(format!(
             "guest memory will be where root port {} routes by address ({:#x}-{:#x}), and it has no ACS to prevent it; \
@@ -186,6 +192,23 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
             hole.port,
             hole.range.start(),
             hole.range.end()
+        ));
+    }
+    notes
+}
+
+/// Exposures in words: each that is accepted, and all that are possible at once.
+pub(crate) fn told(exposures: &[Exposed]) -> Vec<String> {
+    let (accepted, possible): (Vec<_>, Vec<_>) = exposures
+        .iter()
+        .partition(|exposed| exposed.exposure.needs_consent());
+    let mut notes: Vec<String> = accepted.iter().map(ToString::to_string).collect();
+    let functions: BTreeSet<Sbdf> = possible.iter().map(|one| one.exposure.function).collect();
+    if !functions.is_empty() {
+        let functions: Vec<String> = functions.iter().map(Sbdf::to_string).collect();
+        notes.push(format!(
+            "the root complex, or the device they are in, may route to these without the IOMMU: {}",
+            functions.join(" ")
         ));
     }
     notes

@@ -1,6 +1,7 @@
 //! What a VM of cloud-hypervisor may have of what is asked for, and how it has to be told.
 
 use iommu_group::{MemoryHole, PortType, Sbdf};
+use p2p_vfio::Exposed;
 
 use super::device::Asked;
 use super::memory::{DEFAULT_BITS, GuestMemory, bars_32, overlap};
@@ -38,6 +39,8 @@ pub(crate) struct Host {
     pub(crate) cpu_bits: Option<u8>,
     /// The VMM, if it said which it is.
     pub(crate) version: Option<Version>,
+    /// Exposures that are accepted, or up to the root complex or a device.
+    pub(crate) exposures: Vec<Exposed>,
 }
 
 /// What else the command line says that matters.

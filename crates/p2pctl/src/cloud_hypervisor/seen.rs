@@ -1,8 +1,9 @@
 //! What a front has seen of its VM, and cloud-hypervisor does not tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use iommu_group::Sbdf;
 use serde_json::Value;
 
 use super::device::Asked;
@@ -18,6 +19,8 @@ pub(super) struct Seen {
     /// Devices that were asked back, by their ids, and whether their BARs are mapped. cloud-hypervisor's description of the
     /// VM has them no more from then on, whether the guest lets go of them or not.
     asked_back: BTreeMap<String, bool>,
+    /// Functions that were asked back, or left another way. They count as the VM's own when they come again.
+    departed: BTreeSet<Sbdf>,
 }
 
 impl Seen {
@@ -47,6 +50,11 @@ impl Seen {
         paths.find(asked).map(str::to_owned)
     }
 
+    /// Another VM is described: it has had nothing yet.
+    pub(super) fn created(&mut self) {
+        self.departed.clear();
+    }
+
     /// These come to the VM.
     pub(super) fn come(&mut self, asked: &[Asked]) {
         let by_path = asked
@@ -65,7 +73,19 @@ impl Seen {
         let named = |device: &&Value| device.get("id").and_then(Value::as_str) == Some(id);
         if let Some(device) = devices(config).find(named) {
             self.asked_back.insert(id.to_owned(), !excludes_all(device));
+            let path = device.get("path").and_then(Value::as_str).map(Path::new);
+            self.departed.extend(path.and_then(function));
         }
+    }
+
+    /// A function that left the VM.
+    pub(super) fn left(&mut self, function: Sbdf) {
+        self.departed.insert(function);
+    }
+
+    /// The functions that the VM had and was asked for, or has no more.
+    pub(super) fn departed(&self) -> &BTreeSet<Sbdf> {
+        &self.departed
     }
 
     /// A device that was asked back and is still in the VM, if it could reach a device that comes, or that one it.
@@ -86,6 +106,12 @@ impl Seen {
     }
 }
 
+/// A function by its directory, which may be a link.
+fn function(path: &Path) -> Option<Sbdf> {
+    let name = |path: &Path| path.file_name()?.to_str()?.parse().ok();
+    name(path).or_else(|| name(&path.canonicalize().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -103,9 +129,11 @@ mod tests {
     #[test]
     fn what_was_asked_back_is_there_until_the_tree_has_it_no_more() {
         let mut seen = Seen::default();
-        let device = json!({"id": "left", "path": "/a"});
+        let device = json!({"id": "left", "path": "/sys/bus/pci/devices/0000:03:00.0"});
         seen.removal(&json!({"devices": [&device]}), "left");
         seen.removal(&json!({"devices": [&device]}), "disk");
+        let departed: Vec<String> = seen.departed().iter().map(Sbdf::to_string).collect();
+        assert_eq!(departed, ["0000:03:00.0"]);
         // It could not be asked back: it is listed as before.
         assert_eq!(
             seen.leaving(&info(&[device], &["left", "disk"]), true),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use hotplug::{Client, Front};
+use iommu_group::Sbdf;
 
 use crate::answer::Answer;
 use crate::cli::Global;
@@ -16,6 +17,7 @@ pub(crate) struct Request<'a> {
     pub(crate) vmm: &'a Path,
     pub(crate) listen: &'a Path,
     pub(crate) policy: Option<&'a Path>,
+    pub(crate) expose: &'a [Sbdf],
 }
 
 /// Serves until it is ended by a signal.
@@ -27,7 +29,7 @@ pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
         .sysfs
         .clone()
         .unwrap_or_else(|| PathBuf::from("/sys"));
-    let policy = policy_file::read(request.policy)?;
+    let policy = policy_file::read(request.policy, request.expose)?;
     let gate = StockGate::new(sysfs, policy, Client::new(request.vmm));
     let front = Front::start(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
     eprintln!(

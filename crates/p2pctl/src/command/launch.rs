@@ -9,11 +9,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use iommu_group::Sbdf;
 use serde::Serialize;
 
 use crate::answer::Answer;
 use crate::cli::Global;
-use crate::cloud_hypervisor::{Apart, CommandLine, Refusal, Rewritten, asked, look, rewrite};
+use crate::cloud_hypervisor::{
+    Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite,
+};
 use crate::host;
 use crate::policy_file;
 use crate::registry;
@@ -32,6 +35,8 @@ pub(crate) struct Request<'a> {
     pub(crate) name: Option<&'a str>,
     /// A file with rules for devices that are no ordinary peers.
     pub(crate) policy: Option<&'a Path>,
+    /// Functions whose exposure is accepted.
+    pub(crate) expose: &'a [Sbdf],
 }
 
 /// Becomes cloud-hypervisor, if nothing speaks against it: then it does not return.
@@ -81,7 +86,13 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         }));
     }
     let version = program::version(line.program())?;
-    let host = match look(sysfs, &asked, policy_file::read(request.policy)?, version)? {
+    let question = Question {
+        asked: &asked,
+        policy: policy_file::read(request.policy, request.expose)?,
+        version,
+        departed: None,
+    };
+    let host = match look(sysfs, question)? {
         Ok(host) => host,
         Err(refusal) => return Ok(Err(refusal)),
     };

@@ -60,7 +60,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
             },
             Judgement {
                 sysfs: host::root(global),
-                policy: policy_file::read(request.policy.as_deref())?,
+                policy: policy_file::read(request.policy.as_deref(), &[])?,
             },
         ),
         state: StateDir::new(request.state),

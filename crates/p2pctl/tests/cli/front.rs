@@ -215,6 +215,24 @@ fn invariant_1_peers_of_two_groups_are_refused_before_anything_is_asked_for() {
 }
 
 #[test]
+fn invariant_3_a_device_that_reaches_the_hosts_drive_is_not_added_unless_that_is_accepted() {
+    let stage = Stage::new("switch-without-acs", |_| running(&[], false));
+    let path = stage.path("0000:03:00.0");
+    let (status, answer) = stage.ask("PUT", "vm.add-device", &json!({ "path": path }));
+    assert_eq!(status, 409, "{answer}");
+    let answer = answer.to_string();
+    assert!(
+        answer.contains("0000:03:00.0 reaches 0000:04:00.0"),
+        "{answer}"
+    );
+    assert!(stage.heard.try_recv().is_err());
+    let new = json!({"path": path, "expose": ["0000:04:00.0"]});
+    assert_eq!(stage.ask("PUT", "vm.add-device", &new).0, 204);
+    let (_, body) = stage.heard.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(body, json!({ "path": path }));
+}
+
+#[test]
 fn a_device_is_added_if_the_vm_was_started_for_it() {
     let stage = Stage::new("switch-four-nvme", |machine| {
         running(&[device(machine, "0000:03:00.0")], true)

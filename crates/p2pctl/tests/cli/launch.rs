@@ -104,10 +104,52 @@ fn invariant_1_peers_of_two_groups_are_refused() {
 }
 
 #[test]
+fn invariant_3_a_device_that_reaches_the_hosts_drive_is_refused_unless_that_is_accepted() {
+    let stage = Stage::new("switch-without-acs");
+    let device = stage.path("0000:03:00.0");
+    // Lines are wrapped.
+    let said = |run: &Run| {
+        let words: Vec<&str> = run.stderr.split_whitespace().collect();
+        words.join(" ")
+    };
+    let run = stage.launch(&[], &["--device", &device]);
+    assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{run:?}");
+    for words in [
+        "error: 0000:03:00.0 reaches 0000:04:00.0 without the IOMMU, through 0000:02:00.0",
+        "0000:04:00.0 is the host's (driver nvme)",
+        "--expose 0000:04:00.0",
+    ] {
+        assert!(said(&run).contains(words), "{words}: {run:?}");
+    }
+    let flags = ["--dry-run", "--expose", "04:00.0"];
+    let run = stage.launch(&flags, &["--device", &device]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let words = "through 0000:02:00.0; accepted by name";
+    assert!(said(&run).contains(words), "{run:?}");
+
+    let file = stage.dir.path().join("policy.toml");
+    let text = "[[expose]]\nfunction = '0000:04:00.0'\nwhy = 'encrypted'\n";
+    fs::write(&file, text).unwrap();
+    let flags = ["--dry-run", "--policy-file", file.to_str().unwrap()];
+    let run = stage.launch(&flags, &["--device", &device]);
+    assert_eq!(run.status, 0, "{run:?}");
+    assert!(
+        run.stderr.contains("accepted: encrypted (rule at "),
+        "{run:?}"
+    );
+
+    let named = device + ",expose=04:00.0";
+    let run = stage.launch(&[], &["--device", &named]);
+    assert_eq!(run.status, 42, "{run:?}");
+    assert!(!run.stdout.contains("expose"), "it is ours: {run:?}");
+}
+
+#[test]
 fn what_only_cloud_hypervisor_cannot_hold_is_refused_by_name() {
     let stage = Stage::new("switch-joined");
     let peers = ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| stage.path(sbdf) + ",p2p=on");
-    let run = stage.launch(&["--dry-run"], &["--device", &peers[0], &peers[1]]);
+    let flags = ["--dry-run", "--expose", "05:00.0,06:00.0"];
+    let run = stage.launch(&flags, &["--device", &peers[0], &peers[1]]);
     assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{run:?}");
     let said: Vec<&str> = run.stderr.split_whitespace().collect();
     let said = said.join(" ");

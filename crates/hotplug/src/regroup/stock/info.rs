@@ -126,5 +126,8 @@ pub(super) fn description(device: &Assigned) -> Value {
     if let Some(domain) = &device.domain {
         fields.insert("p2p_domain".to_owned(), json!(domain));
     }
+    if !device.expose.is_empty() {
+        fields.insert("expose".to_owned(), json!(device.expose));
+    }
     Value::Object(fields)
 }

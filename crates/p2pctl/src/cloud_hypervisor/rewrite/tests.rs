@@ -25,6 +25,7 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
         iommu_bits: Some(iommu_bits),
         cpu_bits: None,
         version: Version::find(version),
+        exposures: Vec::new(),
     }
 }
 

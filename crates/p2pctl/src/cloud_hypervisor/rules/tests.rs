@@ -32,6 +32,7 @@ fn host(devices: &[&str]) -> Host {
         iommu_bits: Some(48),
         cpu_bits: None,
         version: Some(Version::new(53, 0)),
+        exposures: Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use hotplug::Client;
-use hotplug::api::{P2pBackend, P2pDomain, P2pInfo, P2pMember, P2pRoute, P2pVerdict};
+use hotplug::api::{P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict};
 
 use super::info::bytes;
 use crate::answer::Answer;
@@ -31,6 +31,9 @@ fn show(info: &P2pInfo, width: usize) -> Text {
     if !info.others.is_empty() {
         let others = info.others.join(" ");
         text.push(Line::new().plain(format_args!("guest memory only: {others}")));
+    }
+    for exposure in &info.exposures {
+        text.push_wrapped(&exposed(exposure), width, 2);
     }
     if let Some(P2pBackend { interface, reason }) = &info.backend {
         let by = format_args!("assigned by {interface}, {reason}");
@@ -82,6 +85,23 @@ fn line(route: &P2pRoute) -> Line {
     }
 }
 
+fn exposed(exposure: &P2pExposure) -> Line {
+    let P2pExposure {
+        id, function, to, ..
+    } = exposure;
+    let may = if exposure.certain { "is" } else { "may be" };
+    let line = Line::new().plain(format_args!(
+        "{function} {may} reachable without the IOMMU from {}, through {} (device {id}): ",
+        to.join(" "),
+        exposure.through.join(" ")
+    ));
+    match (&exposure.accepted, exposure.certain) {
+        (Some(words), _) => line.toned(Tone::Warn, words),
+        (None, true) => line.toned(Tone::Bad, "not accepted"),
+        (None, false) => line.plain("up to the root complex or the device"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use hotplug::api::P2pInterface;
@@ -109,11 +129,35 @@ mod tests {
     }
 
     #[test]
+    fn exposures_say_who_is_reached_and_who_accepts_that() {
+        let text = |certain, accepted: Option<&str>| {
+            let mut text = Text::new();
+            text.push(exposed(&P2pExposure {
+                id: "nvme0".into(),
+                function: "0000:04:00.0".into(),
+                to: vec!["0000:03:00.0".into()],
+                through: vec!["0000:02:00.0".into()],
+                certain,
+                accepted: accepted.map(str::to_owned),
+            }));
+            text.render(false)
+        };
+        assert_eq!(
+            text(true, Some("accepted by name")),
+            "0000:04:00.0 is reachable without the IOMMU from 0000:03:00.0, through 0000:02:00.0 (device nvme0): accepted \
+             by name\n"
+        );
+        assert!(text(true, None).ends_with(": not accepted\n"));
+        assert!(text(false, None).contains("may be reachable"));
+    }
+
+    #[test]
     fn what_devices_are_assigned_by_is_said_with_its_reason() {
         let info = P2pInfo {
             domains: Vec::new(),
             others: Vec::new(),
             routes: Vec::new(),
+            exposures: Vec::new(),
             backend: Some(P2pBackend {
                 interface: P2pInterface::Iommufd,
                 reason: "as asked for".into(),

@@ -10,6 +10,7 @@
 
 mod recorder;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ fn main() -> Result<ExitCode> {
                 function: bdf.parse()?,
                 p2p: *p2p == "on",
                 domain: None,
+                expose: BTreeSet::new(),
                 slot: None,
             };
             suite(

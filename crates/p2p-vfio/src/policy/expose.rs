@@ -1,0 +1,28 @@
+//! Exposures that the operator accepts.
+
+use std::fmt;
+
+use super::Place;
+
+/// Who accepts that a device is reachable without the IOMMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// An `[[expose]]` entry of the policy file.
+    File {
+        /// The operator's reason.
+        why: String,
+        /// Where the entry is.
+        place: Place,
+    },
+    /// An option or a request names the device.
+    Named,
+}
+
+impl fmt::Display for Consent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { why, place } => write!(f, "accepted: {why} (rule at {place})"),
+            Self::Named => f.write_str("accepted by name"),
+        }
+    }
+}
