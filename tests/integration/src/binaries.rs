@@ -14,11 +14,12 @@ use crate::paths;
 use crate::progress::Progress;
 
 /// Package and name of every program of the workspace that goes into the lab.
-pub const STATIC_BINARIES: [(&str, &str); 8] = [
+pub const STATIC_BINARIES: [(&str, &str); 9] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
     ("lab", "dma-contract"),
     ("lab", "at-limit"),
+    ("lab", "ram-hazard"),
     ("lab", "vm-call"),
     ("lab", "vmm-contract"),
     ("p2p-vmm", "p2p-vmm"),

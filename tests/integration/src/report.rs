@@ -73,6 +73,15 @@ pub enum Finding {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// A device wrote to memory that is mapped for it at an I/O virtual address, and read it.
+    Mapped {
+        /// The address.
+        iova: String,
+        /// Whether the memory has what was written.
+        written: bool,
+        /// Whether what was read is what the memory has.
+        read: bool,
+    },
     /// A function read from a BAR of another one at its bus address, and wrote there if that can be told.
     Reach {
         /// The function that did the DMA.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iommu_group::{Fabric, Reach, Sbdf, Topology};
+use iommu_group::{Fabric, Reach, Sbdf};
 use lab::Lab;
 use lab::report::Finding;
 
@@ -59,13 +59,4 @@ pub(crate) fn differences(fabric: &Fabric<'_>, observed: &Observed) -> Vec<Diffe
         })
     };
     observed.iter().filter_map(compare).collect()
-}
-
-/// Checks every ordered pair; how many there are, and how many of them arrive.
-pub(crate) fn assert_as_predicted(lab: &Lab, topology: &Topology, what: &str) -> (usize, usize) {
-    let observed = observe(lab);
-    let differences = differences(&Fabric::found(topology), &observed);
-    assert!(differences.is_empty(), "{what}: {differences:#?}");
-    let arrived = observed.values().filter(|arrived| **arrived).count();
-    (observed.len(), arrived)
 }
