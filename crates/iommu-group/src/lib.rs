@@ -31,8 +31,8 @@ pub use plan::{
 };
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{
-    Block, Crossing, Denial, Exposure, Fabric, Leak, MemoryHole, P2pDma, P2pMapping, Placement,
-    Policy, Reach, Role, Route, Scope, Verdict, is_vfio_driver,
+    Block, Crossing, Denial, Exposure, Fabric, HoleCause, Leak, MemoryHole, P2pDma, P2pMapping,
+    Placement, Policy, Reach, Role, Route, Scope, Verdict, is_vfio_driver,
 };
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};

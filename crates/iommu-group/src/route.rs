@@ -13,7 +13,7 @@ mod root_complex;
 pub use block::Block;
 pub use exposure::{Exposure, is_vfio_driver};
 pub use fabric::Fabric;
-pub use holes::MemoryHole;
+pub use holes::{HoleCause, MemoryHole};
 pub use leak::{Leak, Reach};
 pub use p2pdma::{P2pDma, P2pMapping};
 pub use path::{Crossing, Route};

@@ -573,56 +573,6 @@ fn reach() {
 }
 
 #[test]
-fn memory_holes() {
-    let ranges = |text: &str, device: &str| -> Vec<(u64, u64)> {
-        let topology = topology(text);
-        Fabric::found(&topology)
-            .memory_holes(bdf(device))
-            .iter()
-            .map(|hole| (*hole.range.start(), *hole.range.end()))
-            .collect()
-    };
-    let closed = switch("acs=5f/1d", "acs=5f/1d", "acs=5f/1d");
-    assert_eq!(ranges(&closed, "03:00.0"), []);
-    let open = switch("acs=5f/1d", "acs=5f/11", "acs=5f/1d").replace(
-        "02:02.0 downstream",
-        "02:02.0 downstream bar0=e0f00000+1000",
-    );
-    let whole = [
-        (0xe000_0000, 0xe00f_ffff),
-        (0xe000_0000, 0xe0ff_ffff),
-        (0xe000_0000, 0xe0ff_ffff),
-        (0xe010_0000, 0xe01f_ffff),
-        (0xe020_0000, 0xe02f_ffff),
-        (0xe0f0_0000, 0xe0f0_0fff),
-    ];
-    assert_eq!(ranges(&open, "03:00.0"), whole);
-    assert_eq!(ranges(&open, "04:00.0"), []);
-    // Egress control leaves some peer open; without upstream forwarding what is its own window is dropped.
-    let egress = switch("acs=5f/1d", "acs=7f/3d vector=4 egress=5", "acs=5f/1d");
-    assert_eq!(ranges(&egress, "03:00.0").len(), 5);
-    let no_forwarding = switch("acs=5f/1d", "acs=5f/0d", "acs=5f/1d");
-    assert_eq!(ranges(&no_forwarding, "03:00.0").len(), 5);
-    // A root port that does not redirect: everything else on its bus too.
-    let root = "
-00:01.0 root-port acs=5f/11 mem=e0000000-e00fffff
-  01:00.0 endpoint
-00:02.0 root-port acs=5f/1d mem=e0100000-e01fffff
-  02:00.0 endpoint
-00:03.0 rciep bar0=e0200000+1000
-";
-    assert_eq!(
-        ranges(root, "01:00.0"),
-        [
-            (0xe000_0000, 0xe00f_ffff),
-            (0xe010_0000, 0xe01f_ffff),
-            (0xe020_0000, 0xe020_0fff)
-        ]
-    );
-    assert_eq!(ranges(root, "02:00.0"), []);
-}
-
-#[test]
 fn what_the_kernels_own_code_thinks() {
     let p2pdma = |text: &str, provider: &str, client: &str| {
         let topology = topology(text);

@@ -1,60 +1,182 @@
 //! Addresses that a guest's memory must keep clear of.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::fabric::{Fabric, Turn};
+use super::fabric::{Fabric, Ingress, Turn};
 use crate::config::AcsBits;
 use crate::topology::FunctionId;
 use crate::{PortType, Sbdf};
 
 /// Bus addresses at which requests of a device do not get to the IOMMU, and so do not get to guest memory either.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryHole {
     /// First and last address.
     pub range: RangeInclusive<u64>,
-    /// The port whose window or BAR it is.
+    /// The function whose window or BAR it is.
     pub port: Sbdf,
+    /// What becomes of such requests.
+    pub cause: HoleCause,
+    /// Whether that is known. What a root complex does between root ports without ACS is not.
+    pub certain: bool,
+}
+
+/// What becomes of a request that does not get to the IOMMU, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoleCause {
+    /// It is delivered to somebody else: the port at which it arrives does not redirect.
+    Neighbour,
+    /// It is dropped where it arrives: the address is below that port, which does not forward such requests upstream.
+    NotForwarded,
+    /// It ends at a switch, whatever ACS says: the address is in the window of the upstream port and no downstream port
+    /// claims it, or it is in a BAR of the upstream port.
+    Switch,
+}
+
+/// What becomes of requests, and whether that is known.
+type End = (HoleCause, bool);
+
+const TAKEN: End = (HoleCause::Neighbour, true);
+const MAYBE_TAKEN: End = (HoleCause::Neighbour, false);
+
+impl MemoryHole {
+    /// The hole that does the most harm to memory at these addresses.
+    #[must_use]
+    pub fn worst<'h>(
+        holes: impl IntoIterator<Item = &'h Self>,
+        memory: &RangeInclusive<u64>,
+    ) -> Option<&'h Self> {
+        let overlaps =
+            |hole: &&Self| hole.range.start() <= memory.end() && memory.start() <= hole.range.end();
+        let holes = holes.into_iter().filter(overlaps);
+        holes.min_by_key(|hole| hole.cause)
+    }
+}
+
+impl fmt::Display for MemoryHole {
+    /// Where it is, and what becomes of requests: `0xe0000000-0xe00fffff, which 0000:02:00.0 does not forward upstream`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            range, port, cause, ..
+        } = self;
+        write!(f, "{:#x}-{:#x}, ", range.start(), range.end())?;
+        match cause {
+            HoleCause::Neighbour => write!(f, "which {port} takes before the IOMMU sees it"),
+            HoleCause::NotForwarded => write!(f, "which {port} does not forward upstream"),
+            HoleCause::Switch => write!(f, "which the switch at {port} keeps from the IOMMU"),
+        }
+    }
 }
 
 impl Fabric<'_> {
     /// The bus addresses that the memory of a guest, and anything else mapped for it, must keep clear of if it is
-    /// given this device: a port above it routes by address, before the IOMMU, and would take such requests for
-    /// others (or, without upstream forwarding, drop them). Empty if every port above redirects and forwards.
+    /// given this device: requests of the device do not get to the IOMMU there.
     ///
-    /// These are the windows and BARs of all ports of the switches above the device, and of the root port above those;
-    /// of everything on the root bus if the root port itself does not redirect.
+    /// These are, by what is above the device:
+    /// * a switch: the whole window of its upstream port, whatever ACS says, because what no downstream port claims ends
+    ///   as an Unsupported Request (PCIe r6.0 §6.12.1.1), and the upstream port's own BARs; with what the other ports
+    ///   claim named apart if the device's port does not redirect to the IOMMU;
+    /// * a root port: its window, unless it forwards upstream; and everything else on the root bus, unless it redirects;
+    /// * a bridge to conventional PCI: its window;
+    /// * other functions of the same device: their BARs, if the device can route between its functions and does.
     #[must_use]
     pub fn memory_holes(&self, device: Sbdf) -> Vec<MemoryHole> {
         let Some(id) = self.find(device) else {
             return Vec::new();
         };
-        let ports: Vec<FunctionId> = self.topology().tree().ancestors(id).collect();
-        if ports.iter().all(|port| self.keeps_to_iommu(*port)) {
-            return Vec::new();
-        }
         let mut holes = Vec::new();
-        for port in &ports {
-            if self.port_type(*port) == PortType::SwitchUpstream {
-                for sibling in self.topology().tree().children(*port) {
-                    self.holes_of(*sibling, &mut holes);
-                }
+        let chain = self.chain(id);
+        let ports = chain.get(1..).unwrap_or_default();
+        // Nothing is known of what such a port does with which addresses.
+        let unreadable = ports
+            .iter()
+            .any(|port| self.port_type(*port) == PortType::Unknown);
+        for at in &chain {
+            self.holes_of_device(*at, &mut holes);
+        }
+        for (below, port) in chain.iter().zip(ports) {
+            let port_type = self.port_type(*port);
+            if unreadable {
+                self.holes_of(*port, MAYBE_TAKEN, &mut holes);
             }
-            if self.port_type(*port) != PortType::SwitchDownstream {
-                self.holes_of(*port, &mut holes);
+            match port_type {
+                PortType::SwitchUpstream => {
+                    self.holes_of_switch(*port, *below, unreadable, &mut holes);
+                }
+                // What a downstream port does is told of its switch.
+                PortType::SwitchDownstream => {}
+                PortType::RootPort => {
+                    if let Some(end) = self.end_in_root_port(*port) {
+                        self.windows_of(*port, end, &mut holes);
+                    }
+                }
+                _ => self.holes_of(*port, TAKEN, &mut holes),
             }
         }
         // A root port that does not redirect may pass requests on to whatever else is on its root bus.
         if let Some(top) = ports.last().filter(|top| !self.keeps_to_iommu(**top)) {
             let root = self.topology().tree().root_of(*top);
-            for other in self.topology().tree().on_root_number(root) {
-                self.holes_of(*other, &mut holes);
+            let others = self.topology().tree().on_root_number(root).iter();
+            for other in others.filter(|other| *other != top) {
+                self.holes_of(*other, MAYBE_TAKEN, &mut holes);
             }
         }
-        holes.sort_by_key(|hole| (*hole.range.start(), *hole.range.end(), hole.port));
+        holes.sort_by_key(|hole| {
+            (
+                *hole.range.start(),
+                *hole.range.end(),
+                hole.port,
+                hole.cause,
+            )
+        });
         holes.dedup();
         holes
+    }
+
+    /// The holes that a switch makes for what is below its port `below`.
+    fn holes_of_switch(
+        &self,
+        upstream: FunctionId,
+        below: FunctionId,
+        unreadable: bool,
+        holes: &mut Vec<MemoryHole>,
+    ) {
+        self.holes_of(upstream, (HoleCause::Switch, true), holes);
+        if self.keeps_to_iommu(below) && !unreadable {
+            return;
+        }
+        for port in self.topology().tree().children(upstream) {
+            if *port != below || unreadable {
+                self.holes_of(*port, (HoleCause::Neighbour, !unreadable), holes);
+            } else if self.ingress(below).forwards_upstream(self.port_type(below)) != Some(true) {
+                self.windows_of(below, (HoleCause::NotForwarded, true), holes);
+            }
+        }
+    }
+
+    /// What other functions of a device take of one's requests inside the device.
+    fn holes_of_device(&self, id: FunctionId, holes: &mut Vec<MemoryHole>) {
+        let ingress = self.ingress(id);
+        if self.port_type(id).is_downstream() || !ingress.implements(AcsBits::RR) {
+            return;
+        }
+        let tree = self.topology().tree();
+        let parent = tree.parent(id);
+        let one_link = parent.is_some_and(|parent| self.port_type(parent).is_downstream());
+        let neighbours = match parent {
+            Some(parent) => tree.children(parent),
+            None => tree.on_root_number(tree.root_of(id)),
+        };
+        for other in neighbours.iter().filter(|other| **other != id) {
+            let same = one_link || self.sbdf(*other).device() == self.sbdf(id).device();
+            let redirected = ingress.untranslated(self.egress_number(*other)) == Turn::Redirected;
+            if same && !redirected && !self.port_type(*other).is_downstream() {
+                self.holes_of(*other, TAKEN, holes);
+            }
+        }
     }
 
     /// Whether a port sends everything that comes from below to the IOMMU, whatever its address. Upstream ports of
@@ -80,27 +202,46 @@ impl Fabric<'_> {
             && ingress.forwards_upstream(port_type) != Some(false)
     }
 
-    fn holes_of(&self, id: FunctionId, holes: &mut Vec<MemoryHole>) {
+    /// What becomes of requests from below a root port that are addressed below it; `None` if it forwards them upstream.
+    fn end_in_root_port(&self, port: FunctionId) -> Option<End> {
+        let ingress = self.ingress(port);
+        match (ingress, ingress.forwards_upstream(PortType::RootPort)) {
+            (Ingress::Apart, _) | (_, Some(true)) => None,
+            (_, Some(false)) => Some((HoleCause::NotForwarded, true)),
+            (_, None) => Some((HoleCause::NotForwarded, false)),
+        }
+    }
+
+    fn holes_of(&self, id: FunctionId, end: End, holes: &mut Vec<MemoryHole>) {
+        self.windows_of(id, end, holes);
         let Some(function) = self.function(id) else {
             return;
         };
-        let port = function.sbdf();
-        let windows = function
-            .windows()
-            .into_iter()
-            .flat_map(|windows| windows.memory_windows());
-        holes.extend(windows.map(|range| MemoryHole {
-            range: range.clone(),
-            port,
-        }));
         let bars = self.topology().bars(function);
-        holes.extend(bars.iter().filter(|bar| bar.is_memory()).filter_map(|bar| {
+        let memory = bars.iter().filter(|bar| bar.is_memory());
+        let ranges = memory.filter_map(|bar| {
             let start = bar.bus_address?;
-            let end = start.checked_add(bar.size_bytes.checked_sub(1)?)?;
-            Some(MemoryHole {
-                range: start..=end,
-                port,
-            })
-        }));
+            let last = start.checked_add(bar.size_bytes.checked_sub(1)?)?;
+            Some(start..=last)
+        });
+        holes.extend(ranges.map(|range| hole(range, function.sbdf(), end)));
+    }
+
+    fn windows_of(&self, id: FunctionId, end: End, holes: &mut Vec<MemoryHole>) {
+        let Some(function) = self.function(id) else {
+            return;
+        };
+        let windows = function.windows().into_iter();
+        let windows = windows.flat_map(|windows| windows.memory_windows());
+        holes.extend(windows.map(|range| hole(range.clone(), function.sbdf(), end)));
+    }
+}
+
+fn hole(range: RangeInclusive<u64>, port: Sbdf, (cause, certain): End) -> MemoryHole {
+    MemoryHole {
+        range,
+        port,
+        cause,
+        certain,
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use iommu_group::{Fabric, Placement, PortType, Sbdf, Space, Sysfs, SysfsError, Topology};
+use iommu_group::{Fabric, Placement, Sbdf, Space, Sysfs, SysfsError, Topology};
 use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
 
 use super::device::Asked;
@@ -104,19 +104,13 @@ fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
     let bars = function
         .map(|function| topology.bars(function))
         .unwrap_or_default();
-    let kind = |port: Sbdf| {
-        topology
-            .get(port)
-            .map_or(PortType::Conventional, |port| port.port_type())
-    };
-    let holes = Fabric::found(topology).memory_holes(sbdf).into_iter();
     Facts {
         sbdf,
         wants_clique: function
             .is_some_and(|f| f.ids().vendor == NVIDIA && f.class() >> 16 == DISPLAY),
         bars_32: bars.iter().any(|bar| bar.space == Space::Memory32),
         bars_64: bars.iter().any(|bar| bar.space == Space::Memory64),
-        holes: holes.map(|hole| (hole.clone(), kind(hole.port))).collect(),
+        holes: Fabric::found(topology).memory_holes(sbdf),
     }
 }
 

@@ -1,9 +1,8 @@
 //! What cannot be had with cloud-hypervisor, and what to do about it.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 
-use iommu_group::{Sbdf, SysfsError};
+use iommu_group::{MemoryHole, Sbdf, SysfsError};
 use thiserror::Error;
 
 use super::version::Version;
@@ -87,32 +86,23 @@ pub(crate) enum Limit {
          or use p2p-vmm, which keeps bus addresses"
     )]
     BusAddress { a: Sbdf, b: Sbdf },
-    /// A BAR might get an address that a port takes for its own.
+    /// A BAR might get an address at which requests do not get to the IOMMU.
     #[error(
-        "requests of {from} for {to} may go astray: cloud-hypervisor may put a BAR of {to} where {port} routes by address \
-         ({})\n       \
-         p2pctl plan --join {from} {to} --route iommu   says how all could go through the IOMMU\n       \
-         or use p2p-vmm, which chooses addresses that are free",
-        Hex(window)
+        "requests of {from} for {to} may go astray: cloud-hypervisor may put a BAR of {to} at {hole}\n       \
+         leave out p2p=on, or use p2p-vmm, which chooses addresses that are free"
     )]
     Window {
         from: Sbdf,
         to: Sbdf,
-        port: Sbdf,
-        window: RangeInclusive<u64>,
+        hole: MemoryHole,
     },
-    /// Guest memory is where a switch routes by address.
+    /// Guest memory is where requests do not get to the IOMMU.
     #[error(
-        "guest memory would be where switch port {port} routes by address ({}): requests of {device} would hit another \
-         device instead\n       \
+        "requests of {device} would not reach guest memory at {hole}\n       \
          give the guest memory below {:#x}, or use p2p-vmm, which leaves such addresses free",
-        Hex(window), window.start()
+        hole.range.start()
     )]
-    Memory {
-        device: Sbdf,
-        port: Sbdf,
-        window: RangeInclusive<u64>,
-    },
+    Memory { device: Sbdf, hole: MemoryHole },
     /// Peers behind the guest's IOMMU.
     #[error(
         "{device} cannot have both p2p=on and iommu=on: cloud-hypervisor maps no BARs for devices behind a virtual IOMMU\n       \
@@ -186,12 +176,4 @@ pub(crate) enum Limit {
          translates\n       give the guest less memory"
     )]
     TooLarge { memory_end: u64, bits: u8 },
-}
-
-struct Hex<'a>(&'a RangeInclusive<u64>);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}-{:#x}", self.0.start(), self.0.end())
-    }
 }

@@ -11,7 +11,7 @@ use super::json::{ALL_BARS, EXCLUDED};
 use super::memory::GuestMemory;
 use super::option_list::{OptionList, switch};
 use super::refusal::Limit;
-use super::rules::{BitsReason, Host, Settings, Wishes, settle};
+use super::rules::{BitsReason, Host, Settings, Wishes, bits_as_peers, settle};
 use super::version::Version;
 
 /// The devices that a command line asks for.
@@ -81,7 +81,9 @@ pub(crate) fn rewrite(
             "no two devices asked for P2P; without it every BAR is mapped for every device",
         ));
     }
-    if let Some((bits, reason)) = settings.bits {
+    // Those that may be joined later need as few bits as peers do, and a VM keeps those that it was started with.
+    let later = exclude.then(|| bits_as_peers(asked, &wishes(line), host));
+    if let Some((bits, reason)) = later.flatten().or(settings.bits) {
         rewritten.set("--cpus", "max_phys_bits", &bits.to_string());
         let why = match reason {
             BitsReason::Iommu => {
@@ -187,11 +189,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
     notes.extend(told(&host.exposures));
     if let Some(hole) = settings.doubtful.first() {
         notes.push(format!(
-            "guest memory will be where root port {} routes by address ({:#x}-{:#x}), and it has no ACS to prevent it; \
-             most hosts do not mind",
-            hole.port,
-            hole.range.start(),
-            hole.range.end()
+            "guest memory will be at {hole}, unless the root complex does better than its ACS says; most do"
         ));
     }
     notes

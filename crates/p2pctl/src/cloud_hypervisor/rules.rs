@@ -1,6 +1,6 @@
 //! What a VM of cloud-hypervisor may have of what is asked for, and how it has to be told.
 
-use iommu_group::{MemoryHole, PortType, Sbdf};
+use iommu_group::{MemoryHole, Sbdf};
 use p2p_vfio::Exposed;
 
 use super::device::Asked;
@@ -20,8 +20,8 @@ pub(crate) struct Facts {
     /// Whether it has memory BARs of 32 and of 64 bits.
     pub(crate) bars_32: bool,
     pub(crate) bars_64: bool,
-    /// Addresses that ports above it take for others before the IOMMU sees them, with the kind of the port.
-    pub(crate) holes: Vec<(MemoryHole, PortType)>,
+    /// Addresses at which its requests do not get to the IOMMU.
+    pub(crate) holes: Vec<MemoryHole>,
 }
 
 /// What is known of host and VMM.
@@ -63,7 +63,7 @@ pub(crate) struct Settings {
     pub(crate) cliques: Vec<usize>,
     /// The most address bits that the guest may have, and why.
     pub(crate) bits: Option<(u8, BitsReason)>,
-    /// Windows of root ports in which guest memory will be: root ports are not known to mind.
+    /// Addresses at which guest memory will be, and where requests are not known to get to the IOMMU.
     pub(crate) doubtful: Vec<MemoryHole>,
 }
 
@@ -107,6 +107,25 @@ pub(crate) fn settle(
     } else {
         Err(limits)
     }
+}
+
+/// The most address bits that the guest may have if the devices are ever to be peers; `None` if any will do, or none.
+pub(crate) fn bits_as_peers(
+    asked: &[Asked],
+    wishes: &Wishes,
+    host: &Host,
+) -> Option<(u8, BitsReason)> {
+    let as_peer = |device: &Asked| Asked {
+        p2p: true,
+        ..device.clone()
+    };
+    let peers: Vec<Asked> = asked.iter().map(as_peer).collect();
+    let vm = Vm {
+        devices: peers.iter().zip(&host.devices).collect(),
+        wishes,
+        host,
+    };
+    vm.bits().ok().flatten()
 }
 
 struct Vm<'a> {
@@ -265,16 +284,11 @@ impl Vm<'_> {
                 let high = high.clone().filter(|_| to.bars_64);
                 let places = low.into_iter().chain(high);
                 for place in places {
-                    let taken = from
-                        .holes
-                        .iter()
-                        .find(|(hole, _)| overlap(&hole.range, &place).is_some());
-                    if let Some((hole, _)) = taken {
+                    if let Some(hole) = MemoryHole::worst(&from.holes, &place) {
                         return Some(Limit::Window {
                             from: from.sbdf,
                             to: to.sbdf,
-                            port: hole.port,
-                            window: hole.range.clone(),
+                            hole: hole.clone(),
                         });
                     }
                 }
@@ -283,7 +297,7 @@ impl Vm<'_> {
         None
     }
 
-    /// Guest memory must not be where a switch above a device routes by address. Of root ports that is not known.
+    /// Guest memory must not be where requests of a device do not get to the IOMMU. Of root ports that is not always known.
     fn memory_holes(&self) -> Result<Vec<MemoryHole>, Vec<Limit>> {
         let Some(memory) = self.wishes.memory else {
             let any = self.facts().any(|(_, facts)| !facts.holes.is_empty());
@@ -296,24 +310,15 @@ impl Vm<'_> {
         let mut limits = Vec::new();
         let mut doubtful: Vec<MemoryHole> = Vec::new();
         for (_, facts) in self.facts() {
-            let hit = |hole: &MemoryHole| {
-                memory
-                    .ranges()
-                    .iter()
-                    .any(|ram| overlap(ram, &hole.range).is_some())
-            };
-            let hits: Vec<_> = facts.holes.iter().filter(|(hole, _)| hit(hole)).collect();
-            let of_switch = |kind: PortType| {
-                matches!(kind, PortType::SwitchUpstream | PortType::SwitchDownstream)
-            };
-            if let Some((hole, _)) = hits.iter().find(|(_, kind)| of_switch(*kind)) {
-                limits.push(Limit::Memory {
+            for ram in memory.ranges() {
+                let certain = facts.holes.iter().filter(|hole| hole.certain);
+                limits.extend(MemoryHole::worst(certain, &ram).map(|hole| Limit::Memory {
                     device: facts.sbdf,
-                    port: hole.port,
-                    window: hole.range.clone(),
-                });
+                    hole: hole.clone(),
+                }));
+                let hit = |hole: &&MemoryHole| overlap(&ram, &hole.range).is_some();
+                doubtful.extend(facts.holes.iter().filter(hit).cloned());
             }
-            doubtful.extend(hits.into_iter().map(|(hole, _)| hole.clone()));
         }
         doubtful.dedup();
         if limits.is_empty() {

@@ -1,8 +1,8 @@
 //! `p2pctl/matrix/1` and `p2pctl/explain/1`.
 
 use iommu_group::{
-    Block, Denial, Fabric, GroupId, Leak, P2pMapping, Partition, Placement, Policy, Reach, Route,
-    Sbdf, Scope, Verdict,
+    Block, Denial, Fabric, GroupId, HoleCause, Leak, P2pMapping, Partition, Placement, Policy,
+    Reach, Route, Sbdf, Scope, Verdict,
 };
 use serde::Serialize;
 
@@ -30,6 +30,8 @@ struct Hole {
     first: String,
     last: String,
     port: Sbdf,
+    cause: HoleCause,
+    certain: bool,
 }
 
 #[derive(Serialize)]
@@ -114,6 +116,8 @@ fn member(fabric: &Fabric<'_>, address: Sbdf) -> Member {
                 first: format!("{:#x}", hole.range.start()),
                 last: format!("{:#x}", hole.range.end()),
                 port: hole.port,
+                cause: hole.cause,
+                certain: hole.certain,
             })
             .collect(),
     }

@@ -158,6 +158,25 @@ fn what_only_cloud_hypervisor_cannot_hold_is_refused_by_name() {
 }
 
 #[test]
+fn memory_in_the_window_of_a_switch_is_refused_though_its_ports_redirect() {
+    let stage = Stage::new("switch-four-nvme");
+    let device = stage.path("0000:03:00.0");
+    let launch = |memory| {
+        let arguments = ["--device", &device, "--memory", memory];
+        stage.launch(&["--dry-run"], &arguments)
+    };
+    assert_eq!(launch("size=2G").status, 0);
+    let run = launch("size=3G");
+    assert_eq!(run.status, 2, "{run:?}");
+    for words in [
+        "0x80000000-0x803fffff, which the switch at 0000:01:00.0",
+        "give the guest memory below 0x80000000",
+    ] {
+        assert!(run.stderr.contains(words), "{words}: {run:?}");
+    }
+}
+
+#[test]
 fn a_refusal_is_a_document_too() {
     let stage = Stage::new("switch-without-acs");
     let devices = ["0000:03:00.0", "0000:04:00.0"].map(|sbdf| stage.path(sbdf) + ",p2p=on");

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use iommu_group::{HoleCause, MemoryHole};
+
 use super::super::rules::Facts;
 use super::*;
 
@@ -120,6 +122,25 @@ fn what_may_be_joined_later_is_started_without_its_bars() {
     }
     let changes = joinable("ch --device path=/a", "v52.0").changes;
     assert!(changes[0].why.contains("slow"), "{changes:?}");
+}
+
+#[test]
+fn devices_that_may_be_joined_have_the_address_bits_of_peers() {
+    let line = line("ch --device path=/a path=/b");
+    let asked = asked(&line).unwrap();
+    let mut host = host(2, 48, "v53.0", false);
+    host.devices[0].as_mut().unwrap().holes = vec![MemoryHole {
+        range: 0x380_0000_0000..=0x380_3fff_ffff,
+        port: "0000:01:00.0".parse().unwrap(),
+        cause: HoleCause::Switch,
+        certain: true,
+    }];
+    let bits = |apart| {
+        let rewritten = rewrite(&line, &asked, &host, apart).unwrap();
+        option(&rewritten.line, "--cpus", "max_phys_bits")
+    };
+    assert_eq!(bits(Apart::ForNow).as_deref(), Some("41"));
+    assert_eq!(bits(Apart::ForGood), None);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a VM of cloud-hypervisor may have.
 
+use iommu_group::HoleCause;
+
 use super::*;
 
 const A: &str = "0000:03:00.0";
@@ -19,9 +21,13 @@ fn facts(sbdf: &str) -> Option<Facts> {
     })
 }
 
-fn hole(range: std::ops::RangeInclusive<u64>, kind: PortType) -> (MemoryHole, PortType) {
-    let port = "0000:02:00.0".parse().unwrap();
-    (MemoryHole { range, port }, kind)
+fn hole(range: std::ops::RangeInclusive<u64>, certain: bool) -> MemoryHole {
+    MemoryHole {
+        range,
+        port: "0000:02:00.0".parse().unwrap(),
+        cause: HoleCause::Switch,
+        certain,
+    }
 }
 
 fn host(devices: &[&str]) -> Host {
@@ -237,15 +243,11 @@ fn memory_beyond_the_iommu_is_refused() {
 }
 
 #[test]
-fn memory_where_a_switch_routes_by_address_is_refused_and_where_a_root_port_might_is_told() {
+fn memory_that_requests_do_not_reach_is_refused_and_that_they_may_not_is_told() {
     let window = 0x3000_0000..=0x3fff_ffff;
-    for (kind, refused) in [
-        (PortType::SwitchDownstream, true),
-        (PortType::SwitchUpstream, true),
-        (PortType::RootPort, false),
-    ] {
+    for refused in [true, false] {
         let mut host = host(&[A]);
-        host.devices[0].as_mut().unwrap().holes = vec![hole(window.clone(), kind)];
+        host.devices[0].as_mut().unwrap().holes = vec![hole(window.clone(), refused)];
         match settled(&["path=/a"], &wishes(), &host) {
             Ok(settings) => assert_eq!((settings.doubtful.len(), refused), (1, false)),
             Err(limits) => assert!(
@@ -255,8 +257,7 @@ fn memory_where_a_switch_routes_by_address_is_refused_and_where_a_root_port_migh
         }
     }
     let mut above = host(&[A]);
-    above.devices[0].as_mut().unwrap().holes =
-        vec![hole(0x8000_0000..=0x8fff_ffff, PortType::SwitchDownstream)];
+    above.devices[0].as_mut().unwrap().holes = vec![hole(0x8000_0000..=0x8fff_ffff, true)];
     assert_eq!(
         settled(&["path=/a"], &wishes(), &above).unwrap().doubtful,
         []
@@ -270,12 +271,12 @@ fn bars_of_peers_keep_below_windows_that_the_host_routes_by_address() {
     let peers = ["path=/a,p2p=on", "path=/b,p2p=on"];
     let mut host = host(&[A, B]);
     let high = 0x380_0000_0000..=0x380_ffff_ffff;
-    host.devices[0].as_mut().unwrap().holes = vec![hole(high, PortType::RootPort)];
+    host.devices[0].as_mut().unwrap().holes = vec![hole(high, false)];
     let settings = settled(&peers, &wishes(), &host).unwrap();
     assert_eq!(settings.bits, Some((41, BitsReason::Windows)));
     // Right above guest memory nothing is left.
     let near = 0x1_0000_0000..=0x380_ffff_ffff;
-    host.devices[0].as_mut().unwrap().holes = vec![hole(near, PortType::RootPort)];
+    host.devices[0].as_mut().unwrap().holes = vec![hole(near, false)];
     assert!(matches!(
         limit(&peers, &wishes(), &host),
         Limit::Window { .. }
@@ -288,11 +289,10 @@ fn bars_of_32_bits_have_one_place_only() {
     let mut host = host(&[A, B]);
     for facts in host.devices.iter_mut().flatten() {
         (facts.bars_32, facts.bars_64) = (true, false);
-        facts.holes = vec![hole(0xfe00_0000..=0xfebf_ffff, PortType::RootPort)];
+        facts.holes = vec![hole(0xfe00_0000..=0xfebf_ffff, false)];
     }
     assert_eq!(settled(&peers, &wishes(), &host).unwrap().bits, None);
-    host.devices[1].as_mut().unwrap().holes =
-        vec![hole(0xc000_0000..=0xc00f_ffff, PortType::RootPort)];
+    host.devices[1].as_mut().unwrap().holes = vec![hole(0xc000_0000..=0xc00f_ffff, false)];
     let found = limit(&peers, &wishes(), &host);
     assert!(matches!(found, Limit::Window { from, .. } if from == B.parse().unwrap()));
 }
@@ -300,7 +300,6 @@ fn bars_of_32_bits_have_one_place_only() {
 #[test]
 fn every_refusal_ends_with_a_way_out() {
     let sbdf = || A.parse().unwrap();
-    let range = || 0..=1;
     let all = [
         Limit::Domains {
             a: sbdf(),
@@ -317,13 +316,11 @@ fn every_refusal_ends_with_a_way_out() {
         Limit::Window {
             from: sbdf(),
             to: sbdf(),
-            port: sbdf(),
-            window: range(),
+            hole: hole(0..=1, true),
         },
         Limit::Memory {
             device: sbdf(),
-            port: sbdf(),
-            window: range(),
+            hole: hole(0..=1, true),
         },
         Limit::VirtualIommu { device: sbdf() },
         Limit::Hidden { device: sbdf() },

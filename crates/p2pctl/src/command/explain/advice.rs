@@ -13,45 +13,34 @@ impl Explanation<'_> {
     /// What it takes, or what would change the verdict.
     pub(super) fn advice(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Vec<Line> {
         match verdict {
-            Verdict::Allowed {
-                placement: Placement::AtBusAddress,
-                ..
-            } => {
-                let mut lines = vec![
-                    format!(
-                        "the guest must see {} at its bus addresses: {}",
-                        self.of(to),
-                        self.bars(to)
-                    )
-                    .into(),
-                ];
-                let holes = self.fabric.memory_holes(from);
-                let holes: Vec<String> = merged(&holes)
+            Verdict::Allowed { placement, .. } => {
+                let whose = self.of(to);
+                let (address, what) = match placement {
+                    Placement::AtBusAddress => (
+                        format!(
+                            "the guest must see {whose} at its bus addresses: {}",
+                            self.bars(to)
+                        ),
+                        "guest memory",
+                    ),
+                    Placement::Anywhere => (
+                        format!("the guest may see {whose} at any address: the IOMMU maps it"),
+                        "guest memory, and BARs that are not at their bus addresses,",
+                    ),
+                };
+                let mut lines = vec![address.into()];
+                let holes: Vec<String> = merged(&self.fabric.memory_holes(from))
                     .iter()
                     .map(|range| format!("{:#x}–{:#x}", range.start(), range.end()))
                     .collect();
                 if !holes.is_empty() {
+                    let holes = holes.join(", ");
                     lines.push(
-                        format!(
-                            "guest memory must keep clear of the windows of that switch: {}",
-                            holes.join(", ")
-                        )
-                        .into(),
+                        format!("{what} must keep clear of the windows of that switch: {holes}")
+                            .into(),
                     );
                 }
                 lines
-            }
-            Verdict::Allowed {
-                placement: Placement::Anywhere,
-                ..
-            } => {
-                vec![
-                    format!(
-                        "the guest may see {} at any address: the IOMMU maps it",
-                        self.of(to)
-                    )
-                    .into(),
-                ]
             }
             Verdict::Denied { reasons } => self.way_out(from, to, reasons),
         }
@@ -167,6 +156,8 @@ fn merged(holes: &[MemoryHole]) -> Vec<RangeInclusive<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use iommu_group::HoleCause;
+
     use super::*;
 
     #[test]
@@ -174,6 +165,8 @@ mod tests {
         let hole = |range| MemoryHole {
             range,
             port: Sbdf::from_devfn(0, 0, 0),
+            cause: HoleCause::Neighbour,
+            certain: true,
         };
         let holes = [
             hole(0x3000..=0x3fff),
