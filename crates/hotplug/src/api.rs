@@ -30,8 +30,8 @@ pub use document::{CallSpec, Description};
 #[cfg(feature = "server")]
 pub use failure::Failure;
 pub use p2p::{
-    P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pRoute, P2pVerdict,
-    P2pWindow,
+    P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory, P2pRoute,
+    P2pVerdict, P2pWindow,
 };
 #[cfg(feature = "server")]
 pub use server::{ApiServer, Desk, Inquiry, ServerError, Verb};

@@ -322,7 +322,8 @@ fn check_memory(
         let range = AddressRange::new(Iova::of_guest(Gpa::new(start)), len);
         let translated = range.is_some_and(|r| usable.iter().any(|u| u.contains(&r)));
         let mut holes = members.iter().flat_map(|member| &member.holes);
-        if !translated || holes.any(|hole| *hole.start() < end && start <= *hole.end()) {
+        if !translated || holes.any(|hole| *hole.range.start() < end && start <= *hole.range.end())
+        {
             return Err(format!("guest memory cannot be at {start:#x}..{end:#x}").into());
         }
     }

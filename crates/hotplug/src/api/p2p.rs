@@ -19,6 +19,19 @@ pub struct P2pInfo {
     pub exposures: Vec<P2pExposure>,
     /// What the devices are assigned by; none while there is no guest, and before its first device.
     pub backend: Option<P2pBackend>,
+    /// Where the guest's memory is; empty while there is no guest.
+    #[serde(default)]
+    pub memory: Vec<P2pMemory>,
+}
+
+/// A part of the guest's memory: every device of the VM reaches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+pub struct P2pMemory {
+    /// Where it is, guest-physical.
+    pub base: u64,
+    /// How long it is, in bytes.
+    pub size: u64,
 }
 
 /// What the devices of a VM are assigned by.

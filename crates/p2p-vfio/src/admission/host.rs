@@ -4,10 +4,12 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use iommu_group::{
-    Bar, Fabric, Function, GroupId, GroupMember, Host, Partition, Placement, PortType, Sbdf, Sysfs,
-    SysfsError, Topology, Verdict,
+    Bar, Fabric, Function, GroupId, GroupMember, Host, MemoryHole, Partition, Placement, PortType,
+    Sbdf, Sysfs, SysfsError, Topology, Verdict,
 };
 
+use super::refusal::{Reason, Refusal};
+use crate::address::{Address, AddressRange, Gpa};
 use crate::context::Reach;
 use crate::policy::{Identity, Policy, Ruling};
 
@@ -84,8 +86,8 @@ pub struct Candidate {
     pub members: Vec<GroupMember>,
     /// Bus addresses of its memory BARs, by number.
     pub bus_addresses: Vec<(u8, u64)>,
-    /// Bus addresses that a switch above it takes for others before the IOMMU sees them: no guest memory may be there.
-    pub holes: Vec<RangeInclusive<u64>>,
+    /// Bus addresses at which its requests do not get to the IOMMU: no guest memory may be there.
+    pub holes: Vec<MemoryHole>,
     /// Windows of the bridges above it on the host, those of the topmost first: where its peers may come to be.
     pub bridges: Vec<Vec<RangeInclusive<u64>>>,
     /// What the policy says of it.
@@ -136,16 +138,37 @@ impl Candidate {
             group,
             members: sysfs.group_members(group)?,
             bus_addresses: bus_addresses(topology, sbdf),
-            holes: Fabric::found(topology)
-                .memory_holes(sbdf)
-                .into_iter()
-                .map(|hole| hole.range)
-                .collect(),
+            holes: Fabric::found(topology).memory_holes(sbdf),
             bridges: bridges(topology, sbdf),
             ruling: host.ruling(sbdf),
             hidden: false,
             placement: Placement::Anywhere,
         })
+    }
+
+    /// Whether it reaches guest memory that is there already; memory that comes later is laid out for it.
+    ///
+    /// # Errors
+    /// The [`Refusal`] names the first memory that it does not reach, and the port that is in the way.
+    pub fn reaches_memory(
+        &self,
+        memory: impl IntoIterator<Item = AddressRange<Gpa>>,
+    ) -> Result<(), Refusal> {
+        let unreachable = memory.into_iter().find_map(|memory| {
+            let last = memory.end().value().checked_sub(1)?;
+            let hole = MemoryHole::worst(&self.holes, &(memory.start().value()..=last))?;
+            Some(Reason::Memory {
+                sbdf: self.sbdf,
+                memory,
+                hole: hole.clone(),
+            })
+        });
+        match unreachable {
+            None => Ok(()),
+            Some(reason) => Err(Refusal {
+                reasons: vec![reason],
+            }),
+        }
     }
 
     pub(super) fn driver(&self) -> Option<&str> {

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use iommu_group::{Denial, GroupId, Reach, Sbdf, is_vfio_driver};
+use iommu_group::{Denial, GroupId, MemoryHole, Reach, Sbdf, is_vfio_driver};
 use thiserror::Error;
 
 use super::Exposed;
+use crate::address::{AddressRange, Gpa};
 use crate::policy::PolicyReason;
 
 /// Why a set of devices may not be given to a VM as asked. Nothing was changed.
@@ -110,6 +111,19 @@ pub enum Reason {
         sbdf: Sbdf,
         /// What would have to be done with it.
         change: Change,
+    },
+    /// Guest memory that was there first is where a port above the device keeps requests from the IOMMU.
+    #[error(
+        "{sbdf} cannot reach guest memory {memory} at {hole}\n       \
+         give it to the VM when it starts, so that memory is laid out for it"
+    )]
+    Memory {
+        /// The device that comes.
+        sbdf: Sbdf,
+        /// The memory.
+        memory: AddressRange<Gpa>,
+        /// Where it is out of reach, and why.
+        hole: MemoryHole,
     },
     /// One group cannot be in two IOMMU contexts.
     #[error(

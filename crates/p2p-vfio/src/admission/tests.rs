@@ -1,7 +1,8 @@
 //! Which devices a VM may have.
 
-use iommu_group::{Block, Denial, GroupId, GroupMember, Route};
+use iommu_group::{Block, Denial, GroupId, GroupMember, HoleCause, MemoryHole, Route};
 
+use crate::address::{Address, AddressRange, Gpa};
 use crate::policy::{Origin, PolicyReason, Role, Ruling};
 
 use super::*;
@@ -363,4 +364,32 @@ fn a_device_that_runs_is_not_changed_by_one_that_comes() {
             ..
         }]
     ));
+}
+
+#[test]
+fn memory_that_is_there_first_must_be_out_of_every_hole() {
+    let hole = MemoryHole {
+        range: 0x8000_0000..=0x803f_ffff,
+        port: sbdf("01:00.0"),
+        cause: HoleCause::Switch,
+        certain: true,
+    };
+    let device = Candidate {
+        holes: vec![hole.clone()],
+        ..candidate("03:00.0", 6, false)
+    };
+    let memory = |start, len| AddressRange::new(Gpa::new(start), len).unwrap();
+    let (below, above) = (memory(0, 0x8000_0000), memory(0x8040_0000, 0x1000));
+    assert!(device.reaches_memory([below, above]).is_ok());
+    for memory in [memory(0, 0x8000_1000), memory(0x803f_f000, 0x1000)] {
+        let refusal = device.reaches_memory([below, memory]).unwrap_err();
+        let (sbdf, hole) = (device.sbdf, hole.clone());
+        assert_eq!(refusal.reasons, [Reason::Memory { sbdf, memory, hole }]);
+        assert!(
+            refusal
+                .to_string()
+                .contains("0x80000000-0x803fffff, which the switch at 0000:01:00.0"),
+            "{refusal}"
+        );
+    }
 }

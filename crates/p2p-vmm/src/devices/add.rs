@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::Context;
 use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
-use iommu_group::{Placement, Sbdf, SysfsError};
+use iommu_group::{MemoryHole, Placement, Sbdf, SysfsError};
 use p2p_vfio::{
-    AddressRange, AttachError, Branch, Candidate, Exposed, Gpa, GuestTopology, HostDevice, Iova,
-    LayoutError, Policy, Refusal, WindowError, lay_out,
+    Address, AddressRange, AttachError, Branch, Candidate, Exposed, Gpa, GuestTopology, HostDevice,
+    Iova, LayoutError, Policy, Refusal, WindowError, lay_out,
 };
 use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;
@@ -20,6 +20,8 @@ use super::ground::{self, spare, whole_pages};
 use super::judge::judge_newcomer;
 use super::registry::{Devices, Entry};
 use super::unit::{Opened, endpoint, preferring_home};
+use crate::layout::GpaRange;
+use crate::lock::lock;
 
 /// Why a device was not added. Nothing of it is left.
 #[derive(Debug, Error)]
@@ -172,7 +174,9 @@ impl Devices {
         };
         let host = HostDevice::open(&domain.context, &candidate)?;
         let ranges = domain.context.iova_ranges()?;
-        self.check_memory(&candidate, &ranges)?;
+        candidate.reaches_memory(self.ram())?;
+        self.check_translated(&candidate, &ranges)?;
+        self.check_peers(&candidate, domain)?;
         if created.is_some() {
             domain.context.map_guest(&self.guest.memory)?;
         }
@@ -211,10 +215,7 @@ impl Devices {
 
     /// The switch of a domain, by its slot on the root bus, if members can be added to it.
     fn switch_of(&self, candidate: &Candidate) -> Option<u8> {
-        let mut peers = self.list.iter().filter(|assigned| {
-            let same = assigned.candidate.domain == candidate.domain;
-            same && candidate.domain.is_some() && assigned.is_in_guest()
-        });
+        let mut peers = self.peers_of(candidate).filter(|peer| peer.is_in_guest());
         peers.find_map(|peer| match peer.slot.bus() {
             SlotBus::Switch(root) => Some(root),
             SlotBus::Root => None,
@@ -240,8 +241,10 @@ impl Devices {
             // A guest that is arranging its bridges may have devices where no bridge leads now.
             ground.taken.extend(self.guest.slots.claimed());
             if !fixed {
-                // Addresses that are somebody else's for the switches of the host.
-                let holes = candidate.holes.iter().map(whole_pages);
+                // Addresses at which requests of a member, to this one or of it, do not get to the IOMMU.
+                let members = self.peers_of(candidate).map(|peer| &peer.candidate);
+                let holes = members.chain([candidate]).flat_map(|member| &member.holes);
+                let holes = holes.map(|hole| whole_pages(&hole.range));
                 ground
                     .taken
                     .extend(holes.filter_map(|hole| hole.address_range()));
@@ -282,31 +285,53 @@ impl Devices {
         }
     }
 
-    /// Guest memory must be where the device can reach it.
-    fn check_memory(
+    /// Guest memory must be where the IOMMU of the device translates.
+    fn check_translated(
         &self,
         candidate: &Candidate,
         ranges: &[AddressRange<Iova>],
     ) -> Result<(), NoRoom> {
         let sbdf = candidate.sbdf;
-        for ram in &self.guest.layout.ram {
-            let reachable = ram.address_range().is_none_or(|ram| within(&ram, ranges));
-            if !reachable {
-                return Err(NoRoom(format!(
-                    "{sbdf} cannot reach guest memory at {ram}: its IOMMU does not translate that\n       \
-                     give it to the VM when it starts, so that memory is laid out for it"
-                )));
-            }
-            let hole = candidate.holes.iter().map(whole_pages);
-            let mut hole = hole.filter(|hole| hole.intersect(ram).len_bytes() > 0);
-            if let Some(hole) = hole.next() {
-                return Err(NoRoom(format!(
-                    "{sbdf} cannot reach guest memory at {ram}: a switch of the host takes {hole} for others\n       \
-                     give it to the VM when it starts, so that memory is laid out for it"
-                )));
+        match self.ram().find(|ram| !within(ram, ranges)) {
+            None => Ok(()),
+            Some(ram) => Err(NoRoom(format!(
+                "{sbdf} cannot reach guest memory at {ram}: its IOMMU does not translate that\n       \
+                 give it to the VM when it starts, so that memory is laid out for it"
+            ))),
+        }
+    }
+
+    /// Peers that may be anywhere must be where requests of the device get to the IOMMU.
+    fn check_peers(&self, candidate: &Candidate, domain: &Domain) -> Result<(), NoRoom> {
+        // At their bus addresses ports know them: requests go straight to them, or are redirected.
+        let peers = self.peers_of(candidate).filter(|_| !domain.fixed);
+        for peer in peers {
+            let device = peer.device.as_ref().map(|device| lock(device));
+            for (bar, range) in device.iter().flat_map(|device| device.peer_windows()) {
+                let last = range.end().value().saturating_sub(1);
+                let window = range.start().value()..=last;
+                if let Some(hole) = MemoryHole::worst(&candidate.holes, &window) {
+                    let (sbdf, peer) = (candidate.sbdf, peer.candidate.sbdf);
+                    return Err(NoRoom(format!(
+                        "{sbdf} cannot reach BAR {bar} of {peer} at {hole}\n       \
+                         unplug {peer} first, and add both again"
+                    )));
+                }
             }
         }
         Ok(())
+    }
+
+    /// The other devices of a domain.
+    fn peers_of(&self, candidate: &Candidate) -> impl Iterator<Item = &Entry> {
+        let peers = self.list.iter();
+        peers.filter(|peer| candidate.domain.is_some() && peer.candidate.domain == candidate.domain)
+    }
+
+    /// Guest memory.
+    pub(crate) fn ram(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
+        let regions = self.guest.layout.ram.iter();
+        regions.filter_map(GpaRange::address_range)
     }
 }
 
@@ -361,8 +386,6 @@ fn check_windows(topology: &GuestTopology, ranges: &[AddressRange<Iova>]) -> Res
 #[cfg(test)]
 mod tests {
     use std::io;
-
-    use p2p_vfio::Address;
 
     use super::*;
 

@@ -101,7 +101,7 @@ impl<'a> OpenDevices<'a> {
         let bridges = self.judged.host.bridge_windows();
         let bridges = bridges.iter().filter_map(bus_range);
         let mut demands = Demands {
-            holes: holes.map(whole_pages).collect(),
+            holes: holes.map(|hole| whole_pages(&hole.range)).collect(),
             wished: bridges.map(|window| GpaRange::from(&window)).collect(),
             ..Demands::default()
         };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use hotplug::{Slot, SlotBus};
-use iommu_group::{Placement, Sbdf};
+use iommu_group::{HoleCause, MemoryHole, Placement, Sbdf};
 use p2p_vfio::{
     Address, AddressRange, AssignedDevice, Candidate, Clique, DeviceParams, Endpoint, Gpa,
     GuestTopology, HostDevice, PlacedEndpoint, VirtualPort,
@@ -61,7 +61,8 @@ pub(super) fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) 
 /// A device that should be at its bus addresses although it need not be: a peer that comes later may make it necessary,
 /// if a port above routes by address.
 pub(super) fn preferring_home(mut candidate: Candidate) -> Candidate {
-    if candidate.domain.is_some() && !candidate.holes.is_empty() {
+    let by_address = |hole: &MemoryHole| hole.cause != HoleCause::Switch;
+    if candidate.domain.is_some() && candidate.holes.iter().any(by_address) {
         candidate.placement = Placement::AtBusAddress;
     }
     candidate

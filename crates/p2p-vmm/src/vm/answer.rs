@@ -74,7 +74,7 @@ pub(super) fn failure(error: anyhow::Error) -> Failure {
         Ok(AddError::Host(error)) => return Failure::NoSuchDevice(error.to_string()),
         Ok(AddError::Failed(error)) => error,
         Ok(AddError::NoRoom(reason)) => {
-            let reasons = vec![reason];
+            let reasons = vec![trimmed(&reason)];
             return Failure::Refused { reasons };
         }
         Err(error) => error,
@@ -99,12 +99,14 @@ pub(super) fn failure(error: anyhow::Error) -> Failure {
 
 /// A refusal, each reason with its advice in lines of their own.
 fn refused(refusal: &Refusal) -> Failure {
-    let lines = |text: String| {
-        let lines: Vec<_> = text.lines().map(str::trim).collect();
-        lines.join("\n")
-    };
     let reasons = refusal.reasons.iter();
     Failure::Refused {
-        reasons: reasons.map(|reason| lines(reason.to_string())).collect(),
+        reasons: reasons.map(|reason| trimmed(&reason.to_string())).collect(),
     }
+}
+
+/// A reason without what indents its advice on a terminal.
+fn trimmed(reason: &str) -> String {
+    let lines: Vec<_> = reason.lines().map(str::trim).collect();
+    lines.join("\n")
 }

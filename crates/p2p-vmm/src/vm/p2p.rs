@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use hotplug::DeviceConfig;
 use hotplug::api::{
-    Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pRoute,
-    P2pVerdict, P2pWindow,
+    Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory,
+    P2pRoute, P2pVerdict, P2pWindow,
 };
 use iommu_group::{Route, Sbdf, Verdict};
 use p2p_vfio::{Address, Candidate, DomainName, HostView, Interface};
@@ -47,7 +47,18 @@ impl Owner {
             routes: routes(&host, &peers),
             exposures,
             backend: self.backend(),
+            memory: self.memory(),
         })
+    }
+
+    fn memory(&self) -> Vec<P2pMemory> {
+        let devices = self.running.iter().map(|running| &running.machine.devices);
+        let ram = devices.flat_map(|devices| devices.ram());
+        ram.map(|ram| P2pMemory {
+            base: ram.start().value(),
+            size: ram.len_bytes(),
+        })
+        .collect()
     }
 
     fn backend(&self) -> Option<P2pBackend> {

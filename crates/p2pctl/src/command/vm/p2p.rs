@@ -158,6 +158,7 @@ mod tests {
             others: Vec::new(),
             routes: Vec::new(),
             exposures: Vec::new(),
+            memory: Vec::new(),
             backend: Some(P2pBackend {
                 interface: P2pInterface::Iommufd,
                 reason: "as asked for".into(),
