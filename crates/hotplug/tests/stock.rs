@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{Read, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
@@ -24,6 +25,10 @@ struct Open;
 impl Gate for Open {
     fn pass(&self, _: GatedCall, _: &[u8]) -> Passage {
         Passage::AsIs
+    }
+
+    fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
+        None
     }
 }
 

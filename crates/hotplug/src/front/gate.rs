@@ -1,6 +1,9 @@
 //! Who decides about the calls that give a VM devices, and sees those that take them.
 
+use std::ops::RangeInclusive;
+
 use iommu_group::Sbdf;
+use serde_json::Value;
 
 /// A call that is shown to a [`Gate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,10 @@ pub trait Gate: Send + Sync {
 
     /// A function of the VM left it without a call that was shown to the gate, and may come back.
     fn left(&self, _function: Sbdf) {}
+
+    /// Where memory of a guest is or may come to be, guest-physical, by the description of its VM; `None` if that does not
+    /// tell.
+    fn memory(&self, config: &Value) -> Option<Vec<RangeInclusive<u64>>>;
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use iommu_group::{Objection, Sbdf};
+use iommu_group::{MemoryHole, Objection, Sbdf};
 use serde::{Deserialize, Serialize};
 
 /// Something that has to be dealt with before a plan may be carried out.
@@ -119,6 +120,17 @@ pub enum Blocker {
         /// Why, and what to do about it.
         error: String,
     },
+    /// A device would not reach memory of a guest, which stays where it is while the guest runs.
+    Memory {
+        /// The virtual machine.
+        vm: String,
+        /// The device.
+        function: Sbdf,
+        /// First and last address of the memory.
+        memory: RangeInclusive<u64>,
+        /// Where it would be out of reach, and why.
+        hole: MemoryHole,
+    },
     /// The kernel keeps even root from configuration space.
     Lockdown {
         /// How it calls that.
@@ -216,6 +228,18 @@ impl fmt::Display for Blocker {
             ),
             Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
             Self::Unwilling { error } => f.write_str(error),
+            Self::Memory {
+                vm,
+                function,
+                memory,
+                hole,
+            } => write!(
+                f,
+                "{function} would not reach memory of {vm} ({:#x}-{:#x}) at {hole} (start {vm} anew with {function}: p2p-vmm \
+                 keeps memory clear of that; or leave {function} out)",
+                memory.start(),
+                memory.end()
+            ),
             Self::Lockdown { mode } => write!(
                 f,
                 "the kernel is locked down ({mode}): ACS cannot be written (switch Secure Boot off, or use p2pctl \

@@ -1,6 +1,6 @@
 //! What every [`Vmm`] must do, as a suite: one for the fake of unit tests and for the VMMs there are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use iommu_group::Sbdf;
@@ -36,6 +36,7 @@ const WILLING_GUEST: [Check; 8] = [
         let prospect = Prospect {
             devices: &devices,
             routes: &[],
+            holes: &BTreeMap::new(),
         };
         done(rig.vmm.could_have(&prospect))
     }),

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use iommu_group::{GroupModel, Kernel, Plan, Topology};
+use iommu_group::{Plan, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::blocker::Blocker;
 use super::peers::Homecoming;
+use super::preflight::after;
 use super::vmm::Assigned;
 
 /// What carrying out a plan would mean now.
@@ -34,12 +35,8 @@ impl Forecast {
         blockers: Vec<Blocker>,
         [unplug, staying]: [Vec<Assigned>; 2],
     ) -> Self {
-        let fits =
-            |blocker: &Blocker| !matches!(blocker, Blocker::Stale | Blocker::Impossible { .. });
-        let plug = if blockers.iter().all(fits) {
-            let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
-            plan.steps.iter().for_each(|step| step.apply(&mut model));
-            let groups = model.partition();
+        let plug = if fits(&blockers) {
+            let groups = after(topology, plan).partition();
             let homecoming = Homecoming {
                 assigned: &unplug,
                 staying: &staying,
@@ -68,4 +65,10 @@ impl Forecast {
             ..self
         }
     }
+}
+
+/// Whether nothing says that a plan is about another host than this.
+pub(super) fn fits(blockers: &[Blocker]) -> bool {
+    let other = |blocker: &Blocker| matches!(blocker, Blocker::Stale | Blocker::Impossible { .. });
+    !blockers.iter().any(other)
 }

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{Function, GroupModel, Kernel, Plan, Sbdf, Step, Topology, is_vfio_driver};
+use iommu_group::{
+    Fabric, Function, GroupModel, Kernel, Plan, Sbdf, Step, Topology, is_vfio_driver,
+};
 
 use super::blocker::Blocker;
+use super::forecast::fits;
 use super::host::HostError;
 use super::machine::Machine;
 use super::usage::{Mounts, Offers, VfioUsers, lockdown};
@@ -27,9 +30,7 @@ impl Preflight {
     ) -> Result<Self, HostError> {
         let kernel = Kernel::of(topology);
         let mut blockers = against_plan(topology, &kernel, plan);
-        let known =
-            |blocker: &Blocker| !matches!(blocker, Blocker::Stale | Blocker::Impossible { .. });
-        let fits = blockers.iter().all(known);
+        let fits = fits(&blockers);
         blockers.extend(lockdown(machine.host()).map(|mode| Blocker::Lockdown { mode }));
         if kernel.parameters.acs_override.is_some() {
             blockers.push(Blocker::AcsOverride);
@@ -48,7 +49,7 @@ impl Preflight {
         let touched = touched(topology, plan);
         blockers.extend(users(machine, topology, &touched, &assigned)?);
         if fits {
-            blockers.extend(shared(topology, &kernel, plan, &assigned));
+            blockers.extend(shared(topology, plan, &assigned));
         }
         let (assigned, staying): (Vec<_>, Vec<_>) = assigned
             .into_iter()
@@ -61,26 +62,42 @@ impl Preflight {
     }
 }
 
-/// Virtual machines that could not have what would come back to them.
+/// Virtual machines that could not have what would come back to them, or whose memory that would not reach.
 pub(super) fn unwilling(
     vmms: &[&dyn Vmm],
+    topology: &Topology,
+    plan: &Plan,
     homecoming: &[Assigned],
     staying: &[Assigned],
-    plan: &Plan,
 ) -> Vec<Blocker> {
+    let fabric = Fabric::of(&after(topology, plan));
     let refused = |vmm: &&dyn Vmm| {
         let of_it = |device: &&Assigned| device.vm == vmm.name();
         if !homecoming.iter().any(|device| of_it(&device)) {
             return None;
         }
-        let devices = homecoming.iter().chain(staying).filter(of_it);
+        let back = homecoming.iter().filter(of_it);
+        let holes = |device: &Assigned| (device.function, fabric.memory_holes(device.function));
+        let devices = back.clone().chain(staying.iter().filter(of_it));
         let prospect = Prospect {
             devices: &devices.cloned().collect::<Vec<_>>(),
             routes: &plan.routes,
+            holes: &back.map(holes).collect(),
         };
         match vmm.could_have(&prospect) {
             // One that is gone has no devices, and wants none back.
             Ok(()) | Err(VmmError::Gone { .. }) => None,
+            Err(VmmError::Memory {
+                vm,
+                function,
+                memory,
+                hole,
+            }) => Some(Blocker::Memory {
+                vm,
+                function,
+                memory,
+                hole,
+            }),
             Err(error) => Some(Blocker::Unwilling {
                 error: error.to_string(),
             }),
@@ -108,17 +125,17 @@ fn against_plan(topology: &Topology, kernel: &Kernel, plan: &Plan) -> Vec<Blocke
     }
 }
 
+/// The host as a plan leaves it.
+pub(super) fn after<'t>(topology: &'t Topology, plan: &Plan) -> GroupModel<'t> {
+    let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
+    plan.steps.iter().for_each(|step| step.apply(&mut model));
+    model
+}
+
 /// Groups that would have devices of several virtual machines. One process at a time has a group open
 /// (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so that all but one could not get theirs back.
-fn shared(
-    topology: &Topology,
-    kernel: &Kernel,
-    plan: &Plan,
-    assigned: &[Assigned],
-) -> Vec<Blocker> {
-    let mut model = GroupModel::as_found(topology, kernel);
-    plan.steps.iter().for_each(|step| step.apply(&mut model));
-    let partition = model.partition();
+fn shared(topology: &Topology, plan: &Plan, assigned: &[Assigned]) -> Vec<Blocker> {
+    let partition = after(topology, plan).partition();
     let blocker = |group: &Vec<Sbdf>| {
         let here = assigned
             .iter()

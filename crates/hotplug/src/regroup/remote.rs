@@ -10,7 +10,7 @@ use iommu_group::Sbdf;
 use serde::Deserialize;
 
 use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
-use crate::api::{P2pWindows, RemoveDevice};
+use crate::api::{P2pMemory, P2pWindows, RemoveDevice};
 use crate::{Client, ClientError, DeviceConfig};
 
 /// How often is looked whether a device has gone.
@@ -51,6 +51,13 @@ struct Device {
     p2p_domain: Option<String>,
     #[serde(default)]
     expose: BTreeSet<Sbdf>,
+}
+
+/// What is looked at in the answer to `vm.p2p`.
+#[derive(Deserialize)]
+struct Memory {
+    #[serde(default)]
+    memory: Vec<P2pMemory>,
 }
 
 impl RemoteVmm {
@@ -126,7 +133,13 @@ pub(super) fn reason(error: &ClientError) -> String {
     let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let chain = std::iter::successors(first, |error| error.source());
     let words: Vec<String> = chain.map(ToString::to_string).collect();
-    words.join(": ").replace('\n', "; ")
+    in_one_line(&words.join(": "))
+}
+
+/// A reason with its advice, whose lines are indented on a terminal.
+pub(super) fn in_one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    lines.join("; ")
 }
 
 impl Vmm for RemoteVmm {
@@ -160,9 +173,19 @@ impl Vmm for RemoteVmm {
         Ok(devices.into_iter().filter_map(assigned).collect())
     }
 
-    /// It has a context for each domain, and says itself what it takes when it is plugged.
-    fn could_have(&self, _: &Prospect<'_>) -> Result<(), VmmError> {
-        Ok(())
+    /// It has a context for each domain, and says itself what it takes when it is plugged. Its memory stays where it is.
+    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        if prospect.holes.values().all(Vec::is_empty) {
+            return Ok(());
+        }
+        let Memory { memory } = match self.client.get("vm.p2p") {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.error(&error)),
+        };
+        let range =
+            |part: &P2pMemory| Some(part.base..=part.base.checked_add(part.size)?.checked_sub(1)?);
+        let memory: Vec<_> = memory.iter().filter_map(range).collect();
+        prospect.reach_memory(&self.name, &memory, |_| true)
     }
 
     fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
@@ -222,5 +245,65 @@ impl Vmm for RemoteVmm {
         };
         let added = self.client.add_device(&config);
         added.map(drop).map_err(|error| self.error(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    use iommu_group::{HoleCause, MemoryHole};
+
+    use super::*;
+
+    /// Whether a VM with memory up to 1 GiB and from 4 to 5 GiB could have a device with this hole.
+    fn could_have(hole: &MemoryHole) -> Result<(), VmmError> {
+        const ANSWER: &str =
+            r#"{"memory":[{"base":0,"size":1073741824},{"base":4294967296,"size":1073741824}]}"#;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("api");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            let length_bytes = ANSWER.len();
+            write!(
+                stream,
+                "HTTP/1.1 200 \r\nContent-Length: {length_bytes}\r\n\r\n{ANSWER}"
+            )
+            .unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let holes = BTreeMap::from([("0000:03:00.0".parse().unwrap(), vec![hole.clone()])]);
+        let answer = RemoteVmm::new("web", Client::new(&socket)).could_have(&Prospect {
+            devices: &[],
+            routes: &[],
+            holes: &holes,
+        });
+        assert!(server.join().unwrap().starts_with("GET /api/v1/vm.p2p "));
+        answer
+    }
+
+    #[test]
+    fn a_vm_whose_memory_is_in_a_hole_could_not_have_the_device() {
+        let hole = |range| MemoryHole {
+            range,
+            port: "0000:01:00.0".parse().unwrap(),
+            cause: HoleCause::Switch,
+            certain: false,
+        };
+        assert_eq!(could_have(&hole(0x4000_0000..=0xffff_ffff)), Ok(()));
+        let inside = hole(0x1_3fff_ffff..=0x1_4000_0000);
+        let memory = 0x1_0000_0000..=0x1_3fff_ffff;
+        let error = VmmError::Memory {
+            vm: "web".to_owned(),
+            function: "0000:03:00.0".parse().unwrap(),
+            memory,
+            hole: inside.clone(),
+        };
+        assert_eq!(could_have(&inside), Err(error));
     }
 }

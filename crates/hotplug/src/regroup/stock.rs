@@ -20,10 +20,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu_group::{Placement, Sbdf};
+use iommu_group::{MemoryHole, Placement, Sbdf};
 use serde_json::{Value, json};
 
-use super::remote::{is_gone, reason};
+use super::remote::{in_one_line, is_gone, reason};
 use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
 use crate::{Client, ClientError, Gate, GatedCall, Passage};
 use events::Removals;
@@ -195,6 +195,22 @@ impl Stock {
         added.map(drop).map_err(|error| self.error(&error))
     }
 
+    /// Whether its devices would reach all of its memory, which stays where it is. What is not certain stops no plan: it
+    /// stopped no device when that came first.
+    fn reaches_memory(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        let certain = |hole: &MemoryHole| hole.certain;
+        if !prospect.holes.values().flatten().any(certain) {
+            return Ok(());
+        }
+        match self.gate.memory(self.info()?.config()) {
+            Some(memory) => prospect.reach_memory(&self.name, &memory, certain),
+            None => Err(self.refused(
+                "where its memory is cannot be made out, and devices behind a switch must reach it"
+                    .to_owned(),
+            )),
+        }
+    }
+
     /// The VMM's process, if it is one of this machine.
     fn pid(&self) -> Option<u32> {
         let pid = u32::try_from(self.client.ping().ok()?.pid).ok()?;
@@ -214,7 +230,7 @@ impl Stock {
     fn refused(&self, reason: String) -> VmmError {
         VmmError::Refused {
             vm: self.name.clone(),
-            reason: reason.replace('\n', "; "),
+            reason: in_one_line(&reason),
         }
     }
 
@@ -248,6 +264,7 @@ impl Vmm for StockVmm {
     }
 
     fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        self.0.reaches_memory(prospect)?;
         let peers: Vec<&Assigned> = prospect.devices.iter().filter(|d| d.p2p).collect();
         let Some(first) = peers.first() else {
             return Ok(());

@@ -15,7 +15,7 @@ use super::compile::script;
 use super::course::Next;
 use super::difference::{Difference, differences};
 use super::error::{RegroupError, StateError};
-use super::forecast::Forecast;
+use super::forecast::{Forecast, fits};
 use super::host::{Host, HostError};
 use super::journal::Journal;
 use super::machine::{Machine, POWER};
@@ -116,7 +116,12 @@ impl<'a> Regroup<'a> {
         let preflight = Preflight::of(self.machine(), &topology, plan, self.vmms)?;
         blockers.extend(preflight.blockers);
         let devices = [preflight.assigned, preflight.staying];
-        let forecast = Forecast::new(&topology, plan, blockers, devices);
+        let mut forecast = Forecast::new(&topology, plan, blockers, devices);
+        if fits(&forecast.blockers) {
+            let (plug, staying) = (&forecast.plug, &forecast.staying);
+            let unwilling = unwilling(self.vmms, &topology, plan, plug, staying);
+            forecast.blockers.extend(unwilling);
+        }
         Ok(forecast.with_last(self.state.last_away()?))
     }
 
@@ -143,7 +148,8 @@ impl<'a> Regroup<'a> {
         let held = self.state.held(&boot)?;
         let baseline = Baseline::take(machine, &topology, plan, &held.ports, preflight.assigned)?;
         let script = script(&baseline, &topology, plan, &preflight.staying);
-        let blockers = unwilling(self.vmms, &script.homecoming, &preflight.staying, plan);
+        let (homecoming, staying) = (&script.homecoming, &preflight.staying);
+        let blockers = unwilling(self.vmms, &topology, plan, homecoming, staying);
         if !blockers.is_empty() {
             return Err(Refusal { blockers }.into());
         }

@@ -1,9 +1,10 @@
 //! The seam to virtual machines.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use iommu_group::{RouteChange, Sbdf};
+use iommu_group::{MemoryHole, RouteChange, Sbdf};
 use serde::{Deserialize, Serialize};
 
 /// A device that a virtual machine has.
@@ -38,6 +39,34 @@ pub struct Prospect<'a> {
     pub devices: &'a [Assigned],
     /// The ways of requests that change, and others that were asked about.
     pub routes: &'a [RouteChange],
+    /// By device that comes back, the bus addresses at which memory of the guest must not be then.
+    pub holes: &'a BTreeMap<Sbdf, Vec<MemoryHole>>,
+}
+
+impl Prospect<'_> {
+    /// Whether none of the guest's memory is in a hole that matters to the VMM.
+    pub(super) fn reach_memory(
+        &self,
+        vm: &str,
+        memory: &[RangeInclusive<u64>],
+        matters: impl Fn(&MemoryHole) -> bool,
+    ) -> Result<(), VmmError> {
+        let hit = self.holes.iter().find_map(|(function, holes)| {
+            memory.iter().find_map(|memory| {
+                let holes = holes.iter().filter(|hole| matters(hole));
+                Some((*function, memory, MemoryHole::worst(holes, memory)?))
+            })
+        });
+        match hit {
+            None => Ok(()),
+            Some((function, memory, hole)) => Err(VmmError::Memory {
+                vm: vm.to_owned(),
+                function,
+                memory: memory.clone(),
+                hole: hole.clone(),
+            }),
+        }
+    }
 }
 
 /// What is so of the windows through which peers reach a device.
@@ -93,6 +122,21 @@ pub enum VmmError {
         id: String,
         /// How long it had.
         deadline: Duration,
+    },
+    /// A device would not reach memory of the guest, which stays where it is while the guest runs.
+    #[error(
+        "{function} would not reach memory of VM {vm} ({:#x}-{:#x}) at {hole}",
+        memory.start(), memory.end()
+    )]
+    Memory {
+        /// The virtual machine.
+        vm: String,
+        /// The device.
+        function: Sbdf,
+        /// The memory.
+        memory: RangeInclusive<u64>,
+        /// Where it would be out of reach, and why.
+        hole: MemoryHole,
     },
     /// It refused.
     #[error("VM {vm} refused: {reason}")]

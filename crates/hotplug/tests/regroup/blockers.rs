@@ -61,6 +61,47 @@ fn a_virtual_machine_that_could_not_have_the_peers_is_asked_before_anything_is_w
 }
 
 #[test]
+fn a_guest_whose_memory_a_device_would_not_reach_is_named_before_it_loses_any() {
+    let bench = Bench::new();
+    let guest = Guest::new("web", &[sbdf(A), sbdf(B), sbdf(C)]);
+    let vmms = [&guest as &dyn Vmm];
+    let plan = bench.join(&[A, B]);
+    let check = |memory| {
+        *guest.memory.lock().unwrap() = memory;
+        let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+        regroup.check(&plan).unwrap().blockers
+    };
+    assert_eq!(check(Some(0..=0x3fff_ffff)), []);
+    // A page of it is in the window of the switch. Of C, which stays, nothing changes.
+    let memory = 0x803f_f000..=0x9fff_ffff;
+    let blockers = check(Some(memory.clone()));
+    let [
+        Blocker::Memory {
+            vm,
+            function,
+            memory: found,
+            hole,
+        },
+    ] = blockers.as_slice()
+    else {
+        panic!("{blockers:?}");
+    };
+    assert_eq!((vm.as_str(), *function, found), ("web", sbdf(A), &memory));
+    // With redirect off that is the port of D.
+    assert_eq!(hole.port, sbdf("0000:02:03.0"));
+    let text = blockers[0].to_string();
+    assert!(
+        text.contains("web") && text.contains("start web anew"),
+        "{text}"
+    );
+    let Err(RegroupError::Refused(refusal)) = bench.apply(&plan, &vmms) else {
+        panic!("it was not refused");
+    };
+    assert_eq!(refusal.blockers, blockers);
+    assert_eq!(guest.log.lock().unwrap().len(), 0, "nothing is asked of it");
+}
+
+#[test]
 fn what_is_mounted_swapped_to_or_a_part_of_something_is_named() {
     let bench = Bench::new();
     let lines = refused(&bench, |bench| {

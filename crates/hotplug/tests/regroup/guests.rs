@@ -1,11 +1,12 @@
 //! Virtual machines that can stall, refuse and die.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use hotplug::regroup::{Assigned, Prospect, Vmm, VmmError, Windows};
-use iommu_group::Sbdf;
+use iommu_group::{MemoryHole, Sbdf};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
@@ -24,6 +25,8 @@ pub(crate) struct Guest {
     name: String,
     devices: Mutex<BTreeMap<Sbdf, Assigned>>,
     pub(crate) mood: Mutex<Mood>,
+    /// Where its memory is.
+    pub(crate) memory: Mutex<Option<RangeInclusive<u64>>>,
     /// What was asked of it, in its order.
     pub(crate) log: Mutex<Vec<String>>,
 }
@@ -46,6 +49,7 @@ impl Guest {
             name: name.to_owned(),
             devices: Mutex::new(functions.iter().map(device).collect()),
             mood: Mutex::new(Mood::Willing),
+            memory: Mutex::new(None),
             log: Mutex::new(Vec::new()),
         }
     }
@@ -82,6 +86,19 @@ impl Vmm for Guest {
     }
 
     fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        for (function, holes) in prospect.holes {
+            let memory = self.memory.lock().unwrap().clone();
+            if let Some(memory) = memory
+                && let Some(hole) = MemoryHole::worst(holes, &memory)
+            {
+                return Err(VmmError::Memory {
+                    vm: self.name.clone(),
+                    function: *function,
+                    memory,
+                    hole: hole.clone(),
+                });
+            }
+        }
         let none = *self.mood.lock().unwrap() == Mood::NoPeers;
         match prospect.devices.iter().find(|device| device.p2p) {
             Some(device) if none => Err(VmmError::Refused {

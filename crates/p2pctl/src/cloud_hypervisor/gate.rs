@@ -1,6 +1,7 @@
 //! Admission for a running cloud-hypervisor: what its API is asked for is judged as its command line would be.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::device::Asked;
 use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, wishes};
 use super::look::{Question, look};
-use super::memory::DEFAULT_BITS;
+use super::memory::{DEFAULT_BITS, GuestMemory};
 use super::refusal::{Limit, Refusal};
 use super::rewrite::told;
 use super::rules::{Settings, Wishes, settle};
@@ -254,6 +255,10 @@ fn mapped_for_all(new: &Asked) -> Limit {
 impl Gate for StockGate {
     fn left(&self, function: Sbdf) {
         self.seen().left(function);
+    }
+
+    fn memory(&self, config: &Value) -> Option<Vec<RangeInclusive<u64>>> {
+        wishes(config).memory.map(GuestMemory::ranges)
     }
 
     fn pass(&self, call: GatedCall, body: &[u8]) -> Passage {

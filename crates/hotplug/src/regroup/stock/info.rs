@@ -46,6 +46,11 @@ impl Info {
         Self(answer)
     }
 
+    /// What the VM was asked to be.
+    pub(super) fn config(&self) -> &Value {
+        self.0.get("config").unwrap_or(&Value::Null)
+    }
+
     /// Whether BARs are mapped for other devices of the VM, unless a device is excepted. Versions before v52 know of no
     /// other way.
     pub(super) fn maps_bars(&self) -> bool {

@@ -1,10 +1,11 @@
 //! What a real cloud-hypervisor cannot be made to show at will: guests that do not let go, and versions.
 
 use std::io::{Read, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use iommu_group::{Route, RouteChange};
+use iommu_group::{HoleCause, Route, RouteChange};
 use serde_json::Map;
 use tempfile::TempDir;
 
@@ -197,6 +198,10 @@ impl Gate for Open {
     fn pass(&self, _: GatedCall, _: &[u8]) -> Passage {
         Passage::AsIs
     }
+
+    fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
+        Some(vec![0..=0x1fff_ffff])
+    }
 }
 
 /// Lets pass with BARs mapped for nobody what is no peer, and no peers.
@@ -207,11 +212,18 @@ impl Gate for Strict {
         assert_eq!(call, GatedCall::AddDevice);
         let mut device: Value = serde_json::from_slice(body).unwrap();
         if device["p2p"] == true {
-            let reasons = vec!["one\nof several lines".to_owned(), "another".to_owned()];
+            let reasons = vec![
+                "one\n       of several lines".to_owned(),
+                "another".to_owned(),
+            ];
             return Passage::Refused { reasons };
         }
         device["x_exclude_mmap_bars"] = json!([0, 1, 2, 3, 4, 5]);
         Passage::Instead(device.to_string().into_bytes())
+    }
+
+    fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
+        None
     }
 }
 
@@ -333,6 +345,7 @@ fn what_one_context_cannot_hold_is_refused() {
         let prospect = Prospect {
             devices,
             routes: after,
+            holes: &BTreeMap::new(),
         };
         vmm.could_have(&prospect).map_err(|error| error.to_string())
     };
@@ -373,4 +386,49 @@ fn what_one_context_cannot_hold_is_refused() {
             .contains("--joinable")
     );
     assert_eq!(refused(&vmm, &vmm.devices().unwrap(), &[]), Ok(()));
+}
+
+#[test]
+fn memory_that_a_device_would_not_reach_is_refused_unless_that_is_not_certain() {
+    let fake = Fake::start(WILLING, Value::Null, &[A, B]);
+    let devices = fake.vmm().devices().unwrap();
+    let hole = |range, certain| MemoryHole {
+        range,
+        port: "0000:01:00.0".parse().unwrap(),
+        cause: HoleCause::Switch,
+        certain,
+    };
+    let ask = |vmm: &StockVmm, hole: MemoryHole| {
+        let function = B.1.parse().unwrap();
+        vmm.could_have(&Prospect {
+            devices: &devices,
+            routes: &[],
+            holes: &BTreeMap::from([(function, vec![hole])]),
+        })
+    };
+    let inside = hole(0x1000_0000..=0x3fff_ffff, true);
+    let error = ask(&fake.vmm(), inside.clone()).unwrap_err();
+    let VmmError::Memory {
+        vm,
+        memory,
+        hole: found,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (vm.as_str(), memory, found),
+        ("web", &(0..=0x1fff_ffff), &inside)
+    );
+    assert_eq!(
+        ask(&fake.vmm(), hole(0x2000_0000..=0x3fff_ffff, true)),
+        Ok(())
+    );
+    assert_eq!(ask(&fake.vmm(), hole(0..=u64::MAX, false)), Ok(()));
+    let unknown = ask(&fake.vmm_with(Strict), inside).unwrap_err();
+    assert!(
+        unknown.to_string().contains("cannot be made out"),
+        "{unknown}"
+    );
 }

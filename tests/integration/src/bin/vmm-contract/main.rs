@@ -11,6 +11,7 @@
 mod recorder;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ use hotplug::regroup::contract::{Results, dead, unwilling, willing};
 use hotplug::regroup::{Assigned, RemoteVmm, StockVmm, Vmm};
 use hotplug::{Client, Gate, GatedCall, Passage};
 use lab::report::tell;
+use serde_json::Value;
 
 use crate::recorder::Recorder;
 
@@ -31,6 +33,10 @@ struct Open;
 impl Gate for Open {
     fn pass(&self, _: GatedCall, _: &[u8]) -> Passage {
         Passage::AsIs
+    }
+
+    fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
+        None
     }
 }
 
