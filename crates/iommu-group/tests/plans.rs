@@ -311,6 +311,21 @@ fn egress_control_opens_only_the_ports_of_the_others() {
 }
 
 #[test]
+fn egress_control_is_as_it_was_after_there_and_back() {
+    let topology = Machine::new(&switch("acs=7f/1d vector=4 egress=0", "")).started();
+    let registers = |topology: &Topology| {
+        ["02:00.0", "02:01.0"].map(|port| {
+            let acs = topology.get(bdf(port)).unwrap().acs().registers();
+            acs.map(|acs| (acs.control, acs.egress.unwrap()))
+        })
+    };
+    let joined = after(&topology, &plan(&topology, &join("03:00.0 04:00.0")));
+    assert_ne!(registers(&joined), registers(&topology));
+    let apart = after(&joined, &plan(&joined, &isolate("03:00.0 04:00.0")));
+    assert_eq!(registers(&apart), registers(&topology));
+}
+
+#[test]
 fn exposure_is_refused_unless_accepted_by_name() {
     let topology = Machine::new(&switch("acs=5f/1d", "")).started();
     let found = plan(&topology, &join("03:00.0 04:00.0"));

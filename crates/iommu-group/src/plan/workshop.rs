@@ -66,16 +66,26 @@ impl<'a> Workshop<'a> {
         self.steps.push(step);
     }
 
-    /// Adds a step that writes an ACS word, unless it is there already.
+    /// Adds a step that writes an ACS word, unless it is there already. The vector of egress control that a route was
+    /// opened with is cleared when that is switched off again: each bit is 0 unless it was written (PCIe r6.0 §7.7.11.4).
     pub(super) fn set_acs_word(&mut self, port: Sbdf, to: AcsBits, purpose: Purpose) {
         let from = self.control(port);
-        if from != to {
-            self.step(Step::SetAcs {
-                port,
-                from,
-                to,
-                purpose,
-            });
+        if from == to {
+            return;
+        }
+        self.step(Step::SetAcs {
+            port,
+            from,
+            to,
+            purpose,
+        });
+        let off = from.contains(AcsBits::EC) && !to.contains(AcsBits::EC);
+        let own = matches!(purpose, Purpose::CloseRoute | Purpose::OpenRoute);
+        if off
+            && own
+            && let Some(vector) = self.model.egress(port)
+        {
+            self.set_egress_vector(port, vector.cleared());
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn carry_out<'t>(
     watch.finish()
 }
 
-/// A model as a machine that could be scanned: groups and ACS words are written into its file.
+/// A model as a machine that could be scanned: groups, ACS words and egress control vectors are written into its file.
 pub(crate) fn as_topology(model: &GroupModel<'_>) -> Topology {
     let mut document: serde_json::Value =
         serde_json::from_str(&model.topology().to_fixture()).unwrap();
@@ -44,18 +44,27 @@ pub(crate) fn as_topology(model: &GroupModel<'_>) -> Topology {
             continue;
         };
         let config = &mut document["functions"][function.sbdf().to_string()]["config"];
-        // The capability, its control word and what follows are in one line of 16 bytes.
-        let line = format!("{:03x}", acs.offset / 16 * 16);
-        let mut hex = config[&line].as_str().unwrap_or("").to_owned();
-        let at = usize::from(acs.control_offset() % 16) * 2;
-        while hex.len() < at + 4 {
-            hex.push('0');
+        write(config, acs.control_offset(), &control.bits().to_le_bytes());
+        if let Some(vector) = model.egress(function.sbdf()) {
+            for (word, at) in vector.words().zip((acs.offset + 8..).step_by(4)) {
+                write(config, at, &word.to_le_bytes());
+            }
         }
-        let [low, high] = control.bits().to_le_bytes();
-        hex.replace_range(at..at + 4, &format!("{low:02x}{high:02x}"));
-        config[&line] = hex.into();
     }
     Topology::from_fixture(&document.to_string()).unwrap()
+}
+
+/// Writes to a configuration space in a file, within one of its lines of 16 bytes.
+fn write(config: &mut serde_json::Value, offset: u16, bytes: &[u8]) {
+    let line = format!("{:03x}", offset / 16 * 16);
+    let mut hex = config[&line].as_str().unwrap_or("").to_owned();
+    let (at, digits) = (usize::from(offset % 16) * 2, bytes.len() * 2);
+    while hex.len() < at + digits {
+        hex.push('0');
+    }
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    hex.replace_range(at..at + digits, &text);
+    config[&line] = hex.into();
 }
 
 struct Watch<'t, 'p> {

@@ -64,6 +64,15 @@ impl EgressVector {
         }
     }
 
+    /// A vector of the same size that stops no requests.
+    #[must_use]
+    pub fn cleared(&self) -> Self {
+        Self {
+            words: [0; 8],
+            size: self.size,
+        }
+    }
+
     /// The registers, in the order of their offsets.
     pub fn words(&self) -> impl Iterator<Item = u32> {
         self.words
@@ -165,6 +174,8 @@ mod tests {
             vector.words().collect::<Vec<_>>(),
             [0xffff_fffd, 0x0000_0001]
         );
+        assert_eq!(vector.cleared().words().collect::<Vec<_>>(), [0, 0]);
+        assert_eq!(vector.cleared().size(), 34);
     }
 
     #[test]
