@@ -182,6 +182,9 @@ pub struct PortAcs(#[serde(deserialize_with = "acs_caps")] pub AcsBits);
 /// ACS capability bits that switches and root ports on the market have.
 pub const STANDARD_ACS: AcsBits = AcsBits::from_bits(0x5f);
 
+/// AMD Zen 3 (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
+const ROUTING_CPU_FAMILY: u8 = 25;
+
 /// All that the lab's ports can have.
 const ALL_ACS: AcsBits = AcsBits::from_bits(0x7f);
 
@@ -291,6 +294,15 @@ impl Profile {
                 .devices
                 .iter()
                 .any(|device| device.model == "lab-endpoint")
+    }
+
+    /// Gives the downstream ports of all switches full ACS, and the machine a root complex of which Linux knows that it
+    /// routes between devices.
+    pub fn give_acs(&mut self) {
+        for switch in &mut self.switches {
+            switch.acs = ALL_ACS;
+        }
+        self.machine.cpu_family = Some(ROUTING_CPU_FAMILY);
     }
 
     /// Reads `resources/lab/<name>.toml`.

@@ -13,6 +13,7 @@ pub struct SharedLab {
     profile: &'static str,
     name: &'static str,
     systemd: bool,
+    acs: bool,
     lab: OnceLock<Result<Lab, String>>,
     turn: Mutex<()>,
 }
@@ -31,6 +32,7 @@ impl SharedLab {
             profile,
             name,
             systemd: false,
+            acs: false,
             lab: OnceLock::new(),
             turn: Mutex::new(()),
         }
@@ -43,6 +45,20 @@ impl SharedLab {
         self
     }
 
+    /// The same machine with ACS, egress control included, at the downstream ports of its switches, and a root complex that
+    /// routes: what goes straight without ACS goes through the IOMMU there.
+    #[must_use]
+    pub const fn with_acs(mut self, acs: bool) -> Self {
+        self.acs = acs;
+        self
+    }
+
+    /// Whether the downstream ports of its switches were given ACS.
+    #[must_use]
+    pub const fn has_acs(&self) -> bool {
+        self.acs
+    }
+
     /// Waits for this test's turn.
     ///
     /// # Panics
@@ -53,6 +69,9 @@ impl SharedLab {
             Profile::named(self.profile)
                 .and_then(|mut profile| {
                     profile.machine.systemd |= self.systemd;
+                    if self.acs {
+                        profile.give_acs();
+                    }
                     Lab::boot(&profile, self.name)
                 })
                 .map_err(|error| format!("{error:#}"))
