@@ -18,6 +18,13 @@ const OF_DEVICES: [&str; 8] = [
     "two_groups",
 ];
 
+/// Tests that are ignored where `CH_BIN` names no cloud-hypervisor.
+const OF_CLOUD_HYPERVISOR: [&str; 3] = [
+    "cloud_hypervisor",
+    "cloud_hypervisor_live",
+    "cloud_hypervisor_peers",
+];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Also the tests that take many minutes
@@ -62,20 +69,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .run()
             .context("tests failed; what the labs left behind is in target/lab")
     };
+    let has_cloud_hypervisor = std::env::var_os("CH_BIN").is_some_and(|path| !path.is_empty());
     // Nothing is printed after this: the last word is the test runner's summary.
     let Some(kernel) = kernel else {
         stage(3, "tests, unit and lab");
-        return test(cmd!(
+        let all = test(cmd!(
             shell,
             "{cargo} test --locked --workspace --no-fail-fast -- {rest...}"
         ));
+        if !has_cloud_hypervisor {
+            return all;
+        }
+        let programs = OF_CLOUD_HYPERVISOR.iter().flat_map(|name| ["--test", name]);
+        let programs: &Vec<&str> = &programs.collect();
+        stage(3, "tests of a real cloud-hypervisor");
+        let stock = test(cmd!(
+            shell,
+            "{cargo} test --locked -p lab --no-fail-fast {programs...} -- --ignored {rest...}"
+        ));
+        return all.and(stock);
     };
     let programs = OF_DEVICES.iter().flat_map(|name| ["--test", name]);
     let programs: &Vec<&str> = &programs.collect();
     stage(3, "tests of assigned devices, on iommufd");
+    let left_out: &[&str] = match has_cloud_hypervisor {
+        true => &[],
+        false => &["--skip", "cloud_hypervisor"],
+    };
     let on = cmd!(
         shell,
-        "{cargo} test --locked -p lab --no-fail-fast --test iommufd {programs...} -- --include-ignored {rest...}"
+        "{cargo} test --locked -p lab --no-fail-fast --test iommufd {programs...} -- --include-ignored {left_out...} {rest...}"
     );
     let on = test(on.envs(kernel.variables()).env("LAB_IOMMUFD", "on"));
     stage(3, "the same on type1");

@@ -17,27 +17,24 @@ const CLIENT: &str = "/bin/ch-remote";
 #[derive(Debug, Clone)]
 pub struct CloudHypervisor {
     program: PathBuf,
-    client: Option<PathBuf>,
+    client: PathBuf,
 }
 
 impl CloudHypervisor {
-    /// What `CH_BIN` and `CH_REMOTE` name; without `CH_BIN` there is none, and `test` says that it is skipped.
-    #[must_use]
-    pub fn given(test: &str) -> Option<Self> {
-        let path = |name| {
-            env::var_os(name)
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from)
+    /// What `CH_BIN` and `CH_REMOTE` name.
+    ///
+    /// # Errors
+    /// One of them names nothing.
+    pub fn given() -> Result<Self> {
+        let path = |name, what| {
+            let path = env::var_os(name).filter(|path| !path.is_empty());
+            path.map(PathBuf::from).with_context(|| {
+                format!("{name} does not name a {what} (a release's {what}-static will do)")
+            })
         };
-        let Some(program) = path("CH_BIN") else {
-            eprintln!(
-                "SKIPPED {test}: CH_BIN does not name a cloud-hypervisor (a release's cloud-hypervisor-static will do)"
-            );
-            return None;
-        };
-        Some(Self {
-            program,
-            client: path("CH_REMOTE"),
+        Ok(Self {
+            program: path("CH_BIN", "cloud-hypervisor")?,
+            client: path("CH_REMOTE", "ch-remote")?,
         })
     }
 
@@ -46,12 +43,7 @@ impl CloudHypervisor {
     /// # Errors
     /// It is no static program, or cannot be copied.
     pub fn put(&self, lab: &Lab) -> Result<()> {
-        let programs = [
-            (Some(&self.program), PROGRAM),
-            (self.client.as_ref(), CLIENT),
-        ];
-        for (source, target) in programs {
-            let Some(source) = source else { continue };
+        for (source, target) in [(&self.program, PROGRAM), (&self.client, CLIENT)] {
             if lab.run(["test", "-e", target])?.code() == Some(0) {
                 continue;
             }
@@ -76,31 +68,5 @@ impl CloudHypervisor {
         let major = words.find_map(|word| word.strip_prefix('v')?.split('.').next()?.parse().ok());
         let major: u32 = major.with_context(|| format!("{program} says no version: {said}"))?;
         Ok(major >= FIRST)
-    }
-
-    /// What [`given`](Self::given) says, of one that can have several devices that are no peers.
-    ///
-    /// # Errors
-    /// It does not say of which version it is.
-    pub fn for_strangers(test: &str) -> Result<Option<Self>> {
-        let Some(given) = Self::given(test) else {
-            return Ok(None);
-        };
-        if given.has_p2p_switch()? {
-            return Ok(Some(given));
-        }
-        eprintln!("SKIPPED {test}: CH_BIN maps all BARs always, v52.0 and newer need not");
-        Ok(None)
-    }
-
-    /// Whether there is `ch-remote`; if not, `test` says that it is skipped.
-    #[must_use]
-    pub fn has_client(&self, test: &str) -> bool {
-        if self.client.is_none() {
-            eprintln!(
-                "SKIPPED {test}: CH_REMOTE does not name a ch-remote (a release's ch-remote-static will do)"
-            );
-        }
-        self.client.is_some()
     }
 }

@@ -21,12 +21,12 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `LAB_CACHE` | directory for what is fetched, instead of `target/lab/cache` |
-//! | `LAB_QEMU` | a `qemu-system-x86_64` of version 10 or newer to use |
+//! | `LAB_QEMU` | a `qemu-system-x86_64` of version 10 or newer to use; most profiles need one with `resources/qemu` in it |
 //! | `LAB_KERNEL`, `LAB_MODULES` | a bzImage to use, and its `lib/modules/<version>` directory unless it needs none |
 //! | `LAB_IOMMUFD` | `on` or `off`: what every VM is started with as `--platform iommufd=…` |
 //! | `LAB_ACCEL` | `tcg` (default) or `kvm`, which needs nested virtualisation |
 //! | `LAB_JOBS` | how many labs run at one time (default: half the processors) |
-//! | `CH_BIN`, `CH_REMOTE` | a static cloud-hypervisor and its client; tests that need them are skipped without, and say so |
+//! | `CH_BIN`, `CH_REMOTE` | a static cloud-hypervisor and its client; tests that need them are ignored otherwise |
 //! | `LAB_LONG` | not empty: tests that take many minutes run too; `cargo xtask test --long` sets it |
 
 mod agent;

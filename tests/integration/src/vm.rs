@@ -24,6 +24,7 @@ pub struct Vm {
     memory_mib: u32,
     devices: Vec<String>,
     policy: Option<String>,
+    further: Vec<String>,
     vmm: Vec<String>,
 }
 
@@ -40,6 +41,7 @@ impl Vm {
             memory_mib: 512,
             devices: Vec::new(),
             policy: None,
+            further: Vec::new(),
             vmm: vec!["p2p-vmm".to_owned()],
         }
     }
@@ -85,6 +87,13 @@ impl Vm {
         self
     }
 
+    /// Adds a word to the end of the VMM's command line.
+    #[must_use]
+    pub fn word(mut self, word: &str) -> Self {
+        self.further.push(word.to_owned());
+        self
+    }
+
     /// Puts another program, with its first arguments, in the place of p2p-vmm: one that understands the same.
     #[must_use]
     pub fn vmm(mut self, words: &[&str]) -> Self {
@@ -123,6 +132,7 @@ impl Vm {
         if let Some(path) = &self.policy {
             argv.extend(["--policy".to_owned(), path.clone()]);
         }
+        argv.extend(self.further.iter().cloned());
         argv
     }
 }

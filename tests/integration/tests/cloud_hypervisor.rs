@@ -27,29 +27,19 @@ const DRIVE: &str = "0000:05:00.0";
 
 const LAUNCH: &[&str] = &["p2pctl", "launch", "--", "cloud-hypervisor"];
 
-/// The lab with cloud-hypervisor in it and all devices bound to vfio-pci; `None` without cloud-hypervisor.
-fn lab(test: &str) -> Option<Turn<'static>> {
-    lab_with(CloudHypervisor::given(test)?)
-}
-
-/// The same, for guests with several devices that are no peers.
-fn lab_for_strangers(test: &str) -> Option<Turn<'static>> {
-    lab_with(CloudHypervisor::for_strangers(test).unwrap()?)
-}
-
-fn lab_with(programs: CloudHypervisor) -> Option<Turn<'static>> {
+/// The lab with cloud-hypervisor and ch-remote in it, and all devices bound to vfio-pci.
+fn lab() -> Turn<'static> {
     let lab = LAB.turn();
-    programs.put(&lab).unwrap();
+    CloudHypervisor::given().unwrap().put(&lab).unwrap();
     for bdf in [ENGINES[0], ENGINES[1], NEIGHBOUR, STRANGER, DRIVE] {
         lab.bind_vfio(bdf).unwrap();
     }
-    Some(lab)
+    lab
 }
 
 /// Whether the cloud-hypervisor that was given can be told to map no BARs.
 fn has_p2p_switch() -> bool {
-    let given = CloudHypervisor::given("whose version is asked for");
-    given.is_some_and(|given| given.has_p2p_switch().unwrap())
+    CloudHypervisor::given().unwrap().has_p2p_switch().unwrap()
 }
 
 fn peers() -> Vm {
@@ -102,10 +92,9 @@ fn refused(lab: &Turn<'_>, vm: &Vm, words: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn peers_of_one_group_reach_each_other() {
-    let Some(lab) = lab("peers_of_one_group_reach_each_other") else {
-        return;
-    };
+    let lab = lab();
     let output = lab.vm(&peers()).deadline(GUEST).run().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
     let (memory, transfers) = results(&output);
@@ -114,10 +103,9 @@ fn peers_of_one_group_reach_each_other() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn a_drive_is_in_reach_of_the_iommu_where_cloud_hypervisor_alone_fails() {
-    let Some(lab) = lab("a_drive_is_in_reach_of_the_iommu") else {
-        return;
-    };
+    let lab = lab();
     let guest = "until grep -q live /sys/class/nvme/nvme0/state ; do sleep 1 ; done";
     let path = format!("path=/sys/bus/pci/devices/{DRIVE}");
     let alone = Vm::new(guest).vmm(&["cloud-hypervisor"]);
@@ -136,10 +124,9 @@ fn a_drive_is_in_reach_of_the_iommu_where_cloud_hypervisor_alone_fails() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn invariant_7_without_p2p_the_iommu_stops_what_aims_at_the_other() {
-    let Some(lab) = lab("invariant_7_without_p2p") else {
-        return;
-    };
+    let lab = lab();
     let vm = Vm::new("guest-probe 2").vmm(LAUNCH);
     let vm = vm.device(ENGINES[0]).device(ENGINES[1]);
     if !has_p2p_switch() {
@@ -153,10 +140,9 @@ fn invariant_7_without_p2p_the_iommu_stops_what_aims_at_the_other() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn invariant_1_peers_of_two_groups_are_refused() {
-    let Some(lab) = lab("invariant_1_peers_of_two_groups_are_refused") else {
-        return;
-    };
+    let lab = lab();
     let vm = Vm::new("guest-probe").vmm(LAUNCH);
     let vm = vm.p2p_device(ENGINES[0]).p2p_device(STRANGER);
     let groups = [ENGINES[0], STRANGER].map(|bdf| lab.group(bdf).unwrap());
@@ -173,18 +159,16 @@ fn invariant_1_peers_of_two_groups_are_refused() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn invariant_2_a_device_beside_peers_is_refused() {
-    let Some(lab) = lab("invariant_2_a_device_beside_peers_is_refused") else {
-        return;
-    };
+    let lab = lab();
     refused(&lab, &peers().device(STRANGER), &[STRANGER, "use p2p-vmm"]);
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn a_signal_ends_it_as_if_it_had_been_started_directly() {
-    let Some(lab) = lab("a_signal_ends_it_as_if_it_had_been_started_directly") else {
-        return;
-    };
+    let lab = lab();
     let mut ends = Vec::new();
     for vmm in [&["cloud-hypervisor"], LAUNCH] {
         let vm = Vm::new("stay").vmm(vmm);
@@ -194,13 +178,6 @@ fn a_signal_ends_it_as_if_it_had_been_started_directly() {
         ends.push(running.wait().unwrap().exit);
     }
     assert_eq!(ends[0], ends[1]);
-}
-
-/// Whether there is a `ch-remote` in the lab; `None` if not, after saying so.
-fn lab_with_client(test: &str) -> Option<Turn<'static>> {
-    let lab = lab(test)?;
-    let programs = CloudHypervisor::given(test)?;
-    programs.has_client(test).then_some(lab)
 }
 
 /// What `ch-remote` says to a socket, without the time and the numbers of processes.
@@ -284,11 +261,9 @@ const CALLS: &[&[&str]] = &[
 ];
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn every_call_of_ch_remote_is_answered_behind_the_front_as_without_it() {
-    const TEST: &str = "every_call_of_ch_remote_is_answered_behind_the_front_as_without_it";
-    let Some(lab) = lab_with_client(TEST) else {
-        return;
-    };
+    let lab = lab();
     let config = json!({
         "payload": {"kernel": GUEST_KERNEL, "initramfs": GUEST_INITRAMFS, "cmdline": "panic=-1 -- run stay"},
         "memory": {"size": 512 << 20},
@@ -329,10 +304,9 @@ fn every_call_of_ch_remote_is_answered_behind_the_front_as_without_it() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn p2p_vmm_answers_ch_remote() {
-    let Some(lab) = lab_with_client("p2p_vmm_answers_ch_remote") else {
-        return;
-    };
+    let lab = lab();
     lab.sh("rm -f /run/ours.sock").unwrap();
     let argv = Vm::new("stay").device_option(&format!(
         "path=/sys/bus/pci/devices/{},id=first,p2p=on",
@@ -381,12 +355,9 @@ fn p2p_vmm_answers_ch_remote() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn devices_of_a_running_guest_become_peers_and_strangers_again() {
-    let Some(lab) =
-        lab_for_strangers("devices_of_a_running_guest_become_peers_and_strangers_again")
-    else {
-        return;
-    };
+    let lab = lab();
     lab.sh("rm -f /run/front.sock").unwrap();
     let joinable = ["p2pctl", "launch", "--joinable", "--", "cloud-hypervisor"];
     let both = [("left", ENGINES[0]), ("right", ENGINES[1])];
@@ -454,10 +425,9 @@ fn devices_of_a_running_guest_become_peers_and_strangers_again() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn a_device_comes_through_the_front() {
-    let Some(lab) = lab_with_client("a_device_comes_through_the_front") else {
-        return;
-    };
+    let lab = lab();
     lab.sh("rm -f /run/vm.sock /run/front.sock").unwrap();
     let argv = Vm::new("stay").vmm(LAUNCH).device(ENGINES[0]).argv();
     let argv = argv

@@ -34,23 +34,14 @@ const ISOLATE: [&str; 6] = ["--isolate", LEFT, RIGHT, "--expose", LEFT, RIGHT];
 /// How long the contract may take, with a guest that has to let go.
 const CONTRACT: Duration = Duration::from_secs(900);
 
-/// The lab with cloud-hypervisor in it and the engines bound to vfio-pci; `None` without cloud-hypervisor.
-fn lab(test: &str) -> Option<Turn<'static>> {
-    lab_with(CloudHypervisor::given(test)?)
-}
-
-/// The same, for guests with several devices that are no peers.
-fn lab_for_strangers(test: &str) -> Option<Turn<'static>> {
-    lab_with(CloudHypervisor::for_strangers(test).unwrap()?)
-}
-
-fn lab_with(programs: CloudHypervisor) -> Option<Turn<'static>> {
+/// The lab with cloud-hypervisor and ch-remote in it, and all devices bound to vfio-pci.
+fn lab() -> Turn<'static> {
     let lab = LAB.turn();
-    programs.put(&lab).unwrap();
+    CloudHypervisor::given().unwrap().put(&lab).unwrap();
     for bdf in [LEFT, RIGHT, OTHER] {
         lab.bind_vfio(bdf).unwrap();
     }
-    Some(lab)
+    lab
 }
 
 /// A guest with devices that are no peers, and a shell.
@@ -92,12 +83,9 @@ fn regrouped<'lab>(lab: &'lab Turn<'_>) -> Live<'lab> {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn the_group_of_a_device_changes_under_a_running_cloud_hypervisor_and_back() {
-    let Some(lab) = lab_for_strangers(
-        "the_group_of_a_device_changes_under_a_running_cloud_hypervisor_and_back",
-    ) else {
-        return;
-    };
+    let lab = lab();
     let mut live = regrouped(&lab);
     let daemon = Daemon::start(&lab, &[]);
     assert_apart(&mut live);
@@ -129,12 +117,9 @@ fn records(lab: &Turn<'_>) -> Vec<u64> {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor() {
-    let Some(lab) =
-        lab_for_strangers("a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor")
-    else {
-        return;
-    };
+    let lab = lab();
     let mut live = regrouped(&lab);
     let daemon = Daemon::start(&lab, &[]);
     daemon.apply(&JOIN).ok().unwrap();
@@ -165,11 +150,9 @@ fn a_daemon_killed_on_the_way_leaves_every_device_in_its_cloud_hypervisor() {
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn what_cloud_hypervisor_could_not_hold_is_refused_before_anything_is_changed() {
-    const TEST: &str = "what_cloud_hypervisor_could_not_hold_is_refused_before_anything_is_changed";
-    let Some(lab) = lab_for_strangers(TEST) else {
-        return;
-    };
+    let lab = lab();
     let plain: Vec<&str> = LAUNCH
         .iter()
         .copied()
@@ -208,10 +191,9 @@ fn what_cloud_hypervisor_could_not_hold_is_refused_before_anything_is_changed() 
 }
 
 #[test]
+#[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
 fn cloud_hypervisor_keeps_the_contract() {
-    let Some(lab) = lab("cloud_hypervisor_keeps_the_contract") else {
-        return;
-    };
+    let lab = lab();
     let live = Live::boot_stock(&lab, &guest(&["cloud-hypervisor"], &[("left", LEFT)]));
     let contract = ["vmm-contract", "record", API_SOCKET, "left"];
     let contract = lab.command(contract).deadline(CONTRACT);

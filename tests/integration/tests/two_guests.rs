@@ -85,11 +85,10 @@ fn name(bdf: &str) -> &str {
     }
 }
 
-/// The words that isolate. The switch has no ACS, so only Linux keeps them apart: that has to be accepted.
+/// The words that isolate.
 fn apart<'a>(engines: &[&'a str]) -> Vec<&'a str> {
-    let isolate = ["--isolate"].into_iter().chain(engines.iter().copied());
-    let expose = ["--expose"].into_iter().chain(engines.iter().copied());
-    isolate.chain(expose).collect()
+    let isolate = ["--isolate"].into_iter();
+    isolate.chain(engines.iter().copied()).collect()
 }
 
 /// All that a transaction which changes nothing leaves as it is: groups by their numbers, drivers, power, ACS.

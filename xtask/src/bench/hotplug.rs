@@ -112,7 +112,7 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
     lab.put(&ours, vmm::OURS)?;
     let group = lab.group(DRIVE)?;
     let mut others = vec![("QEMU", Vmm::Qemu(lab.put_qemu()?))];
-    if let Some(programs) = CloudHypervisor::given("the bench of cloud-hypervisor") {
+    if let Ok(programs) = CloudHypervisor::given() {
         programs.put(&lab)?;
         others.push(("cloud-hypervisor", Vmm::CloudHypervisor));
     }

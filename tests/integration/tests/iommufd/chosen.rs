@@ -59,15 +59,10 @@ fn where_something_is_missing_for_iommufd_it_is_said_and_containers_do() {
 }
 
 #[test]
-#[ignore = "needs a kernel with iommufd: cargo xtask test --iommufd"]
+#[ignore = "needs a kernel with iommufd (cargo xtask test --iommufd), CH_BIN and CH_REMOTE"]
 fn what_cloud_hypervisor_cannot_attach_on_iommufd_is_attached() {
-    let Some(programs) =
-        CloudHypervisor::given("what_cloud_hypervisor_cannot_attach_on_iommufd_is_attached")
-    else {
-        return;
-    };
     let lab = lab();
-    programs.put(&lab).unwrap();
+    CloudHypervisor::given().unwrap().put(&lab).unwrap();
     let engines = |vm: Vm| vm.device(LEFT[0]).device(LEFT[1]).platform(ON);
     let theirs = engines(Vm::new("guest-probe 2").vmm(&["cloud-hypervisor"]));
     let output = lab.vm(&theirs).deadline(GUEST).run().unwrap();
