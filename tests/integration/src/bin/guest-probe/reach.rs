@@ -71,8 +71,9 @@ fn word(function: &Function) -> io::Result<Option<Target<'static>>> {
         function.enable_memory()?;
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let registers = Mapping::of_file(&file, size.min(PAGE))?;
-        // All ones is what nobody answers: the emulator does not decode BARs of igb's virtual functions above 4 GiB.
-        let answers = registers.read_u32(0)? != u32::MAX;
+        // What nobody answers reads as zeros in the emulator, which decodes no BARs of igb's virtual functions above
+        // 4 GiB, and as ones elsewhere: neither tells who was reached.
+        let answers = !matches!(registers.read_u32(0)?, 0 | u32::MAX);
         return Ok(answers.then(|| Target::Word {
             bdf: function.bdf.clone(),
             address,
