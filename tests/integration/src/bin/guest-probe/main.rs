@@ -16,7 +16,7 @@
 //! guest-probe reach            each endpoint of the lab aims at each other function's BAR by its bus address, which a host
 //!                              that has mapped nothing tells of its switches; what arrives is told, not judged
 //! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
-//!                              of it works after
+//!                              of it works after; by-bus-address leaves out what cannot where a switch of the host routes by it
 //! guest-probe revoke ROUNDS    one is switched off, reset and put to sleep, as often; exit code 0 if its peer reaches it
 //!                              after each
 //! guest-probe eject            lets go of everything in its slots, whether it was asked or not
@@ -81,9 +81,12 @@ fn main() -> ExitCode {
         },
         ["arrivals", names @ ..] => return outcome(send::arrivals(names, &mut print)),
         ["reach"] => return outcome(reach::run(&mut print)),
-        ["upset", rounds] => match rounds.parse() {
-            Ok(rounds) => return outcome(upset::run(rounds, &mut print)),
-            Err(_) => return usage(),
+        ["upset", rounds, rest @ ..] => match (rounds.parse(), rest) {
+            (Ok(rounds), []) => return outcome(upset::run(rounds, false, &mut print)),
+            (Ok(rounds), ["by-bus-address"]) => {
+                return outcome(upset::run(rounds, true, &mut print));
+            }
+            _ => return usage(),
         },
         ["revoke", rounds] => match rounds.parse() {
             Ok(rounds) => return outcome(upset::revoke(rounds, &mut print)),
@@ -134,7 +137,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | peers MODE | send ADDRESS MODE | arrivals [BDF…] | reach | upset ROUNDS | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | peers MODE | send ADDRESS MODE | arrivals [BDF…] | reach | upset ROUNDS [by-bus-address] | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

@@ -33,18 +33,25 @@ type Step = fn(&mut Stage, u32) -> io::Result<()>;
 
 type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
 
-/// Does all of it; whether everything worked after.
-pub(crate) fn run(rounds: u32, print: &mut Print<'_>) -> io::Result<bool> {
-    let steps: [(&str, u32, Step); 8] = [
+/// Does all of it; whether everything worked after. Where a switch of the host routes by bus addresses, devices that trade
+/// places are reached where they are on the bus, so that is left out if `by_bus_address`.
+pub(crate) fn run(rounds: u32, by_bus_address: bool, print: &mut Print<'_>) -> io::Result<bool> {
+    let moves: [(&str, u32, Step); 2] = [
         ("decode off and on", 50, steps::decode),
         ("moves", rounds, steps::moves),
+    ];
+    let trades: [(&str, u32, Step); 2] = [
         ("swap", 4, steps::swap),
         ("onto another device", 4, steps::collide),
+    ];
+    let resets: [(&str, u32, Step); 4] = [
         ("secondary bus reset", 2, steps::bus_reset),
         ("function level reset", 4, steps::function_reset),
         ("D3hot", 4, steps::sleep),
         ("memory device", 1, steps::memory_device),
     ];
+    let trades = trades.into_iter().filter(|_| !by_bus_address);
+    let steps: Vec<_> = moves.into_iter().chain(trades).chain(resets).collect();
     play(&steps, print)
 }
 
