@@ -9,7 +9,8 @@ use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{Lab, SharedLab, Vm};
 
-static LAB: SharedLab = SharedLab::new("edu-two-groups", "two-groups");
+/// Below ports with ACS: on others each would be exposed to the other, whatever their groups.
+static LAB: SharedLab = SharedLab::new("edu-two-groups", "two-groups").with_acs(true);
 
 const FIRST: &str = "0000:03:00.0";
 const SECOND: &str = "0000:04:00.0";

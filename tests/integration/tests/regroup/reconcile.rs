@@ -58,9 +58,9 @@ fn a_file_is_reached_once_and_then_there_is_nothing_to_do() {
     assert_eq!(changes(&lab), begun + 1);
 
     // The VM that was waited for has its peers.
-    // The switch has no ACS: the two reach the host's devices beside them, which is accepted.
+    // The switch has no ACS: all four reach each other, which is accepted.
     let vm = Vm::new("guest-probe 2").p2p_device(a).p2p_device(b);
-    let vm = vm.word("--expose").word(&format!("{c},{d}"));
+    let vm = vm.word("--expose").word(&ENDPOINTS.join(","));
     let output = lab.vm(&vm).run().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
     let findings = Finding::in_console(&output.stdout);
