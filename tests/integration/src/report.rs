@@ -144,6 +144,8 @@ pub enum Outcome {
     Ok,
     /// Nothing arrived: what was there before is still there, or a read was answered with nothing.
     Nothing,
+    /// The transfer ended without an error, and the data did not arrive.
+    Lost,
     /// Something arrived that nobody sent.
     Garbled,
     /// The device did not end the transfer in time.

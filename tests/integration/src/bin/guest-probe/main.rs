@@ -7,7 +7,7 @@
 //! guest-probe aim ADDRESS      each engine stores into the register of another that is at this bus address, and fetches
 //!                              from it; what comes of it is not judged
 //! guest-probe liveness [WORD]  that register of each engine, after a word was written into it if one is given
-//! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all did
+//! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all arrived
 //! guest-probe peers MODE       each endpoint of the lab writes into and reads from each other one; MODE is how its requests
 //!                              are sent: plain, translated (by ATS), forged (untranslated, but marked as translated) or
 //!                              spoofed=BDF (with that requester ID); exit code 0 if all arrived
