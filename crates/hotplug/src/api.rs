@@ -31,7 +31,7 @@ pub use document::{CallSpec, Description};
 pub use failure::Failure;
 pub use p2p::{
     P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory, P2pRoute,
-    P2pVerdict, P2pWindow,
+    P2pVerdict, P2pWindow, UNSHARED_TRANSFERS,
 };
 #[cfg(feature = "server")]
 pub use server::{ApiServer, Desk, Inquiry, ServerError, Verb};

@@ -75,6 +75,15 @@ impl Admitted {
     }
 }
 
+/// Whether some two devices of a VM are not peers, by the P2P domain of each; `None` is a device outside of any.
+pub fn has_unshared(domains: impl IntoIterator<Item = Option<DomainName>>) -> bool {
+    let mut domains = domains.into_iter();
+    let Some(first) = domains.next() else {
+        return false;
+    };
+    domains.any(|domain| domain.is_none() || domain != first)
+}
+
 /// Whether a neighbour with this driver leaves the group assignable: drivers that manage DMA
 /// ownership themselves (linux: `driver_managed_dma` in `struct pci_driver`).
 fn leaves_group_viable(driver: &str) -> bool {

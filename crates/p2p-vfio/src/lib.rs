@@ -50,7 +50,7 @@ mod vmm;
 pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{
     Admitted, AdmittedDomain, Candidate, Change, DomainName, Exposed, HostView, Reason, Refusal,
-    admit,
+    admit, has_unshared,
 };
 pub use context::{ContextError, IommuContext, Reach};
 pub use device::{

@@ -4,6 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// What happens to P2PDMA between devices that are not peers, in a guest that does not refuse it.
+pub const UNSHARED_TRANSFERS: &str = "Linux on an AMD Zen CPU, as this guest has, accepts P2PDMA between any two devices: \
+     between those that are not peers the IOMMU stops the requests, and data is silently wrong";
+
 /// Answer to `vm.p2p`: who may reach whom, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
@@ -22,6 +26,11 @@ pub struct P2pInfo {
     /// Where the guest's memory is; empty while there is no guest.
     #[serde(default)]
     pub memory: Vec<P2pMemory>,
+    /// Whether transfers between devices that are not peers fail silently: some two are not, and the guest has an AMD Zen
+    /// CPU, on which Linux accepts P2PDMA between any two devices. The IOMMU stops the requests; writes are lost and reads
+    /// return garbage. On other CPUs, Linux in the guest refuses such transfers. False while there is no guest.
+    #[serde(default)]
+    pub unshared_transfers_fail_silently: bool,
 }
 
 /// A part of the guest's memory: every device of the VM reaches it.

@@ -2,7 +2,7 @@
 
 use crate::kernel::{Kernel, Rules};
 use crate::topology::FunctionId;
-use crate::{PortType, Topology};
+use crate::{Cpu, PortType, Topology};
 
 /// An entry of linux 7.3 drivers/pci/p2pdma.c: `pci_p2pdma_whitelist[]`.
 struct Known {
@@ -71,14 +71,10 @@ static TABLE: [Known; 25] = [
     known(0x10de, 0x2f98, Rules::V7_3),
 ];
 
-/// Whether the CPU is of a kind whose root complexes all route between devices: AMD from Zen on
-/// (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
+/// Whether the CPU is of a kind whose root complexes all route between devices.
 pub(super) fn cpu_routes(topology: &Topology) -> bool {
-    topology
-        .host()
-        .cpu
-        .as_ref()
-        .is_some_and(|cpu| cpu.vendor == "AuthenticAMD" && cpu.family >= 0x17)
+    let cpu = topology.host().cpu.as_ref();
+    cpu.is_some_and(Cpu::supports_p2pdma)
 }
 
 /// Whether the root complexes above two functions are on the kernel's list

@@ -127,6 +127,14 @@ fn relevant_arguments(command_line: &str) -> Vec<String> {
 }
 
 impl Cpu {
+    /// Whether Linux on this CPU takes every host bridge for one that routes between devices: AMD from Zen on
+    /// (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`). A guest on such a CPU accepts P2PDMA between any two of
+    /// its devices.
+    #[must_use]
+    pub fn supports_p2pdma(&self) -> bool {
+        self.vendor == "AuthenticAMD" && self.family >= 0x17
+    }
+
     /// Reads the first processor of `/proc/cpuinfo`; `None` where it does not look like an x86's.
     fn parse(cpuinfo: &str) -> Option<Self> {
         let value = |key: &str| {

@@ -393,3 +393,27 @@ fn memory_that_is_there_first_must_be_out_of_every_hole() {
         );
     }
 }
+
+#[test]
+fn devices_are_unshared_unless_all_are_in_one_domain() {
+    let domains = |names: &[&str]| {
+        let domain = |name: &&str| match *name {
+            "-" => None,
+            "" => Some(DomainName::Unnamed),
+            name => Some(DomainName::Named(name.to_owned())),
+        };
+        has_unshared(names.iter().map(domain).collect::<Vec<_>>())
+    };
+    for none in [&[][..], &["-"], &[""], &["", "", ""], &["a", "a"]] {
+        assert!(!domains(none), "{none:?}");
+    }
+    for some in [
+        &["-", "-"][..],
+        &["", "-"],
+        &["-", "a"],
+        &["", "a"],
+        &["a", "a", "b"],
+    ] {
+        assert!(domains(some), "{some:?}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use iommu_group::Sbdf;
-use p2p_vfio::{AssignedDevice, Choice};
+use p2p_vfio::{AssignedDevice, Choice, has_unshared};
 
 use super::registry::Devices;
 use crate::lock::lock;
@@ -33,6 +33,12 @@ impl Devices {
     /// The kernel's interface that they are assigned by, and why; `None` before the first.
     pub(crate) fn choice(&self) -> Option<&Choice> {
         self.contexts.choice()
+    }
+
+    /// Whether some two of them are not peers.
+    pub(crate) fn has_unshared(&self) -> bool {
+        let attached = self.list.iter().filter(|entry| entry.device.is_some());
+        has_unshared(attached.map(|entry| entry.candidate.domain.clone()))
     }
 
     /// How many windows peers have.

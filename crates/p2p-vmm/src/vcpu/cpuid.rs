@@ -1,5 +1,6 @@
 //! CPUID of a vCPU: what KVM supports, with the vCPU's own number and a topology of one package of single-thread cores.
 
+use iommu_group::Cpu;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
@@ -67,6 +68,20 @@ impl CpuidTemplate {
             let [physical, ..] = entry.eax.to_le_bytes();
             physical
         })
+    }
+
+    /// Vendor and family of the guest's CPU, as Linux reads them (linux 7.2 arch/x86/lib/cpu.c: `x86_family()`).
+    pub(crate) fn cpu(&self) -> Cpu {
+        let leaf = |function| self.entries.iter().find(move |e| e.function == function);
+        let vendor = leaf(0).map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes));
+        let vendor = vendor.unwrap_or_default().concat();
+        let signature = leaf(1).map_or(0, |entry| entry.eax);
+        let base = signature >> 8 & 0xf;
+        let extended = signature >> 20 & 0xff;
+        Cpu {
+            vendor: String::from_utf8_lossy(&vendor).into_owned(),
+            family: base + if base == 0xf { extended } else { 0 },
+        }
     }
 
     /// CPUID of the vCPU with this local APIC.
@@ -235,6 +250,33 @@ mod tests {
     fn guest_knows_that_it_has_a_hypervisor_and_a_deadline_timer() {
         let entries = template(1).entries_for_cpu(0);
         assert_eq!(leaf(&entries, 1)[0].ecx, HYPERVISOR | TSC_DEADLINE);
+    }
+
+    #[test]
+    fn only_amd_from_zen_on_is_a_cpu_that_accepts_p2pdma_between_any_two_devices() {
+        let cpu = |vendor: &[u8; 12], signature| {
+            let word = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
+            let supported = vec![
+                entry(0x0, 0xd, word(0), word(8), word(4)),
+                entry(0x1, signature, 0, 0, 0),
+            ];
+            CpuidTemplate::from_supported(supported, 1, false).cpu()
+        };
+        let zen = cpu(b"AuthenticAMD", 0x0080_0f12);
+        assert_eq!((zen.vendor.as_str(), zen.family), ("AuthenticAMD", 0x17));
+        for (vendor, signature, family, accepts) in [
+            (b"AuthenticAMD", 0x0080_0f12, 0x17, true),
+            (b"AuthenticAMD", 0x00a2_0f10, 0x19, true),
+            (b"AuthenticAMD", 0x0060_0f12, 0x15, false),
+            (b"AuthenticAMD", 0x0000_0f4a, 0xf, false),
+            (b"GenuineIntel", 0x0009_0672, 0x6, false),
+            (b"HygonGenuine", 0x0090_0f22, 0x18, false),
+        ] {
+            let cpu = cpu(vendor, signature);
+            assert_eq!((cpu.family, cpu.supports_p2pdma()), (family, accepts));
+        }
+        let silent = CpuidTemplate::from_supported(vec![], 1, false).cpu();
+        assert!(!silent.supports_p2pdma());
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use hotplug::VmConfig;
+use iommu_group::Cpu;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use p2p_vfio::HostMemory;
@@ -38,6 +39,7 @@ pub(super) struct Machine {
     routes: Arc<KvmRoutes>,
     /// Keeps guest memory too.
     slots: Arc<KvmSlots>,
+    cpu: Cpu,
 }
 
 impl Machine {
@@ -117,12 +119,18 @@ impl Machine {
             control,
             routes,
             slots,
+            cpu: cpuid.cpu(),
         })
     }
 
     /// Presses the guest's power button.
     pub(super) fn power_button(&self) {
         self.control.press_button();
+    }
+
+    /// Whether the guest accepts transfers between devices that are not peers, which the IOMMU then stops.
+    pub(super) fn unshared_transfers_fail_silently(&self) -> bool {
+        self.cpu.supports_p2pdma() && self.devices.has_unshared()
     }
 
     /// What the VM holds, in one line: nothing a guest does may make these numbers grow.

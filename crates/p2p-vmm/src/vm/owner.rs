@@ -1,6 +1,8 @@
 //! The owner of the VM: does what its life asks for, and tells it.
 
-use hotplug::api::{Failure, P2pWindows, PciDevice, RemoveDevice, VmInfo, VmState};
+use hotplug::api::{
+    Failure, P2pWindows, PciDevice, RemoveDevice, UNSHARED_TRANSFERS, VmInfo, VmState,
+};
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
 use p2p_vfio::{Handed, Policy};
@@ -38,6 +40,8 @@ pub(super) struct Owner {
     growing: bool,
     /// Functions that the VM had and has no more. They count as its own when they come back.
     departed: BTreeSet<Sbdf>,
+    /// The operator was warned of transfers that fail silently.
+    warned: bool,
 }
 
 /// What every VM of this process has in common.
@@ -75,6 +79,7 @@ impl Owner {
             confinement,
             growing,
             departed: BTreeSet::new(),
+            warned: false,
         }
     }
 
@@ -159,7 +164,17 @@ impl Owner {
         };
         let running = Running::start(host, config, &self.confinement, &mut self.watch)?;
         self.running = Some(running);
+        self.warn();
         Ok(())
+    }
+
+    /// Warns once of transfers between devices that are not peers, if this guest accepts them.
+    fn warn(&mut self) {
+        let running = self.running.as_ref().filter(|_| !self.warned);
+        if running.is_some_and(|running| running.machine.unshared_transfers_fail_silently()) {
+            log::warn!("{UNSHARED_TRANSFERS}");
+            self.warned = true;
+        }
     }
 
     fn tell_before(&self, verb: Verb) {
@@ -279,6 +294,7 @@ impl Owner {
         let added = devices.add(device, &rules, patience);
         if let Ok(Poll::Ready(_)) = added {
             self.config = Some(wanted);
+            self.warn();
         }
         self.heed();
         let in_guest = |bdf: Sbdf| {

@@ -48,6 +48,10 @@ impl Owner {
             exposures,
             backend: self.backend(),
             memory: self.memory(),
+            unshared_transfers_fail_silently: self
+                .running
+                .as_ref()
+                .is_some_and(|running| running.machine.unshared_transfers_fail_silently()),
         })
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use iommu_group::{Fabric, Placement, Sbdf, Space, Sysfs, SysfsError, Topology};
+use iommu_group::{Cpu, Fabric, Placement, Sbdf, Space, Sysfs, SysfsError, Topology};
 use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
 
 use super::device::Asked;
@@ -54,6 +54,11 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         hidden: Vec::new(),
         iommu_bits: None,
         cpu_bits: cpu_bits(root),
+        accepts_any_p2pdma: topology
+            .host()
+            .cpu
+            .as_ref()
+            .is_some_and(Cpu::supports_p2pdma),
         version,
         exposures: Vec::new(),
     };
@@ -93,7 +98,7 @@ fn cpu_bits(root: &Path) -> Option<u8> {
     sizes.split_whitespace().next()?.parse().ok()
 }
 
-fn domain_of(device: &Asked) -> Option<DomainName> {
+pub(crate) fn domain_of(device: &Asked) -> Option<DomainName> {
     let name = device.domain.clone();
     let domain = name.map_or(DomainName::Unnamed, DomainName::Named);
     device.p2p.then_some(domain)

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use hotplug::api::UNSHARED_TRANSFERS;
 use iommu_group::Sbdf;
-use p2p_vfio::Exposed;
+use p2p_vfio::{Exposed, has_unshared};
 
 use super::command_line::CommandLine;
 use super::device::{AskError, Asked};
 use super::json::{ALL_BARS, EXCLUDED};
+use super::look::domain_of;
 use super::memory::GuestMemory;
 use super::option_list::{OptionList, switch};
 use super::refusal::Limit;
@@ -176,6 +178,9 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
              an AMD Zen CPU only; p2p-vmm shows a switch"
                 .to_owned(),
         );
+    }
+    if host.accepts_any_p2pdma && has_unshared(asked.iter().map(domain_of)) {
+        notes.push(UNSHARED_TRANSFERS.to_owned());
     }
     if !settings.p2p_off && !asked.is_empty() && iommufd == Some(true) {
         notes.push(

@@ -37,6 +37,8 @@ pub(crate) struct Host {
     pub(crate) iommu_bits: Option<u8>,
     /// Physical address bits of the processors, which a guest has no more of.
     pub(crate) cpu_bits: Option<u8>,
+    /// Whether Linux on its processors accepts P2PDMA between any two devices, in guests too.
+    pub(crate) accepts_any_p2pdma: bool,
     /// The VMM, if it said which it is.
     pub(crate) version: Option<Version>,
     /// Exposures that are accepted, or up to the root complex or a device.

@@ -26,6 +26,7 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
         hidden: Vec::new(),
         iommu_bits: Some(iommu_bits),
         cpu_bits: None,
+        accepts_any_p2pdma: false,
         version: Version::find(version),
         exposures: Vec::new(),
     }
@@ -225,4 +226,27 @@ fn what_cannot_be_held_but_was_not_asked_for_is_noted() {
         false,
     );
     assert!(none.notes.is_empty(), "{none:?}");
+}
+
+#[test]
+fn transfers_that_fail_silently_are_noted_where_the_cpu_lets_them() {
+    let notes = |text: &str, accepts_any_p2pdma| {
+        let line = line(text);
+        let asked = asked(&line).unwrap();
+        let host = Host {
+            accepts_any_p2pdma,
+            ..host(asked.len(), 48, "v53.0", false)
+        };
+        let rewritten = rewrite(&line, &asked, &host, Apart::ForGood).unwrap();
+        rewritten.notes.join("\n").contains("silently wrong")
+    };
+    for (text, noted) in [
+        ("ch --device path=/a path=/b", true),
+        ("ch --device path=/a,p2p=on path=/b", true),
+        ("ch --device path=/a,p2p=on path=/b,p2p=on", false),
+        ("ch --device path=/a", false),
+    ] {
+        assert_eq!(notes(text, true), noted, "{text}");
+        assert!(!notes(text, false), "{text}");
+    }
 }

@@ -37,6 +37,7 @@ fn host(devices: &[&str]) -> Host {
         hidden: Vec::new(),
         iommu_bits: Some(48),
         cpu_bits: None,
+        accepts_any_p2pdma: false,
         version: Some(Version::new(53, 0)),
         exposures: Vec::new(),
     }

@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use hotplug::Client;
-use hotplug::api::{P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict};
+use hotplug::api::{
+    P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict,
+    UNSHARED_TRANSFERS,
+};
 
 use super::info::bytes;
 use crate::answer::Answer;
@@ -34,6 +37,10 @@ fn show(info: &P2pInfo, width: usize) -> Text {
     }
     for exposure in &info.exposures {
         text.push_wrapped(&exposed(exposure), width, 2);
+    }
+    if info.unshared_transfers_fail_silently {
+        let warning = Line::new().toned(Tone::Bad, "warning").plain(": ");
+        text.push_wrapped(&warning.plain(UNSHARED_TRANSFERS), width, 4);
     }
     if let Some(P2pBackend { interface, reason }) = &info.backend {
         let by = format_args!("assigned by {interface}, {reason}");
@@ -163,11 +170,29 @@ mod tests {
                 interface: P2pInterface::Iommufd,
                 reason: "as asked for".into(),
             }),
+            unshared_transfers_fail_silently: false,
         };
         let text = show(&info, 80).render(false);
+        assert!(!text.contains("warning"), "{text}");
         assert!(
             text.ends_with("assigned by iommufd, as asked for\n"),
             "{text}"
         );
+    }
+    #[test]
+    fn transfers_that_fail_silently_are_warned_of() {
+        let info = P2pInfo {
+            domains: Vec::new(),
+            others: vec!["a".into(), "b".into()],
+            routes: Vec::new(),
+            backend: None,
+            memory: Vec::new(),
+            exposures: Vec::new(),
+            unshared_transfers_fail_silently: true,
+        };
+        let text = show(&info, 80).render(false);
+        let (before, warning) = text.split_once("warning: ").unwrap();
+        assert!(before.ends_with("guest memory only: a b\n"), "{text}");
+        assert!(warning.contains("silently wrong"), "{text}");
     }
 }
