@@ -40,7 +40,7 @@ impl AssignedDevice {
         let homes = domain.as_ref().map_or_else(Vec::new, |_| homes);
         let pin = config.get(INTERRUPT_PIN).is_some_and(|pin| *pin != 0);
         let has_line = pin && params.intx.is_some() && device.has_line();
-        let mut overlay = Overlay::of_endpoint(&capability::extended(&config), has_line);
+        let mut overlay = Overlay::of_endpoint(&config, has_line);
         if let Some(clique) = params.clique
             && domain.is_some()
         {

@@ -1,8 +1,9 @@
 //! What the guest reads instead of the hardware's configuration space, as data.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use super::capability::Capability;
+use super::capability::{self, Capability};
 
 const HEADER_TYPE: u16 = 0x0e;
 const EXPANSION_ROM: u16 = 0x30;
@@ -10,21 +11,59 @@ const INTERRUPT_PIN: u16 = 0x3d;
 
 /// Extended capabilities that would be untrue or harmful in the guest's topology (PCIe r6.0 §7.8,
 /// §7.9, §9.3, §10.5): their controls act on ports, IOMMU or functions that the guest does not see.
-const HIDDEN: [(u16, &str); 8] = [
-    (0x000d, "ACS"),
-    (0x000e, "ARI"),
-    (0x000f, "ATS"),
-    (0x0010, "SR-IOV"),
-    (0x0013, "PRI"),
-    (0x0015, "resizable BAR"),
-    (0x001b, "PASID"),
-    (0x0024, "VF resizable BAR"),
+const HIDDEN: [(u16, &str, Length); 8] = [
+    (0x000d, "ACS", Length::Acs),
+    (0x000e, "ARI", Length::Fixed(0x08)),
+    (0x000f, "ATS", Length::Fixed(0x08)),
+    (0x0010, "SR-IOV", Length::Fixed(0x40)),
+    (0x0013, "PRI", Length::Fixed(0x10)),
+    (0x0015, "resizable BAR", Length::ResizableBars),
+    (0x001b, "PASID", Length::Fixed(0x08)),
+    (0x0024, "VF resizable BAR", Length::ResizableBars),
 ];
+
+/// How long a capability is.
+#[derive(Clone, Copy)]
+enum Length {
+    /// So many bytes.
+    Fixed(u16),
+    /// Longer with an egress control vector (PCIe r6.0 §7.7.11).
+    Acs,
+    /// Two registers for each of its BARs (PCIe r6.0 §7.8.6).
+    ResizableBars,
+}
+
+impl Length {
+    /// Length in bytes of the capability at `offset` of a configuration space.
+    fn bytes(self, config: &[u8], offset: u16) -> u16 {
+        let register = |at: u16| capability::dword(config, offset.saturating_add(at)).unwrap_or(0);
+        match self {
+            Self::Fixed(len) => len,
+            Self::Acs => {
+                /// P2P egress control is supported.
+                const EGRESS: u8 = 1 << 5;
+                let [low, vector_bits, ..] = register(4).to_le_bytes();
+                match (low & EGRESS, vector_bits) {
+                    (0, _) => 8,
+                    // All of 256.
+                    (_, 0) => 8 + 32,
+                    (_, bits) => 8 + u16::from(bits).div_ceil(32) * 4,
+                }
+            }
+            Self::ResizableBars => {
+                let [control, ..] = register(8).to_le_bytes();
+                4 + 8 * u16::from((control >> 5).max(1))
+            }
+        }
+    }
+}
 
 /// Bytes of configuration space of which some bits are replaced: `(hw & !mask) | value`.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
     bytes: BTreeMap<u16, Patch>,
+    /// Hidden capabilities, headers included: no write gets there, and what is not patched reads as zero.
+    hidden: Vec<Range<u16>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +74,7 @@ struct Patch {
 
 impl Overlay {
     /// The overlay of an endpoint: one function, no ROM, pin INTA or none, no capability of [`HIDDEN`].
-    pub(super) fn of_endpoint(extended: &[Capability], has_line: bool) -> Self {
+    pub(super) fn of_endpoint(config: &[u8], has_line: bool) -> Self {
         let mut overlay = Self::default();
         // A function of a multi-function device is alone in its slot of the guest.
         overlay.set(HEADER_TYPE, 0x80, 0);
@@ -44,13 +83,16 @@ impl Overlay {
         }
         // The only function in its slot has INTA, whatever its pin is on the host (PCI r3.0 §2.2.6).
         overlay.set(INTERRUPT_PIN, 0xff, u8::from(has_line));
-        for capability in extended {
-            if let Some((_, name)) = HIDDEN.iter().find(|(id, _)| *id == capability.id) {
-                log::debug!("{name} capability at {:#x} is hidden", capability.offset);
+        for Capability { id, offset } in capability::extended(config) {
+            let hidden = HIDDEN.iter().find(|(hidden, ..)| *hidden == id);
+            if let Some((_, name, length)) = hidden {
+                log::debug!("{name} capability at {offset:#x} is hidden");
                 // The null capability keeps its place and its next pointer (PCIe r6.0 §7.9.28).
-                overlay.set(capability.offset, 0xff, 0);
-                overlay.set(capability.offset + 1, 0xff, 0);
-                overlay.set(capability.offset + 2, 0x0f, 0);
+                for (at, mask) in (offset..).zip([0xff, 0xff, 0x0f, 0]) {
+                    overlay.set(at, mask, 0);
+                }
+                let end = offset.saturating_add(length.bytes(config, offset));
+                overlay.hidden.push(offset..end);
             }
         }
         overlay
@@ -72,31 +114,25 @@ impl Overlay {
         for (at, byte) in (offset..).zip(data) {
             if let Some(patch) = self.bytes.get(&at) {
                 *byte = (*byte & !patch.mask) | patch.value;
+            } else if self.hides(at) {
+                *byte = 0;
             }
         }
     }
 
     /// Whether the guest's writes to this byte are dropped: all of it is ours.
     pub(super) fn owns(&self, offset: u16) -> bool {
-        self.bytes.get(&offset).is_some_and(|p| p.mask == 0xff)
+        self.hides(offset) || self.bytes.get(&offset).is_some_and(|p| p.mask == 0xff)
+    }
+
+    fn hides(&self, offset: u16) -> bool {
+        self.hidden.iter().any(|hidden| hidden.contains(&offset))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hidden_capability_becomes_null_and_keeps_the_chain() {
-        let acs = Capability {
-            id: 0x000d,
-            offset: 0x140,
-        };
-        let overlay = Overlay::of_endpoint(&[acs], false);
-        let mut header = 0x1501_000d_u32.to_le_bytes();
-        overlay.apply(0x140, &mut header);
-        assert_eq!(u32::from_le_bytes(header), 0x1500_0000);
-    }
 
     #[test]
     fn what_is_not_patched_is_the_hardwares() {

@@ -1,6 +1,7 @@
 //! An assigned device against a fake kernel.
 
 mod config;
+mod hidden;
 mod interrupts;
 mod resets;
 mod transactions;
