@@ -15,10 +15,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VmFd};
 use p2p_vfio::{
-    Address, AddressRange, Apertures, AssignedDevice, Branch, Candidate, Clique, DeviceEvent,
-    DeviceParams, DomainName, EventSink, Gpa, Ground, HostDevice, HostIommu, HostMemory, HostView,
-    IommuContext, Iova, MemorySlots, MsiMessage, MsiRouter, Policy, Reach, RouteId, SlotId, Spare,
-    VirtualPort, admit, fixed_windows, lay_out,
+    Address, AddressRange, Apertures, AssignedDevice, Branch, Candidate, Clique, DescriptorLimit,
+    DeviceEvent, DeviceParams, DomainName, EventSink, Gpa, Ground, HostDevice, HostIommu,
+    HostMemory, HostView, IommuContext, Iova, MemorySlots, MsiMessage, MsiRouter, Policy, Reach,
+    RouteId, SlotId, Spare, VirtualPort, admit, fixed_windows, lay_out,
 };
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 use vm_memory::bitmap::AtomicBitmap;
@@ -295,6 +295,7 @@ fn assign(
         let params = DeviceParams {
             slots: slots.clone(),
             msi: routes.clone(),
+            vector_fds: DescriptorLimit::NONE,
             intx: None,
             events: Arc::new(Events),
             mmio: bus.windows.clone(),

@@ -40,6 +40,7 @@ use iommu_group::Sbdf;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::address::{AddressRange, Gpa, Iova};
+use crate::descriptors::DescriptorLimit;
 use crate::pci::{Notice, PciBackend};
 use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiRouter};
 
@@ -65,6 +66,8 @@ pub struct DeviceParams {
     pub slots: Arc<dyn MemorySlots>,
     /// Where its message-signalled interrupts go.
     pub msi: Arc<dyn MsiRouter>,
+    /// Which descriptors its vectors may take: the guest decides how many it enables.
+    pub vector_fds: DescriptorLimit,
     /// Where its pin INTA leads; `None` hides the pin.
     pub intx: Option<Arc<dyn IntxLine>>,
     /// Who is told what happens to it.

@@ -34,6 +34,7 @@ mod admission;
 mod context;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+mod descriptors;
 mod device;
 mod dma;
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub use admission::{
     admit, has_unshared,
 };
 pub use context::{ContextError, IommuContext, Reach};
+pub use descriptors::DescriptorLimit;
 pub use device::{
     AssignedDevice, AttachError, BarInfo, Clique, DetachError, DeviceEvent, DeviceParams,
     HostDevice, WindowError,

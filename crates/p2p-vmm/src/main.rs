@@ -8,6 +8,7 @@ mod bus;
 mod claims;
 mod cli;
 mod confine;
+mod descriptors;
 mod devices;
 mod exit;
 mod handed;
@@ -36,6 +37,7 @@ use iommu_group::SysfsError;
 use p2p_vfio::{Handed, HandedError, NoIommufd, Refusal};
 
 use crate::cli::Cli;
+use crate::descriptors::Descriptors;
 use crate::layout::LayoutError;
 
 /// Exit status when the request was refused and nothing was changed; clap uses it too.
@@ -99,6 +101,7 @@ fn example_of(error: &HandedError) -> &'static str {
 
 fn start(cli: Cli) -> anyhow::Result<()> {
     logger::init(cli.log_level()).context("cannot start the log")?;
+    let descriptors = Descriptors::raise();
     let mut request = cli.into_request();
     request.confinement.begin()?;
     let mut policy = policy::read(request.policy.as_deref())?;
@@ -110,5 +113,5 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         // Before anything is opened: a refusal changes nothing.
         devices::judge(&config.devices, &policy)?;
     }
-    vm::run(request, policy, handed)
+    vm::run(request, policy, handed, descriptors)
 }

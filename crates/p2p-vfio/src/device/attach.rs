@@ -54,7 +54,7 @@ impl AssignedDevice {
             sbdf,
             homes: Homes::new(homes),
             windows: Windows::new(sbdf, params.slots, domain),
-            interrupts: Interrupts::new(params.msi, params.intx),
+            interrupts: Interrupts::new(params.msi, params.vector_fds, params.intx),
             notices,
             events: params.events,
             command: [0; 2],

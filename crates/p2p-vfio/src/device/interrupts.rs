@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::descriptors::DescriptorLimit;
 use crate::pci::{Line, PciBackend, VectorKind};
 use crate::vmm::{IntxLine, MsiMessage, MsiRouter, RouteId};
 
@@ -36,6 +37,7 @@ struct Pin {
 /// The interrupts that are on now.
 pub(super) struct Interrupts {
     router: Arc<dyn MsiRouter>,
+    fds: DescriptorLimit,
     line: Option<Arc<dyn IntxLine>>,
     pin: Option<Pin>,
     /// Vectors are on in the device.
@@ -46,9 +48,14 @@ pub(super) struct Interrupts {
 }
 
 impl Interrupts {
-    pub(super) fn new(router: Arc<dyn MsiRouter>, line: Option<Arc<dyn IntxLine>>) -> Self {
+    pub(super) fn new(
+        router: Arc<dyn MsiRouter>,
+        fds: DescriptorLimit,
+        line: Option<Arc<dyn IntxLine>>,
+    ) -> Self {
         Self {
             router,
+            fds,
             line,
             pin: None,
             on: None,
@@ -71,12 +78,9 @@ impl Interrupts {
                 self.pin_on(device)
             }
             Wanted::Vectors(kind, messages) => {
-                let count = match kind {
-                    VectorKind::Msi => messages.len(),
-                    // The table does not change; what is used of it does.
-                    VectorKind::Msix => self.vectors.len(),
-                };
-                if self.on != Some(*kind) || self.vectors.len() != count {
+                // The table of MSI-X does not change; what is used of it does.
+                let same = *kind == VectorKind::Msix || self.given == count(messages);
+                if self.on != Some(*kind) || !same {
                     self.turn_off(device)?;
                 }
                 self.vectors_on(device, *kind, messages)
@@ -120,27 +124,37 @@ impl Interrupts {
             })
             .map(|(n, _)| n);
         let mut new = Vec::new();
+        let mut without = None;
         for n in used {
             if let Entry::Vacant(place) = self.vectors.entry(n) {
-                match EventFd::new(EFD_NONBLOCK) {
-                    Ok(event) => place.insert(Vector { event, route: None }),
-                    Err(error) => {
-                        self.withdraw(device, &new);
-                        return Err(error);
+                match self.fds.eventfd() {
+                    Ok(event) => {
+                        place.insert(Vector { event, route: None });
+                        new.push(n);
                     }
-                };
-                new.push(n);
+                    // It stays as if it were masked; the others have theirs.
+                    Err(error) => without = without.or(Some((n, error))),
+                }
             }
         }
         // Routes first: a signal that comes at once must not be lost.
         let result = self.route(messages).and_then(|()| {
-            let highest = self.vectors.keys().next_back().map_or(0, |n| n + 1);
-            if self.on.is_some() && !dynamic && highest > self.given {
+            let most = match kind {
+                VectorKind::Msi => count(messages),
+                // One at least: without any, the kind would be off in the device.
+                VectorKind::Msix => self.vectors.keys().next_back().map_or(1, |n| n + 1),
+            };
+            if self.on.is_some() && !dynamic && most > self.given {
                 device.disable_vectors(kind)?;
                 self.on = None;
             }
             if self.on.is_none() {
-                self.give_all(device, kind, dynamic)
+                self.give_all(device, kind, if dynamic { 1 } else { most })?;
+                let others: Vec<u32> = self.vectors.keys().copied().filter(|n| *n > 0).collect();
+                if dynamic {
+                    self.give(device, kind, &others)?;
+                }
+                Ok(())
             } else {
                 self.give(device, kind, &new)
             }
@@ -151,27 +165,27 @@ impl Interrupts {
         if self.on.is_none() {
             self.turn_off(device)?;
         }
-        result
+        result?;
+        match without {
+            None => Ok(()),
+            Some((n, error)) => Err(io::Error::other(format!(
+                "no descriptor is left for vector {n} (RLIMIT_NOFILE): {error}"
+            ))),
+        }
     }
 
-    /// Turns the kind on in the device with every vector there is.
+    /// Turns the kind on in the device with its first vectors, so many.
     fn give_all(
         &mut self,
         device: &dyn PciBackend,
         kind: VectorKind,
-        dynamic: bool,
+        first: u32,
     ) -> io::Result<()> {
-        let highest = self.vectors.keys().next_back().map_or(0, |n| n + 1);
-        let first = if dynamic { 1 } else { highest };
         let events: Vec<_> = (0..first)
             .map(|n| self.vectors.get(&n).map(|vector| &vector.event))
             .collect();
         device.set_vectors(kind, 0, &events)?;
         (self.on, self.given) = (Some(kind), first);
-        let others: Vec<u32> = self.vectors.keys().copied().skip(1).collect();
-        if dynamic {
-            self.give(device, kind, &others)?;
-        }
         Ok(())
     }
 
@@ -230,6 +244,10 @@ impl Interrupts {
         self.given = 0;
         Ok(())
     }
+}
+
+fn count(messages: &[Option<MsiMessage>]) -> u32 {
+    u32::try_from(messages.len()).unwrap_or(u32::MAX)
 }
 
 impl Vector {

@@ -1,6 +1,7 @@
 //! An assigned device against a fake kernel.
 
 mod config;
+mod descriptors;
 mod hidden;
 mod interrupts;
 mod resets;
@@ -12,6 +13,7 @@ mod windows;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::address::{Address, AddressRange, Gpa};
+use crate::descriptors::DescriptorLimit;
 use crate::fake::{FakeHardware, FakePci, FakeVm};
 
 use super::{AssignedDevice, AttachError, BarInfo, DeviceParams, HostDevice};
@@ -65,15 +67,29 @@ fn attach_at(
     let mut host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci))?;
     host.domain = p2p.then(|| vm.clone() as _);
     host.homes = homes;
-    let params = DeviceParams {
+    AssignedDevice::new(host, params(vm, DescriptorLimit::NONE))
+}
+
+/// Its vectors take descriptors within `limit`; outside of any domain.
+fn attach_within(
+    pci: FakePci,
+    vm: &Arc<FakeVm>,
+    limit: DescriptorLimit,
+) -> Result<AssignedDevice, AttachError> {
+    let host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci))?;
+    AssignedDevice::new(host, params(vm, limit))
+}
+
+fn params(vm: &Arc<FakeVm>, vector_fds: DescriptorLimit) -> DeviceParams {
+    DeviceParams {
         slots: vm.clone(),
         msi: vm.clone(),
+        vector_fds,
         intx: Some(vm.clone()),
         events: vm.clone(),
         mmio: vec![AddressRange::new(Gpa::new(MMIO), 1 << 29).unwrap()],
         clique: None,
-    };
-    AssignedDevice::new(host, params)
+    }
 }
 
 fn rig_of(pci: FakePci, vm: &Arc<FakeVm>, p2p: bool) -> Rig {

@@ -155,6 +155,14 @@ impl Devices {
 
     /// Opens the newcomer and gives it to the guest. Whatever fails, everything that was made for it goes with it.
     fn attach(&mut self, candidate: Candidate, config: DeviceConfig) -> anyhow::Result<Sbdf> {
+        let room = self.guest.descriptors.check_room_for_device();
+        room.map_err(|error| {
+            NoRoom(format!(
+                "no descriptors are left for {}: {error}\n       \
+                 raise the hard limit of open files (RLIMIT_NOFILE) of p2p-vmm",
+                candidate.sbdf
+            ))
+        })?;
         let must = candidate.placement == Placement::AtBusAddress;
         let candidate = preferring_home(candidate);
         let name = candidate.domain.clone();

@@ -13,6 +13,7 @@ use p2p_vfio::{
 use vm_memory::GuestMemoryMmap;
 
 use super::registry::DeviceEvents;
+use crate::descriptors::Descriptors;
 use crate::irq::{KvmLine, KvmRoutes};
 use crate::layout::Layout;
 use crate::pci::{Bdf, PciBus, SharedFunction, gsi_of_slot};
@@ -28,6 +29,7 @@ pub(crate) struct Guest {
     pub(crate) routes: Arc<KvmRoutes>,
     pub(crate) pci: Arc<PciBus>,
     pub(crate) control: Arc<SlotControl>,
+    pub(crate) descriptors: Descriptors,
 }
 
 /// An open device, ready to be made the guest's.
@@ -135,6 +137,7 @@ impl Guest {
         let params = DeviceParams {
             slots: self.slots.clone(),
             msi: self.routes.clone(),
+            vector_fds: self.descriptors.vectors,
             intx: Some(Arc::new(line)),
             events: events.clone(),
             clique: opened.clique,

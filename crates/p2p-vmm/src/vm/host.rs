@@ -7,6 +7,7 @@ use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
 use p2p_vfio::{Handed, Policy};
 
+use crate::descriptors::Descriptors;
 use crate::serial::SerialBackend;
 
 /// The version that KVM's interface has had since linux 2.6.22.
@@ -19,6 +20,7 @@ pub(crate) struct Host {
     pub(super) policy: Policy,
     /// Devices that came open.
     pub(super) handed: Arc<Handed>,
+    pub(super) descriptors: Descriptors,
     /// Whether a VM keeps room for devices that come later.
     pub(super) growing: bool,
 }
@@ -31,6 +33,7 @@ pub(super) struct HostParams<'a> {
     pub(super) policy: Policy,
     /// Devices that came open.
     pub(super) handed: Arc<Handed>,
+    pub(super) descriptors: Descriptors,
     /// Whether a VM keeps room for devices that come later.
     pub(super) growing: bool,
 }
@@ -64,6 +67,7 @@ impl Host {
             serial,
             policy: params.policy,
             handed: params.handed,
+            descriptors: params.descriptors,
             growing: params.growing,
         })
     }

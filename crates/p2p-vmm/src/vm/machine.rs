@@ -87,6 +87,7 @@ impl Machine {
             routes: Arc::clone(&routes),
             pci: Arc::clone(&pci),
             control: Arc::clone(&control),
+            descriptors: host.descriptors,
         };
         let devices = devices.assign(guest)?;
 

@@ -18,6 +18,7 @@ use super::paths;
 use super::running::Running;
 use super::watch::Watch;
 use crate::confine::Confinement;
+use crate::descriptors::Descriptors;
 use crate::devices::{self, RemoveOptions, Rules};
 use crate::exit::VmExit;
 use crate::handed;
@@ -37,6 +38,7 @@ pub(super) struct Owner {
     pub(super) newcomers: Newcomers,
     events: EventLog,
     confinement: Arc<Confinement>,
+    descriptors: Descriptors,
     growing: bool,
     /// Functions that the VM had and has no more. They count as its own when they come back.
     departed: BTreeSet<Sbdf>,
@@ -52,6 +54,7 @@ pub(super) struct OwnerParams {
     /// Devices that came open.
     pub(super) handed: Arc<Handed>,
     pub(super) confinement: Arc<Confinement>,
+    pub(super) descriptors: Descriptors,
     /// Whether devices may come later.
     pub(super) growing: bool,
 }
@@ -64,6 +67,7 @@ impl Owner {
             policy,
             handed,
             confinement,
+            descriptors,
             growing,
         } = params;
         Self {
@@ -77,6 +81,7 @@ impl Owner {
             newcomers: Newcomers::default(),
             events,
             confinement,
+            descriptors,
             growing,
             departed: BTreeSet::new(),
             warned: false,
@@ -158,6 +163,7 @@ impl Owner {
                     config,
                     policy: self.policy.clone(),
                     handed: Arc::clone(&self.handed),
+                    descriptors: self.descriptors,
                     growing: self.growing,
                 })?)
             }

@@ -16,12 +16,18 @@ use super::running::ExitWatcher;
 use super::watch::Watch;
 use crate::cli::Request;
 use crate::confine::Role;
+use crate::descriptors::Descriptors;
 use crate::exit::{ExitRequest, VmExit};
 use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
 
 /// Runs until the guest switches itself off, a client or a signal ends it. What was `handed` in is of its first VM.
-pub(crate) fn run(request: Request, policy: Policy, handed: Handed) -> anyhow::Result<()> {
+pub(crate) fn run(
+    request: Request,
+    policy: Policy,
+    handed: Handed,
+    descriptors: Descriptors,
+) -> anyhow::Result<()> {
     // Before any thread is started: all inherit what is blocked.
     let signals = EndSignals::open()?;
     block_kick_signal()?;
@@ -61,6 +67,7 @@ pub(crate) fn run(request: Request, policy: Policy, handed: Handed) -> anyhow::R
         policy,
         handed: Arc::new(handed),
         confinement: request.confinement,
+        descriptors,
         growing: request.api_socket.is_some(),
     });
     let ended = match request.vm {

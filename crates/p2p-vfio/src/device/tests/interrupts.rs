@@ -57,6 +57,7 @@ fn the_guest_sees_pin_a_whatever_it_is_on_the_host_and_none_without_a_line() {
         let params = DeviceParams {
             slots: vm.clone(),
             msi: vm.clone(),
+            vector_fds: DescriptorLimit::NONE,
             intx: line.then(|| vm.clone() as _),
             events: vm.clone(),
             mmio: Vec::new(),
