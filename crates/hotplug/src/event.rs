@@ -109,6 +109,13 @@ pub enum Event {
         /// Who reaches it, where, and who accepts that.
         reason: String,
     },
+    /// A device had more to tell than it may.
+    DeviceEventsSuppressed {
+        /// Its name.
+        id: String,
+        /// How many events were not told.
+        count: u64,
+    },
     /// Something is wrong with a device.
     DeviceError {
         /// Its name.
@@ -197,6 +204,11 @@ impl Event {
                 "device-exposed",
                 id,
                 &[("function", function), ("reason", reason)],
+            ),
+            Self::DeviceEventsSuppressed { id, count } => of(
+                "device-events-suppressed",
+                id,
+                &[("count", &count.to_string())],
             ),
             Self::DeviceError { id, reason } => of("device-error", id, &[("reason", reason)]),
         }

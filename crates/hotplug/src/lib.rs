@@ -29,6 +29,7 @@ pub use inherited::Inherited;
 pub use options::{OptionError, Options};
 pub use slots::{Register, Slot, SlotBus, SlotRegisters};
 pub use socket::SocketError;
+pub use thread::start as start_thread;
 pub use vm_config::{
     ConfigError, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig,
     PlatformConfig, SerialConfig, VmConfig,

@@ -8,7 +8,7 @@ use std::thread::{Builder, JoinHandle};
 ///
 /// # Errors
 /// There is no thread, or `first` failed in it; then `body` was not run.
-pub(crate) fn start(
+pub fn start(
     name: &str,
     first: impl FnOnce() -> io::Result<()> + Send + 'static,
     body: impl FnOnce() + Send + 'static,

@@ -233,6 +233,14 @@ impl AssignedDevice {
         result
     }
 
+    /// [`reset`](Self::reset) because of what the guest did: what came of it goes to the event sink.
+    pub fn reset_by_guest(&mut self) {
+        match self.reset() {
+            Ok(()) => self.tell(DeviceEvent::Reset),
+            Err(error) => self.tell(DeviceEvent::ResetFailed(error)),
+        }
+    }
+
     /// What the guest has programmed is gone.
     fn forget(&mut self) {
         self.command = [0; 2];

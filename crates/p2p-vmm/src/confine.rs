@@ -6,7 +6,8 @@
 //!            SYS_ADMIN         topology, its VM, devices
 //!   vcpu     none              none                              run, and program device and IOMMU
 //!   api      none              removal of the socket             connections
-//!   events   none              none                              write
+//!   events   none              none                              write, and begin its file again
+//!   log      none              none                              write
 //! ```
 //! All of it is of a thread and inherited by those that it starts; nothing gives it back.
 
@@ -39,11 +40,13 @@ pub(crate) enum Role {
     Api,
     /// Writes events.
     Events,
+    /// Writes the log.
+    Log,
 }
 
 impl Role {
     #[cfg(test)]
-    const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Api, Self::Events];
+    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Api, Self::Events, Self::Log];
 
     fn name(self) -> &'static str {
         match self {
@@ -51,6 +54,7 @@ impl Role {
             Self::Vcpu => "vcpu",
             Self::Api => "api",
             Self::Events => "events",
+            Self::Log => "log",
         }
     }
 }
@@ -112,7 +116,9 @@ impl Confinement {
 
     /// Makes this thread one for `role` only. The files of the main thread depend on its first VM.
     pub(crate) fn enter(&self, role: Role) -> Result<(), ConfineError> {
-        if let (Some(files), Role::Vcpu | Role::Api | Role::Events) = (&self.files, role) {
+        if let (Some(files), Role::Vcpu | Role::Api | Role::Events | Role::Log) =
+            (&self.files, role)
+        {
             let socket = files.socket.as_deref().filter(|_| role == Role::Api);
             files::restrict_to(&socket.map(FileRule::of_socket))?;
         }

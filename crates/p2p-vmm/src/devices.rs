@@ -9,6 +9,7 @@
 mod add;
 mod boot;
 mod contexts;
+mod events;
 mod ground;
 mod judge;
 mod limit;

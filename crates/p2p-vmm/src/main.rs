@@ -39,6 +39,7 @@ use p2p_vfio::{Handed, HandedError, NoIommufd, Refusal};
 use crate::cli::Cli;
 use crate::descriptors::Descriptors;
 use crate::layout::LayoutError;
+use crate::vm::Process;
 
 /// Exit status when the request was refused and nothing was changed; clap uses it too.
 const REFUSED: u8 = 2;
@@ -100,7 +101,7 @@ fn example_of(error: &HandedError) -> &'static str {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    logger::init(cli.log_level()).context("cannot start the log")?;
+    let log = logger::init(cli.log_level()).context("cannot start the log")?;
     let descriptors = Descriptors::raise();
     let mut request = cli.into_request();
     request.confinement.begin()?;
@@ -113,5 +114,5 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         // Before anything is opened: a refusal changes nothing.
         devices::judge(&config.devices, &policy)?;
     }
-    vm::run(request, policy, handed, descriptors)
+    vm::run(request, policy, handed, Process { log, descriptors })
 }

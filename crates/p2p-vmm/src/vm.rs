@@ -23,4 +23,4 @@ mod running;
 mod tree;
 mod watch;
 
-pub(crate) use run::run;
+pub(crate) use run::{Process, run};

@@ -71,7 +71,7 @@ fn every_thread_has_a_filter_and_only_the_main_thread_a_capability() {
         let mut vmm = Vmm::start(&["--event-monitor", &events, "--seccomp", mode]);
         let client = Client::new(vmm.socket());
         let other = status(seccomp, NO_CAPABILITIES);
-        let others = [("api", other.clone()), ("events", other)];
+        let others = ["api", "events", "log"].map(|name| (name, other.clone()));
         assert_eq!(
             threads(&client),
             expected(status(seccomp, &kept), &others),
@@ -137,7 +137,12 @@ fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
     // That of the thread that started them, and one of their own.
     let vcpu = status(["2", "2"], NO_CAPABILITIES);
     let api = status(["2", "1"], NO_CAPABILITIES);
-    let others = [("vcpu0", vcpu.clone()), ("vcpu1", vcpu), ("api", api)];
+    let others = [
+        ("vcpu0", vcpu.clone()),
+        ("vcpu1", vcpu),
+        ("api", api.clone()),
+        ("log", api),
+    ];
     let main = status(["2", "1"], &kept_capabilities());
     assert_eq!(threads(&client), expected(main, &others));
 

@@ -1,7 +1,7 @@
 //! Events into a file or descriptor, as cloud-hypervisor's `--event-monitor` writes them: pretty JSON and an empty line.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -21,13 +21,15 @@ use crate::thread;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What a pipe takes at once, in bytes.
 const PIPE_BUF: usize = 4096;
+/// How long a file may grow, in bytes. It begins again then, with how many events it had.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 /// How often a waiting writer looks whether the VMM has ended.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// `--event-monitor path=FILE|fd=NUMBER`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MonitorTarget {
-    /// A file, written from its beginning; a FIFO is possible.
+    /// A file, written from its beginning, and again when it has grown to 16 MiB; a FIFO is possible.
     Path(PathBuf),
     /// A descriptor that the VMM has inherited.
     Fd(Inherited),
@@ -96,11 +98,25 @@ impl EventMonitor {
         target: &MonitorTarget,
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<Self, MonitorError> {
+        Self::start_bounded(log, target, MAX_FILE_BYTES, first)
+    }
+
+    fn start_bounded(
+        log: &EventLog,
+        target: &MonitorTarget,
+        max_bytes: u64,
+        first: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, MonitorError> {
         let file = open(target)?;
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
         let done = Arc::new(AtomicBool::new(false));
         let writer = Writer {
             log: log.clone(),
             file,
+            // What is read while it is written does not grow.
+            max_bytes: is_file.then_some(max_bytes),
+            bytes: 0,
+            events: 0,
             done: Arc::clone(&done),
             last_call: None,
         };
@@ -144,6 +160,11 @@ fn open(target: &MonitorTarget) -> Result<File, MonitorError> {
 struct Writer {
     log: EventLog,
     file: File,
+    /// How long the file may grow; `None` for a pipe.
+    max_bytes: Option<u64>,
+    /// What is in the file now.
+    bytes: u64,
+    events: u64,
     done: Arc<AtomicBool>,
     /// When to give up, once the VMM has ended.
     last_call: Option<Instant>,
@@ -161,12 +182,32 @@ impl Writer {
             let written = record
                 .and_then(|record| serde_json::to_string_pretty(&record))
                 .map_err(io::Error::from)
-                .and_then(|text| self.write(format!("{text}\n\n").as_bytes()));
+                .and_then(|text| self.write_event(&format!("{text}\n\n")));
             if let Err(error) = written {
                 log::error!("cannot write an event, and will write no more: {error}");
                 return;
             }
         }
+    }
+
+    /// Writes an event, from the file's beginning if it has no room behind the others.
+    fn write_event(&mut self, text: &str) -> io::Result<()> {
+        let room = |bytes: u64| self.max_bytes.is_none_or(|max| bytes <= max);
+        let length = text.len() as u64;
+        if !room(self.bytes.saturating_add(length)) && self.events > 0 {
+            let lost = self.log.missed(self.events).record();
+            let lost = lost.and_then(|record| serde_json::to_string_pretty(&record));
+            let lost = format!("{}\n\n", lost?);
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+            (self.bytes, self.events) = (0, 0);
+            self.write(lost.as_bytes())?;
+            self.bytes = lost.len() as u64;
+        }
+        self.write(text.as_bytes())?;
+        self.bytes = self.bytes.saturating_add(length);
+        self.events = self.events.saturating_add(1);
+        Ok(())
     }
 
     /// Writes all of `bytes`, however long the reader takes, also if the descriptor does not block.

@@ -152,10 +152,7 @@ impl AssignedDevice {
                 let rest = value & !control.reset_bit();
                 self.forward(offset, &[rest]);
                 if rest != value {
-                    match self.reset() {
-                        Ok(()) => self.tell(DeviceEvent::Reset),
-                        Err(error) => self.tell(DeviceEvent::ResetFailed(error)),
-                    }
+                    self.reset_by_guest();
                 }
             }
             Control::Power => self.write_power(offset, value),

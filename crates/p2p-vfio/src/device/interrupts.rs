@@ -219,8 +219,8 @@ impl Interrupts {
             if let Some(mut vector) = self.vectors.remove(n)
                 && let Err(error) = vector.route(&*self.router, None)
             {
-                // Closing the eventfd ends delivery as well.
-                log::warn!("while undoing: {error}");
+                // Closing the eventfd ends delivery as well, and the guest can have this as often as it likes.
+                log::debug!("while undoing: {error}");
             }
         }
     }

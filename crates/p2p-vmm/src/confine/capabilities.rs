@@ -29,6 +29,6 @@ fn needed(role: Role) -> CapabilitySet {
         // vfio_lock_acct()); and sysfs shows all of a configuration space, where ACS is, to nobody else (linux
         // drivers/pci/pci-sysfs.c: pci_read_config()).
         Role::Main => CapabilitySet::IPC_LOCK | CapabilitySet::SYS_ADMIN,
-        Role::Vcpu | Role::Api | Role::Events => CapabilitySet::empty(),
+        Role::Vcpu | Role::Api | Role::Events | Role::Log => CapabilitySet::empty(),
     }
 }

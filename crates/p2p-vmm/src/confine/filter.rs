@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn threads_that_face_guests_and_clients_open_nothing_and_start_nothing() {
-        for role in [Role::Vcpu, Role::Api, Role::Events] {
+        for role in [Role::Vcpu, Role::Api, Role::Events, Role::Log] {
             let rules = rules(role).unwrap();
             for call in [
                 libc::SYS_open,

@@ -33,6 +33,9 @@ const API: &[SystemCall] = calls![
     SYS_lstat SYS_newfstatat SYS_statx SYS_unlink SYS_unlinkat
 ];
 
+/// A file of events that has grown too long begins again.
+const EVENTS: &[SystemCall] = calls![SYS_ftruncate SYS_lseek];
+
 /// Everything: it builds VMs and takes them apart, looks at the host, and starts vCPUs.
 const MAIN: &[SystemCall] = calls![
     SYS_open SYS_openat SYS_stat SYS_lstat SYS_fstat SYS_newfstatat SYS_statx SYS_readlink SYS_readlinkat
@@ -53,7 +56,8 @@ pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {
         Role::Main => &[MAIN, VCPU],
         Role::Vcpu => &[VCPU],
         Role::Api => &[API],
-        Role::Events => &[],
+        Role::Events => &[EVENTS],
+        Role::Log => &[],
     };
     COMMON.iter().chain(own.iter().copied().flatten()).copied()
 }

@@ -81,7 +81,7 @@ fn other_threads_open_nothing_and_the_api_removes_its_socket() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
     let elsewhere = tempfile::NamedTempFile::new().unwrap();
-    for role in [Role::Vcpu, Role::Api, Role::Events] {
+    for role in [Role::Vcpu, Role::Api, Role::Events, Role::Log] {
         fs::write(&socket, "").unwrap();
         in_a_thread(|| {
             confinement(None, &[], Some(&socket)).enter(role).unwrap();
@@ -245,7 +245,8 @@ fn the_lists_are_documented() {
         (Role::Main, &["every thread", "vcpu, main", "main"][..]),
         (Role::Vcpu, &["every thread", "vcpu, main"]),
         (Role::Api, &["every thread", "api"]),
-        (Role::Events, &["every thread"]),
+        (Role::Events, &["every thread", "events"]),
+        (Role::Log, &["every thread"]),
     ] {
         assert_eq!(calls(role), union("## System calls", blocks), "{role:?}");
     }

@@ -11,9 +11,10 @@ use p2p_vfio::{
 };
 
 use super::contexts::{Contexts, Domain, gaps};
+use super::events::DeviceEvents;
 use super::ground::{bus_range, empty_root, spare, whole_pages};
 use super::judge::Judged;
-use super::registry::{DeviceEvents, Devices, Entry};
+use super::registry::{Devices, Entry};
 use super::unit::{Guest, Opened, endpoint, preferring_home};
 use crate::layout::{GpaRange, Layout};
 

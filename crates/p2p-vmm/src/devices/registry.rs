@@ -1,6 +1,6 @@
 //! The devices that the guest has, each with its place in its life, and what they tell.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,18 +8,14 @@ use std::time::{Duration, Instant};
 use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
 use hotplug::{DeviceConfig, Event, Slot, SlotBus};
 use iommu_group::Sbdf;
-use p2p_vfio::{Address, AssignedDevice, Candidate, DeviceEvent, EventSink, Exposed};
+use p2p_vfio::{Address, AssignedDevice, Candidate, DeviceEvent, Exposed};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::contexts::Contexts;
+use super::events::DeviceEvents;
 use super::unit::{Guest, Plugged};
 use crate::lock::lock;
-
-/// Most events of devices that wait for the main thread. What comes on top is in the log only: a guest can make its
-/// devices tell something with every access.
-const MOST_EVENTS: usize = 256;
 
 /// How long the guest may take to let go of a device that the host wants back: whoever unbinds it waits in the kernel,
 /// and nothing ends that wait but the device.
@@ -91,50 +87,6 @@ impl Entry {
     }
 }
 
-/// Where devices leave what they have to tell.
-pub(crate) struct DeviceEvents {
-    waiting: Mutex<VecDeque<(Sbdf, DeviceEvent)>>,
-    bell: EventFd,
-}
-
-impl DeviceEvents {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
-            waiting: Mutex::default(),
-            bell: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-        })
-    }
-
-    fn take(&self) -> VecDeque<(Sbdf, DeviceEvent)> {
-        // Silent if nobody has rung.
-        let _ = self.bell.read();
-        std::mem::take(&mut *lock(&self.waiting))
-    }
-}
-
-impl EventSink for DeviceEvents {
-    fn device_event(&self, sbdf: Sbdf, event: DeviceEvent) {
-        match event {
-            DeviceEvent::Reset | DeviceEvent::RouteRestored { .. } => {
-                log::info!("{sbdf}: {event}");
-            }
-            DeviceEvent::Requested | DeviceEvent::RouteDegraded { .. } => {
-                log::warn!("{sbdf}: {event}");
-            }
-            _ => log::error!("{sbdf}: {event}"),
-        }
-        let mut waiting = lock(&self.waiting);
-        // That the host wants a device back must not be lost: it is told once.
-        if waiting.len() < MOST_EVENTS || matches!(event, DeviceEvent::Requested) {
-            waiting.push_back((sbdf, event));
-        }
-        drop(waiting);
-        if let Err(error) = self.bell.write(1) {
-            log::error!("{sbdf}: cannot wake the main thread: {error}");
-        }
-    }
-}
-
 /// The assigned devices of a running VM.
 pub(crate) struct Devices {
     pub(super) list: Vec<Entry>,
@@ -167,7 +119,7 @@ impl Devices {
             wake: Arc::new(Epoll::new()?),
             pending: false,
         };
-        this.listen(&this.events.bell, ControlOperation::Add)?;
+        this.listen(this.events.bell(), ControlOperation::Add)?;
         this.listen(this.guest.control.bell(), ControlOperation::Add)?;
         for assigned in &this.list {
             this.listen_to(assigned, || ControlOperation::Add)?;
@@ -212,6 +164,7 @@ impl Devices {
             .iter()
             .filter_map(|entry| entry.deadline)
             .chain(soon)
+            .chain(self.events.deadline())
             .min()
     }
 
@@ -222,11 +175,15 @@ impl Devices {
                 lock(device).heed();
             }
         }
-        for (sbdf, event) in self.events.take() {
+        let now = Instant::now();
+        let taken = self.events.take(now);
+        for (sbdf, event) in taken.events {
             self.take_event(sbdf, event);
         }
+        for (sbdf, count) in taken.suppressed {
+            self.tell_suppressed(sbdf, count);
+        }
         self.take_ejected();
-        let now = Instant::now();
         let is_over = |entry: &&Entry| entry.deadline.is_some_and(|deadline| deadline <= now);
         let over = self.list.iter().filter(is_over);
         let over: Vec<_> = over
@@ -240,7 +197,25 @@ impl Devices {
         std::mem::take(&mut self.news)
     }
 
+    /// A device told more than it may.
+    fn tell_suppressed(&mut self, sbdf: Sbdf, count: u64) {
+        log::warn!("{sbdf}: {count} more events were not told");
+        if let Some(entry) = self.list.iter().find(|a| a.candidate.sbdf == sbdf) {
+            let id = entry.id().to_owned();
+            self.news.push(Event::DeviceEventsSuppressed { id, count });
+        }
+    }
+
     fn take_event(&mut self, sbdf: Sbdf, event: DeviceEvent) {
+        match event {
+            DeviceEvent::Reset | DeviceEvent::RouteRestored { .. } => {
+                log::info!("{sbdf}: {event}");
+            }
+            DeviceEvent::Requested | DeviceEvent::RouteDegraded { .. } => {
+                log::warn!("{sbdf}: {event}");
+            }
+            _ => log::error!("{sbdf}: {event}"),
+        }
         let assigned = self.list.iter().find(|a| a.candidate.sbdf == sbdf);
         let Some(id) = assigned.map(|assigned| assigned.id().to_owned()) else {
             return;

@@ -12,7 +12,7 @@ use p2p_vfio::{
 };
 use vm_memory::GuestMemoryMmap;
 
-use super::registry::DeviceEvents;
+use super::events::DeviceEvents;
 use crate::descriptors::Descriptors;
 use crate::irq::{KvmLine, KvmRoutes};
 use crate::layout::Layout;

@@ -33,9 +33,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn reset(&mut self) {
-        if let Err(error) = AssignedDevice::reset(self) {
-            log::error!("{}: cannot be reset: {error}", self.sbdf());
-        }
+        self.reset_by_guest();
     }
 
     fn memory_fault(&mut self, gpa: GuestAddress) -> bool {

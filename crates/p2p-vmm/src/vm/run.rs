@@ -18,15 +18,22 @@ use crate::cli::Request;
 use crate::confine::Role;
 use crate::descriptors::Descriptors;
 use crate::exit::{ExitRequest, VmExit};
+use crate::logger::Logger;
 use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
+
+/// What there is one of in a process.
+pub(crate) struct Process {
+    pub(crate) log: Logger,
+    pub(crate) descriptors: Descriptors,
+}
 
 /// Runs until the guest switches itself off, a client or a signal ends it. What was `handed` in is of its first VM.
 pub(crate) fn run(
     request: Request,
     policy: Policy,
     handed: Handed,
-    descriptors: Descriptors,
+    process: Process,
 ) -> anyhow::Result<()> {
     // Before any thread is started: all inherit what is blocked.
     let signals = EndSignals::open()?;
@@ -37,6 +44,9 @@ pub(crate) fn run(
         let confinement = Arc::clone(&request.confinement);
         move || confinement.enter_io(role)
     };
+    // Dropped last, so that the last lines are written.
+    let log = process.log.in_background(enter(Role::Log));
+    let _log = log.context("cannot start the thread that writes the log")?;
     let monitor = monitor
         .map(|target| EventMonitor::start(&events, target, enter(Role::Events)))
         .transpose()?;
@@ -67,7 +77,7 @@ pub(crate) fn run(
         policy,
         handed: Arc::new(handed),
         confinement: request.confinement,
-        descriptors,
+        descriptors: process.descriptors,
         growing: request.api_socket.is_some(),
     });
     let ended = match request.vm {

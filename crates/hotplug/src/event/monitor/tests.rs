@@ -104,3 +104,50 @@ fn a_descriptor_that_is_not_open_is_refused() {
         MonitorError::Descriptor { fd, .. } if fd == inherited(987_654)
     ));
 }
+
+#[test]
+fn a_file_does_not_grow_without_end_and_says_what_it_had() {
+    const MAX: u64 = 64 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events");
+    let target = MonitorTarget::Path(path.clone());
+    let log = EventLog::new();
+    let monitor = EventMonitor::start_bounded(&log, &target, MAX, || Ok(())).unwrap();
+    const COUNT: usize = 1000;
+    for number in 0..COUNT {
+        log.publish(&Event::DeviceError {
+            id: "nvme0".into(),
+            reason: format!("{number} {}", "x".repeat(300)),
+        });
+    }
+    drop(monitor);
+
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.len() as u64 <= MAX, "{}", text.len());
+    let records = records(&text);
+    let property = |record: &Record, key: &str| record.properties.clone().unwrap()[key].clone();
+    assert_eq!(records[0].event, "events-missed");
+    // Those behind the first are the last, without a gap.
+    let last = property(records.last().unwrap(), "reason");
+    assert!(last.starts_with("999 "), "{last}");
+    let first = property(&records[1], "reason");
+    let first: usize = first.split(' ').next().unwrap().parse().unwrap();
+    assert_eq!(first, COUNT - (records.len() - 1));
+    let lost: usize = property(&records[0], "count").parse().unwrap();
+    assert!(lost > 0 && lost <= first, "{lost}");
+}
+
+#[test]
+fn a_file_with_room_for_none_has_the_last_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events");
+    let target = MonitorTarget::Path(path.clone());
+    let log = EventLog::new();
+    let monitor = EventMonitor::start_bounded(&log, &target, 1, || Ok(())).unwrap();
+    log.publish(&Event::VmBooting);
+    log.publish(&Event::VmBooted);
+    drop(monitor);
+    let text = std::fs::read_to_string(path).unwrap();
+    let names: Vec<_> = records(&text).into_iter().map(|r| r.event).collect();
+    assert_eq!(names, ["events-missed", "booted"]);
+}

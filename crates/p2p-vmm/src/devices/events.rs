@@ -1,0 +1,231 @@
+//! What devices have to tell, on its way to the main thread: a little of each device at a time.
+//!
+//! ```text
+//! vCPU, device locked ──event──▶ allowance of the device ──▶ queue ──▶ main thread: log, API, event monitor
+//!                                        └─ used up: counted, and the count is told
+//! ```
+//! A guest makes its devices tell something with every access. Nothing is written by who brings an event.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use iommu_group::Sbdf;
+use p2p_vfio::{DeviceEvent, EventSink};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::lock::lock;
+
+/// How many events a device may tell at once, after a while of silence.
+const BURST: u32 = 16;
+/// How long until it may tell one more.
+const REFILL: Duration = Duration::from_secs(1);
+/// How often it is told how many were not.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// What one device may still tell.
+struct Allowance {
+    left: u32,
+    /// When `left` was last true.
+    at: Instant,
+    suppressed: u64,
+    /// When to tell of what was suppressed.
+    report: Option<Instant>,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: BURST,
+            at: now,
+            suppressed: 0,
+            report: None,
+        }
+    }
+
+    /// Whether one more may be told at `now`.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at);
+        let more = u32::try_from(passed.as_secs() / REFILL.as_secs()).unwrap_or(u32::MAX);
+        if more > 0 {
+            self.left = self.left.saturating_add(more).min(BURST);
+            self.at = now;
+        }
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            return true;
+        }
+        self.suppressed = self.suppressed.saturating_add(1);
+        self.report.get_or_insert(now + REPORT);
+        false
+    }
+
+    /// Whether nothing is known of the device that a new one would not have.
+    fn is_whole(&self, now: Instant) -> bool {
+        self.report.is_none() && now >= self.at + REFILL * BURST
+    }
+
+    /// How many were suppressed, if it is time to say so.
+    fn report(&mut self, now: Instant) -> Option<u64> {
+        self.report.take_if(|due| *due <= now)?;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    events: VecDeque<(Sbdf, DeviceEvent)>,
+    allowances: BTreeMap<Sbdf, Allowance>,
+}
+
+/// What the main thread takes.
+pub(super) struct Taken {
+    pub(super) events: VecDeque<(Sbdf, DeviceEvent)>,
+    /// How many events of a device were not told since the last time.
+    pub(super) suppressed: Vec<(Sbdf, u64)>,
+}
+
+/// Where devices leave what they have to tell.
+pub(crate) struct DeviceEvents {
+    waiting: Mutex<Waiting>,
+    bell: EventFd,
+}
+
+impl DeviceEvents {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            waiting: Mutex::default(),
+            bell: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Readable when there is something to take.
+    pub(super) fn bell(&self) -> &EventFd {
+        &self.bell
+    }
+
+    pub(super) fn take(&self, now: Instant) -> Taken {
+        // Silent if nobody has rung.
+        let _ = self.bell.read();
+        let mut waiting = lock(&self.waiting);
+        let allowances = waiting.allowances.iter_mut();
+        let suppressed = allowances.filter_map(|(sbdf, of)| Some((*sbdf, of.report(now)?)));
+        let suppressed = suppressed.collect();
+        // Devices that have gone are forgotten.
+        waiting.allowances.retain(|_, of| !of.is_whole(now));
+        Taken {
+            suppressed,
+            events: std::mem::take(&mut waiting.events),
+        }
+    }
+
+    /// When [`take`](Self::take) has to tell of suppressed events.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let waiting = lock(&self.waiting);
+        waiting.allowances.values().filter_map(|of| of.report).min()
+    }
+
+    fn put(&self, sbdf: Sbdf, event: DeviceEvent, now: Instant) {
+        // These are told once, by the host and not by the guest, and must not be lost.
+        let always = matches!(
+            event,
+            DeviceEvent::Requested | DeviceEvent::Error | DeviceEvent::Vanished
+        );
+        let mut waiting = lock(&self.waiting);
+        let allowances = &mut waiting.allowances;
+        let of = allowances
+            .entry(sbdf)
+            .or_insert_with(|| Allowance::new(now));
+        let silent = of.suppressed > 0;
+        if always || of.take(now) {
+            waiting.events.push_back((sbdf, event));
+        } else if silent {
+            // The main thread knows already when to look.
+            return;
+        }
+        drop(waiting);
+        if let Err(error) = self.bell.write(1) {
+            log::error!("{sbdf}: cannot wake the main thread: {error}");
+        }
+    }
+}
+
+impl EventSink for DeviceEvents {
+    fn device_event(&self, sbdf: Sbdf, event: DeviceEvent) {
+        self.put(sbdf, event, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(number: u8) -> Sbdf {
+        format!("0000:{number:02x}:00.0").parse().unwrap()
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_counted_and_costs_no_other_device_a_word() {
+        const FLOOD: u64 = 100_000;
+        let events = DeviceEvents::new().unwrap();
+        let start = Instant::now();
+        for _ in 0..FLOOD {
+            events.put(device(3), DeviceEvent::Reset, start);
+        }
+        events.put(device(4), DeviceEvent::Reset, start);
+        events.put(device(3), DeviceEvent::Requested, start);
+
+        let taken = events.take(start);
+        let of = |number| {
+            let events = taken.events.iter();
+            events.filter(|(sbdf, _)| *sbdf == device(number)).count()
+        };
+        assert_eq!((of(3), of(4)), (BURST as usize + 1, 1));
+        assert!(matches!(
+            taken.events.back(),
+            Some((_, DeviceEvent::Requested))
+        ));
+        assert!(taken.suppressed.is_empty());
+
+        let due = events.deadline().unwrap();
+        assert_eq!(due, start + REPORT);
+        let taken = events.take(due);
+        let count = FLOOD - u64::from(BURST);
+        assert_eq!(taken.suppressed, [(device(3), count)]);
+        assert!(taken.events.is_empty());
+        assert_eq!(events.deadline(), None);
+        assert!(events.take(due + REPORT).suppressed.is_empty());
+    }
+
+    #[test]
+    fn a_flood_without_end_tells_one_event_a_second() {
+        let events = DeviceEvents::new().unwrap();
+        let start = Instant::now();
+        let (mut told, mut suppressed) = (0, 0);
+        for tenth in 0..1000 {
+            let now = start + Duration::from_millis(100) * tenth;
+            events.put(device(3), DeviceEvent::Reset, now);
+            let taken = events.take(now);
+            told += taken.events.len() as u64;
+            suppressed += taken.suppressed.iter().map(|(_, n)| n).sum::<u64>();
+        }
+        assert!((110..=120).contains(&told), "{told}");
+        let last = events.take(start + Duration::from_secs(200)).suppressed;
+        suppressed += last.iter().map(|(_, n)| n).sum::<u64>();
+        assert_eq!(told + suppressed, 1000);
+    }
+
+    #[test]
+    fn a_device_that_has_gone_is_forgotten_when_all_was_told() {
+        let events = DeviceEvents::new().unwrap();
+        let now = Instant::now();
+        for _ in 0..100 {
+            events.put(device(3), DeviceEvent::Reset, now);
+        }
+        assert_eq!(events.take(now + REPORT).suppressed.len(), 1);
+        assert_eq!(lock(&events.waiting).allowances.len(), 1);
+        events.take(now + REFILL * BURST);
+        assert!(lock(&events.waiting).allowances.is_empty());
+    }
+}
