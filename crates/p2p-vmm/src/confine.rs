@@ -125,12 +125,15 @@ impl Confinement {
         capabilities::reduce(role).map_err(ConfineError::Capabilities)?;
         violation::this_thread_is(role);
         if let Some(trespass) = self.seccomp {
-            let filter = filter::compile(role, trespass);
-            let applied = filter.and_then(|filter| seccompiler::apply_filter(&filter));
-            applied.map_err(|source| {
-                let role = role.name();
-                ConfineError::Filter { role, source }
-            })?;
+            let starts_threads = role == Role::Main;
+            let filters = starts_threads.then(filter::without_clone3);
+            for filter in filters.into_iter().chain([filter::compile(role, trespass)]) {
+                let applied = filter.and_then(|filter| seccompiler::apply_filter(&filter));
+                applied.map_err(|source| {
+                    let role = role.name();
+                    ConfineError::Filter { role, source }
+                })?;
+            }
         }
         Ok(())
     }

@@ -9,6 +9,15 @@ use seccompiler::{
 
 use super::{Role, ioctls, system_calls};
 
+/// Flags of `clone` that make namespaces.
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET;
+
 /// What happens at a system call that a filter does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trespass {
@@ -33,6 +42,15 @@ pub(super) fn compile(role: Role, trespass: Trespass) -> Result<BpfProgram, Erro
     Ok(filter.try_into()?)
 }
 
+/// What threads are installed with besides, before the filter of their kind: `clone3` is not there (`ENOSYS`), so that the C
+/// library starts threads by `clone`, whose flags a filter can see.
+pub(super) fn without_clone3() -> Result<BpfProgram, Error> {
+    let not_there = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, not_there, TargetArch::x86_64)?;
+    Ok(filter.try_into()?)
+}
+
 /// What is allowed, by number: a call without rules always is.
 fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
     let mut rules: BTreeMap<_, _> = system_calls::of(role)
@@ -42,6 +60,18 @@ fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let executable = libc::PROT_EXEC.cast_unsigned().into();
         rules.insert(call, vec![when(2, Op::MaskedEq(executable), 0)?]);
+    }
+    if role == Role::Main {
+        // Threads are all that is started: they share memory, and get no namespaces of their own.
+        let threads = libc::CLONE_THREAD | libc::CLONE_VM;
+        let judged = (threads | NAMESPACES).cast_unsigned().into();
+        let threads = threads.cast_unsigned().into();
+        rules.insert(
+            libc::SYS_clone,
+            vec![when(0, Op::MaskedEq(judged), threads)?],
+        );
+        // The filter before this one answers that there is none.
+        rules.insert(libc::SYS_clone3, Vec::new());
     }
     // Only threads of this process get signals.
     let own = u64::from(std::process::id());

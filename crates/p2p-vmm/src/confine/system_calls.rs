@@ -41,13 +41,13 @@ const MAIN: &[SystemCall] = calls![
     SYS_open SYS_openat SYS_stat SYS_lstat SYS_fstat SYS_newfstatat SYS_statx SYS_readlink SYS_readlinkat
     SYS_getdents64 SYS_getcwd SYS_lseek SYS_readv SYS_ftruncate SYS_memfd_create
     SYS_epoll_create1 SYS_epoll_pwait2
-    SYS_clone SYS_clone3 SYS_set_robust_list SYS_rseq SYS_sched_getaffinity SYS_rt_sigaction
+    SYS_set_robust_list SYS_rseq SYS_sched_getaffinity SYS_rt_sigaction
     SYS_prctl SYS_seccomp SYS_capget SYS_capset
     SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
 ];
 
 /// Calls that are judged by their arguments.
-const JUDGED: &[SystemCall] = calls![SYS_ioctl SYS_mmap SYS_mprotect SYS_tgkill];
+const JUDGED: &[SystemCall] = calls![SYS_ioctl SYS_mmap SYS_mprotect SYS_tgkill SYS_clone];
 
 /// What a thread may call with any arguments.
 pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {

@@ -128,6 +128,18 @@ fn a_trespasser_is_named_and_ends_the_process() {
         ("ioctl", "the vcpu thread made ioctl 0x5413"),
         ("code", "the vcpu thread made system call 9 (mmap)"),
         ("kill", "the vcpu thread made system call 234 (tgkill)"),
+        // It would keep the descriptors of devices.
+        ("main: fork", "the main thread made system call 56 (clone)"),
+        ("main: vfork", "the main thread made system call 58"),
+        // It would have all capabilities in a namespace of its own.
+        (
+            "main: user namespace",
+            "the main thread made system call 56 (clone)",
+        ),
+        (
+            "main: namespaces of a thread",
+            "the main thread made system call 56 (clone)",
+        ),
     ] {
         let output = trespasser(what);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -154,13 +166,15 @@ fn trespasser(what: &str) -> Output {
 }
 
 #[test]
-fn a_thread_that_frees_much_memory_is_no_trespasser() {
-    let output = trespasser("memory");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && said.contains("goes on"),
-        "{said}"
-    );
+fn what_threads_do_is_no_trespass() {
+    for what in ["memory", "main: thread", "main: clone3"] {
+        let output = trespasser(what);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && said.contains("goes on"),
+            "{what}: {said}"
+        );
+    }
 }
 
 #[test]
@@ -169,10 +183,22 @@ fn trespass() {
     let what = std::env::var(TRESPASSER).unwrap();
     let confinement = Confinement::new(Some(Trespass::Ends), None);
     confinement.begin().unwrap();
+    let role = match what.starts_with("main: ") {
+        true => Role::Main,
+        false => Role::Vcpu,
+    };
     in_a_thread(move || {
-        confinement.enter(Role::Vcpu).unwrap();
+        confinement.enter(role).unwrap();
         // Errors are of no interest: the call must not return.
         match what.as_str() {
+            "main: fork" => forbidden::clone(libc::SIGCHLD),
+            "main: vfork" => forbidden::vfork(),
+            "main: user namespace" => forbidden::clone(libc::CLONE_NEWUSER | libc::SIGCHLD),
+            "main: namespaces of a thread" => forbidden::clone(
+                libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_NEWNET,
+            ),
+            "main: thread" => std::thread::spawn(|| {}).join().unwrap(),
+            "main: clone3" => assert_eq!(forbidden::clone3(), Some(libc::ENOSYS)),
             "open" => drop(File::open("/etc/passwd")),
             "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
             "ioctl" => drop(rustix::termios::tcgetwinsize(io::stderr())),
@@ -196,6 +222,29 @@ mod forbidden {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: new memory that nobody uses.
         unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    }
+
+    pub(super) fn clone(flags: i32) {
+        // SAFETY: a filter ends the process here; where there is none, the child ends by itself.
+        if unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } == 0 {
+            // SAFETY: nothing of this process is touched.
+            unsafe { libc::_exit(1) };
+        }
+    }
+
+    pub(super) fn vfork() {
+        // SAFETY: as above, and a copy of the process would share nothing that it changes.
+        if unsafe { libc::syscall(libc::SYS_vfork) } == 0 {
+            // SAFETY: nothing of this process is touched.
+            unsafe { libc::_exit(1) };
+        }
+    }
+
+    pub(super) fn clone3() -> Option<i32> {
+        // SAFETY: without arguments the kernel does nothing.
+        let result = unsafe { libc::syscall(libc::SYS_clone3, 0, 0) };
+        let error = std::io::Error::last_os_error();
+        (result == -1).then(|| error.raw_os_error()).flatten()
     }
 
     pub(super) fn signal_to_init() {
