@@ -3,7 +3,8 @@
 //! ```text
 //!            capabilities      files (Landlock)                  system calls (seccomp)
 //!   main     IPC_LOCK,         from the first guest on:          all that VMs need
-//!            SYS_ADMIN         topology, its VM, devices
+//!            SYS_ADMIN         its VM, devices
+//!   host     SYS_ADMIN         topology, as nobody's user        read
 //!   vcpu     none              none                              run, and program device and IOMMU
 //!   api      none              removal of the socket             connections
 //!   events   none              none                              write, and begin its file again
@@ -42,11 +43,20 @@ pub(crate) enum Role {
     Events,
     /// Writes the log.
     Log,
+    /// Reads the host's topology.
+    Host,
 }
 
 impl Role {
     #[cfg(test)]
-    const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Api, Self::Events, Self::Log];
+    const ALL: [Self; 6] = [
+        Self::Main,
+        Self::Vcpu,
+        Self::Api,
+        Self::Events,
+        Self::Log,
+        Self::Host,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -55,6 +65,7 @@ impl Role {
             Self::Api => "api",
             Self::Events => "events",
             Self::Log => "log",
+            Self::Host => "host",
         }
     }
 }
@@ -104,23 +115,34 @@ impl Confinement {
         }
     }
 
-    /// Gives up what no thread needs. Called before there is any other.
-    pub(crate) fn begin(&self) -> Result<(), ConfineError> {
+    /// Prepares the process. Called before there is any other thread.
+    pub(crate) fn prepare(&self) -> Result<(), ConfineError> {
         memory::share_heap();
-        capabilities::reduce(Role::Main).map_err(ConfineError::Capabilities)?;
         if self.seccomp == Some(Trespass::Ends) {
             violation::watch().map_err(ConfineError::Watch)?;
         }
         Ok(())
     }
 
+    /// Gives up what the main thread does not need, nor any that it will start.
+    pub(crate) fn begin(&self) -> Result<(), ConfineError> {
+        capabilities::reduce(Role::Main).map_err(ConfineError::Capabilities)
+    }
+
     /// Makes this thread one for `role` only. The files of the main thread depend on its first VM.
     pub(crate) fn enter(&self, role: Role) -> Result<(), ConfineError> {
-        if let (Some(files), Role::Vcpu | Role::Api | Role::Events | Role::Log) =
-            (&self.files, role)
-        {
-            let socket = files.socket.as_deref().filter(|_| role == Role::Api);
-            files::restrict_to(&socket.map(FileRule::of_socket))?;
+        if let Some(files) = &self.files {
+            match role {
+                Role::Main => {}
+                Role::Host => drop(files::restrict_to(&FileRule::of_topology())?),
+                Role::Api => drop(files::restrict_to(
+                    &files.socket.as_deref().map(FileRule::of_socket),
+                )?),
+                Role::Vcpu | Role::Events | Role::Log => drop(files::restrict_to(&[])?),
+            }
+        }
+        if role == Role::Host {
+            capabilities::become_nobody().map_err(ConfineError::Capabilities)?;
         }
         capabilities::reduce(role).map_err(ConfineError::Capabilities)?;
         violation::this_thread_is(role);

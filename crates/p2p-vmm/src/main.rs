@@ -12,6 +12,7 @@ mod descriptors;
 mod devices;
 mod exit;
 mod handed;
+mod host_reader;
 mod irq;
 mod layout;
 mod loader;
@@ -30,6 +31,7 @@ mod vcpu;
 mod vm;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
@@ -37,8 +39,12 @@ use iommu_group::SysfsError;
 use p2p_vfio::{Handed, HandedError, NoIommufd, Refusal};
 
 use crate::cli::Cli;
+use crate::confine::Role;
 use crate::descriptors::Descriptors;
+use crate::host_reader::HostReader;
 use crate::layout::LayoutError;
+use crate::signals::EndSignals;
+use crate::vcpu::block_kick_signal;
 use crate::vm::Process;
 
 /// Exit status when the request was refused and nothing was changed; clap uses it too.
@@ -104,15 +110,30 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let log = logger::init(cli.log_level()).context("cannot start the log")?;
     let descriptors = Descriptors::raise();
     let mut request = cli.into_request();
+    request.confinement.prepare()?;
+    // Before any thread is started: all inherit what is blocked.
+    let signals = EndSignals::open()?;
+    block_kick_signal()?;
+    // Before rights are given up that it takes to have fewer.
+    let confinement = Arc::clone(&request.confinement);
+    let host = HostReader::start(move || confinement.enter_io(Role::Host));
+    let host = host.context("cannot start the thread that reads the host")?;
     request.confinement.begin()?;
     let mut policy = policy::read(request.policy.as_deref())?;
     policy.expose(request.expose.iter().copied());
+    let host = host.with_policy(policy);
     let mut handed = Handed::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
         handed = handed::take_inherited(config)?;
         // Before anything is opened: a refusal changes nothing.
-        devices::judge(&config.devices, &policy)?;
+        devices::judge(&config.devices, &host)?;
     }
-    vm::run(request, policy, handed, Process { log, descriptors })
+    let process = Process {
+        log,
+        descriptors,
+        host: Arc::new(host),
+        signals,
+    };
+    vm::run(request, handed, process)
 }

@@ -38,13 +38,16 @@ fn threads(client: &Client) -> BTreeMap<String, Status> {
     tasks.collect()
 }
 
-/// What root, which tests may be, keeps.
-fn kept_capabilities() -> String {
+/// CAP_IPC_LOCK is what the main thread keeps, CAP_SYS_ADMIN what the one keeps that reads the host.
+const MAIN: u64 = 1 << 14;
+const HOST: u64 = 1 << 21;
+
+/// What is left of these to root, which tests may be.
+fn kept(capabilities: u64) -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
     let permitted = u64::from_str_radix(line.unwrap().trim(), 16).unwrap();
-    // CAP_IPC_LOCK and CAP_SYS_ADMIN.
-    format!("{:016x}", permitted & (1 << 14 | 1 << 21))
+    format!("{:016x}", permitted & capabilities)
 }
 
 fn status(seccomp: [&str; 2], capabilities: &str) -> Status {
@@ -62,7 +65,6 @@ fn expected(main: Status, others: &[(&str, Status)]) -> BTreeMap<String, Status>
 fn every_thread_has_a_filter_and_only_the_main_thread_a_capability() {
     let dir = tempfile::tempdir().unwrap();
     let events = format!("path={}", dir.path().join("events").display());
-    let kept = kept_capabilities();
     // The main thread has one more, for clone3.
     for (mode, main, seccomp) in [
         ("true", ["2", "2"], ["2", "1"]),
@@ -73,9 +75,11 @@ fn every_thread_has_a_filter_and_only_the_main_thread_a_capability() {
         let client = Client::new(vmm.socket());
         let other = status(seccomp, NO_CAPABILITIES);
         let others = ["api", "events", "log"].map(|name| (name, other.clone()));
+        let host = ("host", status(seccomp, &kept(HOST)));
+        let others: Vec<_> = others.into_iter().chain([host]).collect();
         assert_eq!(
             threads(&client),
-            expected(status(main, &kept), &others),
+            expected(status(main, &kept(MAIN)), &others),
             "--seccomp {mode}"
         );
         client.act("vmm.shutdown").unwrap();
@@ -143,8 +147,9 @@ fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
         ("vcpu1", vcpu),
         ("api", api.clone()),
         ("log", api),
+        ("host", status(["2", "1"], &kept(HOST))),
     ];
-    let main = status(["2", "2"], &kept_capabilities());
+    let main = status(["2", "2"], &kept(MAIN));
     assert_eq!(threads(&client), expected(main, &others));
 
     client.act("vm.delete").unwrap();
@@ -169,4 +174,14 @@ fn what_the_operator_allows_can_be_opened_by_later_vms() {
         client.act("vm.delete").unwrap();
         live(&client, &other);
     }
+}
+
+#[test]
+fn a_signal_ends_the_vmm_whichever_thread_the_kernel_chooses() {
+    let mut vmm = Vmm::start(&[]);
+    let pid = Client::new(vmm.socket()).ping().unwrap().pid;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(vmm.ends_well());
+    assert!(!vmm.socket().exists());
 }

@@ -42,11 +42,13 @@ fn a_vmm_with_devices_has_given_up_all_but_what_they_need() {
     vmm.wait_for("probed", GUEST).unwrap();
 
     // The order of the kernel (linux fs/proc/array.c): capabilities, then NoNewPrivs, Seccomp, Seccomp_filters.
-    // CAP_IPC_LOCK and CAP_SYS_ADMIN are what the main thread keeps.
+    // CAP_IPC_LOCK is what the main thread keeps, CAP_SYS_ADMIN what the one keeps that reads the host.
     let expected = BTreeMap::from([
-        ("p2p-vmm", vec!["0000000000204000", "1", "2", "1"]),
+        ("p2p-vmm", vec!["0000000000004000", "1", "2", "2"]),
         ("api", vec!["0000000000000000", "1", "2", "1"]),
-        ("vcpu0", vec!["0000000000000000", "1", "2", "2"]),
+        ("host", vec!["0000000000200000", "1", "2", "1"]),
+        ("log", vec!["0000000000000000", "1", "2", "1"]),
+        ("vcpu0", vec!["0000000000000000", "1", "2", "3"]),
     ]);
     assert_eq!(threads(&lab.sh(THREADS).unwrap()), expected);
 

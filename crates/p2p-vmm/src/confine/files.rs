@@ -24,12 +24,23 @@ const TOPOLOGY: [&str; 9] = [
     "/proc/cpuinfo",
     "/proc/sys/kernel/osrelease",
 ];
+/// Where devices are looked up by name: directories and links, and no file.
+const NAMES: [&str; 4] = [
+    "/sys/bus/pci",
+    "/sys/class/iommu",
+    "/sys/devices",
+    "/sys/kernel/iommu_groups",
+];
+/// What the units of Intel's IOMMU can address.
+const IOMMU: &str = "/sys/devices/virtual/iommu";
 /// What VMs are made with.
 const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/vfio", "/dev/iommu"];
 
 /// What is allowed below a directory, or with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Allowed {
+    /// See what is in directories.
+    List,
     Read,
     ReadAndWrite,
     /// Open and use as a device.
@@ -62,15 +73,21 @@ impl FileRule {
             SerialConfig::File(path) => Some(Self::new(path, Allowed::ReadAndWrite)),
             SerialConfig::Tty | SerialConfig::Null | SerialConfig::Off => None,
         };
-        let topology = TOPOLOGY.map(|path| Self::new(path, Allowed::Read));
+        let names = NAMES.map(|path| Self::new(path, Allowed::List));
         let devices = DEVICES.map(|path| Self::new(path, Allowed::Device));
         let payload = payload.map(|path| Self::new(path, Allowed::Read));
-        topology
+        names
             .into_iter()
+            .chain([Self::new(IOMMU, Allowed::Read)])
             .chain(devices)
             .chain(payload)
             .chain(serial)
             .collect()
+    }
+
+    /// What the host's topology is read from.
+    pub(super) fn of_topology() -> [Self; TOPOLOGY.len()] {
+        TOPOLOGY.map(|path| Self::new(path, Allowed::Read))
     }
 
     /// What it takes to remove the socket at the end.
@@ -108,6 +125,7 @@ impl Allowed {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let write = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg;
         match self {
+            Self::List => AccessFs::ReadDir.into(),
             Self::Read => read,
             Self::ReadAndWrite => read | write,
             Self::Device => read | AccessFs::WriteFile | AccessFs::IoctlDev,

@@ -103,7 +103,7 @@ pub(super) fn of(role: Role) -> impl Iterator<Item = Ioctl> {
         // A thread inherits the filter of the one that starts it.
         Role::Main => &[MAIN, VCPU],
         Role::Vcpu => &[VCPU],
-        Role::Api | Role::Events | Role::Log => &[],
+        Role::Api | Role::Events | Role::Log | Role::Host => &[],
     };
     own.iter().copied().flatten().copied()
 }

@@ -36,6 +36,12 @@ const API: &[SystemCall] = calls![
 /// A file of events that has grown too long begins again.
 const EVENTS: &[SystemCall] = calls![SYS_ftruncate SYS_lseek];
 
+/// Files and directories are read.
+const HOST: &[SystemCall] = calls![
+    SYS_open SYS_openat SYS_stat SYS_lstat SYS_fstat SYS_newfstatat SYS_statx SYS_readlink SYS_readlinkat
+    SYS_getdents64 SYS_getcwd SYS_lseek SYS_pread64
+];
+
 /// Everything: it builds VMs and takes them apart, looks at the host, and starts vCPUs.
 const MAIN: &[SystemCall] = calls![
     SYS_open SYS_openat SYS_stat SYS_lstat SYS_fstat SYS_newfstatat SYS_statx SYS_readlink SYS_readlinkat
@@ -58,6 +64,7 @@ pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {
         Role::Api => &[API],
         Role::Events => &[EVENTS],
         Role::Log => &[],
+        Role::Host => &[HOST],
     };
     COMMON.iter().chain(own.iter().copied().flatten()).copied()
 }

@@ -10,7 +10,7 @@ use hotplug::{DeviceConfig, Event, SlotBus};
 use iommu_group::{MemoryHole, Placement, Sbdf, SysfsError};
 use p2p_vfio::{
     Address, AddressRange, AttachError, Branch, Candidate, Exposed, Gpa, GuestTopology, HostDevice,
-    Iova, LayoutError, Policy, Refusal, WindowError, lay_out,
+    Iova, LayoutError, Refusal, WindowError, lay_out,
 };
 use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;
@@ -20,6 +20,7 @@ use super::ground::{self, spare, whole_pages};
 use super::judge::judge_newcomer;
 use super::registry::{Devices, Entry};
 use super::unit::{Opened, endpoint, preferring_home};
+use crate::host_reader::HostReader;
 use crate::layout::GpaRange;
 use crate::lock::lock;
 
@@ -59,8 +60,8 @@ impl From<anyhow::Error> for AddError {
 
 /// What a newcomer is judged by.
 pub(crate) struct Rules<'a> {
-    /// The operator's rules.
-    pub(crate) policy: &'a Policy,
+    /// The host, and the operator's rules.
+    pub(crate) host: &'a HostReader,
     /// Devices that the VM had.
     pub(crate) departed: &'a BTreeSet<Sbdf>,
 }
@@ -125,7 +126,7 @@ impl Devices {
         rules: &Rules<'_>,
     ) -> Result<(Candidate, Vec<Exposed>), AddError> {
         let configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
-        let judged = judge_newcomer(&configs, config, rules.policy, rules.departed)?;
+        let judged = judge_newcomer(&configs, config, rules.host, rules.departed)?;
         let admitted = judged.admitted;
         let members = admitted.domains.iter().flat_map(|domain| &domain.members);
         let all: Vec<&Candidate> = members.chain(&admitted.others).collect();

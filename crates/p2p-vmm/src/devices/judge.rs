@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hotplug::DeviceConfig;
 use iommu_group::Sbdf;
-use p2p_vfio::{Admitted, Candidate, DomainName, Exposed, HostView, Policy, admit};
+use p2p_vfio::{Admitted, Candidate, DomainName, Exposed, HostView, admit};
+
+use crate::host_reader::HostReader;
 
 /// Devices that a VM may have.
 pub(crate) struct Judged {
@@ -23,12 +25,12 @@ impl Judged {
     }
 }
 
-/// Reads what the host says of the devices and judges it by `policy`. Nothing is opened or
+/// Reads what the host says of the devices and judges it by the policy. Nothing is opened or
 /// changed.
 ///
 /// Refusals are [`Refusal`](p2p_vfio::Refusal) or [`SysfsError`](iommu_group::SysfsError).
-pub(crate) fn judge(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result<Judged> {
-    let request = Request::read(configs, policy)?;
+pub(crate) fn judge(configs: &[DeviceConfig], host: &HostReader) -> anyhow::Result<Judged> {
+    let request = Request::read(configs, host)?;
     let devices = request.configs.keys().copied().collect();
     let exposures = request.host.exposures(&devices, &request.accepted());
     request.judge(exposures)
@@ -38,12 +40,12 @@ pub(crate) fn judge(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result
 pub(super) fn judge_newcomer(
     running: &[DeviceConfig],
     newcomer: &DeviceConfig,
-    policy: &Policy,
+    host: &HostReader,
     departed: &BTreeSet<Sbdf>,
 ) -> anyhow::Result<Judged> {
     let mut configs = running.to_vec();
     configs.push(newcomer.clone());
-    let request = Request::read(&configs, policy)?;
+    let request = Request::read(&configs, host)?;
     let devices = request.configs.keys().copied().collect();
     let accepted = request.accepted();
     let (host, newcomer) = (&request.host, request.candidates.last());
@@ -60,9 +62,9 @@ struct Request {
 }
 
 impl Request {
-    fn read(configs: &[DeviceConfig], policy: &Policy) -> anyhow::Result<Self> {
+    fn read(configs: &[DeviceConfig], host: &HostReader) -> anyhow::Result<Self> {
         let mut this = Self {
-            host: HostView::read(policy.clone())?,
+            host: host.view()?,
             configs: BTreeMap::new(),
             candidates: Vec::new(),
         };

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
-use p2p_vfio::{Handed, Policy};
+use p2p_vfio::Handed;
 
 use crate::descriptors::Descriptors;
+use crate::host_reader::HostReader;
 use crate::serial::SerialBackend;
 
 /// The version that KVM's interface has had since linux 2.6.22.
@@ -17,7 +18,7 @@ const KVM_API_VERSION: i32 = 12;
 pub(crate) struct Host {
     pub(super) kvm: Kvm,
     pub(super) serial: SerialBackend,
-    pub(super) policy: Policy,
+    pub(super) host_reader: Arc<HostReader>,
     /// Devices that came open.
     pub(super) handed: Arc<Handed>,
     pub(super) descriptors: Descriptors,
@@ -30,7 +31,7 @@ pub(super) struct HostParams<'a> {
     /// The first VM.
     pub(super) config: &'a VmConfig,
     /// What devices are judged by.
-    pub(super) policy: Policy,
+    pub(super) host_reader: Arc<HostReader>,
     /// Devices that came open.
     pub(super) handed: Arc<Handed>,
     pub(super) descriptors: Descriptors,
@@ -65,7 +66,7 @@ impl Host {
         Ok(Self {
             kvm,
             serial,
-            policy: params.policy,
+            host_reader: params.host_reader,
             handed: params.handed,
             descriptors: params.descriptors,
             growing: params.growing,

@@ -5,7 +5,7 @@ use hotplug::api::{
 };
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
-use p2p_vfio::{Handed, Policy};
+use p2p_vfio::Handed;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::Poll;
@@ -22,6 +22,7 @@ use crate::descriptors::Descriptors;
 use crate::devices::{self, RemoveOptions, Rules};
 use crate::exit::VmExit;
 use crate::handed;
+use crate::host_reader::HostReader;
 
 /// How long the guest may take to let go of a device, unless said.
 const UNPLUG_TIME: Duration = Duration::from_secs(30);
@@ -30,7 +31,7 @@ const UNPLUG_TIME: Duration = Duration::from_secs(30);
 pub(super) struct Owner {
     life: Life,
     pub(super) config: Option<VmConfig>,
-    pub(super) policy: Policy,
+    pub(super) host_reader: Arc<HostReader>,
     pub(super) handed: Arc<Handed>,
     host: Option<Host>,
     pub(super) running: Option<Running>,
@@ -50,7 +51,7 @@ pub(super) struct Owner {
 pub(super) struct OwnerParams {
     pub(super) watch: Watch,
     pub(super) events: EventLog,
-    pub(super) policy: Policy,
+    pub(super) host_reader: Arc<HostReader>,
     /// Devices that came open.
     pub(super) handed: Arc<Handed>,
     pub(super) confinement: Arc<Confinement>,
@@ -64,7 +65,7 @@ impl Owner {
         let OwnerParams {
             watch,
             events,
-            policy,
+            host_reader,
             handed,
             confinement,
             descriptors,
@@ -73,7 +74,7 @@ impl Owner {
         Self {
             life: Life::Absent,
             config: None,
-            policy,
+            host_reader,
             handed,
             host: None,
             running: None,
@@ -158,10 +159,10 @@ impl Owner {
             Some(host) => host,
             none => {
                 // Before anything is opened: a refusal changes nothing.
-                devices::judge(&config.devices, &self.policy)?;
+                devices::judge(&config.devices, &self.host_reader)?;
                 none.insert(Host::open(HostParams {
                     config,
-                    policy: self.policy.clone(),
+                    host_reader: Arc::clone(&self.host_reader),
                     handed: Arc::clone(&self.handed),
                     descriptors: self.descriptors,
                     growing: self.growing,
@@ -294,7 +295,7 @@ impl Owner {
         let id = device.id.clone().unwrap_or_default();
         let devices = &mut running.machine.devices;
         let rules = Rules {
-            policy: &self.policy,
+            host: &self.host_reader,
             departed: &self.departed,
         };
         let added = devices.add(device, &rules, patience);

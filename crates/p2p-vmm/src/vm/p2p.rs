@@ -18,7 +18,7 @@ impl Owner {
     /// How things are now; routes are those of this moment.
     pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
-        let host = HostView::read(self.policy.clone())?;
+        let host = self.host_reader.view()?;
         let exposures = exposures(&host, &config.devices)?;
         let mut peers = Vec::new();
         let mut others = Vec::new();

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use hotplug::api::{ApiServer, CallQueue};
 use hotplug::{Event, EventLog, EventMonitor};
-use p2p_vfio::{Handed, Policy};
+use p2p_vfio::Handed;
 
 use super::answer::After;
 use super::life::Verb;
@@ -18,26 +18,20 @@ use crate::cli::Request;
 use crate::confine::Role;
 use crate::descriptors::Descriptors;
 use crate::exit::{ExitRequest, VmExit};
+use crate::host_reader::HostReader;
 use crate::logger::Logger;
 use crate::signals::EndSignals;
-use crate::vcpu::block_kick_signal;
 
 /// What there is one of in a process.
 pub(crate) struct Process {
     pub(crate) log: Logger,
     pub(crate) descriptors: Descriptors,
+    pub(crate) host: Arc<HostReader>,
+    pub(crate) signals: EndSignals,
 }
 
 /// Runs until the guest switches itself off, a client or a signal ends it. What was `handed` in is of its first VM.
-pub(crate) fn run(
-    request: Request,
-    policy: Policy,
-    handed: Handed,
-    process: Process,
-) -> anyhow::Result<()> {
-    // Before any thread is started: all inherit what is blocked.
-    let signals = EndSignals::open()?;
-    block_kick_signal()?;
+pub(crate) fn run(request: Request, handed: Handed, process: Process) -> anyhow::Result<()> {
     let events = EventLog::new();
     let monitor = request.event_monitor.as_ref();
     let enter = |role| {
@@ -55,7 +49,7 @@ pub(crate) fn run(
     let mut watch = Watch::new()?;
     let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
     watch.add(ExitWatcher(Arc::clone(&exit)));
-    watch.add(signals.watcher(Arc::clone(&exit)));
+    watch.add(process.signals.watcher(Arc::clone(&exit)));
     let socket = request.api_socket.as_deref();
     let api = socket
         .map(|path| ApiServer::start(path, &events, enter(Role::Api)))
@@ -74,7 +68,7 @@ pub(crate) fn run(
     let mut owner = Owner::new(OwnerParams {
         watch,
         events: events.clone(),
-        policy,
+        host_reader: process.host,
         handed: Arc::new(handed),
         confinement: request.confinement,
         descriptors: process.descriptors,

@@ -35,7 +35,7 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
         // Judged again for every life: the host may have changed since the last one.
-        let judged = devices::judge(&config.devices, &host.policy)?;
+        let judged = devices::judge(&config.devices, &host.host_reader)?;
         let mut machine = Machine::build(host, config, &judged, &exit)?;
         machine.devices.tell_exposures(judged.exposures());
         drop(judged);
