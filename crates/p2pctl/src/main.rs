@@ -7,6 +7,7 @@ mod answer;
 mod cli;
 mod cloud_hypervisor;
 mod command;
+mod confine;
 mod daemon;
 mod describe;
 mod draw;

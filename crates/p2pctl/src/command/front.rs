@@ -10,6 +10,7 @@ use iommu_group::Sbdf;
 use crate::answer::Answer;
 use crate::cli::Global;
 use crate::cloud_hypervisor::StockGate;
+use crate::confine;
 use crate::policy_file;
 
 /// Before which socket, and at which.
@@ -30,6 +31,7 @@ pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
         .clone()
         .unwrap_or_else(|| PathBuf::from("/sys"));
     let policy = policy_file::read(request.policy, request.expose)?;
+    confine::proxy(&sysfs, request.listen)?;
     let gate = StockGate::new(sysfs, policy, Client::new(request.vmm));
     let front = Front::start(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
     eprintln!(

@@ -7,8 +7,9 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use iommu_group::Sbdf;
 use serde::Serialize;
 
@@ -17,6 +18,7 @@ use crate::cli::Global;
 use crate::cloud_hypervisor::{
     Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite,
 };
+use crate::confine;
 use crate::host;
 use crate::policy_file;
 use crate::registry;
@@ -92,7 +94,16 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         version,
         departed: None,
     };
-    let host = match look(sysfs, question)? {
+    // What is read is the host's, and what is started has all rights of who asked.
+    let looked = thread::scope(|scope| {
+        let inspect = || {
+            confine::inspection(sysfs)?;
+            look(sysfs, question)
+        };
+        scope.spawn(inspect).join()
+    });
+    let looked = looked.map_err(|_| anyhow!("the thread that looks at the host has panicked"))?;
+    let host = match looked? {
         Ok(host) => host,
         Err(refusal) => return Ok(Err(refusal)),
     };

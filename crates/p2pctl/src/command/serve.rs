@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 
 use crate::answer::Answer;
 use crate::cli::Global;
+use crate::confine;
 use crate::daemon::{
     Calls, Changes, Drift, Guests, Host, Judgement, NamedSocket, Places, STEP, ready,
 };
@@ -46,6 +47,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     log_to_stderr();
     // Before there are other threads, which would get the signals.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    confine::daemon()?;
     let events = EventLog::new();
     let host = Host {
         host,

@@ -1,0 +1,71 @@
+//! Which files may still be opened: those that the host's topology is read from.
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+use crate::source::proc_beside;
+
+/// The newest Landlock whose rules are known here; a kernel with an older one enforces what it has.
+const KNOWN: ABI = ABI::V6;
+
+/// Which host it is.
+const PROC: [&str; 4] = [
+    "bus/pci/devices",
+    "cmdline",
+    "cpuinfo",
+    "sys/kernel/osrelease",
+];
+
+/// Lets this thread, and what it starts, read the topology below `sysfs` only, and make and remove the socket `listen`.
+pub(super) fn restrict_to_topology(
+    sysfs: &Path,
+    listen: Option<&Path>,
+) -> Result<(), RulesetError> {
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .handle_access(AccessNet::from_all(KNOWN))?
+        .scope(Scope::AbstractUnixSocket)?
+        .create()?;
+    let proc = proc_beside(sysfs);
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    ruleset = allow(ruleset, sysfs, read)?;
+    for file in PROC {
+        ruleset = allow(ruleset, &proc.join(file), AccessFs::ReadFile.into())?;
+    }
+    if let Some(listen) = listen {
+        let socket = AccessFs::MakeSock | AccessFs::RemoveFile;
+        ruleset = allow(ruleset, &directory_of(listen), socket)?;
+    }
+    if ruleset.restrict_self()?.ruleset == RulesetStatus::NotEnforced {
+        log::warn!("this kernel has no Landlock: files are not restricted");
+    }
+    Ok(())
+}
+
+/// What is not there is left out.
+fn allow(
+    ruleset: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
+    match PathFd::new(path) {
+        Ok(fd) => ruleset.add_rule(PathBeneath::new(fd, access)),
+        Err(error) => {
+            log::debug!("not among the files: {error}");
+            Ok(ruleset)
+        }
+    }
+}
+
+fn directory_of(socket: &Path) -> PathBuf {
+    let parent = socket.parent().unwrap_or(Path::new(""));
+    match parent.as_os_str().is_empty() {
+        true => PathBuf::from("."),
+        false => parent.to_owned(),
+    }
+}
