@@ -6,6 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
 use super::ClientError;
 use crate::descriptors::send;
 
@@ -40,15 +43,23 @@ impl Head {
 
 impl Conversation {
     pub(super) fn open(socket: &Path, call: &str, patience: Duration) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(socket).map_err(|source| ClientError::Connect {
-            socket: socket.to_owned(),
-            source,
+        let deadline = Instant::now() + patience;
+        let stream = connect(socket, patience).map_err(|source| match source.kind() {
+            // Too many wait for the VMM to accept their connections already.
+            io::ErrorKind::WouldBlock => ClientError::Late {
+                call: call.to_owned(),
+                patience,
+            },
+            _ => ClientError::Connect {
+                socket: socket.to_owned(),
+                source,
+            },
         })?;
         Ok(Self {
             stream,
             call: call.to_owned(),
             patience,
-            deadline: Instant::now() + patience,
+            deadline,
         })
     }
 
@@ -158,6 +169,18 @@ impl Conversation {
     }
 }
 
+/// Connects, by a deadline: with a full backlog the kernel waits as long as it may send (unix(7), socket(7)).
+fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let flags = SocketFlags::CLOEXEC;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Zero would mean for ever.
+    let patience = patience.max(Duration::from_millis(1));
+    set_socket_timeout(&stream, Timeout::Send, Some(patience))?;
+    rustix::net::connect(&stream, &address)?;
+    Ok(stream.into())
+}
+
 /// The head at the beginning of `bytes`; none if it is not complete.
 fn parse_head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -200,6 +223,23 @@ mod tests {
     #[test]
     fn a_head_may_come_in_parts() {
         assert_eq!(parse_head(b"HTTP/1.1 200 \r\nServ"), Ok(None));
+    }
+
+    #[test]
+    fn a_vmm_that_accepts_nobody_is_waited_for_no_longer_than_a_call_may_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let flags = SocketFlags::CLOEXEC;
+        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        rustix::net::bind(&listener, &address).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let patience = Duration::from_millis(200);
+        let started = Instant::now();
+        let late = Conversation::open(&path, "vmm.ping", patience).err();
+        assert!(matches!(late, Some(ClientError::Late { .. })), "{late:?}");
+        assert!(started.elapsed() < 10 * patience);
     }
 
     #[test]
