@@ -14,6 +14,7 @@
 //!
 //! The kernel is reached through [`Host`], virtual machines through [`Vmm`].
 
+mod acs_register;
 mod action;
 mod baseline;
 mod blocker;
@@ -41,6 +42,7 @@ mod transaction;
 mod usage;
 mod vmm;
 
+pub use acs_register::AcsRegister;
 pub use action::Action;
 pub use blocker::{Blocker, Refusal};
 pub use difference::Difference;

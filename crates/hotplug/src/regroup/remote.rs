@@ -97,13 +97,7 @@ impl RemoteVmm {
     }
 
     fn error(&self, error: &ClientError) -> VmmError {
-        if is_gone(error) {
-            return self.gone();
-        }
-        VmmError::Refused {
-            vm: self.name.clone(),
-            reason: reason(error),
-        }
+        VmmError::of(&self.name, error)
     }
 }
 
@@ -190,6 +184,10 @@ impl Vmm for RemoteVmm {
 
     fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
         self.set_windows(device, false).map(|()| Windows::Closed)
+    }
+
+    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+        self.set_windows(device, true)
     }
 
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {

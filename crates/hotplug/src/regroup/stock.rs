@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use iommu_group::{MemoryHole, Placement, Sbdf};
 use serde_json::{Value, json};
 
-use super::remote::{in_one_line, is_gone, reason};
+use super::remote::{in_one_line, is_gone};
 use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
 use crate::{Client, ClientError, Gate, GatedCall, Passage};
 use events::Removals;
@@ -48,14 +48,14 @@ pub struct StockVmm(Arc<Stock>);
 struct Stock {
     name: String,
     client: Client,
-    gate: Box<dyn Gate>,
+    gate: Arc<dyn Gate>,
     /// Where its event monitor writes, in files named by process id.
     events: PathBuf,
     proc: PathBuf,
     /// The devices by name, as they were last seen among those that were asked for.
-    seen: Mutex<BTreeMap<String, Assigned>>,
+    seen: Arc<Mutex<BTreeMap<String, Assigned>>>,
     /// Devices are added one after the other: each is judged by what the VM has already.
-    adding: Mutex<()>,
+    adding: Arc<Mutex<()>>,
 }
 
 impl StockVmm {
@@ -70,11 +70,26 @@ impl StockVmm {
         Self(Arc::new(Stock {
             name: name.into(),
             client,
-            gate,
+            gate: gate.into(),
             events: events.into(),
             proc: PathBuf::from("/proc"),
-            seen: Mutex::default(),
-            adding: Mutex::default(),
+            seen: Arc::default(),
+            adding: Arc::default(),
+        }))
+    }
+
+    /// The same with another patience: how long a call may take in all.
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        let stock = &self.0;
+        Self(Arc::new(Stock {
+            name: stock.name.clone(),
+            client: stock.client.clone().with_patience(patience),
+            gate: Arc::clone(&stock.gate),
+            events: stock.events.clone(),
+            proc: stock.proc.clone(),
+            seen: Arc::clone(&stock.seen),
+            adding: Arc::clone(&stock.adding),
         }))
     }
 }
@@ -235,10 +250,7 @@ impl Stock {
     }
 
     fn error(&self, error: &ClientError) -> VmmError {
-        if is_gone(error) {
-            return self.gone();
-        }
-        self.refused(reason(error))
+        VmmError::of(&self.name, error)
     }
 }
 
@@ -311,6 +323,11 @@ impl Vmm for StockVmm {
             Found::Plugged(found) if found.p2p => Ok(Windows::OpenWhilePlugged),
             Found::Plugged(_) | Found::Leaving | Found::Absent => Ok(Windows::Closed),
         }
+    }
+
+    /// They were never closed while it was plugged.
+    fn reopen(&self, _: &Assigned) -> Result<(), VmmError> {
+        Ok(())
     }
 
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use iommu_group::{AcsBits, Plan, Sbdf};
 use serde::{Deserialize, Serialize};
 
+use super::acs_register::AcsRegister;
 use super::action::Action;
 use super::baseline::Baseline;
 use super::blocker::{Blocker, Refusal};
@@ -208,18 +209,26 @@ impl<'a> Regroup<'a> {
         Ok(held.ports.into_keys().collect())
     }
 
-    /// Writes the ACS control register of a port that somebody else has written, unless a transaction is under way.
-    pub fn write_acs(&self, port: Sbdf, word: AcsBits) -> Result<(), RegroupError> {
+    /// Writes the ACS control register of a port that somebody else has written, unless a transaction is under way or
+    /// the port is another one now. `false` if it was not wanted any more when no transaction could begin.
+    pub fn write_acs(
+        &self,
+        register: &AcsRegister,
+        control: AcsBits,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<bool, RegroupError> {
         let lock = self.state.lock()?;
-        let topology = self.machine().scan()?;
-        let acs = topology
-            .get(port)
-            .and_then(|function| function.acs().registers())
-            .ok_or(HostError::Gone { function: port })?;
+        if !is_wanted() {
+            return Ok(false);
+        }
+        let port = register.port();
+        if register.read(self.host.sysfs()).is_none() {
+            return Err(HostError::Gone { function: port }.into());
+        }
         self.machine()
-            .set_acs_control(port, acs.control_offset(), word)?;
+            .set_acs_control(port, register.offset(), control)?;
         drop(lock);
-        Ok(())
+        Ok(true)
     }
 
     fn drive(

@@ -7,6 +7,9 @@ use std::time::Duration;
 use iommu_group::{MemoryHole, RouteChange, Sbdf};
 use serde::{Deserialize, Serialize};
 
+use super::remote::{is_gone, reason};
+use crate::ClientError;
+
 /// A device that a virtual machine has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
@@ -93,6 +96,9 @@ pub trait Vmm: Sync {
     /// Takes away the windows through which peers reach the device, if it can. One that has none is no error.
     fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError>;
 
+    /// Gives the windows back that [`revoke`](Self::revoke) took away. A device that has none is no error.
+    fn reopen(&self, device: &Assigned) -> Result<(), VmmError>;
+
     /// Asks the guest to let go of the device, waits until it has and VFIO is closed. If it has not by the deadline,
     /// the request is withdrawn, where the VMM can do that. A device that is not plugged is no error.
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError>;
@@ -102,6 +108,18 @@ pub trait Vmm: Sync {
 
     /// Gives the device back, into the domain and slot that it had. One that is plugged is no error.
     fn plug(&self, device: &Assigned) -> Result<(), VmmError>;
+}
+
+impl VmmError {
+    /// What it means that a call failed.
+    pub fn of(vm: &str, error: &ClientError) -> Self {
+        let vm = vm.to_owned();
+        if is_gone(error) {
+            return Self::Gone { vm };
+        }
+        let reason = reason(error);
+        Self::Refused { vm, reason }
+    }
 }
 
 /// A virtual machine that did not do what was asked of it.

@@ -113,6 +113,10 @@ impl Vmm for Guest {
         self.alive("revoke", device).map(|_| Windows::Closed)
     }
 
+    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+        self.alive("reopen", device).map(drop)
+    }
+
     fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
         if self.alive("unplug", device)? == Mood::Stalls(device.function) {
             return Err(VmmError::Stalled {

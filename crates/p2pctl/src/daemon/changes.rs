@@ -9,8 +9,8 @@ use std::time::Duration;
 use hotplug::EventLog;
 use hotplug::api::Failure;
 use hotplug::regroup::{
-    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report, ResetDone,
-    ResetOrder, StateDir, StateError, Vmm,
+    Assigned, Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report,
+    ResetDone, ResetOrder, StateDir, StateError, Vmm,
 };
 use iommu_group::Plan;
 
@@ -19,6 +19,9 @@ use super::messages::{STEP, STUCK, Told};
 
 /// Reports that are kept for those who ask.
 const KEPT: usize = 64;
+
+/// Devices of which it is remembered that a transaction gave them back.
+const REMEMBERED: usize = 1024;
 
 /// What there is to change, and how to reach it.
 #[derive(Clone)]
@@ -42,6 +45,22 @@ struct Now {
     /// How many have begun.
     count: u64,
     reports: BTreeMap<String, Report>,
+    /// How many had begun when a device was given back last, by VM and name.
+    given_back: BTreeMap<(String, String), u64>,
+}
+
+impl Now {
+    fn give_back(&mut self, devices: &[Assigned]) {
+        for device in devices {
+            let key = (device.vm.clone(), device.id.clone());
+            self.given_back.insert(key, self.count);
+        }
+        while self.given_back.len() > REMEMBERED {
+            let oldest = self.given_back.iter().min_by_key(|(_, count)| **count);
+            let oldest = oldest.map(|(key, _)| key.clone());
+            oldest.and_then(|key| self.given_back.remove(&key));
+        }
+    }
 }
 
 /// A transaction that has begun, or has ended before anybody could see it.
@@ -79,6 +98,12 @@ impl Changes {
     /// How a transaction ended, if it has.
     pub(crate) fn report(&self, transaction: &str) -> Option<Report> {
         self.lock().reports.get(transaction).cloned()
+    }
+
+    /// How many transactions had begun when one of them gave a device back last.
+    pub(crate) fn given_back(&self, device: &Assigned) -> Option<u64> {
+        let key = (device.vm.clone(), device.id.clone());
+        self.lock().given_back.get(&key).copied()
     }
 
     /// What carrying a plan out would mean now.
@@ -164,6 +189,7 @@ impl Changes {
         let mut now = self.lock();
         now.busy = false;
         if let Ok(Some(report)) = &result {
+            now.give_back(&report.unplugged);
             now.reports.insert(report.id.clone(), report.clone());
             while now.reports.len() > KEPT {
                 now.reports.pop_first();

@@ -1,323 +1,210 @@
-//! What others do to the host: ports whose ACS is changed and devices that change groups behind the daemon's back.
+//! What others do to the host: ports whose ACS is changed, devices that change groups, and functions that arrive behind
+//! the daemon's back.
 //!
 //! ```text
-//! uevents of PCI functions ─▶ look at the whole host ─┬▶ differences ─▶ revoke the peer windows that depend on them
-//! ACS words, twice a second ─▶ if one is different ───┘              ─▶ put the words back that a transaction holds
-//!                                                                    ─▶ unplug the devices, plug them as what they may be now
+//! guard:  ACS controls, four times a second ─▶ put back ───────────────┐
+//! looker: uevents of PCI functions ─▶ look at the whole host ─▶ differ ─┴▶ alarm ─▶ worker, one for each VM
+//!
+//! worker: close the mappings ─▶ check the host ─▶ open them, or unplug, check again, plug
 //! ```
-//! A transaction changes the same things; what is seen meanwhile means nothing, and afterwards there is a new normal.
+//! The guard and the looker ask nothing of a VMM, and each worker only its own: one that does not answer holds up neither
+//! ACS nor other VMs. A transaction changes the same things; what is seen meanwhile means nothing, and afterwards there
+//! is a new normal.
 
-mod facts;
-mod rhythm;
-mod words;
+mod acs;
+mod assessment;
+mod entry;
+mod guard;
+mod inbox;
+mod looker;
+mod response;
+mod schedule;
+mod snapshot;
+mod teller;
+#[cfg(test)]
+mod tests;
+mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, Host as _, Regroup, RegroupError, Windows};
-use iommu_group::{Function, Sbdf, Topology};
+use hotplug::EventLog;
+use hotplug::regroup::{Assigned, VmmError};
+use iommu_group::Exposure;
 
 use super::changes::Changes;
-use super::guests::Guest;
-use super::uevents::Uevents;
+use super::guests::{Guest, NamedSocket};
 use crate::cli::Global;
 use crate::source::Source;
-use facts::Facts;
-use rhythm::{Look, Moment, Rhythm};
-use words::Words;
+use acs::Watch;
+use assessment::Alarm;
+use inbox::Inbox;
+use snapshot::Snapshot;
+use worker::{Worker, World};
 
-/// How long a guest may take to let go of a device whose peers have changed.
-const GUEST: Duration = Duration::from_secs(60);
+/// How long the end of the daemon waits for devices that are on their way back into their VMs.
+const END: Duration = Duration::from_secs(10);
 
-/// The thread that looks. It ends when this is dropped.
+/// The threads that look. They end when this is dropped.
 pub(crate) struct Drift {
-    done: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Drift {
     pub(crate) fn start(changes: Changes, global: Global) -> io::Result<Self> {
-        let done = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&done);
-        let thread = thread::Builder::new()
-            .name("drift".to_owned())
-            .spawn(move || {
-                let mut watcher = Watcher::new(changes, global);
-                while !ended.load(Ordering::Acquire) {
-                    watcher.turn();
-                }
-            })?;
-        Ok(Self {
-            done,
-            thread: Some(thread),
-        })
+        let shared = Arc::new(Shared {
+            changes,
+            global,
+            ended: AtomicBool::new(false),
+            poked: AtomicBool::new(false),
+            watch: Mutex::default(),
+            inboxes: Mutex::default(),
+        });
+        let mut drift = Self {
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
+        };
+        let (for_guard, for_looker) = (Arc::clone(&shared), shared);
+        let thread = |name: &str| thread::Builder::new().name(name.to_owned());
+        let guard = thread("drift-acs").spawn(move || guard::run(for_guard))?;
+        drift.threads.push(guard);
+        let looker = thread("drift").spawn(move || looker::run(for_looker))?;
+        drift.threads.push(looker);
+        Ok(drift)
     }
 }
 
 impl Drop for Drift {
     fn drop(&mut self) {
-        self.done.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            eprintln!("p2pctl: the thread that looks for drift had panicked");
+        self.shared.ended.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                eprintln!("p2pctl: a thread that looks for drift had panicked");
+            }
+        }
+        let until = Instant::now() + END;
+        loop {
+            let left = self.shared.at_work();
+            if left.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                eprintln!(
+                    "p2pctl: devices of {} are closed or unplugged yet because of drift",
+                    left.join(", ")
+                );
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
         }
     }
 }
 
-struct Watcher {
+/// What the threads have in common.
+struct Shared {
     changes: Changes,
     global: Global,
-    started: Instant,
-    rhythm: Rhythm,
-    /// None if the kernel does not tell what comes and goes.
-    uevents: Option<Uevents>,
-    /// What the host was like, and after how many transactions.
-    normal: Option<(u64, Facts)>,
-    words: Words,
+    ended: AtomicBool,
+    /// Whether the looker has a reason to look.
+    poked: AtomicBool,
+    /// What the guard is to watch from now on.
+    watch: Mutex<Option<Watch>>,
+    /// The workers, by the sockets of their VMs.
+    inboxes: Mutex<BTreeMap<PathBuf, (String, Arc<Inbox>)>>,
 }
 
-impl Watcher {
-    fn new(changes: Changes, global: Global) -> Self {
-        let mut watcher = Self {
-            changes,
-            global,
-            started: Instant::now(),
-            rhythm: Rhythm::new(true),
-            uevents: None,
-            normal: None,
-            words: Words::default(),
-        };
-        // What the kernel tells is about no other host than its own.
-        let elsewhere = watcher.global.sysfs.as_deref();
-        match elsewhere.filter(|sysfs| *sysfs != Path::new("/sys")) {
-            None => match Uevents::open() {
-                Ok(uevents) => watcher.uevents = Some(uevents),
-                Err(error) => watcher.deafen(&error.to_string()),
-            },
-            Some(sysfs) => watcher.deafen(&format!("{} is not /sys", sysfs.display())),
-        }
-        watcher
+impl Shared {
+    fn set_watch(&self, watch: Watch) {
+        *lock(&self.watch) = Some(watch);
     }
 
-    /// From now on the host is looked at, as the kernel does not tell what comes and goes.
-    fn deafen(&mut self, why: &str) {
-        self.uevents = None;
-        self.rhythm.deafen();
-        eprintln!(
-            "p2pctl: the kernel does not tell what comes and goes ({why}): the whole host is looked at twice a second instead"
-        );
-        self.tell("drift-polling", &[("why", why)]);
+    fn take_watch(&self) -> Option<Watch> {
+        lock(&self.watch).take()
     }
 
-    fn moment(&self) -> Moment {
-        let (busy, changes) = self.changes.activity();
-        Moment {
-            now: self.started.elapsed(),
-            busy,
-            changes,
-        }
+    fn poke(&self) {
+        self.poked.store(true, Ordering::Release);
     }
 
-    /// Looks at what there is to look at, and waits until there is more.
-    fn turn(&mut self) {
-        let at = self.moment();
-        let look = self.rhythm.look(at);
-        self.rhythm.looked(look, at);
-        let whole = match look {
-            Look::Nothing => false,
-            Look::Words => !self.words.hold(),
-            Look::Whole => true,
-        };
-        if whole {
-            self.rhythm.looked(Look::Whole, at);
-            self.look(at.changes);
-        }
-        let rest = self.rhythm.rest(self.moment());
-        let Some(uevents) = &self.uevents else {
-            thread::sleep(rest);
-            return;
-        };
-        match uevents.wait(rest) {
-            Ok(true) => self.rhythm.news(self.started.elapsed()),
-            Ok(false) => {}
-            Err(error) => self.deafen(&error.to_string()),
-        }
+    fn was_poked(&self) -> bool {
+        self.poked.swap(false, Ordering::AcqRel)
     }
 
-    fn look(&mut self, count: u64) {
-        // A function may go while it is looked at.
-        let Ok(source) = Source::load(&self.global) else {
-            self.rhythm.news(self.started.elapsed());
-            return;
-        };
-        let now = Facts::of(&source.topology);
-        let normal = match self.normal.take() {
-            Some((then, normal)) if then == count => normal,
-            _ => now.clone(),
-        };
-        let found = normal.changes(&now);
-        self.normal = Some((count, now));
-        let held = match self.held() {
-            Ok(held) => held,
-            Err(error) => {
-                self.tell("drift-error", &[("error", &error.to_string())]);
-                BTreeSet::new()
-            }
-        };
-        let sysfs = self.changes.host().host.sysfs();
-        self.words = Words::of(&source.topology, sysfs, &held);
-        // One that has begun meanwhile has made the differences itself.
-        if found.is_empty() || self.changes.activity() != (false, count) {
-            return;
-        }
-        self.answer(&source.topology, &found, &normal, &held);
+    /// Whether the operator accepts an exposure, whichever device it is of.
+    fn is_accepted(&self, _exposure: &Exposure) -> bool {
+        false
     }
 
-    /// The ports whose words a transaction holds.
-    fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
-        let host = self.changes.host();
-        Regroup::new(&host.host, &[], host.state.clone()).held()
-    }
-
-    /// Does about differences what has to be done.
-    fn answer(
-        &mut self,
-        topology: &Topology,
-        found: &[(Sbdf, String)],
-        normal: &Facts,
-        held: &BTreeSet<Sbdf>,
-    ) {
-        for (function, what) in found {
-            self.tell(
-                "drift",
-                &[("function", &function.to_string()), ("what", what)],
-            );
-        }
-        let guests = self.changes.host().guests.now();
-        let concerned = concerned(topology, &guests, found);
-        for (guest, device) in &concerned {
-            let why = found.iter().map(|(_, what)| what.as_str());
-            let why = why.collect::<Vec<_>>().join("; ");
-            let told = [("vm", &*device.vm), ("id", &*device.id), ("why", &*why)];
-            match guest.revoke(device) {
-                Ok(Windows::Closed) => self.tell("windows-revoked", &told),
-                // Until it is unplugged, which is next.
-                Ok(Windows::OpenWhilePlugged) => self.tell("windows-stay", &told),
-                Err(error) => self.failed(device, &error.to_string()),
-            }
-        }
-        self.restore(found, normal, held);
-        if !concerned.is_empty() {
-            self.replug(&concerned);
-        }
-    }
-
-    /// Puts words back that a transaction holds.
-    fn restore(&mut self, found: &[(Sbdf, String)], normal: &Facts, held: &BTreeSet<Sbdf>) {
-        let host = self.changes.host();
-        let regroup = Regroup::new(&host.host, &[], host.state.clone());
-        for (port, _) in found {
-            let Some(word) = normal.words.get(port).filter(|_| held.contains(port)) else {
+    /// Tells the workers of all VMs, and waits for none.
+    fn alarm(self: &Arc<Self>, alarm: &Alarm) {
+        let sockets = self.changes.host().guests.sockets();
+        let mut inboxes = lock(&self.inboxes);
+        for at in sockets {
+            let known = inboxes.get(&at.socket);
+            if known.is_some_and(|(_, inbox)| inbox.alarm(alarm)) {
                 continue;
-            };
-            match regroup.write_acs(*port, *word) {
-                Ok(()) => {
-                    if let Some((_, facts)) = &mut self.normal {
-                        facts.words.insert(*port, *word);
-                    }
-                    // What was looked at is not what is there now.
-                    self.rhythm.news(self.started.elapsed());
-                    let word = format!("{:04x}", word.bits());
-                    self.tell(
-                        "acs-restored",
-                        &[("function", &port.to_string()), ("to", &word)],
-                    );
-                }
-                Err(error) => self.tell("drift-error", &[("error", &error.to_string())]),
+            }
+            let inbox = Arc::new(Inbox::default());
+            inbox.alarm(alarm);
+            let world = Arc::new(Vm {
+                shared: Arc::clone(self),
+                at: at.clone(),
+            });
+            match Worker::start(at.name.clone(), world, Arc::clone(&inbox)) {
+                Ok(()) => drop(inboxes.insert(at.socket, (at.name, inbox))),
+                Err(error) => eprintln!("p2pctl: cannot start a thread for {}: {error}", at.name),
             }
         }
+        inboxes.retain(|_, (_, inbox)| !inbox.is_closed());
     }
 
-    /// Unplugs devices and plugs them as the peers that they were, or without any if that is refused now.
-    fn replug(&self, concerned: &[(Guest, Assigned)]) {
-        thread::scope(|scope| {
-            for (guest, device) in concerned {
-                scope.spawn(move || {
-                    if let Err(error) = guest.unplug(device, GUEST) {
-                        self.failed(device, &error.to_string());
-                    }
-                });
-            }
-        });
-        for (guest, device) in concerned {
-            let alone = Assigned {
-                p2p: false,
-                domain: None,
-                ..device.clone()
-            };
-            let plugged = match guest.plug(device) {
-                Ok(()) => Ok("as before"),
-                Err(error) => {
-                    self.failed(device, &error.to_string());
-                    guest.plug(&alone).map(|()| "without peers")
-                }
-            };
-            match plugged {
-                Ok(how) => self.tell(
-                    "device-replugged",
-                    &[("vm", &device.vm), ("id", &device.id), ("how", how)],
-                ),
-                Err(error) => self.failed(device, &error.to_string()),
-            }
-        }
-    }
-
-    fn failed(&self, device: &Assigned, error: &str) {
-        self.tell(
-            "drift-error",
-            &[("vm", &device.vm), ("id", &device.id), ("error", error)],
-        );
-    }
-
-    fn tell(&self, event: &str, properties: &[(&str, &str)]) {
-        let properties = properties.iter();
-        let properties = properties.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        self.changes
-            .events()
-            .note("host", event, properties.collect());
+    /// The VMs whose devices are closed or away.
+    fn at_work(&self) -> Vec<String> {
+        let inboxes = lock(&self.inboxes);
+        let at_work = inboxes.values().filter(|(_, inbox)| !inbox.is_at_rest());
+        at_work.map(|(name, _)| name.clone()).collect()
     }
 }
 
-/// The peers whose ways lead past what is different, with all of their domains.
-fn concerned(
-    topology: &Topology,
-    guests: &[Guest],
-    found: &[(Sbdf, String)],
-) -> Vec<(Guest, Assigned)> {
-    let touched = |device: &Assigned| {
-        let above = topology.ancestors(device.function).map(Function::sbdf);
-        let mut way = std::iter::once(device.function).chain(above);
-        way.any(|at| found.iter().any(|(function, _)| *function == at))
-    };
-    let mut concerned = Vec::new();
-    for guest in guests {
-        let devices = guest.devices().unwrap_or_default();
-        let peers: Vec<&Assigned> = devices.iter().filter(|device| device.p2p).collect();
-        let domains: BTreeSet<&Option<String>> = peers
-            .iter()
-            .filter(|device| touched(device))
-            .map(|device| &device.domain)
-            .collect();
-        let members = peers
-            .iter()
-            .filter(|device| domains.contains(&device.domain));
-        concerned.extend(members.map(|device| (guest.clone(), (*device).clone())));
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A VM, and the host that it is on.
+struct Vm {
+    shared: Arc<Shared>,
+    at: NamedSocket,
+}
+
+impl World for Vm {
+    fn reach(&self, patience: Duration) -> Result<Guest, VmmError> {
+        self.shared.changes.host().guests.reach(&self.at, patience)
     }
-    concerned
+
+    fn look(&self) -> Option<Snapshot> {
+        let source = Source::load(&self.shared.global).ok()?;
+        Some(Snapshot::of(&source.topology))
+    }
+
+    fn activity(&self) -> (bool, u64) {
+        self.shared.changes.activity()
+    }
+
+    fn given_back(&self, device: &Assigned) -> Option<u64> {
+        self.shared.changes.given_back(device)
+    }
+
+    fn is_accepted(&self, _device: &Assigned, exposure: &Exposure) -> bool {
+        self.shared.is_accepted(exposure)
+    }
+
+    fn events(&self) -> EventLog {
+        self.shared.changes.events().clone()
+    }
 }

@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use hotplug::Client;
-use hotplug::regroup::{RemoteVmm, StockVmm, Vmm};
+use hotplug::regroup::{RemoteVmm, StockVmm, Vmm, VmmError};
 use p2p_vfio::Policy;
 
 use crate::cloud_hypervisor::StockGate;
@@ -113,30 +114,66 @@ impl Guests {
 
     /// The virtual machines there are now, those included that have gone and left their sockets.
     pub(crate) fn now(&self) -> Vec<Guest> {
-        let sockets = self.sockets().into_iter();
-        sockets.map(|guest| self.guest(guest)).collect()
+        let sockets = self.sockets();
+        thread::scope(|scope| {
+            let asked: Vec<_> = sockets
+                .iter()
+                .map(|at| scope.spawn(|| self.guest(at)))
+                .collect();
+            let guests = asked.into_iter();
+            let guests = guests.filter_map(|guest| guest.join().ok());
+            guests.collect()
+        })
     }
 
-    /// Speaks with a VM as what answers for it wants it.
-    fn guest(&self, at: NamedSocket) -> Guest {
-        let client = Client::new(&at.socket);
-        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
-        let ping = client.clone().with_patience(PATIENCE).ping();
-        let known = stock.get(&at.socket);
-        match (ping, known) {
-            (Ok(ping), Some((pid, vmm))) if ping.pid == *pid => return Arc::new(vmm.clone()),
-            // It does not answer now, and is what it was.
-            (Err(_), Some((_, vmm))) => return Arc::new(vmm.clone()),
-            (Ok(ping), _) if !ping.features.iter().any(|feature| feature == "p2p") => {
-                let Judgement { sysfs, policy } = self.judgement.clone();
-                let gate = StockGate::new(sysfs, policy, client.clone()).for_regrouping();
-                let vmm = StockVmm::new(at.name, client, Box::new(gate), registry::EVENTS);
-                stock.insert(at.socket, (ping.pid, vmm.clone()));
-                return Arc::new(vmm);
-            }
-            (Ok(_) | Err(_), _) => {}
+    /// The virtual machine behind a socket, each call to whose VMM takes `patience` at most. Fails if it does not answer.
+    pub(crate) fn reach(&self, at: &NamedSocket, patience: Duration) -> Result<Guest, VmmError> {
+        let client = Client::new(&at.socket).with_patience(patience);
+        let ping = client.ping();
+        let ping = ping.map_err(|error| VmmError::of(&at.name, &error))?;
+        if ping.features.iter().any(|feature| feature == "p2p") {
+            return Ok(Arc::new(RemoteVmm::new(&at.name, client)));
         }
-        Arc::new(RemoteVmm::new(at.name, client))
+        let vmm = self.stock_at(at, ping.pid);
+        Ok(Arc::new(vmm.with_patience(patience)))
+    }
+
+    /// Speaks with a VM as what answers for it wants it, or as what has answered before.
+    fn guest(&self, at: &NamedSocket) -> Guest {
+        let client = Client::new(&at.socket);
+        match client.clone().with_patience(PATIENCE).ping() {
+            Ok(ping) if !ping.features.iter().any(|feature| feature == "p2p") => {
+                return Arc::new(self.stock_at(at, ping.pid));
+            }
+            Ok(_) => {}
+            // It does not answer now, and is what it was.
+            Err(_) => {
+                if let Some((_, vmm)) = self.lock().get(&at.socket) {
+                    return Arc::new(vmm.clone());
+                }
+            }
+        }
+        Arc::new(RemoteVmm::new(&at.name, client))
+    }
+
+    /// The cloud-hypervisor that answers at a socket with this process.
+    fn stock_at(&self, at: &NamedSocket, pid: i64) -> StockVmm {
+        let client = Client::new(&at.socket);
+        let Judgement { sysfs, policy } = self.judgement.clone();
+        let gate = StockGate::new(sysfs, policy, client.clone()).for_regrouping();
+        let new = StockVmm::new(&at.name, client, Box::new(gate), registry::EVENTS);
+        let mut stock = self.lock();
+        match stock.get(&at.socket) {
+            Some((known, vmm)) if *known == pid => vmm.clone(),
+            _ => {
+                stock.insert(at.socket.clone(), (pid, new.clone()));
+                new
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (i64, StockVmm)>> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,0 +1,236 @@
+//! The ACS controls of the ports that matter: those above devices that VFIO has, and those that a transaction holds.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+
+use hotplug::regroup::AcsRegister;
+use iommu_group::{AcsBits, Function, Sbdf, Sysfs, Topology, is_vfio_driver};
+
+use super::snapshot::Snapshot;
+
+/// Controls that keep requests from passing the IOMMU by while they are on.
+const ISOLATION: AcsBits = AcsBits::from_bits(
+    AcsBits::SV.bits()
+        | AcsBits::TB.bits()
+        | AcsBits::RR.bits()
+        | AcsBits::CR.bits()
+        | AcsBits::UF.bits()
+        | AcsBits::EC.bits(),
+);
+
+/// The ports that matter, and what they should hold.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Watch {
+    /// How many transactions had begun when it was made.
+    pub(super) transactions: u64,
+    /// The host as it should be.
+    pub(super) normal: Arc<Snapshot>,
+    pub(super) ports: Vec<WatchedPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WatchedPort {
+    pub(super) register: AcsRegister,
+    /// What it should hold.
+    pub(super) good: AcsBits,
+    /// Whether a transaction holds it.
+    held: bool,
+}
+
+/// What a port holds that does not hold what it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It has to be put back.
+    PutBack(AcsBits),
+    /// It is stricter, and nobody needs it as it was.
+    Stricter(AcsBits),
+    /// It is not there, or another one.
+    Gone,
+}
+
+impl Watch {
+    pub(super) fn new(
+        transactions: u64,
+        normal: Arc<Snapshot>,
+        topology: &Topology,
+        held: &BTreeSet<Sbdf>,
+    ) -> Self {
+        let ports = ports(topology, held).into_iter();
+        let watched = |port: Sbdf| {
+            Some(WatchedPort {
+                register: AcsRegister::of(topology.get(port)?)?,
+                good: *normal.acs.get(&port)?,
+                held: held.contains(&port),
+            })
+        };
+        Self {
+            transactions,
+            ports: ports.filter_map(watched).collect(),
+            normal,
+        }
+    }
+
+    /// Whether a port that is watched has to be put back, on a host that was found like this.
+    pub(super) fn awaits(&self, now: &Snapshot) -> bool {
+        self.ports.iter().any(|port| {
+            let found = now.acs.get(&port.register.port());
+            let differs = found.filter(|found| **found != port.good);
+            differs.is_some_and(|found| port.is_put_back(*found))
+        })
+    }
+
+    pub(super) fn has(&self, port: Sbdf) -> bool {
+        self.ports.iter().any(|other| other.register.port() == port)
+    }
+}
+
+impl WatchedPort {
+    /// What it holds that it should not; `None` if it holds what it should, or sleeps.
+    pub(super) fn look(&self, sysfs: &Sysfs) -> Option<Found> {
+        // To read a register would wake a port that sleeps, with all devices below it.
+        if sleeps(sysfs, self.register.port()) {
+            return None;
+        }
+        match self.register.read(sysfs) {
+            None => Some(Found::Gone),
+            Some(is) if is == self.good => None,
+            Some(is) if self.is_put_back(is) => Some(Found::PutBack(is)),
+            Some(is) => Some(Found::Stricter(is)),
+        }
+    }
+
+    fn is_put_back(&self, is: AcsBits) -> bool {
+        self.held || is_less_strict(self.good, is)
+    }
+}
+
+/// Whether requests could pass the IOMMU by that could not before.
+pub(super) fn is_less_strict(was: AcsBits, is: AcsBits) -> bool {
+    let lost = was & !is & ISOLATION;
+    // Translated requests go straight, or untranslated ones by a vector instead of never (PCIe r6.0 §6.12.3).
+    let gained = is & !was & (AcsBits::DT | AcsBits::EC);
+    !lost.is_empty()
+        || gained.contains(AcsBits::DT)
+        || (gained.contains(AcsBits::EC) && was.contains(AcsBits::RR))
+}
+
+fn sleeps(sysfs: &Sysfs, port: Sbdf) -> bool {
+    let status = fs::read_to_string(sysfs.device_dir(port).join("power/runtime_status"));
+    status.is_ok_and(|status| status.trim_end() == "suspended")
+}
+
+fn ports(topology: &Topology, held: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
+    let all = topology.functions().iter();
+    let devices = all.filter(|function| function.driver().is_some_and(is_vfio_driver));
+    let above = devices.flat_map(|device| topology.ancestors(device.sbdf()));
+    let ports = above.filter(|port| port.port_type().is_downstream());
+    ports
+        .map(Function::sbdf)
+        .chain(held.iter().copied())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    const SWITCH: &str = include_str!("../../../../../resources/topologies/switch-four-nvme.json");
+
+    fn at(text: &str) -> Sbdf {
+        text.parse().unwrap()
+    }
+
+    fn bits(text: &str) -> AcsBits {
+        text.parse().unwrap()
+    }
+
+    /// A machine whose registers are files, and the watch over it.
+    fn machine(held: &[&str]) -> (tempfile::TempDir, Sysfs, Watch) {
+        let topology = Topology::from_fixture(SWITCH).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::new(dir.path());
+        for function in topology.functions() {
+            let dir = sysfs.device_dir(function.sbdf());
+            fs::create_dir_all(dir.join("power")).unwrap();
+            fs::write(dir.join("power/runtime_status"), "active\n").unwrap();
+            let byte = |offset| function.space().u8(offset).unwrap_or_default();
+            fs::write(dir.join("config"), (0..4096).map(byte).collect::<Vec<_>>()).unwrap();
+        }
+        let held = held.iter().map(|port| at(port)).collect();
+        let normal = Arc::new(Snapshot::of(&topology));
+        let watch = Watch::new(0, normal, &topology, &held);
+        (dir, sysfs, watch)
+    }
+
+    #[test]
+    fn ports_above_devices_of_vfio_and_those_that_are_held_matter() {
+        let topology = Topology::from_fixture(SWITCH).unwrap();
+        let assigned = |sbdf: Sbdf| {
+            let driver = topology.get(sbdf).and_then(Function::driver);
+            driver.is_some_and(is_vfio_driver)
+        };
+        let none = BTreeSet::new();
+        let matter = ports(&topology, &none);
+        for port in topology.functions() {
+            let below = topology.descendants(port.sbdf());
+            let expected =
+                port.port_type().is_downstream() && below.map(Function::sbdf).any(assigned);
+            assert_eq!(matter.contains(&port.sbdf()), expected, "{}", port.sbdf());
+        }
+        assert!(!matter.is_empty());
+        let held = BTreeSet::from([at("0000:02:03.0")]);
+        assert!(ports(&topology, &held).contains(&at("0000:02:03.0")));
+    }
+
+    #[test]
+    fn what_is_less_strict() {
+        for (was, is, expected) in [
+            ("001d", "0011", true),
+            ("001d", "0000", true),
+            ("001d", "001c", true),
+            ("001d", "005d", true),
+            ("001d", "003d", true),
+            ("0031", "0011", true),
+            ("001d", "001f", false),
+            ("0011", "001d", false),
+            ("0011", "0031", false),
+            ("005d", "001d", false),
+        ] {
+            assert_eq!(is_less_strict(bits(was), bits(is)), expected, "{was} {is}");
+        }
+    }
+
+    #[test]
+    fn another_control_or_none_is_seen_and_a_port_that_sleeps_is_not_woken() {
+        let (_dir, sysfs, watch) = machine(&["02:01.0"]);
+        let look = |port: &str| {
+            let mut ports = watch.ports.iter();
+            let watched = ports.find(|other| other.register.port() == at(port));
+            watched.unwrap().look(&sysfs)
+        };
+        let write = |port: &str, offset: u64, control: u8| {
+            let path = sysfs.device_dir(at(port)).join("config");
+            let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all_at(&[control], offset).unwrap();
+        };
+        assert_eq!(look("02:00.0"), None);
+        write("02:00.0", 0x156, 0x11);
+        assert_eq!(look("02:00.0"), Some(Found::PutBack(bits("0011"))));
+        write("02:00.0", 0x156, 0x1f);
+        assert_eq!(look("02:00.0"), Some(Found::Stricter(bits("001f"))));
+        // What a transaction holds is put back either way.
+        write("02:01.0", 0x156, 0x1f);
+        assert_eq!(look("02:01.0"), Some(Found::PutBack(bits("001f"))));
+        let status = sysfs.device_dir(at("02:00.0")).join("power/runtime_status");
+        fs::write(&status, "suspended\n").unwrap();
+        assert_eq!(look("02:00.0"), None);
+        fs::write(&status, "active\n").unwrap();
+        write("02:00.0", 0, 0x87);
+        assert_eq!(look("02:00.0"), Some(Found::Gone), "it is another device");
+        fs::remove_dir_all(sysfs.device_dir(at("02:01.0"))).unwrap();
+        assert_eq!(look("02:01.0"), Some(Found::Gone));
+    }
+}

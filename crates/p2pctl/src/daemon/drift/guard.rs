@@ -1,0 +1,171 @@
+//! The thread that puts ACS back. It reads a few registers four times a second and waits for nobody: not for a VMM, and
+//! not for a look at the whole host.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hotplug::regroup::{Host as _, Regroup, RegroupError};
+use iommu_group::{AcsBits, Sbdf};
+
+use super::Shared;
+use super::acs::{Found, Watch, WatchedPort};
+use super::assessment::Alarm;
+use super::snapshot::acs_change;
+use super::teller::Teller;
+
+/// How often the registers are read. What is wrong with them is put back within a second.
+pub(super) const PERIOD: Duration = Duration::from_millis(250);
+
+pub(super) struct Guard {
+    shared: Arc<Shared>,
+    watch: Watch,
+    /// What was found and not put back, so that it is told once.
+    open: BTreeMap<Sbdf, Found>,
+    teller: Teller,
+}
+
+/// What was found at a port, and what came of putting it back.
+struct Done {
+    port: Sbdf,
+    good: AcsBits,
+    found: Found,
+    result: Result<(), RegroupError>,
+}
+
+impl Guard {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            teller: Teller::new(shared.changes.events().clone()),
+            shared,
+            watch: Watch::default(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at every port once. First all that is wrong is put back, then others hear of it.
+    pub(super) fn turn(&mut self) {
+        if let Some(watch) = self.shared.take_watch() {
+            self.watch = watch;
+            let ports = &self.watch;
+            self.open.retain(|port, _| ports.has(*port));
+        }
+        if !self.is_current() {
+            return;
+        }
+        let sysfs = self.shared.changes.host().host.sysfs();
+        let found: Vec<(WatchedPort, Option<Found>)> = self
+            .watch
+            .ports
+            .iter()
+            .map(|port| (port.clone(), port.look(sysfs)))
+            .collect();
+        let mut done = Vec::new();
+        for (port, found) in found {
+            let at = port.register.port();
+            match found {
+                Some(found) => {
+                    let result = self.put_back(&port, found);
+                    // A transaction has begun: what is there now is its doing.
+                    if matches!(result, Ok(false)) {
+                        return;
+                    }
+                    done.push(Done {
+                        port: at,
+                        good: port.good,
+                        found,
+                        result: result.map(drop),
+                    });
+                }
+                // Somebody else has put it back.
+                None if self.open.remove(&at).is_some() => self.shared.poke(),
+                None => {}
+            }
+        }
+        let changed: BTreeMap<Sbdf, String> = done
+            .into_iter()
+            .filter_map(|done| self.settle(done))
+            .collect();
+        if !changed.is_empty() {
+            self.shared.poke();
+            self.shared.alarm(&Alarm {
+                before: Arc::clone(&self.watch.normal),
+                changed,
+            });
+        }
+    }
+
+    /// Whether no transaction has begun since the watch was made.
+    fn is_current(&self) -> bool {
+        self.shared.changes.activity() == (false, self.watch.transactions)
+    }
+
+    fn put_back(&self, port: &WatchedPort, found: Found) -> Result<bool, RegroupError> {
+        let Found::PutBack(_) = found else {
+            return Ok(true);
+        };
+        let host = self.shared.changes.host();
+        let regroup = Regroup::new(&host.host, &[], host.state.clone());
+        regroup.write_acs(&port.register, port.good, || self.is_current())
+    }
+
+    /// Tells what was found, and remembers it; what changed, if it is new.
+    fn settle(&mut self, done: Done) -> Option<(Sbdf, String)> {
+        let Done {
+            port,
+            good,
+            found,
+            result,
+        } = done;
+        let is = match found {
+            // The look at the whole host says what that means.
+            Found::Gone => {
+                if self.open.insert(port, found) != Some(found) {
+                    self.shared.poke();
+                }
+                return None;
+            }
+            Found::PutBack(is) | Found::Stricter(is) => is,
+        };
+        let what = acs_change(port, good, is);
+        let function = port.to_string();
+        let told = [("function", &*function), ("what", &*what)];
+        match (found, result) {
+            (Found::PutBack(_), Ok(())) => {
+                self.open.remove(&port);
+                self.teller.tell("drift", &told);
+                let to = format!("{good:04x}");
+                self.teller
+                    .tell("acs-restored", &[("function", &function), ("to", &to)]);
+            }
+            (_, Err(error)) => {
+                // It is tried again at every turn.
+                if self.open.insert(port, found) == Some(found) {
+                    return None;
+                }
+                self.teller.tell("drift", &told);
+                let error = error.to_string();
+                self.teller
+                    .tell("drift-error", &[("function", &function), ("error", &error)]);
+            }
+            (_, Ok(())) => {
+                let mut ports = self.watch.ports.iter_mut();
+                if let Some(watched) = ports.find(|other| other.register.port() == port) {
+                    watched.good = is;
+                }
+                self.teller.tell("drift", &told);
+            }
+        }
+        Some((port, what))
+    }
+}
+
+/// Runs until it is told to end.
+pub(super) fn run(shared: Arc<Shared>) {
+    let mut guard = Guard::new(Arc::clone(&shared));
+    while !shared.ended.load(Ordering::Acquire) {
+        guard.turn();
+        std::thread::sleep(PERIOD);
+    }
+}

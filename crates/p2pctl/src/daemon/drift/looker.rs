@@ -1,0 +1,206 @@
+//! The thread that looks at the whole host, when the kernel tells that a function came or went.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Instant;
+
+use hotplug::regroup::{Regroup, RegroupError};
+use iommu_group::{Exposure, Sbdf, Topology};
+
+use super::super::uevents::Uevents;
+use super::Shared;
+use super::acs::Watch;
+use super::assessment::Alarm;
+use super::schedule::{Moment, Schedule};
+use super::snapshot::{Snapshot, remedy};
+use super::teller::Teller;
+use crate::source::Source;
+
+pub(super) struct Looker {
+    shared: Arc<Shared>,
+    started: Instant,
+    schedule: Schedule,
+    /// None if the kernel does not tell what comes and goes.
+    uevents: Option<Uevents>,
+    /// After how many transactions the host was looked at first, and what it should be like since.
+    normal: Option<(u64, Arc<Snapshot>)>,
+    /// What differs from that and was told already: until ACS is put back that stays as it is.
+    told: BTreeSet<String>,
+    /// Whether ACS had to be put back when the host was looked at last.
+    was_waiting: bool,
+    teller: Teller,
+}
+
+impl Looker {
+    fn new(shared: Arc<Shared>) -> Self {
+        let mut looker = Self {
+            teller: Teller::new(shared.changes.events().clone()),
+            shared,
+            started: Instant::now(),
+            schedule: Schedule::new(true),
+            uevents: None,
+            normal: None,
+            told: BTreeSet::new(),
+            was_waiting: false,
+        };
+        // What the kernel tells is about no other host than its own.
+        let elsewhere = looker.shared.global.sysfs.clone();
+        match elsewhere.filter(|sysfs| sysfs != Path::new("/sys")) {
+            None => match Uevents::open() {
+                Ok(uevents) => looker.uevents = Some(uevents),
+                Err(error) => looker.deafen(&error.to_string()),
+            },
+            Some(sysfs) => looker.deafen(&format!("{} is not /sys", sysfs.display())),
+        }
+        looker
+    }
+
+    /// From now on the host is looked at, as the kernel does not tell what comes and goes.
+    fn deafen(&mut self, why: &str) {
+        self.uevents = None;
+        self.schedule.deafen();
+        eprintln!(
+            "p2pctl: the kernel does not tell what comes and goes ({why}): the whole host is looked at twice a second instead"
+        );
+        self.teller.tell("drift-polling", &[("why", why)]);
+    }
+
+    fn moment(&self) -> Moment {
+        let (busy, changes) = self.shared.changes.activity();
+        Moment {
+            now: self.started.elapsed(),
+            busy,
+            changes,
+        }
+    }
+
+    /// Looks, if there is a reason to, and waits until there may be one.
+    fn turn(&mut self) {
+        if self.shared.was_poked() {
+            self.schedule.news(self.started.elapsed());
+        }
+        let at = self.moment();
+        if self.schedule.is_due(at) {
+            self.schedule.looked(at);
+            self.look(at.changes);
+        }
+        let rest = self.schedule.rest(self.moment());
+        let Some(uevents) = &self.uevents else {
+            thread::sleep(rest);
+            return;
+        };
+        match uevents.wait(rest) {
+            Ok(true) => self.schedule.news(self.started.elapsed()),
+            Ok(false) => {}
+            Err(error) => self.deafen(&error.to_string()),
+        }
+    }
+
+    fn look(&mut self, count: u64) {
+        // A function may go while it is looked at.
+        let Ok(source) = Source::load(&self.shared.global) else {
+            self.schedule.news(self.started.elapsed());
+            return;
+        };
+        let topology = &source.topology;
+        let now = Arc::new(Snapshot::of(topology));
+        // One that has begun meanwhile has made the differences itself.
+        if self.shared.changes.activity() != (false, count) {
+            return;
+        }
+        let normal = match self.normal.take() {
+            Some((then, normal)) if then == count => normal,
+            _ => Arc::clone(&now),
+        };
+        let held = self.held().unwrap_or_else(|error| {
+            let error = error.to_string();
+            self.teller.tell("drift-error", &[("error", &error)]);
+            BTreeSet::new()
+        });
+        let watch = Watch::new(count, Arc::clone(&normal), topology, &held);
+        // What has to be put back is not what the host should be like.
+        let is_waiting = watch.awaits(&now);
+        self.answer(topology, &watch, &now, is_waiting);
+        self.was_waiting = is_waiting;
+        if is_waiting {
+            self.normal = Some((count, normal));
+            self.shared.set_watch(watch);
+        } else {
+            self.told.clear();
+            self.normal = Some((count, Arc::clone(&now)));
+            self.shared
+                .set_watch(Watch::new(count, now, topology, &held));
+        }
+    }
+
+    /// The ports whose ACS a transaction holds.
+    fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
+        let host = self.shared.changes.host();
+        Regroup::new(&host.host, &[], host.state.clone()).held()
+    }
+
+    /// Tells what is different, and has the VMs that it concerns closed.
+    fn answer(&mut self, topology: &Topology, watch: &Watch, now: &Snapshot, is_waiting: bool) {
+        let normal = &watch.normal;
+        let mut changed = BTreeMap::new();
+        for (function, what) in normal.changes(now) {
+            if self.told.insert(what.clone()) {
+                // The guard tells of those itself.
+                if !(watch.has(function) && now.acs.contains_key(&function)) {
+                    let function = function.to_string();
+                    self.teller
+                        .tell("drift", &[("function", &function), ("what", &what)]);
+                }
+                changed.insert(function, what);
+            }
+        }
+        // While ACS is being put back anybody may be exposed for a moment.
+        if !is_waiting || self.was_waiting {
+            for exposure in normal.lost(now) {
+                if !self.shared.is_accepted(&exposure) && self.told.insert(exposure.to_string()) {
+                    self.tell_lost(topology, &exposure);
+                    let ends = exposure.to.iter().chain([&exposure.function]);
+                    changed.extend(ends.map(|end| (*end, exposure.to_string())));
+                }
+            }
+        } else {
+            self.schedule.news(self.started.elapsed());
+        }
+        if !changed.is_empty() {
+            self.shared.alarm(&Alarm {
+                before: Arc::clone(normal),
+                changed,
+            });
+        }
+    }
+
+    fn tell_lost(&mut self, topology: &Topology, exposure: &Exposure) {
+        let list = |functions: &[Sbdf]| {
+            let functions = functions.iter().map(ToString::to_string);
+            functions.collect::<Vec<_>>().join(" ")
+        };
+        let (function, from) = (exposure.function.to_string(), list(&exposure.to));
+        let (through, what) = (list(&exposure.through), exposure.to_string());
+        let remedy = remedy(topology, exposure);
+        let told = [
+            ("function", &*function),
+            ("from", &*from),
+            ("through", &*through),
+            ("what", &*what),
+        ];
+        let hint = remedy.as_deref().map(|remedy| ("remedy", remedy));
+        let told: Vec<_> = told.into_iter().chain(hint).collect();
+        self.teller.tell("isolation-lost", &told);
+    }
+}
+
+/// Runs until it is told to end.
+pub(super) fn run(shared: Arc<Shared>) {
+    let mut looker = Looker::new(Arc::clone(&shared));
+    while !shared.ended.load(Ordering::Acquire) {
+        looker.turn();
+    }
+}

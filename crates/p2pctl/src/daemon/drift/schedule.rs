@@ -1,0 +1,184 @@
+//! When the whole host is looked at.
+//!
+//! ```text
+//! something came or went ── quiet for a while, or long enough ──▶ look
+//! a change of our own ended ────────────────────────────────────▶ look
+//! some time has passed ─────────────────────────────────────────▶ look, if the kernel does not tell what comes and goes
+//! ```
+
+use std::time::Duration;
+
+/// How often the host is looked at if the kernel does not tell what comes and goes, and the longest rest.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// What comes and goes does so in numbers: it is looked at when nothing has for this long …
+const QUIET: Duration = Duration::from_millis(50);
+
+/// … or has not stopped to for this long.
+const STORM: Duration = Duration::from_millis(400);
+
+/// How often to see whether a change of our own has ended.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// What is known at a moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    /// Since some time in the past.
+    pub(super) now: Duration,
+    /// Whether a change of our own is under way.
+    pub(super) busy: bool,
+    /// How many have begun.
+    pub(super) changes: u64,
+}
+
+/// What there was up to now.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    /// Whether the kernel tells what comes and goes.
+    told: bool,
+    /// The first and the last news that was not looked at.
+    news: Option<(Duration, Duration)>,
+    /// When it was looked at last.
+    looked: Duration,
+    /// How many changes of our own had begun when the whole was looked at last; none if it never was.
+    changes: Option<u64>,
+}
+
+impl Schedule {
+    pub(super) fn new(told: bool) -> Self {
+        Self {
+            told,
+            news: None,
+            looked: Duration::ZERO,
+            changes: None,
+        }
+    }
+
+    /// From now on the kernel tells nothing.
+    pub(super) fn deafen(&mut self) {
+        self.told = false;
+    }
+
+    /// Something came or went.
+    pub(super) fn news(&mut self, now: Duration) {
+        let first = self.news.map_or(now, |(first, _)| first);
+        self.news = Some((first, now));
+    }
+
+    /// Whether to look.
+    pub(super) fn is_due(&self, at: Moment) -> bool {
+        if at.busy {
+            return false;
+        }
+        let passed = |since: Duration| at.now.saturating_sub(since);
+        let settled = self
+            .news
+            .is_some_and(|(first, last)| passed(last) >= QUIET || passed(first) >= STORM);
+        settled || self.changes != Some(at.changes) || (!self.told && passed(self.looked) >= PERIOD)
+    }
+
+    /// The host was looked at, beginning at this moment.
+    pub(super) fn looked(&mut self, at: Moment) {
+        self.news = None;
+        self.changes = Some(at.changes);
+        self.looked = at.now;
+    }
+
+    /// How long there is nothing to do unless there are news.
+    pub(super) fn rest(&self, at: Moment) -> Duration {
+        if at.busy {
+            return BUSY;
+        }
+        let until = |due: Duration| due.saturating_sub(at.now);
+        let period = if self.told {
+            PERIOD
+        } else {
+            until(self.looked + PERIOD)
+        };
+        match self.news {
+            Some((first, last)) => period.min(until((last + QUIET).min(first + STORM))),
+            None => period,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment {
+            now: Duration::from_millis(ms),
+            busy: false,
+            changes: 0,
+        }
+    }
+
+    /// One that has looked at the beginning.
+    fn schedule(told: bool) -> Schedule {
+        let mut schedule = Schedule::new(told);
+        assert!(schedule.is_due(at(0)));
+        schedule.looked(at(0));
+        schedule
+    }
+
+    #[test]
+    fn a_quiet_host_is_not_looked_at() {
+        let schedule = schedule(true);
+        assert!(!schedule.is_due(at(100_000)));
+        assert_eq!(schedule.rest(at(100_000)), PERIOD);
+    }
+
+    #[test]
+    fn without_the_kernels_events_it_is_looked_at_twice_a_second() {
+        let mut schedule = schedule(true);
+        schedule.deafen();
+        assert!(!schedule.is_due(at(499)));
+        assert_eq!(schedule.rest(at(100)), Duration::from_millis(400));
+        assert!(schedule.is_due(at(500)));
+        assert!(Schedule::new(false).is_due(at(500)));
+    }
+
+    #[test]
+    fn news_are_looked_at_once_when_there_are_no_more() {
+        let mut schedule = schedule(true);
+        schedule.news(at(100).now);
+        schedule.news(at(130).now);
+        assert_eq!(schedule.rest(at(130)), QUIET);
+        assert!(!schedule.is_due(at(179)));
+        assert!(schedule.is_due(at(180)));
+        schedule.looked(at(180));
+        assert!(!schedule.is_due(at(300)));
+    }
+
+    #[test]
+    fn a_storm_of_news_does_not_put_it_off_for_ever() {
+        let mut schedule = schedule(true);
+        for ms in (100..500).step_by(20) {
+            schedule.news(at(ms).now);
+            assert!(!schedule.is_due(at(ms)), "{ms}");
+        }
+        assert_eq!(schedule.rest(at(490)), Duration::from_millis(10));
+        assert!(schedule.is_due(at(500)));
+    }
+
+    #[test]
+    fn what_a_change_of_our_own_does_is_no_news_and_its_end_is_looked_at() {
+        let mut schedule = schedule(true);
+        let during = |ms| Moment {
+            busy: true,
+            changes: 1,
+            ..at(ms)
+        };
+        schedule.news(at(600).now);
+        assert!(!schedule.is_due(during(2000)));
+        assert_eq!(schedule.rest(during(2000)), BUSY);
+        let after = |ms| Moment {
+            changes: 1,
+            ..at(ms)
+        };
+        assert!(schedule.is_due(after(2050)));
+        schedule.looked(after(2050));
+        assert!(!schedule.is_due(after(2100)));
+    }
+}

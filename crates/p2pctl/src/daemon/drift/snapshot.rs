@@ -1,0 +1,228 @@
+//! What assigned devices depend on: ACS and groups on their paths, and who can reach whom without the IOMMU.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iommu_group::{
+    AcsBits, Exposure, Fabric, Function, GroupId, Partition, Reach, Sbdf, Topology, is_vfio_driver,
+};
+
+/// The host at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Snapshot {
+    /// The ACS control of every port that has any.
+    pub(super) acs: BTreeMap<Sbdf, AcsBits>,
+    /// What there is to know of every endpoint.
+    pub(super) functions: BTreeMap<Sbdf, Facts>,
+}
+
+/// What a function depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Facts {
+    /// The ports above it, the nearest first, with their ACS controls.
+    pub(super) path: Vec<(Sbdf, Option<AcsBits>)>,
+    pub(super) group: Option<GroupId>,
+    /// Whom it or its group reaches for certain, and who reaches it, each with one sender; `None` if VFIO does not have it.
+    pub(super) exposures: Option<BTreeSet<Exposure>>,
+}
+
+impl Snapshot {
+    pub(super) fn of(topology: &Topology) -> Self {
+        let fabric = Fabric::found(topology);
+        let all = topology.functions().iter();
+        let endpoints = all.clone().filter(|function| !function.is_bridge());
+        let groups = Partition::found(topology);
+        let facts = |function: &Function| {
+            let at = function.sbdf();
+            let above = topology.ancestors(at);
+            let is_assigned = function.driver().is_some_and(is_vfio_driver);
+            let facts = Facts {
+                path: above.map(|port| (port.sbdf(), control(port))).collect(),
+                group: function.group(),
+                exposures: is_assigned.then(|| exposures(&fabric, &groups, at)),
+            };
+            (at, facts)
+        };
+        Self {
+            acs: all
+                .filter_map(|port| Some((port.sbdf(), control(port)?)))
+                .collect(),
+            functions: endpoints.map(facts).collect(),
+        }
+    }
+
+    /// What is different now, in words, and where. Functions that arrive are none: [`lost`](Self::lost) has what they do.
+    pub(super) fn changes(&self, now: &Self) -> Vec<(Sbdf, String)> {
+        let mut changes = Vec::new();
+        for (port, was) in &self.acs {
+            match now.acs.get(port) {
+                Some(is) if is == was => {}
+                Some(is) => changes.push((*port, acs_change(*port, *was, *is))),
+                None => changes.push((*port, format!("{port} is gone"))),
+            }
+        }
+        for (function, was) in &self.functions {
+            match now.functions.get(function) {
+                Some(is) if is.group == was.group => {}
+                Some(_) => changes.push((*function, format!("{function} is in another group"))),
+                None => changes.push((*function, format!("{function} is gone"))),
+            }
+        }
+        changes
+    }
+
+    /// The exposures of assigned devices that there are now and were not.
+    pub(super) fn lost(&self, now: &Self) -> BTreeSet<Exposure> {
+        let assigned = now.functions.iter();
+        let lost = assigned.filter_map(|(function, is)| {
+            let was = self.functions.get(function)?;
+            Some(was.new_exposures(is))
+        });
+        lost.flatten().collect()
+    }
+}
+
+impl Facts {
+    /// The exposures that there are now and were not.
+    pub(super) fn new_exposures(&self, now: &Self) -> BTreeSet<Exposure> {
+        // What a device had when it was assigned was looked at then.
+        let (Some(was), Some(is)) = (&self.exposures, &now.exposures) else {
+            return BTreeSet::new();
+        };
+        // Through which port is another matter.
+        let pair = |exposure: &Exposure| (exposure.function, exposure.to.clone());
+        let known: BTreeSet<_> = was.iter().map(pair).collect();
+        let new = is
+            .iter()
+            .filter(|exposure| !known.contains(&pair(exposure)));
+        new.cloned().collect()
+    }
+}
+
+/// How a changed ACS control is told.
+pub(super) fn acs_change(port: Sbdf, was: AcsBits, is: AcsBits) -> String {
+    format!("ACS of {port} is {is:04x}, and was {was:04x}")
+}
+
+fn control(port: &Function) -> Option<AcsBits> {
+    let acs = port.acs().registers()?;
+    port.port_type().is_downstream().then_some(acs.control)
+}
+
+fn exposures(fabric: &Fabric<'_>, groups: &Partition, device: Sbdf) -> BTreeSet<Exposure> {
+    let found = fabric.exposures(groups, &BTreeSet::from([device]));
+    let certain = found.iter().filter(|exposure| exposure.reach == Reach::Yes);
+    certain
+        .flat_map(|exposure| {
+            let senders = exposure.to.iter();
+            senders.map(|from| one_sender(fabric.topology(), *from, exposure.function))
+        })
+        .collect()
+}
+
+fn one_sender(topology: &Topology, from: Sbdf, function: Sbdf) -> Exposure {
+    let common: BTreeSet<Sbdf> = topology.ancestors(function).map(Function::sbdf).collect();
+    let own = topology
+        .ancestors(from)
+        .map(Function::sbdf)
+        .take_while(|port| !common.contains(port));
+    // With no port between them it is the bus that they are on.
+    let through = own
+        .last()
+        .or_else(|| topology.upstream(from).map(Function::sbdf));
+    Exposure {
+        function,
+        to: vec![from],
+        through: through.into_iter().collect(),
+        reach: Reach::Yes,
+    }
+}
+
+/// What would end an exposure, if a port that requests go through could redirect them and does not.
+pub(super) fn remedy(topology: &Topology, exposure: &Exposure) -> Option<String> {
+    exposure.through.iter().find_map(|port| {
+        let acs = topology.get(*port)?.acs().registers()?;
+        let off = acs.capability.contains(AcsBits::RR) && !acs.control.contains(AcsBits::RR);
+        let on = acs.control | (acs.capability & AcsBits::REQUIRED);
+        off.then(|| {
+            format!(
+                "request redirect (RR) of port {port} is off: p2pctl apply --acs {port}={on:04x}"
+            )
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SWITCH: &str = include_str!("../../../../../resources/topologies/switch-four-nvme.json");
+
+    fn at(text: &str) -> Sbdf {
+        text.parse().unwrap()
+    }
+
+    /// The switch with this ACS control at the port above 03:00.0, without these functions.
+    fn topology(control: &str, without: &[&str]) -> Topology {
+        let mut document: serde_json::Value = serde_json::from_str(SWITCH).unwrap();
+        let functions = document["functions"].as_object_mut().unwrap();
+        functions["0000:02:00.0"]["config"]["150"] = format!("0d0001005f00{control}").into();
+        functions.retain(|function, _| !without.contains(&function.as_str()));
+        Topology::from_fixture(&document.to_string()).unwrap()
+    }
+
+    fn switch(control: &str, without: &[&str]) -> Snapshot {
+        Snapshot::of(&topology(control, without))
+    }
+
+    #[test]
+    fn a_host_is_like_itself() {
+        let host = switch("1d", &[]);
+        assert!(!host.acs.is_empty() && !host.functions.is_empty());
+        assert_eq!(host.changes(&host), []);
+        assert_eq!(host.lost(&host), BTreeSet::new());
+    }
+
+    #[test]
+    fn another_control_a_lost_device_and_another_group_are_told() {
+        let host = switch("1d", &[]);
+        let mut now = host.clone();
+        now.acs.insert(at("02:01.0"), AcsBits::NONE);
+        now.functions.remove(&at("03:00.0"));
+        now.functions.get_mut(&at("04:00.0")).unwrap().group = None;
+        let expected = [
+            (
+                at("02:01.0"),
+                "ACS of 0000:02:01.0 is 0000, and was 001d".to_owned(),
+            ),
+            (at("03:00.0"), "0000:03:00.0 is gone".to_owned()),
+            (at("04:00.0"), "0000:04:00.0 is in another group".to_owned()),
+        ];
+        assert_eq!(host.changes(&now), expected);
+    }
+
+    #[test]
+    fn a_function_that_arrives_is_exposed_to_a_device_below_a_port_that_does_not_redirect() {
+        let arrives = ["0000:04:00.0"];
+        let (before, now) = (switch("11", &arrives), switch("11", &[]));
+        assert_eq!(before.changes(&now), [], "nothing that was there differs");
+        let lost: Vec<_> = before.lost(&now).into_iter().collect();
+        let texts: Vec<_> = lost.iter().map(ToString::to_string).collect();
+        let told = "0000:03:00.0 reaches 0000:04:00.0 without the IOMMU, through 0000:02:00.0";
+        assert_eq!(texts, [told]);
+        assert_eq!(
+            remedy(&topology("11", &[]), &lost[0]).unwrap(),
+            "request redirect (RR) of port 0000:02:00.0 is off: p2pctl apply --acs 0000:02:00.0=001d"
+        );
+        assert_eq!(remedy(&topology("1d", &[]), &lost[0]), None);
+        let closed = switch("1d", &arrives).lost(&switch("1d", &[]));
+        assert_eq!(closed, BTreeSet::new());
+    }
+
+    #[test]
+    fn a_port_that_no_longer_redirects_exposes_what_is_below_its_neighbours() {
+        let lost = switch("1d", &[]).lost(&switch("11", &[]));
+        let reached: Vec<Sbdf> = lost.iter().map(|exposure| exposure.function).collect();
+        assert!(lost.iter().all(|exposure| exposure.to == [at("03:00.0")]));
+        assert_eq!(reached, [at("04:00.0"), at("05:00.0"), at("06:00.0")]);
+    }
+}

@@ -1,0 +1,217 @@
+//! The daemon beside VMMs at sockets, on a host that is a directory.
+
+mod host;
+mod vmm;
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use hotplug::api::ApiServer;
+use hotplug::regroup::{LinuxHost, StateDir};
+use hotplug::{Client, EventLog, Next};
+use iommu_group::Sysfs;
+
+use super::super::{Calls, Changes, Guests, Host, Judgement, NamedSocket, Places};
+use super::Drift;
+use crate::cli::Global;
+use crate::show::Colour;
+use host::{TestHost, at, within};
+use vmm::FakeVmm;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// For what has no deadline of its own.
+const SOON: Duration = Duration::from_secs(10);
+
+struct Daemon {
+    _drift: Drift,
+    events: Arc<Mutex<Vec<String>>>,
+    _server: ApiServer,
+    _socket: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(host: &TestHost, vmms: &[(&str, &FakeVmm)]) -> Self {
+        let named = vmms.iter().map(|(name, vmm)| NamedSocket {
+            name: (*name).to_owned(),
+            socket: vmm.socket(),
+        });
+        let guests = Guests::new(
+            Places {
+                named: named.collect(),
+                dirs: Vec::new(),
+            },
+            Judgement {
+                sysfs: host.sysfs(),
+                policy: p2p_vfio::Policy::default(),
+            },
+        );
+        let log = EventLog::new();
+        let proc = host.sysfs().with_file_name("proc");
+        let changes = Changes::new(
+            Host {
+                host: LinuxHost::new(Sysfs::new(host.sysfs()), proc),
+                guests,
+                state: StateDir::new(host.state()),
+            },
+            log.clone(),
+        );
+        let global = Global {
+            sysfs: Some(host.sysfs()),
+            from: None,
+            json: false,
+            color: Colour::Never,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("api");
+        let desk = Arc::new(Calls::new(changes.clone(), global.clone()));
+        let server = ApiServer::at_desk(&socket, &log, desk).unwrap();
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let mut stream = Client::new(&socket).events().unwrap();
+        let told = Arc::clone(&events);
+        thread::spawn(move || {
+            while let Ok(next) = stream.next(SOON) {
+                match next {
+                    Next::Event(record) => told.lock().unwrap().push(format!(
+                        "{} {:?}",
+                        record.event,
+                        record.properties.unwrap_or_default()
+                    )),
+                    Next::Quiet => {}
+                    Next::End => break,
+                }
+            }
+        });
+        let daemon = Self {
+            _drift: Drift::start(changes, global).unwrap(),
+            events,
+            _server: server,
+            _socket: dir,
+        };
+        // It has to know the host as it is before that changes.
+        thread::sleep(SECOND / 2);
+        daemon
+    }
+
+    fn events(&self) -> Vec<String> {
+        self.events.lock().unwrap().clone()
+    }
+
+    fn told(&self, words: &[&str]) -> bool {
+        let events = self.events();
+        events
+            .iter()
+            .any(|event| words.iter().all(|word| event.contains(word)))
+    }
+}
+
+#[test]
+fn acs_that_is_less_strict_above_an_assigned_device_is_put_back_within_a_second() {
+    let host = TestHost::new();
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", true)]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    // What a VMM does not answer holds nothing up.
+    vmm.stop(true);
+    host.set_acs("02:00.0", 0x11);
+    within(SECOND, "put back", || host.acs("02:00.0") == 0x1d);
+    within(SECOND, "told", || {
+        daemon.told(&["acs-restored", "0000:02:00.0", "001d"])
+    });
+}
+
+#[test]
+fn a_function_that_arrives_where_a_device_can_reach_it_is_told_and_the_device_taken_away() {
+    let host = TestHost::new();
+    host.set_acs("02:00.0", 0x11);
+    host.remove(at("04:00.0"));
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", false)]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    host.add(at("04:00.0"));
+    within(SOON, "told", || {
+        daemon.told(&[
+            "isolation-lost",
+            "0000:03:00.0",
+            "0000:04:00.0",
+            "0000:02:00.0",
+        ])
+    });
+    within(SOON, "taken away", || {
+        vmm.was_asked("remove nvme0") && !vmm.has("nvme0")
+    });
+    assert!(!vmm.was_asked("add nvme0"));
+    // The function goes again, and nothing keeps the device out any more.
+    host.remove(at("04:00.0"));
+    within(3 * SOON, "given back", || vmm.was_asked("add nvme0"));
+}
+
+#[test]
+fn a_device_that_the_guest_keeps_stays_closed_until_it_lets_go() {
+    let host = TestHost::new();
+    let vmm = FakeVmm::start(&[
+        ("nvme0", "0000:03:00.0", true),
+        ("nvme1", "0000:04:00.0", true),
+    ]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    vmm.keep(true);
+    host.set_group(at("03:00.0"), "77");
+    within(SOON, "asked for", || {
+        vmm.was_asked("remove nvme0") && vmm.was_asked("remove nvme1")
+    });
+    // Long enough for whoever would open it again.
+    thread::sleep(2 * SECOND);
+    assert!(vmm.was_asked("close nvme0"), "{:?}", vmm.log());
+    assert!(
+        !vmm.log().iter().any(|asked| asked.starts_with("open")),
+        "{:?}",
+        vmm.log()
+    );
+    assert!(
+        daemon.told(&["device-kept-closed", "nvme0", "the guest keeps it"]),
+        "{:?}",
+        daemon.events()
+    );
+    vmm.let_go("nvme0");
+    vmm.let_go("nvme1");
+    within(SOON, "given back", || {
+        vmm.was_asked("add nvme0") && vmm.was_asked("add nvme1")
+    });
+}
+
+#[test]
+fn a_stopped_vmm_delays_no_other_and_is_closed_as_soon_as_it_answers() {
+    let host = TestHost::new();
+    let vmm = FakeVmm::start(&[
+        ("nvme0", "0000:03:00.0", true),
+        ("nvme1", "0000:04:00.0", true),
+    ]);
+    let other = FakeVmm::start(&[
+        ("nvme2", "0000:05:00.0", true),
+        ("nvme3", "0000:06:00.0", true),
+    ]);
+    let daemon = Daemon::start(&host, &[("a", &vmm), ("b", &other)]);
+    vmm.stop(true);
+    // Above all of them.
+    host.set_acs("00:04.0", 0x1c);
+    within(2 * SECOND, "closed", || {
+        other.was_asked("close nvme2") && other.was_asked("close nvme3")
+    });
+    // It is put back, so that they may have their mappings again.
+    within(SOON, "opened again", || {
+        other.was_asked("open nvme2") && other.was_asked("open nvme3")
+    });
+    thread::sleep(3 * SECOND);
+    assert!(!vmm.was_asked("close nvme0"));
+    vmm.stop(false);
+    within(SECOND, "closed", || {
+        vmm.was_asked("close nvme0") && vmm.was_asked("close nvme1")
+    });
+    within(SOON, "opened again", || {
+        vmm.was_asked("open nvme0") && vmm.was_asked("open nvme1")
+    });
+    assert!(
+        vmm.has("nvme0") && other.has("nvme2"),
+        "{:?}",
+        daemon.events()
+    );
+}

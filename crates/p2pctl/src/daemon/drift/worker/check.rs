@@ -1,0 +1,132 @@
+//! The check of the host that every closed device waits for.
+
+use std::time::Instant;
+
+use hotplug::regroup::Windows;
+
+use super::super::assessment::{Verdict, are_peers, assess};
+use super::super::entry::{AGAIN, Entry};
+use super::super::response::State;
+use super::super::snapshot::Snapshot;
+use super::Worker;
+
+impl Worker {
+    /// Checks the host for the devices that wait for it; whether there was any.
+    pub(super) fn check(&mut self, now: Instant) -> bool {
+        let waiting = self.waiting(now);
+        let activity = self.world.activity();
+        // A transaction changes the host step by step.
+        if waiting.is_empty() || activity.0 {
+            return false;
+        }
+        let host = self.world.look();
+        let Some(host) = host.filter(|_| self.world.activity() == activity) else {
+            for id in waiting {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.due = now + AGAIN;
+                }
+            }
+            return false;
+        };
+        for id in &waiting {
+            if let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.rebase) {
+                rebase(entry, &host);
+            }
+        }
+        let verdicts: Vec<(String, Verdict)> = waiting
+            .into_iter()
+            .filter_map(|id| Some((id.clone(), self.verdict(&id, &host)?)))
+            .collect();
+        for (id, verdict) in verdicts {
+            self.judge(&id, &verdict, now);
+        }
+        true
+    }
+
+    /// The devices for which the host is to be checked now.
+    fn waiting(&self, now: Instant) -> Vec<String> {
+        let entries = self.entries.iter();
+        let waits = |entry: &Entry| {
+            let peers = || self.peers(entry);
+            now >= entry.due
+                && match entry.state {
+                    // Peers are opened only if nothing is different for any of them.
+                    State::Closed => peers().all(|peer| !is_closing(peer)),
+                    State::Kept => true,
+                    // A VMM decides who may be a peer by those that there are.
+                    State::Away => entry.in_flight.is_empty() && peers().all(is_settled),
+                    _ => false,
+                }
+        };
+        let waiting = entries.filter(|(_, entry)| waits(entry));
+        waiting.map(|(id, _)| id.clone()).collect()
+    }
+
+    fn peers<'w>(&'w self, entry: &'w Entry) -> impl Iterator<Item = &'w Entry> {
+        let all = self.entries.values();
+        all.filter(|other| {
+            other.device.id != entry.device.id && are_peers(&other.device, &entry.device)
+        })
+    }
+
+    fn verdict(&self, id: &str, host: &Snapshot) -> Option<Verdict> {
+        let entry = self.entries.get(id)?;
+        let own = self.verdict_of(entry, host);
+        let is_active = |peer: &&Entry| !matches!(peer.state, State::Open | State::Forgotten);
+        let mut peers = self.peers(entry).filter(is_active);
+        if own == Verdict::Same && peers.any(|peer| self.verdict_of(peer, host) != Verdict::Same) {
+            return Some(Verdict::Changed);
+        }
+        Some(own)
+    }
+
+    fn verdict_of(&self, entry: &Entry, host: &Snapshot) -> Verdict {
+        let mut own = self.functions.clone();
+        own.extend(self.entries.values().map(|entry| entry.device.function));
+        let is_accepted = |exposure: &_| self.world.is_accepted(&entry.device, exposure);
+        assess(&entry.device, &entry.good, host, &own, &is_accepted)
+    }
+
+    fn judge(&mut self, id: &str, verdict: &Verdict, now: Instant) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        if let Verdict::Exposed(exposures) = verdict {
+            let all = exposures.iter().map(ToString::to_string);
+            entry.why = all.collect::<Vec<_>>().join("; ");
+        }
+        let was = entry.state;
+        // What the VMM could not close may be on its way out of the guest, which cannot be taken back.
+        let stays = was == State::Kept && entry.closed == Some(Windows::OpenWhilePlugged);
+        if !(stays && *verdict == Verdict::Same) {
+            entry.step(verdict.event(), now);
+        }
+        if entry.state == was {
+            entry.put_off(now);
+        }
+        match (was, verdict) {
+            (State::Away, Verdict::Exposed(_)) => self.tell_of(id, "device-withheld", &[]),
+            (State::Away, Verdict::Lost) => self.tell_of(id, "device-lost", &[]),
+            _ => {}
+        }
+    }
+}
+
+/// What a device depends on now is good from now on.
+fn rebase(entry: &mut Entry, host: &Snapshot) {
+    if let Some(facts) = host.functions.get(&entry.device.function) {
+        entry.good = facts.clone();
+    }
+    entry.rebase = false;
+}
+
+fn is_closing(peer: &Entry) -> bool {
+    matches!(peer.state, State::Closing { .. })
+}
+
+fn is_settled(peer: &Entry) -> bool {
+    matches!(
+        peer.state,
+        State::Open | State::Kept | State::Away | State::Returning { .. } | State::Forgotten
+    )
+}
