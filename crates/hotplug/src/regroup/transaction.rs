@@ -218,17 +218,27 @@ impl<'a> Regroup<'a> {
         is_wanted: impl FnOnce() -> bool,
     ) -> Result<bool, RegroupError> {
         let lock = self.state.lock()?;
-        if !is_wanted() {
-            return Ok(false);
+        let written = is_wanted();
+        if written {
+            self.write_acs_beside(register, control)?;
         }
+        drop(lock);
+        Ok(written)
+    }
+
+    /// The same while a transaction of this process is under way, which must not touch the port.
+    pub fn write_acs_beside(
+        &self,
+        register: &AcsRegister,
+        control: AcsBits,
+    ) -> Result<(), RegroupError> {
         let port = register.port();
         if register.read(self.host.sysfs()).is_none() {
             return Err(HostError::Gone { function: port }.into());
         }
         self.machine()
             .set_acs_control(port, register.offset(), control)?;
-        drop(lock);
-        Ok(true)
+        Ok(())
     }
 
     fn drive(

@@ -6,6 +6,7 @@
 
 mod blockers;
 mod crashes;
+mod drift;
 mod failures;
 mod guests;
 mod machine;

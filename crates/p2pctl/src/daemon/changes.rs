@@ -1,6 +1,6 @@
 //! Transactions, one at a time, each in a thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,7 +12,7 @@ use hotplug::regroup::{
     Assigned, Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report,
     ResetDone, ResetOrder, StateDir, StateError, Vmm,
 };
-use iommu_group::Plan;
+use iommu_group::{Plan, Sbdf, Step};
 
 use super::guests::{Guest, Guests};
 use super::messages::{STEP, STUCK, Told};
@@ -45,6 +45,8 @@ struct Now {
     /// How many have begun.
     count: u64,
     reports: BTreeMap<String, Report>,
+    /// The functions that the change under way may touch; all if that is not known.
+    touches: Option<BTreeSet<Sbdf>>,
     /// How many had begun when a device was given back last, by VM and name.
     given_back: BTreeMap<(String, String), u64>,
 }
@@ -100,6 +102,14 @@ impl Changes {
         self.lock().reports.get(transaction).cloned()
     }
 
+    /// Whether a change is under way that does not touch this port, and is the first since so many.
+    pub(crate) fn spares(&self, port: Sbdf, since: u64) -> bool {
+        let now = self.lock();
+        let touches = now.touches.as_ref().filter(|_| now.busy);
+        now.count == since.saturating_add(1)
+            && touches.is_some_and(|functions| !functions.contains(&port))
+    }
+
     /// How many transactions had begun when one of them gave a device back last.
     pub(crate) fn given_back(&self, device: &Assigned) -> Option<u64> {
         let key = (device.vm.clone(), device.id.clone());
@@ -147,6 +157,7 @@ impl Changes {
         }
         now.busy = true;
         now.count = now.count.saturating_add(1);
+        now.touches = None;
         Ok(())
     }
 
@@ -170,6 +181,9 @@ impl Changes {
 
     fn begin(&self, work: Work, guest: Option<Duration>) -> Begun {
         self.occupy()?;
+        if let Work::Apply(plan) = &work {
+            self.lock().touches = Some(touches(plan));
+        }
         let (sender, begun) = channel();
         let this = self.clone();
         let spawned = thread::Builder::new()
@@ -281,6 +295,26 @@ impl Changes {
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The functions that carrying out a plan may touch: all below the root ports of those that change groups.
+fn touches(plan: &Plan) -> BTreeSet<Sbdf> {
+    let mut all = plan.unplug.clone();
+    for step in &plan.steps {
+        match step {
+            Step::Unplug { functions }
+            | Step::Remove { functions }
+            | Step::Replug { functions } => {
+                all.extend(functions);
+            }
+            Step::KeepAwake { ports } | Step::Rescan { below: ports } => all.extend(ports),
+            Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => {
+                all.insert(*port);
+            }
+            Step::CheckGroups { expect } => all.extend(expect.iter().flatten()),
+        }
+    }
+    all
 }
 
 fn failure(error: &RegroupError) -> Failure {

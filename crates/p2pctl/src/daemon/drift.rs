@@ -136,9 +136,10 @@ impl Shared {
         self.poked.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether the operator accepts an exposure, whichever device it is of.
-    fn is_accepted(&self, _exposure: &Exposure) -> bool {
-        false
+    /// Whether the policy file accepts an exposure, whichever device it is of.
+    fn is_accepted(&self, exposure: &Exposure) -> bool {
+        let policy = self.changes.host().guests.policy();
+        policy.consent(exposure.function).is_some()
     }
 
     /// Tells the workers of all VMs, and waits for none.
@@ -200,8 +201,8 @@ impl World for Vm {
         self.shared.changes.given_back(device)
     }
 
-    fn is_accepted(&self, _device: &Assigned, exposure: &Exposure) -> bool {
-        self.shared.is_accepted(exposure)
+    fn is_accepted(&self, device: &Assigned, exposure: &Exposure) -> bool {
+        device.expose.contains(&exposure.function) || self.shared.is_accepted(exposure)
     }
 
     fn events(&self) -> EventLog {

@@ -107,6 +107,11 @@ impl Guests {
         }
     }
 
+    /// What the operator has decided.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.judgement.policy
+    }
+
     /// The sockets there are now.
     pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
         self.places.sockets()

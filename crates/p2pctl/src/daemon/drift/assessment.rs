@@ -129,6 +129,7 @@ mod tests {
             function: at(function),
             p2p: domain.is_some(),
             domain: domain.flatten().map(str::to_owned),
+            expose: BTreeSet::new(),
             slot: None,
         }
     }

@@ -196,6 +196,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn entry(now: Instant) -> Entry {
@@ -205,6 +207,7 @@ mod tests {
             function: "0000:03:00.0".parse().unwrap(),
             p2p: true,
             domain: None,
+            expose: BTreeSet::new(),
             slot: None,
         };
         Entry::new(device, 0, now)

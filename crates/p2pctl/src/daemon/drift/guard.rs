@@ -51,32 +51,25 @@ impl Guard {
             let ports = &self.watch;
             self.open.retain(|port, _| ports.has(*port));
         }
-        if !self.is_current() {
-            return;
-        }
         let sysfs = self.shared.changes.host().host.sysfs();
-        let found: Vec<(WatchedPort, Option<Found>)> = self
-            .watch
-            .ports
-            .iter()
-            .map(|port| (port.clone(), port.look(sysfs)))
-            .collect();
         let mut done = Vec::new();
-        for (port, found) in found {
+        for port in &self.watch.ports {
             let at = port.register.port();
-            match found {
+            if !self.is_current() && !self.is_spared(at) {
+                continue;
+            }
+            match port.look(sysfs) {
                 Some(found) => {
-                    let result = self.put_back(&port, found);
-                    // A transaction has begun: what is there now is its doing.
-                    if matches!(result, Ok(false)) {
-                        return;
+                    let result = self.put_back(port, found);
+                    // If not, a transaction has begun: what is there now is its doing.
+                    if !matches!(result, Ok(false)) {
+                        done.push(Done {
+                            port: at,
+                            good: port.good,
+                            found,
+                            result: result.map(drop),
+                        });
                     }
-                    done.push(Done {
-                        port: at,
-                        good: port.good,
-                        found,
-                        result: result.map(drop),
-                    });
                 }
                 // Somebody else has put it back.
                 None if self.open.remove(&at).is_some() => self.shared.poke(),
@@ -101,12 +94,23 @@ impl Guard {
         self.shared.changes.activity() == (false, self.watch.transactions)
     }
 
+    /// Whether the first transaction since then is under way, and leaves the port alone.
+    fn is_spared(&self, port: Sbdf) -> bool {
+        let changes = &self.shared.changes;
+        changes.spares(port, self.watch.transactions)
+    }
+
+    /// Puts a port back, if that has to be; `false` if a transaction may have begun to change it.
     fn put_back(&self, port: &WatchedPort, found: Found) -> Result<bool, RegroupError> {
         let Found::PutBack(_) = found else {
             return Ok(true);
         };
         let host = self.shared.changes.host();
         let regroup = Regroup::new(&host.host, &[], host.state.clone());
+        if self.is_spared(port.register.port()) {
+            let written = regroup.write_acs_beside(&port.register, port.good);
+            return written.map(|()| true);
+        }
         regroup.write_acs(&port.register, port.good, || self.is_current())
     }
 

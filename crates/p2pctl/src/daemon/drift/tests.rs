@@ -10,7 +10,7 @@ use std::time::Duration;
 use hotplug::api::ApiServer;
 use hotplug::regroup::{LinuxHost, StateDir};
 use hotplug::{Client, EventLog, Next};
-use iommu_group::Sysfs;
+use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sysfs};
 
 use super::super::{Calls, Changes, Guests, Host, Judgement, NamedSocket, Places};
 use super::Drift;
@@ -26,6 +26,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 struct Daemon {
     _drift: Drift,
+    changes: Changes,
     events: Arc<Mutex<Vec<String>>>,
     _server: ApiServer,
     _socket: tempfile::TempDir,
@@ -33,6 +34,10 @@ struct Daemon {
 
 impl Daemon {
     fn start(host: &TestHost, vmms: &[(&str, &FakeVmm)]) -> Self {
+        Self::with_policy(host, vmms, "")
+    }
+
+    fn with_policy(host: &TestHost, vmms: &[(&str, &FakeVmm)], policy: &str) -> Self {
         let named = vmms.iter().map(|(name, vmm)| NamedSocket {
             name: (*name).to_owned(),
             socket: vmm.socket(),
@@ -44,7 +49,7 @@ impl Daemon {
             },
             Judgement {
                 sysfs: host.sysfs(),
-                policy: p2p_vfio::Policy::default(),
+                policy: p2p_vfio::Policy::parse("policy.toml", policy).unwrap(),
             },
         );
         let log = EventLog::new();
@@ -84,7 +89,8 @@ impl Daemon {
             }
         });
         let daemon = Self {
-            _drift: Drift::start(changes, global).unwrap(),
+            _drift: Drift::start(changes.clone(), global).unwrap(),
+            changes,
             events,
             _server: server,
             _socket: dir,
@@ -214,4 +220,43 @@ fn a_stopped_vmm_delays_no_other_and_is_closed_as_soon_as_it_answers() {
         "{:?}",
         daemon.events()
     );
+}
+
+#[test]
+fn an_exposure_that_the_policy_accepts_is_none() {
+    let host = TestHost::new();
+    host.set_acs("02:00.0", 0x11);
+    host.remove(at("04:00.0"));
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", true)]);
+    let policy = "[[expose]]\nfunction = '04:00.0'\nwhy = 'it is nobodys'";
+    let daemon = Daemon::with_policy(&host, &[("web", &vmm)], policy);
+    host.add(at("04:00.0"));
+    thread::sleep(2 * SECOND);
+    assert!(!daemon.told(&["isolation-lost"]), "{:?}", daemon.events());
+    assert!(vmm.log().is_empty(), "{:?}", vmm.log());
+}
+
+#[test]
+fn acs_is_put_back_while_a_transaction_waits_for_a_vmm_unless_it_changes_the_port_itself() {
+    let host = TestHost::new();
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", true)]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    let topology = crate::source::scan(&host.sysfs()).unwrap();
+    let goals = Goals {
+        acs: [(at("02:03.0"), "001f".parse().unwrap())].into(),
+        ..Goals::default()
+    };
+    let kernel = Kernel::of(&topology);
+    let plan = Plan::make(&topology, &kernel, &goals, &PlanOptions::default()).unwrap();
+    vmm.stop(true);
+    thread::scope(|scope| {
+        scope.spawn(|| daemon.changes.apply(plan, None));
+        within(SOON, "under way", || daemon.changes.activity().0);
+        host.set_acs("02:03.0", 0x11);
+        host.set_acs("02:00.0", 0x11);
+        within(SECOND, "put back", || host.acs("02:00.0") == 0x1d);
+        assert!(daemon.changes.activity().0);
+        assert_eq!(host.acs("02:03.0"), 0x11);
+        vmm.stop(false);
+    });
 }

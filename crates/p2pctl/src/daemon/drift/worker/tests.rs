@@ -25,6 +25,7 @@ fn device(id: &str, function: &str) -> Assigned {
         function: at(function),
         p2p: true,
         domain: None,
+        expose: BTreeSet::new(),
         slot: None,
     }
 }
