@@ -1,6 +1,6 @@
 //! Transactions, one at a time, each in a thread of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -45,8 +45,8 @@ struct Now {
     /// How many have begun.
     count: u64,
     reports: BTreeMap<String, Report>,
-    /// The functions that the change under way may touch; all if that is not known.
-    touches: Option<BTreeSet<Sbdf>>,
+    /// The functions that the last changes may touch, the last of them last; all if that is not known.
+    touched: VecDeque<Touched>,
     /// How many had begun when a device was given back last, by VM and name.
     given_back: BTreeMap<(String, String), u64>,
 }
@@ -64,6 +64,9 @@ impl Now {
         }
     }
 }
+
+/// The functions that a change may touch; `None` if that may be any.
+pub(crate) type Touched = Option<BTreeSet<Sbdf>>;
 
 /// A transaction that has begun, or has ended before anybody could see it.
 pub(crate) type Begun = Result<Option<String>, Failure>;
@@ -105,9 +108,22 @@ impl Changes {
     /// Whether a change is under way that does not touch this port, and is the first since so many.
     pub(crate) fn spares(&self, port: Sbdf, since: u64) -> bool {
         let now = self.lock();
-        let touches = now.touches.as_ref().filter(|_| now.busy);
-        now.count == since.saturating_add(1)
-            && touches.is_some_and(|functions| !functions.contains(&port))
+        let touched = now.touched.back().and_then(Option::as_ref);
+        now.busy
+            && now.count == since.saturating_add(1)
+            && touched.is_some_and(|functions| !functions.contains(&port))
+    }
+
+    /// The functions that changes may have touched since so many had begun.
+    pub(crate) fn touched(&self, since: u64) -> Touched {
+        let now = self.lock();
+        let count = usize::try_from(now.count.saturating_sub(since)).unwrap_or(usize::MAX);
+        let first = now.touched.len().checked_sub(count)?;
+        let mut all = BTreeSet::new();
+        for touched in now.touched.range(first..) {
+            all.extend(touched.as_ref()?);
+        }
+        Some(all)
     }
 
     /// How many transactions had begun when one of them gave a device back last.
@@ -124,7 +140,8 @@ impl Changes {
 
     /// Resets a function, if nothing else is under way.
     pub(crate) fn reset(&self, order: &ResetOrder) -> Result<ResetDone, Failure> {
-        self.occupy()?;
+        // What it does to ports it undoes.
+        self.occupy(Some(BTreeSet::new()))?;
         let result = self.regroup(|regroup| regroup.reset(order));
         self.lock().busy = false;
         let done = result.map_err(|error| failure(&error))?;
@@ -149,7 +166,7 @@ impl Changes {
     }
 
     /// From now on the host is being changed, unless it is already.
-    fn occupy(&self) -> Result<(), Failure> {
+    fn occupy(&self, touches: Touched) -> Result<(), Failure> {
         let mut now = self.lock();
         if now.busy {
             let reasons = vec!["another change is under way (p2pctl watch)".to_owned()];
@@ -157,7 +174,10 @@ impl Changes {
         }
         now.busy = true;
         now.count = now.count.saturating_add(1);
-        now.touches = None;
+        now.touched.push_back(touches);
+        while now.touched.len() > KEPT {
+            now.touched.pop_front();
+        }
         Ok(())
     }
 
@@ -180,10 +200,11 @@ impl Changes {
     }
 
     fn begin(&self, work: Work, guest: Option<Duration>) -> Begun {
-        self.occupy()?;
-        if let Work::Apply(plan) = &work {
-            self.lock().touches = Some(touches(plan));
-        }
+        let touches = match &work {
+            Work::Apply(plan) => Some(touches(plan)),
+            Work::Recover => None,
+        };
+        self.occupy(touches)?;
         let (sender, begun) = channel();
         let this = self.clone();
         let spawned = thread::Builder::new()

@@ -32,7 +32,7 @@ pub(super) struct Entry {
     pub(super) rebase: bool,
     pub(super) state: State,
     pub(super) why: String,
-    /// How many transactions had begun when the good facts were taken.
+    /// How many transactions were over when the good facts were taken.
     pub(super) transactions: u64,
     /// Actions that have not ended.
     pub(super) in_flight: Vec<Action>,

@@ -113,7 +113,15 @@ impl Looker {
         }
         let normal = match self.normal.take() {
             Some((then, normal)) if then == count => normal,
-            _ => Arc::clone(&now),
+            Some((then, normal)) => {
+                self.told.clear();
+                self.was_waiting = false;
+                match self.shared.changes.touched(then) {
+                    Some(touched) => Arc::new(normal.after_changes(&now, &touched)),
+                    None => Arc::clone(&now),
+                }
+            }
+            None => Arc::clone(&now),
         };
         let held = self.held().unwrap_or_else(|error| {
             let error = error.to_string();

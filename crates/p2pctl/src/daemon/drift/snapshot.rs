@@ -6,6 +6,8 @@ use iommu_group::{
     AcsBits, Exposure, Fabric, Function, GroupId, Partition, Reach, Sbdf, Topology, is_vfio_driver,
 };
 
+use super::acs::is_less_strict;
+
 /// The host at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Snapshot {
@@ -68,6 +70,40 @@ impl Snapshot {
             }
         }
         changes
+    }
+
+    /// What the host should be like after changes of the daemon's own, which may have touched these functions: as it is
+    /// now, but for what others did to the rest meanwhile.
+    pub(super) fn after_changes(&self, now: &Self, touched: &BTreeSet<Sbdf>) -> Self {
+        let mut normal = now.clone();
+        for (port, was) in &self.acs {
+            let is = now.acs.get(port).filter(|_| !touched.contains(port));
+            if is.is_some_and(|is| is_less_strict(*was, *is)) {
+                normal.set_acs(*port, *was);
+            }
+        }
+        for (function, was) in &self.functions {
+            let Some(is) = normal.functions.get_mut(function) else {
+                continue;
+            };
+            let mut new = was.new_exposures(is);
+            new.retain(|exposure| exposure.through.iter().all(|port| !touched.contains(port)));
+            if let Some(exposures) = &mut is.exposures {
+                exposures.retain(|exposure| !new.contains(exposure));
+            }
+        }
+        normal
+    }
+
+    fn set_acs(&mut self, port: Sbdf, control: AcsBits) {
+        self.acs.insert(port, control);
+        let paths = self
+            .functions
+            .values_mut()
+            .flat_map(|facts| &mut facts.path);
+        for (_, held) in paths.filter(|(at, _)| *at == port) {
+            *held = Some(control);
+        }
     }
 
     /// The exposures of assigned devices that there are now and were not.
@@ -216,6 +252,27 @@ mod tests {
         assert_eq!(remedy(&topology("1d", &[]), &lost[0]), None);
         let closed = switch("1d", &arrives).lost(&switch("1d", &[]));
         assert_eq!(closed, BTreeSet::new());
+    }
+
+    #[test]
+    fn what_others_do_during_a_change_is_no_part_of_it() {
+        let arrives = ["0000:04:00.0"];
+        let (before, now) = (switch("1d", &arrives), switch("11", &[]));
+        let elsewhere = BTreeSet::from([at("02:01.0")]);
+        let normal = before.after_changes(&now, &elsewhere);
+        let changes = normal.changes(&now);
+        let texts: Vec<_> = changes.iter().map(|(_, what)| what.as_str()).collect();
+        assert_eq!(texts, ["ACS of 0000:02:00.0 is 0011, and was 001d"]);
+        assert_eq!(normal.lost(&now).len(), 3, "those of 03:00.0");
+        assert_eq!(
+            normal.functions[&at("03:00.0")].path,
+            before.functions[&at("03:00.0")].path
+        );
+        // What was touched was changed on purpose, and what is stricter is good.
+        let touched = BTreeSet::from([at("02:00.0")]);
+        assert_eq!(before.after_changes(&now, &touched), now);
+        let stricter = switch("1f", &arrives);
+        assert_eq!(before.after_changes(&stricter, &elsewhere), stricter);
     }
 
     #[test]

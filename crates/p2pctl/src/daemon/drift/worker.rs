@@ -138,7 +138,7 @@ impl Worker {
     }
 
     fn alarmed(&mut self, alarm: Alarm, now: Instant) {
-        let transactions = self.world.activity().1;
+        let transactions = self.transactions();
         let known: Vec<Assigned> = self.entries.values().map(|e| e.device.clone()).collect();
         for (device, why) in alarm.concerned(&known) {
             if let Some(entry) = self.entries.get_mut(&device.id) {
@@ -184,7 +184,7 @@ impl Worker {
         let Some(alarm) = self.alarm.take() else {
             return;
         };
-        let transactions = self.world.activity().1;
+        let transactions = self.transactions();
         for (device, why) in alarm.concerned(devices) {
             let entry = self
                 .entries
@@ -247,7 +247,9 @@ impl Worker {
                 }
                 entry.step(Event::Failed, now);
                 let event = match action {
-                    Action::Unplug => "device-kept-closed",
+                    Action::Unplug if entry.device.p2p => "device-kept-closed",
+                    // Nothing was ever open.
+                    Action::Unplug => "device-kept",
                     _ => "drift-error",
                 };
                 if entry.state.action() == action {
@@ -287,15 +289,19 @@ impl Worker {
 
     /// What a transaction has given back was checked by it, and what it depends on was changed on purpose.
     fn heed_transactions(&mut self) {
-        let (_, transactions) = self.world.activity();
         for entry in self.entries.values_mut() {
-            if entry.transactions == transactions {
-                continue;
-            }
             let given = self.world.given_back(&entry.device);
-            entry.rebase |= given.is_some_and(|given| given > entry.transactions);
-            entry.transactions = transactions;
+            if let Some(given) = given.filter(|given| *given > entry.transactions) {
+                entry.rebase = true;
+                entry.transactions = given;
+            }
         }
+    }
+
+    /// How many transactions are over.
+    fn transactions(&self) -> u64 {
+        let (is_busy, begun) = self.world.activity();
+        begun.saturating_sub(u64::from(is_busy))
     }
 
     /// Asks which devices the VM has, if anything depends on that.

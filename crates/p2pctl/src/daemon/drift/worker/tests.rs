@@ -405,7 +405,11 @@ fn what_a_transaction_has_given_back_is_good_as_it_is_now() {
     Fake::set(&fake.keeps, true);
     fake.alarm(before, "03:00.0");
     within("kept", || fake.did("unplug one") && fake.did("unplug two"));
+    // It has begun before it gives back.
     fake.transactions.store(1, Ordering::SeqCst);
+    Fake::set(&fake.busy, true);
+    thread::sleep(Duration::from_secs(1));
+    Fake::set(&fake.busy, false);
     fake.given_back.store(1, Ordering::SeqCst);
     within("opened", || fake.did("open one") && fake.did("open two"));
 }
