@@ -8,7 +8,7 @@
 //! worker: close the mappings ─▶ check the host ─▶ open them, or unplug, check again, plug
 //! ```
 //! The guard and the looker ask nothing of a VMM, and each worker only its own: one that does not answer holds up neither
-//! ACS nor other VMs. A transaction changes the same things; what is seen meanwhile means nothing, and afterwards there
+//! ACS nor other VMs. Nor does a log that nobody reads: another thread writes it. A transaction changes the same things; what is seen meanwhile means nothing, and afterwards there
 //! is a new normal.
 
 mod acs;
@@ -29,11 +29,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::EventLog;
 use hotplug::regroup::{Assigned, VmmError};
 use iommu_group::Exposure;
 
@@ -45,6 +45,7 @@ use acs::Watch;
 use assessment::Alarm;
 use inbox::Inbox;
 use snapshot::Snapshot;
+use teller::Telling;
 use worker::{Worker, World};
 
 /// How long the end of the daemon waits for devices that are on their way back into their VMs.
@@ -59,6 +60,7 @@ pub(crate) struct Drift {
 impl Drift {
     pub(crate) fn start(changes: Changes, global: Global) -> io::Result<Self> {
         let shared = Arc::new(Shared {
+            tellings: teller::start(changes.events().clone())?,
             changes,
             global,
             ended: AtomicBool::new(false),
@@ -110,6 +112,8 @@ impl Drop for Drift {
 struct Shared {
     changes: Changes,
     global: Global,
+    /// Where events are told.
+    tellings: SyncSender<Telling>,
     ended: AtomicBool,
     /// Whether the looker has a reason to look.
     poked: AtomicBool,
@@ -205,7 +209,7 @@ impl World for Vm {
         device.expose.contains(&exposure.function) || self.shared.is_accepted(exposure)
     }
 
-    fn events(&self) -> EventLog {
-        self.shared.changes.events().clone()
+    fn tellings(&self) -> SyncSender<Telling> {
+        self.shared.tellings.clone()
     }
 }

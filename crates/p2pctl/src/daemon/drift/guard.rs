@@ -37,7 +37,7 @@ struct Done {
 impl Guard {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            teller: Teller::new(shared.changes.events().clone()),
+            teller: Teller::new(shared.tellings.clone()),
             shared,
             watch: Watch::default(),
             open: BTreeMap::new(),

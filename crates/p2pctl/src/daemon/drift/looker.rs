@@ -37,7 +37,7 @@ pub(super) struct Looker {
 impl Looker {
     fn new(shared: Arc<Shared>) -> Self {
         let mut looker = Self {
-            teller: Teller::new(shared.changes.events().clone()),
+            teller: Teller::new(shared.tellings.clone()),
             shared,
             started: Instant::now(),
             schedule: Schedule::new(true),

@@ -1,5 +1,9 @@
-//! Events, no more of them than somebody can read.
+//! Events, no more of them than somebody can read, told by a thread that may wait for whoever reads the log.
 
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hotplug::EventLog;
@@ -10,18 +14,36 @@ const BURST: u32 = 40;
 /// … and how long it takes until there may be one more.
 const REFILL: Duration = Duration::from_secs(5);
 
-/// Who tells events. What recurs without end is told from time to time, with a count of what was left out.
+/// Events that may wait to be told.
+const QUEUE: usize = 256;
+
+/// An event that is to be told, with its particulars.
+pub(super) type Telling = (String, BTreeMap<String, String>);
+
+/// Starts the thread that tells. It ends when nobody can send to it any more.
+pub(super) fn start(events: EventLog) -> io::Result<SyncSender<Telling>> {
+    let (sender, receiver) = sync_channel::<Telling>(QUEUE);
+    let thread = thread::Builder::new().name("drift-events".to_owned());
+    thread.spawn(move || {
+        for (event, properties) in receiver {
+            events.note("host", &event, properties);
+        }
+    })?;
+    Ok(sender)
+}
+
+/// Who has events told, and never waits. What recurs without end is told from time to time, with a count of what was left out.
 pub(super) struct Teller {
-    events: EventLog,
+    to: SyncSender<Telling>,
     left: u32,
     refilled: Instant,
     suppressed: u64,
 }
 
 impl Teller {
-    pub(super) fn new(events: EventLog) -> Self {
+    pub(super) fn new(to: SyncSender<Telling>) -> Self {
         Self {
-            events,
+            to,
             left: BURST,
             refilled: Instant::now(),
             suppressed: 0,
@@ -34,10 +56,13 @@ impl Teller {
         }
         let properties = properties.iter();
         let properties = properties.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let suppressed = std::mem::take(&mut self.suppressed);
+        let suppressed = self.suppressed;
         let count = (suppressed > 0).then(|| ("suppressed".to_owned(), suppressed.to_string()));
-        self.events
-            .note("host", event, properties.chain(count).collect());
+        let telling = (event.to_owned(), properties.chain(count).collect());
+        self.suppressed = match self.to.try_send(telling) {
+            Ok(()) => 0,
+            Err(_) => suppressed.saturating_add(1),
+        };
     }
 
     fn may_tell(&mut self, now: Instant) -> bool {
@@ -63,7 +88,8 @@ mod tests {
 
     #[test]
     fn what_recurs_without_end_is_told_from_time_to_time() {
-        let mut teller = Teller::new(EventLog::new());
+        let (sender, _receiver) = sync_channel(QUEUE);
+        let mut teller = Teller::new(sender);
         let start = Instant::now();
         let told = |teller: &mut Teller, at: Duration| -> usize {
             (0..1000).filter(|_| teller.may_tell(start + at)).count()
@@ -72,5 +98,22 @@ mod tests {
         assert_eq!(teller.suppressed, 960);
         assert_eq!(told(&mut teller, REFILL * 3), 3);
         assert_eq!(told(&mut teller, REFILL * 1000), 40);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_log_that_is_not_read() {
+        let (sender, receiver) = sync_channel(2);
+        let mut teller = Teller::new(sender);
+        for _ in 0..5 {
+            teller.tell("drift", &[("function", "0000:03:00.0")]);
+        }
+        assert_eq!(teller.suppressed, 3);
+        assert_eq!(receiver.try_iter().count(), 2);
+        teller.tell("drift", &[]);
+        let (event, properties) = receiver.recv().unwrap();
+        assert_eq!(
+            (event.as_str(), properties["suppressed"].as_str()),
+            ("drift", "3")
+        );
     }
 }

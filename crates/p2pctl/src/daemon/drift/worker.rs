@@ -6,28 +6,27 @@
 //! A VMM that does not answer is asked until it does or is gone. The thread ends when nothing is left to do.
 
 mod check;
+mod outcome;
+mod request;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotplug::EventLog;
-use hotplug::regroup::{Assigned, VmmError, Windows};
+use hotplug::regroup::{Assigned, VmmError};
 use iommu_group::{Exposure, Sbdf};
 
 use super::super::guests::Guest;
 use super::assessment::Alarm;
 use super::entry::{AGAIN, Entry, patience};
-use super::inbox::{Inbox, Message, Outcome};
+use super::inbox::{Inbox, Message};
 use super::response::{Action, Event, State};
 use super::snapshot::Snapshot;
-use super::teller::Teller;
-
-/// How long a guest may take to let go of a device whose peers have changed.
-const GUEST: Duration = Duration::from_secs(60);
+use super::teller::{Teller, Telling};
 
 /// How long a VMM may take to give a device back. One with much memory takes seconds.
 const PLUG: Duration = Duration::from_secs(30);
@@ -58,7 +57,8 @@ pub(super) trait World: Send + Sync {
     /// Whether the operator accepts an exposure.
     fn is_accepted(&self, device: &Assigned, exposure: &Exposure) -> bool;
 
-    fn events(&self) -> EventLog;
+    /// Where events are told.
+    fn tellings(&self) -> SyncSender<Telling>;
 }
 
 pub(super) struct Worker {
@@ -89,7 +89,7 @@ impl Worker {
         world: Arc<dyn World>,
         inbox: Arc<Inbox>,
     ) -> std::io::Result<()> {
-        let teller = Teller::new(world.events());
+        let teller = Teller::new(world.tellings());
         let worker = Self {
             vm,
             world,
@@ -224,69 +224,6 @@ impl Worker {
         }
     }
 
-    fn ended(&mut self, id: &str, action: Action, result: Result<Outcome, VmmError>, now: Instant) {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return;
-        };
-        entry.in_flight.retain(|other| *other != action);
-        // Something else is wanted by now.
-        if entry.state.action() != action {
-            return;
-        }
-        match result {
-            Ok(outcome) => {
-                if let Outcome::Closed(windows) = outcome {
-                    entry.closed = Some(windows);
-                }
-                entry.step(Event::Done, now);
-                self.tell_done(id, outcome);
-            }
-            Err(error) => {
-                if let VmmError::Gone { .. } = error {
-                    self.ask_at = now;
-                }
-                entry.step(Event::Failed, now);
-                let event = match action {
-                    Action::Unplug if entry.device.p2p => "device-kept-closed",
-                    // Nothing was ever open.
-                    Action::Unplug => "device-kept",
-                    _ => "drift-error",
-                };
-                if entry.state.action() == action {
-                    entry.retry(now);
-                }
-                self.tell_of(id, event, &[("error", &error.to_string())]);
-            }
-        }
-    }
-
-    fn tell_done(&mut self, id: &str, outcome: Outcome) {
-        let Some(entry) = self.entries.get(id) else {
-            return;
-        };
-        match outcome {
-            // Not yet closed for good, or there was nothing to close.
-            Outcome::Closed(_) if entry.state != State::Closed || !entry.device.p2p => {}
-            Outcome::Closed(Windows::Closed) => self.tell_of(id, "windows-revoked", &[]),
-            Outcome::Closed(Windows::OpenWhilePlugged) => self.tell_of(id, "windows-stay", &[]),
-            Outcome::Reopened if entry.device.p2p => self.tell_of(id, "windows-reopened", &[]),
-            Outcome::Reopened | Outcome::LetGo => {}
-            Outcome::Plugged(how) => self.tell_of(id, "device-replugged", &[("how", how)]),
-        }
-    }
-
-    /// Tells of a device, once while it is in its state.
-    fn tell_of(&mut self, id: &str, event: &str, more: &[(&str, &str)]) {
-        let Some(entry) = self.entries.get_mut(id) else {
-            return;
-        };
-        if entry.is_news(event) {
-            let of = [("vm", &*self.vm), ("id", id), ("why", &*entry.why)];
-            let all: Vec<(&str, &str)> = of.into_iter().chain(more.iter().copied()).collect();
-            self.teller.tell(event, &all);
-        }
-    }
-
     /// What a transaction has given back was checked by it, and what it depends on was changed on purpose.
     fn heed_transactions(&mut self) {
         for entry in self.entries.values_mut() {
@@ -340,7 +277,7 @@ impl Worker {
             let world = Arc::clone(&self.world);
             let of = device.id.clone();
             let request = move || Message::Ended {
-                result: perform(&*world, action, &device, patience),
+                result: request::perform(&*world, action, &device, patience),
                 id,
                 action,
             };
@@ -366,44 +303,5 @@ impl Worker {
                 reason: format!("cannot start a thread: {error}"),
             }));
         }
-    }
-}
-
-/// Does what is to be done for a device.
-fn perform(
-    world: &dyn World,
-    action: Action,
-    device: &Assigned,
-    patience: Duration,
-) -> Result<Outcome, VmmError> {
-    // Without peers nothing is mapped, and nothing to be asked of a VMM that may not answer.
-    match action {
-        Action::Revoke if !device.p2p => return Ok(Outcome::Closed(Windows::Closed)),
-        Action::Reopen if !device.p2p => return Ok(Outcome::Reopened),
-        _ => {}
-    }
-    let vm = world.reach(patience)?;
-    match action {
-        Action::Revoke => vm.revoke(device).map(Outcome::Closed),
-        Action::Unplug => vm.unplug(device, GUEST).map(|()| Outcome::LetGo),
-        Action::Plug => plug(&vm, device).map(Outcome::Plugged),
-        // The others are no requests.
-        Action::Reopen | Action::Check | Action::Nothing => {
-            vm.reopen(device).map(|()| Outcome::Reopened)
-        }
-    }
-}
-
-/// Gives a device back as the peer that it was, or without any if that is refused now.
-fn plug(vm: &Guest, device: &Assigned) -> Result<&'static str, VmmError> {
-    let alone = Assigned {
-        p2p: false,
-        domain: None,
-        ..device.clone()
-    };
-    match vm.plug(device) {
-        Ok(()) => Ok("as before"),
-        Err(VmmError::Refused { .. }) if device.p2p => vm.plug(&alone).map(|()| "without peers"),
-        Err(error) => Err(error),
     }
 }

@@ -1,0 +1,81 @@
+//! What comes of requests, and what is told of it.
+
+use std::time::Instant;
+
+use hotplug::regroup::{VmmError, Windows};
+
+use super::super::inbox::Outcome;
+use super::super::response::{Action, Event, State};
+use super::Worker;
+
+impl Worker {
+    /// An action for a device has ended.
+    pub(super) fn ended(
+        &mut self,
+        id: &str,
+        action: Action,
+        result: Result<Outcome, VmmError>,
+        now: Instant,
+    ) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        entry.in_flight.retain(|other| *other != action);
+        // Something else is wanted by now.
+        if entry.state.action() != action {
+            return;
+        }
+        match result {
+            Ok(outcome) => {
+                if let Outcome::Closed(windows) = outcome {
+                    entry.closed = Some(windows);
+                }
+                entry.step(Event::Done, now);
+                self.tell_done(id, outcome);
+            }
+            Err(error) => {
+                if let VmmError::Gone { .. } = error {
+                    self.ask_at = now;
+                }
+                entry.step(Event::Failed, now);
+                let event = match action {
+                    Action::Unplug if entry.device.p2p => "device-kept-closed",
+                    // Nothing was ever open.
+                    Action::Unplug => "device-kept",
+                    _ => "drift-error",
+                };
+                if entry.state.action() == action {
+                    entry.retry(now);
+                }
+                self.tell_of(id, event, &[("error", &error.to_string())]);
+            }
+        }
+    }
+
+    fn tell_done(&mut self, id: &str, outcome: Outcome) {
+        let Some(entry) = self.entries.get(id) else {
+            return;
+        };
+        match outcome {
+            // Not yet closed for good, or there was nothing to close.
+            Outcome::Closed(_) if entry.state != State::Closed || !entry.device.p2p => {}
+            Outcome::Closed(Windows::Closed) => self.tell_of(id, "windows-revoked", &[]),
+            Outcome::Closed(Windows::OpenWhilePlugged) => self.tell_of(id, "windows-stay", &[]),
+            Outcome::Reopened if entry.device.p2p => self.tell_of(id, "windows-reopened", &[]),
+            Outcome::Reopened | Outcome::LetGo => {}
+            Outcome::Plugged(how) => self.tell_of(id, "device-replugged", &[("how", how)]),
+        }
+    }
+
+    /// Tells of a device, once while it is in its state.
+    pub(super) fn tell_of(&mut self, id: &str, event: &str, more: &[(&str, &str)]) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        if entry.is_news(event) {
+            let of = [("vm", &*self.vm), ("id", id), ("why", &*entry.why)];
+            let all: Vec<(&str, &str)> = of.into_iter().chain(more.iter().copied()).collect();
+            self.teller.tell(event, &all);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Requests to the VMM of a device.
+
+use std::time::Duration;
+
+use hotplug::regroup::{Assigned, VmmError, Windows};
+
+use super::super::super::guests::Guest;
+use super::super::inbox::Outcome;
+use super::super::response::Action;
+use super::World;
+
+/// How long a guest may take to let go of a device whose peers have changed.
+const GUEST: Duration = Duration::from_secs(60);
+
+/// Does what is to be done for a device.
+pub(super) fn perform(
+    world: &dyn World,
+    action: Action,
+    device: &Assigned,
+    patience: Duration,
+) -> Result<Outcome, VmmError> {
+    // Without peers nothing is mapped, and nothing to be asked of a VMM that may not answer.
+    match action {
+        Action::Revoke if !device.p2p => return Ok(Outcome::Closed(Windows::Closed)),
+        Action::Reopen if !device.p2p => return Ok(Outcome::Reopened),
+        _ => {}
+    }
+    let vm = world.reach(patience)?;
+    match action {
+        Action::Revoke => vm.revoke(device).map(Outcome::Closed),
+        Action::Unplug => vm.unplug(device, GUEST).map(|()| Outcome::LetGo),
+        Action::Plug => plug(&vm, device).map(Outcome::Plugged),
+        // The others are no requests.
+        Action::Reopen | Action::Check | Action::Nothing => {
+            vm.reopen(device).map(|()| Outcome::Reopened)
+        }
+    }
+}
+
+/// Gives a device back as the peer that it was, or without any if that is refused now.
+fn plug(vm: &Guest, device: &Assigned) -> Result<&'static str, VmmError> {
+    let alone = Assigned {
+        p2p: false,
+        domain: None,
+        ..device.clone()
+    };
+    match vm.plug(device) {
+        Ok(()) => Ok("as before"),
+        Err(VmmError::Refused { .. }) if device.p2p => vm.plug(&alone).map(|()| "without peers"),
+        Err(error) => Err(error),
+    }
+}
