@@ -194,7 +194,7 @@ impl World for Vm {
 
     fn look(&self) -> Option<Snapshot> {
         let source = Source::load(&self.shared.global).ok()?;
-        Some(Snapshot::of(&source.topology))
+        Some(Snapshot::of(Arc::new(source.topology)))
     }
 
     fn activity(&self) -> (bool, u64) {

@@ -149,7 +149,7 @@ mod tests {
 
     /// A machine whose registers are files, and the watch over it.
     fn machine(held: &[&str]) -> (tempfile::TempDir, Sysfs, Watch) {
-        let topology = Topology::from_fixture(SWITCH).unwrap();
+        let topology = Arc::new(Topology::from_fixture(SWITCH).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let sysfs = Sysfs::new(dir.path());
         for function in topology.functions() {
@@ -160,7 +160,7 @@ mod tests {
             fs::write(dir.join("config"), (0..4096).map(byte).collect::<Vec<_>>()).unwrap();
         }
         let held = held.iter().map(|port| at(port)).collect();
-        let normal = Arc::new(Snapshot::of(&topology));
+        let normal = Arc::new(Snapshot::of(Arc::clone(&topology)));
         let watch = Watch::new(0, normal, &topology, &held);
         (dir, sysfs, watch)
     }

@@ -91,10 +91,10 @@ pub(super) fn assess(
     own: &BTreeSet<Sbdf>,
     is_accepted: &dyn Fn(&Exposure) -> bool,
 ) -> Verdict {
-    let Some(is) = now.functions.get(&device.function) else {
+    let Some(is) = now.facts(device.function) else {
         return Verdict::Lost;
     };
-    let mut exposed = good.new_exposures(is);
+    let mut exposed = good.new_exposures(&is);
     exposed.retain(|exposure| {
         let mut ends = exposure.to.iter().chain([&exposure.function]);
         let within = ends.all(|end| own.contains(end));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn host() -> Snapshot {
-        Snapshot::of(&Topology::from_fixture(SWITCH).unwrap())
+        Snapshot::of(Arc::new(Topology::from_fixture(SWITCH).unwrap()))
     }
 
     fn alarm(changed: &[&str]) -> Alarm {
@@ -185,7 +185,7 @@ mod tests {
         let host = host();
         let peer = device("peer", "03:00.0", Some(None));
         let alone = device("alone", "03:00.0", None);
-        let good = host.functions.get(&peer.function).unwrap().clone();
+        let good = host.facts(peer.function).unwrap();
         let none = BTreeSet::new();
         let verdict =
             |device: &Assigned, now: &Snapshot| assess(device, &good, now, &none, &|_| false);

@@ -88,8 +88,7 @@ impl Entry {
         now: Instant,
     ) {
         if self.state == State::Open {
-            let facts = before.functions.get(&self.device.function);
-            self.good = facts.cloned().unwrap_or_default();
+            self.good = before.facts(self.device.function).unwrap_or_default();
             self.rebase = false;
             self.transactions = transactions;
             self.closed = None;

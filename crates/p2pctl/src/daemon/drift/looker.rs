@@ -105,8 +105,8 @@ impl Looker {
             self.schedule.news(self.started.elapsed());
             return;
         };
-        let topology = &source.topology;
-        let now = Arc::new(Snapshot::of(topology));
+        let topology = Arc::new(source.topology);
+        let now = Arc::new(Snapshot::of(Arc::clone(&topology)));
         // One that has begun meanwhile has made the differences itself.
         if self.shared.changes.activity() != (false, count) {
             return;
@@ -128,10 +128,10 @@ impl Looker {
             self.teller.tell("drift-error", &[("error", &error)]);
             BTreeSet::new()
         });
-        let watch = Watch::new(count, Arc::clone(&normal), topology, &held);
+        let watch = Watch::new(count, Arc::clone(&normal), &topology, &held);
         // What has to be put back is not what the host should be like.
         let is_waiting = watch.awaits(&now);
-        self.answer(topology, &watch, &now, is_waiting);
+        self.answer(&topology, &watch, &now, is_waiting);
         self.was_waiting = is_waiting;
         if is_waiting {
             self.normal = Some((count, normal));
@@ -140,7 +140,7 @@ impl Looker {
             self.told.clear();
             self.normal = Some((count, Arc::clone(&now)));
             self.shared
-                .set_watch(Watch::new(count, now, topology, &held));
+                .set_watch(Watch::new(count, now, &topology, &held));
         }
     }
 

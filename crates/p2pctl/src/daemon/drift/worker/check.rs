@@ -114,8 +114,8 @@ impl Worker {
 
 /// What a device depends on now is good from now on.
 fn rebase(entry: &mut Entry, host: &Snapshot) {
-    if let Some(facts) = host.functions.get(&entry.device.function) {
-        entry.good = facts.clone();
+    if let Some(facts) = host.facts(entry.device.function) {
+        entry.good = facts;
     }
     entry.rebase = false;
 }

@@ -52,7 +52,7 @@ impl Fake {
     fn new() -> Arc<Self> {
         let topology = Topology::from_fixture(SWITCH).unwrap();
         Arc::new(Self {
-            host: Mutex::new(Snapshot::of(&topology)),
+            host: Mutex::new(Snapshot::of(Arc::new(topology))),
             devices: Mutex::new(vec![device("one", "03:00.0"), device("two", "04:00.0")]),
             log: Mutex::default(),
             hangs: AtomicBool::default(),
@@ -113,7 +113,7 @@ impl Fake {
             reach: Reach::Yes,
         };
         self.facts(function, |facts| {
-            facts.exposures.as_mut().unwrap().insert(exposure);
+            facts.exposures.get_or_insert_default().insert(exposure);
         });
     }
 
