@@ -1,13 +1,15 @@
-//! What devices have to tell, on its way to the main thread: a little of each device at a time.
+//! What devices have to tell, on its way to the main thread: a little of each device at a time, and of each kind of event,
+//! so that a flood of one hides no other.
 //!
 //! ```text
-//! vCPU, device locked ──event──▶ allowance of the device ──▶ queue ──▶ main thread: log, API, event monitor
-//!                                        └─ used up: counted, and the count is told
+//! vCPU, device locked ──event──▶ allowance ──▶ queue ──▶ main thread: log, API, event monitor
+//!                                  └─ used up: counted, and the count is told
 //! ```
 //! A guest makes its devices tell something with every access. Nothing is written by who brings an event.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+use std::mem::{Discriminant, discriminant};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -17,14 +19,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::lock::lock;
 
-/// How many events a device may tell at once, after a while of silence.
+/// How many events of a kind a device may tell at once, after a while of silence.
 const BURST: u32 = 16;
 /// How long until it may tell one more.
 const REFILL: Duration = Duration::from_secs(1);
 /// How often it is told how many were not.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// What one device may still tell.
+/// What one device may still tell of one kind.
 struct Allowance {
     left: u32,
     /// When `left` was last true.
@@ -76,14 +78,14 @@ impl Allowance {
 #[derive(Default)]
 struct Waiting {
     events: VecDeque<(Sbdf, DeviceEvent)>,
-    allowances: BTreeMap<Sbdf, Allowance>,
+    allowances: HashMap<(Sbdf, Discriminant<DeviceEvent>), Allowance>,
 }
 
 /// What the main thread takes.
 pub(super) struct Taken {
     pub(super) events: VecDeque<(Sbdf, DeviceEvent)>,
     /// How many events of a device were not told since the last time.
-    pub(super) suppressed: Vec<(Sbdf, u64)>,
+    pub(super) suppressed: BTreeMap<Sbdf, u64>,
 }
 
 /// Where devices leave what they have to tell.
@@ -109,9 +111,13 @@ impl DeviceEvents {
         // Silent if nobody has rung.
         let _ = self.bell.read();
         let mut waiting = lock(&self.waiting);
-        let allowances = waiting.allowances.iter_mut();
-        let suppressed = allowances.filter_map(|(sbdf, of)| Some((*sbdf, of.report(now)?)));
-        let suppressed = suppressed.collect();
+        let mut suppressed = BTreeMap::new();
+        for ((sbdf, _), of) in &mut waiting.allowances {
+            if let Some(count) = of.report(now) {
+                let total: &mut u64 = suppressed.entry(*sbdf).or_default();
+                *total = total.saturating_add(count);
+            }
+        }
         // Devices that have gone are forgotten.
         waiting.allowances.retain(|_, of| !of.is_whole(now));
         Taken {
@@ -134,8 +140,9 @@ impl DeviceEvents {
         );
         let mut waiting = lock(&self.waiting);
         let allowances = &mut waiting.allowances;
+        let kind = (sbdf, discriminant(&event));
         let of = allowances
-            .entry(sbdf)
+            .entry(kind)
             .or_insert_with(|| Allowance::new(now));
         let silent = of.suppressed > 0;
         if always || of.take(now) {
@@ -174,6 +181,8 @@ mod tests {
             events.put(device(3), DeviceEvent::Reset, start);
         }
         events.put(device(4), DeviceEvent::Reset, start);
+        let failed = io::Error::from_raw_os_error(libc::EIO);
+        events.put(device(3), DeviceEvent::ResetFailed(failed), start);
         events.put(device(3), DeviceEvent::Requested, start);
 
         let taken = events.take(start);
@@ -181,7 +190,7 @@ mod tests {
             let events = taken.events.iter();
             events.filter(|(sbdf, _)| *sbdf == device(number)).count()
         };
-        assert_eq!((of(3), of(4)), (BURST as usize + 1, 1));
+        assert_eq!((of(3), of(4)), (BURST as usize + 2, 1));
         assert!(matches!(
             taken.events.back(),
             Some((_, DeviceEvent::Requested))
@@ -192,7 +201,7 @@ mod tests {
         assert_eq!(due, start + REPORT);
         let taken = events.take(due);
         let count = FLOOD - u64::from(BURST);
-        assert_eq!(taken.suppressed, [(device(3), count)]);
+        assert_eq!(taken.suppressed, BTreeMap::from([(device(3), count)]));
         assert!(taken.events.is_empty());
         assert_eq!(events.deadline(), None);
         assert!(events.take(due + REPORT).suppressed.is_empty());
@@ -208,11 +217,11 @@ mod tests {
             events.put(device(3), DeviceEvent::Reset, now);
             let taken = events.take(now);
             told += taken.events.len() as u64;
-            suppressed += taken.suppressed.iter().map(|(_, n)| n).sum::<u64>();
+            suppressed += taken.suppressed.values().sum::<u64>();
         }
         assert!((110..=120).contains(&told), "{told}");
         let last = events.take(start + Duration::from_secs(200)).suppressed;
-        suppressed += last.iter().map(|(_, n)| n).sum::<u64>();
+        suppressed += last.values().sum::<u64>();
         assert_eq!(told + suppressed, 1000);
     }
 

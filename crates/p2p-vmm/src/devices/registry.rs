@@ -176,13 +176,7 @@ impl Devices {
             }
         }
         let now = Instant::now();
-        let taken = self.events.take(now);
-        for (sbdf, event) in taken.events {
-            self.take_event(sbdf, event);
-        }
-        for (sbdf, count) in taken.suppressed {
-            self.tell_suppressed(sbdf, count);
-        }
+        self.take_events(now);
         self.take_ejected();
         let is_over = |entry: &&Entry| entry.deadline.is_some_and(|deadline| deadline <= now);
         let over = self.list.iter().filter(is_over);
@@ -195,6 +189,17 @@ impl Devices {
         }
         self.close_released();
         std::mem::take(&mut self.news)
+    }
+
+    /// Takes what devices have to tell.
+    pub(super) fn take_events(&mut self, now: Instant) {
+        let taken = self.events.take(now);
+        for (sbdf, event) in taken.events {
+            self.take_event(sbdf, event);
+        }
+        for (sbdf, count) in taken.suppressed {
+            self.tell_suppressed(sbdf, count);
+        }
     }
 
     /// A device told more than it may.

@@ -1,6 +1,7 @@
 //! The end of a device's life in the VM: what the guest has let go of is closed, and what is left empty goes too.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{Event, Slot, SlotBus};
@@ -32,6 +33,7 @@ impl Devices {
     /// The guest is gone, and with it whatever kept it from letting go: devices that were to leave do. What there is to
     /// tell, when they are closed. To be called when no vCPU runs any more.
     pub(crate) fn end(&mut self) -> Vec<Event> {
+        self.take_events(Instant::now());
         self.take_ejected();
         let leaving =
             |entry: &Entry| matches!(entry.state, State::UnplugRequested | State::Overdue);
