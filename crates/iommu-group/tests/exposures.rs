@@ -12,7 +12,9 @@ mod random;
 
 use std::collections::BTreeSet;
 
-use iommu_group::{Exposure, Fabric, GroupModel, Kernel, Partition, Reach, Sbdf, Topology};
+use iommu_group::{
+    Exposure, Fabric, Function, GroupModel, Kernel, Partition, Reach, Sbdf, Topology,
+};
 use machine::{Machine, bdf};
 use random::Random;
 
@@ -208,7 +210,8 @@ fn invariant_3_holds_for_every_admitted_set() {
         let topology = Machine::new(&text).started();
         let groups = Partition::found(&topology);
         let fabric = Fabric::found(&topology);
-        let devices = topology.functions().iter().filter(|f| !f.is_bridge());
+        let is_bridge = |f: &Function| f.is_bridge() || f.class() >> 16 == 6;
+        let devices = topology.functions().iter().filter(|f| !is_bridge(f));
         let devices: Vec<Sbdf> = devices.map(|f| f.sbdf()).collect();
         let Some(first) = devices.first().map(|_| random.pick(&devices)) else {
             continue;

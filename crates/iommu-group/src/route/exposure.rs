@@ -9,6 +9,9 @@ use super::fabric::Fabric;
 use super::leak::{Reach, list};
 use crate::{Function, Partition, Sbdf};
 
+/// Base class of bridges, those without a bus below them included: host bridges, and bridges to ISA.
+const BRIDGE: u32 = 0x06;
+
 /// A device that other devices reach without the IOMMU.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,7 +68,7 @@ impl Fabric<'_> {
     /// them that devices for other virtual machines reach.
     ///
     /// An IOMMU group has one owner, so what shares a group with one of `devices` counts as the owner's. Other virtual
-    /// machines may have what a VFIO driver is bound to. Ports and bridges are nobody's. One entry for each device that
+    /// machines may have what a VFIO driver is bound to. Ports, bridges and host bridges are nobody's. One entry for each device that
     /// is reached and each degree of certainty, in ascending order.
     #[must_use]
     pub fn exposures(&self, groups: &Partition, devices: &BTreeSet<Sbdf>) -> Vec<Exposure> {
@@ -73,7 +76,7 @@ impl Fabric<'_> {
         let mut own: BTreeSet<Sbdf> = mates.flatten().copied().collect();
         own.extend(devices);
         let all = self.topology().functions().iter();
-        let all = all.filter(|function| !function.is_bridge());
+        let all = all.filter(|function| !function.is_bridge() && function.class() >> 16 != BRIDGE);
         let (own, others): (Vec<&Function>, Vec<&Function>) =
             all.partition(|function| own.contains(&function.sbdf()));
         let mut found: BTreeMap<(Sbdf, Reach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
