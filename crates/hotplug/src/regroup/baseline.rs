@@ -27,6 +27,9 @@ pub struct Baseline {
     pub autoprobe: bool,
     /// The devices that virtual machines had and that are unplugged.
     pub assigned: Vec<Assigned>,
+    /// Functions that were reachable without the IOMMU because of those devices: no reason not to give them back.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub exposed: BTreeSet<Sbdf>,
 }
 
 /// What a function was like.
@@ -148,6 +151,7 @@ impl Baseline {
             groups,
             autoprobe: machine.autoprobe()?,
             assigned,
+            exposed: BTreeSet::new(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use iommu_group::{MemoryHole, Objection, Sbdf};
+use iommu_group::{Exposure, MemoryHole, Objection, Sbdf};
 use serde::{Deserialize, Serialize};
 
 /// Something that has to be dealt with before a plan may be carried out.
@@ -79,6 +79,13 @@ pub enum Blocker {
     Shared {
         /// The devices, and whose they are.
         devices: BTreeMap<Sbdf, String>,
+    },
+    /// A virtual machine's devices would come back where they reach others without the IOMMU, or are reached so.
+    Exposed {
+        /// The virtual machine.
+        vm: String,
+        /// Who is reached by whom.
+        exposure: Exposure,
     },
     /// A virtual machine has a function that would be reset.
     Plugged {
@@ -209,6 +216,11 @@ impl fmt::Display for Blocker {
                     whose.join(" ")
                 )
             }
+            Self::Exposed { vm, exposure } => write!(
+                f,
+                "devices would come back to {vm} although {exposure} (accept it: --expose {})",
+                exposure.function
+            ),
             Self::Plugged { function, vm, id } => write!(
                 f,
                 "{function} is plugged in {vm} (p2pctl vm remove {id} --api-socket that of {vm})"

@@ -32,12 +32,14 @@ pub(super) struct Script {
 
 /// The actions that carry out a plan that was made for this topology.
 ///
-/// `staying` are the devices of virtual machines that stay where they are.
+/// `staying` are the devices of virtual machines that stay where they are, `expose` the functions of which it was accepted
+/// that they will be reachable without the IOMMU.
 pub(super) fn script(
     baseline: &Baseline,
     topology: &Topology,
     plan: &Plan,
     staying: &[Assigned],
+    expose: &BTreeSet<Sbdf>,
 ) -> Script {
     let mut compiler = Compiler::new(baseline, topology);
     compiler.clear_the_way();
@@ -55,6 +57,7 @@ pub(super) fn script(
         staying,
         goals: &plan.goals,
         groups: &groups,
+        expose,
     }
     .devices();
     if !homecoming.is_empty() {

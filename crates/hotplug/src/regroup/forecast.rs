@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocker::Blocker;
 use super::peers::Homecoming;
-use super::preflight::after;
+use super::preflight::{Preflight, after};
 use super::vmm::Assigned;
 
 /// What carrying out a plan would mean now.
@@ -29,12 +29,14 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    pub(super) fn new(
-        topology: &Topology,
-        plan: &Plan,
-        blockers: Vec<Blocker>,
-        [unplug, staying]: [Vec<Assigned>; 2],
-    ) -> Self {
+    pub(super) fn new(topology: &Topology, plan: &Plan, preflight: Preflight) -> Self {
+        let Preflight {
+            blockers,
+            assigned: unplug,
+            staying,
+            expose,
+            ..
+        } = preflight;
         let plug = if fits(&blockers) {
             let groups = after(topology, plan).partition();
             let homecoming = Homecoming {
@@ -42,6 +44,7 @@ impl Forecast {
                 staying: &staying,
                 goals: &plan.goals,
                 groups: groups.groups(),
+                expose: &expose,
             };
             homecoming.devices()
         } else {

@@ -19,6 +19,8 @@ pub(super) struct Homecoming<'a> {
     pub(super) goals: &'a Goals,
     /// The groups as they will be.
     pub(super) groups: &'a [Vec<Sbdf>],
+    /// Functions of which it is accepted that they will be reachable without the IOMMU.
+    pub(super) expose: &'a BTreeSet<Sbdf>,
 }
 
 impl Homecoming<'_> {
@@ -31,6 +33,7 @@ impl Homecoming<'_> {
         let as_peer = |p2p: bool, domain: Option<String>| Assigned {
             p2p,
             domain: domain.filter(|_| p2p),
+            expose: was.expose.union(self.expose).copied().collect(),
             ..was.clone()
         };
         // VFIO opens a group in one IOMMU context only (linux 7.2 drivers/vfio/container.c), so who is there decides.
@@ -160,6 +163,7 @@ mod tests {
             staying,
             goals,
             groups: &groups,
+            expose: &BTreeSet::new(),
         }
         .devices()
     }

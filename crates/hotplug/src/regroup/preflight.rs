@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    Fabric, Function, GroupModel, Kernel, Plan, Sbdf, Step, Topology, is_vfio_driver,
+    Fabric, Function, GroupModel, Kernel, Objection, Partition, Plan, Sbdf, Step, Topology,
+    is_vfio_driver,
 };
 
 use super::blocker::Blocker;
+use super::exposure::{GuestExposure, exposures};
 use super::forecast::fits;
 use super::host::HostError;
 use super::machine::Machine;
@@ -19,6 +21,10 @@ pub(super) struct Preflight {
     pub(super) assigned: Vec<Assigned>,
     /// Their other devices.
     pub(super) staying: Vec<Assigned>,
+    /// Functions that are exposed because of their devices now, accepted or not.
+    pub(super) exposed: BTreeSet<Sbdf>,
+    /// Functions of which it was accepted that they will be.
+    pub(super) expose: BTreeSet<Sbdf>,
 }
 
 impl Preflight {
@@ -27,6 +33,7 @@ impl Preflight {
         topology: &Topology,
         plan: &Plan,
         vmms: &[&dyn Vmm],
+        accepted: &BTreeSet<Sbdf>,
     ) -> Result<Self, HostError> {
         let kernel = Kernel::of(topology);
         let mut blockers = against_plan(topology, &kernel, plan);
@@ -48,9 +55,25 @@ impl Preflight {
         }
         let touched = touched(topology, plan);
         blockers.extend(users(machine, topology, &touched, &assigned)?);
+        let mut expose = plan.options.expose.clone();
         if fits {
-            blockers.extend(shared(topology, plan, &assigned));
+            let model = after(topology, plan);
+            blockers.extend(shared(&model, &assigned));
+            for exposed in exposed_in(&Fabric::of(&model), &model.partition(), plan, &assigned) {
+                let function = exposed.exposure.function;
+                if accepted.contains(&function) {
+                    expose.insert(function);
+                } else if !exposed.accepted && !is_objected(plan, function) {
+                    blockers.push(Blocker::Exposed {
+                        vm: exposed.vm,
+                        exposure: exposed.exposure,
+                    });
+                }
+            }
         }
+        let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
+        let exposed = exposed_in(&fabric, &groups, plan, &assigned).into_iter();
+        let exposed = exposed.map(|exposed| exposed.exposure.function).collect();
         let (assigned, staying): (Vec<_>, Vec<_>) = assigned
             .into_iter()
             .partition(|device| plan.unplug.contains(&device.function));
@@ -58,8 +81,35 @@ impl Preflight {
             blockers,
             assigned,
             staying,
+            exposed,
+            expose,
         })
     }
+}
+
+/// The exposures in which devices take part that virtual machines lose and get back.
+fn exposed_in(
+    fabric: &Fabric<'_>,
+    groups: &Partition,
+    plan: &Plan,
+    assigned: &[Assigned],
+) -> Vec<GuestExposure> {
+    let mut found = exposures(fabric, groups, assigned, &plan.options.expose);
+    found.retain(|exposed| {
+        let of_it = assigned.iter().filter(|device| device.vm == exposed.vm);
+        let back = of_it.map(|device| device.function);
+        let back = back.filter(|function| plan.unplug.contains(function));
+        exposed.exposure.involves(&back.collect())
+    });
+    found
+}
+
+/// Whether the plan itself says that a function becomes reachable.
+fn is_objected(plan: &Plan, function: Sbdf) -> bool {
+    plan.objections.iter().any(|objection| match objection {
+        Objection::Exposes(exposure) => exposure.function == function,
+        _ => false,
+    })
 }
 
 /// Virtual machines that could not have what would come back to them, or whose memory that would not reach.
@@ -134,8 +184,8 @@ pub(super) fn after<'t>(topology: &'t Topology, plan: &Plan) -> GroupModel<'t> {
 
 /// Groups that would have devices of several virtual machines. One process at a time has a group open
 /// (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so that all but one could not get theirs back.
-fn shared(topology: &Topology, plan: &Plan, assigned: &[Assigned]) -> Vec<Blocker> {
-    let partition = after(topology, plan).partition();
+fn shared(model: &GroupModel<'_>, assigned: &[Assigned]) -> Vec<Blocker> {
+    let partition = model.partition();
     let blocker = |group: &Vec<Sbdf>| {
         let here = assigned
             .iter()

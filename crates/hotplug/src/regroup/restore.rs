@@ -13,6 +13,7 @@ use super::compile::{Compiler, Target, give_back, settle};
 use super::course::Round;
 use super::difference::Difference;
 use super::place::Place;
+use super::vmm::Assigned;
 
 /// What to do about differences in a round of undoing; the host is looked at again after each. Empty if there is
 /// nothing that could be done.
@@ -59,7 +60,11 @@ pub(super) fn actions(
     actions.extend(old_words(baseline, now));
     actions.extend(give_back(baseline, Target::Old));
     if !baseline.assigned.is_empty() {
-        let devices = baseline.assigned.clone();
+        let as_it_was = |device: &Assigned| Assigned {
+            expose: device.expose.union(&baseline.exposed).copied().collect(),
+            ..device.clone()
+        };
+        let devices = baseline.assigned.iter().map(as_it_was).collect();
         actions.push(Action::Plug { devices });
     }
     if !round.last {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use iommu_group::{AcsBits, Plan, Sbdf};
+use iommu_group::{AcsBits, Plan, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::acs_register::AcsRegister;
@@ -40,6 +40,7 @@ pub struct Regroup<'a> {
     pub(super) state: StateDir,
     deadline: Duration,
     stop: Option<&'a AtomicBool>,
+    accepted: BTreeSet<Sbdf>,
 }
 
 /// What a transaction has just put on record.
@@ -87,6 +88,7 @@ impl<'a> Regroup<'a> {
             state,
             deadline: GUEST,
             stop: None,
+            accepted: BTreeSet::new(),
         }
     }
 
@@ -106,6 +108,12 @@ impl<'a> Regroup<'a> {
         }
     }
 
+    /// Accepts for all plans that these are reachable without the IOMMU.
+    #[must_use]
+    pub fn accepting(self, accepted: BTreeSet<Sbdf>) -> Self {
+        Self { accepted, ..self }
+    }
+
     pub(super) fn machine(&self) -> Machine<'a> {
         Machine::new(self.host)
     }
@@ -113,17 +121,19 @@ impl<'a> Regroup<'a> {
     /// What carrying out a plan would mean now. Changes nothing.
     pub fn check(&self, plan: &Plan) -> Result<Forecast, RegroupError> {
         let topology = self.machine().scan()?;
-        let mut blockers = self.unfinished();
-        let preflight = Preflight::of(self.machine(), &topology, plan, self.vmms)?;
-        blockers.extend(preflight.blockers);
-        let devices = [preflight.assigned, preflight.staying];
-        let mut forecast = Forecast::new(&topology, plan, blockers, devices);
+        let mut preflight = self.preflight(&topology, plan)?;
+        preflight.blockers.splice(0..0, self.unfinished());
+        let mut forecast = Forecast::new(&topology, plan, preflight);
         if fits(&forecast.blockers) {
             let (plug, staying) = (&forecast.plug, &forecast.staying);
             let unwilling = unwilling(self.vmms, &topology, plan, plug, staying);
             forecast.blockers.extend(unwilling);
         }
         Ok(forecast.with_last(self.state.last_away()?))
+    }
+
+    fn preflight(&self, topology: &Topology, plan: &Plan) -> Result<Preflight, HostError> {
+        Preflight::of(self.machine(), topology, plan, self.vmms, &self.accepted)
     }
 
     pub(super) fn unfinished(&self) -> Vec<Blocker> {
@@ -139,7 +149,7 @@ impl<'a> Regroup<'a> {
         let lock = self.state.lock()?;
         let machine = self.machine();
         let topology = machine.scan()?;
-        let preflight = Preflight::of(machine, &topology, plan, self.vmms)?;
+        let preflight = self.preflight(&topology, plan)?;
         let mut blockers = self.unfinished();
         blockers.extend(preflight.blockers);
         if !blockers.is_empty() {
@@ -147,8 +157,11 @@ impl<'a> Regroup<'a> {
         }
         let boot = machine.boot_id()?;
         let held = self.state.held(&boot)?;
-        let baseline = Baseline::take(machine, &topology, plan, &held.ports, preflight.assigned)?;
-        let script = script(&baseline, &topology, plan, &preflight.staying);
+        let assigned = preflight.assigned;
+        let mut baseline = Baseline::take(machine, &topology, plan, &held.ports, assigned)?;
+        baseline.exposed = preflight.exposed;
+        let expose = &preflight.expose;
+        let script = script(&baseline, &topology, plan, &preflight.staying, expose);
         let (homecoming, staying) = (&script.homecoming, &preflight.staying);
         let blockers = unwilling(self.vmms, &topology, plan, homecoming, staying);
         if !blockers.is_empty() {

@@ -7,6 +7,7 @@
 mod blockers;
 mod crashes;
 mod drift;
+mod exposed;
 mod failures;
 mod guests;
 mod machine;

@@ -158,11 +158,8 @@ impl Changes {
     fn regroup<T>(&self, ask: impl FnOnce(Regroup<'_>) -> T) -> T {
         let guests: Vec<Guest> = self.host.guests.now();
         let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
-        ask(Regroup::new(
-            &self.host.host,
-            &vmms,
-            self.host.state.clone(),
-        ))
+        let regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone());
+        ask(regroup.accepting(self.host.guests.accepted()))
     }
 
     /// From now on the host is being changed, unless it is already.
@@ -258,7 +255,8 @@ impl Changes {
     ) -> Result<Option<Report>, RegroupError> {
         let guests: Vec<Guest> = self.host.guests.now();
         let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
-        let mut regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone());
+        let mut regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone())
+            .accepting(self.host.guests.accepted());
         if let Some(guest) = guest {
             regroup = regroup.guest_deadline(guest);
         }
