@@ -67,6 +67,9 @@ pub(crate) enum Command {
         /// Show every virtual function in a line of its own
         #[arg(long)]
         all: bool,
+        /// Also show which exposures this file accepts, as for p2p-vmm --policy
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
     },
     /// Show the IOMMU groups and who is in them
     Groups {
@@ -85,6 +88,9 @@ pub(crate) enum Command {
         /// Between which devices P2P is allowed at all
         #[arg(long, value_name = "POLICY", default_value = "same-group")]
         policy: PolicyName,
+        /// Also show which exposures this file accepts, as for p2p-vmm --policy
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
     },
     /// Say what is between two devices, why, and what to do about it (exit 2 if it is refused)
     Explain {
@@ -95,6 +101,9 @@ pub(crate) enum Command {
         /// Between which devices P2P is allowed at all
         #[arg(long, value_name = "POLICY", default_value = "same-group")]
         policy: PolicyName,
+        /// Also show which exposures this file accepts, as for p2p-vmm --policy
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
     },
     /// Show how groups and routes could be changed at run time, and what that would do; change nothing (exit 2 if refused)
     Plan {

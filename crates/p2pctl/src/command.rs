@@ -37,31 +37,38 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
     let json = cli.global.json;
     let load = || Source::load(&cli.global);
     match &cli.command {
-        Command::Topology { below, all } => {
+        Command::Topology {
+            below,
+            all,
+            policy_file,
+        } => {
             let request = topology::Request { below, all: *all };
-            topology::run(&load()?, &request, json, terminal.width)
+            let source = load()?.with_policy(policy_file.as_deref())?;
+            topology::run(&source, &request, json, terminal.width)
         }
         Command::Groups { of, why } => {
             let request = groups::Request { of, why: *why };
             groups::run(&load()?, &request, json, terminal.width)
         }
-        Command::Matrix { functions, policy } => {
+        Command::Matrix {
+            functions,
+            policy,
+            policy_file,
+        } => {
             let policy = (*policy).into();
-            matrix::run(&load()?, functions, &policy, json, terminal.width)
+            let source = load()?.with_policy(policy_file.as_deref())?;
+            matrix::run(&source, functions, &policy, json, terminal.width)
         }
         Command::Explain {
             initiator,
             target,
             policy,
+            policy_file,
         } => {
             let policy = (*policy).into();
-            explain::run(
-                &load()?,
-                [*initiator, *target],
-                &policy,
-                json,
-                terminal.width,
-            )
+            let source = load()?.with_policy(policy_file.as_deref())?;
+            let pair = [*initiator, *target];
+            explain::run(&source, pair, &policy, json, terminal.width)
         }
         Command::Plan { goals, output, at } => {
             let request = plan::Request {

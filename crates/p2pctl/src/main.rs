@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Only `apply`, `recover` and `serve`
 //! write to the host; `launch` becomes the VMM that it starts.
 
+mod accepted;
 mod answer;
 mod cli;
 mod cloud_hypervisor;

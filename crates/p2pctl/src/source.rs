@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use iommu_group::{Host, Sbdf, Sysfs, Topology};
 
+use p2p_vfio::Policy;
+
 use crate::cli::Global;
 use crate::names::Names;
+use crate::policy_file;
 
 /// A machine to talk about.
 pub(crate) struct Source {
@@ -17,6 +20,8 @@ pub(crate) struct Source {
     pub(crate) from: String,
     /// How its functions are called.
     pub(crate) names: Names,
+    /// What its operator accepts.
+    pub(crate) policy: Policy,
 }
 
 impl Source {
@@ -36,6 +41,15 @@ impl Source {
             names: Names::new(topology.functions().iter().map(|f| f.sbdf())),
             topology,
             from,
+            policy: Policy::default(),
+        })
+    }
+
+    /// The same with what a policy file accepts.
+    pub(crate) fn with_policy(self, file: Option<&Path>) -> Result<Self> {
+        Ok(Self {
+            policy: policy_file::read(file, &[])?,
+            ..self
         })
     }
 

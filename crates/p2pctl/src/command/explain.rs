@@ -10,6 +10,7 @@ use iommu_group::{
 };
 
 use super::matrix::{Cell, common_switch};
+use crate::accepted::{self, Accepted};
 use crate::answer::Answer;
 use crate::json;
 use crate::leaks;
@@ -38,6 +39,8 @@ pub(crate) fn run(
     let groups = Partition::found(topology);
     let there = fabric.verdict(&groups, policy, from, to);
     let refused = !there.is_allowed();
+    let mut accepted = Accepted::of(source, &pair);
+    accepted.retain(|accepted| accepted.is_between(pair));
     if json {
         let request = json::matrix::Request {
             fabric: &fabric,
@@ -45,6 +48,7 @@ pub(crate) fn run(
             policy,
             functions: &pair,
             leaks: &leaks_between(&fabric, &groups, pair),
+            accepted: &accepted,
         };
         let document = json::matrix::explanation(&request);
         return Ok(Answer::json(&document)?.refused_if(refused));
@@ -70,6 +74,7 @@ pub(crate) fn run(
     }
     let leaks = leaks_between(&fabric, &groups, pair);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
+    text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source).refused_if(refused))
 }
 

@@ -7,6 +7,7 @@ use iommu_group::{
     Block, Denial, Fabric, Partition, Policy, PortType, Route, Sbdf, Topology, Verdict,
 };
 
+use crate::accepted::{self, Accepted};
 use crate::answer::Answer;
 use crate::describe;
 use crate::json;
@@ -199,6 +200,7 @@ pub(crate) fn run(
         peers.functions.as_slice()
     };
     let leaks = leaks::concerning(fabric.leaks(&groups), concerned);
+    let accepted = Accepted::of(source, concerned);
     if json {
         let request = json::matrix::Request {
             fabric: &fabric,
@@ -206,6 +208,7 @@ pub(crate) fn run(
             policy,
             functions: &peers.functions,
             leaks: &leaks,
+            accepted: &accepted,
         };
         return Answer::json(&json::matrix::matrix(&request));
     }
@@ -218,6 +221,7 @@ pub(crate) fn run(
     text.blank();
     text.extend(legend(&matrix, width));
     text.extend(leaks::warning(topology, source.names, &leaks, width));
+    text.extend(accepted::lines(source, &accepted, width));
     let answer = Answer::text(text).about(source);
     Ok(match peers.left_out {
         0 => answer,

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use iommu_group::{Fabric, Function, Partition, PortType, RootBus, Sbdf, Topology};
 
+use crate::accepted::{self, Accepted};
 use crate::answer::Answer;
 use crate::describe;
 use crate::json;
@@ -30,11 +31,7 @@ pub(crate) fn run(
     width: usize,
 ) -> Result<Answer> {
     source.must_have(request.below)?;
-    if json {
-        return Answer::json(&json::topology::document(&source.topology, request.below));
-    }
     let topology = &source.topology;
-    let mut text = show(topology, source.names, request);
     let shown: Vec<Sbdf> = request
         .below
         .iter()
@@ -43,9 +40,16 @@ pub(crate) fn run(
             below.chain([*top])
         })
         .collect();
+    let accepted = Accepted::of(source, &shown);
+    if json {
+        let document = json::topology::document(topology, request.below, &accepted);
+        return Answer::json(&document);
+    }
+    let mut text = show(topology, source.names, request);
     let leaks = Fabric::found(topology).leaks(&Partition::found(topology));
     let leaks = leaks::concerning(leaks, &shown);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
+    text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source))
 }
 

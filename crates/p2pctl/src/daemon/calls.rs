@@ -32,7 +32,9 @@ impl Calls {
     }
 
     fn source(&self) -> Result<Source, Failure> {
-        Source::load(&self.global).map_err(|error| failed(&error))
+        let source = Source::load(&self.global).map_err(|error| failed(&error))?;
+        let policy = self.changes.host().guests.policy().clone();
+        Ok(Source { policy, ..source })
     }
 
     fn plan(&self, goals: &Goals, options: &PlanOptions) -> Result<Value, Failure> {

@@ -159,7 +159,8 @@ impl Changes {
         let guests: Vec<Guest> = self.host.guests.now();
         let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
         let regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone());
-        ask(regroup.accepting(self.host.guests.accepted()))
+        let accepted = self.host.guests.policy().exposed().collect();
+        ask(regroup.accepting(accepted))
     }
 
     /// From now on the host is being changed, unless it is already.
@@ -256,7 +257,7 @@ impl Changes {
         let guests: Vec<Guest> = self.host.guests.now();
         let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
         let mut regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone())
-            .accepting(self.host.guests.accepted());
+            .accepting(self.host.guests.policy().exposed().collect());
         if let Some(guest) = guest {
             regroup = regroup.guest_deadline(guest);
         }

@@ -1,6 +1,6 @@
 //! The virtual machines that the daemon knows, and how it speaks with each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use hotplug::Client;
 use hotplug::regroup::{RemoteVmm, StockVmm, Vmm, VmmError};
-use iommu_group::Sbdf;
 use p2p_vfio::Policy;
 
 use crate::cloud_hypervisor::StockGate;
@@ -108,14 +107,9 @@ impl Guests {
         }
     }
 
-    /// What the operator has decided.
+    /// What devices are judged by.
     pub(crate) fn policy(&self) -> &Policy {
         &self.judgement.policy
-    }
-
-    /// Functions of which the policy accepts that they are reachable without the IOMMU.
-    pub(crate) fn accepted(&self) -> BTreeSet<Sbdf> {
-        self.judgement.policy.exposed().collect()
     }
 
     /// The sockets there are now.

@@ -7,6 +7,7 @@ use iommu_group::{
 use serde::Serialize;
 
 use super::leak::LeakEntry;
+use crate::accepted::{Accepted, AcceptedEntry};
 
 /// The document.
 #[derive(Serialize)]
@@ -16,6 +17,7 @@ pub(crate) struct Document {
     functions: Vec<Member>,
     pairs: Vec<Pair>,
     leaks: Vec<LeakEntry>,
+    accepted: Vec<AcceptedEntry>,
 }
 
 #[derive(Serialize)]
@@ -72,6 +74,7 @@ pub(crate) struct Request<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) functions: &'a [Sbdf],
     pub(crate) leaks: &'a [Leak],
+    pub(crate) accepted: &'a [Accepted],
 }
 
 /// The document of `matrix`.
@@ -99,6 +102,7 @@ fn build(schema: &'static str, request: &Request<'_>) -> Document {
             .collect(),
         pairs: pairs.collect(),
         leaks: request.leaks.iter().map(LeakEntry::of).collect(),
+        accepted: request.accepted.iter().map(Accepted::entry).collect(),
     }
 }
 

@@ -7,6 +7,7 @@ use iommu_group::{
 use serde::Serialize;
 
 use super::leak::LeakEntry;
+use crate::accepted::{Accepted, AcceptedEntry};
 
 /// The document.
 #[derive(Serialize)]
@@ -16,6 +17,7 @@ pub(crate) struct Document<'a> {
     root_buses: Vec<Root>,
     functions: Vec<Entry<'a>>,
     leaks: Vec<LeakEntry>,
+    accepted: Vec<AcceptedEntry>,
 }
 
 #[derive(Serialize)]
@@ -82,7 +84,11 @@ struct BarEntry {
 }
 
 /// Makes the document for everything at and below `below`, or for all if that is empty.
-pub(crate) fn document<'a>(topology: &'a Topology, below: &[Sbdf]) -> Document<'a> {
+pub(crate) fn document<'a>(
+    topology: &'a Topology,
+    below: &[Sbdf],
+    accepted: &[Accepted],
+) -> Document<'a> {
     let wanted = |function: &&Function| {
         below.is_empty()
             || below.contains(&function.sbdf())
@@ -109,6 +115,7 @@ pub(crate) fn document<'a>(topology: &'a Topology, below: &[Sbdf]) -> Document<'
             .map(|function| entry(topology, function))
             .collect(),
         leaks: leaks.iter().map(LeakEntry::of).collect(),
+        accepted: accepted.iter().map(Accepted::entry).collect(),
     }
 }
 

@@ -34,6 +34,39 @@ pci0000:00  not known to route P2P
 }
 
 #[test]
+fn exposures_that_the_policy_file_accepts_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.toml");
+    let text = "[[expose]]\nfunction = '0000:04:00.0'\nwhy = 'encrypted'\n\
+                [[expose]]\nfunction = '0000:05:00.0'\nwhy = 'nobody reaches it'\n";
+    fs::write(&file, text).unwrap();
+    let machine = |command: &[&str]| {
+        let flag = ["--policy-file", file.to_str().unwrap()];
+        on("switch-without-acs", &[command, &flag].concat())
+    };
+    let words =
+        "03:00.0 reaches 04:00.0 without the IOMMU, through 02:00.0; accepted: encrypted (rule at";
+    for command in [
+        &["topology"][..],
+        &["matrix"],
+        &["explain", "3:0.0", "4:0.0"],
+    ] {
+        let run = machine(command);
+        let said: Vec<&str> = run.stdout.split_whitespace().collect();
+        assert!(said.join(" ").contains(words), "{command:?}: {run:?}");
+        assert!(!run.stdout.contains("nobody"), "{command:?}: {run:?}");
+        let json = machine(&[command, &["--json"]].concat()).json();
+        let [accepted] = &json["accepted"].as_array().unwrap()[..] else {
+            panic!("{json}");
+        };
+        assert_eq!(accepted["function"], "0000:04:00.0");
+        assert_eq!(accepted["to"][0], "0000:03:00.0");
+    }
+    let others = machine(&["topology", "00:04.1"]);
+    assert!(!others.stdout.contains("accepted"), "{others:?}");
+}
+
+#[test]
 fn only_what_is_below_a_port() {
     let run = on("switch-without-acs", &["topology", "2:1.0"]);
     assert!(
