@@ -125,6 +125,10 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let mut handed = Handed::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
+        // Whoever asks for the VM's description sees what was accepted, the host's daemon included.
+        for device in &mut config.devices {
+            device.expose.extend(&request.expose);
+        }
         handed = handed::take_inherited(config)?;
         // Before anything is opened: a refusal changes nothing.
         devices::judge(&config.devices, &host)?;

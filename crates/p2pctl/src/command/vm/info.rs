@@ -7,7 +7,7 @@ use hotplug::Client;
 use serde_json::Value;
 
 use crate::answer::Answer;
-use crate::show::{Line, Table, Text};
+use crate::show::{Line, Table, Text, Tone};
 
 pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer> {
     let info: Value = client.get("vm.info")?;
@@ -35,7 +35,25 @@ pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer> {
     } else {
         text.extend(table.render(width));
     }
+    for line in configured.into_iter().flatten().filter_map(accepted) {
+        text.push_wrapped(&line, width, 2);
+    }
     Ok(Answer::text(text))
+}
+
+/// Which exposures were accepted with a device.
+fn accepted(device: &Value) -> Option<Line> {
+    let functions = device.get("expose")?.as_array()?.iter();
+    let functions: Vec<&str> = functions.filter_map(Value::as_str).collect();
+    let id = device.get("id").and_then(Value::as_str).unwrap_or_default();
+    (!functions.is_empty()).then(|| {
+        Line::new()
+            .plain(format_args!("accepted with {id}: "))
+            .toned(
+                Tone::Warn,
+                format_args!("{} reachable without the IOMMU", functions.join(" ")),
+            )
+    })
 }
 
 fn row(device: &Value, tree: Option<&Value>) -> Vec<Line> {
@@ -87,6 +105,18 @@ pub(super) fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_accepted_with_a_device_is_said() {
+        let device = |expose: Value| serde_json::json!({"id": "nvme0", "expose": expose});
+        let line = accepted(&device(serde_json::json!(["0000:04:00.0"])));
+        assert_eq!(
+            line.map(|line| line.to_string()).as_deref(),
+            Some("accepted with nvme0: 0000:04:00.0 reachable without the IOMMU")
+        );
+        assert!(accepted(&device(serde_json::json!([]))).is_none());
+        assert!(accepted(&device(Value::Null)).is_none());
+    }
 
     #[test]
     fn sizes_have_the_largest_unit_without_a_fraction() {
