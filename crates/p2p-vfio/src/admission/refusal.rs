@@ -182,7 +182,12 @@ impl fmt::Display for Exposures<'_> {
         let (unread, read): (Vec<_>, Vec<_>) = self.0.iter().partition(unread);
         let (closable, open): (Vec<_>, Vec<_>) = read.into_iter().partition(|one| one.closable);
         if !unread.is_empty() {
-            f.write_str("       run as root: configuration space is hidden from other users\n")?;
+            let through = unread.iter().flat_map(|one| &one.exposure.through).copied();
+            let through = names(through.collect(), ", ");
+            writeln!(
+                f,
+                "       run as root if {through} cannot be read: p2pctl topology says why"
+            )?;
         }
         if !closable.is_empty() {
             let devices: BTreeSet<Sbdf> = closable.iter().map(|one| one.device).collect();

@@ -8,6 +8,8 @@ use crate::policy::{Consent, Policy};
 /// 03:00.0 for a VM and the host's own drive 04:00.0 below a switch without ACS, 05:00.0 below another root port.
 const WITHOUT_ACS: &str =
     include_str!("../../../../../resources/topologies/switch-without-acs.json");
+/// The same as another user than root sees it.
+const UNPRIVILEGED: &str = include_str!("../../../../../resources/topologies/unprivileged.json");
 /// Four drives for VMs below a switch whose ports redirect.
 const WITH_ACS: &str = include_str!("../../../../../resources/topologies/switch-four-nvme.json");
 /// The same; 03:00.0 and 04:00.0 are joined, and so reach each other across the switch.
@@ -137,4 +139,17 @@ fn what_changed_around_others_does_not_keep_a_newcomer_out() {
     let newcomer = candidate("05:00.0", 6, false);
     let exposures = host.exposures_of_newcomer(&newcomer, &set("03:00.0"), &set(""), &set(""));
     assert!(exposures.iter().all(|exposed| !exposed.is_refused()));
+}
+
+#[test]
+fn what_could_not_be_read_is_refused_with_who_can_read_it() {
+    let host = host(UNPRIVILEGED, Policy::default());
+    let refusal = judged(&host, "03:00.0", "").unwrap_err().to_string();
+    for part in [
+        "0000:03:00.0 may reach 0000:04:00.0 without the IOMMU, through 0000:01:00.0, which could not be read",
+        "run as root if 0000:01:00.0 cannot be read",
+    ] {
+        assert!(refusal.contains(part), "{part} is not in: {refusal}");
+    }
+    assert!(!refusal.contains("--isolate"), "{refusal}");
 }
