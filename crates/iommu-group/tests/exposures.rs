@@ -129,6 +129,8 @@ fn invariant_3_conventional_buses_and_multifunction_devices() {
 00:03.0 root-port acs=5f/1d group=6
   04:00.0 endpoint mf driver=vfio-pci group=7
   04:00.1 endpoint mf driver=ahci group=8
+00:10.0 rciep mf acs=5c/0 driver=vfio-pci group=9
+00:10.1 rciep mf acs=5c/1c driver=vfio-pci group=10
 ";
     assert_eq!(
         texts(text, "02:00.0"),
@@ -141,6 +143,10 @@ fn invariant_3_conventional_buses_and_multifunction_devices() {
             ["0000:03:00.0 reaches 0000:03:00.1 without the IOMMU, through 0000:03:00.0"]
         );
     }
+    assert_eq!(
+        texts(text, "00:10.1"),
+        ["0000:00:10.0 reaches 0000:00:10.1 without the IOMMU, through 0000:00:10.0"]
+    );
     // One without ACS is not supposed to; that is a warning.
     let topology = Machine::new(text).topology();
     let [exposure] = of(&topology, "04:00.0").try_into().unwrap();

@@ -144,18 +144,28 @@ impl Fabric<'_> {
     /// Whether a root port passes requests on to others is up to the root complex, unless ACS says that it does not. A
     /// port that could not be read makes that no more certain.
     fn reach_between_root_ports(&self, ingress: FunctionId, egress: FunctionId) -> Reach {
+        let port = self.ingress(ingress);
+        let turn = port.untranslated(self.egress_number(egress));
+        let slot = |id| {
+            let at = self.sbdf(id);
+            (at.domain(), at.bus(), at.device())
+        };
         match self.port_type(ingress) {
             PortType::RootPort => {}
             PortType::Unknown => return Reach::Perhaps,
+            // A device of the root complex that says that it routes between its functions.
+            _ if slot(ingress) == slot(egress)
+                && port.implements(AcsBits::RR)
+                && turn == Turn::Straight =>
+            {
+                return Reach::Yes;
+            }
             _ => return Reach::No,
         }
-        let port = self.ingress(ingress);
-        match port {
-            Ingress::Acs { .. } if !port.implements(AcsBits::RR) => Reach::No,
-            _ => match port.untranslated(self.egress_number(egress)) {
-                Turn::Straight | Turn::Unknown(_) => Reach::Perhaps,
-                Turn::Redirected | Turn::Blocked => Reach::No,
-            },
+        match (port, turn) {
+            (Ingress::Acs { .. }, _) if !port.implements(AcsBits::RR) => Reach::No,
+            (_, Turn::Straight | Turn::Unknown(_)) => Reach::Perhaps,
+            (_, Turn::Redirected | Turn::Blocked) => Reach::No,
         }
     }
 
