@@ -135,6 +135,9 @@ pub(crate) enum Command {
     },
     /// Bring a change to its end that was interrupted, forwards or backwards
     Recover {
+        /// Without a daemon: rules for devices of cloud-hypervisors, as for serve
+        #[arg(long, value_name = "FILE")]
+        policy_file: Option<PathBuf>,
         #[command(flatten)]
         at: PlaceArgs,
     },

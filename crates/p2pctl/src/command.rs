@@ -86,7 +86,9 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             apply::run(&what, how, &cli.global, terminal)
         }
         Command::Reconcile { config, how } => reconcile::run(config, how, &cli.global, terminal),
-        Command::Recover { at } => recover::run(&cli.global, at, terminal),
+        Command::Recover { policy_file, at } => {
+            recover::run(&cli.global, at, policy_file.as_deref(), terminal)
+        }
         Command::Serve {
             guests,
             guest_dir,

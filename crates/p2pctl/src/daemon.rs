@@ -21,7 +21,7 @@ mod uevents;
 pub(crate) use calls::Calls;
 pub(crate) use changes::{Changes, Host};
 pub(crate) use drift::Drift;
-pub(crate) use guests::{Guests, Judgement, NamedSocket, Places};
+pub(crate) use guests::{Guest, Guests, Judgement, NamedSocket, Places};
 pub(crate) use messages::{Apply, Began, Check, STEP, STUCK, Told};
 pub(crate) use ready::ready;
 

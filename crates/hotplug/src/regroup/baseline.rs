@@ -8,6 +8,7 @@ use iommu_group::{
 use serde::{Deserialize, Serialize};
 
 use super::host::HostError;
+use super::identity::Identity;
 use super::machine::{KEPT, Machine};
 use super::place::Place;
 use super::vmm::Assigned;
@@ -38,8 +39,8 @@ pub struct Baseline {
 pub struct Was {
     /// Where it is.
     pub place: Place,
-    /// Vendor and device.
-    pub ids: [u16; 2],
+    /// Which device it is.
+    pub identity: Identity,
     /// Whether there is a bus below it.
     #[serde(default)]
     pub bridge: bool,
@@ -59,6 +60,14 @@ pub struct Was {
     /// Its ACS, if it is a port that has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acs: Option<AcsWas>,
+}
+
+impl Was {
+    /// The function now, whatever its address. Another device in its place is not it.
+    pub(super) fn find(&self, now: &Topology) -> Option<Sbdf> {
+        let at = self.place.find(now)?;
+        (Identity::of(now.get(at)?) == self.identity).then_some(at)
+    }
 }
 
 /// What a transaction does to a function.
@@ -128,7 +137,7 @@ impl Baseline {
             let acs = function.acs().registers().filter(|_| port);
             let was = Was {
                 place,
-                ids: [function.ids().vendor, function.ids().device],
+                identity: Identity::of(function),
                 bridge: function.is_bridge(),
                 part,
                 driver: function.driver().map(str::to_owned),
@@ -155,6 +164,15 @@ impl Baseline {
         })
     }
 
+    /// The groups with a device in them. What group a port is in that has no device in its group says nothing about
+    /// who reaches whom, and a scan need not make it again.
+    pub(super) fn groups_with_devices(&self) -> impl Iterator<Item = &Vec<Sbdf>> {
+        self.groups.iter().filter(|group| {
+            let mut members = group.iter().map(|member| self.functions.get(member));
+            members.any(|was| was.is_none_or(|was| !was.bridge))
+        })
+    }
+
     /// The functions that play a part, each bridge before what is below it.
     pub(super) fn with(&self, part: impl Fn(Part) -> bool) -> Vec<(Sbdf, &Was)> {
         let mut found: Vec<(Sbdf, &Was)> = self
@@ -171,7 +189,7 @@ impl Baseline {
     pub(super) fn renamed(&self, now: &Topology) -> BTreeMap<Sbdf, Sbdf> {
         self.functions
             .iter()
-            .filter_map(|(then, was)| Some((was.place.find(now)?, *then)))
+            .filter_map(|(then, was)| Some((was.find(now)?, *then)))
             .collect()
     }
 }

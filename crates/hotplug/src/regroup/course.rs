@@ -13,7 +13,7 @@
 use super::record::{Begin, Outcome, Record};
 
 /// How often what is not as it was is looked for and put right.
-const ROUNDS: usize = 5;
+pub(super) const ROUNDS: usize = 5;
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,11 @@ impl Course {
             Phase::Back { .. } => undo(),
             Phase::Ended => Next::Ended,
         }
+    }
+
+    /// Whether whoever takes over goes on, and does not undo.
+    pub(super) fn is_committed(&self) -> bool {
+        matches!(self.phase, Phase::Forward { next, .. } if next >= self.commit)
     }
 
     /// Takes note of a record.

@@ -26,6 +26,13 @@ pub enum Difference {
         /// The function.
         function: Sbdf,
     },
+    /// A function is there and could not be read.
+    Unreadable {
+        /// The function.
+        function: Sbdf,
+        /// What happened.
+        error: String,
+    },
     /// A function has another bus number.
     Renumbered {
         /// Its old address.
@@ -102,6 +109,9 @@ impl fmt::Display for Difference {
         match self {
             Self::Gone { function } => write!(f, "{function} is gone"),
             Self::Replaced { function } => write!(f, "another device is where {function} was"),
+            Self::Unreadable { function, error } => {
+                write!(f, "{function} cannot be compared: {error}")
+            }
             Self::Renumbered { function, now } => write!(f, "{function} is {now} now"),
             Self::Group { function, was, is } => write!(
                 f,
@@ -146,6 +156,7 @@ impl Difference {
             Self::Replaced { .. } | Self::Renumbered { .. } => true,
             Self::Unplugged { alive, .. } => !alive,
             Self::Gone { .. }
+            | Self::Unreadable { .. }
             | Self::Group { .. }
             | Self::Acs { .. }
             | Self::Driver { .. }
@@ -158,7 +169,8 @@ impl Difference {
     pub(super) fn is_loss(&self) -> bool {
         match self {
             Self::Gone { .. } | Self::Replaced { .. } | Self::Unplugged { .. } => true,
-            Self::Renumbered { .. }
+            Self::Unreadable { .. }
+            | Self::Renumbered { .. }
             | Self::Group { .. }
             | Self::Acs { .. }
             | Self::Driver { .. }
@@ -166,6 +178,26 @@ impl Difference {
             | Self::Autoprobe { .. } => false,
         }
     }
+}
+
+/// Whether a virtual machine is there, or may be, and so is a device that it does not have back.
+pub(super) fn is_waiting(found: &[Difference]) -> bool {
+    let lost = |at: Sbdf| {
+        let mut found = found.iter();
+        found.any(|difference| match difference {
+            Difference::Gone { function } | Difference::Replaced { function } => *function == at,
+            _ => false,
+        })
+    };
+    let mut waiting = found.iter().filter_map(|difference| match difference {
+        Difference::Unplugged {
+            function,
+            alive: true,
+            ..
+        } => Some(*function),
+        _ => None,
+    });
+    waiting.any(|function| !lost(function))
 }
 
 /// Everything in which a host differs from what it was.
@@ -178,20 +210,13 @@ pub(super) fn differences(
     let mut found = Vec::new();
     let mut places = BTreeMap::new();
     for (function, was) in &baseline.functions {
-        match was.place.find(now) {
-            None => found.push(Difference::Gone {
-                function: *function,
-            }),
+        let function = *function;
+        match was.find(now) {
             Some(at) => {
-                let ids = now.get(at).map(|f| [f.ids().vendor, f.ids().device]);
-                if ids == Some(was.ids) {
-                    places.insert(*function, at);
-                } else {
-                    found.push(Difference::Replaced {
-                        function: *function,
-                    });
-                }
+                places.insert(function, at);
             }
+            None if was.place.find(now).is_some() => found.push(Difference::Replaced { function }),
+            None => found.push(Difference::Gone { function }),
         }
     }
     found.extend(group_differences(baseline, now));
@@ -202,8 +227,17 @@ pub(super) fn differences(
         if at != function {
             found.push(Difference::Renumbered { function, now: at });
         }
-        found.extend(register_differences(machine, function, at, was)?);
-        found.extend(driver_differences(machine, function, at, was)?);
+        let differences = register_differences(machine, function, at, was).and_then(|acs| {
+            let driver = driver_differences(machine, function, at, was)?;
+            Ok(acs.into_iter().chain(driver).collect())
+        });
+        // One that has gone since it was looked at must not keep the others from being restored.
+        found.extend(differences.unwrap_or_else(|error| {
+            vec![Difference::Unreadable {
+                function,
+                error: error.to_string(),
+            }]
+        }));
     }
     if machine.autoprobe()? != baseline.autoprobe {
         found.push(Difference::Autoprobe {
@@ -219,12 +253,12 @@ fn group_differences(baseline: &Baseline, now: &Topology) -> Vec<Difference> {
     let old = |function: Sbdf| then.get(&function).copied().unwrap_or(function);
     let partition = Partition::found(now);
     let mut found = Vec::new();
-    for group in &baseline.groups {
+    for group in baseline.groups_with_devices() {
         for function in group {
             let Some(was) = baseline.functions.get(function) else {
                 continue;
             };
-            let Some(at) = was.place.find(now) else {
+            let Some(at) = was.find(now) else {
                 continue;
             };
             let is: BTreeSet<Sbdf> = partition
@@ -238,7 +272,7 @@ fn group_differences(baseline: &Baseline, now: &Topology) -> Vec<Difference> {
                 .iter()
                 .copied()
                 .filter(|member| match baseline.functions.get(member) {
-                    Some(was) => was.place.find(now).is_some(),
+                    Some(was) => was.find(now).is_some(),
                     None => now.get(*member).is_some(),
                 })
                 .collect();
@@ -326,9 +360,10 @@ fn unplugged(baseline: &Baseline, vmms: &[&dyn Vmm]) -> Vec<Difference> {
         let vmm = vmms.iter().find(|vmm| vmm.name() == device.vm);
         let has = |devices: Vec<super::vmm::Assigned>| devices.iter().any(|d| d.id == device.id);
         let (plugged, alive) = match vmm.map(|vmm| vmm.devices()) {
-            None | Some(Err(VmmError::Gone { .. })) => (false, false),
+            Some(Err(VmmError::Gone { .. })) => (false, false),
             Some(Ok(devices)) => (has(devices), true),
-            Some(Err(_)) => (false, true),
+            // It may be there all the same.
+            Some(Err(_)) | None => (false, true),
         };
         if !plugged {
             found.push(Difference::Unplugged {

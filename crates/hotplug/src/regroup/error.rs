@@ -39,6 +39,16 @@ pub enum StateError {
         /// The lock.
         path: PathBuf,
     },
+    /// A file is of another version of this program, which can read it.
+    #[error("{}, line 1: version {found}: this program reads version {wanted}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version that this program reads.
+        wanted: u32,
+    },
     /// A journal does not make sense.
     #[error("{}, line {line}: {reason}", path.display())]
     Journal {

@@ -89,6 +89,26 @@ pub enum HostError {
         /// The function.
         function: Sbdf,
     },
+    /// Another device is where a function was.
+    #[error("another device is where {function} was")]
+    Replaced {
+        /// The function.
+        function: Sbdf,
+    },
+    /// The journal does not say what a function was, so nothing is done to it.
+    #[error("{function} is not on record")]
+    Unrecorded {
+        /// The function.
+        function: Sbdf,
+    },
+    /// A function is below one that is to be removed, and would be removed with it.
+    #[error("{function} is below {above} and is not on record")]
+    Stranger {
+        /// The function.
+        function: Sbdf,
+        /// What was to be removed.
+        above: Sbdf,
+    },
     /// A driver did not take a function.
     #[error("{wanted} did not take {function}: its driver is {}", found.as_deref().unwrap_or("none"))]
     NotBound {

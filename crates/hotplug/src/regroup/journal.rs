@@ -1,17 +1,24 @@
 //! A journal: a file with a record in each line.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::action::Action;
-use super::course::{Course, Next, OutOfCourse};
+use super::course::{Course, Next, OutOfCourse, ROUNDS};
 use super::difference::Difference;
+use super::disk::{Disk, reserve};
 use super::error::StateError;
 use super::record::{Begin, Outcome, Record, VERSION};
+use super::sealed::{seal, unseal};
+
+/// How long the text of an error may be in a record, in bytes.
+const ERROR: usize = 512;
 
 /// A line: when, and what.
 #[derive(Serialize, Deserialize)]
@@ -31,9 +38,10 @@ struct Heading {
 /// A journal that is written, with what follows from it.
 pub(super) struct Journal {
     file: File,
-    /// Bytes that were there when it was read, without a last line that was not written to its end.
-    length: u64,
+    disk: Arc<dyn Disk>,
     path: PathBuf,
+    /// Bytes of the records that are on the disk.
+    length: u64,
     begin: Begin,
     course: Course,
     /// The actions of the present round of undoing.
@@ -41,102 +49,209 @@ pub(super) struct Journal {
     /// What failed first.
     failure: Option<(String, String)>,
     end: Option<(Outcome, Vec<Difference>)>,
+    /// Why it does not say all that happened.
+    gap: Option<String>,
+    writing: Writing,
+}
+
+/// Whether records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writing {
+    /// They are.
+    On,
+    /// They cannot be any more, and are in memory only.
+    Lost {
+        /// Whether the commit is on the disk, so that whoever recovers goes on from there.
+        committed: bool,
+    },
 }
 
 impl Journal {
-    /// Begins a journal. It is on the disk when this returns.
-    pub(super) fn create(path: &Path, begin: Begin) -> Result<Self, StateError> {
-        let mut file = OpenOptions::new()
-            .create_new(true)
-            .append(true)
-            .open(path)
-            .map_err(StateError::io("create", path))?;
-        append(&mut file, path, &Record::Begin(Box::new(begin.clone())))?;
-        sync_dir(path)?;
-        Ok(Self {
+    /// Begins a journal in a new file. It is on the disk when this returns, and so is the space for all that comes.
+    pub(super) fn create(
+        file: File,
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        begin: Begin,
+    ) -> Result<Self, StateError> {
+        let mut journal = Self::new(file, disk, path, begin.clone());
+        let line = line(&Record::Begin(Box::new(begin)), path)?;
+        let room = journal.room(line.len());
+        journal.reserve(room)?;
+        journal.append(&line)?;
+        Ok(journal)
+    }
+
+    fn new(file: File, disk: Arc<dyn Disk>, path: &Path, begin: Begin) -> Self {
+        Self {
             file,
-            length: 0,
+            disk,
             path: path.to_owned(),
+            length: 0,
             course: Course::new(&begin),
             begin,
             round: Vec::new(),
             failure: None,
             end: None,
-        })
+            gap: None,
+            writing: Writing::On,
+        }
     }
 
     /// For how long virtual machines were without the devices that they had to let go of; none if they have not let go
-    /// of any, or have not got them back.
-    pub(super) fn away(path: &Path) -> Result<Option<Duration>, StateError> {
-        let text = fs::read_to_string(path).map_err(StateError::io("read", path))?;
-        let entries = text
-            .lines()
-            .map_while(|line| serde_json::from_str(line).ok());
-        Ok(away(entries))
+    /// of any, or have not got them back, or nobody can read that.
+    pub(super) fn away(path: &Path) -> Option<Duration> {
+        let text = fs::read(path).ok()?;
+        let lines = text.split(|byte| *byte == b'\n');
+        away(lines.map_while(|line| unseal(line).ok()))
     }
 
-    /// Reads a journal in order to go on with it; `None` if it has no record: nothing was done then. A last line that
-    /// was not written to its end is cut off.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, StateError> {
-        let journal = Self::read(path)?;
-        if let Some(journal) = &journal {
-            let cut = journal.file.set_len(journal.length);
-            cut.map_err(StateError::io("cut", path))?;
-        }
-        Ok(journal)
+    /// Reads a journal in order to go on with it; `None` if it has no record: nothing was done then. What cannot be read
+    /// is cut off.
+    pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Option<Self>, StateError> {
+        let Some(mut journal) = Self::read(path, disk)? else {
+            return Ok(None);
+        };
+        let length = journal.length;
+        let cut = journal.change("cut", |file| file.set_len(length));
+        journal.lose(cut.err());
+        // Without it the disk may be full before the end, and then it is undone all the same.
+        let room = journal.room(0);
+        drop(journal.reserve(room));
+        Ok(Some(journal))
     }
 
-    /// Reads a journal as far as it is written; `None` if it has no record.
-    pub(super) fn read(path: &Path) -> Result<Option<Self>, StateError> {
+    /// Reads a journal as far as it makes sense; `None` if it has no record.
+    pub(super) fn read(path: &Path, disk: Arc<dyn Disk>) -> Result<Option<Self>, StateError> {
         let text = fs::read(path).map_err(StateError::io("read", path))?;
-        let whole = text.iter().rposition(|byte| *byte == b'\n');
-        let whole = whole.map_or(0, |end| end + 1);
-        let text = text.get(..whole).unwrap_or_default();
-        let odd = |line: usize, reason: String| StateError::Journal {
+        let odd = |reason: String| StateError::Journal {
             path: path.to_owned(),
-            line,
+            line: 1,
             reason,
         };
-        let mut journal: Option<Self> = None;
-        for (line, number) in text.split(|byte| *byte == b'\n').zip(1..) {
-            if line.is_empty() {
-                continue;
+        let mut lines = text.split_inclusive(|byte| *byte == b'\n').zip(1..);
+        let whole = |line: &[u8]| line.last() == Some(&b'\n');
+        let Some((first, _)) = lines.next().filter(|(line, _)| whole(line)) else {
+            return Ok(None);
+        };
+        if let Ok(Heading { version }) = serde_json::from_slice(first)
+            && version != VERSION
+        {
+            return Err(StateError::Version {
+                path: path.to_owned(),
+                found: version,
+                wanted: VERSION,
+            });
+        }
+        let entry: Entry = unseal(first.trim_ascii_end()).map_err(odd)?;
+        let Record::Begin(begin) = entry.record else {
+            return Err(odd("not how a journal begins".to_owned()));
+        };
+        // One that can only be read is recovered from memory.
+        let file = File::options().write(true).open(path);
+        let (file, lost) = match file {
+            Ok(file) => (file, None),
+            Err(error) => {
+                let file = File::open(path).map_err(StateError::io("open", path))?;
+                (file, Some(StateError::io("write to", path)(error)))
             }
-            if journal.is_none() {
-                let heading: Heading =
-                    serde_json::from_slice(line).map_err(|error| odd(number, error.to_string()))?;
-                if heading.version != VERSION {
-                    let found = heading.version;
-                    let reason = format!("version {found}: this program reads version {VERSION}");
-                    return Err(odd(number, reason));
+        };
+        let mut journal = Self::new(file, disk, path, *begin);
+        journal.length = length(first);
+        journal.lose(lost);
+        for (line, number) in lines {
+            let record = unseal(line.trim_ascii_end()).map(|entry: Entry| entry.record);
+            let noted =
+                record.and_then(|record| journal.note(record).map_err(|error| error.to_string()));
+            match noted {
+                Ok(()) => journal.length = journal.length.saturating_add(length(line)),
+                Err(reason) => {
+                    // Of the last one nobody expects that it was written to its end.
+                    if whole(line) {
+                        let reason = format!("{}, line {number}: {reason}", path.display());
+                        journal.gap.get_or_insert(reason);
+                    }
+                    break;
                 }
-            }
-            let entry: Entry =
-                serde_json::from_slice(line).map_err(|error| odd(number, error.to_string()))?;
-            match (&mut journal, entry.record) {
-                (None, Record::Begin(begin)) => {
-                    let file = OpenOptions::new()
-                        .append(true)
-                        .open(path)
-                        .map_err(StateError::io("open", path))?;
-                    journal = Some(Self {
-                        file,
-                        length: u64::try_from(whole).unwrap_or(u64::MAX),
-                        path: path.to_owned(),
-                        course: Course::new(&begin),
-                        begin: *begin,
-                        round: Vec::new(),
-                        failure: None,
-                        end: None,
-                    });
-                }
-                (Some(journal), record) => journal
-                    .note(record)
-                    .map_err(|error| odd(number, error.to_string()))?,
-                (None, _) => return Err(odd(number, "not how a journal begins".to_owned())),
             }
         }
-        Ok(journal)
+        Ok(Some(journal))
+    }
+
+    /// Space for all records that can follow one of `first` bytes, and for itself.
+    fn room(&self, first: usize) -> u64 {
+        /// A record of an action that has no error in it, and with one.
+        const SHORT: u64 = 128;
+        const LONG: u64 = SHORT + 2 * ERROR as u64;
+        /// An action of undoing, without the lists of devices and groups in it.
+        const ACTION: u64 = 384;
+        /// Actions for each function in a round of undoing.
+        const ACTIONS: u64 = 16;
+        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        let begin = count(first.max(serde_json::to_vec(&self.begin).map_or(0, |text| text.len())));
+        let forward = count(self.begin.actions.len()).saturating_mul(2 * SHORT);
+        let functions = count(self.begin.baseline.functions.len()).saturating_add(1);
+        let actions = functions.saturating_mul(ACTIONS);
+        let steps = actions.saturating_mul(ACTION + SHORT + LONG);
+        let round = begin.saturating_mul(2).saturating_add(steps);
+        let rounds = round.saturating_mul(count(ROUNDS).saturating_add(1));
+        let fixed = begin.saturating_add(forward).saturating_add(LONG);
+        fixed.saturating_add(rounds)
+    }
+
+    fn reserve(&mut self, room: u64) -> Result<(), StateError> {
+        let at = self.length;
+        self.change("reserve space for", |file| reserve(file, at, room))
+    }
+
+    fn change(
+        &mut self,
+        verb: &'static str,
+        make: impl Fn(&File) -> io::Result<()>,
+    ) -> Result<(), StateError> {
+        let made = self.disk.change(verb, &self.path, &mut || make(&self.file));
+        made.map_err(StateError::io(verb, &self.path))
+    }
+
+    fn append(&mut self, line: &[u8]) -> Result<(), StateError> {
+        let at = self.length;
+        self.change("write to", |file| {
+            file.write_all_at(line, at)?;
+            file.sync_data()
+        })?;
+        self.length = at.saturating_add(length(line));
+        Ok(())
+    }
+
+    /// From here on nothing is written.
+    fn lose(&mut self, error: Option<StateError>) {
+        if let Some(error) = error {
+            self.gap.get_or_insert_with(|| error.to_string());
+            self.writing = Writing::Lost {
+                committed: self.course.is_committed(),
+            };
+        }
+    }
+
+    /// Why it does not say all that happened.
+    pub(super) fn gap(&self) -> Option<&String> {
+        self.gap.as_ref()
+    }
+
+    /// Whether whoever finds it undoes what is done now.
+    pub(super) fn is_lost_before_commit(&self) -> bool {
+        self.writing == Writing::Lost { committed: false }
+    }
+
+    /// Gives back the space that was not needed.
+    pub(super) fn trim(&mut self) {
+        let length = self.length;
+        drop(self.change("cut", |file| file.set_len(length)));
+    }
+
+    /// The name of its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn begin(&self) -> &Begin {
@@ -162,9 +277,16 @@ impl Journal {
         self.end.as_ref()
     }
 
-    /// Writes a record. It is on the disk when this returns.
-    pub(super) fn write(&mut self, record: Record) -> Result<(), StateError> {
-        append(&mut self.file, &self.path, &record)?;
+    /// Writes a record. It is on the disk when this returns, or in memory only if there is a [`gap`](Self::gap).
+    pub(super) fn write(&mut self, mut record: Record) -> Result<(), StateError> {
+        if let Record::Failed { error, .. } | Record::UndoFailed { error, .. } = &mut record {
+            let end = (0..=ERROR).rev().find(|end| error.is_char_boundary(*end));
+            error.truncate(end.unwrap_or_default());
+        }
+        if self.writing == Writing::On {
+            let written = line(&record, &self.path).and_then(|line| self.append(&line));
+            self.lose(written.err());
+        }
         self.note(record).map_err(|error| StateError::Journal {
             path: self.path.clone(),
             line: 0,
@@ -222,25 +344,19 @@ fn away(entries: impl Iterator<Item = Entry>) -> Option<Duration> {
     back?.checked_sub(left?)
 }
 
-fn append(file: &mut File, path: &Path, record: &Record) -> Result<(), StateError> {
+fn line(record: &Record, path: &Path) -> Result<Vec<u8>, StateError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let entry = Entry {
         at_ms: now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
         record: record.clone(),
     };
-    let line = serde_json::to_vec(&entry).map_err(|error| StateError::Io {
+    seal(&entry).map_err(|error| StateError::Io {
         verb: "put a record into",
         path: path.to_owned(),
         source: error.into(),
-    })?;
-    let written = file.write_all(&[line.as_slice(), b"\n"].concat());
-    written.map_err(StateError::io("write to", path))?;
-    file.sync_data().map_err(StateError::io("sync", path))
+    })
 }
 
-/// Sees to it that the name of a file is on the disk too.
-pub(super) fn sync_dir(path: &Path) -> Result<(), StateError> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(StateError::io("sync", dir))
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

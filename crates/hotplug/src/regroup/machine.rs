@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use iommu_group::{AcsBits, EgressVector, Host as HostFacts, Sbdf, Topology};
 
 use super::host::{Host, HostError};
+use super::identity::{HEADER, Identity};
 use super::place::Place;
 use super::usage;
 
@@ -63,21 +64,60 @@ impl<'h> Machine<'h> {
         Ok(text.trim().to_owned())
     }
 
+    /// Where a function is now that was called `function`. Another device in its place is not it.
+    pub(super) fn locate(
+        self,
+        function: Sbdf,
+        place: &Place,
+        identity: Identity,
+    ) -> Result<Sbdf, HostError> {
+        let at = self.find(place).ok_or(HostError::Gone { function })?;
+        let mut header = [0; HEADER];
+        self.read_config(at, 0, &mut header)?;
+        let found = Identity::read(&header, &self.dir(at));
+        if found != Some(identity) {
+            return Err(HostError::Replaced { function });
+        }
+        Ok(at)
+    }
+
     /// The function at a place now.
-    pub(super) fn find(self, place: &Place) -> Option<Sbdf> {
+    fn find(self, place: &Place) -> Option<Sbdf> {
         let mut at = place.root();
-        if !self.dir(at).exists() {
+        let dir = fs::canonicalize(self.dir(at)).ok()?;
+        let above = dir.parent()?.file_name()?.to_str()?;
+        if above.parse::<Sbdf>().is_ok() {
+            // Not a root bus any more.
             return None;
         }
         for devfn in place.below() {
-            let entries = fs::read_dir(self.dir(at)).ok()?;
-            at = entries
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<Sbdf>().ok())
-                .filter(|child| child.devfn() == *devfn)
-                // A virtual function may have the number of a real one on the next bus.
-                .find(|child| fs::symlink_metadata(self.dir(*child).join("physfn")).is_err())?;
+            at = self.children(at).find(|child| child.devfn() == *devfn)?;
         }
         Some(at)
+    }
+
+    /// The functions on the bus below a bridge, without virtual ones: those may have the number of a real one on the
+    /// next bus.
+    fn children(self, bridge: Sbdf) -> impl Iterator<Item = Sbdf> {
+        let entries = fs::read_dir(self.dir(bridge)).into_iter().flatten();
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<Sbdf>().ok())
+            .filter(move |child| !self.is_virtual(*child))
+    }
+
+    /// All functions below a bridge, without virtual ones.
+    pub(super) fn below(self, bridge: Sbdf) -> Vec<Sbdf> {
+        let mut found: Vec<Sbdf> = self.children(bridge).collect();
+        let mut next = 0;
+        while let Some(at) = found.get(next).copied() {
+            found.extend(self.children(at));
+            next += 1;
+        }
+        found
+    }
+
+    pub(super) fn is_virtual(self, function: Sbdf) -> bool {
+        fs::symlink_metadata(self.dir(function).join("physfn")).is_ok()
     }
 
     fn dir(self, function: Sbdf) -> PathBuf {
@@ -146,16 +186,22 @@ impl<'h> Machine<'h> {
 
     /// Sees to it that no driver is bound. Fails if a process has the function open: the kernel would wait for it.
     pub(super) fn unbind(self, function: Sbdf) -> Result<(), HostError> {
+        self.ensure_unused(function)?;
+        self.unbind_now(function)
+    }
+
+    /// Fails if a driver is bound and a process has the function, or its group, open.
+    pub(super) fn ensure_unused(self, function: Sbdf) -> Result<(), HostError> {
         if self.driver(function)?.is_none() {
             return Ok(());
         }
-        if let Some(user) = usage::vfio_user(self.host, function)? {
-            return Err(HostError::InUse {
+        match usage::vfio_user(self.host, function)? {
+            None => Ok(()),
+            Some(user) => Err(HostError::InUse {
                 function,
                 user: user.to_string(),
-            });
+            }),
         }
-        self.unbind_now(function)
     }
 
     /// The same, whoever has its group open.

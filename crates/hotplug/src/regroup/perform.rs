@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use iommu_group::{AcsBits, Function, Partition, Sbdf};
 
 use super::action::Action;
-use super::baseline::{AcsWas, Baseline};
+use super::baseline::{AcsWas, Baseline, Was};
 use super::host::HostError;
 use super::machine::Machine;
 use super::vmm::{Assigned, Vmm, VmmError};
@@ -47,12 +47,15 @@ impl Performer<'_> {
                 self.everyone(devices, |vmm, device| vmm.unplug(device, deadline))?;
             }
             Action::Plug { devices } => {
-                let here: Vec<Assigned> = devices.iter().map(|device| self.here(device)).collect();
+                let here: Vec<Result<Assigned, HostError>> =
+                    devices.iter().map(|device| self.here(device)).collect();
+                let there: Vec<Assigned> = here.iter().flatten().cloned().collect();
                 for vmm in self.vmms {
-                    let of_it = here.iter().filter(|device| device.vm == vmm.name());
+                    let of_it = there.iter().filter(|device| device.vm == vmm.name());
                     vmm.expect(&of_it.cloned().collect::<Vec<_>>());
                 }
-                self.everyone(&here, |vmm, device| vmm.plug(device))?;
+                self.everyone(&there, |vmm, device| vmm.plug(device))?;
+                here.into_iter().collect::<Result<Vec<_>, _>>()?;
             }
             Action::Autoprobe { on } => machine.set_autoprobe(*on)?,
             Action::Unbind { function } => self.unbind(self.at(*function)?)?,
@@ -67,9 +70,11 @@ impl Performer<'_> {
             }
             Action::Egress { port, at, to } => machine.set_egress(self.at(*port)?, *at, to)?,
             Action::Remove { function } => {
-                // It may have gone by itself, or in an earlier attempt.
-                if let Ok(at) = self.at(*function) {
-                    machine.remove(at)?;
+                match self.at(*function) {
+                    // By itself, or in an earlier attempt.
+                    Err(HostError::Gone { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                    Ok(at) => self.remove(at)?,
                 }
             }
             Action::Rescan { below } => machine.rescan_below(self.at(*below)?)?,
@@ -83,23 +88,51 @@ impl Performer<'_> {
         Ok(())
     }
 
-    /// Where a function is now. Virtual ones have no place of their own and are not touched: they keep their addresses.
+    /// Where a function is now. Nothing is done to one that is not on record, or not the one that is.
     fn at(&self, function: Sbdf) -> Result<Sbdf, HostError> {
-        let found = match self.baseline.functions.get(&function) {
-            Some(was) => self.machine.find(&was.place),
-            None => Some(function),
-        };
-        found.ok_or(HostError::Gone { function })
+        match self.baseline.functions.get(&function) {
+            Some(was) => self.machine.locate(function, &was.place, was.identity),
+            None => Err(HostError::Unrecorded { function }),
+        }
     }
 
-    /// A device by the address that it has now. One that is not there is left to its virtual machine to miss.
-    fn here(&self, device: &Assigned) -> Assigned {
-        let here = |function: Sbdf| self.at(function).unwrap_or(function);
-        Assigned {
-            function: here(device.function),
-            expose: device.expose.iter().copied().map(here).collect(),
+    /// A device by the address that it has now. Virtual functions have no place of their own and keep their addresses.
+    fn here(&self, device: &Assigned) -> Result<Assigned, HostError> {
+        let function = match self.at(device.function) {
+            Err(HostError::Unrecorded { function }) if self.machine.is_virtual(function) => {
+                function
+            }
+            found => found?,
+        };
+        // An exposure to one device is none to another in its place.
+        let exposed = |function: &Sbdf| match self.at(*function) {
+            Err(HostError::Unrecorded { function }) => Some(function),
+            found => found.ok(),
+        };
+        Ok(Assigned {
+            function,
+            expose: device.expose.iter().filter_map(exposed).collect(),
             ..device.clone()
+        })
+    }
+
+    /// Removes a function and what is below it, if all of that is on record and has no driver that uses it: the kernel
+    /// would wait for the user of a device.
+    fn remove(&self, at: Sbdf) -> Result<(), HostError> {
+        let recorded = self.baseline.functions.iter();
+        let recorded: BTreeMap<Sbdf, &Was> = recorded
+            .filter_map(|(function, was)| Some((self.at(*function).ok()?, was)))
+            .collect();
+        for function in self.machine.below(at).into_iter().chain([at]) {
+            let Some(was) = recorded.get(&function) else {
+                let above = at;
+                return Err(HostError::Stranger { function, above });
+            };
+            if !was.bridge {
+                self.machine.ensure_unused(function)?;
+            }
         }
+        self.machine.remove(at)
     }
 
     fn acs(&self, port: Sbdf) -> Option<AcsWas> {
@@ -116,9 +149,14 @@ impl Performer<'_> {
         let results: Vec<Result<(), VmmError>> = thread::scope(|scope| {
             let asking: Vec<_> = devices
                 .iter()
-                .filter_map(|device| {
-                    let vmm = self.vmms.iter().find(|vmm| vmm.name() == device.vm)?;
-                    Some(scope.spawn(move || ask(*vmm, device)))
+                .map(|device| {
+                    let vmm = self.vmms.iter().find(|vmm| vmm.name() == device.vm);
+                    scope.spawn(move || match vmm {
+                        Some(vmm) => ask(*vmm, device),
+                        None => Err(VmmError::Unknown {
+                            vm: device.vm.clone(),
+                        }),
+                    })
                 })
                 .collect();
             let join = |asked: thread::ScopedJoinHandle<'_, Result<(), VmmError>>| {
@@ -202,7 +240,10 @@ impl Performer<'_> {
                 !group.contains(&old(at)) && physical.is_some_and(|one| group.contains(&old(&one)))
             };
             for function in group {
-                let at = self.at(*function)?;
+                let at = match self.at(*function) {
+                    Err(HostError::Unrecorded { function }) => function,
+                    found => found?,
+                };
                 let found = partition.group_of(at).unwrap_or_default().iter();
                 let found = found.filter(|at| !made_again(at));
                 let mut found: Vec<Sbdf> = found.map(old).collect();

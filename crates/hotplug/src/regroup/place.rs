@@ -39,6 +39,9 @@ impl Place {
     #[must_use]
     pub fn find(&self, topology: &Topology) -> Option<Sbdf> {
         let mut at = topology.get(self.root)?.sbdf();
+        if topology.upstream(at).is_some() {
+            return None;
+        }
         for devfn in &self.below {
             at = topology
                 .children(at)

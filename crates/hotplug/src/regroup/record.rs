@@ -1,14 +1,17 @@
 //! What a journal says.
 
+use std::collections::BTreeMap;
+
 use iommu_group::Plan;
 use serde::{Deserialize, Serialize};
 
 use super::action::Action;
 use super::baseline::Baseline;
 use super::difference::Difference;
+use super::vmm::VmAddress;
 
 /// The version of the records that this program writes, and the only one that it reads.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// A record. A journal has one in each line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,9 @@ pub struct Begin {
     pub boot: String,
     /// The plan.
     pub plan: Plan,
+    /// How the virtual machines are reached that devices are taken from.
+    #[serde(default)]
+    pub vms: BTreeMap<String, VmAddress>,
     /// What the host was like.
     pub baseline: Baseline,
     /// What is to be done.
@@ -90,13 +96,14 @@ pub struct Begin {
 }
 
 /// The state that a transaction left the host in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// What was planned.
     New,
     /// What was before.
+    #[default]
     Old,
     /// What the kernel makes of it at boot: the machine was started anew meanwhile.
     Rebooted,

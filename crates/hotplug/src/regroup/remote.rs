@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use iommu_group::Sbdf;
 use serde::Deserialize;
 
-use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
+use super::vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
 use crate::api::{P2pMemory, P2pWindows, RemoveDevice};
 use crate::{Client, ClientError, DeviceConfig};
 
@@ -139,6 +139,13 @@ pub(super) fn in_one_line(text: &str) -> String {
 impl Vmm for RemoteVmm {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn address(&self) -> Option<VmAddress> {
+        Some(VmAddress {
+            socket: self.client.socket().to_owned(),
+            kind: VmmKind::P2pVmm,
+        })
     }
 
     fn devices(&self) -> Result<Vec<Assigned>, VmmError> {

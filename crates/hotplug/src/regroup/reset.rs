@@ -6,19 +6,21 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs;
+use std::io;
 
 use iommu_group::{AcsBits, Function, Kernel, Reset, ResetKind, ResetMask, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::blocker::{Blocker, Refusal};
+use super::difference::Difference;
 use super::error::{RegroupError, StateError};
 use super::host::HostError;
-use super::journal::sync_dir;
+use super::identity::Identity;
 use super::machine::{Machine, RESETS};
+use super::place::Place;
 use super::preflight::users;
+use super::sealed::{seal, unseal};
 use super::transaction::Regroup;
 use super::vmm::{Assigned, VmmError};
 
@@ -56,13 +58,23 @@ struct Before {
     boot: String,
     function: Sbdf,
     /// Its `reset_method`, if another one is set for the reset.
-    methods: Option<String>,
+    methods: Option<Methods>,
     ports: BTreeMap<Sbdf, Port>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Methods {
+    place: Place,
+    identity: Identity,
+    methods: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Port {
+    place: Place,
+    identity: Identity,
     /// Where its ACS control register is in configuration space.
     at: u16,
     control: AcsBits,
@@ -110,15 +122,19 @@ impl Regroup<'_> {
             boot: machine.boot_id()?,
             function: order.function,
             methods: match way {
-                Way::Function(word) => other_methods(machine, order.function, word)?,
+                Way::Function(word) => other_methods(machine, &topology, order.function, word)?,
                 Way::Link(_) => None,
             },
             ports: ports(&topology, &reset.hit_ports),
         };
-        note(&self.state.resetting(), &before)?;
+        let note = seal(&before).unwrap_or_default();
+        self.state.replace(&self.state.resetting(), &note)?;
         let done = act(machine, &before, way);
-        // Whatever became of it.
-        self.after_reset(&before)?;
+        // Whatever became of it. What fails now is tried again by whoever recovers.
+        if let Some(error) = self.after_reset(&before)?.into_iter().next() {
+            return Err(error.1.into());
+        }
+        self.state.discard(&self.state.resetting())?;
         done?;
         drop(lock);
         Ok(ResetDone {
@@ -157,36 +173,57 @@ impl Regroup<'_> {
         Ok(blockers)
     }
 
-    /// Brings to its end what a reset that was interrupted has left.
-    pub(super) fn recover_reset(&self) -> Result<(), RegroupError> {
+    /// Brings to its end what a reset that was interrupted has left, and says what cannot be put right.
+    pub(super) fn recover_reset(&self) -> Result<Vec<Difference>, RegroupError> {
         let path = self.state.resetting();
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(StateError::io("read", &path)(error).into()),
         };
-        let before: Before = serde_json::from_str(&text).map_err(|error| StateError::Journal {
-            path: path.clone(),
-            line: error.line(),
-            reason: error.to_string(),
-        })?;
-        self.after_reset(&before)
+        let before: Before = match unseal(text.trim_ascii_end()) {
+            Ok(before) => before,
+            Err(reason) => {
+                let (path, line) = (path.clone(), 1);
+                let error = StateError::Journal { path, line, reason };
+                return Err(self.state.set_aside(&self.state.resetting(), error).into());
+            }
+        };
+        let failed = self.after_reset(&before)?.into_iter();
+        let remains = failed.map(|(function, error)| match error {
+            HostError::Gone { function } => Difference::Gone { function },
+            HostError::Replaced { function } => Difference::Replaced { function },
+            error => Difference::Unreadable {
+                function,
+                error: error.to_string(),
+            },
+        });
+        let remains = remains.collect();
+        self.state.discard(&path)?;
+        Ok(remains)
     }
 
-    /// What was reset is as it was. A reboot has seen to that by itself.
-    fn after_reset(&self, before: &Before) -> Result<(), RegroupError> {
+    /// What was reset is as it was; where it is not, why. A reboot has seen to that by itself.
+    fn after_reset(&self, before: &Before) -> Result<Vec<(Sbdf, HostError)>, HostError> {
         let machine = self.machine();
-        if machine.boot_id()? == before.boot {
-            for (port, was) in &before.ports {
-                machine.set_acs_control(*port, was.at, was.control)?;
-            }
-            if let Some(methods) = &before.methods {
-                machine.set_resets(before.function, methods)?;
-            }
+        let mut failed = Vec::new();
+        if machine.boot_id()? != before.boot {
+            return Ok(failed);
         }
-        let path = self.state.resetting();
-        fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
-        Ok(sync_dir(&path)?)
+        for (port, was) in &before.ports {
+            let restored = machine
+                .locate(*port, &was.place, was.identity)
+                .and_then(|at| machine.set_acs_control(at, was.at, was.control));
+            failed.extend(restored.err().map(|error| (*port, error)));
+        }
+        if let Some(was) = &before.methods {
+            let function = before.function;
+            let restored = machine
+                .locate(function, &was.place, was.identity)
+                .and_then(|at| machine.set_resets(at, &was.methods));
+            failed.extend(restored.err().map(|error| (function, error)));
+        }
+        Ok(failed)
     }
 }
 
@@ -230,37 +267,38 @@ fn method(kind: ResetKind) -> &'static str {
 /// The methods of a function, unless the kernel would use this one first anyway.
 fn other_methods(
     machine: Machine<'_>,
+    topology: &Topology,
     function: Sbdf,
     method: &str,
-) -> Result<Option<String>, HostError> {
+) -> Result<Option<Methods>, HostError> {
     let methods = machine.attribute(function, RESETS)?.unwrap_or_default();
-    let first = methods.split_ascii_whitespace().next();
-    Ok((first != Some(method)).then_some(methods))
+    if methods.split_ascii_whitespace().next() == Some(method) {
+        return Ok(None);
+    }
+    let found = topology.get(function);
+    let (place, identity) = Place::of(topology, function)
+        .zip(found.map(Identity::of))
+        .ok_or(HostError::Unrecorded { function })?;
+    Ok(Some(Methods {
+        place,
+        identity,
+        methods,
+    }))
 }
 
 fn ports(topology: &Topology, hit: &[Sbdf]) -> BTreeMap<Sbdf, Port> {
     let acs = |port: &Sbdf| {
-        let acs = topology.get(*port)?.acs().registers()?;
+        let function = topology.get(*port)?;
+        let acs = function.acs().registers()?;
         let port_was = Port {
+            place: Place::of(topology, *port)?,
+            identity: Identity::of(function),
             at: acs.control_offset(),
             control: acs.control,
         };
         Some((*port, port_was))
     };
     hit.iter().filter_map(acs).collect()
-}
-
-fn note(path: &Path, before: &Before) -> Result<(), StateError> {
-    let text = serde_json::to_vec(before).unwrap_or_default();
-    let new = path.with_extension("new");
-    let write = || {
-        let mut file = File::create(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(StateError::io("write", path))?;
-    sync_dir(path)
 }
 
 fn act(machine: Machine<'_>, before: &Before, way: Way) -> Result<(), HostError> {

@@ -113,7 +113,7 @@ fn nearest_above(baseline: &Baseline, now: &Topology, function: Sbdf) -> Option<
         was.place.root() == place.root()
             && was.place != *place
             && place.below().starts_with(was.place.below())
-            && was.place.find(now).is_some()
+            && was.find(now).is_some()
     });
     let nearest = above.max_by_key(|(_, was)| was.place.below().len());
     nearest.map(|(above, _)| *above)
@@ -123,7 +123,7 @@ fn nearest_above(baseline: &Baseline, now: &Topology, function: Sbdf) -> Option<
 fn old_words(baseline: &Baseline, now: &Topology) -> Vec<Action> {
     let mut actions = Vec::new();
     for (port, was) in baseline.with(|part| part.removed || part.awake) {
-        let (Some(acs), Some(_)) = (was.acs, was.place.find(now)) else {
+        let (Some(acs), Some(_)) = (was.acs, was.find(now)) else {
             continue;
         };
         if let Some(to) = acs.egress {
@@ -144,27 +144,30 @@ fn old_words(baseline: &Baseline, now: &Topology) -> Vec<Action> {
 fn regroup(baseline: &Baseline, now: &Topology) -> Vec<Action> {
     let kernel = Kernel::of(now);
     let wanted = old_groups(baseline, now);
-    let mut best: Option<(usize, Vec<Step>)> = None;
+    let mut least = missed(&wanted, &Partition::found(now));
+    let mut best = None;
     for steps in candidates(baseline, now, &kernel, &wanted) {
         let mut model = GroupModel::as_found(now, &kernel);
         steps.iter().for_each(|step| step.apply(&mut model));
         let missed = missed(&wanted, &model.partition());
-        if best.as_ref().is_none_or(|(least, _)| missed < *least) {
-            best = Some((missed, steps));
+        if missed < least {
+            (least, best) = (missed, Some(steps));
         }
     }
+    let Some(steps) = best else {
+        // Nobody loses a device for what does not lead anywhere.
+        return Vec::new();
+    };
     let mut compiler = Compiler::new(baseline, now);
     compiler.clear_the_way();
-    for step in best.into_iter().flat_map(|(_, steps)| steps) {
-        compiler.step(&step);
-    }
+    steps.iter().for_each(|step| compiler.step(step));
     compiler.finish()
 }
 
 /// The old groups of the functions that are there, by their names now.
 fn old_groups(baseline: &Baseline, now: &Topology) -> Vec<Vec<Sbdf>> {
     let name = |member: &Sbdf| match baseline.functions.get(member) {
-        Some(was) => was.place.find(now),
+        Some(was) => was.find(now),
         None => now.get(*member).map(Function::sbdf),
     };
     let sorted = |group: &Vec<Sbdf>| {
@@ -172,7 +175,7 @@ fn old_groups(baseline: &Baseline, now: &Topology) -> Vec<Vec<Sbdf>> {
         group.sort_unstable();
         group
     };
-    baseline.groups.iter().map(sorted).collect()
+    baseline.groups_with_devices().map(sorted).collect()
 }
 
 /// How many functions are not with those that they should be with.
@@ -246,7 +249,7 @@ fn again(baseline: &Baseline, now: &Topology) -> Vec<Step> {
     let tops: BTreeSet<Sbdf> = removed
         .iter()
         .filter(|(_, was)| is_top(&was.place))
-        .filter_map(|(_, was)| was.place.find(now))
+        .filter_map(|(_, was)| was.find(now))
         .collect();
     let below: BTreeSet<Sbdf> = tops
         .iter()
@@ -257,7 +260,7 @@ fn again(baseline: &Baseline, now: &Topology) -> Vec<Step> {
     let words: BTreeMap<Sbdf, _> = baseline
         .with(|part| part.awake && !part.removed)
         .into_iter()
-        .filter_map(|(_, was)| Some((was.place.find(now)?, was.acs?.control)))
+        .filter_map(|(_, was)| Some((was.find(now)?, was.acs?.control)))
         .collect();
     steps.push(Step::KeepAwake {
         ports: words.keys().copied().collect(),

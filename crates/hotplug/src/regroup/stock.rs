@@ -24,7 +24,7 @@ use iommu_group::{MemoryHole, Placement, Sbdf};
 use serde_json::{Value, json};
 
 use super::remote::{in_one_line, is_gone};
-use super::vmm::{Assigned, Prospect, Vmm, VmmError, Windows};
+use super::vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
 use crate::{Client, ClientError, Gate, GatedCall, Passage};
 use events::Removals;
 use held::Held;
@@ -261,6 +261,13 @@ fn json_bytes(value: &Value) -> Vec<u8> {
 impl Vmm for StockVmm {
     fn name(&self) -> &str {
         &self.0.name
+    }
+
+    fn address(&self) -> Option<VmAddress> {
+        Some(VmAddress {
+            socket: self.0.client.socket().to_owned(),
+            kind: VmmKind::CloudHypervisor,
+        })
     }
 
     fn devices(&self) -> Result<Vec<Assigned>, VmmError> {

@@ -1,6 +1,6 @@
 //! A transaction from its beginning to its end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,32 +13,25 @@ use super::action::Action;
 use super::baseline::Baseline;
 use super::blocker::{Blocker, Refusal};
 use super::compile::script;
-use super::course::Next;
-use super::difference::{Difference, differences};
-use super::error::{RegroupError, StateError};
+use super::difference::Difference;
+use super::error::RegroupError;
 use super::forecast::{Forecast, fits};
 use super::host::{Host, HostError};
-use super::journal::Journal;
-use super::machine::{Machine, POWER};
-use super::perform::Performer;
+use super::machine::Machine;
 use super::preflight::{Preflight, unwilling};
 use super::record::{Begin, Outcome, Record, VERSION};
-use super::restore;
-use super::state_dir::{Held, StateDir};
-use super::vmm::{Assigned, Vmm};
+use super::state_dir::StateDir;
+use super::vmm::{Assigned, VmAddress, Vmm};
 
 /// How long a guest may take to let go of a device, unless it is said otherwise.
 const GUEST: Duration = Duration::from_secs(30);
-
-/// How often an action of undoing is tried.
-const TRIES: u32 = 3;
 
 /// Who carries out plans on a host.
 pub struct Regroup<'a> {
     host: &'a dyn Host,
     pub(super) vmms: &'a [&'a dyn Vmm],
     pub(super) state: StateDir,
-    deadline: Duration,
+    pub(super) deadline: Duration,
     stop: Option<&'a AtomicBool>,
     accepted: BTreeSet<Sbdf>,
 }
@@ -74,10 +67,16 @@ pub struct Report {
     pub away_ms: Option<u64>,
     /// The journal.
     pub journal: PathBuf,
+    /// Why the journal does not say all that happened.
+    #[serde(default)]
+    pub unrecorded: Option<String>,
+    /// Why the transaction is not over, and has to be recovered once more.
+    #[serde(default)]
+    pub open: Option<String>,
 }
 
 /// Told of everything that is put on record.
-type Observer<'o> = dyn FnMut(&Progress<'_>) + 'o;
+pub(super) type Observer<'o> = dyn FnMut(&Progress<'_>) + 'o;
 
 impl<'a> Regroup<'a> {
     /// For a host with these virtual machines, with journals in a state directory.
@@ -157,6 +156,7 @@ impl<'a> Regroup<'a> {
         }
         let boot = machine.boot_id()?;
         let held = self.state.held(&boot)?;
+        let vms = addresses(self.vmms, &preflight.assigned);
         let assigned = preflight.assigned;
         let mut baseline = Baseline::take(machine, &topology, plan, &held.ports, assigned)?;
         baseline.exposed = preflight.exposed;
@@ -169,46 +169,23 @@ impl<'a> Regroup<'a> {
         }
         let begin = Begin {
             version: VERSION,
-            id: self.state.next_id()?,
+            id: String::new(),
             boot,
             plan: plan.clone(),
+            vms,
             baseline,
             actions: script.actions,
             commit: script.commit,
         };
-        let mut journal = Journal::create(&self.state.running(), begin.clone())?;
+        self.state.prepare_held(&held.after(&begin.baseline))?;
+        let mut journal = self.state.begin(begin)?;
         observer(&Progress {
-            record: &Record::Begin(Box::new(begin)),
+            record: &Record::Begin(Box::new(journal.begin().clone())),
             action: None,
         });
         let report = self.drive(&mut journal, observer);
         drop(lock);
         report
-    }
-
-    /// Brings a transaction to its end that was interrupted; `None` if there is none.
-    pub fn recover(&self, observer: &mut Observer<'_>) -> Result<Option<Report>, RegroupError> {
-        if self.unfinished().is_empty() {
-            return Ok(None);
-        }
-        let lock = self.state.lock()?;
-        self.recover_reset()?;
-        let running = self.state.running();
-        if !running.exists() {
-            return Ok(None);
-        }
-        let Some(mut journal) = Journal::open(&running)? else {
-            // It was not even begun.
-            std::fs::remove_file(&running).map_err(StateError::io("remove", &running))?;
-            return Ok(None);
-        };
-        if journal.end().is_none() {
-            let boot = self.machine().boot_id()?;
-            self.record(&mut journal, Record::Resumed { boot }, observer)?;
-        }
-        let report = self.drive(&mut journal, observer)?;
-        drop(lock);
-        Ok(Some(report))
     }
 
     /// What the kernel calls this start of the machine.
@@ -254,153 +231,15 @@ impl<'a> Regroup<'a> {
         Ok(())
     }
 
-    fn drive(
-        &self,
-        journal: &mut Journal,
-        observer: &mut Observer<'_>,
-    ) -> Result<Report, RegroupError> {
-        let begin = journal.begin().clone();
-        let performer = Performer {
-            machine: self.machine(),
-            vmms: self.vmms,
-            baseline: &begin.baseline,
-            deadline: self.deadline,
-        };
-        loop {
-            match journal.next() {
-                Next::Do(action) => {
-                    self.record(journal, Record::Started { action }, observer)?;
-                    let result = match begin.actions.get(action) {
-                        Some(_) if action < begin.commit && self.is_stopped() => {
-                            Err("told to stop".to_owned())
-                        }
-                        Some(order) => performer.perform(order).map_err(|e| e.to_string()),
-                        None => Ok(()),
-                    };
-                    let record = match result {
-                        Ok(()) => Record::Succeeded { action },
-                        Err(error) => Record::Failed { action, error },
-                    };
-                    self.record(journal, record, observer)?;
-                }
-                Next::Undo(round) => {
-                    let now = self.machine().scan()?;
-                    let found = differences(&begin.baseline, self.machine(), &now, self.vmms)?;
-                    let actions = restore::actions(&begin.baseline, &now, &found, round);
-                    if actions.is_empty() {
-                        self.end(journal, Outcome::Old, found, observer)?;
-                    } else {
-                        self.record(journal, Record::Undo { actions }, observer)?;
-                    }
-                }
-                Next::UndoStep(action) => {
-                    self.record(journal, Record::UndoStarted { action }, observer)?;
-                    let order = journal.round().get(action).cloned();
-                    let mut result = Ok(());
-                    // What fails once need not fail again, and there is nothing better to do.
-                    for _ in 0..TRIES {
-                        result = order.iter().try_for_each(|order| performer.perform(order));
-                        if result.is_ok() {
-                            break;
-                        }
-                    }
-                    let record = match result {
-                        Ok(()) => Record::Undone { action },
-                        Err(error) => Record::UndoFailed {
-                            action,
-                            error: error.to_string(),
-                        },
-                    };
-                    self.record(journal, record, observer)?;
-                }
-                Next::Finish(outcome) => {
-                    let now = self.machine().scan()?;
-                    let mut found = differences(&begin.baseline, self.machine(), &now, self.vmms)?;
-                    if outcome == Outcome::New {
-                        // Everything else is meant to be different, and was checked.
-                        found.retain(Difference::is_loss);
-                    }
-                    self.end(journal, outcome, found, observer)?;
-                }
-                Next::Ended => return self.retire(journal, begin),
-            }
-        }
-    }
-
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.stop.is_some_and(|stop| stop.load(Ordering::Acquire))
     }
+}
 
-    fn end(
-        &self,
-        journal: &mut Journal,
-        outcome: Outcome,
-        remains: Vec<Difference>,
-        observer: &mut Observer<'_>,
-    ) -> Result<(), RegroupError> {
-        if outcome == Outcome::New {
-            self.hold(journal.begin())?;
-        }
-        self.record(journal, Record::End { outcome, remains }, observer)
-    }
-
-    /// Notes which ports stay awake.
-    fn hold(&self, begin: &Begin) -> Result<(), RegroupError> {
-        let mut held: Held = self.state.held(&begin.boot)?;
-        for (port, was) in begin.baseline.with(|part| part.awake || part.removed) {
-            let power = was.rest.clone();
-            let power = power.or_else(|| was.attributes.get(POWER).cloned());
-            match power.filter(|_| was.part.held) {
-                Some(power) => held.ports.insert(port, power),
-                None => held.ports.remove(&port),
-            };
-        }
-        Ok(self.state.set_held(&held)?)
-    }
-
-    fn retire(&self, journal: &Journal, begin: Begin) -> Result<Report, RegroupError> {
-        let path = self.state.retire(&begin.id)?;
-        let (outcome, remains) = match journal.end() {
-            Some((outcome, remains)) => (*outcome, remains.clone()),
-            None => (Outcome::Old, Vec::new()),
-        };
-        let away = Journal::away(&path)?;
-        Ok(Report {
-            unplugged: begin.baseline.assigned,
-            away_ms: away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX)),
-            id: begin.id,
-            plan: begin.plan,
-            outcome,
-            failure: journal.failure().cloned(),
-            remains,
-            journal: path,
-        })
-    }
-
-    /// Puts something on record, and tells of it when it is there.
-    fn record(
-        &self,
-        journal: &mut Journal,
-        record: Record,
-        observer: &mut Observer<'_>,
-    ) -> Result<(), RegroupError> {
-        journal.write(record.clone())?;
-        let action = match &record {
-            Record::Started { action }
-            | Record::Succeeded { action }
-            | Record::Failed { action, .. } => journal.begin().actions.get(*action),
-            Record::UndoStarted { action }
-            | Record::Undone { action }
-            | Record::UndoFailed { action, .. } => journal.round().get(*action),
-            Record::Begin(_)
-            | Record::Resumed { .. }
-            | Record::Undo { .. }
-            | Record::End { .. } => None,
-        };
-        observer(&Progress {
-            record: &record,
-            action,
-        });
-        Ok(())
-    }
+/// How the virtual machines are reached that have these devices.
+fn addresses(vmms: &[&dyn Vmm], assigned: &[Assigned]) -> BTreeMap<String, VmAddress> {
+    let concerned = |name: &str| assigned.iter().any(|device| device.vm == name);
+    let vmms = vmms.iter().filter(|vmm| concerned(vmm.name()));
+    vmms.filter_map(|vmm| Some((vmm.name().to_owned(), vmm.address()?)))
+        .collect()
 }

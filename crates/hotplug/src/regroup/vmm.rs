@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use iommu_group::{MemoryHole, RouteChange, Sbdf};
@@ -81,10 +82,33 @@ pub enum Windows {
     OpenWhilePlugged,
 }
 
+/// How a virtual machine is reached by another process, later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmAddress {
+    /// The socket of its API.
+    pub socket: PathBuf,
+    /// What listens there.
+    pub kind: VmmKind,
+}
+
+/// Which API a virtual machine monitor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmmKind {
+    /// That of this project's.
+    P2pVmm,
+    /// That of cloud-hypervisor's releases.
+    CloudHypervisor,
+}
+
 /// A virtual machine monitor with one virtual machine. Calls for different devices come from several threads at once.
 pub trait Vmm: Sync {
     /// Name of the virtual machine.
     fn name(&self) -> &str;
+
+    /// How another process reaches it; `None` if none can.
+    fn address(&self) -> Option<VmAddress>;
 
     /// The devices that it has.
     fn devices(&self) -> Result<Vec<Assigned>, VmmError>;
@@ -128,6 +152,12 @@ pub enum VmmError {
     /// It is not there any more; it has no devices then.
     #[error("VM {vm} is gone")]
     Gone {
+        /// The virtual machine.
+        vm: String,
+    },
+    /// Nobody here knows how to reach it.
+    #[error("nobody here knows how to reach VM {vm}")]
+    Unknown {
         /// The virtual machine.
         vm: String,
     },

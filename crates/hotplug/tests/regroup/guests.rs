@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, Prospect, Vmm, VmmError, Windows};
+use hotplug::regroup::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
 use iommu_group::{MemoryHole, Sbdf};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,13 @@ impl Guest {
 impl Vmm for Guest {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn address(&self) -> Option<VmAddress> {
+        Some(VmAddress {
+            socket: format!("/run/{}.sock", self.name).into(),
+            kind: VmmKind::P2pVmm,
+        })
     }
 
     fn devices(&self) -> Result<Vec<Assigned>, VmmError> {

@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     fault: Cell<Option<(usize, Fault)>>,
     /// What was reset, and how.
     pub(crate) resets: RefCell<Vec<String>>,
+    /// What was written to devices that are where others were.
+    pub(crate) strayed: RefCell<Vec<String>>,
 }
 
 struct State {
@@ -41,6 +43,8 @@ struct State {
     model: GroupModel<'static>,
     /// Parents of functions, as sysfs nests them.
     gone: BTreeSet<Sbdf>,
+    /// Functions in whose places other devices are now.
+    replaced: BTreeSet<Sbdf>,
     /// The driver that takes a function if nobody says otherwise.
     hosts: BTreeMap<Sbdf, String>,
     kernel: Kernel,
@@ -49,6 +53,7 @@ struct State {
 /// All that a transaction must leave as it was or as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
+    /// Those with devices.
     pub(crate) groups: Vec<Vec<Sbdf>>,
     /// Driver, override, attributes and ACS control of each function.
     pub(crate) functions: BTreeMap<Sbdf, Vec<String>>,
@@ -116,6 +121,7 @@ impl Machine {
             topology,
             model: GroupModel::as_found(topology, &kernel),
             gone: BTreeSet::new(),
+            replaced: BTreeSet::new(),
             hosts: BTreeMap::new(),
             kernel,
         };
@@ -127,6 +133,7 @@ impl Machine {
             writes: Cell::new(0),
             fault: Cell::new(None),
             resets: RefCell::new(Vec::new()),
+            strayed: RefCell::new(Vec::new()),
         };
         for function in topology.functions() {
             machine.create(function);
@@ -204,6 +211,21 @@ impl Machine {
         }
     }
 
+    /// Puts another device in the place of a function.
+    pub(crate) fn replace(&self, function: Sbdf) {
+        self.state.borrow_mut().replaced.insert(function);
+        if self.dir(function).exists() {
+            self.rename(function);
+        }
+    }
+
+    /// Gives a function the ids of another device.
+    fn rename(&self, function: Sbdf) {
+        let path = self.dir(function).join("config");
+        let config = fs::OpenOptions::new().write(true).open(path).unwrap();
+        config.write_all_at(&[0x34, 0x12, 0x78, 0x56], 0).unwrap();
+    }
+
     /// Starts the machine anew.
     pub(crate) fn reboot(&self) {
         let topology = self.state.borrow().topology;
@@ -239,8 +261,11 @@ impl Machine {
             facts.push(acs.map_or(String::new(), |acs| format!("{:04x}", acs.control)));
             (at, facts)
         });
+        let mut groups = iommu_group::Partition::found(&now).groups().to_vec();
+        let is_device = |at: &Sbdf| !now.get(*at).unwrap().is_bridge();
+        groups.retain(|group| group.iter().any(is_device));
         Snapshot {
-            groups: iommu_group::Partition::found(&now).groups().to_vec(),
+            groups,
             functions: functions.collect(),
             autoprobe: fs::read_to_string(self.sysfs.root().join("bus/pci/drivers_autoprobe"))
                 .unwrap(),
@@ -276,6 +301,9 @@ impl Machine {
             ("rescan", ""),
         ] {
             fs::write(dir.join(name), format!("{value}\n")).unwrap();
+        }
+        if state.replaced.contains(&at) {
+            self.rename(at);
         }
         if let Some(physical) = function.physical_function() {
             symlink(above.join(physical.to_string()), dir.join("physfn")).unwrap();
@@ -456,6 +484,10 @@ impl Machine {
         let at: Sbdf = function.parse().unwrap();
         if !path.exists() {
             return Err(io::ErrorKind::NotFound.into());
+        }
+        // A scan changes nothing of what is there.
+        if self.state.borrow().replaced.contains(&at) && !file.ends_with("rescan") {
+            self.strayed.borrow_mut().push(format!("{at} {file}"));
         }
         let mut relink = false;
         match file {

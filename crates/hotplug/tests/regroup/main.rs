@@ -11,6 +11,7 @@ mod exposed;
 mod failures;
 mod guests;
 mod machine;
+mod recovery;
 mod resets;
 mod whole;
 
@@ -116,7 +117,7 @@ impl Bench {
 
     pub(crate) fn recover(&self, vmms: &[&dyn Vmm]) -> Option<Report> {
         let regroup = Regroup::new(&self.machine, vmms, self.state());
-        regroup.recover(&mut |_| {}).unwrap()
+        regroup.recover(&mut |_| {}).unwrap().report
     }
 
     /// Applies a plan in a process that is killed when the record with this number, from 0, has been written.

@@ -115,7 +115,9 @@ pub(crate) fn run(
     };
     match ended {
         Ended::Report(report) => {
-            let failed = report.outcome != Outcome::New || !report.remains.is_empty();
+            let failed = report.outcome != Outcome::New
+                || !report.remains.is_empty()
+                || report.open.is_some();
             let answer = if global.json {
                 Answer::json(&json::apply::report(&report))?
             } else {
@@ -216,6 +218,18 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
             view.section(&mut text, "held", vec![line.into()]);
         }
         view.section(&mut text, "back", view.back(plan));
+    }
+    for (label, why) in [
+        ("not over", &report.open),
+        ("unrecorded", &report.unrecorded),
+    ] {
+        let lines = why.iter().map(|why| Line::new().toned(Tone::Bad, why));
+        view.section(&mut text, label, lines.collect());
+    }
+    if report.open.is_some() {
+        let next =
+            "p2pctl recover   when that has been put right; until then nothing else is changed";
+        view.section(&mut text, "next", vec![next.into()]);
     }
     let journal = report.journal.display().to_string();
     view.section(&mut text, "journal", vec![journal.into()]);

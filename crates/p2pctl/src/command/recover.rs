@@ -1,7 +1,9 @@
 //! `p2pctl recover`: brings a change to its end that was interrupted.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
-use hotplug::regroup::{Progress, Regroup, StateDir};
+use hotplug::regroup::{Progress, Regroup, StateDir, Vmm};
 
 use super::apply::told;
 use super::interrupt::Interrupt;
@@ -9,23 +11,41 @@ use super::plan::View;
 use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
 use crate::cli::{Global, PlaceArgs};
+use crate::daemon::{Guest, Guests, Judgement, Places};
 use crate::host;
 use crate::json;
+use crate::policy_file;
 use crate::progress::{Teller, seconds};
+use crate::registry;
 use crate::show::{Terminal, Text};
 use crate::source::Source;
 
 /// Brings a change to its end, forwards or backwards, whatever is left of it.
-pub(crate) fn run(global: &Global, at: &PlaceArgs, terminal: &Terminal) -> Result<Answer> {
+pub(crate) fn run(
+    global: &Global,
+    at: &PlaceArgs,
+    policy: Option<&Path>,
+    terminal: &Terminal,
+) -> Result<Answer> {
     let host = host::live(global)?;
     let source = Source::load(global)?;
-    let regroup = Regroup::new(&host, &[], StateDir::new(&at.state.state_dir));
     let mut teller = Teller::new(source.names, terminal, global.json);
     let mut tell = |progress: &Progress<'_>| teller.tell(progress);
     let report = match Daemon::at(&at.daemon.socket)? {
         None => {
             let _held_off = Interrupt::hold_off()?;
-            regroup.recover(&mut tell)?
+            let state = StateDir::new(&at.state.state_dir);
+            let guests = guests(global, policy, &state)?;
+            let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
+            let recovered = Regroup::new(&host, &vmms, state).recover(&mut tell)?;
+            if !recovered.reset.is_empty() {
+                let lost: Vec<String> = recovered.reset.iter().map(ToString::to_string).collect();
+                bail!(
+                    "a reset that was interrupted is over, but not all is as it was: {}",
+                    lost.join("; ")
+                );
+            }
+            recovered.report
         }
         Some(daemon) => match daemon.recover(&mut tell)? {
             Ended::Nothing => None,
@@ -42,7 +62,7 @@ pub(crate) fn run(global: &Global, at: &PlaceArgs, terminal: &Terminal) -> Resul
             Ok(Answer::text(text))
         };
     };
-    let failed = !report.remains.is_empty();
+    let failed = !report.remains.is_empty() || report.open.is_some();
     let answer = if global.json {
         Answer::json(&json::apply::report(&report))?
     } else {
@@ -55,4 +75,18 @@ pub(crate) fn run(global: &Global, at: &PlaceArgs, terminal: &Terminal) -> Resul
         Answer::text(told(&view, &report, &seconds(teller.elapsed())))
     };
     Ok(answer.failed_if(failed))
+}
+
+/// The virtual machines that `p2pctl launch` has registered, and those that the interrupted change has recorded.
+fn guests(global: &Global, policy: Option<&Path>, state: &StateDir) -> Result<Vec<Guest>> {
+    let places = Places {
+        named: Vec::new(),
+        dirs: vec![registry::VMS.into()],
+    };
+    let judgement = Judgement {
+        sysfs: host::root(global),
+        policy: policy_file::read(policy, &[])?,
+    };
+    let recorded = state.unfinished()?.map(|unfinished| unfinished.vms);
+    Ok(Guests::new(places, judgement).with_recorded(&recorded.unwrap_or_default()))
 }

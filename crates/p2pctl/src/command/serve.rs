@@ -71,10 +71,11 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     if request.recover {
         match changes.recover() {
             Ok(Some(id)) => {
-                eprintln!("p2pctl: change {id} was interrupted and is brought to its end")
+                eprintln!("p2pctl: change {id} was interrupted and is brought to its end");
             }
             Ok(None) => {}
-            Err(error) => bail!("{}", error_text(&error)),
+            // Others must be served all the same, and whoever looks after the host must be told.
+            Err(error) => eprintln!("p2pctl: cannot recover: {}", error_text(&error)),
         }
     }
     if let Some(dir) = request.socket.parent() {

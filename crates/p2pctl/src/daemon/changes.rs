@@ -254,21 +254,20 @@ impl Changes {
         guest: Option<Duration>,
         begun: &Sender<Begun>,
     ) -> Result<Option<Report>, RegroupError> {
-        let guests: Vec<Guest> = self.host.guests.now();
+        // A transaction that is recovered has a name already, and devices of virtual machines.
+        let (mut id, guests) = match work {
+            Work::Apply(_) => (None, self.host.guests.now()),
+            Work::Recover => match self.host.state.unfinished()? {
+                Some(found) => (found.id, self.host.guests.with_recorded(&found.vms)),
+                None => (None, Vec::new()),
+            },
+        };
         let vmms: Vec<&dyn Vmm> = guests.iter().map(|guest| &**guest as &dyn Vmm).collect();
         let mut regroup = Regroup::new(&self.host.host, &vmms, self.host.state.clone())
             .accepting(self.host.guests.policy().exposed().collect());
         if let Some(guest) = guest {
             regroup = regroup.guest_deadline(guest);
         }
-        // A transaction that is recovered has a name already.
-        let mut id = match work {
-            Work::Apply(_) => None,
-            Work::Recover => {
-                let status = self.host.state.status(&regroup.boot_id()?)?;
-                status.unfinished.and_then(|unfinished| unfinished.id)
-            }
-        };
         let mut first = true;
         let mut observe = |progress: &Progress<'_>| {
             if let Record::Begin(begin) = progress.record {
@@ -288,7 +287,14 @@ impl Changes {
         };
         match work {
             Work::Apply(plan) => regroup.apply(&plan, &mut observe).map(Some),
-            Work::Recover => regroup.recover(&mut observe),
+            Work::Recover => {
+                let recovered = regroup.recover(&mut observe)?;
+                for lost in recovered.reset {
+                    let what = BTreeMap::from([("error".to_owned(), lost.to_string())]);
+                    self.events.note("host", "reset-incomplete", what);
+                }
+                Ok(recovered.report)
+            }
         }
     }
 
@@ -308,6 +314,11 @@ impl Changes {
         let remains: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
         if !remains.is_empty() {
             what.insert("remains".to_owned(), remains.join("; "));
+        }
+        let open = report.open.iter().map(|why| ("open", why));
+        let unrecorded = report.unrecorded.iter().map(|why| ("unrecorded", why));
+        for (key, why) in open.chain(unrecorded) {
+            what.insert(key.to_owned(), why.clone());
         }
         self.events.note("host", "transaction-ended", what);
     }

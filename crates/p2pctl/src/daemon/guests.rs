@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use hotplug::Client;
-use hotplug::regroup::{RemoteVmm, StockVmm, Vmm, VmmError};
+use hotplug::regroup::{RemoteVmm, StockVmm, VmAddress, Vmm, VmmError, VmmKind};
 use p2p_vfio::Policy;
 
 use crate::cloud_hypervisor::StockGate;
@@ -129,6 +129,31 @@ impl Guests {
             let guests = guests.filter_map(|guest| guest.join().ok());
             guests.collect()
         })
+    }
+
+    /// The same, with those that an interrupted change has recorded and that are not among them.
+    pub(crate) fn with_recorded(&self, recorded: &BTreeMap<String, VmAddress>) -> Vec<Guest> {
+        let mut guests = self.now();
+        for (name, address) in recorded {
+            if !guests.iter().any(|guest| guest.name() == name) {
+                let at = NamedSocket {
+                    name: name.clone(),
+                    socket: address.socket.clone(),
+                };
+                guests.push(self.recorded(&at, address.kind));
+            }
+        }
+        guests
+    }
+
+    /// Speaks with a VM as what answers for it wants it; if nothing does, as its record says.
+    fn recorded(&self, at: &NamedSocket, kind: VmmKind) -> Guest {
+        let client = Client::new(&at.socket).with_patience(PATIENCE);
+        let known = self.lock().contains_key(&at.socket);
+        if kind == VmmKind::CloudHypervisor && !known && client.ping().is_err() {
+            return Arc::new(self.stock_at(at, 0));
+        }
+        self.guest(at)
     }
 
     /// The virtual machine behind a socket, each call to whose VMM takes `patience` at most. Fails if it does not answer.

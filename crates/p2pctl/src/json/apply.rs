@@ -20,6 +20,10 @@ pub(crate) struct Document<'a> {
     guests: &'a [Assigned],
     away_ms: Option<u64>,
     journal: Option<&'a Path>,
+    /// Why the journal does not say all that happened.
+    unrecorded: Option<&'a str>,
+    /// Why the change is not over, and has to be recovered once more.
+    open: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -72,6 +76,8 @@ pub(crate) fn report(report: &Report) -> Document<'_> {
         guests: &report.unplugged,
         away_ms: report.away_ms,
         journal: Some(&report.journal),
+        unrecorded: report.unrecorded.as_deref(),
+        open: report.open.as_deref(),
     }
 }
 
@@ -100,6 +106,8 @@ pub(crate) fn nothing<'a>() -> Document<'a> {
         guests: &[],
         away_ms: None,
         journal: None,
+        unrecorded: None,
+        open: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hotplug::EventLog;
-use hotplug::regroup::{Assigned, Prospect, Vmm, VmmError, Windows};
+use hotplug::regroup::{Assigned, Prospect, VmAddress, Vmm, VmmError, Windows};
 use iommu_group::{GroupId, Reach, Topology};
 
 use super::*;
@@ -171,6 +171,10 @@ impl Connection {
 }
 
 impl Vmm for Connection {
+    fn address(&self) -> Option<VmAddress> {
+        None
+    }
+
     fn name(&self) -> &str {
         "web"
     }

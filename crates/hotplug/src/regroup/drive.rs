@@ -1,0 +1,188 @@
+//! Doing what comes next, from a transaction's first action to its end.
+
+use iommu_group::Topology;
+
+use super::baseline::Baseline;
+use super::course::Next;
+use super::difference::{Difference, differences, is_waiting};
+use super::error::RegroupError;
+use super::host::HostError;
+use super::journal::Journal;
+use super::perform::Performer;
+use super::record::{Outcome, Record};
+use super::restore;
+use super::transaction::{Observer, Progress, Regroup, Report};
+
+/// How often an action of undoing is tried, and the host looked at.
+const TRIES: u32 = 3;
+
+/// Why a journal stays open that could be written to its end.
+const WAITING: &str = "not every device is back in its virtual machine";
+
+impl Regroup<'_> {
+    /// Goes on from where a journal is.
+    pub(super) fn drive(
+        &self,
+        journal: &mut Journal,
+        observer: &mut Observer<'_>,
+    ) -> Result<Report, RegroupError> {
+        let begin = journal.begin().clone();
+        let performer = Performer {
+            machine: self.machine(),
+            vmms: self.vmms,
+            baseline: &begin.baseline,
+            deadline: self.deadline,
+        };
+        loop {
+            match journal.next() {
+                Next::Do(action) => {
+                    self.record(journal, Record::Started { action }, observer)?;
+                    let result = match begin.actions.get(action) {
+                        // Whoever finds the journal undoes what it does not say, so this does it at once.
+                        _ if journal.is_lost_before_commit() => {
+                            Err(journal.gap().cloned().unwrap_or_default())
+                        }
+                        Some(_) if action < begin.commit && self.is_stopped() => {
+                            Err("told to stop".to_owned())
+                        }
+                        Some(order) => performer.perform(order).map_err(|e| e.to_string()),
+                        None => Ok(()),
+                    };
+                    let record = match result {
+                        Ok(()) => Record::Succeeded { action },
+                        Err(error) => Record::Failed { action, error },
+                    };
+                    self.record(journal, record, observer)?;
+                }
+                Next::Undo(round) => {
+                    let (now, found) = self.compare(&begin.baseline)?;
+                    let actions = restore::actions(&begin.baseline, &now, &found, round);
+                    if !actions.is_empty() {
+                        self.record(journal, Record::Undo { actions }, observer)?;
+                    } else if let Some(open) = self.end(journal, Outcome::Old, &found, observer)? {
+                        return Ok(open);
+                    }
+                }
+                Next::UndoStep(action) => {
+                    self.record(journal, Record::UndoStarted { action }, observer)?;
+                    let order = journal.round().get(action).cloned();
+                    let mut result = Ok(());
+                    // What fails once need not fail again, and there is nothing better to do.
+                    for _ in 0..TRIES {
+                        result = order.iter().try_for_each(|order| performer.perform(order));
+                        if result.is_ok() {
+                            break;
+                        }
+                    }
+                    let record = match result {
+                        Ok(()) => Record::Undone { action },
+                        Err(error) => Record::UndoFailed {
+                            action,
+                            error: error.to_string(),
+                        },
+                    };
+                    self.record(journal, record, observer)?;
+                }
+                Next::Finish(outcome) => {
+                    let (_, mut found) = self.compare(&begin.baseline)?;
+                    if outcome == Outcome::New {
+                        // Everything else is meant to be different, and was checked.
+                        found.retain(Difference::is_loss);
+                    }
+                    if let Some(open) = self.end(journal, outcome, &found, observer)? {
+                        return Ok(open);
+                    }
+                }
+                Next::Ended => {
+                    let (outcome, remains) = journal.end().cloned().unwrap_or_default();
+                    let retired = self.state.retire(journal);
+                    let open = retired.err().map(|error| error.to_string());
+                    return Ok(report(journal, outcome, remains, open));
+                }
+            }
+        }
+    }
+
+    /// What of the host is not as it was.
+    fn compare(&self, baseline: &Baseline) -> Result<(Topology, Vec<Difference>), HostError> {
+        let look = || {
+            let now = self.machine().scan()?;
+            let found = differences(baseline, self.machine(), &now, self.vmms)?;
+            Ok((now, found))
+        };
+        // Others come and go while they are looked at.
+        (1..TRIES).find_map(|_| look().ok()).map_or_else(look, Ok)
+    }
+
+    /// Ends a transaction. It stays open as long as somebody can still get something back, and is reported as such.
+    fn end(
+        &self,
+        journal: &mut Journal,
+        outcome: Outcome,
+        remains: &[Difference],
+        observer: &mut Observer<'_>,
+    ) -> Result<Option<Report>, RegroupError> {
+        let open = |why: String| Some(report(journal, outcome, remains.to_vec(), Some(why)));
+        if outcome != Outcome::Rebooted && is_waiting(remains) {
+            return Ok(open(WAITING.to_owned()));
+        }
+        if outcome == Outcome::New {
+            let begin = journal.begin();
+            if let Err(error) = self.state.hold(&begin.boot, &begin.baseline) {
+                return Ok(open(error.to_string()));
+            }
+        }
+        let remains = remains.to_vec();
+        self.record(journal, Record::End { outcome, remains }, observer)?;
+        Ok(None)
+    }
+
+    /// Puts something on record, and tells of it when it is there.
+    pub(super) fn record(
+        &self,
+        journal: &mut Journal,
+        record: Record,
+        observer: &mut Observer<'_>,
+    ) -> Result<(), RegroupError> {
+        journal.write(record.clone())?;
+        let action = match &record {
+            Record::Started { action }
+            | Record::Succeeded { action }
+            | Record::Failed { action, .. } => journal.begin().actions.get(*action),
+            Record::UndoStarted { action }
+            | Record::Undone { action }
+            | Record::UndoFailed { action, .. } => journal.round().get(*action),
+            Record::Begin(_)
+            | Record::Resumed { .. }
+            | Record::Undo { .. }
+            | Record::End { .. } => None,
+        };
+        observer(&Progress {
+            record: &record,
+            action,
+        });
+        Ok(())
+    }
+}
+
+fn report(
+    journal: &Journal,
+    outcome: Outcome,
+    remains: Vec<Difference>,
+    open: Option<String>,
+) -> Report {
+    let begin = journal.begin();
+    let away = Journal::away(journal.path());
+    Report {
+        id: begin.id.clone(),
+        plan: begin.plan.clone(),
+        outcome,
+        failure: journal.failure().cloned(),
+        remains,
+        unplugged: begin.baseline.assigned.clone(),
+        away_ms: away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX)),
+        journal: journal.path().to_owned(),
+        unrecorded: journal.gap().cloned(),
+        open,
+    }
+}

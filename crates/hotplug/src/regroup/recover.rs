@@ -1,0 +1,53 @@
+//! Bringing to its end what was interrupted.
+
+use std::fs;
+
+use super::difference::Difference;
+use super::error::{RegroupError, StateError};
+use super::record::Record;
+use super::transaction::{Observer, Regroup, Report};
+
+/// What was recovered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recovered {
+    /// The transaction, if there was one.
+    pub report: Option<Report>,
+    /// What an interrupted reset has left that cannot be put right.
+    pub reset: Vec<Difference>,
+}
+
+impl Regroup<'_> {
+    /// Brings to its end what was interrupted. A transaction whose devices are not all back stays open.
+    ///
+    /// # Errors
+    /// [`StateError::Journal`] if nobody can read what was done; the file is set aside then, and the next call has
+    /// nothing to do.
+    pub fn recover(&self, observer: &mut Observer<'_>) -> Result<Recovered, RegroupError> {
+        let mut recovered = Recovered::default();
+        if self.unfinished().is_empty() {
+            return Ok(recovered);
+        }
+        let lock = self.state.lock()?;
+        recovered.reset = self.recover_reset()?;
+        let running = self.state.running();
+        if !running.exists() {
+            return Ok(recovered);
+        }
+        let mut journal = match self.state.open() {
+            Ok(Some(journal)) => journal,
+            Ok(None) => {
+                // It was not even begun.
+                fs::remove_file(&running).map_err(StateError::io("remove", &running))?;
+                return Ok(recovered);
+            }
+            Err(error) => return Err(self.state.set_aside(&running, error).into()),
+        };
+        if journal.end().is_none() {
+            let boot = self.machine().boot_id()?;
+            self.record(&mut journal, Record::Resumed { boot }, observer)?;
+        }
+        recovered.report = Some(self.drive(&mut journal, observer)?);
+        drop(lock);
+        Ok(recovered)
+    }
+}
