@@ -11,6 +11,7 @@
 //! records alone, whether the process that wrote them is still there or not. Undoing does not play the actions
 //! backwards: it compares the host with what it was and does what is missing, so that it copes with a host that was
 //! changed by somebody else meanwhile, has lost a device or has other bus numbers. A reboot undoes everything by itself.
+//! Nothing is written to a function whose place or ids are not the recorded ones.
 //!
 //! The kernel is reached through [`Host`], virtual machines through [`Vmm`].
 

@@ -84,7 +84,7 @@ impl<'h> Machine<'h> {
     /// The function at a place now.
     fn find(self, place: &Place) -> Option<Sbdf> {
         let mut at = place.root();
-        let dir = fs::canonicalize(self.dir(at)).ok()?;
+        let dir = fs::read_link(self.dir(at)).ok()?;
         let above = dir.parent()?.file_name()?.to_str()?;
         if above.parse::<Sbdf>().is_ok() {
             // Not a root bus any more.

@@ -1,11 +1,12 @@
-//! Processes that are killed at every moment of a transaction, and what `recover` makes of it.
+//! Processes that are killed, machines that are started anew, and what `recover` makes of it. Every moment of it is
+//! in `explore`.
 
 use std::fs;
 
 use hotplug::regroup::{Outcome, Report, Vmm};
 use iommu_group::Plan;
 
-use crate::guests::{Guest, Mood};
+use crate::guests::Guest;
 use crate::machine::{Fault, Snapshot};
 use crate::{A, B, Bench, C, D, brief, killed, sbdf};
 
@@ -39,8 +40,6 @@ fn join_6_12() -> (Bench, Plan) {
     let plan = bench.join(&[A, B, D]);
     (bench, plan)
 }
-
-const SETTINGS: [Setting; 3] = [join, split, join_6_12];
 
 fn guest() -> Guest {
     Guest::new("web", &[sbdf(A), sbdf(B), sbdf(C), sbdf(D)])
@@ -84,34 +83,10 @@ fn check(bench: &Bench, guest: &Guest, ways: &Ways, what: &str) -> Outcome {
 }
 
 #[test]
-fn killed_after_every_record() {
-    for setting in SETTINGS {
+fn a_record_that_was_not_written_to_its_end_is_cut_off() {
+    for setting in [join, split, join_6_12] {
         let ways = ways(setting);
-        let mut outcomes = Vec::new();
-        for record in 0..ways.records {
-            let (bench, plan) = setting();
-            let guest = guest();
-            assert!(bench.apply_until(&plan, &[&guest as &dyn Vmm], record));
-            outcomes.push(check(
-                &bench,
-                &guest,
-                &ways,
-                &format!("after record {record}"),
-            ));
-        }
-        let turn = outcomes.iter().position(|o| *o == Outcome::New).unwrap();
-        assert!(turn > 10, "most of it is undone");
-        let after = outcomes.split_off(turn);
-        assert!(after.iter().all(|outcome| *outcome == Outcome::New));
-        assert!(after.len() > 3, "the end is brought to its end");
-    }
-}
-
-#[test]
-fn killed_after_every_write_and_with_a_record_that_was_not_finished() {
-    for setting in SETTINGS {
-        let ways = ways(setting);
-        for write in 0..ways.writes {
+        for write in (0..ways.writes).step_by(6) {
             let (bench, plan) = setting();
             let guest = guest();
             bench.machine.fail(write, Fault::KilledAfter);
@@ -124,35 +99,6 @@ fn killed_after_every_write_and_with_a_record_that_was_not_finished() {
             text.extend(b"{\"at_ms\":17,\"record\":\"succ");
             fs::write(&path, text).unwrap();
             check(&bench, &guest, &ways, &format!("after write {write}"));
-        }
-    }
-}
-
-#[test]
-fn killed_in_recovering_as_well() {
-    let ways = ways(split);
-    for write in (0..ways.writes).step_by(5) {
-        for again in 0.. {
-            let (bench, plan) = split();
-            let guest = guest();
-            bench.machine.fail(write, Fault::KilledAfter);
-            assert!(killed(|| {
-                bench.apply(&plan, &[&guest as &dyn Vmm]).unwrap();
-            }));
-            bench.machine.failed();
-            bench.machine.fail(again * 3, Fault::KilledAfter);
-            killed(|| {
-                bench.recover(&[&guest as &dyn Vmm]);
-            });
-            if !bench.machine.failed() {
-                break;
-            }
-            check(
-                &bench,
-                &guest,
-                &ways,
-                &format!("writes {write} and {again}"),
-            );
         }
     }
 }
@@ -197,69 +143,5 @@ fn after_a_reboot_nothing_is_written_and_what_is_different_is_said() {
         let driver = format!("the driver of {C} is nvme, and was vfio-pci");
         assert!(told.contains(&driver), "{told:#?}");
         assert_eq!(bench.state().status("second").unwrap().held, []);
-    }
-}
-
-#[test]
-fn a_device_that_is_gone_is_told_of_and_the_rest_is_restored() {
-    let ways = ways(join);
-    for record in (1..ways.records).step_by(3) {
-        let (bench, plan) = join();
-        let guest = guest();
-        assert!(bench.apply_until(&plan, &[&guest as &dyn Vmm], record));
-        bench.machine.pull(sbdf(B));
-        let report = bench.recover(&[&guest as &dyn Vmm]).unwrap();
-        let now = bench.machine.snapshot();
-        let mut wanted = ways.old.clone();
-        wanted.functions.remove(&sbdf(B));
-        wanted.groups.retain(|group| *group != [sbdf(B)]);
-        let what = format!("record {record}: {}", brief(Some(&report)));
-        if report.outcome == Outcome::New {
-            assert!(
-                record + 4 >= ways.records,
-                "{what}: there was nothing left to do"
-            );
-            continue;
-        }
-        assert_eq!(now.differences(&wanted), [""; 0], "{what}");
-        let gone = hotplug::regroup::Difference::Gone { function: sbdf(B) };
-        assert!(
-            report.remains.contains(&gone),
-            "record {record}: {}",
-            brief(Some(&report))
-        );
-        assert!(guest.has().contains(&sbdf(A)), "record {record}");
-    }
-}
-
-#[test]
-fn a_virtual_machine_that_died_does_not_stop_the_rest() {
-    let ways = ways(join);
-    for record in (0..ways.records).step_by(3) {
-        let (bench, plan) = join();
-        let guest = guest();
-        assert!(bench.apply_until(&plan, &[&guest as &dyn Vmm], record));
-        *guest.mood.lock().unwrap() = Mood::Dead;
-        let report = bench.recover(&[&guest as &dyn Vmm]).unwrap();
-        let now = bench.machine.snapshot();
-        let wanted = if report.outcome == Outcome::New {
-            &ways.new
-        } else {
-            &ways.old
-        };
-        assert_eq!(
-            now.differences(wanted),
-            [""; 0],
-            "record {record}: {}",
-            brief(Some(&report))
-        );
-        let told: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
-        // A transaction that had ended had nothing to say of a machine that was alive then.
-        if record + 1 < ways.records {
-            assert!(
-                told.contains(&format!("web is gone; {A} is free")),
-                "{told:?}"
-            );
-        }
     }
 }

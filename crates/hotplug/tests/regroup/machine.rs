@@ -8,8 +8,10 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
 use hotplug::regroup::Host;
-use iommu_group::{Firmware, Function, GroupModel, Kernel, Sbdf, Sysfs, Topology};
+use iommu_group::{AcsBits, Firmware, Function, GroupModel, Kernel, Sbdf, Sysfs, Topology};
 use tempfile::TempDir;
+
+use crate::faults::{Faults, Kind};
 
 /// What goes wrong, and at which write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,7 @@ pub(crate) struct Machine {
     state: RefCell<State>,
     writes: Cell<usize>,
     fault: Cell<Option<(usize, Fault)>>,
+    faults: Option<Faults>,
     /// What was reset, and how.
     pub(crate) resets: RefCell<Vec<String>>,
     /// What was written to devices that are where others were.
@@ -45,6 +48,17 @@ struct State {
     gone: BTreeSet<Sbdf>,
     /// Functions in whose places other devices are now.
     replaced: BTreeSet<Sbdf>,
+    /// Whether functions get other bus numbers when they are found again, and which have got one.
+    renumbers: bool,
+    shown: BTreeMap<Sbdf, Sbdf>,
+    /// Drivers and attributes, by function and name, where they are not as a function has them that was just found.
+    facts: BTreeMap<(Sbdf, String), String>,
+    /// Functions that have directories.
+    present: BTreeSet<Sbdf>,
+    /// The groups as sysfs has them; none where something is missing.
+    linked: Vec<Vec<Sbdf>>,
+    /// The ACS control registers as the files have them.
+    words: BTreeMap<Sbdf, AcsBits>,
     /// The driver that takes a function if nobody says otherwise.
     hosts: BTreeMap<Sbdf, String>,
     kernel: Kernel,
@@ -61,6 +75,21 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// The same without some functions.
+    pub(crate) fn without(&self, lost: &BTreeSet<Sbdf>) -> Self {
+        let mut rest = self.clone();
+        rest.functions.retain(|at, _| !lost.contains(at));
+        for group in &mut rest.groups {
+            group.retain(|at| !lost.contains(at));
+        }
+        let is_port = |at: &Sbdf| {
+            let facts = self.functions.get(at);
+            facts.is_some_and(|facts| facts[0].contains("pcieport"))
+        };
+        rest.groups.retain(|group| !group.iter().all(is_port));
+        rest
+    }
+
     /// What is different here from there, line by line.
     pub(crate) fn differences(&self, there: &Self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -82,6 +111,29 @@ impl Snapshot {
             ));
         }
         lines
+    }
+}
+
+impl State {
+    /// The address that a function has.
+    fn shown(&self, function: Sbdf) -> Sbdf {
+        self.shown.get(&function).copied().unwrap_or(function)
+    }
+
+    /// The function that has an address.
+    fn named(&self, shown: Sbdf) -> Sbdf {
+        let mut all = self.shown.iter();
+        let found = all.find(|(_, other)| **other == shown);
+        found.map_or(shown, |(function, _)| *function)
+    }
+
+    fn appear(&mut self, function: Sbdf) {
+        self.present.insert(function);
+        let is_end = !self.topology.get(function).unwrap().is_bridge();
+        if self.renumbers && is_end && self.topology.upstream(function).is_some() {
+            let text = function.to_string().replacen("0000:0", "0000:4", 1);
+            self.shown.insert(function, text.parse().unwrap());
+        }
     }
 }
 
@@ -122,6 +174,12 @@ impl Machine {
             model: GroupModel::as_found(topology, &kernel),
             gone: BTreeSet::new(),
             replaced: BTreeSet::new(),
+            renumbers: false,
+            shown: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            present: BTreeSet::new(),
+            linked: Vec::new(),
+            words: BTreeMap::new(),
             hosts: BTreeMap::new(),
             kernel,
         };
@@ -132,6 +190,7 @@ impl Machine {
             state: RefCell::new(state),
             writes: Cell::new(0),
             fault: Cell::new(None),
+            faults: None,
             resets: RefCell::new(Vec::new()),
             strayed: RefCell::new(Vec::new()),
         };
@@ -153,7 +212,7 @@ impl Machine {
     }
 
     pub(crate) fn dir(&self, function: Sbdf) -> PathBuf {
-        self.sysfs.device_dir(function)
+        self.sysfs.device_dir(self.state.borrow().shown(function))
     }
 
     pub(crate) fn proc_dir(&self) -> &Path {
@@ -171,6 +230,34 @@ impl Machine {
         self.fault.set(Some((at, fault)));
     }
 
+    /// From now on these come to pass.
+    pub(crate) fn watch(&mut self, faults: &Faults) {
+        self.faults = Some(faults.clone());
+        self.note();
+    }
+
+    /// Tells what the host is like.
+    fn note(&self) {
+        if let Some(faults) = &self.faults {
+            let state = self.state.borrow();
+            let autoprobe = fs::read(self.sysfs.root().join("bus/pci/drivers_autoprobe"));
+            let host = format!(
+                "{:?} {:?} {:?} {:?} {:?} {} {:?} {:?}",
+                state.facts,
+                state.words,
+                state.gone,
+                state.replaced,
+                state.shown,
+                state.renumbers,
+                state.linked,
+                autoprobe.ok()
+            );
+            let mut hasher = std::hash::DefaultHasher::new();
+            std::hash::Hash::hash(&host, &mut hasher);
+            faults.set_host(std::hash::Hasher::finish(&hasher));
+        }
+    }
+
     /// Whether the fault has come to pass; there is none from now on.
     pub(crate) fn failed(&self) -> bool {
         let (at, _) = self.fault.take().unwrap();
@@ -184,13 +271,19 @@ impl Machine {
 
     /// Somebody else writes an ACS control register.
     pub(crate) fn meddle(&self, port: Sbdf, word: u16) {
-        let word = iommu_group::AcsBits::from_bits(word);
+        let word = AcsBits::from_bits(word);
         self.state.borrow_mut().model.set_acs_control(port, word);
         self.link_groups();
     }
 
     pub(crate) fn set(&self, function: Sbdf, name: &str, value: &str) {
         fs::write(self.dir(function).join(name), format!("{value}\n")).unwrap();
+        self.know(function, name, value);
+    }
+
+    fn know(&self, function: Sbdf, name: &str, value: &str) {
+        let key = (function, name.to_owned());
+        self.state.borrow_mut().facts.insert(key, value.to_owned());
     }
 
     pub(crate) fn get(&self, function: Sbdf, name: &str) -> String {
@@ -199,7 +292,7 @@ impl Machine {
     }
 
     pub(crate) fn driver(&self, function: Sbdf) -> Option<String> {
-        self.sysfs.driver_of(function).unwrap()
+        self.sysfs.driver_of(self.shown(function)).unwrap()
     }
 
     /// Takes a function out of the machine for good.
@@ -209,6 +302,7 @@ impl Machine {
             self.delete(function);
             self.link_groups();
         }
+        self.note();
     }
 
     /// Puts another device in the place of a function.
@@ -217,6 +311,18 @@ impl Machine {
         if self.dir(function).exists() {
             self.rename(function);
         }
+        self.note();
+    }
+
+    /// Has endpoints get other bus numbers when they are found again.
+    pub(crate) fn renumber(&self) {
+        self.state.borrow_mut().renumbers = true;
+        self.note();
+    }
+
+    /// What functions are called that had this name at first.
+    fn shown(&self, function: Sbdf) -> Sbdf {
+        self.state.borrow().shown(function)
     }
 
     /// Gives a function the ids of another device.
@@ -245,8 +351,9 @@ impl Machine {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let now = self.topology();
+        let named = |at: Sbdf| self.state.borrow().named(at);
         let functions = now.functions().iter().map(|function| {
-            let at = function.sbdf();
+            let at = named(function.sbdf());
             let mut facts = vec![format!("{:?}", function.driver())];
             for name in [
                 "driver_override",
@@ -264,6 +371,10 @@ impl Machine {
         let mut groups = iommu_group::Partition::found(&now).groups().to_vec();
         let is_device = |at: &Sbdf| !now.get(*at).unwrap().is_bridge();
         groups.retain(|group| group.iter().any(is_device));
+        for group in &mut groups {
+            group.iter_mut().for_each(|at| *at = named(*at));
+            group.sort_unstable();
+        }
         Snapshot {
             groups,
             functions: functions.collect(),
@@ -274,15 +385,13 @@ impl Machine {
 
     /// Makes the directory of a function, as the kernel does when it finds it.
     fn create(&self, function: &Function) {
-        let state = self.state.borrow();
         let at = function.sbdf();
-        let above = match state.topology.upstream(at) {
-            Some(bridge) => fs::canonicalize(self.dir(bridge.sbdf())).unwrap(),
-            None => self.sysfs.root().join("devices/pci0000:00"),
-        };
-        let dir = above.join(at.to_string());
+        self.state.borrow_mut().appear(at);
+        let state = self.state.borrow();
+        let dir = self.real_dir(&state, at);
+        let above = dir.parent().unwrap().to_owned();
         fs::create_dir_all(dir.join("power")).unwrap();
-        symlink(&dir, self.dir(at)).unwrap();
+        symlink(&dir, self.sysfs.device_dir(state.shown(at))).unwrap();
         let mut config = vec![0; usize::from(function.space().visible())];
         for (offset, bytes) in function.space().runs() {
             let offset = usize::from(offset);
@@ -296,9 +405,6 @@ impl Machine {
             ("reset_method", "flr bus"),
             ("sriov_numvfs", "0"),
             ("sriov_drivers_autoprobe", "1"),
-            ("reset", ""),
-            ("remove", ""),
-            ("rescan", ""),
         ] {
             fs::write(dir.join(name), format!("{value}\n")).unwrap();
         }
@@ -314,24 +420,42 @@ impl Machine {
         if let Some(bus) = function.secondary_bus() {
             let bus = dir.join(format!("pci_bus/0000:{bus:02x}"));
             fs::create_dir_all(&bus).unwrap();
-            fs::write(bus.join("rescan"), "").unwrap();
             fs::write(dir.join("reset_subordinate"), "").unwrap();
         }
     }
 
     fn delete(&self, function: Sbdf) {
-        let dir = fs::canonicalize(self.dir(function)).unwrap();
-        let state = self.state.borrow();
+        let state = &mut *self.state.borrow_mut();
         let below = state.topology.descendants(function).map(Function::sbdf);
         for at in below.chain([function]) {
-            drop(fs::remove_file(self.dir(at)));
+            if state.present.remove(&at) {
+                fs::remove_file(self.sysfs.device_dir(state.shown(at))).unwrap();
+            }
+            state.words.remove(&at);
+            state.facts.retain(|(function, _), _| *function != at);
+            for group in &mut state.linked {
+                if group.contains(&at) {
+                    group.clear();
+                }
+            }
         }
-        fs::remove_dir_all(dir).unwrap();
+        fs::remove_dir_all(self.real_dir(state, function)).unwrap();
+    }
+
+    /// Where the kernel has the directory of a function.
+    fn real_dir(&self, state: &State, function: Sbdf) -> PathBuf {
+        let above = state.topology.ancestors(function).map(Function::sbdf);
+        let mut way: Vec<Sbdf> = above.collect();
+        way.insert(0, function);
+        let root = self.sysfs.root().join("devices/pci0000:00");
+        let way = way.iter().rev();
+        way.fold(root, |dir, at| dir.join(state.shown(*at).to_string()))
     }
 
     fn link_driver(&self, function: Sbdf, driver: &str) {
         let target = self.sysfs.root().join("bus/pci/drivers").join(driver);
         symlink(&target, self.dir(function).join("driver")).unwrap();
+        self.know(function, "driver", driver);
         fs::write(target.join("unbind"), "").unwrap();
         // Both let what they have sleep.
         if matches!(driver, "pcieport" | "vfio-pci") {
@@ -341,40 +465,42 @@ impl Machine {
 
     /// Brings links and registers to what the model says.
     fn link_groups(&self) {
-        let state = self.state.borrow();
+        let state = &mut *self.state.borrow_mut();
         let groups = self.sysfs.root().join("kernel/iommu_groups");
-        drop(fs::remove_dir_all(&groups));
-        for (number, group) in state.model.partition().groups().iter().enumerate() {
-            let devices = groups.join(number.to_string()).join("devices");
+        let mut now = state.model.partition().groups().to_vec();
+        for group in &mut now {
+            group.retain(|at| state.present.contains(at));
+        }
+        for (number, group) in now.iter().enumerate() {
+            if state.linked.get(number) == Some(group) {
+                continue;
+            }
+            let own = groups.join(number.to_string());
+            drop(fs::remove_dir_all(&own));
+            let devices = own.join("devices");
             fs::create_dir_all(&devices).unwrap();
             for function in group {
-                let dir = self.dir(*function);
-                if !dir.exists() {
-                    continue;
-                }
+                let dir = self.real_dir(state, *function);
                 drop(fs::remove_file(dir.join("iommu_group")));
-                symlink(groups.join(number.to_string()), dir.join("iommu_group")).unwrap();
-                symlink(
-                    fs::canonicalize(&dir).unwrap(),
-                    devices.join(function.to_string()),
-                )
-                .unwrap();
+                symlink(&own, dir.join("iommu_group")).unwrap();
+                symlink(&dir, devices.join(state.shown(*function).to_string())).unwrap();
             }
         }
-        for function in state.topology.functions() {
-            let at = function.sbdf();
-            let (Some(acs), Some(control)) = (
-                function.acs().registers(),
-                state
-                    .model
-                    .acs_control(at)
-                    .filter(|_| self.dir(at).exists()),
-            ) else {
+        for number in now.len()..state.linked.len() {
+            drop(fs::remove_dir_all(groups.join(number.to_string())));
+        }
+        state.linked = now;
+        for at in state.present.iter().copied() {
+            let acs = state.topology.get(at).and_then(|f| f.acs().registers());
+            let (Some(acs), Some(control)) = (acs, state.model.acs_control(at)) else {
                 continue;
             };
+            if state.words.insert(at, control) == Some(control) {
+                continue;
+            }
             let config = fs::OpenOptions::new()
                 .write(true)
-                .open(self.dir(at).join("config"))
+                .open(self.real_dir(state, at).join("config"))
                 .unwrap();
             let bytes = control.bits().to_le_bytes();
             config
@@ -469,7 +595,7 @@ impl Machine {
         let name = path.strip_prefix(self.sysfs.root()).unwrap();
         let name = name.to_str().unwrap();
         if name == "bus/pci/drivers_probe" {
-            let at: Sbdf = text.parse().unwrap();
+            let at = self.state.borrow().named(text.parse().unwrap());
             if !self.dir(at).exists() {
                 return Err(missing());
             }
@@ -481,8 +607,10 @@ impl Machine {
         }
         let rest = name.strip_prefix("bus/pci/devices/").unwrap();
         let (function, file) = rest.split_once('/').unwrap();
-        let at: Sbdf = function.parse().unwrap();
-        if !path.exists() {
+        let at = self.state.borrow().named(function.parse().unwrap());
+        // What is only written to has no file here.
+        let is_order = ["reset", "remove"].contains(&file) || file.ends_with("rescan");
+        if !is_order && !path.exists() || !self.dir(at).exists() {
             return Err(io::ErrorKind::NotFound.into());
         }
         // A scan changes nothing of what is there.
@@ -498,6 +626,7 @@ impl Machine {
             }
             "driver/unbind" => {
                 fs::remove_file(self.dir(at).join("driver"))?;
+                self.know(at, "driver", "");
                 self.set(at, "sriov_numvfs", "0");
                 self.set(at, "power/control", "on");
             }
@@ -510,7 +639,7 @@ impl Machine {
                     "nothing else is written"
                 );
                 let word = u16::from_le_bytes(bytes.try_into().unwrap());
-                let word = iommu_group::AcsBits::from_bits(word);
+                let word = AcsBits::from_bits(word);
                 self.state.borrow_mut().model.set_acs_control(at, word);
                 self.link_groups();
             }
@@ -564,6 +693,18 @@ impl Host for Machine {
     }
 
     fn write(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if let Some(faults) = &self.faults {
+            let name = path
+                .strip_prefix(self.sysfs.root())
+                .unwrap()
+                .to_str()
+                .unwrap();
+            if faults.step(Kind::Host, name).is_some() {
+                // EIO, EBUSY, ENODEV.
+                let errno = [5, 16, 19][faults.steps() % 3];
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+        }
         let number = self.writes.get();
         self.writes.set(number + 1);
         let fault = self.fault.get().filter(|(at, _)| *at == number);
@@ -574,6 +715,7 @@ impl Host for Machine {
         }
         self.act(path, offset, bytes)?;
         self.sleep();
+        self.note();
         if matches!(fault, Some((_, Fault::KilledAfter))) {
             std::panic::resume_unwind(Box::new(Killed));
         }

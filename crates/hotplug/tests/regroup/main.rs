@@ -7,8 +7,10 @@
 mod blockers;
 mod crashes;
 mod drift;
+mod explore;
 mod exposed;
 mod failures;
+mod faults;
 mod guests;
 mod machine;
 mod recovery;
@@ -17,7 +19,9 @@ mod whole;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
+use faults::Faults;
 use hotplug::regroup::{Regroup, RegroupError, Report, StateDir, Vmm};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sbdf};
 use machine::{Killed, Machine};
@@ -40,6 +44,7 @@ pub(crate) fn set(functions: &[&str]) -> BTreeSet<Sbdf> {
 pub(crate) struct Bench {
     pub(crate) machine: Machine,
     state: TempDir,
+    faults: Option<Faults>,
 }
 
 impl Bench {
@@ -50,6 +55,16 @@ impl Bench {
 
     pub(crate) fn with(fixture: &str, release: &str) -> Self {
         Self::of(Machine::new(fixture, release, |_| {}))
+    }
+
+    /// With two endpoints of four, and nothing that is not above them.
+    pub(crate) fn small(fixture: &str, release: &str) -> Self {
+        Self::of(Machine::new(fixture, release, |document| {
+            let functions = document["functions"].as_object_mut().unwrap();
+            let others = ["0000:02:02.0", "0000:02:03.0", C, D];
+            let others = |at: &str| others.contains(&at) || at.starts_with("0000:00:1");
+            functions.retain(|at, _| !others(at));
+        }))
     }
 
     /// The same with a virtual function of the last endpoint.
@@ -75,11 +90,21 @@ impl Bench {
         Self {
             machine,
             state: memory_dir(),
+            faults: None,
         }
     }
 
     pub(crate) fn state(&self) -> StateDir {
-        StateDir::new(self.state.path())
+        match &self.faults {
+            Some(faults) => StateDir::on(self.state.path(), Arc::new(faults.clone())),
+            None => StateDir::new(self.state.path()),
+        }
+    }
+
+    /// From now on faults come to pass.
+    pub(crate) fn watch(&mut self, faults: &Faults) {
+        self.machine.watch(faults);
+        self.faults = Some(faults.clone());
     }
 
     pub(crate) fn plan(&self, goals: &Goals, options: &PlanOptions) -> Plan {
