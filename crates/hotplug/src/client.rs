@@ -2,6 +2,7 @@
 //!
 //! Synchronous, one connection per call, and no call takes longer than the client's patience.
 
+mod connect;
 mod conversation;
 mod error;
 mod events;
@@ -16,10 +17,11 @@ use serde::de::DeserializeOwned;
 use crate::DeviceConfig;
 use crate::api::{P2pInfo, PciDevice, RemoveDevice, VmInfo, VmmPing};
 
+pub use connect::connect;
 pub use error::ClientError;
 pub use events::{EventStream, Next};
 
-use conversation::Conversation;
+pub(crate) use conversation::Conversation;
 
 /// How long a call may take, unless said. To add a device with much memory takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,7 +88,7 @@ impl Client {
         };
         let body =
             serde_json::to_vec(device).map_err(|error| ClientError::malformed(call, error))?;
-        let answer = self.talk("PUT", call, Some(&body), riders)?;
+        let answer = self.talk("PUT", call, Some(&body), &riders)?;
         answer.map(|body| parse(call, &body)).transpose()
     }
 
@@ -97,21 +99,19 @@ impl Client {
 
     /// Makes a call that has no body, such as `vm.pause`.
     pub fn act(&self, call: &str) -> Result<(), ClientError> {
-        self.talk("PUT", call, None, Vec::new()).map(|_| ())
+        self.talk("PUT", call, None, &[]).map(|_| ())
     }
 
     /// What a call answers, such as `vm.info`.
     pub fn get<T: DeserializeOwned>(&self, call: &str) -> Result<T, ClientError> {
-        let body = self
-            .talk("GET", call, None, Vec::new())?
-            .unwrap_or_default();
+        let body = self.talk("GET", call, None, &[])?.unwrap_or_default();
         parse(call, &body)
     }
 
     /// Makes a call with a body, such as `vm.create`; what it answers, if anything.
     pub fn put(&self, call: &str, body: &impl Serialize) -> Result<Option<Vec<u8>>, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::malformed(call, error))?;
-        self.talk("PUT", call, Some(&body), Vec::new())
+        self.talk("PUT", call, Some(&body), &[])
     }
 
     /// What happens from now on. A VMM of this project only: cloud-hypervisor has no such call.
@@ -124,7 +124,7 @@ impl Client {
         verb: &str,
         call: &str,
         body: Option<&[u8]>,
-        riders: Vec<OwnedFd>,
+        riders: &[OwnedFd],
     ) -> Result<Option<Vec<u8>>, ClientError> {
         let mut conversation = Conversation::open(&self.socket, call, self.patience)?;
         conversation.ask(&format!("{verb} /api/v1/{call} HTTP/1.1"), body, riders)?;

@@ -10,24 +10,26 @@ mod client;
 mod descriptors;
 mod device_config;
 mod event;
-mod front;
+mod gate;
 mod inherited;
 mod lacking;
 pub mod lifecycle;
 mod options;
 pub mod regroup;
 mod slots;
+#[cfg(feature = "server")]
 mod socket;
 mod thread;
 mod vm_config;
 
-pub use client::{Client, ClientError, EventStream, Next};
+pub use client::{Client, ClientError, EventStream, Next, connect};
 pub use device_config::DeviceConfig;
 pub use event::{EVENTS, Event, EventLog, EventMonitor, MonitorError, MonitorTarget, Record};
-pub use front::{Front, Gate, GatedCall, Passage};
+pub use gate::{Gate, GatedCall, Passage};
 pub use inherited::Inherited;
 pub use options::{OptionError, Options};
 pub use slots::{Register, Slot, SlotBus, SlotRegisters};
+#[cfg(feature = "server")]
 pub use socket::SocketError;
 pub use thread::start as start_thread;
 pub use vm_config::{

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
 /// Why there is no socket to be asked at.
@@ -38,6 +40,15 @@ pub enum SocketError {
 
 /// Connections that may wait to be accepted; the kernel's limit may be lower.
 const BACKLOG: i32 = 1024;
+
+fn stream_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
 
 /// A listening socket that is removed with this.
 pub(crate) struct ApiSocket {
@@ -101,22 +112,25 @@ fn make_room(path: &Path) -> Result<(), SocketError> {
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket { path });
     }
-    match UnixStream::connect(&path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(&path).map_err(|source| SocketError::Listen { path, source })
-        }
-        Ok(_) => Err(SocketError::InUse { path }),
+    match is_listening(&path) {
+        Ok(true) => Err(SocketError::InUse { path }),
+        Ok(false) => fs::remove_file(&path).map_err(|source| SocketError::Listen { path, source }),
         Err(source) => Err(SocketError::Listen { path, source }),
     }
 }
 
+/// Whether somebody listens at a socket, whether or not there is room in the backlog.
+fn is_listening(path: &Path) -> io::Result<bool> {
+    let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn open(path: &Path) -> io::Result<UnixListener> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
+    let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     // The file gets the mode of the socket (linux net/unix/af_unix.c: unix_bind_bsd()), so there is no moment in which
     // others could connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;

@@ -12,6 +12,7 @@ mod look;
 mod memory;
 mod option_list;
 mod refusal;
+mod restored;
 mod rewrite;
 mod rules;
 mod seen;

@@ -3,6 +3,7 @@
 mod answer;
 mod connection;
 mod desk;
+mod forward;
 mod listen;
 mod request;
 mod riders;
@@ -10,19 +11,20 @@ mod routes;
 mod stream;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::sync::Notify;
 
 use super::call::{CallQueue, queue};
-use crate::{EventLog, thread};
+use crate::{EventLog, Gate, thread};
 
 use crate::SocketError;
 use crate::socket::ApiSocket;
 use answer::Answers;
 use desk::AtDesk;
+use forward::Forward;
 use routes::VmmCalls;
 use stream::Streams;
 
@@ -78,6 +80,29 @@ impl ApiServer {
         Self::serve(path, answers, events, || Ok(()))
     }
 
+    /// Listens at `path`, for root and this process's user only, and passes calls on to the VMM at `vmm`. `gate` decides about
+    /// those that give it devices or take them away.
+    ///
+    /// # Errors
+    /// The socket or the thread cannot be made.
+    pub fn before(path: &Path, vmm: PathBuf, gate: Arc<dyn Gate>) -> Result<Self, ServerError> {
+        let forward = Forward::new(vmm, gate);
+        Self::serve(path, forward, &EventLog::new(), || Ok(()))
+    }
+
+    /// Waits until it can serve no more: for a program that does nothing else.
+    pub fn join(mut self) {
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of the API had panicked");
+        }
+    }
+
     fn serve(
         path: &Path,
         answers: impl Answers,
@@ -94,7 +119,11 @@ impl ApiServer {
             .max_blocking_threads(MOST_ANSWERING)
             .build()
             .map_err(ServerError::Thread)?;
-        let body = move || runtime.block_on(listen::serve(socket, answers, events, stopped));
+        let body = move || {
+            runtime.block_on(listen::serve(socket, answers, events, stopped));
+            // What is still being answered has nobody left to be told.
+            runtime.shutdown_background();
+        };
         let thread = thread::start("api", first, body).map_err(ServerError::Thread)?;
         Ok(Self {
             stop,
@@ -106,11 +135,7 @@ impl ApiServer {
 impl Drop for ApiServer {
     fn drop(&mut self) {
         self.stop.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the thread of the API had panicked");
-        }
+        self.wait();
     }
 }
 

@@ -6,19 +6,18 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-
-use super::ClientError;
+use super::{ClientError, connect};
 use crate::descriptors::send;
 
-/// Longest answer, in bytes.
-const MAX_BYTES: usize = 16 << 20;
+/// Longest head of an answer, in bytes.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Longest body of an answer, in bytes. A VM with several hundred devices is described in a quarter of it.
+const MAX_BODY_BYTES: usize = 1 << 20;
 /// Most headers of an answer.
 const MAX_HEADERS: usize = 64;
 
 /// A connection that one call is made on.
-pub(super) struct Conversation {
+pub(crate) struct Conversation {
     stream: UnixStream,
     call: String,
     patience: Duration,
@@ -42,11 +41,11 @@ impl Head {
 }
 
 impl Conversation {
-    pub(super) fn open(socket: &Path, call: &str, patience: Duration) -> Result<Self, ClientError> {
+    /// Connects to `socket` for a call that may take up to `patience` in all.
+    pub(crate) fn open(socket: &Path, call: &str, patience: Duration) -> Result<Self, ClientError> {
         let deadline = Instant::now() + patience;
         let stream = connect(socket, patience).map_err(|source| match source.kind() {
-            // Too many wait for the VMM to accept their connections already.
-            io::ErrorKind::WouldBlock => ClientError::Late {
+            io::ErrorKind::TimedOut => ClientError::Late {
                 call: call.to_owned(),
                 patience,
             },
@@ -64,11 +63,11 @@ impl Conversation {
     }
 
     /// Sends the request that begins with `line`; descriptors ride on it.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &mut self,
         line: &str,
         body: Option<&[u8]>,
-        riders: Vec<OwnedFd>,
+        riders: &[OwnedFd],
     ) -> Result<(), ClientError> {
         let mut request = format!("{line}\r\nHost: localhost\r\nAccept: */*\r\n").into_bytes();
         if let Some(body) = body {
@@ -78,42 +77,77 @@ impl Conversation {
         }
         request.extend_from_slice(b"\r\n");
         request.extend_from_slice(body.unwrap_or_default());
-        let left = self.left()?;
-        let sent = self
-            .stream
-            .set_write_timeout(Some(left))
-            .and_then(|()| send(&self.stream, &request, riders));
-        sent.map_err(|source| self.broken(source))
+        let mut rest = request.as_slice();
+        let mut riders = riders;
+        while !rest.is_empty() {
+            let left = self.left()?;
+            let sent = self
+                .stream
+                .set_write_timeout(Some(left))
+                .and_then(|()| send(&self.stream, rest, riders).map_err(io::Error::from));
+            match sent {
+                Ok(count) => {
+                    rest = rest.get(count..).unwrap_or_default();
+                    riders = &[];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.broken(error)),
+            }
+        }
+        Ok(())
     }
 
     /// The body of the answer, if there is one; an error if the answer is one.
     pub(super) fn answer(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        let (status, body) = self.whole_answer()?;
+        if (200..300).contains(&status) {
+            return Ok((!body.is_empty()).then_some(body));
+        }
+        Err(ClientError::told(&self.call, status, &body))
+    }
+
+    /// Status and body of the final answer (RFC 9110 §15.2: those before it are interim).
+    pub(crate) fn whole_answer(&mut self) -> Result<(u16, Vec<u8>), ClientError> {
         let (head, bytes) = self.head()?;
         let mut body = head.body_in(&bytes).to_vec();
         let wanted = head.body_bytes.unwrap_or(0);
-        if wanted > MAX_BYTES {
+        if wanted > MAX_BODY_BYTES {
             return Err(self.malformed("it is too long"));
         }
         while body.len() < wanted {
             self.read(&mut body)?;
         }
         body.truncate(wanted);
-        if (200..300).contains(&head.status) {
-            return Ok((!body.is_empty()).then_some(body));
-        }
-        Err(ClientError::told(&self.call, head.status, &body))
+        Ok((head.status, body))
     }
 
-    /// The head of the answer, and all that has come so far.
+    /// Waits until the VMM has begun to answer or has closed the connection.
+    #[cfg(feature = "server")]
+    pub(crate) fn await_end(&mut self, patience: Duration) {
+        self.deadline = Instant::now() + patience;
+        // Whatever comes, the VMM is done with the call.
+        drop(self.read(&mut Vec::new()));
+    }
+
+    /// The head of the final answer, and all that has come from there on.
     pub(super) fn head(&mut self) -> Result<(Head, Vec<u8>), ClientError> {
         let mut bytes = Vec::new();
+        let mut interim_bytes: usize = 0;
         loop {
             self.read(&mut bytes)?;
-            match parse_head(&bytes) {
-                Ok(Some(head)) => return Ok((head, bytes)),
-                Ok(None) if bytes.len() < MAX_BYTES => {}
-                Ok(None) => return Err(self.malformed("its head is too long")),
-                Err(what) => return Err(self.malformed(&what)),
+            loop {
+                match parse_head(&bytes) {
+                    Ok(Some(head)) if (100..200).contains(&head.status) => {
+                        interim_bytes = interim_bytes.saturating_add(head.end);
+                        bytes = head.body_in(&bytes).to_vec();
+                    }
+                    Ok(Some(head)) => return Ok((head, bytes)),
+                    Ok(None) => break,
+                    Err(what) => return Err(self.malformed(&what)),
+                }
+            }
+            if bytes.len().saturating_add(interim_bytes) >= MAX_HEAD_BYTES {
+                return Err(self.malformed("its head is too long"));
             }
         }
     }
@@ -169,18 +203,6 @@ impl Conversation {
     }
 }
 
-/// Connects, by a deadline: with a full backlog the kernel waits as long as it may send (unix(7), socket(7)).
-fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(socket)?;
-    let flags = SocketFlags::CLOEXEC;
-    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Zero would mean for ever.
-    let patience = patience.max(Duration::from_millis(1));
-    set_socket_timeout(&stream, Timeout::Send, Some(patience))?;
-    rustix::net::connect(&stream, &address)?;
-    Ok(stream.into())
-}
-
 /// The head at the beginning of `bytes`; none if it is not complete.
 fn parse_head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -223,23 +245,6 @@ mod tests {
     #[test]
     fn a_head_may_come_in_parts() {
         assert_eq!(parse_head(b"HTTP/1.1 200 \r\nServ"), Ok(None));
-    }
-
-    #[test]
-    fn a_vmm_that_accepts_nobody_is_waited_for_no_longer_than_a_call_may_take() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        let address = SocketAddrUnix::new(&path).unwrap();
-        let flags = SocketFlags::CLOEXEC;
-        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        rustix::net::bind(&listener, &address).unwrap();
-        rustix::net::listen(&listener, 0).unwrap();
-        let _waiting = UnixStream::connect(&path).unwrap();
-        let patience = Duration::from_millis(200);
-        let started = Instant::now();
-        let late = Conversation::open(&path, "vmm.ping", patience).err();
-        assert!(matches!(late, Some(ClientError::Late { .. })), "{late:?}");
-        assert!(started.elapsed() < 10 * patience);
     }
 
     #[test]

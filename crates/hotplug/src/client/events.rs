@@ -35,7 +35,7 @@ impl EventStream {
     pub(super) fn open(socket: &Path, patience: Duration) -> Result<Self, ClientError> {
         let mut conversation = Conversation::open(socket, CALL, patience)?;
         // An answer to a client of HTTP/1.0 is not in chunks (RFC 9112 §6.1).
-        conversation.ask("GET /api/v1/events HTTP/1.0", None, Vec::new())?;
+        conversation.ask("GET /api/v1/events HTTP/1.0", None, &[])?;
         let (head, bytes) = conversation.head()?;
         let bytes = head.body_in(&bytes).to_vec();
         if head.status != 200 {

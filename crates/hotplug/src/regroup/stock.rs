@@ -199,11 +199,14 @@ impl Stock {
     fn add(&self, device: &Assigned) -> Result<(), VmmError> {
         let _one = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = info::description(device);
-        let body = match self.gate.pass(GatedCall::AddDevice, &json_bytes(&asked)) {
-            Passage::AsIs => asked,
-            Passage::Instead(body) => serde_json::from_slice(&body)
+        let body: Value = match self
+            .gate
+            .pass(GatedCall::AddDevice, &json_bytes(&asked), &[])
+        {
+            Passage::Passes(body) => serde_json::from_slice(&body)
                 .map_err(|error| self.refused(format!("cannot describe {}: {error}", device.id)))?,
             Passage::Refused { reasons } => return Err(self.refused(reasons.join("; "))),
+            Passage::Malformed(why) => return Err(self.refused(why)),
             Passage::Failed { messages } => return Err(self.refused(messages.join(": "))),
         };
         let added = self.client.put("vm.add-device", &body);

@@ -1,7 +1,9 @@
 //! Admission for a running cloud-hypervisor: what its API is asked for is judged as its command line would be.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,17 +11,23 @@ use anyhow::{Context, Result};
 use hotplug::{Client, ClientError, Gate, GatedCall, Passage};
 use iommu_group::Sbdf;
 use p2p_vfio::Policy;
+use rustix::fs::{FileType, fstat, major, minor};
 use serde_json::{Value, json};
 
 use super::device::Asked;
-use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, wishes};
+use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, misshapen, strip, wishes};
 use super::look::{Question, look};
 use super::memory::{DEFAULT_BITS, GuestMemory};
 use super::refusal::{Limit, Refusal};
+use super::restored;
 use super::rewrite::told;
 use super::rules::{Settings, Wishes, settle};
 use super::seen::Seen;
 use super::version::Version;
+
+/// Why no VM is received.
+const MIGRATION: &str = "which devices a VM has that comes from another host shows only when it has them\n       \
+    receive it at cloud-hypervisor's own socket without devices, and add them here";
 
 /// The gate of one VM.
 pub(crate) struct StockGate {
@@ -31,9 +39,10 @@ pub(crate) struct StockGate {
 
 /// A decision, before it is one for HTTP.
 enum Decision {
-    /// With this body, if it differs.
-    Passes(Option<Value>),
+    /// With this body.
+    Passes(Value),
     Refused(Vec<String>),
+    Malformed(String),
 }
 
 impl StockGate {
@@ -57,19 +66,19 @@ impl StockGate {
 
     /// A VM that is to be: its description says all.
     fn create(&self, mut config: Value) -> Result<Decision> {
-        let Some(devices) = config.get("devices").and_then(Value::as_array) else {
-            return Ok(Decision::Passes(None));
-        };
-        let asked = match devices
-            .iter()
-            .map(|device| Asked::of_json(device, false))
-            .collect::<Result<Vec<_>, _>>()
-        {
+        if let Some(why) = misshapen(&config) {
+            return Ok(Decision::Malformed(why));
+        }
+        let listed = config.get_mut("devices").and_then(Value::as_array_mut);
+        for device in listed.into_iter().flatten() {
+            self.name_by_kernel(device);
+        }
+        let asked = match asked(&config) {
             Ok(asked) => asked,
-            Err(why) => return Ok(Decision::Refused(vec![why.to_owned()])),
+            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
         };
         if asked.is_empty() {
-            return Ok(Decision::Passes(None));
+            return Ok(Decision::Passes(config));
         }
         let wishes = wishes(&config);
         let settings = match self.judge(&asked, &wishes, None)? {
@@ -100,21 +109,70 @@ impl StockGate {
         seen.created();
         seen.look(&config);
         seen.come(&asked);
-        Ok(Decision::Passes(Some(config)))
+        Ok(Decision::Passes(config))
+    }
+
+    /// A VM that is described in a directory: what is there cannot be changed.
+    fn restore(&self, mut request: Value) -> Result<Decision> {
+        let (config, directory) = match restored::config(&request) {
+            Ok(found) => found,
+            Err(why) => return Ok(Decision::Refused(vec![why.to_string()])),
+        };
+        if let Some(why) = misshapen(&config) {
+            return Ok(Decision::Malformed(why));
+        }
+        let asked = match asked(&config) {
+            Ok(asked) => asked,
+            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
+        };
+        if !asked.is_empty() {
+            let wishes = wishes(&config);
+            let settings = match self.judge(&asked, &wishes, None)? {
+                Ok(settings) => settings,
+                Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
+            };
+            let mapped = wishes.p2p_dma != Some(false);
+            let limits = unchangeable(&asked, &settings, mapped, wishes.bits);
+            if !limits.is_empty() {
+                return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
+            }
+        }
+        let mut seen = self.seen();
+        seen.created();
+        seen.look(&config);
+        seen.come(&asked);
+        drop(seen);
+        set(&mut request, "source_url", restored::url(&directory));
+        Ok(Decision::Passes(request))
     }
 
     /// A device for a VM that is there: what it was started with cannot be changed.
-    fn add(&self, mut device: Value) -> Result<Decision> {
-        let new = match Asked::of_json(&device, false) {
+    fn add(&self, mut device: Value, descriptors: &[OwnedFd]) -> Result<Decision> {
+        self.name_by_kernel(&mut device);
+        let mut new = match Asked::of_json(&device, false) {
             Ok(asked) => asked,
-            Err(why) => return Ok(Decision::Refused(vec![why.to_owned()])),
+            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
         };
+        match (&new.path, descriptors) {
+            (Some(_), []) => {}
+            (None, [descriptor]) => new.path = self.device_of(descriptor),
+            _ => {
+                let why = "a device is a path, or one descriptor that comes with the request";
+                return Ok(Decision::Malformed(why.to_owned()));
+            }
+        }
+        if new.path.is_none() {
+            let options = new.options.to_string();
+            return Ok(Decision::Refused(vec![
+                Limit::Descriptor { options }.to_string(),
+            ]));
+        }
         let info: Value = match self.client.get("vm.info") {
             Ok(info) => info,
             // Without a VM there is nothing to add to, and cloud-hypervisor says so itself.
             Err(ClientError::Failed { .. }) => {
-                let changed = strip(&mut device);
-                return Ok(Decision::Passes(changed.then_some(device)));
+                strip(&mut device);
+                return Ok(Decision::Passes(device));
             }
             Err(error) => return Err(error).context("cannot ask the VM what it has"),
         };
@@ -154,16 +212,40 @@ impl StockGate {
             return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
         }
         seen.come(asked.get(at..).unwrap_or_default());
-        let mut changed = strip(&mut device);
+        strip(&mut device);
         if settings.cliques.contains(&at) {
             set(&mut device, "x_nv_gpudirect_clique", json!(0));
-            changed = true;
         }
         if exclude {
             set(&mut device, EXCLUDED, json!(ALL_BARS));
-            changed = true;
         }
-        Ok(Decision::Passes(changed.then_some(device)))
+        Ok(Decision::Passes(device))
+    }
+
+    /// Puts the kernel's own path of a function in the place of a link to it: what is judged is what will be opened.
+    fn name_by_kernel(&self, device: &mut Value) {
+        let path = device.get("path").and_then(Value::as_str).map(Path::new);
+        let Some(found) = path.and_then(|path| fs::canonicalize(path).ok()) else {
+            return;
+        };
+        let name = found.file_name().and_then(|name| name.to_str());
+        let Some(sbdf) = name.and_then(|name| name.parse::<Sbdf>().ok()) else {
+            return;
+        };
+        let own = self.sysfs.join("bus/pci/devices").join(sbdf.to_string());
+        if fs::canonicalize(&own).is_ok_and(|own| own == found) {
+            set(device, "path", json!(own));
+        }
+    }
+
+    /// The function behind a descriptor of `/dev/vfio/devices/vfioN`; none if it is something else.
+    fn device_of(&self, descriptor: &OwnedFd) -> Option<PathBuf> {
+        let status = fstat(descriptor).ok()?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice {
+            return None;
+        }
+        let number = format!("{}:{}", major(status.st_rdev), minor(status.st_rdev));
+        fs::canonicalize(self.sysfs.join("dev/char").join(number).join("device")).ok()
     }
 
     /// A device that is asked back: what the VM says of it now it says no more later.
@@ -226,6 +308,17 @@ impl StockGate {
     }
 }
 
+/// The devices of a VM's description.
+fn asked(config: &Value) -> Result<Vec<Asked>, &'static str> {
+    let all: Vec<Asked> = devices(config)
+        .map(|device| Asked::of_json(device, false))
+        .collect::<Result<_, _>>()?;
+    match all.iter().all(|device| device.path.is_some()) {
+        true => Ok(all),
+        false => Err("a device of a new VM needs its path"),
+    }
+}
+
 /// What would have to be different about a VM that is there.
 fn unchangeable(
     asked: &[Asked],
@@ -261,23 +354,27 @@ impl Gate for StockGate {
         wishes(config).memory.map(GuestMemory::ranges)
     }
 
-    fn pass(&self, call: GatedCall, body: &[u8]) -> Passage {
-        // What is no JSON object is for cloud-hypervisor to refuse.
-        let Ok(value @ Value::Object(_)) = serde_json::from_slice(body) else {
-            return Passage::AsIs;
+    fn pass(&self, call: GatedCall, body: &[u8], descriptors: &[OwnedFd]) -> Passage {
+        let value = match serde_json::from_slice(body) {
+            Ok(value @ Value::Object(_)) => value,
+            // serde would take an array for a struct.
+            Ok(_) => return Passage::Malformed("the body is no JSON object".to_owned()),
+            Err(error) => return Passage::Malformed(error.to_string()),
         };
         let decision = match call {
             GatedCall::Create => self.create(value),
-            GatedCall::AddDevice => self.add(value),
+            GatedCall::AddDevice => self.add(value, descriptors),
             GatedCall::RemoveDevice => {
                 self.remove(&value);
-                return Passage::AsIs;
+                Ok(Decision::Passes(value))
             }
+            GatedCall::Restore => self.restore(value),
+            GatedCall::ReceiveMigration => Ok(Decision::Refused(vec![MIGRATION.to_owned()])),
         };
         match decision {
-            Ok(Decision::Passes(None)) => Passage::AsIs,
-            Ok(Decision::Passes(Some(body))) => Passage::Instead(body.to_string().into_bytes()),
+            Ok(Decision::Passes(body)) => Passage::Passes(body.to_string().into_bytes()),
             Ok(Decision::Refused(reasons)) => Passage::Refused { reasons },
+            Ok(Decision::Malformed(why)) => Passage::Malformed(why),
             Err(error) => Passage::Failed {
                 messages: error.chain().map(ToString::to_string).collect(),
             },

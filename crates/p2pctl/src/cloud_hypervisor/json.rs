@@ -1,6 +1,6 @@
 //! What the rules need to know of a VM, out of the JSON of cloud-hypervisor's API.
 //!
-//! All that is not asked for here stays as it came: a front must not know more of it than it has to.
+//! All that is not asked for here stays as it came: a proxy must not know more of it than it has to.
 
 use std::collections::BTreeSet;
 
@@ -33,13 +33,42 @@ pub(super) fn excludes_all(device: &Value) -> bool {
     ALL_BARS.iter().all(has)
 }
 
+/// What of a VM's description is not in the form that is read here. serde takes an array for a struct, so that
+/// cloud-hypervisor would understand it.
+pub(super) fn misshapen(config: &Value) -> Option<String> {
+    let there = |path: &str| config.pointer(path).filter(|value| !value.is_null());
+    let objects = ["/platform", "/cpus", "/memory"].into_iter();
+    let mut objects = objects.filter(|path| there(path).is_some_and(|value| !value.is_object()));
+    let is_list = |value: &Value| {
+        let all = value.as_array();
+        all.is_some_and(|all| all.iter().all(Value::is_object))
+    };
+    let lists = ["/memory/zones", "/devices"].into_iter();
+    let mut lists = lists.filter(|path| there(path).is_some_and(|value| !is_list(value)));
+    let name = |path: &str| path.trim_start_matches('/').replace('/', ".");
+    let object = objects
+        .next()
+        .map(|path| format!("{} is no JSON object", name(path)));
+    object.or_else(|| {
+        let path = lists.next()?;
+        Some(format!("{} is no list of objects", name(path)))
+    })
+}
+
 impl Asked {
     /// From a device's description. `p2p` stands in for one that says nothing of it.
     pub(crate) fn of_json(device: &Value, p2p: bool) -> Result<Self, &'static str> {
-        let text = |key: &str| device.get(key).and_then(Value::as_str).map(str::to_owned);
+        if !device.is_object() {
+            return Err("a device is a JSON object");
+        }
+        let text = |key: &str| match device.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err("id, path and p2p_domain are texts"),
+        };
         let mut options = OptionList::default();
         for key in ["id", "path"] {
-            if let Some(text) = text(key) {
+            if let Some(text) = text(key)? {
                 options.set(key, text);
             }
         }
@@ -49,7 +78,7 @@ impl Asked {
             Some(_) => Err("p2p and iommu are true or false"),
         };
         let p2p = switch("p2p")?.unwrap_or(p2p);
-        let domain = text("p2p_domain");
+        let domain = text("p2p_domain")?;
         if domain.is_some() && !p2p {
             return Err("p2p_domain needs p2p: true");
         }
@@ -60,7 +89,7 @@ impl Asked {
             .filter(|clique| !clique.is_null());
         Ok(Self {
             options,
-            path: text("path").map(Into::into),
+            path: text("path")?.map(Into::into),
             p2p,
             domain,
             expose: expose
@@ -72,15 +101,11 @@ impl Asked {
     }
 }
 
-/// Takes what cloud-hypervisor does not know out of a device's description; whether there was anything.
-pub(crate) fn strip(device: &mut Value) -> bool {
-    let Some(fields) = device.as_object_mut() else {
-        return false;
-    };
-    OURS.iter()
-        .filter(|key| fields.remove(**key).is_some())
-        .count()
-        > 0
+/// Takes what cloud-hypervisor does not know out of a device's description.
+pub(crate) fn strip(device: &mut Value) {
+    if let Some(fields) = device.as_object_mut() {
+        fields.retain(|key, _| !OURS.contains(&key.as_str()));
+    }
 }
 
 /// What a VM's description says that matters.
@@ -138,10 +163,8 @@ mod tests {
     #[test]
     fn only_what_is_ours_is_taken_out() {
         let mut device = json!({"path": "/a", "p2p": false, "new_field": [1]});
-        assert!(strip(&mut device));
+        strip(&mut device);
         assert_eq!(device, json!({"path": "/a", "new_field": [1]}));
-        assert!(!strip(&mut device));
-        assert!(!strip(&mut json!(3)));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use hotplug::{Client, Front};
+use hotplug::Client;
+use hotplug::api::ApiServer;
 use iommu_group::Sbdf;
 
 use crate::answer::Answer;
@@ -33,12 +34,12 @@ pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
     let policy = policy_file::read(request.policy, request.expose)?;
     confine::proxy(&sysfs, request.listen)?;
     let gate = StockGate::new(sysfs, policy, Client::new(request.vmm));
-    let front = Front::start(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
+    let server = ApiServer::before(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
     eprintln!(
         "clients of {} may use {}",
         request.vmm.display(),
         request.listen.display()
     );
-    front.join();
+    server.join();
     bail!("{} can be served no more", request.listen.display())
 }

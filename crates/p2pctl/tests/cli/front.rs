@@ -1,5 +1,8 @@
 //! `p2pctl front`, before a program that answers as cloud-hypervisor v53 does.
 
+mod forms;
+mod restore;
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -76,13 +79,13 @@ impl Stage {
 
     /// Status and body of the answer to a call.
     fn ask(&self, verb: &str, call: &str, body: &Value) -> (u16, Value) {
+        let text = body.to_string();
+        self.ask_raw(verb, call, if body.is_null() { "" } else { &text })
+    }
+
+    fn ask_raw(&self, verb: &str, call: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.dir.path().join("front")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
         let length = body.len();
         let request = format!(
             "{verb} /api/v1/{call} HTTP/1.1\r\nAccept: */*\r\nContent-Length: {length}\r\n\r\n{body}"

@@ -84,6 +84,11 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
+/// The answer with a body that is JSON already.
+pub(super) fn raw_json(status: StatusCode, body: Vec<u8>) -> Response {
+    with_body(status, body.into())
+}
+
 /// The answer without a body.
 pub(super) fn empty(status: StatusCode) -> Response {
     with_body(status, Bytes::new())

@@ -1,5 +1,6 @@
 mod dialect;
 mod flood;
+mod forward;
 mod limits;
 mod socket;
 

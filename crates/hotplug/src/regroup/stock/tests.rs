@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -195,8 +196,8 @@ fn request(stream: &mut UnixStream) -> (String, Value) {
 struct Open;
 
 impl Gate for Open {
-    fn pass(&self, _: GatedCall, _: &[u8]) -> Passage {
-        Passage::AsIs
+    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
+        Passage::Passes(body.to_vec())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
@@ -208,7 +209,7 @@ impl Gate for Open {
 struct Strict;
 
 impl Gate for Strict {
-    fn pass(&self, call: GatedCall, body: &[u8]) -> Passage {
+    fn pass(&self, call: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
         assert_eq!(call, GatedCall::AddDevice);
         let mut device: Value = serde_json::from_slice(body).unwrap();
         if device["p2p"] == true {
@@ -219,7 +220,7 @@ impl Gate for Strict {
             return Passage::Refused { reasons };
         }
         device["x_exclude_mmap_bars"] = json!([0, 1, 2, 3, 4, 5]);
-        Passage::Instead(device.to_string().into_bytes())
+        Passage::Passes(device.to_string().into_bytes())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {

@@ -12,6 +12,7 @@ mod recorder;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -31,8 +32,8 @@ const USAGE: &str =
 struct Open;
 
 impl Gate for Open {
-    fn pass(&self, _: GatedCall, _: &[u8]) -> Passage {
-        Passage::AsIs
+    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
+        Passage::Passes(body.to_vec())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {

@@ -77,7 +77,7 @@ fn sent_with(descriptors: usize) -> String {
     let files = (0..descriptors).map(|_| tempfile::tempfile().unwrap().into());
     let body = r#"{"id":"x"}"#;
     let request = request("PUT", "vm.add-device", body);
-    send(&stream, &request, files.collect()).unwrap();
+    send(&stream, &request, &files.collect::<Vec<_>>()).unwrap();
     let mut answer = Vec::new();
     // The rest of a request that is not read ends the connection early.
     let _ = stream.read_to_end(&mut answer);
@@ -99,7 +99,7 @@ fn a_descriptor_is_of_the_request_that_it_rides_on() {
     let file = tempfile::tempfile().unwrap();
     let other = file.try_clone().unwrap().into();
     let ping = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: x\r\n\r\n";
-    send(&stream, ping, vec![other]).unwrap();
+    send(&stream, ping, &[other]).unwrap();
     let mut answer = [0; 4096];
     assert_ne!(stream.read(&mut answer).unwrap(), 0);
     let add = request("PUT", "vm.add-device", r#"{"id":"x","path":"/x"}"#);

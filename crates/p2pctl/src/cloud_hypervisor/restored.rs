@@ -1,0 +1,116 @@
+//! The description of a VM that is to be restored from a snapshot.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::process::geteuid;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+/// What cloud-hypervisor calls the description in the directory of a snapshot.
+const FILE: &str = "config.json";
+/// Longest description, in bytes: as much as a VM can be created with.
+const MAX_BYTES: u64 = 512 << 10;
+const SCHEME: &str = "file://";
+#[expect(clippy::cast_possible_wrap, reason = "the flag is far from the sign")]
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
+
+/// Why a snapshot is not restored.
+#[derive(Debug, Error)]
+pub(super) enum Unrestorable {
+    #[error("source_url is no file:// URL of a directory")]
+    NoDirectory,
+    #[error(
+        "vfio_fds and iommufd_fd would replace devices by descriptors of which nothing is known: leave them out"
+    )]
+    Descriptors,
+    #[error("cannot read {path}: {source}")]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{path} describes no VM: {why}")]
+    NoVm { path: PathBuf, why: String },
+    #[error(
+        "others may change {path} after it was looked at\n       \
+         let it and all above it be root's, and writable by nobody else"
+    )]
+    Writable { path: PathBuf },
+}
+
+/// The description of the VM that a request of `vm.restore` names, and the directory that it is in.
+pub(super) fn config(request: &Value) -> Result<(Value, PathBuf), Unrestorable> {
+    let given = |key: &str| {
+        let value = request.get(key).unwrap_or(&Value::Null);
+        !value.is_null() && value.as_array().is_none_or(|all| !all.is_empty())
+    };
+    if given("vfio_fds") || given("iommufd_fd") {
+        return Err(Unrestorable::Descriptors);
+    }
+    let url = request.get("source_url").and_then(Value::as_str);
+    let path = url.and_then(|url| url.strip_prefix(SCHEME));
+    let directory = path.and_then(|path| fs::canonicalize(path).ok());
+    let directory = directory.ok_or(Unrestorable::NoDirectory)?;
+    let path = directory.join(FILE);
+    for part in path.ancestors() {
+        if !is_ours(part)? {
+            let path = part.to_owned();
+            return Err(Unrestorable::Writable { path });
+        }
+    }
+    let text = read(&path)?;
+    match serde_json::from_slice(&text) {
+        Ok(config @ Value::Object(_)) => Ok((config, directory)),
+        Ok(_) => Err(Unrestorable::NoVm {
+            path,
+            why: "it is no JSON object".to_owned(),
+        }),
+        Err(error) => Err(Unrestorable::NoVm {
+            path,
+            why: error.to_string(),
+        }),
+    }
+}
+
+/// The URL of a directory.
+pub(super) fn url(directory: &Path) -> Value {
+    json!(format!("{SCHEME}{}", directory.display()))
+}
+
+/// Whether only root and this process's user can put something else in a place.
+fn is_ours(path: &Path) -> Result<bool, Unrestorable> {
+    const WRITABLE: u32 = 0o022;
+    const STICKY: u32 = 0o1000;
+    let status = fs::symlink_metadata(path).map_err(unreadable(path))?;
+    let owner = status.uid();
+    let known = owner == 0 || owner == geteuid().as_raw();
+    // In a sticky directory everybody may add, and only the owner may replace.
+    let kept = status.mode() & WRITABLE == 0 || status.is_dir() && status.mode() & STICKY != 0;
+    Ok(known && kept && !status.is_symlink())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Unrestorable> {
+    let no_vm = |why: &str| Unrestorable::NoVm {
+        path: path.to_owned(),
+        why: why.to_owned(),
+    };
+    let mut options = File::options();
+    // A pipe would not be waited for.
+    let options = options.read(true).custom_flags(NONBLOCK);
+    let file = options.open(path).map_err(unreadable(path))?;
+    if !file.metadata().map_err(unreadable(path))?.is_file() {
+        return Err(no_vm("it is no file"));
+    }
+    let mut text = Vec::new();
+    let mut file = file.take(MAX_BYTES.saturating_add(1));
+    file.read_to_end(&mut text).map_err(unreadable(path))?;
+    match u64::try_from(text.len()).is_ok_and(|length| length <= MAX_BYTES) {
+        true => Ok(text),
+        false => Err(no_vm("it is too long")),
+    }
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Unrestorable {
+    let path = path.to_owned();
+    move |source| Unrestorable::Unreadable { path, source }
+}
