@@ -2,6 +2,7 @@
 
 mod backend;
 mod input;
+mod output;
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -146,6 +147,9 @@ impl SerialConnection {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
     use hotplug::SerialConfig;
 
@@ -177,6 +181,35 @@ mod tests {
         port.read(0, &mut data);
         assert_eq!(&data, b"x");
         assert!(port.drained().read().is_ok());
+    }
+
+    #[test]
+    fn a_reader_that_stalls_blocks_no_vcpu_and_gets_what_comes_when_it_goes_on() {
+        const PIPE_BYTES: usize = 64 << 10;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, rustix::fs::Mode::RWXU, 0).unwrap();
+        let mut options = std::fs::File::options();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut reader = options.open(&path).unwrap();
+        let backend = SerialBackend::open(&SerialConfig::File(path)).unwrap();
+        let port = SerialConnection::open(&backend).unwrap().unwrap().port;
+        let vcpu = Arc::clone(&port);
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            vcpu.write(0, &vec![b'x'; 2 * PIPE_BYTES]);
+            done.send(()).unwrap();
+        });
+        let waited = ended.recv_timeout(std::time::Duration::from_secs(20));
+        assert_eq!(waited, Ok(()), "a vCPU waits for the reader");
+
+        let mut bytes = vec![0; 4 * PIPE_BYTES];
+        let kept = reader.read(&mut bytes).unwrap();
+        assert!((PIPE_BYTES / 2..=PIPE_BYTES).contains(&kept), "{kept}");
+        port.write(0, b"on");
+        assert_eq!(reader.read(&mut bytes).unwrap(), 2);
+        assert_eq!(&bytes[..2], b"on");
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::terminal::Terminal;
 
+use super::output::LossyOutput;
 use crate::lock::lock;
 use hotplug::SerialConfig;
 
@@ -15,6 +17,8 @@ use hotplug::SerialConfig;
 pub(crate) enum SerialError {
     #[error("cannot create {path} for the serial port's output")]
     Create { path: PathBuf, source: io::Error },
+    #[error("cannot use standard output for the serial port")]
+    Stdout(#[source] io::Error),
     #[error("cannot switch the terminal to raw mode")]
     RawMode(#[source] vmm_sys_util::errno::Error),
 }
@@ -49,8 +53,8 @@ impl SerialBackend {
     /// Opens what the operator asked for.
     pub(crate) fn open(config: &SerialConfig) -> Result<Self, SerialError> {
         let output = match config {
-            SerialConfig::Tty => Some(SharedOutput::new(io::stdout())),
-            SerialConfig::File(path) => Some(SharedOutput::new(create(path)?)),
+            SerialConfig::Tty => Some(SharedOutput::new(LossyOutput::new(stdout()?))),
+            SerialConfig::File(path) => Some(SharedOutput::new(LossyOutput::new(create(path)?))),
             SerialConfig::Null => Some(SharedOutput::new(io::sink())),
             SerialConfig::Off => None,
         };
@@ -70,6 +74,12 @@ impl SerialBackend {
     pub(super) fn has_input(&self) -> bool {
         self.terminal.is_some()
     }
+}
+
+/// Standard output, byte by byte.
+fn stdout() -> Result<File, SerialError> {
+    let owned = io::stdout().as_fd().try_clone_to_owned();
+    owned.map(File::from).map_err(SerialError::Stdout)
 }
 
 fn create(path: &Path) -> Result<File, SerialError> {

@@ -1,0 +1,53 @@
+//! Output to a reader that may stall: a pipe or a terminal that nobody reads must not hold up a vCPU.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How long a reader may take to make room before it counts as stalled.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// An output that waits for its reader once, and then drops bytes until there is room again.
+pub(super) struct LossyOutput<W> {
+    output: W,
+    /// Bytes dropped since the reader stalled; none if it has not.
+    lost: Option<u64>,
+}
+
+impl<W: Write + AsFd> LossyOutput<W> {
+    pub(super) fn new(output: W) -> Self {
+        Self { output, lost: None }
+    }
+
+    /// Whether there is room after `patience`.
+    fn has_room(&self, patience: Duration) -> io::Result<bool> {
+        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&self.output, PollFlags::OUT)];
+        Ok(poll(&mut fds, Some(&patience))? > 0)
+    }
+}
+
+impl<W: Write + AsFd> Write for LossyOutput<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let patience = match self.lost {
+            Some(_) => Duration::ZERO,
+            None => PATIENCE,
+        };
+        if !self.has_room(patience)? {
+            let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            let lost = self.lost.unwrap_or_default();
+            self.lost = Some(lost.saturating_add(more));
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if let Some(lost) = self.lost.take() {
+            log::warn!("serial port: nobody read the output, {lost} bytes are lost");
+        }
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
