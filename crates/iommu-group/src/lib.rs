@@ -4,6 +4,7 @@
 //! directory of the same shape. A function is named by its [`Sbdf`], a group by its [`GroupId`].
 
 mod config;
+mod distinct;
 mod fixture;
 mod group;
 mod kernel;
@@ -22,6 +23,7 @@ pub use config::{
     BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,
     HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
 };
+pub use distinct::distinct;
 pub use fixture::FixtureError;
 pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};

@@ -45,6 +45,7 @@ use workshop::Workshop;
 
 /// How goals are reached, step by step, and all that changes on the way and in the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// What was asked for.

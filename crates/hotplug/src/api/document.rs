@@ -16,6 +16,8 @@ pub struct CallSpec {
     verb: Verb,
     summary: &'static str,
     body: Option<Describe>,
+    /// Whether the call does without its body.
+    optional: bool,
     /// What is in the body of the answer 200.
     answer: Option<(&'static str, Describe)>,
     /// What an answer without a body means, and its status.
@@ -49,6 +51,7 @@ impl CallSpec {
             verb: Verb::Get,
             summary,
             body: None,
+            optional: false,
             answer: Some((JSON, of::<T>)),
             done: None,
         }
@@ -62,6 +65,7 @@ impl CallSpec {
             verb: Verb::Put,
             summary,
             body: None,
+            optional: false,
             answer: None,
             done: Some((204, "Done")),
         }
@@ -73,6 +77,15 @@ impl CallSpec {
         Self {
             body: Some(of::<T>),
             ..self
+        }
+    }
+
+    /// The same with a body that may be left out.
+    #[must_use]
+    pub fn may_take<T: JsonSchema>(self) -> Self {
+        Self {
+            optional: true,
+            ..self.takes::<T>()
         }
     }
 
@@ -146,7 +159,8 @@ impl CallSpec {
         ]);
         if let Some(describe) = self.body {
             let schema = describe(generator);
-            let body = json!({ "required": true, "content": { JSON: { "schema": schema } } });
+            let body =
+                json!({ "required": !self.optional, "content": { JSON: { "schema": schema } } });
             operation.insert("requestBody".to_owned(), body);
         }
         let named = self

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
-use iommu_group::{AcsBits, Function, Kernel, Reset, ResetKind, ResetMask, Sbdf, Topology};
+use iommu_group::{
+    AcsBits, Function, Kernel, Reset, ResetKind, ResetMask, Sbdf, Topology, distinct,
+};
 use serde::{Deserialize, Serialize};
 
 use super::blocker::{Blocker, Refusal};
@@ -34,7 +36,7 @@ pub struct ResetOrder {
     /// The kinds that will do; the first that the function has, in the order in which Linux tries them.
     pub kinds: ResetMask,
     /// The functions that are the caller's, besides that one. A reset that hits others is refused.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "distinct")]
     pub owned: BTreeSet<Sbdf>,
 }
 

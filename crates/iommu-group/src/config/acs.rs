@@ -148,6 +148,14 @@ const NAMES: [(&str, u16); 14] = [
     ("RSVD", 0xe000),
 ];
 
+impl AcsBits {
+    /// The names that bits are written and read by.
+    #[cfg(feature = "schema")]
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        NAMES.iter().map(|(name, _)| *name)
+    }
+}
+
 impl fmt::Display for AcsBits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut names = NAMES.iter().filter(|(_, bits)| self.0 & bits != 0);
@@ -192,7 +200,7 @@ impl FromStr for AcsBits {
         let digits = text.strip_prefix("0x").unwrap_or(text);
         let hexadecimal = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
         // "EC", "CR" and the like: of the names only EC consists of hexadecimal digits.
-        if hexadecimal && !digits.eq_ignore_ascii_case("ec") {
+        if hexadecimal && !text.eq_ignore_ascii_case("ec") {
             return u16::from_str_radix(digits, 16)
                 .map(Self)
                 .map_err(|_| AcsBitsError {

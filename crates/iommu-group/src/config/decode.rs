@@ -15,6 +15,7 @@ use crate::quirks::acs::has_dword_registers;
 
 /// Why part of a configuration space is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Hidden {
     /// Only the header was shown: the reader lacked `CAP_SYS_ADMIN`.

@@ -12,6 +12,7 @@ use crate::{Firmware, Function, GroupModel, Sbdf};
 
 /// The kernel argument that comes nearest to a plan, for machines that are to start like that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootArgument {
     /// The argument. Entries that the present command line has are kept, behind the new ones.

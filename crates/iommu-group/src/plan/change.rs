@@ -9,6 +9,7 @@ use crate::{EgressVector, Route, Sbdf};
 
 /// A function whose group is different in the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GroupChange {
     /// The function.
@@ -21,6 +22,7 @@ pub struct GroupChange {
 
 /// The way of requests between two functions, before and in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RouteChange {
     /// From.
@@ -35,6 +37,7 @@ pub struct RouteChange {
 
 /// A port whose ACS is different in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PortChange {
     /// The port.
@@ -52,6 +55,7 @@ pub struct PortChange {
 
 /// A port that lacks something for the moment of a rescan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Transient {
     /// The port.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::distinct::{distinct, each_distinct};
 use crate::{AcsBits, Exposure, Sbdf};
 
 /// What is asked for.
@@ -12,10 +13,10 @@ use crate::{AcsBits, Exposure, Sbdf};
 #[serde(deny_unknown_fields)]
 pub struct Goals {
     /// Sets of functions, each to be in one group.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "each_distinct")]
     pub join: Vec<BTreeSet<Sbdf>>,
     /// Functions, each to be in a group without other devices, and reachable from none without the IOMMU.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "distinct")]
     pub isolate: BTreeSet<Sbdf>,
     /// Ports, and what their ACS control registers are to hold, with groups to match.
     #[serde(default)]
@@ -62,9 +63,9 @@ pub struct PlanOptions {
     #[serde(default)]
     pub route: RouteWish,
     /// Functions that may become reachable without the IOMMU for devices that they are not joined with.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "distinct")]
     pub expose: BTreeSet<Sbdf>,
     /// Functions that may be unplugged for a while, get into a group with named ones, or be lost.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "distinct")]
     pub with: BTreeSet<Sbdf>,
 }

@@ -8,6 +8,7 @@ use crate::{AcsBits, Exposure, Reach, Route, Sbdf};
 
 /// Something that a plan would do and that was not asked for. It has to be accepted by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Objection {
     /// A function becomes reachable, without the IOMMU, from devices that it is not joined with.

@@ -8,6 +8,7 @@ use crate::{AcsBits, EgressVector, GroupModel, Sbdf};
 
 /// Why an ACS word is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
     /// So that requests no longer go straight.
@@ -24,6 +25,7 @@ pub enum Purpose {
 
 /// A step of a plan. Whoever carries it out stops if the machine is not as the step expects it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Step {
     /// Drivers and guests let go of the devices; nothing is left bound to them that could start requests.

@@ -9,6 +9,7 @@ use crate::{RootBus, Sbdf};
 
 /// Why a request from one function to another does not arrive, or cannot be counted on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Block {
     /// There is no such function.

@@ -14,6 +14,7 @@ const BRIDGE: u32 = 0x06;
 
 /// A device that other devices reach without the IOMMU.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Exposure {
     /// The device that is reached. An exposure is accepted by naming it.

@@ -12,6 +12,7 @@ use crate::{Partition, Sbdf};
 
 /// Whether requests of a function can reach another one without the IOMMU having a say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Reach {
     /// No: what is on their way keeps them apart.
@@ -27,6 +28,7 @@ pub enum Reach {
 /// A way across a switch that passes the IOMMU by, between functions that Linux has in different groups. Whoever owns
 /// one of them can reach the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Leak {
     /// The upstream port of the switch.
     pub switch: Sbdf,

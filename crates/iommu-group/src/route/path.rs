@@ -11,6 +11,7 @@ use crate::topology::FunctionId;
 
 /// How the hardware carries a request from one function to a BAR of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Route {
     /// Straight across a switch (or inside a device), untranslated: by the address that the sender uses, before the
@@ -26,6 +27,7 @@ pub enum Route {
 
 /// The way of a request, with where it was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Crossing {
     /// How the request is carried.
     pub route: Route,

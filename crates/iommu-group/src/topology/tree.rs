@@ -23,6 +23,7 @@ impl FunctionId {
 
 /// A root bus: what the kernel calls `pci0000:00`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RootBus {
     /// Domain number.
     pub domain: u32,

@@ -128,9 +128,12 @@ impl Calls {
             "reset" => value(&self.changes.reset(&inquiry.json()?)?),
             "apply" => self.apply(inquiry.json()?),
             "acs" => self.acs(inquiry.json()?),
-            "recover" => value(&Began {
-                transaction: self.changes.recover()?,
-            }),
+            "recover" => {
+                inquiry.nothing()?;
+                value(&Began {
+                    transaction: self.changes.recover()?,
+                })
+            }
             "status" => self.status(),
             _ => {
                 let id = &inquiry.rest;

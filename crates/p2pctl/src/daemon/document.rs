@@ -43,8 +43,9 @@ impl JsonSchema for Printed {
     }
 }
 
-/// Nothing is said in the body: an empty one, or an empty object.
+/// Nothing is said in the body.
 #[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Empty {}
 
 fn calls() -> Vec<CallSpec> {
@@ -83,7 +84,7 @@ fn calls() -> Vec<CallSpec> {
         .takes::<ResetOrder>()
         .gives::<ResetDone>(),
         put("recover", "Begin to bring to its end what was interrupted")
-            .takes::<Empty>()
+            .may_take::<Empty>()
             .gives::<Began>(),
         CallSpec::get::<StatusDocument<'_>>("status", "Whether a change is under way"),
         CallSpec::get::<Report>("transactions/{id}", "How a change ended; 404 until it has"),
@@ -125,6 +126,51 @@ mod tests {
             now == checked_in,
             "resources/openapi-daemon.json is not current: UPDATE_OPENAPI=1 cargo test -p p2pctl checked_in"
         );
+    }
+
+    /// A part of the document.
+    fn part(pointer: &str) -> Value {
+        openapi().pointer(pointer).cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn what_the_document_says_of_bodies_is_so() {
+        assert_eq!(part("/paths/~1recover/put/requestBody/required"), false);
+        assert_eq!(part("/paths/~1reset/put/requestBody/required"), true);
+        for (set, twice) in [
+            (
+                "Goals/properties/isolate",
+                r#"{"goals":{"isolate":["03:00.0","03:00.0"]}}"#,
+            ),
+            (
+                "PlanOptions/properties/with",
+                r#"{"goals":{},"options":{"with":["03:00.0","03:00.0"]}}"#,
+            ),
+            (
+                "Goals/properties/join/items",
+                r#"{"goals":{"join":[["03:00.0","03:00.0"]]}}"#,
+            ),
+        ] {
+            let set = part(&format!("/components/schemas/{set}/uniqueItems"));
+            assert_eq!(set, true);
+            let error = serde_json::from_str::<Wanted>(twice)
+                .unwrap_err()
+                .to_string();
+            assert!(error.starts_with("0000:03:00.0 is named twice"), "{error}");
+        }
+        for text in ["AcsBits", "ResetMask", "Sbdf"] {
+            assert!(
+                part(&format!("/components/schemas/{text}/pattern")).is_string(),
+                "{text}"
+            );
+        }
+        let plan = part("/components/schemas/Plan/properties");
+        for (name, member) in plan.as_object().unwrap() {
+            let typed = ["type", "$ref", "anyOf"]
+                .iter()
+                .any(|key| member.get(key).is_some());
+            assert!(typed, "{name}: {member}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::answer::{Answers, BadRequest, Response, empty, failure, json};
 use super::request::{Asked, parse};
@@ -38,6 +38,17 @@ impl Inquiry {
     /// [`Failure::Malformed`] says where something is wrong and what.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         parse(&self.body).map_err(Failure::Malformed)
+    }
+
+    /// The body must say nothing: there is none, or it is an empty object.
+    ///
+    /// # Errors
+    /// [`Failure::Malformed`].
+    pub fn nothing(&self) -> Result<(), Failure> {
+        match self.body.is_empty() || self.json::<Map<String, Value>>()?.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::Malformed("the call takes nothing".to_owned())),
+        }
     }
 }
 

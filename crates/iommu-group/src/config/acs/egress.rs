@@ -10,6 +10,7 @@ use crate::config::ConfigSpace;
 /// (PCIe r6.0 §7.7.11.4). A bit that is set stops requests to that port or function: they are redirected upstream
 /// with request redirect, and blocked without it.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "Text", into = "Text")]
 pub struct EgressVector {
     words: [u32; 8],
@@ -91,6 +92,7 @@ impl fmt::Debug for EgressVector {
 
 /// A vector in a file.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Text {
     size: u16,
