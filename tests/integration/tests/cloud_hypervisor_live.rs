@@ -23,13 +23,16 @@ const LAUNCH: &[&str] = &[
     "--joinable",
     "--name",
     "web",
+    "--expose",
+    ALL,
     "--",
     "cloud-hypervisor",
 ];
 
-const JOIN: [&str; 3] = ["--join", LEFT, RIGHT];
-/// The lab's switch has no ACS: Linux alone keeps its devices apart, which has to be accepted.
-const ISOLATE: [&str; 6] = ["--isolate", LEFT, RIGHT, "--expose", LEFT, RIGHT];
+/// The engines below the switch. It has no ACS: Linux alone keeps them apart, which has to be accepted.
+const ALL: &str = "0000:03:00.0,0000:04:00.0,0000:05:00.0,0000:06:00.0";
+const JOIN: [&str; 5] = ["--join", LEFT, RIGHT, "--expose", ALL];
+const ISOLATE: [&str; 5] = ["--isolate", LEFT, RIGHT, "--expose", ALL];
 
 /// How long the contract may take, with a guest that has to let go.
 const CONTRACT: Duration = Duration::from_secs(900);
