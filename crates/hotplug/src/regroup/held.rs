@@ -72,7 +72,7 @@ impl StateDir {
         })
     }
 
-    /// Writes down which ports are to be kept awake, so that [`set_held`](Self::set_held) needs no space.
+    /// Writes down which ports are to be kept awake, so that [`hold`](Self::hold) needs no space.
     pub(super) fn prepare_held(&self, held: &Held) -> Result<(), StateError> {
         let path = self.path().join("held.json");
         self.replacement(&path, &held.text()).map(drop)
