@@ -30,6 +30,7 @@ mod error;
 mod exposure;
 mod forecast;
 mod held;
+mod holdings;
 mod host;
 mod identity;
 mod journal;

@@ -6,11 +6,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use hotplug::connect;
 
 /// Where the links are: `NAME.sock`.
 pub(crate) const VMS: &str = "/run/p2pctl/vms";
@@ -69,7 +69,11 @@ fn tidy(dir: &Path) {
 }
 
 fn is_alive(socket: &Path) -> bool {
-    UnixStream::connect(socket).is_ok()
+    // One that is too busy to answer is alive too.
+    match connect(socket, Duration::from_secs(1)) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::TimedOut,
+    }
 }
 
 #[cfg(test)]

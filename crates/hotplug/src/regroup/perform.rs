@@ -8,6 +8,7 @@ use iommu_group::{AcsBits, Function, Partition, Sbdf};
 
 use super::action::Action;
 use super::baseline::{AcsWas, Baseline, Was};
+use super::holdings::Holdings;
 use super::host::HostError;
 use super::machine::Machine;
 use super::vmm::{Assigned, Vmm, VmmError};
@@ -174,31 +175,31 @@ impl Performer<'_> {
     /// Sees to it that no driver is bound. That a virtual machine that we know has others of its group open is no
     /// obstacle: it has let go of this one.
     fn unbind(&self, at: Sbdf) -> Result<(), HostError> {
-        let sysfs = self.machine.host().sysfs();
-        let mates = sysfs
-            .group_of(at)
-            .and_then(|group| sysfs.group_members(group))
-            .unwrap_or_default();
-        let shared = self.vmms.iter().any(|vmm| {
-            let devices = vmm.devices().unwrap_or_default();
-            let others = devices.iter().filter(|device| device.function != at);
-            others
-                .map(|device| Some(device.function))
-                .any(|other| mates.iter().any(|mate| mate.sbdf == other))
-        });
-        if shared {
-            return self.machine.unbind_now(at);
-        }
         // A virtual machine that has let go of it may still be closing it.
         let patience = Instant::now() + self.deadline.min(RELEASE);
         loop {
             match self.machine.unbind(at) {
+                Err(HostError::InUse { .. }) if self.is_shared(at) => {
+                    return self.machine.unbind_now(at);
+                }
                 Err(HostError::InUse { .. }) if Instant::now() < patience => {
                     thread::sleep(POLL);
                 }
                 result => return result,
             }
         }
+    }
+
+    /// Whether a virtual machine that we know has another function of its group.
+    fn is_shared(&self, at: Sbdf) -> bool {
+        let sysfs = self.machine.host().sysfs();
+        let mates = sysfs
+            .group_of(at)
+            .and_then(|group| sysfs.group_members(group))
+            .unwrap_or_default();
+        let assigned = Holdings::glance(self.vmms);
+        let mut others = assigned.iter().filter(|device| device.function != at);
+        others.any(|other| mates.iter().any(|mate| mate.sbdf == Some(other.function)))
     }
 
     fn set_acs(

@@ -10,6 +10,7 @@ use iommu_group::{
 use super::blocker::Blocker;
 use super::exposure::{GuestExposure, exposures};
 use super::forecast::fits;
+use super::holdings::Holdings;
 use super::host::HostError;
 use super::machine::Machine;
 use super::usage::{Mounts, Offers, VfioUsers, lockdown};
@@ -43,17 +44,12 @@ impl Preflight {
             blockers.push(Blocker::AcsOverride);
         }
         blockers.extend(odd_registers(topology, plan));
-        let mut assigned = Vec::new();
-        for vmm in vmms {
-            match vmm.devices() {
-                Ok(devices) => assigned.extend(devices),
-                Err(VmmError::Gone { .. }) => {}
-                Err(error) => blockers.push(Blocker::Vmm {
-                    error: error.to_string(),
-                }),
-            }
-        }
         let touched = touched(topology, plan);
+        let mates = mates(topology, &kernel, plan, &touched, fits);
+        let Holdings { assigned, silent } = Holdings::ask(vmms, |assigned| {
+            is_open(machine, topology, &mates, assigned)
+        })?;
+        blockers.extend(silent);
         blockers.extend(users(machine, topology, &touched, &assigned)?);
         let mut expose = plan.options.expose.clone();
         if fits {
@@ -267,12 +263,7 @@ pub(super) fn users(
                     interface,
                 }),
         );
-        // One process at most has a group open, for all that are in it, the ports above included
-        // (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`).
-        let known = assigned.iter().any(|device| {
-            let group = topology.get(device.function).and_then(Function::group);
-            device.function == at || group.is_some() && group == function.group()
-        });
+        let known = is_known(topology, function, assigned);
         if let Some(user) = vfio.of(machine.host(), at)?.filter(|_| !known) {
             blockers.push(Blocker::InUse {
                 function: at,
@@ -288,6 +279,55 @@ pub(super) fn users(
         }
     }
     Ok(blockers)
+}
+
+/// Whether it is known who has a function open. One process at most has a group open, for all that are in it, the ports
+/// above included (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`).
+fn is_known(topology: &Topology, function: &Function, assigned: &[Assigned]) -> bool {
+    assigned.iter().any(|device| {
+        let group = topology.get(device.function).and_then(Function::group);
+        device.function == function.sbdf() || group.is_some() && group == function.group()
+    })
+}
+
+/// Whether somebody has one of these functions open, besides the virtual machines that have `assigned`.
+pub(super) fn is_open(
+    machine: Machine<'_>,
+    topology: &Topology,
+    functions: &[&Function],
+    assigned: &[Assigned],
+) -> Result<bool, HostError> {
+    let vfio = VfioUsers::read(machine.host());
+    for function in functions {
+        let open = vfio.of(machine.host(), function.sbdf())?.is_some();
+        if open && !is_known(topology, function, assigned) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What is touched, and what would be in a group with it.
+fn mates<'t>(
+    topology: &'t Topology,
+    kernel: &Kernel,
+    plan: &Plan,
+    touched: &[&'t Function],
+    fits: bool,
+) -> Vec<&'t Function> {
+    let mut mates: BTreeSet<Sbdf> = touched.iter().map(|function| function.sbdf()).collect();
+    // A plan that is about another host says nothing of groups.
+    if fits {
+        let mut model = GroupModel::as_found(topology, kernel);
+        plan.steps.iter().for_each(|step| step.apply(&mut model));
+        let partition = model.partition();
+        let groups = partition.groups().iter();
+        let with = groups.filter(|group| group.iter().any(|at| mates.contains(at)));
+        let with: Vec<Sbdf> = with.flatten().copied().collect();
+        mates.extend(with);
+    }
+    let mates = mates.into_iter();
+    mates.filter_map(|at| topology.get(at)).collect()
 }
 
 /// The functions that are taken from their drivers or removed.

@@ -99,6 +99,32 @@ impl RemoteVmm {
     fn error(&self, error: &ClientError) -> VmmError {
         VmmError::of(&self.name, error)
     }
+
+    fn devices_by(&self, client: &Client) -> Result<Vec<Assigned>, VmmError> {
+        const NOT_FOUND: u16 = 404;
+        let info: Info = match client.get("vm.info") {
+            Ok(info) => info,
+            // A VMM that has not been told yet what its VM is.
+            Err(ClientError::Failed {
+                status: NOT_FOUND, ..
+            }) => return Ok(Vec::new()),
+            Err(error) => return Err(self.error(&error)),
+        };
+        let assigned = |device: Device| {
+            let function: Sbdf = device.path.file_name()?.to_str()?.parse().ok()?;
+            Some(Assigned {
+                vm: self.name.clone(),
+                id: device.id?,
+                function,
+                p2p: device.p2p,
+                domain: device.p2p_domain,
+                expose: device.expose,
+                slot: None,
+            })
+        };
+        let devices = info.config.devices.unwrap_or_default();
+        Ok(devices.into_iter().filter_map(assigned).collect())
+    }
 }
 
 /// Whether nobody is there any more, as opposed to somebody who does not answer.
@@ -149,29 +175,11 @@ impl Vmm for RemoteVmm {
     }
 
     fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
-        const NOT_FOUND: u16 = 404;
-        let info: Info = match self.client.get("vm.info") {
-            Ok(info) => info,
-            // A VMM that has not been told yet what its VM is.
-            Err(ClientError::Failed {
-                status: NOT_FOUND, ..
-            }) => return Ok(Vec::new()),
-            Err(error) => return Err(self.error(&error)),
-        };
-        let assigned = |device: Device| {
-            let function: Sbdf = device.path.file_name()?.to_str()?.parse().ok()?;
-            Some(Assigned {
-                vm: self.name.clone(),
-                id: device.id?,
-                function,
-                p2p: device.p2p,
-                domain: device.p2p_domain,
-                expose: device.expose,
-                slot: None,
-            })
-        };
-        let devices = info.config.devices.unwrap_or_default();
-        Ok(devices.into_iter().filter_map(assigned).collect())
+        self.devices_by(&self.client)
+    }
+
+    fn devices_within(&self, patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+        self.devices_by(&self.client.clone().with_patience(patience))
     }
 
     /// It has a context for each domain, and says itself what it takes when it is plugged. Its memory stays where it is.

@@ -17,14 +17,15 @@ use serde::{Deserialize, Serialize};
 use super::blocker::{Blocker, Refusal};
 use super::difference::Difference;
 use super::error::{RegroupError, StateError};
+use super::holdings::Holdings;
 use super::host::HostError;
 use super::identity::Identity;
 use super::machine::{Machine, RESETS};
 use super::place::Place;
-use super::preflight::users;
+use super::preflight::{is_open, users};
 use super::sealed::{seal, unseal};
 use super::transaction::Regroup;
-use super::vmm::{Assigned, VmmError};
+use super::vmm::Assigned;
 
 /// A reset that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,25 +153,18 @@ impl Regroup<'_> {
 
     /// Who uses what a reset hits.
     fn in_use(&self, topology: &Topology, reset: &Reset) -> Result<Vec<Blocker>, HostError> {
-        let mut blockers = Vec::new();
-        let mut assigned: Vec<Assigned> = Vec::new();
-        for vmm in self.vmms {
-            match vmm.devices() {
-                Ok(devices) => assigned.extend(devices),
-                Err(VmmError::Gone { .. }) => {}
-                Err(error) => blockers.push(Blocker::Vmm {
-                    error: error.to_string(),
-                }),
-            }
-        }
+        let functions = reset.hits.iter().filter_map(|hit| topology.get(*hit));
+        let functions: Vec<&Function> = functions.collect();
+        let Holdings { assigned, silent } = Holdings::ask(self.vmms, |assigned| {
+            is_open(self.machine(), topology, &functions, assigned)
+        })?;
+        let mut blockers = silent;
         let hit = |device: &&Assigned| reset.hits.contains(&device.function);
         blockers.extend(assigned.iter().filter(hit).map(|device| Blocker::Plugged {
             function: device.function,
             vm: device.vm.clone(),
             id: device.id.clone(),
         }));
-        let functions = reset.hits.iter().filter_map(|hit| topology.get(*hit));
-        let functions: Vec<&Function> = functions.collect();
         blockers.extend(users(self.machine(), topology, &functions, &assigned)?);
         Ok(blockers)
     }

@@ -96,15 +96,29 @@ impl StockVmm {
 
 impl Stock {
     fn info(&self) -> Result<Info, VmmError> {
+        self.info_by(&self.client)
+    }
+
+    fn info_by(&self, client: &Client) -> Result<Info, VmmError> {
         const NOT_FOUND: u16 = 404;
-        match self.client.get::<Value>("vm.info") {
+        match client.get("vm.info") {
             Ok(info) => Ok(Info::new(info)),
             // There is no VM yet, or no more.
             Err(ClientError::Failed {
                 status: NOT_FOUND, ..
-            }) => Ok(Info::new(Value::Null)),
+            }) => Ok(Info::none()),
             Err(error) => Err(self.error(&error)),
         }
+    }
+
+    /// Its devices. One that was asked to go and stays is here yet.
+    fn devices(&self, info: &Info) -> Vec<Assigned> {
+        let mut seen = self.seen();
+        seen.retain(|id, _| info.find(id) != Found::Absent);
+        for device in info.plugged() {
+            seen.insert(device.id.clone(), self.assigned(device));
+        }
+        seen.values().cloned().collect()
     }
 
     /// What the VM has of a device.
@@ -220,7 +234,7 @@ impl Stock {
         if !prospect.holes.values().flatten().any(certain) {
             return Ok(());
         }
-        match self.gate.memory(self.info()?.config()) {
+        match self.gate.memory(&self.info()?.description()) {
             Some(memory) => prospect.reach_memory(&self.name, &memory, certain),
             None => Err(self.refused(
                 "where its memory is cannot be made out, and devices behind a switch must reach it"
@@ -274,15 +288,12 @@ impl Vmm for StockVmm {
     }
 
     fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
-        let info = self.0.info()?;
-        let mut seen = self.0.seen();
-        let plugged = info.plugged();
-        seen.retain(|id, _| !matches!(info.find(id), Found::Absent));
-        for device in &plugged {
-            seen.insert(device.id.clone(), self.0.assigned(device));
-        }
-        // What was asked to go and stays is here yet.
-        Ok(seen.values().cloned().collect())
+        Ok(self.0.devices(&self.0.info()?))
+    }
+
+    fn devices_within(&self, patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+        let client = self.0.client.clone().with_patience(patience);
+        Ok(self.0.devices(&self.0.info_by(&client)?))
     }
 
     fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {

@@ -113,6 +113,11 @@ pub trait Vmm: Sync {
     /// The devices that it has.
     fn devices(&self) -> Result<Vec<Assigned>, VmmError>;
 
+    /// The same, from one that may be stopped: an error if it has not answered after `patience`.
+    fn devices_within(&self, _patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+        self.devices()
+    }
+
     /// Whether it could have these devices and no others. Only looks, before anything is changed; what it takes a device
     /// for in the end is decided when that is plugged.
     fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError>;

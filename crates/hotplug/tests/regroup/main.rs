@@ -15,6 +15,7 @@ mod guests;
 mod machine;
 mod recovery;
 mod resets;
+mod silent;
 mod whole;
 
 use std::collections::BTreeSet;

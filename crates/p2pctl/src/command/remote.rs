@@ -1,13 +1,12 @@
 //! The host's daemon, as commands talk to it.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hotplug::regroup::{Forecast, Progress, Report, ResetDone, ResetOrder};
-use hotplug::{Client, ClientError, Next};
+use hotplug::{Client, ClientError, Next, connect};
 use iommu_group::Plan;
 use serde_json::{Map, Value};
 
@@ -15,6 +14,9 @@ use crate::daemon::{Apply, Began, Check, STEP, STUCK, Told};
 
 /// How long to wait for an event at a time.
 const TICK: Duration = Duration::from_secs(5);
+
+/// How long the daemon may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// The daemon, if there is one.
 pub(super) struct Daemon(Client);
@@ -32,7 +34,7 @@ pub(super) enum Ended {
 impl Daemon {
     /// The daemon at a socket; none if nobody listens there.
     pub(super) fn at(socket: &Path) -> Result<Option<Self>> {
-        match UnixStream::connect(socket) {
+        match connect(socket, CONNECT) {
             Ok(_) => Ok(Some(Self(Client::new(socket)))),
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),

@@ -6,11 +6,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hotplug::Client;
-use hotplug::regroup::{RemoteVmm, StockVmm, VmAddress, Vmm, VmmError, VmmKind};
+use hotplug::regroup::{
+    Assigned, Prospect, RemoteVmm, StockVmm, VmAddress, Vmm, VmmError, VmmKind, Windows,
+};
 use p2p_vfio::Policy;
 
 use crate::cloud_hypervisor::StockGate;
@@ -117,18 +118,12 @@ impl Guests {
         self.places.sockets()
     }
 
-    /// The virtual machines there are now, those included that have gone and left their sockets.
+    /// The virtual machines there are now, those included that have gone and left their sockets. Asks nothing of them.
     pub(crate) fn now(&self) -> Vec<Guest> {
         let sockets = self.sockets();
-        thread::scope(|scope| {
-            let asked: Vec<_> = sockets
-                .iter()
-                .map(|at| scope.spawn(|| self.guest(at)))
-                .collect();
-            let guests = asked.into_iter();
-            let guests = guests.filter_map(|guest| guest.join().ok());
-            guests.collect()
-        })
+        let listed = |at: &PathBuf| sockets.iter().any(|guest| guest.socket == *at);
+        self.lock().retain(|socket, _| listed(socket));
+        sockets.iter().map(|at| self.guest(at)).collect()
     }
 
     /// The same, with those that an interrupted change has recorded and that are not among them.
@@ -168,22 +163,12 @@ impl Guests {
         Ok(Arc::new(vmm.with_patience(patience)))
     }
 
-    /// Speaks with a VM as what answers for it wants it, or as what has answered before.
     fn guest(&self, at: &NamedSocket) -> Guest {
-        let client = Client::new(&at.socket);
-        match client.clone().with_patience(PATIENCE).ping() {
-            Ok(ping) if !ping.features.iter().any(|feature| feature == "p2p") => {
-                return Arc::new(self.stock_at(at, ping.pid));
-            }
-            Ok(_) => {}
-            // It does not answer now, and is what it was.
-            Err(_) => {
-                if let Some((_, vmm)) = self.lock().get(&at.socket) {
-                    return Arc::new(vmm.clone());
-                }
-            }
-        }
-        Arc::new(RemoteVmm::new(&at.name, client))
+        Arc::new(AtSocket {
+            client: Client::new(&at.socket),
+            at: at.clone(),
+            guests: self.clone(),
+        })
     }
 
     /// The cloud-hypervisor that answers at a socket with this process.
@@ -207,8 +192,90 @@ impl Guests {
     }
 }
 
+/// The virtual machine at a socket. Which VMM it has shows when something is asked of it.
+struct AtSocket {
+    at: NamedSocket,
+    client: Client,
+    guests: Guests,
+}
+
+impl AtSocket {
+    /// The VMM, which may take so long to say which it is.
+    fn vmm(&self, patience: Duration) -> Result<Guest, VmmError> {
+        // No lock is held while something is asked.
+        match self.client.clone().with_patience(patience).ping() {
+            Ok(ping) if ping.features.iter().any(|feature| feature == "p2p") => {
+                self.guests.lock().remove(&self.at.socket);
+                Ok(Arc::new(RemoteVmm::new(&self.at.name, self.client.clone())))
+            }
+            Ok(ping) => Ok(Arc::new(self.guests.stock_at(&self.at, ping.pid))),
+            Err(error) => match self.guests.lock().get(&self.at.socket) {
+                // It does not answer now, and is what it was.
+                Some((_, vmm)) => Ok(Arc::new(vmm.clone())),
+                None => Err(VmmError::of(&self.at.name, &error)),
+            },
+        }
+    }
+}
+
+impl Vmm for AtSocket {
+    fn name(&self) -> &str {
+        &self.at.name
+    }
+
+    fn address(&self) -> Option<VmAddress> {
+        let stock = self.guests.lock().contains_key(&self.at.socket);
+        Some(VmAddress {
+            socket: self.at.socket.clone(),
+            kind: match stock {
+                true => VmmKind::CloudHypervisor,
+                false => VmmKind::P2pVmm,
+            },
+        })
+    }
+
+    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+        self.vmm(PATIENCE)?.devices()
+    }
+
+    fn devices_within(&self, patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+        let started = Instant::now();
+        let vmm = self.vmm(patience)?;
+        vmm.devices_within(patience.saturating_sub(started.elapsed()))
+    }
+
+    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+        self.vmm(PATIENCE)?.could_have(prospect)
+    }
+
+    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+        self.vmm(PATIENCE)?.revoke(device)
+    }
+
+    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+        self.vmm(PATIENCE)?.reopen(device)
+    }
+
+    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
+        self.vmm(PATIENCE)?.unplug(device, deadline)
+    }
+
+    fn expect(&self, devices: &[Assigned]) {
+        if !devices.is_empty()
+            && let Ok(vmm) = self.vmm(PATIENCE)
+        {
+            vmm.expect(devices);
+        }
+    }
+
+    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+        self.vmm(PATIENCE)?.plug(device)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -244,6 +311,51 @@ mod tests {
         assert_eq!(found[0].socket, PathBuf::from("/elsewhere"));
         assert_eq!(found[1].socket, at("a.sock"));
         assert_eq!(found[2].socket, at("elsewhere/e"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_vm_goes_with_its_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places {
+            named: Vec::new(),
+            dirs: vec![dir.path().to_owned()],
+        };
+        let judgement = Judgement {
+            sysfs: "/sys".into(),
+            policy: Policy::default(),
+        };
+        let guests = Guests::new(places, judgement);
+        for vm in 0..3 {
+            let socket = dir.path().join(format!("{vm}.sock"));
+            let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let answering = std::thread::spawn(move || answer_pings(&listener, 2));
+            let guest = guests.now().remove(0);
+            for _ in 0..2 {
+                assert_eq!(guest.devices().unwrap(), []);
+            }
+            answering.join().unwrap();
+            assert_eq!(guests.lock().len(), 1, "of those before nothing is kept");
+            fs::remove_file(socket).unwrap();
+        }
+        assert!(guests.now().is_empty() && guests.lock().is_empty());
+    }
+
+    /// Answers pings as cloud-hypervisor does before it has a VM, each with one call after it.
+    fn answer_pings(listener: &std::os::unix::net::UnixListener, count: usize) {
+        for number in 0..count * 2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let (status, body) = match number % 2 {
+                0 => (
+                    200,
+                    r#"{"build_version":"v53.0","version":"53.0","pid":7,"features":[]}"#,
+                ),
+                _ => (404, "[]"),
+            };
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status} \r\nContent-Length: {length}\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
     }
 
     #[test]

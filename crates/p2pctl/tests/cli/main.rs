@@ -22,4 +22,5 @@ mod resets;
 mod routes;
 mod run;
 mod sources;
+mod stopped;
 mod topology;

@@ -1,8 +1,10 @@
 //! What is taken from `vm.info` of cloud-hypervisor. All else there is none of our business, and differs by version.
 
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 
 use iommu_group::Sbdf;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::regroup::vmm::Assigned;
@@ -17,9 +19,46 @@ const OWN: [&str; 4] = ["id", "path", "fd", "x_nv_gpudirect_clique"];
 pub(super) const EXCLUDED: &str = "x_exclude_mmap_bars";
 const BARS: [u64; 6] = [0, 1, 2, 3, 4, 5];
 
-/// The answer to `vm.info`; of a VM that there is not, null.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Info(Value);
+/// The part of the answer to `vm.info` that is read.
+#[derive(Debug, Deserialize)]
+pub(super) struct Answer {
+    #[serde(default)]
+    config: Config,
+    #[serde(default)]
+    device_tree: Option<BTreeMap<String, Node>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    #[serde(default)]
+    memory: Value,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    devices: Option<Vec<Map<String, Value>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    vfio_p2p_dma: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    #[serde(default)]
+    pci_bdf: Option<String>,
+}
+
+/// What a VM has. Nothing if there is no VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Info {
+    memory: Value,
+    maps_bars: bool,
+    plugged: BTreeMap<String, Device>,
+    /// All that is in the guest.
+    tree: BTreeSet<String>,
+}
 
 /// A device that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,77 +81,101 @@ pub(super) enum Found {
 }
 
 impl Info {
-    pub(super) fn new(answer: Value) -> Self {
-        Self(answer)
+    pub(super) fn new(answer: Answer) -> Self {
+        let platform = answer.config.platform.unwrap_or_default();
+        let tree = answer.device_tree.unwrap_or_default();
+        let maps_bars = platform.vfio_p2p_dma != Some(false);
+        let devices = answer.config.devices.unwrap_or_default().into_iter();
+        let plugged = devices.filter_map(|device| Device::new(device, maps_bars, &tree));
+        Self {
+            memory: answer.config.memory,
+            maps_bars,
+            plugged: plugged.map(|device| (device.id.clone(), device)).collect(),
+            tree: tree.into_keys().collect(),
+        }
     }
 
-    /// What the VM was asked to be.
-    pub(super) fn config(&self) -> &Value {
-        self.0.get("config").unwrap_or(&Value::Null)
+    /// There is no VM.
+    pub(super) fn none() -> Self {
+        Self {
+            memory: Value::Null,
+            maps_bars: true,
+            plugged: BTreeMap::new(),
+            tree: BTreeSet::new(),
+        }
+    }
+
+    /// What the VM was asked to be, as far as it says where memory is.
+    pub(super) fn description(&self) -> Value {
+        json!({ "memory": self.memory })
     }
 
     /// Whether BARs are mapped for other devices of the VM, unless a device is excepted. Versions before v52 know of no
     /// other way.
     pub(super) fn maps_bars(&self) -> bool {
-        let switch = self.0.pointer("/config/platform/vfio_p2p_dma");
-        switch.and_then(Value::as_bool) != Some(false)
+        self.maps_bars
     }
 
     /// The devices that were asked for and not asked to go.
-    pub(super) fn plugged(&self) -> Vec<Device> {
-        let devices = self.0.pointer("/config/devices").and_then(Value::as_array);
-        devices
-            .into_iter()
-            .flatten()
-            .filter_map(|device| self.device(device))
-            .collect()
+    pub(super) fn plugged(&self) -> impl ExactSizeIterator<Item = &Device> {
+        self.plugged.values()
     }
 
     pub(super) fn find(&self, id: &str) -> Found {
-        let plugged = self.plugged().into_iter().find(|device| device.id == id);
-        match plugged {
-            Some(device) => Found::Plugged(device),
-            None if self.node(id).is_some() => Found::Leaving,
+        match self.plugged.get(id) {
+            Some(device) => Found::Plugged(device.clone()),
+            None if self.tree.contains(id) => Found::Leaving,
             None => Found::Absent,
         }
     }
+}
 
-    fn node(&self, id: &str) -> Option<&Value> {
-        self.0.get("device_tree")?.get(id)
-    }
-
-    fn device(&self, device: &Value) -> Option<Device> {
+impl Device {
+    fn new(
+        device: Map<String, Value>,
+        maps_bars: bool,
+        tree: &BTreeMap<String, Node>,
+    ) -> Option<Self> {
         let text = |key: &str| device.get(key).and_then(Value::as_str);
         let id = text("id")?.to_owned();
-        let all = excludes_all(device);
-        let mut rest = device.as_object()?.clone();
+        let function = function(Path::new(text("path")?))?;
+        let all = excludes_all(&device);
+        let mut rest = device;
         rest.retain(|key, _| !(OWN.contains(&key.as_str()) || all && key == EXCLUDED));
-        if let Some(number) = self.slot_number(&id) {
+        if let Some(number) = tree.get(&id).and_then(Node::slot_number) {
             rest.insert("pci_device_id".to_owned(), json!(number));
         }
-        Some(Device {
-            function: function(Path::new(text("path")?))?,
-            p2p: self.maps_bars() && !all,
+        Some(Self {
+            function,
+            p2p: maps_bars && !all,
             slot: (!rest.is_empty()).then(|| Value::Object(rest).to_string()),
             id,
         })
     }
+}
 
+impl Node {
     /// The device number on its bus in the guest: `0000:00:06.0` is number 6.
-    fn slot_number(&self, id: &str) -> Option<u8> {
-        let bdf = self.node(id)?.get("pci_bdf")?.as_str()?;
+    fn slot_number(&self) -> Option<u8> {
+        let bdf = self.pci_bdf.as_ref()?;
         let device = bdf.rsplit_once(':')?.1.split_once('.')?.0;
         u8::from_str_radix(device, 16).ok()
     }
 }
 
-/// A function by its directory, which may be a link.
+/// A function by its directory, which may be a link. Links outside of sysfs are not followed: where they lead may never
+/// answer.
 fn function(path: &Path) -> Option<Sbdf> {
     let name = |path: &Path| path.file_name()?.to_str()?.parse().ok();
-    name(path).or_else(|| name(&path.canonicalize().ok()?))
+    let mut parts = path.components();
+    let in_sysfs = path.starts_with("/sys") && !parts.any(|part| part == Component::ParentDir);
+    name(path).or_else(|| {
+        let path = in_sysfs.then(|| path.canonicalize().ok())??;
+        name(&path)
+    })
 }
 
-fn excludes_all(device: &Value) -> bool {
+fn excludes_all(device: &Map<String, Value>) -> bool {
     let excluded = device.get(EXCLUDED).and_then(Value::as_array);
     let has = |bar: &u64| {
         excluded.is_some_and(|bars| bars.iter().any(|excluded| excluded.as_u64() == Some(*bar)))
