@@ -232,6 +232,9 @@ pub(crate) enum Command {
         /// Rules for devices that are no ordinary peers, as for p2p-vmm --policy
         #[arg(long, value_name = "FILE")]
         policy_file: Option<PathBuf>,
+        /// The directory that VMs may be restored from; without it vm.restore is refused
+        #[arg(long, value_name = "DIR")]
+        snapshots: Option<PathBuf>,
         /// Accept that these are reachable without the IOMMU: functions of others that devices of the VM reach, or
         /// devices of the VM that others reach
         #[arg(long, value_name = "FUNCTION", value_delimiter = ',', num_args = 1..)]

@@ -160,12 +160,14 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             api_socket,
             listen,
             policy_file,
+            snapshots,
             expose,
         } => {
             let request = front::Request {
                 vmm: api_socket,
                 listen,
                 policy: policy_file.as_deref(),
+                snapshots: snapshots.as_deref(),
                 expose,
             };
             front::run(&cli.global, &request)

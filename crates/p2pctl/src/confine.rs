@@ -13,11 +13,12 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs,
 };
 
-/// The proxy: it reads the host's topology, and serves a socket before that of a VMM. `sysfs` is where the topology is.
-pub(crate) fn proxy(sysfs: &Path, listen: &Path) -> Result<()> {
+/// The proxy: it reads the host's topology and snapshots, and serves a socket before that of a VMM. `sysfs` is where the
+/// topology is.
+pub(crate) fn proxy(sysfs: &Path, listen: &Path, snapshots: Option<&Path>) -> Result<()> {
     // All of a configuration space, and sockets of VMMs of other users.
     keep(CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH)?;
-    files::restrict_to_topology(sysfs, Some(listen)).context("cannot give up files")?;
+    files::restrict_to_topology(sysfs, Some(listen), snapshots).context("cannot give up files")?;
     install(&[libc::AF_UNIX])
 }
 
@@ -36,7 +37,7 @@ pub(crate) fn daemon() -> Result<()> {
 /// A thread of `launch` that looks at the host, and at nothing else. What is started afterwards is started by another.
 pub(crate) fn inspection(sysfs: &Path) -> Result<()> {
     keep(CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH)?;
-    files::restrict_to_topology(sysfs, None).context("cannot give up files")?;
+    files::restrict_to_topology(sysfs, None, None).context("cannot give up files")?;
     install(&[])
 }
 

@@ -27,7 +27,9 @@ pub(super) enum Unrestorable {
         "vfio_fds and iommufd_fd would replace devices by descriptors of which nothing is known: leave them out"
     )]
     Descriptors,
-    #[error("cannot read {path}: {source}")]
+    #[error(
+        "cannot read {path}: {source}\n       start the proxy with --snapshots and a directory that it is in"
+    )]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{path} describes no VM: {why}")]
     NoVm { path: PathBuf, why: String },

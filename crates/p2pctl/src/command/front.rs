@@ -19,6 +19,8 @@ pub(crate) struct Request<'a> {
     pub(crate) vmm: &'a Path,
     pub(crate) listen: &'a Path,
     pub(crate) policy: Option<&'a Path>,
+    /// Where snapshots are that may be restored.
+    pub(crate) snapshots: Option<&'a Path>,
     pub(crate) expose: &'a [Sbdf],
 }
 
@@ -32,7 +34,7 @@ pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
         .clone()
         .unwrap_or_else(|| PathBuf::from("/sys"));
     let policy = policy_file::read(request.policy, request.expose)?;
-    confine::proxy(&sysfs, request.listen)?;
+    confine::proxy(&sysfs, request.listen, request.snapshots)?;
     let gate = StockGate::new(sysfs, policy, Client::new(request.vmm));
     let server = ApiServer::before(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
     eprintln!(

@@ -20,10 +20,12 @@ const PROC: [&str; 4] = [
     "sys/kernel/osrelease",
 ];
 
-/// Lets this thread, and what it starts, read the topology below `sysfs` only, and make and remove the socket `listen`.
+/// Lets this thread, and what it starts, read the topology below `sysfs` and what is below `snapshots` only, and make and
+/// remove the socket `listen`.
 pub(super) fn restrict_to_topology(
     sysfs: &Path,
     listen: Option<&Path>,
+    snapshots: Option<&Path>,
 ) -> Result<(), RulesetError> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -36,6 +38,9 @@ pub(super) fn restrict_to_topology(
     ruleset = allow(ruleset, sysfs, read)?;
     for file in PROC {
         ruleset = allow(ruleset, &proc.join(file), AccessFs::ReadFile.into())?;
+    }
+    if let Some(snapshots) = snapshots {
+        ruleset = allow(ruleset, snapshots, AccessFs::ReadFile.into())?;
     }
     if let Some(listen) = listen {
         let socket = AccessFs::MakeSock | AccessFs::RemoveFile;

@@ -65,7 +65,7 @@ fn the_proxy_has_its_sockets_and_the_topology() {
     let vmm = UnixListener::bind(at("vmm/socket")).unwrap();
     in_a_thread(|| {
         let listen = at("run/socket");
-        proxy(&at("sys"), &listen).unwrap();
+        proxy(&at("sys"), &listen, None).unwrap();
         let listener = UnixListener::bind(&listen).unwrap();
         let client = std::thread::spawn(move || UnixStream::connect(listen).unwrap());
         listener.accept().unwrap();
@@ -129,7 +129,7 @@ fn who_looks_at_the_host_for_launch_does_nothing_else() {
 fn capabilities_are_gone() {
     in_a_thread(|| {
         let dir = tempfile::tempdir().unwrap();
-        proxy(dir.path(), &dir.path().join("socket")).unwrap();
+        proxy(dir.path(), &dir.path().join("socket"), None).unwrap();
         let left = capabilities(None).unwrap().permitted;
         let kept =
             CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;

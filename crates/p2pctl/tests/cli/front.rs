@@ -56,6 +56,8 @@ impl Stage {
             .arg(&vmm)
             .arg("--listen")
             .arg(&listen)
+            .arg("--snapshots")
+            .arg(dir.path())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
