@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lab::live::Live;
+use std::time::Duration;
+
+use lab::live::{Live, PATIENCE};
 use lab::protocol::Exit;
-use lab::report::Finding;
-use lab::{Output, SharedLab, Vm};
+use lab::report::{Finding, Outcome};
+use lab::{Daemon, Lab, Output, SharedLab, Vm};
 
 static LAB: SharedLab = SharedLab::new("mixed-four-ports", "exposed");
 
@@ -76,4 +78,70 @@ fn invariant_3_a_device_below_a_switch_without_acs_comes_only_with_the_exposure_
     for live in [web, db] {
         assert_eq!(live.power_off().exit, Exit::Code(0));
     }
+}
+
+/// How long the daemon may be watched.
+const WATCH: Duration = Duration::from_secs(3600);
+
+fn apply(lab: &Lab, goals: &[&str]) {
+    let words = ["p2pctl", "apply"].iter().chain(goals).copied();
+    let apply = lab.command(words).deadline(PATIENCE);
+    apply.run().unwrap().ok().unwrap();
+}
+
+/// What came of the transfers between the two engines of a guest.
+fn transfers(live: &mut Live<'_>) -> Vec<Outcome> {
+    live.wait_for_engines(2);
+    let console = live.guest("guest-probe 2");
+    let transfers = Finding::of_peers(&console).into_iter();
+    transfers.map(|(_, result)| result).collect()
+}
+
+#[test]
+fn invariant_8_peers_that_reach_a_function_that_arrives_stay_closed_until_it_is_gone() {
+    let lab = LAB.turn();
+    for bdf in [FIRST, SECOND] {
+        lab.bind_vfio(bdf).unwrap();
+    }
+    apply(&lab, &["--join", FIRST, SECOND]);
+    let remove = format!("echo 1 > /sys/bus/pci/devices/{CARD}/remove");
+    lab.sh(&remove).unwrap();
+    // Its kernel does not know slots: it lets go of nothing.
+    let vm = Vm::new("sh").kernel_words("loglevel=1 acpiphp.disable=1");
+    let vm = [("a", FIRST), ("b", SECOND)]
+        .iter()
+        .fold(vm, |vm, (id, bdf)| {
+            let path = format!("/sys/bus/pci/devices/{bdf}");
+            vm.device_option(&format!("path={path},id={id},p2p=on,expose={DRIVE}"))
+        });
+    let mut web = Live::boot_vm(&lab, &vm);
+    let daemon = Daemon::start(&lab, &["web"]);
+    assert_eq!(transfers(&mut web), [Outcome::Ok; 4]);
+    let watch = ["sh", "-c", "exec p2pctl watch 2>&1"];
+    let mut watch = lab.command(watch).deadline(WATCH).spawn().unwrap();
+    watch.wait_for("waiting for events", PATIENCE).unwrap();
+
+    lab.sh("echo 1 > /sys/bus/pci/rescan").unwrap();
+    for what in ["isolation-lost", "windows-revoked", "device-kept-closed"] {
+        watch.wait_for(what, PATIENCE).unwrap();
+    }
+    let told = watch.stdout().unwrap();
+    assert!(told.contains(CARD), "{told}");
+    assert!(!told.contains("windows-reopened"), "{told}");
+    assert_eq!(web.peers().len(), 2, "they are there yet");
+    lab.sh(&remove).unwrap();
+    watch.wait_for("windows-reopened", PATIENCE).unwrap();
+    while watch.stdout().unwrap().matches("windows-reopened").count() < 2 {
+        lab.run(["usleep", "200000"]).unwrap().ok().unwrap();
+    }
+    assert_eq!(transfers(&mut web), [Outcome::Ok; 4]);
+
+    drop(watch);
+    daemon.stop();
+    assert_eq!(web.power_off().exit, Exit::Code(0));
+    lab.sh("echo 1 > /sys/bus/pci/rescan").unwrap();
+    apply(
+        &lab,
+        &["--isolate", FIRST, SECOND, "--expose", FIRST, SECOND],
+    );
 }

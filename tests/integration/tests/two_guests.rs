@@ -5,7 +5,6 @@
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod two_guests {
-    mod arrival;
     mod contract;
     mod eight;
     mod together;

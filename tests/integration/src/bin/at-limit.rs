@@ -1,11 +1,25 @@
-//! Runs a program that is killed by a signal when it writes beyond a given length of a file: `at-limit BYTES PROGRAM…`.
+//! Kills a program as soon as the journal of its transaction is longer than this: `at-limit BYTES PROGRAM…`, and dies as it
+//! does. A way to stop a program behind every record of a journal.
 //!
-//! The kernel does that, in the middle of the write and nowhere else: a way to stop a program at every point of a journal.
+//! It is woken by the write, and goes before the program on a machine with one processor: it is a real-time process.
 
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+#![allow(unsafe_code, reason = "the scheduler has no safe interface")]
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::process::{Signal, getpid, kill_process};
+
+/// Where p2pctl keeps the journal of a transaction that is under way, and where those of all are: it is one file with two
+/// names.
+const STATE: &str = "/var/lib/p2pctl";
+const JOURNAL: &str = "/var/lib/p2pctl/running.jsonl";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -14,15 +28,61 @@ fn main() -> ExitCode {
         eprintln!("at-limit: want BYTES PROGRAM…");
         return ExitCode::FAILURE;
     };
-    let limit = Rlimit {
-        current: Some(limit),
-        maximum: Some(limit),
-    };
-    if let Err(error) = setrlimit(Resource::Fsize, limit) {
-        eprintln!("at-limit: cannot set the limit: {error}");
-        return ExitCode::FAILURE;
+    let mut command = Command::new(&program);
+    match run(command.args(words), limit) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("at-limit: {program}: {error}");
+            ExitCode::FAILURE
+        }
     }
-    let error = Command::new(&program).args(words).exec();
-    eprintln!("at-limit: cannot run {program}: {error}");
-    ExitCode::FAILURE
+}
+
+fn run(command: &mut Command, limit: u64) -> io::Result<ExitCode> {
+    let done = Path::new(STATE).join("done");
+    fs::create_dir_all(&done)?;
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    for dir in [Path::new(STATE), &done] {
+        inotify::add_watch(&watch, dir, WatchFlags::MODIFY | WatchFlags::CREATE)?;
+    }
+    let mut child = command.spawn()?;
+    go_first()?;
+    let pause = Timespec {
+        tv_sec: 0,
+        tv_nsec: 20_000_000,
+    };
+    loop {
+        poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&pause))?;
+        let mut events = [MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(&watch, &mut events);
+        while events.next().is_ok() {}
+        let longer = fs::metadata(JOURNAL).is_ok_and(|meta| meta.len() > limit);
+        if longer {
+            return die(&mut child);
+        }
+        if let Some(status) = child.try_wait()? {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            return match (code, status.signal()) {
+                (Some(code), _) => Ok(ExitCode::from(code)),
+                _ => Err(io::Error::new(ErrorKind::Other, status.to_string())),
+            };
+        }
+    }
+}
+
+fn die(child: &mut Child) -> io::Result<ExitCode> {
+    child.kill()?;
+    child.wait()?;
+    kill_process(getpid(), Signal::KILL)?;
+    Ok(ExitCode::FAILURE)
+}
+
+/// Makes this process go before every ordinary one (sched(7)). The child was started before, and does not inherit it.
+fn go_first() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the structure lives as long as the call, which changes nothing else.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
