@@ -44,15 +44,17 @@ pub(crate) fn inspection(sysfs: &Path) -> Result<()> {
 /// Takes all other capabilities from this thread, and the way to get any by a program.
 fn keep(wanted: CapabilitySet) -> Result<()> {
     let reduce = || -> io::Result<()> {
-        let kept = capabilities(None)?.permitted & wanted;
-        set_capabilities(
-            None,
-            CapabilitySets {
-                effective: kept,
-                permitted: kept,
-                inheritable: CapabilitySet::empty(),
-            },
-        )?;
+        let held = capabilities(None)?;
+        let kept = held.permitted & wanted;
+        let wanted = CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        };
+        // A unit of systemd has taken them already, and the system call as well.
+        if held != wanted {
+            set_capabilities(None, wanted)?;
+        }
         Ok(set_no_new_privs(true)?)
     };
     reduce().context("cannot give up capabilities")

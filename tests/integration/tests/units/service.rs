@@ -30,12 +30,9 @@ pub(crate) fn install(lab: &Lab) {
 /// Starts the daemon, which listens then.
 pub(crate) fn start(lab: &Lab) {
     let enable = ["systemctl", "enable", "--now", "p2pctl"];
-    lab.command(enable)
-        .deadline(START)
-        .run()
-        .unwrap()
-        .ok()
-        .unwrap();
+    let enabled = lab.command(enable).deadline(START).run().unwrap();
+    let said = ["journalctl", "-u", "p2pctl", "-n", "20", "--no-pager"];
+    assert_eq!(enabled.code(), Some(0), "{:#?}", lab.run(said));
     assert_eq!(show(lab, "p2pctl", "ActiveState"), "active");
     lab.run(["p2pctl", "status"]).unwrap().ok().unwrap();
     // Whatever befell it in a turn before.
