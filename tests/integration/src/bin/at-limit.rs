@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "the scheduler has no safe interface")]
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -64,7 +64,7 @@ fn run(command: &mut Command, limit: u64) -> io::Result<ExitCode> {
             let code = status.code().and_then(|code| u8::try_from(code).ok());
             return match (code, status.signal()) {
                 (Some(code), _) => Ok(ExitCode::from(code)),
-                _ => Err(io::Error::new(ErrorKind::Other, status.to_string())),
+                _ => Err(io::Error::other(status.to_string())),
             };
         }
     }
