@@ -63,7 +63,7 @@ pub use profile::{
     RootComplex, RootPort, STANDARD_ACS, SharedMemory, Switch,
 };
 pub use progress::Progress;
-pub use shared::{SharedLab, Turn};
+pub use shared::{SharedLab, Turn, is_acs_variant};
 pub use trace::{TracedRequest, Way};
 pub use vm::{CMDLINE, GUEST, Vm};
 pub use work::Work;

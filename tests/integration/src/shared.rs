@@ -18,6 +18,13 @@ pub struct SharedLab {
     turn: Mutex<()>,
 }
 
+/// Whether a test program is the variant for ports with ACS. Such a program includes the file of the plain one, and its name
+/// is that with `_acs` behind it: `env!("CARGO_CRATE_NAME")`.
+#[must_use]
+pub const fn is_acs_variant(program: &str) -> bool {
+    matches!(program.as_bytes(), [.., b'_', b'a', b'c', b's'])
+}
+
 /// One test's turn with the lab.
 pub struct Turn<'a> {
     lab: &'a Lab,
@@ -51,12 +58,6 @@ impl SharedLab {
     pub const fn with_acs(mut self, acs: bool) -> Self {
         self.acs = acs;
         self
-    }
-
-    /// Whether the downstream ports of its switches were given ACS.
-    #[must_use]
-    pub const fn has_acs(&self) -> bool {
-        self.acs
     }
 
     /// Waits for this test's turn.

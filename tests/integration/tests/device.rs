@@ -11,10 +11,7 @@ use lab::report::{Finding, Outcome};
 use lab::{GUEST, Output, SharedLab, Turn, Vm};
 
 /// The test program is built of this file twice, under two names: `device_acs.rs` is it on ports with ACS.
-const ACS: bool = matches!(
-    env!("CARGO_CRATE_NAME").as_bytes(),
-    [.., b'_', b'a', b'c', b's']
-);
+const ACS: bool = lab::is_acs_variant(env!("CARGO_CRATE_NAME"));
 
 static LAB: SharedLab = SharedLab::new("device-zoo", env!("CARGO_CRATE_NAME")).with_acs(ACS);
 

@@ -10,10 +10,7 @@ use lab::report::{Finding, Outcome};
 use lab::{Lab, Output, SharedLab, Turn, Vm};
 
 /// The test program is built of this file twice, under two names: `nvme_acs.rs` is it on ports with ACS and AMD Zen CPUs.
-const ACS: bool = matches!(
-    env!("CARGO_CRATE_NAME").as_bytes(),
-    [.., b'_', b'a', b'c', b's']
-);
+const ACS: bool = lab::is_acs_variant(env!("CARGO_CRATE_NAME"));
 
 static LAB: SharedLab = SharedLab::new("nvme-one-group", env!("CARGO_CRATE_NAME")).with_acs(ACS);
 

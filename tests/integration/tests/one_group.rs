@@ -10,10 +10,7 @@ use lab::report::{Access, Finding, Outcome};
 use lab::{GUEST, Output, SharedLab, Turn, Vm};
 
 /// The test program is built of this file twice, under two names.
-const ACS: bool = matches!(
-    env!("CARGO_CRATE_NAME").as_bytes(),
-    [.., b'_', b'a', b'c', b's']
-);
+const ACS: bool = lab::is_acs_variant(env!("CARGO_CRATE_NAME"));
 
 static LAB: SharedLab = SharedLab::new("edu-one-group", env!("CARGO_CRATE_NAME")).with_acs(ACS);
 
