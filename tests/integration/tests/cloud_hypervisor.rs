@@ -251,7 +251,6 @@ const CALLS: &[&[&str]] = &[
     &["add-generic-vhost-user", "socket=/none"],
     &["coredump", "file:///none/core"],
     &["snapshot", "file:///none"],
-    &["restore", "source_url=file:///none"],
     &["reboot"],
     &["shutdown"],
     &["info"],
@@ -288,11 +287,19 @@ fn every_call_of_ch_remote_is_answered_behind_the_front_as_without_it() {
         done += u32::from(alone.0 == Exit::Code(0));
         assert_eq!(remote(&lab, "/run/front.sock", words), alone, "{words:?}");
         if *words == ["counters"] {
-            // What cannot be looked at cannot be judged: of this call the front has an opinion, and it says what to do.
-            let [theirs, ours] = ["/run/direct.sock", "/run/front.sock"]
-                .map(|socket| remote(&lab, socket, &["add-device", NOWHERE]));
-            assert_eq!(ours.0, theirs.0, "{ours:?} {theirs:?}");
-            assert!(ours.2.contains("lspci -D lists them"), "{ours:?}");
+            // The proxy checks the devices of these calls and answers with a reason of its own.
+            for (words, reason) in [
+                (["add-device", NOWHERE], "lspci -D lists them"),
+                (
+                    ["restore", "source_url=file:///none"],
+                    "is no file:// URL of a directory",
+                ),
+            ] {
+                let [theirs, ours] = ["/run/direct.sock", "/run/front.sock"]
+                    .map(|socket| remote(&lab, socket, &words));
+                assert_eq!(ours.0, theirs.0, "{ours:?} {theirs:?}");
+                assert!(ours.2.contains(reason), "{ours:?}");
+            }
         }
     }
     assert!(done >= 14, "only {done} were done");
@@ -410,12 +417,21 @@ fn devices_of_a_running_guest_become_peers_and_strangers_again() {
         assert_eq!(probe(&mut live), [expected; 4]);
     }
 
-    // Beside a stranger a device comes without its BARs, peer or not: nobody else shall think that it reaches it.
+    // One IOMMU group holds peers or unshared devices.
     remove(&["left"]);
     let answer = add(both[0], true);
-    assert!(answer.starts_with("200"), "{answer}");
-    live.wait_for_engines(2);
+    assert!(answer.starts_with("409"), "{answer}");
+    assert!(answer.contains("cannot be kept apart"), "{answer}");
+
+    // A peer that is added beside an unshared device has no BARs for others, also when that device is gone.
     remove(&["right"]);
+    let alone = ("alone", STRANGER);
+    for (device, p2p) in [(alone, false), (both[0], true)] {
+        let answer = add(device, p2p);
+        assert!(answer.starts_with("200"), "{answer}");
+    }
+    live.wait_for_engines(2);
+    remove(&["alone"]);
     let answer = add(both[1], true);
     assert!(answer.starts_with("409"), "{answer}");
     assert!(answer.contains("came without its BARs"), "{answer}");

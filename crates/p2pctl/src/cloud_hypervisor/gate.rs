@@ -193,6 +193,9 @@ impl StockGate {
                 if mapped && !peer {
                     reasons.extend(asked.last().map(|new| mapped_for_all(new).to_string()));
                 }
+                if peer && let Some(device) = self.seen().peer_without_bars(&config) {
+                    reasons.push(Limit::WithoutBars { device }.to_string());
+                }
                 return Ok(Decision::Refused(reasons));
             }
         };
