@@ -13,6 +13,7 @@ use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::host_iommu::{HostIommu, NoIommufd};
 use crate::memory::HostMemory;
+use crate::peers::PeerBars;
 use crate::sys::{Ioas, Type1, VfioPci};
 
 /// Why a device could not join an IOMMU context. The context is as it was before.
@@ -64,6 +65,8 @@ pub struct IommuContext {
     reach: Reach,
     iommu: Arc<HostIommu>,
     backend: Backend,
+    /// The BARs that the members of a P2P domain can reach.
+    peers: Option<Arc<PeerBars>>,
 }
 
 /// The kernel's object for a context.
@@ -94,10 +97,12 @@ impl IommuContext {
             let container = Type1::new(iommu.kvm()).map_err(ContextError::Container)?;
             Backend::Type1(Arc::new(container))
         };
+        let peers = (reach == Reach::Peers).then(|| Arc::new(PeerBars::new(backend.dma())));
         Ok(Self {
             reach,
             iommu: Arc::clone(iommu),
             backend,
+            peers,
         })
     }
 
@@ -113,7 +118,11 @@ impl IommuContext {
                 VfioPci::attach(ioas.clone(), device, self.reach == Reach::Peers)
             }
         };
-        opened.map_err(|error| ContextError::Open { sbdf, group, error })
+        let opened = opened.map_err(|error| ContextError::Open { sbdf, group, error })?;
+        if let Some(peers) = &self.peers {
+            peers.set_usable(self.iova_ranges()?);
+        }
+        Ok(opened)
     }
 
     /// The I/O addresses that devices of this context can use, ascending. It has a device by now.
@@ -128,12 +137,15 @@ impl IommuContext {
         ranges.map_err(ContextError::Ranges)
     }
 
-    /// The window table for BARs: only a P2P domain has one.
-    pub(crate) fn peer_windows(&self) -> Option<Arc<dyn DmaBackend>> {
-        match self.reach {
-            Reach::GuestMemory => None,
-            Reach::Peers => Some(self.backend.dma()),
-        }
+    /// The table of the members' BARs: only a P2P domain has one.
+    pub(crate) fn peer_bars(&self) -> Option<Arc<PeerBars>> {
+        self.peers.clone()
+    }
+
+    /// What the kernel lets the devices of this context reach.
+    #[cfg(any(test, feature = "contract"))]
+    pub(crate) fn dma(&self) -> Arc<dyn DmaBackend> {
+        self.backend.dma()
     }
 
     /// Gives the devices access to all of `memory`, at I/O addresses equal to the guest's.

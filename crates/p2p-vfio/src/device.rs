@@ -42,6 +42,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::address::{AddressRange, Gpa, Iova};
 use crate::descriptors::DescriptorLimit;
 use crate::pci::{Notice, PciBackend};
+use crate::peers::PeerBars;
 use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiRouter};
 
 pub use bars::BarInfo;
@@ -86,6 +87,8 @@ pub struct DeviceParams {
 pub struct AssignedDevice {
     sbdf: Sbdf,
     windows: Windows,
+    /// The BARs of its P2P domain, which it reaches as a bus master.
+    domain: Option<Arc<PeerBars>>,
     homes: Homes,
     interrupts: Interrupts,
     notices: Notices,
@@ -123,7 +126,7 @@ impl AssignedDevice {
         infos.filter_map(|info| Some((info, self.windows.live(info.index)?)))
     }
 
-    /// Where its peers reach it now: the BAR, and a part of the domain's I/O addresses.
+    /// Where its peers reach it, as long as they are bus masters: the BAR, and a part of the domain's I/O addresses.
     pub fn peer_windows(&self) -> impl Iterator<Item = (u8, AddressRange<Iova>)> {
         self.windows.peers()
     }
@@ -226,6 +229,7 @@ impl AssignedDevice {
         // Only with all of that: peers must not reach into a reset.
         let result = closed.and(off).and(silent);
         let result = result.and_then(|()| self.device.reset());
+        self.sync_initiator();
         if let Err(error) = &result {
             self.look_for_absence(error);
         }
@@ -273,6 +277,7 @@ impl AssignedDevice {
             _ => Ok(()),
         };
         note(config(self.write_quiet()));
+        self.sync_initiator();
         let [low, high] = self.command;
         self.command = [low & !config::MEMORY_SPACE, high];
         let windows = self.try_place().into_iter().next();

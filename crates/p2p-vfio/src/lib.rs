@@ -44,6 +44,7 @@ mod handed;
 mod host_iommu;
 mod memory;
 mod pci;
+mod peers;
 mod policy;
 mod sys;
 mod vmm;

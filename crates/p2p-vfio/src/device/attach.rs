@@ -34,18 +34,20 @@ impl AssignedDevice {
             config,
             bars,
             domain,
+            hidden,
             homes,
         } = host;
+        let shown = domain.clone().filter(|_| !hidden);
         // Of a BAR that no peer sees it does not matter where it is.
-        let homes = domain.as_ref().map_or_else(Vec::new, |_| homes);
+        let homes = shown.as_ref().map_or_else(Vec::new, |_| homes);
         let pin = config.get(INTERRUPT_PIN).is_some_and(|pin| *pin != 0);
         let has_line = pin && params.intx.is_some() && device.has_line();
         let mut overlay = Overlay::of_endpoint(&config, has_line);
         if let Some(clique) = params.clique
-            && domain.is_some()
+            && shown.is_some()
         {
-            let shown = clique.show(&config, &mut overlay);
-            shown.map_err(|why| AttachError::Clique { sbdf, why })?;
+            let told = clique.show(&config, &mut overlay);
+            told.map_err(|why| AttachError::Clique { sbdf, why })?;
         }
         let notices =
             Notices::listen(&*device).map_err(|error| AttachError::Notices { sbdf, error })?;
@@ -53,7 +55,8 @@ impl AssignedDevice {
         let mut this = Self {
             sbdf,
             homes: Homes::new(homes),
-            windows: Windows::new(sbdf, params.slots, domain),
+            windows: Windows::new(sbdf, params.slots, shown),
+            domain,
             interrupts: Interrupts::new(params.msi, params.vector_fds, params.intx),
             notices,
             events: params.events,

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::address::{AddressRange, Gpa};
+use crate::dma::DmaError;
 use crate::pci::{Region, VectorKind};
 
 use super::bars::{self, BarInfo};
@@ -183,8 +184,14 @@ impl AssignedDevice {
     /// because the IOMMU can map a BAR only while it decodes.
     pub(super) fn write_command(&mut self, command: [u8; 2]) {
         let [low, high] = command;
-        let value = [low & !1, high];
+        let mut value = [low & !1, high];
         let on = low & MEMORY_SPACE != 0;
+        if low & BUS_MASTER != 0
+            && let Err(error) = self.add_initiator()
+        {
+            value[0] &= !BUS_MASTER;
+            self.tell(DeviceEvent::Initiator(error));
+        }
         if !on {
             self.command = value;
             self.place_windows();
@@ -194,7 +201,25 @@ impl AssignedDevice {
             self.command = value;
             self.place_windows();
         }
+        self.sync_initiator();
         self.apply_interrupts();
+    }
+
+    /// Makes the BARs of its peers reachable, before the device can send requests.
+    fn add_initiator(&self) -> Result<(), DmaError> {
+        let domain = self.domain.as_ref();
+        domain.map_or(Ok(()), |domain| domain.add_initiator(self.sbdf))
+    }
+
+    /// Takes the BARs of its peers away again, if bus mastering is off.
+    pub(super) fn sync_initiator(&self) {
+        if self.command[0] & BUS_MASTER != 0 {
+            return;
+        }
+        let domain = self.domain.as_ref();
+        for error in domain.map_or_else(Vec::new, |domain| domain.remove_initiator(self.sbdf)) {
+            log::error!("{}: {error}", self.sbdf);
+        }
     }
 
     /// Bus mastering off: from now on the device reads and writes nothing by itself.

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::address::Gpa;
+use crate::dma::DmaError;
 
 use super::windows::WindowError;
 
@@ -45,6 +46,9 @@ pub enum DeviceEvent {
         /// Where it is.
         bus_address: Gpa,
     },
+    /// The guest turned bus mastering on, and the BARs of its peers could not be mapped for it. Bus mastering stays off.
+    #[error("bus mastering stays off, because the BARs of its peers cannot be mapped: {0}")]
+    Initiator(DmaError),
     /// The guest's interrupts could not be set up as it wants them.
     #[error("interrupts are not as the guest wants them: {0}")]
     Interrupts(io::Error),

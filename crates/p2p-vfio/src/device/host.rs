@@ -7,9 +7,9 @@ use iommu_group::{Placement, Sbdf};
 use crate::address::{Address, Gpa};
 use crate::admission::Candidate;
 use crate::context::IommuContext;
-use crate::dma::DmaBackend;
 use crate::guest::{Endpoint, Link};
 use crate::pci::{PciBackend, Region};
+use crate::peers::PeerBars;
 
 use super::bars::Bars;
 use super::{AttachError, capability};
@@ -24,8 +24,10 @@ pub struct HostDevice {
     pub(super) device: Box<dyn PciBackend>,
     pub(super) config: Vec<u8>,
     pub(super) bars: Bars,
-    /// Where the BARs are shown to peers; `None` outside of a P2P domain.
-    pub(super) domain: Option<Arc<dyn DmaBackend>>,
+    /// The BARs of its P2P domain; `None` outside of one.
+    pub(super) domain: Option<Arc<PeerBars>>,
+    /// Policy hides its BARs: they are mapped for nobody, and the IOMMU keeps the peers from them.
+    pub(super) hidden: bool,
     /// Where BARs must be, by number, because a switch of the host knows them by bus address.
     pub(super) homes: Vec<(u8, Gpa)>,
 }
@@ -38,8 +40,8 @@ impl HostDevice {
     pub fn open(context: &IommuContext, candidate: &Candidate) -> Result<Self, AttachError> {
         let device = context.open(candidate.sbdf, candidate.group)?;
         let mut this = Self::new(candidate.sbdf, Box::new(device))?;
-        // What policy hides is mapped for nobody: the IOMMU keeps the peers from it.
-        this.domain = context.peer_windows().filter(|_| !candidate.hidden);
+        this.domain = context.peer_bars();
+        this.hidden = candidate.hidden;
         if candidate.placement == Placement::AtBusAddress {
             let homes = candidate.bus_addresses.iter();
             this.homes = homes.map(|(bar, at)| (*bar, Gpa::new(*at))).collect();
@@ -62,6 +64,7 @@ impl HostDevice {
             config,
             bars,
             domain: None,
+            hidden: false,
             homes: Vec::new(),
         })
     }

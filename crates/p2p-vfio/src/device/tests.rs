@@ -3,6 +3,7 @@
 mod config;
 mod descriptors;
 mod hidden;
+mod initiators;
 mod interrupts;
 mod resets;
 mod transactions;
@@ -14,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::address::{Address, AddressRange, Gpa};
 use crate::descriptors::DescriptorLimit;
-use crate::fake::{FakeHardware, FakePci, FakeVm};
+use crate::fake::{FakeHardware, FakePci, FakeVm, iova_ranges};
+use crate::peers::PeerBars;
 
 use super::{AssignedDevice, AttachError, BarInfo, DeviceParams, HostDevice};
 
@@ -65,9 +67,23 @@ fn attach_at(
     homes: Vec<(u8, Gpa)>,
 ) -> Result<AssignedDevice, AttachError> {
     let mut host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci))?;
-    host.domain = p2p.then(|| vm.clone() as _);
+    host.domain = p2p.then(|| busy_domain(vm));
     host.homes = homes;
     AssignedDevice::new(host, params(vm, DescriptorLimit::NONE))
+}
+
+/// A P2P domain with another member that is a bus master, so that what is published is mapped.
+fn busy_domain(vm: &Arc<FakeVm>) -> Arc<PeerBars> {
+    let peers = idle_domain(vm);
+    peers.add_initiator("0f:00.0".parse().unwrap()).unwrap();
+    peers
+}
+
+/// A P2P domain without a bus master.
+fn idle_domain(vm: &Arc<FakeVm>) -> Arc<PeerBars> {
+    let peers = PeerBars::new(vm.clone());
+    peers.set_usable(iova_ranges());
+    Arc::new(peers)
 }
 
 /// Its vectors take descriptors within `limit`; outside of any domain.

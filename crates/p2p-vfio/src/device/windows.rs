@@ -11,8 +11,9 @@ use iommu_group::Sbdf;
 use thiserror::Error;
 
 use crate::address::{Address, AddressRange, Gpa, Iova};
-use crate::dma::{DmaBackend, DmaError};
+use crate::dma::DmaError;
 use crate::memory::HostMemory;
+use crate::peers::{PeerBars, PublishedArea};
 use crate::vmm::{MemorySlots, SlotId};
 
 /// Why a window could not be opened or closed.
@@ -70,7 +71,8 @@ struct Area {
     offset: u64,
     memory: HostMemory,
     slot: Option<SlotId>,
-    peers: Option<AddressRange<Iova>>,
+    /// Published to the members of the domain.
+    peers: Option<PublishedArea>,
 }
 
 /// One BAR.
@@ -89,8 +91,8 @@ struct Window {
 struct World {
     sbdf: Sbdf,
     slots: Arc<dyn MemorySlots>,
-    /// The P2P domain; `None` for a device outside of any.
-    domain: Option<Arc<dyn DmaBackend>>,
+    /// The table of the P2P domain; `None` for a device outside of any, and for one whose BARs policy hides.
+    domain: Option<Arc<PeerBars>>,
     /// The peers have been told to stay out, whatever the guest does.
     revoked: bool,
 }
@@ -105,7 +107,7 @@ impl Windows {
     pub(super) fn new(
         sbdf: Sbdf,
         slots: Arc<dyn MemorySlots>,
-        domain: Option<Arc<dyn DmaBackend>>,
+        domain: Option<Arc<PeerBars>>,
     ) -> Self {
         Self {
             world: World {
@@ -195,11 +197,15 @@ impl Windows {
         window.at.filter(|_| !window.stuck)
     }
 
-    /// Where the peers reach BARs now: the BAR and the part of the address space.
+    /// Where members of the domain that are bus masters reach BARs: the BAR and the part of the address space.
     pub(super) fn peers(&self) -> impl Iterator<Item = (u8, AddressRange<Iova>)> {
         let of = |w: &Window| {
             let bar = w.bar;
-            let ranges: Vec<_> = w.areas.iter().filter_map(|area| area.peers).collect();
+            let ranges: Vec<_> = w
+                .areas
+                .iter()
+                .filter_map(|area| Some(area.peers.as_ref()?.range))
+                .collect();
             ranges.into_iter().map(move |range| (bar, range))
         };
         self.windows.iter().flat_map(of)
@@ -256,9 +262,10 @@ impl Window {
             return Ok(());
         };
         for area in self.areas.iter_mut().filter(|area| area.peers.is_none()) {
-            let mapped = domain.map(Iova::of_guest(place_of(area, range)), area.memory.clone());
-            let mapped = mapped.map_err(|error| WindowError::Peers { sbdf, bar, error })?;
-            area.peers = Some(mapped);
+            let iova = Iova::of_guest(place_of(area, range));
+            let published = domain.publish(sbdf, iova, area.memory.clone());
+            let published = published.map_err(|error| WindowError::Peers { sbdf, bar, error })?;
+            area.peers = Some(published);
         }
         Ok(())
     }
@@ -267,8 +274,8 @@ impl Window {
         let (sbdf, bar) = (world.sbdf, self.bar);
         let mut errors = Vec::new();
         for area in &mut self.areas {
-            if let (Some(range), Some(domain)) = (area.peers, &world.domain) {
-                match domain.unmap(range) {
+            if let (Some(published), Some(domain)) = (&area.peers, &world.domain) {
+                match domain.withdraw(published) {
                     Ok(()) => area.peers = None,
                     Err(error) => errors.push(WindowError::Peers { sbdf, bar, error }),
                 }

@@ -28,6 +28,8 @@ struct State {
     slots: Vec<(u32, u64, HostMemory)>,
     claims: Vec<AddressRange<Gpa>>,
     dma: Vec<(AddressRange<Iova>, HostMemory)>,
+    /// How often something was mapped for devices.
+    maps: usize,
     bars: Vec<(usize, Arc<Mutex<FakeHardware>>)>,
     routes: Vec<(u32, MsiMessage)>,
     lines: usize,
@@ -68,6 +70,11 @@ impl FakeVm {
         let mut starts: Vec<_> = state.dma.iter().map(|(r, _)| r.start().value()).collect();
         starts.sort_unstable();
         starts
+    }
+
+    /// How often something was mapped for devices.
+    pub(crate) fn maps(&self) -> usize {
+        self.state().maps
     }
 
     /// Start addresses of what devices have claimed, in order.
@@ -195,6 +202,7 @@ impl DmaBackend for FakeVm {
             return Err(fail(errno(libc::EFAULT)));
         }
         state.dma.push((range, memory));
+        state.maps += 1;
         Ok(range)
     }
 
