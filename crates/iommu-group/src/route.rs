@@ -8,6 +8,7 @@ mod leak;
 mod p2pdma;
 mod path;
 mod policy;
+mod requester;
 mod root_complex;
 
 pub use block::Block;

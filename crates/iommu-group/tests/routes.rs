@@ -658,3 +658,40 @@ fn a_model_is_asked_as_it_is_now() {
         })
     );
 }
+
+#[test]
+fn requests_in_the_name_of_another_function_end_at_the_first_port_that_validates_sources() {
+    // (root port, port of 03:00.0, requester ID, port that blocks)
+    for (root_port, port, other, blocks) in [
+        ("acs=5f/1d", "acs=5f/1d", "04:00.0", Some("02:00.0")),
+        ("acs=5f/1d", "acs=5f/1d", "00:1f.2", Some("02:00.0")),
+        // Its neighbours are below the root port too, which tells no bus below it from another.
+        ("acs=5f/1d", "acs=5f/1c", "04:00.0", None),
+        ("acs=5f/1d", "acs=5f/1c", "00:1f.2", Some("00:04.0")),
+        ("acs=5f/1c", "acs=5f/1c", "00:1f.2", None),
+        ("", "", "00:1f.2", None),
+        // A bit that is on without being implemented is not on.
+        ("acs=5e/1d", "acs=5e/1d", "04:00.0", None),
+        // Another function of its own bus.
+        ("acs=5f/1d", "acs=5f/1d", "03:00.1", None),
+    ] {
+        let topology = topology(&switch(root_port, port, "acs=5f/1d"));
+        let fabric = Fabric::found(&topology);
+        let found = fabric.validating_port(bdf("03:00.0"), bdf(other));
+        assert_eq!(found, blocks.map(bdf), "{root_port} {port} {other}");
+    }
+}
+
+#[test]
+fn translated_requests_end_at_the_first_port_that_blocks_them() {
+    for (root_port, port, blocks) in [
+        ("acs=5f/1d", "acs=5f/1d", None),
+        ("acs=5f/1d", "acs=5f/1f", Some("02:00.0")),
+        ("acs=5f/1f", "acs=5f/5d", Some("00:04.0")),
+        ("acs=5f/1d", "acs=5d/1f", None),
+    ] {
+        let topology = topology(&switch(root_port, port, "acs=5f/1d"));
+        let found = Fabric::found(&topology).translation_blocking_port(bdf("03:00.0"));
+        assert_eq!(found, blocks.map(bdf), "{root_port} {port}");
+    }
+}

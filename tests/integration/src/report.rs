@@ -91,6 +91,22 @@ pub enum Finding {
         /// Whether the request arrived.
         arrived: bool,
     },
+    /// What was found of a part of a device.
+    Feature {
+        /// The device.
+        device: String,
+        /// What is looked at.
+        name: String,
+        /// What was found.
+        value: String,
+    },
+    /// Something happened.
+    At {
+        /// What.
+        what: String,
+        /// When: milliseconds since the machine was started.
+        ms: u64,
+    },
     /// Something was done to a device while its peer did DMA into it.
     Upset {
         /// What was done.

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod fabric {
+    mod features;
+    mod hostile;
+}
 #[path = "kernel_groups/reach.rs"]
 mod reach;
 
@@ -13,6 +17,8 @@ static LAB: SharedLab = SharedLab::new("endpoints", "fabric");
 
 const A: &str = "0000:03:00.0";
 const B: &str = "0000:04:00.0";
+const C: &str = "0000:05:00.0";
+/// With an I/O BAR, a ROM, 64 vectors and 8 GiB of memory.
 const F: &str = "0000:08:00.0";
 /// Ports above them.
 const PORT_A: &str = "0000:02:00.0";
@@ -40,11 +46,18 @@ fn set_acs(lab: &Lab, port: &str, control: &str) {
         .unwrap();
 }
 
+/// Takes functions away from VFIO, if it has them.
+fn unbind(lab: &Lab, functions: &[&str]) {
+    for bdf in functions {
+        lab.sh(&format!("echo > /sys/bus/pci/devices/{bdf}/driver_override; echo {bdf} > /sys/bus/pci/drivers/vfio-pci/unbind; true"))
+            .unwrap();
+    }
+}
+
 #[test]
 fn one_bit_of_the_model_changed_is_noticed() {
     let lab = LAB.turn();
-    lab.sh(&format!("echo > /sys/bus/pci/devices/{A}/driver_override; echo {A} > /sys/bus/pci/drivers/vfio-pci/unbind; true"))
-        .unwrap();
+    unbind(&lab, &[A]);
     set_acs(&lab, PORT_A, NO_REDIRECT);
     let (topology, observed) = (scan(&lab), reach::observe(&lab));
     set_acs(&lab, PORT_A, REDIRECT);

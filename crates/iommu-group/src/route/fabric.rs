@@ -40,7 +40,7 @@ pub(super) enum Turn {
 
 impl Ingress {
     /// The implemented bits that are on.
-    fn has(&self, bit: AcsBits) -> bool {
+    pub(super) fn has(&self, bit: AcsBits) -> bool {
         matches!(self, Self::Acs { on, .. } if on.contains(bit))
     }
 

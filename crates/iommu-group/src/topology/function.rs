@@ -110,6 +110,15 @@ impl Function {
         }
     }
 
+    /// The highest number of a bus below a PCI-to-PCI bridge.
+    #[must_use]
+    pub fn subordinate_bus(&self) -> Option<u8> {
+        match self.config.header.as_ref()?.layout {
+            HeaderLayout::Bridge { subordinate, .. } if subordinate != 0 => Some(subordinate),
+            _ => None,
+        }
+    }
+
     /// The addresses that a PCI-to-PCI bridge forwards downstream.
     #[must_use]
     pub fn windows(&self) -> Option<&BridgeWindows> {

@@ -1,7 +1,12 @@
-//! Maps memory for one of the lab's endpoints at addresses of a test's choice, and has it use them: `ram-hazard BDF IOVA…`.
+//! Maps memory for the lab's endpoints at addresses of a test's choice, and has an endpoint use it, as no VMM and no
+//! well-behaved function should.
 //!
-//! It places memory as no VMM should: where a switch of the host routes requests to a device, or nowhere. The device is
-//! bound to vfio-pci. One line of JSON for each address.
+//! ```text
+//! ram-hazard BDF IOVA…             memory of the endpoint itself, where a switch routes requests to a device, or nowhere
+//! ram-hazard BDF --as BDF2 IOVA…   memory of BDF2, in requests with the requester ID of BDF2
+//! ram-hazard BDF --forged          memory of no device, by its physical address, in requests marked as translated
+//! ```
+//! Functions are bound to vfio-pci. One line of JSON for each address.
 
 #![allow(unsafe_code, reason = "VFIO maps memory by its address")]
 
@@ -10,6 +15,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use iommu_group::Sbdf;
 use lab::report::Finding;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioOps};
@@ -29,82 +35,188 @@ const CONFIG: u32 = 7;
 const SOURCE: u64 = 0x08;
 const DESTINATION: u64 = 0x10;
 const LENGTH: u64 = 0x18;
+const REQUESTER: u64 = 0x20;
 const START: u64 = 0x28;
 const LOCAL_SOURCE: u64 = 1 << 0;
 const LOCAL_DESTINATION: u64 = 1 << 1;
+const FORGE: u64 = 1 << 3;
+const SPOOF: u64 = 1 << 4;
 
 /// What the memory holds before the device writes to it.
 const BEFORE: u64 = 0x0bad_f00d_0bad_f00d;
 /// What the device writes.
 const WORD: u64 = 0x600d_600d_600d_600d;
 
+/// An endpoint that VFIO has, with memory that can be mapped for it.
+struct Endpoint {
+    container: Arc<VfioContainer>,
+    device: VfioDevice,
+}
+
+/// A page that devices reach.
+struct Page(NonNull<u8>);
+
+/// What the requests of an endpoint are like.
+#[derive(Clone, Copy)]
+enum Mode {
+    Plain,
+    Forged,
+    /// With this requester ID.
+    Spoofed(u16),
+}
+
 fn main() -> Result<()> {
-    let mut words = std::env::args().skip(1);
-    let bdf = words.next().context("usage: ram-hazard BDF IOVA…")?;
-    let container = Arc::new(VfioContainer::new(None).map_err(|error| anyhow!("{error}"))?);
-    let path = Path::new("/sys/bus/pci/devices").join(&bdf);
-    let ops = Arc::clone(&container) as Arc<dyn VfioOps>;
-    let device =
-        VfioDevice::new(&path, ops, true).map_err(|error| anyhow!("cannot open {bdf}: {error}"))?;
-    device.region_write(CONFIG, &MEMORY_AND_MASTER, COMMAND);
-    for word in words {
-        let iova = u64::from_str_radix(word.trim_start_matches("0x"), 16)
-            .with_context(|| format!("{word:?} is no address"))?;
-        let finding = use_memory_at(&container, &device, iova)?;
-        println!("{}", serde_json::to_string(&finding)?);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [bdf, "--forged"] => {
+            let endpoint = Endpoint::open(bdf)?;
+            let page = Page::new()?;
+            let address = page.physical_address()?;
+            tell(&endpoint.use_memory(&page, address, 0, Mode::Forged)?)
+        }
+        [bdf, "--as", other, addresses @ ..] => {
+            let (endpoint, owner) = (Endpoint::open(bdf)?, Endpoint::open(other)?);
+            let requester = other.parse::<Sbdf>()?;
+            let requester = u16::from(requester.bus()) << 8 | u16::from(requester.devfn());
+            use_each(&endpoint, &owner, addresses, Mode::Spoofed(requester))
+        }
+        [bdf, addresses @ ..] => {
+            let endpoint = Endpoint::open(bdf)?;
+            use_each(&endpoint, &endpoint, addresses, Mode::Plain)
+        }
+        [] => bail!("usage: ram-hazard BDF [--as BDF | --forged] IOVA…"),
+    }
+}
+
+/// Maps memory at each address for one endpoint, and has another use it.
+fn use_each(user: &Endpoint, owner: &Endpoint, addresses: &[&str], mode: Mode) -> Result<()> {
+    for address in addresses {
+        let iova = u64::from_str_radix(address.trim_start_matches("0x"), 16)
+            .with_context(|| format!("{address:?} is no address"))?;
+        let start = iova & !(PAGE as u64 - 1);
+        let page = Page::new()?;
+        owner.map(&page, start)?;
+        let finding = user.use_memory(&page, start, usize::try_from(iova - start)?, mode)?;
+        owner.unmap(start)?;
+        tell(&finding)?;
     }
     Ok(())
 }
 
-fn use_memory_at(container: &VfioContainer, device: &VfioDevice, iova: u64) -> Result<Finding> {
-    let page = iova & !(PAGE as u64 - 1);
-    // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
-    let memory = unsafe {
-        mmap_anonymous(
-            std::ptr::null_mut(),
-            PAGE,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED | MapFlags::POPULATE,
-        )
-    }?;
-    let Some(memory) = NonNull::new(memory.cast::<u8>()) else {
-        bail!("no memory");
-    };
-    // SAFETY: the page exists and is never unmapped; only the device and the volatile accesses below use it.
-    unsafe { container.vfio_dma_map(page, PAGE, memory.as_ptr()) }
-        .map_err(|error| anyhow!("cannot map memory at {page:#x}: {error}"))?;
-    let place = usize::try_from(iova - page)?;
-    if place % 8 != 0 {
-        bail!("{iova:#x} is no multiple of 8");
-    }
-    let word = memory.as_ptr().wrapping_add(place).cast::<u64>();
-    // SAFETY: `word` is aligned and inside the page.
-    unsafe { word.write_volatile(BEFORE) };
-    device.region_write(BAR2, &WORD.to_le_bytes(), 0);
-    copy(device, 0, iova, LOCAL_SOURCE);
-    // SAFETY: as above.
-    let found = unsafe { word.read_volatile() };
-    device.region_write(BAR2, &[0; 8], 8);
-    copy(device, iova, 8, LOCAL_DESTINATION);
-    let mut read = [0; 8];
-    device.region_read(BAR2, &mut read, 8);
-    container
-        .vfio_dma_unmap(page, PAGE)
-        .map_err(|error| anyhow!("cannot unmap {page:#x}: {error}"))?;
-    Ok(Finding::Mapped {
-        iova: format!("{iova:#x}"),
-        written: found == WORD,
-        read: u64::from_le_bytes(read) == found,
-    })
+fn tell(finding: &Finding) -> Result<()> {
+    println!("{}", serde_json::to_string(finding)?);
+    Ok(())
 }
 
-fn copy(device: &VfioDevice, source: u64, destination: u64, local: u64) {
-    for (register, value) in [
-        (SOURCE, source),
-        (DESTINATION, destination),
-        (LENGTH, 8),
-        (START, local),
-    ] {
-        device.region_write(BAR0, &value.to_le_bytes(), register);
+impl Endpoint {
+    fn open(bdf: &str) -> Result<Self> {
+        let container = Arc::new(VfioContainer::new(None).map_err(|error| anyhow!("{error}"))?);
+        let path = Path::new("/sys/bus/pci/devices").join(bdf);
+        let ops = Arc::clone(&container) as Arc<dyn VfioOps>;
+        let device = VfioDevice::new(&path, ops, true)
+            .map_err(|error| anyhow!("cannot open {bdf}: {error}"))?;
+        device.region_write(CONFIG, &MEMORY_AND_MASTER, COMMAND);
+        Ok(Self { container, device })
+    }
+
+    fn map(&self, page: &Page, iova: u64) -> Result<()> {
+        // SAFETY: the page exists and is never unmapped; only devices and the volatile accesses of `Page` use it.
+        unsafe { self.container.vfio_dma_map(iova, PAGE, page.0.as_ptr()) }
+            .map_err(|error| anyhow!("cannot map memory at {iova:#x}: {error}"))
+    }
+
+    fn unmap(&self, iova: u64) -> Result<()> {
+        let unmapped = self.container.vfio_dma_unmap(iova, PAGE);
+        unmapped.map_err(|error| anyhow!("cannot unmap {iova:#x}: {error}"))
+    }
+
+    /// Writes to a place in a page and reads it. The page is at the address `start` in requests.
+    fn use_memory(&self, page: &Page, start: u64, place: usize, mode: Mode) -> Result<Finding> {
+        let address = start + u64::try_from(place)?;
+        page.write(place, BEFORE)?;
+        self.device.region_write(BAR2, &WORD.to_le_bytes(), 0);
+        self.copy(0, address, LOCAL_SOURCE, mode);
+        let found = page.read(place)?;
+        self.device.region_write(BAR2, &[0; 8], 8);
+        self.copy(address, 8, LOCAL_DESTINATION, mode);
+        let mut read = [0; 8];
+        self.device.region_read(BAR2, &mut read, 8);
+        Ok(Finding::Mapped {
+            iova: format!("{address:#x}"),
+            written: found == WORD,
+            read: u64::from_le_bytes(read) == found,
+        })
+    }
+
+    fn copy(&self, source: u64, destination: u64, local: u64, mode: Mode) {
+        let (requester, mode) = match mode {
+            Mode::Plain => (0, 0),
+            Mode::Forged => (0, FORGE),
+            Mode::Spoofed(requester) => (requester.into(), SPOOF),
+        };
+        for (register, value) in [
+            (SOURCE, source),
+            (DESTINATION, destination),
+            (LENGTH, 8),
+            (REQUESTER, requester),
+            (START, local | mode),
+        ] {
+            self.device
+                .region_write(BAR0, &u64::to_le_bytes(value), register);
+        }
+    }
+}
+
+impl Page {
+    fn new() -> Result<Self> {
+        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        let memory = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                PAGE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::POPULATE | MapFlags::LOCKED,
+            )
+        }?;
+        NonNull::new(memory.cast::<u8>())
+            .map(Self)
+            .context("no memory")
+    }
+
+    /// Where a word of it is.
+    fn word(&self, place: usize) -> Result<*mut u64> {
+        if !place.is_multiple_of(8) || place >= PAGE {
+            bail!("{place:#x} is no place of a word in a page");
+        }
+        Ok(self.0.as_ptr().wrapping_add(place).cast())
+    }
+
+    fn write(&self, place: usize, value: u64) -> Result<()> {
+        let word = self.word(place)?;
+        // SAFETY: `word` is aligned and inside the page, which is never unmapped.
+        unsafe { word.write_volatile(value) };
+        Ok(())
+    }
+
+    fn read(&self, place: usize) -> Result<u64> {
+        let word = self.word(place)?;
+        // SAFETY: as above.
+        Ok(unsafe { word.read_volatile() })
+    }
+
+    /// Where it is in the host's memory (linux Documentation/admin-guide/mm/pagemap.rst).
+    fn physical_address(&self) -> Result<u64> {
+        const PRESENT: u64 = 1 << 63;
+        const FRAME: u64 = (1 << 55) - 1;
+        let page = u64::try_from(self.0.as_ptr().addr() / PAGE)?;
+        let mut entry = [0; 8];
+        let pagemap = std::fs::File::open("/proc/self/pagemap")?;
+        std::os::unix::fs::FileExt::read_exact_at(&pagemap, &mut entry, page * 8)?;
+        let entry = u64::from_le_bytes(entry);
+        if entry & PRESENT == 0 || entry & FRAME == 0 {
+            bail!("the kernel does not tell physical addresses");
+        }
+        Ok((entry & FRAME) * PAGE as u64)
     }
 }

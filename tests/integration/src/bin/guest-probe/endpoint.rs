@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::mapping::Mapping;
 use crate::pci::Function;
 
-const VENDOR: u16 = 0x1af4;
-const DEVICE: u16 = 0x10f0;
+pub(crate) const VENDOR: u16 = 0x1af4;
+pub(crate) const DEVICE: u16 = 0x10f0;
 
 /// Registers in BAR 0.
 const SOURCE: usize = 0x08;
@@ -19,7 +19,7 @@ const STATUS: usize = 0x30;
 const ARRIVALS: usize = 0x40;
 const ORIGIN: usize = 0x60;
 const MAILBOX: usize = 0x8000;
-const REGISTERS_SIZE: usize = 0x10000;
+pub(crate) const REGISTERS_SIZE: usize = 0x10000;
 
 /// What a copy begins with besides its addresses.
 const LOCAL_SOURCE: u64 = 1 << 0;
@@ -53,9 +53,14 @@ pub(crate) struct Endpoint {
     /// Bus address of its registers.
     bar0: u64,
     registers: Mapping,
-    /// The start of its memory, BAR 2.
+    /// Bus address of its memory, BAR 2.
+    bar2: u64,
+    /// The start of its memory.
     memory: Mapping,
 }
+
+/// The longest copy, in bytes.
+const LONGEST: u64 = 1 << 20;
 
 impl Endpoint {
     /// Every one, in the order of their addresses.
@@ -73,12 +78,14 @@ impl Endpoint {
     pub(crate) fn open(function: &Function) -> io::Result<Self> {
         function.enable()?;
         let (bar0, _, registers) = function.bar0()?;
-        let (_, _, memory) = function.bar(2)?;
+        let (bar2, size, memory) = function.bar(2)?;
+        let size = size.min(LONGEST);
         Ok(Self {
             bdf: function.bdf.clone(),
             bar0,
             registers: Mapping::of_file(&registers, REGISTERS_SIZE)?,
-            memory: Mapping::of_file(&memory, crate::mapping::PAGE)?,
+            bar2,
+            memory: Mapping::of_file(&memory, usize::try_from(size).map_err(io::Error::other)?)?,
         })
     }
 
@@ -112,6 +119,26 @@ impl Endpoint {
     pub(crate) fn store(&self, to: u64, word: u64, mode: Mode) -> io::Result<Status> {
         self.memory.write_u64(0, word)?;
         self.copy(0, to, 8, LOCAL_SOURCE, mode)
+    }
+
+    /// Copies as much of its memory as one copy can into that of another, and compares all of it: the end of the copy, how
+    /// many words the other has, and how many of them are those that were sent.
+    pub(crate) fn copy_memory(&self, to: &Self, mode: Mode) -> io::Result<(Status, u64, u64)> {
+        let places = || (0..LONGEST).step_by(8);
+        let at = |place: u64| usize::try_from(place).map_err(io::Error::other);
+        let word = |place: u64| 0xc09b_0000_0000_0000 | self.bar2 << 8 ^ place;
+        for place in places() {
+            self.memory.write_u64(at(place)?, word(place))?;
+            to.memory.write_u64(at(place)?, 0)?;
+        }
+        let status = self.copy(0, to.bar2, LONGEST, LOCAL_SOURCE, mode)?;
+        let (mut arrived, mut right) = (0, 0);
+        for place in places() {
+            let found = to.memory.read_u64(at(place)?)?;
+            arrived += u64::from(found != 0);
+            right += u64::from(found == word(place));
+        }
+        Ok((status, arrived, right))
     }
 
     fn copy(

@@ -11,8 +11,14 @@
 //! guest-probe peers MODE       each endpoint of the lab writes into and reads from each other one; MODE is how its requests
 //!                              are sent: plain, translated (by ATS), forged (untranslated, but marked as translated) or
 //!                              spoofed=BDF (with that requester ID); exit code 0 if all arrived
+//! guest-probe bulk MODE [BDF…] the first of them, or of the named ones, copies 1 MiB of its memory into that of the second
+//! guest-probe features [BDF…]  what BARs, ROM, power states and resets of each of them do, which is told, not judged
+//! guest-probe vectors [BDF…]   every interrupt vector of each of them fires once, in a guest with one processor
 //! guest-probe send ADDRESS MODE   each of them writes to and reads from a bus address; what comes of it is not judged
 //! guest-probe arrivals [BDF…]  how many requests reached each of them, or the named ones, since this was asked last
+//! guest-probe acs PORT CONTROL FILE WORD COUNT   writes an ACS control register: when it was written, when it was put back,
+//!                              and when a file had a word so often
+//! guest-probe resume PID FILE WORD COUNT   the same after a process that was stopped goes on
 //! guest-probe reach            each endpoint of the lab aims at each other function's BAR by its bus address, which a host
 //!                              that has mapped nothing tells of its switches; what arrives is told, not judged
 //! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
@@ -28,8 +34,11 @@
 //! Each check is one line of JSON on standard output: [`Finding`].
 
 mod aim;
+mod config;
+mod drift;
 mod edu;
 mod endpoint;
+mod features;
 mod interrupts;
 mod mapping;
 mod p2pmem;
@@ -79,6 +88,27 @@ fn main() -> ExitCode {
             (Some(address), Some(mode)) => return outcome(send::send(address, mode, &mut print)),
             _ => return usage(),
         },
+        ["bulk", text, names @ ..] => match send::mode(text) {
+            Some(mode) => return outcome(send::bulk(mode, names, &mut print)),
+            None => return usage(),
+        },
+        ["acs", port, control, file, word, count] => {
+            match (number(control).map(u16::try_from), count.parse()) {
+                (Some(Ok(control)), Ok(count)) => {
+                    let run = drift::run(port, control, file, word, count, &mut print);
+                    return outcome(run);
+                }
+                _ => return usage(),
+            }
+        }
+        ["resume", pid, file, word, count] => match (pid.parse(), count.parse()) {
+            (Ok(pid), Ok(count)) => {
+                return outcome(drift::resume(pid, file, word, count, &mut print));
+            }
+            _ => return usage(),
+        },
+        ["features", names @ ..] => return outcome(features::run(names, &mut print)),
+        ["vectors", names @ ..] => return outcome(features::vectors(names, &mut print)),
         ["arrivals", names @ ..] => return outcome(send::arrivals(names, &mut print)),
         ["reach"] => return outcome(reach::run(&mut print)),
         ["upset", rounds, rest @ ..] => match (rounds.parse(), rest) {
@@ -137,7 +167,7 @@ fn outcome(result: io::Result<bool>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | peers MODE | send ADDRESS MODE | arrivals [BDF…] | reach | upset ROUNDS [by-bus-address] | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
+        "usage: guest-probe [COUNT | loop SECONDS | aim ADDRESS | liveness [WORD] | p2pmem | peers MODE | bulk MODE [BDF…] | features [BDF…] | vectors [BDF…] | send ADDRESS MODE | arrivals [BDF…] | acs PORT CONTROL FILE WORD COUNT | resume PID FILE WORD COUNT | reach | upset ROUNDS [by-bus-address] | revoke ROUNDS | eject | hammer SECONDS | watch PATH | interrupts NAME…]"
     );
     ExitCode::FAILURE
 }

@@ -68,6 +68,32 @@ fn report(
     Ok(result == Outcome::Ok)
 }
 
+/// The first endpoint, or the first of those named, copies 1 MiB of its memory into that of the second.
+pub(crate) fn bulk(mode: Mode, names: &[&str], print: &mut Print<'_>) -> io::Result<bool> {
+    let wanted = |bdf: &str| names.is_empty() || names.contains(&bdf);
+    let endpoints = Endpoint::find(wanted)?;
+    let [initiator, target, ..] = endpoints.as_slice() else {
+        return Err(io::Error::other("two endpoints are needed"));
+    };
+    let (status, arrived, right) = initiator.copy_memory(target, mode)?;
+    let words = (1 << 20) / 8;
+    let result = match (status, arrived, right) {
+        (Status::Done, _, right) if right == words => Outcome::Ok,
+        (Status::WriteFailed | Status::NotTranslated, 0, _) => Outcome::Nothing,
+        _ => Outcome::Garbled,
+    };
+    print(&Finding::Peer {
+        initiator: initiator.bdf.clone(),
+        target: target.bdf.clone(),
+        access: Access::Write,
+        result,
+        wrote: format!("{words} words"),
+        read: format!("{right} of {arrived} words"),
+        expected: format!("{words} words, {status:?}"),
+    })?;
+    Ok(result == Outcome::Ok)
+}
+
 /// Each endpoint writes a word to a bus address and reads what is there; nothing is judged.
 pub(crate) fn send(address: u64, mode: Mode, print: &mut Print<'_>) -> io::Result<bool> {
     for initiator in Endpoint::find_all()? {

@@ -3,7 +3,6 @@
 //! What the transfers meanwhile do is not looked at: they may arrive or be lost. After each disturbance DMA from
 //! the peer must work again, which is.
 
-mod bus;
 mod steps;
 
 use std::io;

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::Stage;
-use super::bus::{Config, MIB};
+
+use crate::config::{Config, MIB};
 use crate::edu::{Edu, LIVENESS};
 use crate::mapping::{Mapping, PAGE};
 use crate::pci::Function;

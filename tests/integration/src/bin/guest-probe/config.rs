@@ -14,13 +14,13 @@ const BARS_BYTES: usize = 0x18;
 const CAPABILITIES: u64 = 0x34;
 const BRIDGE_MEMORY: u64 = 0x20;
 /// Unit of bridge windows, in bytes.
-pub(super) const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Configuration space of one function.
-pub(super) struct Config(File);
+pub(crate) struct Config(File);
 
 impl Config {
-    pub(super) fn of(function: &Function) -> io::Result<Self> {
+    pub(crate) fn of(function: &Function) -> io::Result<Self> {
         function.config().map(Self)
     }
 
@@ -31,23 +31,23 @@ impl Config {
     }
 
     /// Memory decode on or off; bus mastering stays on.
-    pub(super) fn decode(&self, on: bool) -> io::Result<()> {
+    pub(crate) fn decode(&self, on: bool) -> io::Result<()> {
         let value = if on { MEMORY_AND_MASTER } else { MASTER };
         self.0.write_all_at(&[value], COMMAND)
     }
 
     /// Moves a 32-bit BAR 0.
-    pub(super) fn move_bar0(&self, to: u64) -> io::Result<()> {
+    pub(crate) fn move_bar0(&self, to: u64) -> io::Result<()> {
         let low = u32::try_from(to).map_err(io::Error::other)?;
         self.0.write_all_at(&low.to_le_bytes(), BAR0)
     }
 
     /// All BARs, to be put back after the function has lost them.
-    pub(super) fn bars(&self) -> io::Result<[u8; BARS_BYTES]> {
+    pub(crate) fn bars(&self) -> io::Result<[u8; BARS_BYTES]> {
         self.read(BAR0)
     }
 
-    pub(super) fn set_bars(&self, bars: &[u8; BARS_BYTES]) -> io::Result<()> {
+    pub(crate) fn set_bars(&self, bars: &[u8; BARS_BYTES]) -> io::Result<()> {
         for (n, dword) in (0..).zip(bars.chunks(4)) {
             self.0.write_all_at(dword, BAR0 + n * 4)?;
         }
@@ -55,13 +55,13 @@ impl Config {
     }
 
     /// The memory window of a bridge: first address, and first behind it.
-    pub(super) fn window(&self) -> io::Result<(u64, u64)> {
+    pub(crate) fn window(&self) -> io::Result<(u64, u64)> {
         let [a, b, c, d] = self.read(BRIDGE_MEMORY)?;
         let address = |low: u8, high: u8| u64::from(u16::from_le_bytes([low & 0xf0, high])) << 16;
         Ok((address(a, b), address(c, d) + MIB))
     }
 
-    pub(super) fn set_window(&self, start: u64, end: u64) -> io::Result<()> {
+    pub(crate) fn set_window(&self, start: u64, end: u64) -> io::Result<()> {
         let field = |address: u64| u16::try_from(address >> 16).map_err(io::Error::other);
         let [a, b] = field(start)?.to_le_bytes();
         let [c, d] = field(end.saturating_sub(MIB))?.to_le_bytes();
@@ -69,7 +69,7 @@ impl Config {
     }
 
     /// Where a capability is in the first 256 bytes.
-    pub(super) fn capability(&self, id: u8) -> io::Result<u64> {
+    pub(crate) fn capability(&self, id: u8) -> io::Result<u64> {
         let [mut at] = self.read(CAPABILITIES)?;
         for _ in 0..48 {
             let [found, next] = self.read(u64::from(at))?;
@@ -85,7 +85,7 @@ impl Config {
     }
 
     /// Power state 0 to 3 (PCI PM r1.2 §3.2.4).
-    pub(super) fn set_power(&self, state: u8) -> io::Result<()> {
+    pub(crate) fn set_power(&self, state: u8) -> io::Result<()> {
         let at = self.capability(1)? + 4;
         let [status] = self.read(at)?;
         self.0.write_all_at(&[status & !3 | state], at)

@@ -1,0 +1,45 @@
+//! Ports that block requests which no well-behaved function sends: with the requester ID of another function, or marked
+//! as translated though the IOMMU has not translated the address.
+
+use super::fabric::Fabric;
+use crate::Sbdf;
+use crate::config::AcsBits;
+use crate::topology::FunctionId;
+
+impl Fabric<'_> {
+    /// The first port above `from` that blocks requests of `from` with the requester ID of `other`: source validation is on,
+    /// and the bus of `other` is not among the buses below the port (PCIe r6.0 §6.12.1.1).
+    ///
+    /// Without such a port the IOMMU uses the mappings of `other` for these requests: `from` reaches what is mapped for
+    /// `other`, in whichever groups the two are. No port tells functions on buses below it apart.
+    #[must_use]
+    pub fn validating_port(&self, from: Sbdf, other: Sbdf) -> Option<Sbdf> {
+        self.first_port(from, |port| {
+            let below = self.function(port).and_then(|function| {
+                let buses = function.secondary_bus()?..=function.subordinate_bus()?;
+                Some((function.sbdf().domain(), buses))
+            });
+            let is_below = below.is_some_and(|(domain, buses)| {
+                domain == other.domain() && buses.contains(&other.bus())
+            });
+            self.ingress(port).has(AcsBits::SV) && !is_below
+        })
+    }
+
+    /// The first port above `from` that blocks translated requests: translation blocking is on (PCIe r6.0 §6.12.1.1).
+    ///
+    /// Without such a port a function whose ATS is enabled reaches all memory and every BAR behind the root complex, if it
+    /// marks requests as translated: the IOMMU does not check their addresses.
+    #[must_use]
+    pub fn translation_blocking_port(&self, from: Sbdf) -> Option<Sbdf> {
+        self.first_port(from, |port| self.ingress(port).blocks_translated())
+    }
+
+    /// The first downstream or root port above a function that a condition is true of.
+    fn first_port(&self, from: Sbdf, is_it: impl Fn(FunctionId) -> bool) -> Option<Sbdf> {
+        let chain = self.chain(self.find(from)?);
+        let mut ports = chain.into_iter().skip(1);
+        let found = ports.find(|port| self.port_type(*port).is_downstream() && is_it(*port));
+        found.map(|port| self.sbdf(port))
+    }
+}
