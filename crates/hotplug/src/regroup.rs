@@ -50,6 +50,7 @@ mod stock;
 mod transaction;
 mod usage;
 mod vmm;
+mod withheld;
 
 pub use acs_register::AcsRegister;
 pub use action::Action;
@@ -70,3 +71,4 @@ pub use state_dir::{Finished, HeldPort, StateDir, Status, Unfinished};
 pub use stock::StockVmm;
 pub use transaction::{Progress, Regroup, Report};
 pub use vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
+pub use withheld::{DeviceFacts, WithheldDevice};

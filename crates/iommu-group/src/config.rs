@@ -12,7 +12,7 @@ mod list;
 mod space;
 pub(crate) mod spec;
 
-pub use acs::{Acs, AcsBits, AcsBitsError, AcsRegisters, EgressVector};
+pub use acs::{Acs, AcsBits, AcsBitsError, AcsRegisters, AcsSetting, EgressVector};
 pub use bar::{BarRegister, BridgeWindows, Space};
 pub use collect::ConfigSource;
 pub use decode::{Config, Hidden};

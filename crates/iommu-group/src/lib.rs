@@ -19,7 +19,7 @@ mod sysfs;
 mod topology;
 
 pub use config::{
-    Acs, AcsBits, AcsBitsError, AcsRegisters, AdvancedFeatures, Ari, Ats, BarRegister,
+    Acs, AcsBits, AcsBitsError, AcsRegisters, AcsSetting, AdvancedFeatures, Ari, Ats, BarRegister,
     BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,
     HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
 };

@@ -1,34 +1,40 @@
-//! The ACS control register of one port: read and written without a look at the rest of the host.
+//! The ACS registers of one port: read and written without a look at the rest of the host.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use iommu_group::{AcsBits, Function, Sbdf, Sysfs};
+use iommu_group::{AcsBits, AcsSetting, EgressVector, Function, Sbdf, Sysfs};
+
+use super::baseline::EGRESS_VECTOR;
 
 /// What the header of an ACS capability begins with (PCIe r6.0 §7.7.11.1).
 const ACS_CAPABILITY: u16 = 0x000d;
 
-/// Bytes from the header of an ACS capability to its control register (PCIe r6.0 §7.7.11.3).
-const CONTROL: u16 = 6;
-
-/// The ACS control register of a port, and what the port must be to have it there.
+/// The ACS control register and the egress control vector of a port, and what the port must be to have them there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcsRegister {
     port: Sbdf,
     /// Vendor and device, as at the start of configuration space.
     ids: u32,
-    /// Bytes from the start of configuration space.
-    offset: u16,
+    /// Bytes from the start of configuration space to the capability.
+    capability: u16,
+    /// The same to its control register.
+    control: u16,
+    /// A vector as large as the port's, if it has one.
+    vector: Option<EgressVector>,
 }
 
 impl AcsRegister {
-    /// The register of a function; `None` if it has none that can be read.
+    /// The registers of a function; `None` if it has none that can be read.
     #[must_use]
     pub fn of(function: &Function) -> Option<Self> {
+        let acs = function.acs().registers()?;
         Some(Self {
             port: function.sbdf(),
             ids: function.space().u32(0)?,
-            offset: function.acs().registers()?.control_offset(),
+            capability: acs.offset,
+            control: acs.control_offset(),
+            vector: acs.egress.map(|vector| vector.cleared()),
         })
     }
 
@@ -38,21 +44,43 @@ impl AcsRegister {
         self.port
     }
 
-    pub(super) fn offset(&self) -> u16 {
-        self.offset
+    pub(super) fn control_at(&self) -> u16 {
+        self.control
     }
 
-    /// What it holds; `None` if the port is gone, cannot be read, or is another one now.
+    pub(super) fn vector_at(&self) -> u16 {
+        self.capability.saturating_add(EGRESS_VECTOR)
+    }
+
+    /// What they are set to; `None` if the port is gone, cannot be read, or is another one now.
     #[must_use]
-    pub fn read(&self, sysfs: &Sysfs) -> Option<AcsBits> {
+    pub fn read(&self, sysfs: &Sysfs) -> Option<AcsSetting> {
         let file = File::open(sysfs.device_dir(self.port).join("config")).ok()?;
         let (mut ids, mut capability, mut control) = ([0; 4], [0; 2], [0; 2]);
         file.read_exact_at(&mut ids, 0).ok()?;
-        let header = self.offset.checked_sub(CONTROL)?;
-        file.read_exact_at(&mut capability, header.into()).ok()?;
-        file.read_exact_at(&mut control, self.offset.into()).ok()?;
+        file.read_exact_at(&mut capability, self.capability.into())
+            .ok()?;
+        file.read_exact_at(&mut control, self.control.into()).ok()?;
         let is_it =
             u32::from_le_bytes(ids) == self.ids && u16::from_le_bytes(capability) == ACS_CAPABILITY;
-        is_it.then(|| AcsBits::from_bits(u16::from_le_bytes(control)))
+        let control = AcsBits::from_bits(u16::from_le_bytes(control));
+        let vector = self.vector.filter(|_| control.contains(AcsBits::EC));
+        let vector = match vector {
+            Some(like) => Some(self.read_vector(&file, &like)?),
+            None => None,
+        };
+        is_it.then(|| AcsSetting::new(control, vector))
+    }
+
+    fn read_vector(&self, file: &File, like: &EgressVector) -> Option<EgressVector> {
+        let mut at = u64::from(self.vector_at());
+        let mut words = Vec::new();
+        for _ in like.words() {
+            let mut word = [0; 4];
+            file.read_exact_at(&mut word, at).ok()?;
+            words.push(u32::from_le_bytes(word));
+            at = at.saturating_add(4);
+        }
+        like.with_words(&words)
     }
 }

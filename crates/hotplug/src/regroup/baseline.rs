@@ -14,7 +14,7 @@ use super::place::Place;
 use super::vmm::Assigned;
 
 /// Bytes from the start of the ACS capability to the egress control vector (PCIe r6.0 §7.7.11.4).
-const EGRESS_VECTOR: u16 = 8;
+pub(super) const EGRESS_VECTOR: u16 = 8;
 
 /// What a host was like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

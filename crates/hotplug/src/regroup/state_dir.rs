@@ -5,7 +5,7 @@
 //! done/ID.jsonl   the journals of the last transactions
 //! running.jsonl   the same file as that of the transaction that has not come to its end
 //! reset.json      what a reset that is under way must put right in the end
-//! held.json       the ports that are kept awake
+//! held.json       the ports that are kept awake, and the devices that are kept from their VMs
 //! ```
 //!
 //! What a transaction writes until it is over has its space reserved: a full disk does not keep it from its end.

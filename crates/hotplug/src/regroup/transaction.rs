@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use iommu_group::{AcsBits, Plan, Sbdf, Topology};
+use iommu_group::{AcsSetting, Plan, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::acs_register::AcsRegister;
@@ -22,6 +22,7 @@ use super::preflight::{Preflight, unwilling};
 use super::record::{Begin, Outcome, Record, VERSION};
 use super::state_dir::StateDir;
 use super::vmm::{Assigned, VmAddress, Vmm};
+use super::withheld::WithheldDevice;
 
 /// How long a guest may take to let go of a device, unless it is said otherwise.
 const GUEST: Duration = Duration::from_secs(30);
@@ -199,18 +200,33 @@ impl<'a> Regroup<'a> {
         Ok(held.ports.into_keys().collect())
     }
 
-    /// Writes the ACS control register of a port that somebody else has written, unless a transaction is under way or
+    /// The devices that are kept from their VMs until a check of the host allows them to come back.
+    pub fn withheld(&self) -> Result<Vec<WithheldDevice>, RegroupError> {
+        Ok(self.state.held(&self.boot_id()?)?.devices)
+    }
+
+    /// Notes that a device is kept from its VM.
+    pub fn withhold(&self, device: &WithheldDevice) -> Result<(), RegroupError> {
+        Ok(self.state.withhold(&self.boot_id()?, device)?)
+    }
+
+    /// Notes that a device is not kept from its VM any more.
+    pub fn release(&self, vm: &str, id: &str) -> Result<(), RegroupError> {
+        Ok(self.state.release(&self.boot_id()?, vm, id)?)
+    }
+
+    /// Writes the ACS registers of a port that somebody else has written, unless a transaction is under way or
     /// the port is another one now. `false` if it was not wanted any more when no transaction could begin.
     pub fn write_acs(
         &self,
         register: &AcsRegister,
-        control: AcsBits,
+        setting: &AcsSetting,
         is_wanted: impl FnOnce() -> bool,
     ) -> Result<bool, RegroupError> {
         let lock = self.state.lock()?;
         let written = is_wanted();
         if written {
-            self.write_acs_beside(register, control)?;
+            self.write_acs_beside(register, setting)?;
         }
         drop(lock);
         Ok(written)
@@ -220,14 +236,22 @@ impl<'a> Regroup<'a> {
     pub fn write_acs_beside(
         &self,
         register: &AcsRegister,
-        control: AcsBits,
+        setting: &AcsSetting,
     ) -> Result<(), RegroupError> {
         let port = register.port();
-        if register.read(self.host.sysfs()).is_none() {
+        let Some(found) = register.read(self.host.sysfs()) else {
             return Err(HostError::Gone { function: port }.into());
+        };
+        // First the vector: egress control that is switched on must not go by another one.
+        let vector = setting
+            .egress()
+            .filter(|_| found.egress() != setting.egress());
+        if let Some(vector) = vector {
+            let at = register.vector_at();
+            self.machine().set_egress(port, at, &vector)?;
         }
         self.machine()
-            .set_acs_control(port, register.offset(), control)?;
+            .set_acs_control(port, register.control_at(), setting.control())?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
 use hotplug::regroup::{AcsRegister, Host, HostError, Regroup, RegroupError};
+use iommu_group::AcsSetting;
 
 use crate::{Bench, sbdf};
 
@@ -16,16 +17,16 @@ fn a_port_is_put_back_unless_nobody_wants_that_any_more() {
     let port = topology.get(sbdf(PORT)).unwrap();
     let (register, good) = (
         AcsRegister::of(port).unwrap(),
-        port.acs().registers().unwrap().control,
+        port.acs().registers().unwrap().setting(),
     );
     let sysfs = bench.machine.sysfs();
     let regroup = Regroup::new(&bench.machine, &[], bench.state());
-    let less = "0011".parse().unwrap();
-    assert!(regroup.write_acs(&register, less, || true).unwrap());
+    let less = AcsSetting::new("0011".parse().unwrap(), None);
+    assert!(regroup.write_acs(&register, &less, || true).unwrap());
     assert_eq!(register.read(sysfs), Some(less));
-    assert!(!regroup.write_acs(&register, good, || false).unwrap());
+    assert!(!regroup.write_acs(&register, &good, || false).unwrap());
     assert_eq!(register.read(sysfs), Some(less));
-    assert!(regroup.write_acs(&register, good, || true).unwrap());
+    assert!(regroup.write_acs(&register, &good, || true).unwrap());
     assert_eq!(register.read(sysfs), Some(good));
 }
 
@@ -38,7 +39,8 @@ fn another_device_in_the_place_of_a_port_is_not_written_to() {
     let config = OpenOptions::new().write(true).open(config).unwrap();
     config.write_all_at(&[0xde, 0xad], 0).unwrap();
     let regroup = Regroup::new(&bench.machine, &[], bench.state());
-    let written = regroup.write_acs(&register, "0011".parse().unwrap(), || true);
+    let less = AcsSetting::new("0011".parse().unwrap(), None);
+    let written = regroup.write_acs(&register, &less, || true);
     let gone = matches!(written, Err(RegroupError::Host(HostError::Gone { .. })));
     assert!(gone, "{written:?}");
     assert_eq!(bench.machine.written(), 0);

@@ -10,8 +10,10 @@ use super::spec::acs;
 use super::{ConfigSpace, Hidden};
 
 mod egress;
+mod setting;
 
 pub use egress::EgressVector;
+pub use setting::AcsSetting;
 
 /// A set of bits of the ACS control register (PCIe r6.0 §6.12, §7.7.11).
 ///

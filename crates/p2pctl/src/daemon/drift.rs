@@ -2,7 +2,7 @@
 //! the daemon's back.
 //!
 //! ```text
-//! guard:  ACS controls, four times a second ─▶ put back ───────────────┐
+//! guard:  ACS settings, four times a second ─▶ put back ───────────────┐
 //! looker: uevents of PCI functions ─▶ look at the whole host ─▶ differ ─┴▶ alarm ─▶ worker, one for each VM
 //!
 //! worker: close the mappings ─▶ check the host ─▶ open them, or unplug, check again, plug
@@ -17,6 +17,7 @@ mod entry;
 mod guard;
 mod inbox;
 mod looker;
+mod recovery;
 mod response;
 mod schedule;
 mod snapshot;
@@ -34,7 +35,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, VmmError};
+use hotplug::Client;
+use hotplug::regroup::{Assigned, DeviceFacts, Regroup, VmmError, WithheldDevice};
 use iommu_group::Exposure;
 
 use super::changes::Changes;
@@ -51,6 +53,9 @@ use worker::{Worker, World};
 /// How long the end of the daemon waits for devices that are on their way back into their VMs.
 const END: Duration = Duration::from_secs(10);
 
+/// How long a VMM may take to say which process it is.
+const PING: Duration = Duration::from_secs(5);
+
 /// The threads that look. They end when this is dropped.
 pub(crate) struct Drift {
     shared: Arc<Shared>,
@@ -64,6 +69,7 @@ impl Drift {
             changes,
             global,
             ended: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             poked: AtomicBool::new(false),
             watch: Mutex::default(),
             inboxes: Mutex::default(),
@@ -72,12 +78,14 @@ impl Drift {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
         };
-        let (for_guard, for_looker) = (Arc::clone(&shared), shared);
+        let (for_guard, for_looker) = (Arc::clone(&shared), Arc::clone(&shared));
         let thread = |name: &str| thread::Builder::new().name(name.to_owned());
         let guard = thread("drift-acs").spawn(move || guard::run(for_guard))?;
         drift.threads.push(guard);
         let looker = thread("drift").spawn(move || looker::run(for_looker))?;
         drift.threads.push(looker);
+        let recovery = thread("drift-recovery").spawn(move || recovery::run(&shared))?;
+        drift.threads.push(recovery);
         Ok(drift)
     }
 }
@@ -94,17 +102,18 @@ impl Drop for Drift {
         loop {
             let left = self.shared.at_work();
             if left.is_empty() {
-                return;
+                break;
             }
             if Instant::now() >= until {
                 eprintln!(
                     "p2pctl: devices of {} are closed or unplugged yet because of drift",
                     left.join(", ")
                 );
-                return;
+                break;
             }
             thread::sleep(Duration::from_millis(50));
         }
+        self.shared.is_over.store(true, Ordering::Release);
     }
 }
 
@@ -115,6 +124,8 @@ struct Shared {
     /// Where events are told.
     tellings: SyncSender<Telling>,
     ended: AtomicBool,
+    /// Whether the workers are to end too.
+    is_over: AtomicBool,
     /// Whether the looker has a reason to look.
     poked: AtomicBool,
     /// What the guard is to watch from now on.
@@ -148,25 +159,29 @@ impl Shared {
 
     /// Tells the workers of all VMs, and waits for none.
     fn alarm(self: &Arc<Self>, alarm: &Alarm) {
-        let sockets = self.changes.host().guests.sockets();
-        let mut inboxes = lock(&self.inboxes);
-        for at in sockets {
-            let known = inboxes.get(&at.socket);
-            if known.is_some_and(|(_, inbox)| inbox.alarm(alarm)) {
-                continue;
-            }
-            let inbox = Arc::new(Inbox::default());
-            inbox.alarm(alarm);
-            let world = Arc::new(Vm {
-                shared: Arc::clone(self),
-                at: at.clone(),
-            });
-            match Worker::start(at.name.clone(), world, Arc::clone(&inbox)) {
-                Ok(()) => drop(inboxes.insert(at.socket, (at.name, inbox))),
-                Err(error) => eprintln!("p2pctl: cannot start a thread for {}: {error}", at.name),
-            }
+        for at in self.changes.host().guests.sockets() {
+            self.deliver(at, |inbox| inbox.alarm(alarm));
         }
-        inboxes.retain(|_, (_, inbox)| !inbox.is_closed());
+        lock(&self.inboxes).retain(|_, (_, inbox)| !inbox.is_closed());
+    }
+
+    /// Leaves something for the worker of a VM, and starts one if there is none.
+    fn deliver(self: &Arc<Self>, at: NamedSocket, leave: impl Fn(&Inbox) -> bool) {
+        let mut inboxes = lock(&self.inboxes);
+        let known = inboxes.get(&at.socket);
+        if known.is_some_and(|(_, inbox)| leave(inbox)) {
+            return;
+        }
+        let inbox = Arc::new(Inbox::default());
+        leave(&inbox);
+        let world = Arc::new(Vm {
+            shared: Arc::clone(self),
+            at: at.clone(),
+        });
+        match Worker::start(at.name.clone(), world, Arc::clone(&inbox)) {
+            Ok(()) => drop(inboxes.insert(at.socket, (at.name, inbox))),
+            Err(error) => eprintln!("p2pctl: cannot start a thread for {}: {error}", at.name),
+        }
     }
 
     /// The VMs whose devices are closed or away.
@@ -185,6 +200,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Vm {
     shared: Arc<Shared>,
     at: NamedSocket,
+}
+
+impl Vm {
+    fn regroup(&self) -> Regroup<'_> {
+        let host = self.shared.changes.host();
+        Regroup::new(&host.host, &[], host.state.clone())
+    }
 }
 
 impl World for Vm {
@@ -207,6 +229,27 @@ impl World for Vm {
 
     fn is_accepted(&self, device: &Assigned, exposure: &Exposure) -> bool {
         device.expose.contains(&exposure.function) || self.shared.is_accepted(exposure)
+    }
+
+    fn withhold(&self, device: &Assigned, good: &DeviceFacts) -> Result<(), String> {
+        let client = Client::new(&self.at.socket).with_patience(PING);
+        let ping = client.ping().map_err(|error| error.to_string())?;
+        let withheld = WithheldDevice {
+            device: device.clone(),
+            vmm: ping.pid,
+            good: good.clone(),
+        };
+        let withheld = self.regroup().withhold(&withheld);
+        withheld.map_err(|error| error.to_string())
+    }
+
+    fn release(&self, id: &str) -> Result<(), String> {
+        let released = self.regroup().release(&self.at.name, id);
+        released.map_err(|error| error.to_string())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.shared.is_over.load(Ordering::Acquire)
     }
 
     fn tellings(&self) -> SyncSender<Telling> {

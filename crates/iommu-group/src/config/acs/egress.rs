@@ -74,6 +74,30 @@ impl EgressVector {
         }
     }
 
+    /// A vector of the same size with these registers; `None` if they are not as many.
+    #[must_use]
+    pub fn with_words(&self, words: &[u32]) -> Option<Self> {
+        if words.len() != self.words().count() {
+            return None;
+        }
+        let mut vector = self.cleared();
+        for (word, to) in vector.words.iter_mut().zip(words) {
+            *word = *to;
+        }
+        Some(vector)
+    }
+
+    /// Whether every request is stopped that `other` stops.
+    #[must_use]
+    pub fn stops_all_of(&self, other: &Self) -> bool {
+        self.size == other.size
+            && self
+                .words
+                .iter()
+                .zip(other.words)
+                .all(|(own, other)| other & !own == 0)
+    }
+
     /// The registers, in the order of their offsets.
     pub fn words(&self) -> impl Iterator<Item = u32> {
         self.words

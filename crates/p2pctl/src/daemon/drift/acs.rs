@@ -1,23 +1,13 @@
-//! The ACS controls of the ports that matter: those above devices that VFIO has, and those that a transaction holds.
+//! The ACS settings of the ports that matter: those above devices that VFIO has, and those that a transaction holds.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
 use hotplug::regroup::AcsRegister;
-use iommu_group::{AcsBits, Function, Sbdf, Sysfs, Topology, is_vfio_driver};
+use iommu_group::{AcsSetting, Function, Sbdf, Sysfs, Topology, is_vfio_driver};
 
 use super::snapshot::Snapshot;
-
-/// Controls that keep requests from passing the IOMMU by while they are on.
-const ISOLATION: AcsBits = AcsBits::from_bits(
-    AcsBits::SV.bits()
-        | AcsBits::TB.bits()
-        | AcsBits::RR.bits()
-        | AcsBits::CR.bits()
-        | AcsBits::UF.bits()
-        | AcsBits::EC.bits(),
-);
 
 /// The ports that matter, and what they should hold.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +23,7 @@ pub(super) struct Watch {
 pub(super) struct WatchedPort {
     pub(super) register: AcsRegister,
     /// What it should hold.
-    pub(super) good: AcsBits,
+    pub(super) good: AcsSetting,
     /// Whether a transaction holds it.
     held: bool,
 }
@@ -42,9 +32,9 @@ pub(super) struct WatchedPort {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// It has to be put back.
-    PutBack(AcsBits),
+    PutBack(AcsSetting),
     /// It is stricter, and nobody needs it as it was.
-    Stricter(AcsBits),
+    Stricter(AcsSetting),
     /// It is not there, or another one.
     Gone,
 }
@@ -100,19 +90,9 @@ impl WatchedPort {
         }
     }
 
-    fn is_put_back(&self, is: AcsBits) -> bool {
-        self.held || is_less_strict(self.good, is)
+    fn is_put_back(&self, is: AcsSetting) -> bool {
+        self.held || is.is_less_strict_than(&self.good)
     }
-}
-
-/// Whether requests could pass the IOMMU by that could not before.
-pub(super) fn is_less_strict(was: AcsBits, is: AcsBits) -> bool {
-    let lost = was & !is & ISOLATION;
-    // Translated requests go straight, or untranslated ones by a vector instead of never (PCIe r6.0 §6.12.3).
-    let gained = is & !was & (AcsBits::DT | AcsBits::EC);
-    !lost.is_empty()
-        || gained.contains(AcsBits::DT)
-        || (gained.contains(AcsBits::EC) && was.contains(AcsBits::RR))
 }
 
 fn sleeps(sysfs: &Sysfs, port: Sbdf) -> bool {
@@ -143,8 +123,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn bits(text: &str) -> AcsBits {
-        text.parse().unwrap()
+    fn setting(text: &str) -> AcsSetting {
+        AcsSetting::new(text.parse().unwrap(), None)
     }
 
     /// A machine whose registers are files, and the watch over it.
@@ -186,24 +166,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_less_strict() {
-        for (was, is, expected) in [
-            ("001d", "0011", true),
-            ("001d", "0000", true),
-            ("001d", "001c", true),
-            ("001d", "005d", true),
-            ("001d", "003d", true),
-            ("0031", "0011", true),
-            ("001d", "001f", false),
-            ("0011", "001d", false),
-            ("0011", "0031", false),
-            ("005d", "001d", false),
-        ] {
-            assert_eq!(is_less_strict(bits(was), bits(is)), expected, "{was} {is}");
-        }
-    }
-
-    #[test]
     fn another_control_or_none_is_seen_and_a_port_that_sleeps_is_not_woken() {
         let (_dir, sysfs, watch) = machine(&["02:01.0"]);
         let look = |port: &str| {
@@ -218,12 +180,12 @@ mod tests {
         };
         assert_eq!(look("02:00.0"), None);
         write("02:00.0", 0x156, 0x11);
-        assert_eq!(look("02:00.0"), Some(Found::PutBack(bits("0011"))));
+        assert_eq!(look("02:00.0"), Some(Found::PutBack(setting("0011"))));
         write("02:00.0", 0x156, 0x1f);
-        assert_eq!(look("02:00.0"), Some(Found::Stricter(bits("001f"))));
+        assert_eq!(look("02:00.0"), Some(Found::Stricter(setting("001f"))));
         // What a transaction holds is put back either way.
         write("02:01.0", 0x156, 0x1f);
-        assert_eq!(look("02:01.0"), Some(Found::PutBack(bits("001f"))));
+        assert_eq!(look("02:01.0"), Some(Found::PutBack(setting("001f"))));
         let status = sysfs.device_dir(at("02:00.0")).join("power/runtime_status");
         fs::write(&status, "suspended\n").unwrap();
         assert_eq!(look("02:00.0"), None);

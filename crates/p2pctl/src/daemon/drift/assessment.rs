@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hotplug::regroup::Assigned;
+use hotplug::regroup::{Assigned, DeviceFacts};
 use iommu_group::{Exposure, Sbdf};
 
 use super::response::Event;
-use super::snapshot::{Facts, Snapshot};
+use super::snapshot::Snapshot;
 
 /// What changed on the host.
 #[derive(Debug, Clone)]
@@ -86,7 +86,7 @@ pub(super) fn are_peers(a: &Assigned, b: &Assigned) -> bool {
 /// `own`, or if somebody has accepted them.
 pub(super) fn assess(
     device: &Assigned,
-    good: &Facts,
+    good: &DeviceFacts,
     now: &Snapshot,
     own: &BTreeSet<Sbdf>,
     is_accepted: &dyn Fn(&Exposure) -> bool,

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, Windows};
+use hotplug::regroup::{Assigned, DeviceFacts, Windows};
 
 use super::response::{Action, Event, State};
-use super::snapshot::{Facts, Snapshot};
+use super::snapshot::Snapshot;
 
 /// How long the first of a row of requests is waited for …
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
@@ -27,7 +27,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 pub(super) struct Entry {
     pub(super) device: Assigned,
     /// What it depends on, as it was when it was open.
-    pub(super) good: Facts,
+    pub(super) good: DeviceFacts,
     /// A VMM or a transaction has decided about the device since: what it depends on now is good.
     pub(super) rebase: bool,
     pub(super) state: State,
@@ -64,7 +64,7 @@ impl Entry {
     pub(super) fn new(device: Assigned, transactions: u64, now: Instant) -> Self {
         Self {
             device,
-            good: Facts::default(),
+            good: DeviceFacts::default(),
             rebase: false,
             state: State::Open,
             why: String::new(),
@@ -76,6 +76,22 @@ impl Entry {
             told: String::new(),
             since: now,
             strikes: 0,
+        }
+    }
+
+    /// One that a daemon before this one has taken from the VM; whether the VM has it all the same.
+    pub(super) fn recovered(
+        device: Assigned,
+        good: DeviceFacts,
+        is_there: bool,
+        transactions: u64,
+        now: Instant,
+    ) -> Self {
+        Self {
+            good,
+            state: if is_there { State::Kept } else { State::Away },
+            why: "it was taken away before this daemon was started".to_owned(),
+            ..Self::new(device, transactions, now)
         }
     }
 
@@ -185,6 +201,14 @@ impl Entry {
 
     pub(super) fn is_at_rest(&self) -> bool {
         matches!(self.state, State::Open | State::Forgotten) && self.in_flight.is_empty()
+    }
+
+    /// Whether the guest was asked to let go of it, and it has not been checked since.
+    pub(super) fn is_withheld(&self) -> bool {
+        matches!(
+            self.state,
+            State::Leaving | State::Kept | State::Away | State::Returning { .. }
+        )
     }
 
     /// Whether the guest has kept the device for long enough to be asked again.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hotplug::regroup::{Host as _, Regroup, RegroupError};
-use iommu_group::{AcsBits, Sbdf};
+use iommu_group::{AcsSetting, Sbdf};
 
 use super::Shared;
 use super::acs::{Found, Watch, WatchedPort};
@@ -29,7 +29,7 @@ pub(super) struct Guard {
 /// What was found at a port, and what came of putting it back.
 struct Done {
     port: Sbdf,
-    good: AcsBits,
+    good: AcsSetting,
     found: Found,
     result: Result<(), RegroupError>,
 }
@@ -108,10 +108,10 @@ impl Guard {
         let host = self.shared.changes.host();
         let regroup = Regroup::new(&host.host, &[], host.state.clone());
         if self.is_spared(port.register.port()) {
-            let written = regroup.write_acs_beside(&port.register, port.good);
+            let written = regroup.write_acs_beside(&port.register, &port.good);
             return written.map(|()| true);
         }
-        regroup.write_acs(&port.register, port.good, || self.is_current())
+        regroup.write_acs(&port.register, &port.good, || self.is_current())
     }
 
     /// Tells what was found, and remembers it; what changed, if it is new.
@@ -139,7 +139,7 @@ impl Guard {
             (Found::PutBack(_), Ok(())) => {
                 self.open.remove(&port);
                 self.teller.tell("drift", &told);
-                let to = format!("{good:04x}");
+                let to = good.to_string();
                 self.teller
                     .tell("acs-restored", &[("function", &function), ("to", &to)]);
             }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, VmmError, Windows};
+use hotplug::regroup::{Assigned, VmmError, Windows, WithheldDevice};
 
 use super::assessment::Alarm;
 use super::response::Action;
@@ -45,8 +45,16 @@ pub(super) struct Inbox {
 pub(super) struct Mail {
     pub(super) alarm: Option<Alarm>,
     pub(super) messages: Vec<Message>,
+    /// Devices that a daemon before this one has taken from the VM.
+    pub(super) withheld: Vec<WithheldDevice>,
     /// Nobody takes mail any more.
     closed: bool,
+}
+
+impl Mail {
+    fn is_empty(&self) -> bool {
+        self.alarm.is_none() && self.messages.is_empty() && self.withheld.is_empty()
+    }
 }
 
 impl Inbox {
@@ -64,6 +72,17 @@ impl Inbox {
         true
     }
 
+    /// Leaves a device that the VM is without; `false` if nobody will find it.
+    pub(super) fn withheld(&self, device: &WithheldDevice) -> bool {
+        let mut mail = self.lock();
+        if mail.closed {
+            return false;
+        }
+        mail.withheld.push(device.clone());
+        self.more.notify_one();
+        true
+    }
+
     pub(super) fn send(&self, message: Message) {
         self.lock().messages.push(message);
         self.more.notify_one();
@@ -71,7 +90,7 @@ impl Inbox {
 
     /// Takes what there is, or what comes within this time.
     pub(super) fn take(&self, patience: Duration) -> Mail {
-        let nothing = |mail: &mut Mail| mail.alarm.is_none() && mail.messages.is_empty();
+        let nothing = |mail: &mut Mail| mail.is_empty();
         let waited = self
             .more
             .wait_timeout_while(self.lock(), patience, nothing)
@@ -80,6 +99,7 @@ impl Inbox {
         Mail {
             alarm: mail.alarm.take(),
             messages: std::mem::take(&mut mail.messages),
+            withheld: std::mem::take(&mut mail.withheld),
             closed: mail.closed,
         }
     }
@@ -87,7 +107,7 @@ impl Inbox {
     /// Takes no more mail, unless there is some.
     pub(super) fn close_if_empty(&self) -> bool {
         let mut mail = self.lock();
-        mail.closed = mail.alarm.is_none() && mail.messages.is_empty();
+        mail.closed = mail.is_empty();
         mail.closed
     }
 
@@ -102,8 +122,7 @@ impl Inbox {
     /// Whether there is nothing to do for the worker.
     pub(super) fn is_at_rest(&self) -> bool {
         let mail = self.lock();
-        let is_empty = mail.alarm.is_none() && mail.messages.is_empty();
-        mail.closed || (is_empty && self.at_rest.load(Ordering::Acquire))
+        mail.closed || (mail.is_empty() && self.at_rest.load(Ordering::Acquire))
     }
 
     fn lock(&self) -> MutexGuard<'_, Mail> {

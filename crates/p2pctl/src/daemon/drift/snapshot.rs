@@ -3,34 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use hotplug::regroup::DeviceFacts;
 use iommu_group::{
-    AcsBits, Exposure, Fabric, Function, GroupId, Partition, Reach, Sbdf, Topology, is_vfio_driver,
+    AcsBits, AcsSetting, Exposure, Fabric, Function, Partition, Reach, Sbdf, Topology,
+    is_vfio_driver,
 };
-
-use super::acs::is_less_strict;
 
 /// The host at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Snapshot {
-    /// The ACS control of every port that has any.
-    pub(super) acs: BTreeMap<Sbdf, AcsBits>,
+    /// The ACS setting of every port that has any.
+    pub(super) acs: BTreeMap<Sbdf, AcsSetting>,
     /// What there is to know of every endpoint.
-    pub(super) functions: BTreeMap<Sbdf, Facts>,
+    pub(super) functions: BTreeMap<Sbdf, DeviceFacts>,
     /// What exposures are computed from, when somebody asks for those of a device.
     topology: Option<Arc<Topology>>,
-}
-
-/// What a function depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Facts {
-    /// The ports above it, the nearest first, with their ACS controls.
-    pub(super) path: Vec<(Sbdf, Option<AcsBits>)>,
-    pub(super) group: Option<GroupId>,
-    /// Whether VFIO has it.
-    is_assigned: bool,
-    /// Whom it or its group reaches for certain, and who reaches it, each with one sender; `None` if VFIO does not have it,
-    /// or if they are to be computed ([`Snapshot::facts`]).
-    pub(super) exposures: Option<BTreeSet<Exposure>>,
 }
 
 impl Snapshot {
@@ -40,8 +27,8 @@ impl Snapshot {
         let facts = |function: &Function| {
             let at = function.sbdf();
             let above = topology.ancestors(at);
-            let facts = Facts {
-                path: above.map(|port| (port.sbdf(), control(port))).collect(),
+            let facts = DeviceFacts {
+                path: above.map(|port| (port.sbdf(), setting(port))).collect(),
                 group: function.group(),
                 is_assigned: function.driver().is_some_and(is_vfio_driver),
                 exposures: None,
@@ -50,7 +37,7 @@ impl Snapshot {
         };
         Self {
             acs: all
-                .filter_map(|port| Some((port.sbdf(), control(port)?)))
+                .filter_map(|port| Some((port.sbdf(), setting(port)?)))
                 .collect(),
             functions: endpoints.map(facts).collect(),
             topology: Some(Arc::clone(&topology)),
@@ -58,7 +45,7 @@ impl Snapshot {
     }
 
     /// What a function depends on, with its exposures.
-    pub(super) fn facts(&self, function: Sbdf) -> Option<Facts> {
+    pub(super) fn facts(&self, function: Sbdf) -> Option<DeviceFacts> {
         let mut facts = self.functions.get(&function)?.clone();
         if facts.is_assigned && facts.exposures.is_none() {
             let topology = self.topology.as_deref();
@@ -93,7 +80,7 @@ impl Snapshot {
         let mut normal = now.clone();
         for (port, was) in &self.acs {
             let is = now.acs.get(port).filter(|_| !touched.contains(port));
-            if is.is_some_and(|is| is_less_strict(*was, *is)) {
+            if is.is_some_and(|is| is.is_less_strict_than(was)) {
                 normal.set_acs(*port, *was);
             }
         }
@@ -113,14 +100,14 @@ impl Snapshot {
         normal
     }
 
-    fn set_acs(&mut self, port: Sbdf, control: AcsBits) {
-        self.acs.insert(port, control);
+    fn set_acs(&mut self, port: Sbdf, setting: AcsSetting) {
+        self.acs.insert(port, setting);
         let paths = self
             .functions
             .values_mut()
             .flat_map(|facts| &mut facts.path);
         for (_, held) in paths.filter(|(at, _)| *at == port) {
-            *held = Some(control);
+            *held = Some(setting);
         }
     }
 
@@ -128,7 +115,7 @@ impl Snapshot {
     pub(super) fn lost(&self, now: &Self) -> BTreeSet<Exposure> {
         let assigned = now.functions.iter().filter(|(_, facts)| facts.is_assigned);
         let assigned = assigned.map(|(function, _)| *function);
-        let differs = |(port, was): (&Sbdf, &AcsBits)| now.acs.get(port) != Some(was);
+        let differs = |(port, was): (&Sbdf, &AcsSetting)| now.acs.get(port) != Some(was);
         if self.acs.iter().any(differs) || self.has_exceptions() {
             let lost = assigned.filter_map(|function| {
                 let (was, is) = (self.facts(function)?, now.facts(function)?);
@@ -166,31 +153,14 @@ impl Snapshot {
     }
 }
 
-impl Facts {
-    /// The exposures that there are now and were not.
-    pub(super) fn new_exposures(&self, now: &Self) -> BTreeSet<Exposure> {
-        // What a device had when it was assigned was looked at then.
-        let (Some(was), Some(is)) = (&self.exposures, &now.exposures) else {
-            return BTreeSet::new();
-        };
-        // Through which port is another matter.
-        let pair = |exposure: &Exposure| (exposure.function, exposure.to.clone());
-        let known: BTreeSet<_> = was.iter().map(pair).collect();
-        let new = is
-            .iter()
-            .filter(|exposure| !known.contains(&pair(exposure)));
-        new.cloned().collect()
-    }
+/// How a changed ACS setting is told.
+pub(super) fn acs_change(port: Sbdf, was: AcsSetting, is: AcsSetting) -> String {
+    format!("ACS of {port} is {is}, and was {was}")
 }
 
-/// How a changed ACS control is told.
-pub(super) fn acs_change(port: Sbdf, was: AcsBits, is: AcsBits) -> String {
-    format!("ACS of {port} is {is:04x}, and was {was:04x}")
-}
-
-fn control(port: &Function) -> Option<AcsBits> {
+fn setting(port: &Function) -> Option<AcsSetting> {
     let acs = port.acs().registers()?;
-    port.port_type().is_downstream().then_some(acs.control)
+    port.port_type().is_downstream().then(|| acs.setting())
 }
 
 fn exposures(topology: &Topology, device: Sbdf) -> BTreeSet<Exposure> {
@@ -272,7 +242,8 @@ mod tests {
     fn another_control_a_lost_device_and_another_group_are_told() {
         let host = switch("1d", &[]);
         let mut now = host.clone();
-        now.acs.insert(at("02:01.0"), AcsBits::NONE);
+        now.acs
+            .insert(at("02:01.0"), AcsSetting::new(AcsBits::NONE, None));
         now.functions.remove(&at("03:00.0"));
         now.functions.get_mut(&at("04:00.0")).unwrap().group = None;
         let expected = [

@@ -127,6 +127,38 @@ fn acs_that_is_less_strict_above_an_assigned_device_is_put_back_within_a_second(
 }
 
 #[test]
+fn an_egress_vector_that_lets_more_pass_is_put_back_and_one_that_lets_less_pass_is_not() {
+    let host = TestHost::new();
+    host.set_egress("02:00.0", 0b1101);
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", true)]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    host.set_egress("02:00.0", 0b0101);
+    within(SECOND, "put back", || host.egress("02:00.0") == 0b1101);
+    within(SECOND, "told", || {
+        daemon.told(&[
+            "acs-restored",
+            "0000:02:00.0",
+            "0031 with egress vector 0000000d",
+        ])
+    });
+    within(SOON, "closed and opened", || {
+        vmm.was_asked("close nvme0") && vmm.was_asked("open nvme0")
+    });
+    // Egress control itself, and the vector with it.
+    host.set_egress("02:00.0", 0);
+    host.set_acs("02:00.0", 0x11);
+    within(SECOND, "put back", || {
+        host.egress("02:00.0") == 0b1101 && host.acs("02:00.0") == 0x31
+    });
+    host.set_egress("02:00.0", 0b1111);
+    within(SECOND, "told", || {
+        daemon.told(&["drift", "0031 with egress vector 0000000f"])
+    });
+    thread::sleep(SECOND);
+    assert_eq!(host.egress("02:00.0"), 0b1111);
+}
+
+#[test]
 fn a_function_that_arrives_where_a_device_can_reach_it_is_told_and_the_device_taken_away() {
     let host = TestHost::new();
     host.set_acs("02:00.0", 0x11);
@@ -259,4 +291,52 @@ fn acs_is_put_back_while_a_transaction_waits_for_a_vmm_unless_it_changes_the_por
         assert_eq!(host.acs("02:03.0"), 0x11);
         vmm.stop(false);
     });
+}
+
+/// How often something was asked of a VMM.
+fn count(vmm: &FakeVmm, what: &str) -> usize {
+    vmm.log().iter().filter(|line| *line == what).count()
+}
+
+#[test]
+fn a_device_that_was_taken_away_is_given_back_by_the_next_daemon_when_a_check_allows_it() {
+    let host = TestHost::new();
+    host.set_acs("02:00.0", 0x11);
+    host.remove(at("04:00.0"));
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", false)]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    host.add(at("04:00.0"));
+    within(SOON, "taken away", || !vmm.has("nvme0"));
+    drop(daemon);
+
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    within(SOON, "withheld", || {
+        daemon.told(&["device-withheld", "nvme0", "04:00.0"])
+    });
+    assert_eq!(count(&vmm, "add nvme0"), 0, "it reaches the function yet");
+    host.remove(at("04:00.0"));
+    within(3 * SOON, "given back", || vmm.has("nvme0"));
+    drop(daemon);
+
+    // Nothing is left to be given back.
+    let _daemon = Daemon::start(&host, &[("web", &vmm)]);
+    thread::sleep(2 * SECOND);
+    assert_eq!(count(&vmm, "add nvme0"), 1);
+}
+
+#[test]
+fn a_vmm_that_was_started_anew_is_not_given_what_another_had() {
+    let host = TestHost::new();
+    host.set_acs("02:00.0", 0x11);
+    host.remove(at("04:00.0"));
+    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", false)]);
+    let daemon = Daemon::start(&host, &[("web", &vmm)]);
+    host.add(at("04:00.0"));
+    within(SOON, "taken away", || !vmm.has("nvme0"));
+    drop(daemon);
+    host.remove(at("04:00.0"));
+    vmm.set_pid(2);
+    let _daemon = Daemon::start(&host, &[("web", &vmm)]);
+    thread::sleep(3 * SECOND);
+    assert_eq!(count(&vmm, "add nvme0"), 0);
 }

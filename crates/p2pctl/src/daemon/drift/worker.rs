@@ -17,7 +17,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, VmmError};
+use hotplug::regroup::{Assigned, DeviceFacts, VmmError, WithheldDevice};
 use iommu_group::{Exposure, Sbdf};
 
 use super::super::guests::Guest;
@@ -57,6 +57,15 @@ pub(super) trait World: Send + Sync {
     /// Whether the operator accepts an exposure.
     fn is_accepted(&self, device: &Assigned, exposure: &Exposure) -> bool;
 
+    /// Notes that a device is kept from the VM, so that another daemon gives it back.
+    fn withhold(&self, device: &Assigned, good: &DeviceFacts) -> Result<(), String>;
+
+    /// Notes that a device is not kept from the VM any more.
+    fn release(&self, id: &str) -> Result<(), String>;
+
+    /// Whether the daemon has ended.
+    fn has_ended(&self) -> bool;
+
     /// Where events are told.
     fn tellings(&self) -> SyncSender<Telling>;
 }
@@ -72,6 +81,10 @@ pub(super) struct Worker {
     is_newer: bool,
     /// Devices that were seen to before the VM said that it has them.
     handled: BTreeSet<String>,
+    /// Devices that a daemon before this one has taken away, until the VM has said whether it has them.
+    recovered: Vec<WithheldDevice>,
+    /// Names of devices of which is noted that they are kept from the VM.
+    noted: BTreeSet<String>,
     /// Functions of the VM, as it said last.
     functions: BTreeSet<Sbdf>,
     is_asked: bool,
@@ -98,6 +111,8 @@ impl Worker {
             alarm: None,
             is_newer: false,
             handled: BTreeSet::new(),
+            recovered: Vec::new(),
+            noted: BTreeSet::new(),
             functions: BTreeSet::new(),
             is_asked: false,
             ask_at: Instant::now(),
@@ -113,7 +128,11 @@ impl Worker {
         let mut wait = Duration::ZERO;
         loop {
             let mail = self.inbox.take(wait);
+            if self.world.has_ended() {
+                return;
+            }
             let now = Instant::now();
+            self.recover(mail.withheld);
             if let Some(alarm) = mail.alarm {
                 self.alarmed(alarm, now);
             }
@@ -124,16 +143,17 @@ impl Worker {
             self.ask(now);
             self.begin(now);
             let has_checked = self.check(now);
+            self.release();
             self.entries.retain(|_, entry| !entry.is_over(now));
-            let is_idle = self.entries.is_empty() && self.alarm.is_none() && !self.is_asked;
+            let is_waiting = self.alarm.is_some() || !self.recovered.is_empty() || self.is_asked;
+            let is_idle = self.entries.is_empty() && !is_waiting;
             if is_idle && self.inbox.close_if_empty() {
                 return;
             }
             wait = if has_checked { Duration::ZERO } else { REST };
-            let is_at_rest = self.alarm.is_none() && !self.is_asked;
             let at_rest = |entry: &Entry| entry.is_at_rest();
             self.inbox
-                .set_at_rest(is_at_rest && self.entries.values().all(at_rest));
+                .set_at_rest(!is_waiting && self.entries.values().all(at_rest));
         }
     }
 
@@ -152,6 +172,36 @@ impl Worker {
         }
         self.is_newer = true;
         self.ask_at = now;
+    }
+
+    /// A daemon before this one has taken these away.
+    fn recover(&mut self, withheld: Vec<WithheldDevice>) {
+        let ids = withheld.iter().map(|other| other.device.id.clone());
+        self.noted.extend(ids);
+        self.recovered.extend(withheld);
+    }
+
+    /// Notes of which devices the VM is not without any more.
+    fn release(&mut self) {
+        let is_withheld = |id: &String| {
+            let recovered = self.recovered.iter().any(|other| other.device.id == *id);
+            recovered || self.entries.get(id).is_some_and(Entry::is_withheld)
+        };
+        let (withheld, back) = self.noted.iter().cloned().partition(is_withheld);
+        self.noted = withheld;
+        let back: BTreeSet<String> = back;
+        for id in back {
+            let (world, vm) = (Arc::clone(&self.world), self.vm.clone());
+            let release = move || {
+                if let Err(error) = world.release(&id) {
+                    eprintln!("p2pctl: cannot note that {vm} has {id}: {error}");
+                }
+            };
+            let thread = thread::Builder::new().name("drift-request".to_owned());
+            if let Err(error) = thread.spawn(release) {
+                eprintln!("p2pctl: cannot start a thread for {}: {error}", self.vm);
+            }
+        }
     }
 
     fn receive(&mut self, message: Message, now: Instant) {
@@ -181,10 +231,16 @@ impl Worker {
                 entry.step(event, now);
             }
         }
+        let transactions = self.transactions();
+        for WithheldDevice { device, good, .. } in std::mem::take(&mut self.recovered) {
+            let is_there = devices.iter().any(|other| other.id == device.id);
+            let id = device.id.clone();
+            let entry = || Entry::recovered(device, good, is_there, transactions, now);
+            self.entries.entry(id).or_insert_with(entry);
+        }
         let Some(alarm) = self.alarm.take() else {
             return;
         };
-        let transactions = self.transactions();
         for (device, why) in alarm.concerned(devices) {
             let entry = self
                 .entries
@@ -209,6 +265,7 @@ impl Worker {
             self.gone = self.gone.saturating_add(1);
             if self.gone >= GONE {
                 self.alarm = None;
+                self.recovered.clear();
                 for entry in self.entries.values_mut() {
                     entry.step(Event::Over, now);
                 }
@@ -244,7 +301,8 @@ impl Worker {
     /// Asks which devices the VM has, if anything depends on that.
     fn ask(&mut self, now: Instant) {
         let depends = |entry: &Entry| matches!(entry.state, State::Kept | State::Away);
-        let is_wanted = self.alarm.is_some() || self.gone > 0 || self.entries.values().any(depends);
+        let is_waiting = self.alarm.is_some() || !self.recovered.is_empty();
+        let is_wanted = is_waiting || self.gone > 0 || self.entries.values().any(depends);
         if self.is_asked || !is_wanted || now < self.ask_at {
             return;
         }
@@ -274,10 +332,15 @@ impl Worker {
             }
         }
         for (id, action, device, patience) in begun {
+            let good = self.entries.get(&id).map(|entry| entry.good.clone());
+            let good = good.unwrap_or_default();
+            if action == Action::Unplug {
+                self.noted.insert(id.clone());
+            }
             let world = Arc::clone(&self.world);
             let of = device.id.clone();
             let request = move || Message::Ended {
-                result: request::perform(&*world, action, &device, patience),
+                result: request::perform(&*world, action, &device, &good, patience),
                 id,
                 action,
             };

@@ -96,10 +96,29 @@ impl TestHost {
         u16::from_le_bytes(control)
     }
 
-    pub(super) fn set_acs(&self, port: &str, control: u16) {
+    /// Egress control is implemented and on, and stops requests to these ports, by number.
+    pub(super) fn set_egress(&self, port: &str, vector: u32) {
+        // All seven bits, and a vector of 32 ports (PCIe r6.0 §7.7.11.2).
+        self.write(port, CONTROL - 2, &0x207f_u16.to_le_bytes());
+        self.write(port, CONTROL + 2, &vector.to_le_bytes());
+        self.set_acs(port, 0x31);
+    }
+
+    pub(super) fn egress(&self, port: &str) -> u32 {
+        let mut vector = [0; 4];
+        let file = fs::File::open(self.function_dir(at(port)).join("config")).unwrap();
+        file.read_exact_at(&mut vector, CONTROL + 2).unwrap();
+        u32::from_le_bytes(vector)
+    }
+
+    fn write(&self, port: &str, offset: u64, bytes: &[u8]) {
         let path = self.function_dir(at(port)).join("config");
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
-        file.write_all_at(&control.to_le_bytes(), CONTROL).unwrap();
+        file.write_all_at(bytes, offset).unwrap();
+    }
+
+    pub(super) fn set_acs(&self, port: &str, control: u16) {
+        self.write(port, CONTROL, &control.to_le_bytes());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -23,6 +23,8 @@ struct Shared {
     /// Its guest lets go of nothing.
     keeps: AtomicBool,
     done: AtomicBool,
+    /// The process that it says it is.
+    pid: AtomicI64,
     devices: Mutex<Vec<Value>>,
     /// What was asked of it that changes anything, in its order.
     log: Mutex<Vec<String>>,
@@ -56,6 +58,11 @@ impl FakeVmm {
 
     pub(super) fn keep(&self, keeps: bool) {
         self.shared.keeps.store(keeps, Ordering::SeqCst);
+    }
+
+    /// Another process answers from now on.
+    pub(super) fn set_pid(&self, pid: i64) {
+        self.shared.pid.store(pid, Ordering::SeqCst);
     }
 
     /// The guest lets go of a device by itself.
@@ -144,7 +151,7 @@ impl Shared {
         match call {
             "vmm.ping" => (
                 200,
-                json!({"build_version": "fake", "version": "1", "pid": 1, "features": ["p2p"]}),
+                json!({"build_version": "fake", "version": "1", "pid": self.pid.load(Ordering::SeqCst), "features": ["p2p"]}),
             ),
             "vm.info" => (
                 200,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, VmmError, Windows};
+use hotplug::regroup::{Assigned, DeviceFacts, VmmError, Windows};
 
 use super::super::super::guests::Guest;
 use super::super::inbox::Outcome;
@@ -17,6 +17,7 @@ pub(super) fn perform(
     world: &dyn World,
     action: Action,
     device: &Assigned,
+    good: &DeviceFacts,
     patience: Duration,
 ) -> Result<Outcome, VmmError> {
     // Without peers nothing is mapped, and nothing to be asked of a VMM that may not answer.
@@ -28,7 +29,16 @@ pub(super) fn perform(
     let vm = world.reach(patience)?;
     match action {
         Action::Revoke => vm.revoke(device).map(Outcome::Closed),
-        Action::Unplug => vm.unplug(device, GUEST).map(|()| Outcome::LetGo),
+        Action::Unplug => {
+            // The device has to go, whether another daemon could give it back or not.
+            if let Err(error) = world.withhold(device, good) {
+                eprintln!(
+                    "p2pctl: a daemon that is started anew would not give {} back to {}: {error}",
+                    device.id, device.vm
+                );
+            }
+            vm.unplug(device, GUEST).map(|()| Outcome::LetGo)
+        }
         Action::Plug => plug(&vm, device).map(Outcome::Plugged),
         // The others are no requests.
         Action::Reopen | Action::Check | Action::Nothing => {

@@ -6,7 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hotplug::EventLog;
-use hotplug::regroup::{Assigned, Prospect, VmAddress, Vmm, VmmError, Windows};
+use hotplug::regroup::{
+    Assigned, DeviceFacts, Prospect, VmAddress, Vmm, VmmError, Windows, WithheldDevice,
+};
 use iommu_group::{GroupId, Reach, Topology};
 
 use super::*;
@@ -46,6 +48,9 @@ struct Fake {
     transactions: AtomicU64,
     given_back: AtomicU64,
     requests: AtomicU64,
+    /// What is noted of devices.
+    withheld: Mutex<Vec<WithheldDevice>>,
+    has_ended: AtomicBool,
 }
 
 impl Fake {
@@ -64,6 +69,8 @@ impl Fake {
             transactions: AtomicU64::default(),
             given_back: AtomicU64::default(),
             requests: AtomicU64::default(),
+            withheld: Mutex::default(),
+            has_ended: AtomicBool::default(),
         })
     }
 
@@ -90,7 +97,7 @@ impl Fake {
             .push(format!("{what} {}", device.id));
     }
 
-    fn facts(&self, function: &str, change: impl FnOnce(&mut super::super::snapshot::Facts)) {
+    fn facts(&self, function: &str, change: impl FnOnce(&mut DeviceFacts)) {
         change(
             self.host
                 .lock()
@@ -251,6 +258,26 @@ impl World for Reached {
         false
     }
 
+    fn withhold(&self, device: &Assigned, good: &DeviceFacts) -> Result<(), String> {
+        let mut withheld = self.0.withheld.lock().unwrap();
+        withheld.push(WithheldDevice {
+            device: device.clone(),
+            vmm: 1,
+            good: good.clone(),
+        });
+        Ok(())
+    }
+
+    fn release(&self, id: &str) -> Result<(), String> {
+        let mut withheld = self.0.withheld.lock().unwrap();
+        withheld.retain(|other| other.device.id != id);
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        Fake::is(&self.0.has_ended)
+    }
+
     fn tellings(&self) -> SyncSender<Telling> {
         super::super::teller::start(EventLog::new()).unwrap()
     }
@@ -355,6 +382,40 @@ fn an_exposed_device_stays_out_until_nobody_is_exposed() {
     assert!(!fake.did("plug one") && !inbox.is_at_rest());
     *fake.host.lock().unwrap() = before;
     within("back", || fake.did("plug one"));
+}
+
+#[test]
+fn a_worker_of_another_daemon_gives_back_what_was_taken_away_or_checks_what_was_not() {
+    for is_there in [false, true] {
+        let fake = Fake::new();
+        let before = fake.host();
+        fake.expose("03:00.0", "06:00.0");
+        Fake::set(&fake.keeps, is_there);
+        fake.alarm(before.clone(), "03:00.0");
+        within("asked", || fake.did("unplug one"));
+        within("noted", || !fake.withheld.lock().unwrap().is_empty());
+        Fake::set(&fake.has_ended, true);
+        thread::sleep(Duration::from_secs(1));
+        Fake::set(&fake.has_ended, false);
+        fake.log.lock().unwrap().clear();
+
+        let inbox = Arc::new(Inbox::default());
+        for device in &*fake.withheld.lock().unwrap() {
+            assert!(inbox.withheld(device));
+        }
+        let world = Arc::new(Reached(Arc::clone(&fake)));
+        Worker::start("web".to_owned(), world, Arc::clone(&inbox)).unwrap();
+        thread::sleep(Duration::from_secs(2));
+        assert!(
+            !fake.did("plug one") && !fake.did("open one"),
+            "it is exposed yet: {:?}",
+            fake.log()
+        );
+        *fake.host.lock().unwrap() = before;
+        let back = if is_there { "open one" } else { "plug one" };
+        within("back", || fake.did(back));
+        within("forgotten", || fake.withheld.lock().unwrap().is_empty());
+    }
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! The thread that gives the workers what a daemon before this one has taken from VMs.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use hotplug::Client;
+use hotplug::regroup::{Regroup, RegroupError, WithheldDevice};
+
+use super::Shared;
+
+/// How long a VMM may take to say which process it is.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often VMMs are looked for that do not answer yet, and how often is looked whether the daemon ends.
+const AGAIN: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(50);
+
+/// Runs until every VM is found, or until it is told to end.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let host = shared.changes.host();
+    let regroup = Regroup::new(&host.host, &[], host.state.clone());
+    let mut left = regroup.withheld().unwrap_or_else(|error| {
+        eprintln!("p2pctl: cannot tell which devices are to be given back: {error}");
+        Vec::new()
+    });
+    while !left.is_empty() {
+        left.retain(|device| match find(shared, &regroup, device) {
+            Ok(found) => !found,
+            Err(error) => {
+                eprintln!("p2pctl: {}: {error}", device.device.id);
+                false
+            }
+        });
+        let mut waited = Duration::ZERO;
+        while waited < AGAIN && !left.is_empty() {
+            if shared.ended.load(Ordering::Acquire) {
+                return;
+            }
+            thread::sleep(REST);
+            waited += REST;
+        }
+    }
+}
+
+/// Whether the VM of a device was found: it is the one that had it, or that one is gone.
+fn find(
+    shared: &Arc<Shared>,
+    regroup: &Regroup<'_>,
+    device: &WithheldDevice,
+) -> Result<bool, RegroupError> {
+    let vm = &device.device.vm;
+    let sockets = shared.changes.host().guests.sockets();
+    let Some(at) = sockets.into_iter().find(|at| at.name == *vm) else {
+        return Ok(false);
+    };
+    let Ok(ping) = Client::new(&at.socket).with_patience(PATIENCE).ping() else {
+        return Ok(false);
+    };
+    if ping.pid == device.vmm {
+        shared.deliver(at, |inbox| inbox.withheld(device));
+    } else {
+        regroup.release(vm, &device.device.id)?;
+    }
+    Ok(true)
+}
