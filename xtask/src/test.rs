@@ -18,6 +18,9 @@ const OF_DEVICES: [&str; 8] = [
     "two_groups",
 ];
 
+/// Tests that take many minutes more than the same tests on other ports.
+const LONG: [&str; 1] = ["live_regroup_acs"];
+
 /// Tests that are ignored where `CH_BIN` names no cloud-hypervisor.
 const OF_CLOUD_HYPERVISOR: [&str; 3] = [
     "cloud_hypervisor",
@@ -77,8 +80,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             shell,
             "{cargo} test --locked --workspace --no-fail-fast -- {rest...}"
         ));
+        let long = if args.long {
+            let programs = LONG.iter().flat_map(|name| ["--test", name]);
+            let programs: &Vec<&str> = &programs.collect();
+            stage(3, "tests of running guests on ports with ACS");
+            test(cmd!(
+                shell,
+                "{cargo} test --locked -p lab --no-fail-fast {programs...} -- --ignored {rest...}"
+            ))
+        } else {
+            Ok(())
+        };
         if !has_cloud_hypervisor {
-            return all;
+            return all.and(long);
         }
         let programs = OF_CLOUD_HYPERVISOR.iter().flat_map(|name| ["--test", name]);
         let programs: &Vec<&str> = &programs.collect();
@@ -87,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             shell,
             "{cargo} test --locked -p lab --no-fail-fast {programs...} -- --ignored {rest...}"
         ));
-        return all.and(stock);
+        return all.and(long).and(stock);
     };
     let programs = OF_DEVICES.iter().flat_map(|name| ["--test", name]);
     let programs: &Vec<&str> = &programs.collect();
