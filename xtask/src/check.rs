@@ -35,5 +35,18 @@ pub(crate) fn run() -> Result<()> {
             "{cargo} doc --quiet --locked --workspace --no-deps --document-private-items"
         )
         .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    // Advisories are left out: they need a network.
+    let version = cmd!(shell, "{cargo} deny --version").quiet();
+    if version.ignore_stderr().read().is_err() {
+        eprintln!("check: dependencies skipped: cargo-deny is not installed");
+        return Ok(());
+    }
+    stage(
+        "dependencies",
+        cmd!(
+            shell,
+            "{cargo} deny --workspace --locked --offline --log-level error check licenses bans sources"
+        ),
     )
 }

@@ -26,7 +26,7 @@ enum Task {
     Demo,
     /// Set-up, build and all tests, unit and lab
     Test(test::Args),
-    /// Formatting, lints and documentation, with warnings as errors
+    /// Formatting, lints and documentation, with warnings as errors; licenses and sources of dependencies, where cargo-deny is
     Check,
     /// How fast it is: ratios within one run, as a table
     Bench(bench::Args),

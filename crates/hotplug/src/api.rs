@@ -6,11 +6,12 @@
 //!                              └──────────── Reply ─────────┘
 //! ```
 //! The thread of the API decides nothing: each request becomes a [`Call`] that the owner of the VM answers, one after the
-//! other. A client needs the [types](VmInfo) only; a VMM needs the feature `server`.
+//! other. A client needs the [types](VmInfo) only; a VMM needs the feature `server`. The feature `schema` describes the types,
+//! for the OpenAPI document.
 
 #[cfg(feature = "server")]
 mod call;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", feature = "schema"))]
 mod document;
 #[cfg(feature = "server")]
 mod failure;
@@ -20,12 +21,12 @@ pub(crate) mod puppet;
 #[cfg(feature = "server")]
 mod server;
 mod types;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", feature = "schema"))]
 mod vmm;
 
 #[cfg(feature = "server")]
 pub use call::{Call, CallQueue, Counters, Reply};
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", feature = "schema"))]
 pub use document::{CallSpec, Description};
 #[cfg(feature = "server")]
 pub use failure::Failure;
@@ -39,5 +40,5 @@ pub use types::{
     BarKind, DeviceNode, DeviceTree, P2pWindows, PciDevice, RemoveDevice, Resource, VmInfo,
     VmState, VmmPing,
 };
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", feature = "schema"))]
 pub use vmm::openapi;

@@ -26,10 +26,10 @@ const KEYS: [&str; 6] = ["path", "fd", "id", "p2p", "p2p_domain", "expose"];
 /// # Ok::<(), hotplug::OptionError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "DeviceFields")]
 #[cfg_attr(
-    feature = "server",
+    feature = "schema",
     schemars(description = "A device to assign to a VM")
 )]
 pub struct DeviceConfig {
@@ -57,7 +57,7 @@ pub struct DeviceConfig {
 
 /// The JSON of a device as cloud-hypervisor spells it, with what this VMM lacks.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 struct DeviceFields {

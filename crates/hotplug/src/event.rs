@@ -127,7 +127,7 @@ pub enum Event {
 
 /// An event with its time, as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Record {
     /// Time since the VMM started.
     pub timestamp: Duration,

@@ -12,7 +12,7 @@ impl<'de> Deserialize<'de> for Lacking {
     }
 }
 
-#[cfg(feature = "server")]
+#[cfg(feature = "schema")]
 impl schemars::JsonSchema for Lacking {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Lacking".into()

@@ -29,10 +29,10 @@ pub use platform::PlatformConfig;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(from = "wire::VmFields")]
 #[cfg_attr(
-    feature = "server",
+    feature = "schema",
     schemars(description = "Everything that describes one VM")
 )]
 pub struct VmConfig {
@@ -55,7 +55,7 @@ pub struct VmConfig {
 
 /// What a VM boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(from = "wire::PayloadFields")]
 pub struct PayloadConfig {
     /// The kernel, a bzImage.

@@ -10,7 +10,7 @@ pub const UNSHARED_TRANSFERS: &str = "Linux on an AMD Zen CPU, as this guest has
 
 /// Answer to `vm.p2p`: who may reach whom, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pInfo {
     /// The domains: members of one reach each other, and nobody else does.
     pub domains: Vec<P2pDomain>,
@@ -35,7 +35,7 @@ pub struct P2pInfo {
 
 /// A part of the guest's memory: every device of the VM reaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pMemory {
     /// Where it is, guest-physical.
     pub base: u64,
@@ -45,7 +45,7 @@ pub struct P2pMemory {
 
 /// What the devices of a VM are assigned by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pBackend {
     /// The kernel's interface.
     pub interface: P2pInterface,
@@ -55,7 +55,7 @@ pub struct P2pBackend {
 
 /// An interface of the kernel to IOMMU contexts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum P2pInterface {
     /// VFIO containers with the type1 driver.
@@ -75,7 +75,7 @@ impl fmt::Display for P2pInterface {
 
 /// A P2P domain of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pDomain {
     /// Its name; none is that of the devices that name none.
     pub name: Option<String>,
@@ -85,7 +85,7 @@ pub struct P2pDomain {
 
 /// A device in a P2P domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pMember {
     /// Its name.
     pub id: String,
@@ -101,7 +101,7 @@ pub struct P2pMember {
 
 /// A part of a BAR that peers reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pWindow {
     /// The BAR's number, 0 to 5.
     pub bar: u8,
@@ -113,7 +113,7 @@ pub struct P2pWindow {
 
 /// What is between two devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pRoute {
     /// Who starts requests.
     pub from: String,
@@ -129,7 +129,7 @@ pub struct P2pRoute {
 
 /// A function that devices reach without the IOMMU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pExposure {
     /// The VM's device that reaches it, or is it.
     pub id: String,
@@ -147,7 +147,7 @@ pub struct P2pExposure {
 
 /// Whether one device may reach another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum P2pVerdict {
     /// It may, and does.

@@ -8,7 +8,7 @@ use crate::VmConfig;
 
 /// Answer to `vmm.ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmmPing {
     /// Which build it is.
     pub build_version: String,
@@ -22,7 +22,7 @@ pub struct VmmPing {
 
 /// Where the VM is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum VmState {
     /// Described, or switched off.
     Created,
@@ -34,7 +34,7 @@ pub enum VmState {
 
 /// Answer to `vm.info`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmInfo {
     /// What was asked for, and came and went since.
     pub config: VmConfig,
@@ -51,7 +51,7 @@ pub type DeviceTree = BTreeMap<String, DeviceNode>;
 
 /// A device in a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeviceNode {
     /// Its name.
     pub id: String,
@@ -67,7 +67,7 @@ pub struct DeviceNode {
 
 /// What a device occupies in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Resource {
     /// A base address register.
     PciBar {
@@ -86,7 +86,7 @@ pub enum Resource {
 
 /// How a BAR is addressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum BarKind {
     /// I/O ports.
     Io,
@@ -98,7 +98,7 @@ pub enum BarKind {
 
 /// Answer to `vm.add-device` of a VM that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PciDevice {
     /// Its name.
     pub id: String,
@@ -108,7 +108,7 @@ pub struct PciDevice {
 
 /// Body of `vm.p2p-windows`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct P2pWindows {
     /// The device's name.
@@ -119,7 +119,7 @@ pub struct P2pWindows {
 
 /// Body of `vm.remove-device`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RemoveDevice {
     /// The device's name.

@@ -12,10 +12,10 @@ use super::vmm::Assigned;
 
 /// What carrying out a plan would mean now.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Forecast {
     /// What speaks against it. It is refused if there is anything.
-    #[cfg_attr(feature = "server", schemars(with = "Vec<serde_json::Value>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<serde_json::Value>"))]
     pub blockers: Vec<Blocker>,
     /// The devices that virtual machines lose meanwhile, as they have them now.
     pub unplug: Vec<Assigned>,

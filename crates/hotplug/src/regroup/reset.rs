@@ -29,7 +29,7 @@ use super::vmm::Assigned;
 
 /// A reset that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResetOrder {
     /// The function.
@@ -43,7 +43,7 @@ pub struct ResetOrder {
 
 /// A reset that was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResetDone {
     /// Its kind.
     pub kind: ResetKind,

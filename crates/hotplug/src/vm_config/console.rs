@@ -9,7 +9,7 @@ use super::wire::{ConsoleFields, ConsoleMode};
 
 /// `--serial tty|file=PATH|null|off`: where the guest's first serial port ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "ConsoleFields", into = "ConsoleFields")]
 pub enum SerialConfig {
     /// Standard input and output.
@@ -58,7 +58,7 @@ impl FromStr for SerialConfig {
 
 /// `--console off|null`: accepted as cloud-hypervisor spells it; there is no virtio console to attach.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "ConsoleFields", into = "ConsoleFields")]
 pub struct ConsoleConfig;
 

@@ -12,7 +12,7 @@ const MAX_CPUS: u8 = 16;
 
 /// vCPUs, on the command line `boot=2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "wire::CpusFields", into = "wire::CpusFields")]
 pub struct CpusConfig {
     boot: u8,

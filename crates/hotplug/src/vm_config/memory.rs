@@ -12,7 +12,7 @@ const PAGE_BYTES: u64 = 4096;
 
 /// Guest memory, on the command line `size=512M`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "wire::MemoryFields", into = "wire::MemoryFields")]
 pub struct MemoryConfig {
     size_bytes: u64,

@@ -10,7 +10,7 @@ use crate::options::{OptionError, Options};
 
 /// Of what the host offers, what a VM is made of; on the command line `iommufd=on,iommufd_fd=5`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(from = "wire::PlatformFields", into = "wire::PlatformFields")]
 pub struct PlatformConfig {
     /// Whether devices are assigned through iommufd, or through VFIO containers. Without a word, iommufd is used where

@@ -12,7 +12,7 @@ use crate::lacking::Lacking;
 
 /// `VmConfig`
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct VmFields {
@@ -94,14 +94,14 @@ impl From<VmFields> for VmConfig {
 
 /// `CpusConfig`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct CpusFields {
-    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 16)))]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 16)))]
     pub(super) boot_vcpus: u32,
     /// As many as boot_vcpus: none come later.
-    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 16)))]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 16)))]
     pub(super) max_vcpus: u32,
     #[serde(default, skip_serializing)]
     topology: Lacking,
@@ -123,12 +123,12 @@ impl CpusFields {
 
 /// `MemoryConfig`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct MemoryFields {
     /// Bytes, in whole pages.
-    #[cfg_attr(feature = "server", schemars(range(min = 4096), extend("multipleOf" = 4096)))]
+    #[cfg_attr(feature = "schema", schemars(range(min = 4096), extend("multipleOf" = 4096)))]
     pub(super) size: u64,
     #[serde(default, skip_serializing)]
     mergeable: Lacking,
@@ -161,7 +161,7 @@ impl MemoryFields {
 
 /// `PlatformConfig`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct PlatformFields {
@@ -207,7 +207,7 @@ impl From<PlatformConfig> for PlatformFields {
 
 /// `PayloadConfig`
 #[derive(Debug, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct PayloadFields {
@@ -234,7 +234,7 @@ impl From<PayloadFields> for PayloadConfig {
 
 /// How a console ends in the host, for the serial port and the virtio console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) enum ConsoleMode {
     Off,
     Null,
@@ -244,7 +244,7 @@ pub(crate) enum ConsoleMode {
 
 /// `SerialConfig`, `ConsoleConfig`
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what this VMM lacks is only looked at")]
 pub(crate) struct ConsoleFields {
