@@ -18,7 +18,7 @@ use crate::context::Reach;
 use crate::policy::share;
 
 pub use exposed::Exposed;
-pub use host::{Candidate, DomainName, HostView};
+pub use host::{Candidate, DomainName, HostView, UnsafeInterrupts};
 pub use refusal::{Change, Reason, Refusal};
 
 /// The devices of one P2P domain.
@@ -37,6 +37,8 @@ pub struct Admitted {
     pub others: Vec<Candidate>,
     /// Exposures that are accepted, and those that are up to the root complex or to a device.
     pub exposures: Vec<Exposed>,
+    /// Set if the operator accepts that interrupts may not be isolated.
+    pub unsafe_interrupts: Option<UnsafeInterrupts>,
 }
 
 impl Admitted {
@@ -96,7 +98,8 @@ fn leaves_group_viable(driver: &str) -> bool {
 /// the hardware must carry requests to whatever is shared (`verdict` of initiator and target), and a group is
 /// translated as a whole, so a device of that group can neither stay out nor be in another domain. Beyond the VM none of
 /// its devices may reach a function without the IOMMU, and no device for another VM may reach one of them: `exposures`
-/// are those of the devices ([`HostView::exposures`]), and each that is certain has to be accepted by name.
+/// are those of the devices ([`HostView::exposures`]), and each that is certain has to be accepted by name. Interrupts must be
+/// isolated, or the operator accepts that they may not be.
 ///
 /// # Errors
 /// The [`Refusal`] names the devices and groups that stand in the way.
@@ -113,6 +116,17 @@ pub fn admit(
             continue;
         }
         reasons.extend(unassignable(candidate));
+    }
+    let mut unsafe_interrupts = None;
+    for found in candidates
+        .iter()
+        .filter_map(|c| c.unsafe_interrupts.as_ref())
+    {
+        unsafe_interrupts = Some(found.clone());
+        let reason = Reason::Interrupts(found.clone());
+        if found.consent.is_none() && !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
     }
     for (at, a) in candidates.iter().enumerate() {
         let later = candidates.iter().skip(at + 1);
@@ -146,6 +160,7 @@ pub fn admit(
         domains: domains.map(|members| AdmittedDomain { members }).collect(),
         others,
         exposures,
+        unsafe_interrupts,
     })
 }
 

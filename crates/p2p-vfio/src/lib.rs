@@ -52,7 +52,7 @@ mod vmm;
 pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{
     Admitted, AdmittedDomain, Candidate, Change, DomainName, Exposed, HostView, Reason, Refusal,
-    admit, has_unshared,
+    UnsafeInterrupts, admit, has_unshared,
 };
 pub use context::{ContextError, IommuContext, Reach};
 pub use descriptors::DescriptorLimit;

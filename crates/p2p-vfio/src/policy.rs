@@ -20,6 +20,13 @@
 //! function = "0000:04:00.0"
 //! why = "its data is encrypted, and its switch has no ACS"
 //! ```
+//!
+//! And it may accept that the kernel assigns devices whose interrupts are not isolated:
+//!
+//! ```toml
+//! [unsafe-interrupts]
+//! why = "one tenant, and no interrupt remapping"
+//! ```
 
 mod expose;
 mod origin;
@@ -46,6 +53,7 @@ pub(crate) use share::share;
 pub struct Policy {
     rules: Vec<Rule>,
     exposed: BTreeMap<Sbdf, Consent>,
+    unsafe_interrupts: Option<Consent>,
 }
 
 /// What the policy says of a device, and why.
@@ -84,6 +92,11 @@ impl Policy {
     /// Who accepts that a function is reachable without the IOMMU, if anybody does.
     pub fn consent(&self, function: Sbdf) -> Option<&Consent> {
         self.exposed.get(&function)
+    }
+
+    /// Who accepts that interrupts are not isolated, if anybody does.
+    pub fn unsafe_interrupts(&self) -> Option<&Consent> {
+        self.unsafe_interrupts.as_ref()
     }
 
     /// The functions whose exposure is accepted.
@@ -190,6 +203,15 @@ mod tests {
         );
         assert_eq!(said("0000:05:00.0").as_deref(), Some("accepted by name"));
         assert_eq!(said("0000:06:00.0"), None);
+    }
+
+    #[test]
+    fn interrupts_that_are_not_isolated_are_accepted_by_the_file() {
+        let policy = parse("[unsafe-interrupts]\nwhy = 'one tenant'");
+        let said = policy.unsafe_interrupts().map(ToString::to_string);
+        let expected = "accepted: one tenant (rule at p.toml:1)";
+        assert_eq!(said.as_deref(), Some(expected));
+        assert_eq!(Policy::default().unsafe_interrupts(), None);
     }
 
     #[test]

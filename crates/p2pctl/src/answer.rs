@@ -1,5 +1,6 @@
 //! What a command has to say.
 
+use p2p_vfio::UnsafeInterrupts;
 use serde::Serialize;
 
 use crate::show::{Line, Text, Tone};
@@ -59,15 +60,19 @@ impl Answer {
         self
     }
 
-    /// Adds what everybody who looks at this machine should know: what could not be read.
-    pub(crate) fn about(self, source: &Source) -> Self {
+    /// Adds what everybody who looks at this machine should know: what could not be read, and interrupts that may not be
+    /// isolated.
+    pub(crate) fn about(mut self, source: &Source) -> Self {
         if source.topology.needs_privilege() {
-            return self.note(format_args!(
+            self = self.note(format_args!(
                 "{} was read without root: port types, links and ACS are unknown, which is not off. Run as root",
                 source.from
             ));
         }
-        self
+        match UnsafeInterrupts::of(&source.topology, &source.policy) {
+            Some(found) => self.note(found),
+            None => self,
+        }
     }
 
     /// Says that this is a failure.

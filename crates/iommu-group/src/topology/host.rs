@@ -28,6 +28,12 @@ pub struct Host {
     /// neighbours have a group to offer, Linux takes that of the one it has known longest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub added_later: Vec<String>,
+    /// Kernel modules whose parameter `allow_unsafe_interrupts` is set. They assign devices also where interrupts are not
+    /// isolated, so that a device can raise any interrupt of the host by a DMA write (linux 7.2
+    /// drivers/vfio/vfio_iommu_type1.c: `vfio_iommu_type1_attach_group()`; drivers/iommu/iommufd/device.c:
+    /// `iommufd_group_setup_msi()`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsafe_interrupts: Vec<String>,
 }
 
 /// A CPU, as far as `pci_p2pdma` asks (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
@@ -57,7 +63,7 @@ pub enum Iommu {
 }
 
 /// The kernel parameters that are kept, by what comes before `=`.
-const ARGUMENTS: [&str; 11] = [
+const ARGUMENTS: [&str; 12] = [
     "pci",
     "pcie_acs_override",
     "pcie_port_pm",
@@ -67,9 +73,13 @@ const ARGUMENTS: [&str; 11] = [
     "iommu.strict",
     "intel_iommu",
     "amd_iommu",
+    "iommufd.allow_unsafe_interrupts",
     "vfio_iommu_type1.allow_unsafe_interrupts",
     "vfio_iommu_type1.disable_hugepages",
 ];
+
+/// The kernel modules that assign devices to virtual machines.
+const ASSIGNING_MODULES: [&str; 2] = ["vfio_iommu_type1", "iommufd"];
 
 impl Host {
     /// Reads `/proc` (or a directory that stands for it) and the list of IOMMUs in sysfs. What cannot be read stays
@@ -77,11 +87,17 @@ impl Host {
     #[must_use]
     pub fn read(proc: &Path, sysfs: &Sysfs) -> Self {
         let text = |file: &str| fs::read_to_string(proc.join(file)).ok();
+        let kernel_arguments = text("cmdline")
+            .map(|line| relevant_arguments(&line))
+            .unwrap_or_default();
         Self {
             kernel_release: text("sys/kernel/osrelease").map(|release| release.trim().to_owned()),
-            kernel_arguments: text("cmdline")
-                .map(|line| relevant_arguments(&line))
-                .unwrap_or_default(),
+            unsafe_interrupts: ASSIGNING_MODULES
+                .into_iter()
+                .filter(|module| allows_unsafe_interrupts(module, sysfs, &kernel_arguments))
+                .map(str::to_owned)
+                .collect(),
+            kernel_arguments,
             cpu: text("cpuinfo").and_then(|info| Cpu::parse(&info)),
             iommu: Iommu::read(sysfs),
             added_later: text("bus/pci/devices")
@@ -89,6 +105,25 @@ impl Host {
                 .unwrap_or_default(),
         }
     }
+}
+
+/// Whether a module assigns devices whose interrupts are not isolated. A module that is not loaded yet takes its parameters
+/// from the kernel's command line.
+fn allows_unsafe_interrupts(module: &str, sysfs: &Sysfs, kernel_arguments: &[String]) -> bool {
+    let parameter = format!("module/{module}/parameters/allow_unsafe_interrupts");
+    if let Ok(value) = fs::read_to_string(sysfs.root().join(parameter)) {
+        return value.trim() == "Y";
+    }
+    let name = format!("{module}.allow_unsafe_interrupts");
+    let mut values = kernel_arguments.iter().filter_map(|argument| {
+        let (key, value) = argument.split_once('=').unwrap_or((argument, "y"));
+        (key.replace('-', "_") == name).then_some(value)
+    });
+    // linux 7.2 lib/kstrtox.c: `kstrtobool()`. The last one counts.
+    values.next_back().is_some_and(|value| {
+        let value = value.to_ascii_lowercase();
+        value.starts_with(['y', 't', '1']) || value.starts_with("on")
+    })
 }
 
 /// The end of `/proc/bus/pci/devices` from where it is no longer ascending. The list is in the order of the kernel's own
@@ -194,6 +229,42 @@ mod tests {
                 "pcie-acs-override=downstream"
             ]
         );
+    }
+
+    #[test]
+    fn modules_that_assign_devices_without_isolated_interrupts_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let (proc, sys) = (dir.path().join("proc"), dir.path().join("sys"));
+        let found = || Host::read(&proc, &Sysfs::new(&sys)).unsafe_interrupts;
+        fs::create_dir(&proc).unwrap();
+        assert!(found().is_empty());
+        for (line, modules) in [
+            (
+                "vfio_iommu_type1.allow_unsafe_interrupts=1",
+                vec!["vfio_iommu_type1"],
+            ),
+            (
+                "vfio-iommu-type1.allow-unsafe-interrupts",
+                vec!["vfio_iommu_type1"],
+            ),
+            ("iommufd.allow_unsafe_interrupts=on", vec!["iommufd"]),
+            (
+                "iommufd.allow_unsafe_interrupts=y iommufd.allow_unsafe_interrupts=off",
+                vec![],
+            ),
+            ("iommufd.allow_unsafe_interrupts=0", vec![]),
+        ] {
+            fs::write(proc.join("cmdline"), line).unwrap();
+            assert_eq!(found(), modules, "{line}");
+        }
+        // Of a module that is loaded the parameter says how it is now.
+        fs::write(proc.join("cmdline"), "iommufd.allow_unsafe_interrupts=1").unwrap();
+        for (module, value) in [("vfio_iommu_type1", "Y\n"), ("iommufd", "N\n")] {
+            let parameters = sys.join("module").join(module).join("parameters");
+            fs::create_dir_all(&parameters).unwrap();
+            fs::write(parameters.join("allow_unsafe_interrupts"), value).unwrap();
+        }
+        assert_eq!(found(), ["vfio_iommu_type1"]);
     }
 
     #[test]

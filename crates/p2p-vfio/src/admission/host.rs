@@ -1,5 +1,6 @@
 //! What the host says of the devices that a VM shall have.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use iommu_group::{
 use super::refusal::{Reason, Refusal};
 use crate::address::{Address, AddressRange, Gpa};
 use crate::context::Reach;
-use crate::policy::{Identity, Policy, Ruling};
+use crate::policy::{Consent, Identity, Policy, Ruling};
 
 /// A host's functions, what its hardware does with requests between them, at one moment, and what its
 /// operator wants of them.
@@ -92,11 +93,48 @@ pub struct Candidate {
     pub bridges: Vec<Vec<RangeInclusive<u64>>>,
     /// What the policy says of it.
     pub ruling: Ruling,
+    /// Set if the kernel would assign it although its interrupts were not isolated.
+    pub unsafe_interrupts: Option<UnsafeInterrupts>,
     /// Whether its BARs are kept from its peers, as [`admit`](super::admit) decides for all members of a
     /// domain.
     pub hidden: bool,
     /// Where its BARs must be in guest-physical addresses, as `admit` decides.
     pub placement: Placement,
+}
+
+/// The kernel assigns devices whether or not their interrupts are isolated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsafeInterrupts {
+    /// The kernel modules whose parameter `allow_unsafe_interrupts` is set.
+    pub modules: Vec<String>,
+    /// Who accepts it.
+    pub consent: Option<Consent>,
+}
+
+impl UnsafeInterrupts {
+    /// Those of a host, and what its operator says of them; `None` if its kernel assigns no such devices.
+    pub fn of(topology: &Topology, policy: &Policy) -> Option<Self> {
+        let modules = topology.host().unsafe_interrupts.clone();
+        (!modules.is_empty()).then(|| Self {
+            modules,
+            consent: policy.unsafe_interrupts().cloned(),
+        })
+    }
+}
+
+impl fmt::Display for UnsafeInterrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "interrupts may not be isolated, so a device could raise any interrupt of the host: \
+             allow_unsafe_interrupts of {} is set",
+            self.modules.join(" and ")
+        )?;
+        match &self.consent {
+            Some(consent) => write!(f, "; {consent}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Name of a P2P domain of a VM.
@@ -141,6 +179,7 @@ impl Candidate {
             holes: Fabric::found(topology).memory_holes(sbdf),
             bridges: bridges(topology, sbdf),
             ruling: host.ruling(sbdf),
+            unsafe_interrupts: UnsafeInterrupts::of(topology, &host.policy),
             hidden: false,
             placement: Placement::Anywhere,
         })

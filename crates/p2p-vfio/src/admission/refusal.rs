@@ -6,7 +6,7 @@ use std::fmt;
 use iommu_group::{Denial, GroupId, MemoryHole, Reach, Sbdf, is_vfio_driver};
 use thiserror::Error;
 
-use super::Exposed;
+use super::{Exposed, UnsafeInterrupts};
 use crate::address::{AddressRange, Gpa};
 use crate::policy::PolicyReason;
 
@@ -101,6 +101,9 @@ pub enum Reason {
     /// Devices of the VM reach functions of others without the IOMMU, or are reached so.
     #[error("{}", Exposures(.0))]
     Exposed(Vec<Exposed>),
+    /// The kernel does not keep devices from raising interrupts of the host.
+    #[error("{}", Interrupts(.0))]
+    Interrupts(UnsafeInterrupts),
     /// A device that comes would change one that runs.
     #[error(
         "{sbdf} runs, and {change} for the device that comes\n       \
@@ -158,6 +161,25 @@ impl fmt::Display for Change {
             Self::Show => "its BARs would have to be shown to its peers",
             Self::Move => "its BARs would have to move",
         })
+    }
+}
+
+/// Interrupts that may not be isolated, and what to do about them.
+struct Interrupts<'a>(&'a UnsafeInterrupts);
+
+impl fmt::Display for Interrupts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        for module in &self.0.modules {
+            write!(
+                f,
+                "\n       echo N > /sys/module/{module}/parameters/allow_unsafe_interrupts"
+            )?;
+        }
+        f.write_str(
+            "\n       if devices cannot be opened then (EPERM), the host remaps no interrupts: enable that in its firmware,\n       \
+             or accept it for all VMs: [unsafe-interrupts] in the policy file",
+        )
     }
 }
 

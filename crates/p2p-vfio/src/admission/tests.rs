@@ -3,7 +3,7 @@
 use iommu_group::{Block, Denial, GroupId, GroupMember, HoleCause, MemoryHole, Route};
 
 use crate::address::{Address, AddressRange, Gpa};
-use crate::policy::{Origin, PolicyReason, Role, Ruling};
+use crate::policy::{Consent, Origin, PolicyReason, Role, Ruling};
 
 use super::*;
 
@@ -31,6 +31,7 @@ fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
         holes: Vec::new(),
         bridges: Vec::new(),
         ruling: Ruling::default(),
+        unsafe_interrupts: None,
         hidden: false,
         placement: Placement::Anywhere,
     }
@@ -111,6 +112,32 @@ fn one_direct_route_puts_all_members_at_their_bus_addresses() {
     for member in &admitted.domains[0].members {
         assert_eq!(member.placement, Placement::AtBusAddress);
     }
+}
+
+#[test]
+fn invariant_3_interrupts_that_are_not_isolated_are_refused_unless_accepted() {
+    let with = |consent: Option<Consent>| {
+        ["03:00.0", "04:00.0"].map(|text| Candidate {
+            unsafe_interrupts: Some(UnsafeInterrupts {
+                modules: vec!["vfio_iommu_type1".to_owned()],
+                consent: consent.clone(),
+            }),
+            ..candidate(text, 6, false)
+        })
+    };
+    // The host is one: it is said once.
+    let [reason] = reasons(with(None).into()).try_into().unwrap();
+    let said = reason.to_string();
+    for words in [
+        "allow_unsafe_interrupts of vfio_iommu_type1 is set",
+        "\n       echo N > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+        "[unsafe-interrupts] in the policy file",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let admitted = judge(with(Some(Consent::Named)).into()).unwrap();
+    let accepted = admitted.unsafe_interrupts.unwrap().to_string();
+    assert!(accepted.ends_with("is set; accepted by name"), "{accepted}");
 }
 
 fn ruled(text: &str, role: Role) -> Candidate {

@@ -4,10 +4,10 @@ use std::fmt;
 
 use super::Place;
 
-/// Who accepts that a device is reachable without the IOMMU.
+/// Who accepts that a device is reachable without the IOMMU, or that interrupts are not isolated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Consent {
-    /// An `[[expose]]` entry of the policy file.
+    /// An entry of the policy file.
     File {
         /// The operator's reason.
         why: String,

@@ -93,6 +93,8 @@ struct File {
     device: Vec<Spanned<Entry>>,
     #[serde(default)]
     expose: Vec<Spanned<ExposeEntry>>,
+    #[serde(rename = "unsafe-interrupts")]
+    unsafe_interrupts: Option<Spanned<InterruptsEntry>>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +110,12 @@ struct Entry {
 #[serde(deny_unknown_fields)]
 struct ExposeEntry {
     function: Spanned<String>,
+    why: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InterruptsEntry {
     why: Spanned<String>,
 }
 
@@ -152,6 +160,10 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
     Ok(Policy {
         rules,
         exposed: exposed.into_iter().map(consent).collect(),
+        unsafe_interrupts: file
+            .unsafe_interrupts
+            .map(|entry| source.unsafe_interrupts(entry))
+            .transpose()?,
     })
 }
 
@@ -206,6 +218,12 @@ impl Source<'_> {
             Ok(function) => Ok((function, (why, place))),
             Err(_) => Err(PolicyError::Function { place: at, text }),
         }
+    }
+
+    fn unsafe_interrupts(&self, entry: Spanned<InterruptsEntry>) -> Result<Consent, PolicyError> {
+        let place = self.place(entry.span());
+        let why = self.reason(entry.into_inner().why)?;
+        Ok(Consent::File { why, place })
     }
 
     /// A reason, which must say something.
@@ -276,6 +294,10 @@ mod tests {
             (
                 "[[expose]]\nfunction = '04:00.0'\nwhy = ''".to_owned(),
                 ["p.toml:3: ", "why"],
+            ),
+            (
+                "[unsafe-interrupts]\nwhy = ''".to_owned(),
+                ["p.toml:2: ", "why"],
             ),
             (
                 "[[expose]]\nfunction = '04:00.0'\nwhy = 'x'\nto = 'y'".to_owned(),

@@ -13,12 +13,13 @@ use landlock::{
 const KNOWN: ABI = ABI::V6;
 
 /// What the host's topology is read from; nothing there is ever written.
-const TOPOLOGY: [&str; 9] = [
+const TOPOLOGY: [&str; 10] = [
     "/sys/bus/pci",
     "/sys/bus/pci_express",
     "/sys/class/iommu",
     "/sys/devices",
     "/sys/kernel/iommu_groups",
+    "/sys/module",
     "/proc/bus/pci/devices",
     "/proc/cmdline",
     "/proc/cpuinfo",

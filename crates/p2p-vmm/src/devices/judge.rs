@@ -82,8 +82,12 @@ impl Request {
     }
 
     fn judge(self, exposures: Vec<Exposed>) -> anyhow::Result<Judged> {
+        let admitted = admit(self.candidates, self.host.verdicts(), exposures)?;
+        if let Some(accepted) = &admitted.unsafe_interrupts {
+            log::warn!("{accepted}");
+        }
         Ok(Judged {
-            admitted: admit(self.candidates, self.host.verdicts(), exposures)?,
+            admitted,
             configs: self.configs,
             host: self.host,
         })

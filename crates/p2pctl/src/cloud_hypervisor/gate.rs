@@ -304,7 +304,7 @@ impl StockGate {
             Ok(host) => host,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        for note in told(&host.exposures) {
+        for note in told(&host) {
             eprintln!("note: {note}");
         }
         Ok(settle(asked, wishes, &host).map_err(Refusal::Limits))

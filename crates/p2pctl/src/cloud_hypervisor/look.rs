@@ -61,6 +61,7 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
             .is_some_and(Cpu::supports_p2pdma),
         version,
         exposures: Vec::new(),
+        unsafe_interrupts: None,
     };
     for candidate in &candidates {
         let sbdf = candidate.as_ref().map(|candidate| candidate.sbdf);
@@ -82,6 +83,7 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
             host.by_bus_address = by_bus_address(&admitted);
             host.hidden = hidden(&admitted);
             host.exposures = admitted.exposures;
+            host.unsafe_interrupts = admitted.unsafe_interrupts;
             Ok(Ok(host))
         }
         Err(refusal) => Ok(Err(refusal.into())),

@@ -191,7 +191,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
     if line.has("--restore") {
         notes.push("devices of a VM that is restored are not looked at".to_owned());
     }
-    notes.extend(told(&host.exposures));
+    notes.extend(told(host));
     if let Some(hole) = settings.doubtful.first() {
         notes.push(format!(
             "guest memory will be at {hole}, unless the root complex does better than its ACS says; most do"
@@ -200,12 +200,15 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
     notes
 }
 
-/// Exposures in words: each that is accepted, and all that are possible at once.
-pub(crate) fn told(exposures: &[Exposed]) -> Vec<String> {
-    let (accepted, possible): (Vec<_>, Vec<_>) = exposures
+/// What is accepted, each thing in words, and all exposures that are possible at once.
+pub(crate) fn told(host: &Host) -> Vec<String> {
+    let (accepted, possible): (Vec<&Exposed>, Vec<_>) = host
+        .exposures
         .iter()
         .partition(|exposed| exposed.exposure.needs_consent());
-    let mut notes: Vec<String> = accepted.iter().map(ToString::to_string).collect();
+    let interrupts = host.unsafe_interrupts.iter().map(ToString::to_string);
+    let accepted = accepted.iter().map(ToString::to_string);
+    let mut notes: Vec<String> = interrupts.chain(accepted).collect();
     let functions: BTreeSet<Sbdf> = possible.iter().map(|one| one.exposure.function).collect();
     if !functions.is_empty() {
         let functions: Vec<String> = functions.iter().map(Sbdf::to_string).collect();

@@ -1,7 +1,7 @@
 //! What a VM of cloud-hypervisor may have of what is asked for, and how it has to be told.
 
 use iommu_group::{MemoryHole, Sbdf};
-use p2p_vfio::Exposed;
+use p2p_vfio::{Exposed, UnsafeInterrupts};
 
 use super::device::Asked;
 use super::memory::{DEFAULT_BITS, GuestMemory, bars_32, overlap};
@@ -43,6 +43,8 @@ pub(crate) struct Host {
     pub(crate) version: Option<Version>,
     /// Exposures that are accepted, or up to the root complex or a device.
     pub(crate) exposures: Vec<Exposed>,
+    /// Set if the operator accepts that interrupts may not be isolated.
+    pub(crate) unsafe_interrupts: Option<UnsafeInterrupts>,
 }
 
 /// What else the command line says that matters.

@@ -12,6 +12,7 @@ mod draw;
 mod fixtures;
 mod front;
 mod groups;
+mod interrupts;
 mod json;
 mod launch;
 mod machine;

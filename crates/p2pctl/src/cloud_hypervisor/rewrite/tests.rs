@@ -29,6 +29,7 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
         accepts_any_p2pdma: false,
         version: Version::find(version),
         exposures: Vec::new(),
+        unsafe_interrupts: None,
     }
 }
 

@@ -40,6 +40,7 @@ fn host(devices: &[&str]) -> Host {
         accepts_any_p2pdma: false,
         version: Some(Version::new(53, 0)),
         exposures: Vec::new(),
+        unsafe_interrupts: None,
     }
 }
 
