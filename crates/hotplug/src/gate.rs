@@ -1,4 +1,4 @@
-//! A filter for the calls that give a VM devices or take them away.
+//! A filter for the calls that give a VM devices, open them or take them away.
 
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
@@ -13,6 +13,12 @@ pub enum GatedCall {
     Create,
     /// `vm.add-device`: the body is the description of a device, which may be the descriptor that comes with it.
     AddDevice,
+    /// `vm.add-vdpa`: the body is the description of a vDPA device.
+    AddVdpa,
+    /// `vm.boot`: the VM opens the devices that it was created with. There is no body.
+    Boot,
+    /// `vm.reboot`: the VM opens its devices again. There is no body.
+    Reboot,
     /// `vm.remove-device`: the body names a device. The VM stops listing it then, though its guest may still have it.
     RemoveDevice,
     /// `vm.restore`: the body names a directory with the description of a VM.
@@ -22,12 +28,21 @@ pub enum GatedCall {
 }
 
 impl GatedCall {
+    /// Whether the call takes no body.
+    #[must_use]
+    pub fn has_no_body(self) -> bool {
+        matches!(self, Self::Boot | Self::Reboot)
+    }
+
     /// The first line of a refusal.
     #[cfg(feature = "server")]
     pub(crate) fn attempt(self) -> &'static str {
         match self {
             Self::Create => "The VM could not be created",
             Self::AddDevice => "The device could not be added to the VM",
+            Self::AddVdpa => "The vDPA device could not be added to the VM",
+            Self::Boot => "The VM could not be booted",
+            Self::Reboot => "The VM could not be rebooted",
             Self::RemoveDevice => "The device could not be removed from the VM",
             Self::Restore => "The VM could not be restored",
             Self::ReceiveMigration => "The VM could not be migrated",

@@ -16,11 +16,12 @@ mod restored;
 mod rewrite;
 mod rules;
 mod seen;
+mod vdpa;
 mod version;
 
 pub(crate) use command_line::CommandLine;
 pub(crate) use gate::StockGate;
 pub(crate) use look::{Question, look};
 pub(crate) use refusal::Refusal;
-pub(crate) use rewrite::{Apart, Change, Rewritten, asked, option, rewrite};
+pub(crate) use rewrite::{Apart, Change, Rewritten, asked, option, rewrite, vdpa};
 pub(crate) use version::Version;

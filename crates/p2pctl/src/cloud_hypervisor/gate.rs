@@ -23,6 +23,7 @@ use super::restored;
 use super::rewrite::told;
 use super::rules::{Settings, Wishes, settle};
 use super::seen::Seen;
+use super::vdpa;
 use super::version::Version;
 
 /// Why no VM is received.
@@ -39,7 +40,7 @@ pub(crate) struct StockGate {
 
 /// A decision, before it is one for HTTP.
 enum Decision {
-    /// With this body.
+    /// With this body; as it came if that is nothing.
     Passes(Value),
     Refused(Vec<String>),
     Malformed(String),
@@ -73,15 +74,17 @@ impl StockGate {
         for device in listed.into_iter().flatten() {
             self.name_by_kernel(device);
         }
-        let asked = match asked(&config) {
-            Ok(asked) => asked,
+        let listed = config.get_mut("vdpa").and_then(Value::as_array_mut);
+        listed.into_iter().flatten().for_each(without_links);
+        let (asked, vdpa) = match asked(&config).and_then(|all| Ok((all, vdpa::paths(&config)?))) {
+            Ok(found) => found,
             Err(why) => return Ok(Decision::Malformed(why.to_owned())),
         };
-        if asked.is_empty() {
+        if asked.is_empty() && vdpa.is_empty() {
             return Ok(Decision::Passes(config));
         }
         let wishes = wishes(&config);
-        let settings = match self.judge(&asked, &wishes, None)? {
+        let settings = match self.judge(&asked, &vdpa, &wishes, None)? {
             Ok(settings) => settings,
             Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
         };
@@ -125,17 +128,9 @@ impl StockGate {
             Ok(asked) => asked,
             Err(why) => return Ok(Decision::Malformed(why.to_owned())),
         };
-        if !asked.is_empty() {
-            let wishes = wishes(&config);
-            let settings = match self.judge(&asked, &wishes, None)? {
-                Ok(settings) => settings,
-                Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
-            };
-            let mapped = wishes.p2p_dma != Some(false);
-            let limits = unchangeable(&asked, &settings, mapped, wishes.bits);
-            if !limits.is_empty() {
-                return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
-            }
+        let mapped = wishes(&config).p2p_dma != Some(false);
+        if let Some(no) = self.stands_in_the_way(&config, &asked, &wishes(&config), mapped)? {
+            return Ok(no);
         }
         let mut seen = self.seen();
         seen.created();
@@ -144,6 +139,86 @@ impl StockGate {
         drop(seen);
         set(&mut request, "source_url", restored::url(&directory));
         Ok(Decision::Passes(request))
+    }
+
+    /// A VM that opens its devices, for the first time or again: the host may have changed since they were judged.
+    fn open(&self) -> Result<Decision> {
+        let Some((_, config)) = self.vm_info()? else {
+            return Ok(Decision::Passes(Value::Null));
+        };
+        let mut wishes = wishes(&config);
+        let mapped = wishes.p2p_dma != Some(false);
+        wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
+        let asked = self.existing(&config, mapped);
+        let without = asked.iter().find(|device| device.path.is_none());
+        if let Some(Asked { options, .. }) = without {
+            let options = options.to_string();
+            let limit = Limit::Descriptor { options };
+            return Ok(Decision::Refused(vec![limit.to_string()]));
+        }
+        let mapped = mapped && devices(&config).any(|device| !excludes_all(device));
+        let no = self.stands_in_the_way(&config, &asked, &wishes, mapped)?;
+        Ok(no.unwrap_or(Decision::Passes(Value::Null)))
+    }
+
+    /// Why a VM may not have the devices that it is described with, if anything speaks against it. Nothing about it can be
+    /// changed; `mapped` if it maps BARs.
+    fn stands_in_the_way(
+        &self,
+        config: &Value,
+        asked: &[Asked],
+        wishes: &Wishes,
+        mapped: bool,
+    ) -> Result<Option<Decision>> {
+        let vdpa = match vdpa::paths(config) {
+            Ok(paths) => paths,
+            Err(why) => return Ok(Some(Decision::Malformed(why.to_owned()))),
+        };
+        if asked.is_empty() && vdpa.is_empty() {
+            return Ok(None);
+        }
+        let settings = match self.judge(asked, &vdpa, wishes, None)? {
+            Ok(settings) => settings,
+            Err(refusal) => return Ok(Some(Decision::Refused(refusal.reasons()))),
+        };
+        let limits = unchangeable(asked, &settings, mapped, wishes.bits);
+        Ok((!limits.is_empty()).then(|| Decision::Refused(Refusal::Limits(limits).reasons())))
+    }
+
+    /// What the VM says of itself, and the description in it. Without a VM there is nothing to decide about, and
+    /// cloud-hypervisor says so itself.
+    fn vm_info(&self) -> Result<Option<(Value, Value)>> {
+        let info: Value = match self.client.get("vm.info") {
+            Ok(info) => info,
+            Err(ClientError::Failed { .. }) => return Ok(None),
+            Err(error) => return Err(error).context("cannot ask the VM what it has"),
+        };
+        let config = info.get("config").cloned().unwrap_or_default();
+        Ok(Some((info, config)))
+    }
+
+    /// A vDPA device for a VM that is there.
+    fn add_vdpa(&self, mut device: Value) -> Result<Decision> {
+        without_links(&mut device);
+        let new = match vdpa::path(&device) {
+            Ok(path) => path,
+            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
+        };
+        let Some((_, config)) = self.vm_info()? else {
+            return Ok(Decision::Passes(device));
+        };
+        let mut wishes = wishes(&config);
+        let asked = self.existing(&config, wishes.p2p_dma != Some(false));
+        wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
+        let mut vdpa = match vdpa::paths(&config) {
+            Ok(paths) => paths,
+            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
+        };
+        vdpa.push(new);
+        Ok(match self.judge(&asked, &vdpa, &wishes, None)? {
+            Ok(_) => Decision::Passes(device),
+            Err(refusal) => Decision::Refused(refusal.reasons()),
+        })
     }
 
     /// A device for a VM that is there: what it was started with cannot be changed.
@@ -167,16 +242,14 @@ impl StockGate {
                 Limit::Descriptor { options }.to_string(),
             ]));
         }
-        let info: Value = match self.client.get("vm.info") {
-            Ok(info) => info,
-            // Without a VM there is nothing to add to, and cloud-hypervisor says so itself.
-            Err(ClientError::Failed { .. }) => {
-                strip(&mut device);
-                return Ok(Decision::Passes(device));
-            }
-            Err(error) => return Err(error).context("cannot ask the VM what it has"),
+        let Some((info, config)) = self.vm_info()? else {
+            strip(&mut device);
+            return Ok(Decision::Passes(device));
         };
-        let config = info.get("config").cloned().unwrap_or_default();
+        let vdpa = match vdpa::paths(&config) {
+            Ok(paths) => paths,
+            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
+        };
         let mut wishes = wishes(&config);
         let mapped = wishes.p2p_dma != Some(false);
         // That it is on was nobody's wish: it is so unless said.
@@ -185,7 +258,7 @@ impl StockGate {
         let (at, peer) = (asked.len(), new.p2p);
         asked.push(new);
         let departed = self.seen().departed().clone();
-        let settings = match self.judge(&asked, &wishes, Some(&departed))? {
+        let settings = match self.judge(&asked, &vdpa, &wishes, Some(&departed))? {
             Ok(settings) => settings,
             Err(refusal) => {
                 let mut reasons = refusal.reasons();
@@ -269,9 +342,11 @@ impl StockGate {
         devices(config)
             .filter_map(|device| {
                 let path = device.get("path").and_then(Value::as_str).map(Path::new);
-                let p2p = path.and_then(|path| seen.asked_for(path));
-                let p2p = p2p.unwrap_or(mapped) && !excludes_all(device);
-                Asked::of_json(device, p2p).ok()
+                let came = path.and_then(|path| seen.asked_for(path));
+                let p2p = came.map_or(mapped, |asked| asked.p2p) && !excludes_all(device);
+                let mut asked = Asked::of_json(device, p2p).ok()?;
+                asked.expose = came.map(|asked| asked.expose.clone()).unwrap_or_default();
+                Some(asked)
             })
             .collect()
     }
@@ -285,6 +360,7 @@ impl StockGate {
     fn judge(
         &self,
         asked: &[Asked],
+        vdpa: &[PathBuf],
         wishes: &Wishes,
         departed: Option<&BTreeSet<Sbdf>>,
     ) -> Result<Result<Settings, Refusal>> {
@@ -296,6 +372,7 @@ impl StockGate {
             Version::find(&version.version).or_else(|| Version::find(&version.build_version));
         let question = Question {
             asked,
+            vdpa,
             policy: self.policy.clone(),
             version,
             departed,
@@ -360,6 +437,8 @@ impl Gate for StockGate {
     fn pass(&self, call: GatedCall, body: &[u8], descriptors: &[OwnedFd]) -> Passage {
         let value = match serde_json::from_slice(body) {
             Ok(value @ Value::Object(_)) => value,
+            // cloud-hypervisor refuses a body, if there is one.
+            _ if call.has_no_body() => Value::Null,
             // serde would take an array for a struct.
             Ok(_) => return Passage::Malformed("the body is no JSON object".to_owned()),
             Err(error) => return Passage::Malformed(error.to_string()),
@@ -367,6 +446,8 @@ impl Gate for StockGate {
         let decision = match call {
             GatedCall::Create => self.create(value),
             GatedCall::AddDevice => self.add(value, descriptors),
+            GatedCall::AddVdpa => self.add_vdpa(value),
+            GatedCall::Boot | GatedCall::Reboot => self.open(),
             GatedCall::RemoveDevice => {
                 self.remove(&value);
                 Ok(Decision::Passes(value))
@@ -375,6 +456,7 @@ impl Gate for StockGate {
             GatedCall::ReceiveMigration => Ok(Decision::Refused(vec![MIGRATION.to_owned()])),
         };
         match decision {
+            Ok(Decision::Passes(Value::Null)) => Passage::Passes(body.to_vec()),
             Ok(Decision::Passes(body)) => Passage::Passes(body.to_string().into_bytes()),
             Ok(Decision::Refused(reasons)) => Passage::Refused { reasons },
             Ok(Decision::Malformed(why)) => Passage::Malformed(why),
@@ -382,6 +464,14 @@ impl Gate for StockGate {
                 messages: error.chain().map(ToString::to_string).collect(),
             },
         }
+    }
+}
+
+/// Puts the path of a file in the place of a link to it: what is judged is what will be opened.
+fn without_links(device: &mut Value) {
+    let path = device.get("path").and_then(Value::as_str);
+    if let Some(path) = path.and_then(|path| fs::canonicalize(path).ok()) {
+        set(device, "path", json!(path));
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) fn misshapen(config: &Value) -> Option<String> {
         let all = value.as_array();
         all.is_some_and(|all| all.iter().all(Value::is_object))
     };
-    let lists = ["/memory/zones", "/devices"].into_iter();
+    let lists = ["/memory/zones", "/devices", "/vdpa"].into_iter();
     let mut lists = lists.filter(|path| there(path).is_some_and(|value| !is_list(value)));
     let name = |path: &str| path.trim_start_matches('/').replace('/', ".");
     let object = objects

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use iommu_group::{Cpu, Fabric, Placement, Sbdf, Space, Sysfs, SysfsError, Topology};
@@ -11,6 +11,7 @@ use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
 use super::device::Asked;
 use super::refusal::Refusal;
 use super::rules::{Facts, Host};
+use super::vdpa;
 use super::version::Version;
 use crate::source;
 
@@ -22,6 +23,8 @@ const NVIDIA: u16 = 0x10de;
 pub(crate) struct Question<'a> {
     /// The devices that it is to have.
     pub(crate) asked: &'a [Asked],
+    /// The device files of the vDPA devices that it is to have.
+    pub(crate) vdpa: &'a [PathBuf],
     pub(crate) policy: Policy,
     pub(crate) version: Option<Version>,
     /// If the last of them comes to a VM that has the others: the functions that the VM had and has no more.
@@ -32,6 +35,7 @@ pub(crate) struct Question<'a> {
 pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, Refusal>> {
     let Question {
         asked,
+        vdpa,
         policy,
         version,
         departed,
@@ -71,7 +75,12 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         }
     }
     let candidates: Vec<Candidate> = candidates.into_iter().flatten().collect();
-    let own = candidates.iter().map(|candidate| candidate.sbdf).collect();
+    let vdpa = match vdpa::functions(&sysfs, &view, vdpa) {
+        Ok(functions) => functions.into_iter(),
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let own = candidates.iter().map(|candidate| candidate.sbdf);
+    let own = own.chain(vdpa).collect();
     let named = asked.iter().flat_map(|device| &device.expose).copied();
     let named = named.collect();
     let exposures = match departed.zip(candidates.last()) {

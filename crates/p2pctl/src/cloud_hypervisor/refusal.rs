@@ -1,6 +1,7 @@
 //! What cannot be had with cloud-hypervisor, and what to do about it.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use iommu_group::{MemoryHole, Sbdf, SysfsError};
 use thiserror::Error;
@@ -164,6 +165,25 @@ pub(crate) enum Limit {
          give path=/sys/bus/pci/devices/… instead of fd="
     )]
     Descriptor { options: String },
+    /// A vDPA device without a PCI function.
+    #[error(
+        "nothing can be said of the vDPA device {}: no PCI function is behind it\n       \
+         add it at cloud-hypervisor's own socket, if what makes it may have all of the guest's memory",
+        path.display()
+    )]
+    Vdpa { path: PathBuf },
+    /// A vDPA device that is not alone in its group.
+    #[error(
+        "{function}, which is behind {}, cannot leave the host alone: {neighbour} in its IOMMU group is driven by {driver}\n       \
+         unbind {neighbour} from {driver}, or use a function with a group of its own",
+        path.display()
+    )]
+    VdpaNeighbour {
+        path: PathBuf,
+        function: Sbdf,
+        neighbour: String,
+        driver: String,
+    },
     /// Sizes that are none.
     #[error(
         "the guest's memory cannot be made out, and devices behind a switch need it to be clear of that switch's windows\n       \

@@ -1,17 +1,18 @@
 //! From the command line that somebody wrote to the one that cloud-hypervisor gets.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use hotplug::api::UNSHARED_TRANSFERS;
 use iommu_group::Sbdf;
 use p2p_vfio::{Exposed, has_unshared};
 
-use super::command_line::CommandLine;
+use super::command_line::{CommandLine, Value};
 use super::device::{AskError, Asked};
 use super::json::{ALL_BARS, EXCLUDED};
 use super::look::domain_of;
 use super::memory::GuestMemory;
-use super::option_list::{OptionList, switch};
+use super::option_list::{OptionList, Unpaired, switch};
 use super::refusal::Limit;
 use super::rules::{BitsReason, Host, Settings, Wishes, bits_as_peers, settle};
 use super::version::Version;
@@ -22,6 +23,16 @@ pub(crate) fn asked(line: &CommandLine) -> Result<Vec<Asked>, AskError> {
         .iter()
         .map(|value| Asked::parse(&value.text))
         .collect()
+}
+
+/// The device files of the vDPA devices that a command line asks for.
+pub(crate) fn vdpa(line: &CommandLine) -> Result<Vec<PathBuf>, Unpaired> {
+    let devices = line.values("--vdpa");
+    let path = |value: &Value| {
+        let options = OptionList::parse(&value.text)?;
+        Ok(options.get("path").map(PathBuf::from).unwrap_or_default())
+    };
+    devices.iter().map(path).collect()
 }
 
 /// A command line that can be run.

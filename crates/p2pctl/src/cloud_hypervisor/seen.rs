@@ -14,8 +14,8 @@ use super::json::{devices, excludes_all};
 pub(super) struct Seen {
     /// A device was there without its BARs, so others may be.
     without_bars: bool,
-    /// Whether P2P was asked for, for the devices that came this way, by their paths.
-    p2p: BTreeMap<PathBuf, bool>,
+    /// What was asked for, for the devices that came this way, by their paths.
+    asked: BTreeMap<PathBuf, Asked>,
     /// Devices that were asked back, by their ids, and whether their BARs are mapped. cloud-hypervisor's description of the
     /// VM has them no more from then on, whether the guest lets go of them or not.
     asked_back: BTreeMap<String, bool>,
@@ -37,16 +37,19 @@ impl Seen {
         self.without_bars
     }
 
-    /// Whether P2P was asked for, for a device that came this way.
-    pub(super) fn asked_for(&self, path: &Path) -> Option<bool> {
-        self.p2p.get(path).copied()
+    /// What was asked for, for a device that came this way.
+    pub(super) fn asked_for(&self, path: &Path) -> Option<&Asked> {
+        self.asked.get(path)
     }
 
     /// A device that asked for P2P and has no BARs for a peer; `config` is the description of the VM.
     pub(super) fn peer_without_bars(&self, config: &Value) -> Option<String> {
         let paths = devices(config).filter(|device| excludes_all(device));
         let mut paths = paths.filter_map(|device| device.get("path")?.as_str());
-        let asked = |path: &&str| self.asked_for(Path::new(path)) == Some(true);
+        let asked = |path: &&str| {
+            self.asked_for(Path::new(path))
+                .is_some_and(|asked| asked.p2p)
+        };
         paths.find(asked).map(str::to_owned)
     }
 
@@ -59,8 +62,8 @@ impl Seen {
     pub(super) fn come(&mut self, asked: &[Asked]) {
         let by_path = asked
             .iter()
-            .filter_map(|device| Some((device.path.clone()?, device.p2p)));
-        self.p2p.extend(by_path);
+            .filter_map(|device| Some((device.path.clone()?, device.clone())));
+        self.asked.extend(by_path);
     }
 
     /// The description of the VM, before something is done to it.

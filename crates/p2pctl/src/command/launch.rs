@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::answer::Answer;
 use crate::cli::Global;
 use crate::cloud_hypervisor::{
-    Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite,
+    Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite, vdpa,
 };
 use crate::confine;
 use crate::host;
@@ -78,8 +78,8 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
 /// The command line to run. Only looks.
 fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refusal>> {
     let line = CommandLine::new(request.command.to_vec());
-    let asked = asked(&line)?;
-    if asked.is_empty() {
+    let (asked, vdpa) = (asked(&line)?, vdpa(&line).context("--vdpa")?);
+    if asked.is_empty() && vdpa.is_empty() {
         let (changes, notes) = (Vec::new(), Vec::new());
         return Ok(Ok(Rewritten {
             line,
@@ -90,6 +90,7 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
     let version = program::version(line.program())?;
     let question = Question {
         asked: &asked,
+        vdpa: &vdpa,
         policy: policy_file::read(request.policy, request.expose)?,
         version,
         departed: None,

@@ -1,7 +1,9 @@
 //! `p2pctl front`, before a program that answers as cloud-hypervisor v53 does.
 
 mod forms;
+mod opening;
 mod restore;
+mod vdpa;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

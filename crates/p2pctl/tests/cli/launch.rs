@@ -264,3 +264,15 @@ fn a_malformed_device_is_an_error() {
         "{run:?}"
     );
 }
+
+#[test]
+fn a_vdpa_device_without_a_function_behind_it_is_refused() {
+    let stage = Stage::new("switch-four-nvme");
+    let run = stage.launch(
+        &[],
+        &["--kernel", "/k", "--vdpa", "path=/dev/null,num_queues=1"],
+    );
+    assert_eq!(run.status, 2, "{run:?}");
+    let words = "nothing can be said of the vDPA device /dev/null";
+    assert!(run.stderr.contains(words), "{run:?}");
+}

@@ -72,8 +72,8 @@ impl Route {
     }
 }
 
-/// All of them. `vm.add-user-device` and `vm.add-vdpa` bring devices of other processes and of the kernel, which no VFIO gives
-/// away.
+/// All of them. `vm.add-user-device` and the calls for vhost-user bring devices of other processes: those get guest memory, and
+/// no function of the host does.
 const ROUTES: &[Route] = &[
     Route::get("vmm.ping"),
     Route::get("vm.info"),
@@ -93,15 +93,15 @@ const ROUTES: &[Route] = &[
     Route::put("vm.add-generic-vhost-user", LONG),
     Route::put("vm.add-pmem", LONG),
     Route::put("vm.add-user-device", LONG),
-    Route::put("vm.add-vdpa", LONG),
+    Route::put("vm.add-vdpa", LONG).gated(GatedCall::AddVdpa),
     Route::put("vm.add-vsock", LONG),
-    Route::put("vm.boot", LONG),
+    Route::put("vm.boot", LONG).gated(GatedCall::Boot),
     Route::put("vm.coredump", COPY),
     Route::put("vm.delete", LONG),
     Route::put("vm.nmi", SHORT),
     Route::put("vm.pause", LONG),
     Route::put("vm.power-button", SHORT),
-    Route::put("vm.reboot", LONG),
+    Route::put("vm.reboot", LONG).gated(GatedCall::Reboot),
     Route::put("vm.resize", LONG),
     Route::put("vm.resize-disk", LONG),
     Route::put("vm.resize-zone", LONG),

@@ -1,0 +1,77 @@
+//! vDPA devices. The kernel maps guest memory for the PCI function behind one, so that function is checked as one that is
+//! assigned, apart from its driver (linux 7.2 drivers/vhost/vdpa.c: `vhost_vdpa_alloc_domain()`).
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use iommu_group::{Sbdf, Sysfs};
+use p2p_vfio::{Candidate, HostView};
+use rustix::fs::{major, minor};
+use serde_json::Value;
+
+use super::refusal::{Limit, Refusal};
+
+/// The paths of the vDPA devices that a VM's description has.
+pub(super) fn paths(config: &Value) -> Result<Vec<PathBuf>, &'static str> {
+    let devices = config.get("vdpa").and_then(Value::as_array);
+    devices.into_iter().flatten().map(path).collect()
+}
+
+/// The path in the description of a vDPA device.
+pub(super) fn path(device: &Value) -> Result<PathBuf, &'static str> {
+    let path = device.get("path").and_then(Value::as_str);
+    path.map(PathBuf::from)
+        .ok_or("a vdpa device needs its path")
+}
+
+/// The functions behind vDPA devices, each of which must be alone with its driver in its IOMMU group.
+pub(super) fn functions(
+    sysfs: &Sysfs,
+    view: &HostView,
+    paths: &[PathBuf],
+) -> Result<Vec<Sbdf>, Refusal> {
+    let checked = paths.iter().map(|path| {
+        let sbdf = function(sysfs, path).ok_or_else(|| Limit::Vdpa { path: path.clone() });
+        let sbdf = sbdf.map_err(|limit| Refusal::Limits(vec![limit]))?;
+        let candidate = Candidate::read(view, &sysfs.device_dir(sbdf), None);
+        let candidate = candidate.map_err(|source| Refusal::Host { source })?;
+        let mut neighbours = candidate.members.iter().filter(|m| m.sbdf != Some(sbdf));
+        let driven = neighbours.find_map(|member| {
+            let driver = member
+                .driver
+                .as_ref()
+                .filter(|driver| *driver != "pcieport");
+            driver.map(|driver| (member.name.clone(), driver.clone()))
+        });
+        match driven {
+            None => Ok(sbdf),
+            Some((neighbour, driver)) => Err(Refusal::Limits(vec![Limit::VdpaNeighbour {
+                path: path.clone(),
+                function: sbdf,
+                neighbour,
+                driver,
+            }])),
+        }
+    });
+    checked.collect()
+}
+
+/// The PCI function behind a device file of vhost-vdpa: the last one on the way to the device.
+fn function(sysfs: &Sysfs, path: &Path) -> Option<Sbdf> {
+    let file = fs::metadata(path).ok()?;
+    if !file.file_type().is_char_device() {
+        return None;
+    }
+    let number = format!("{}:{}", major(file.rdev()), minor(file.rdev()));
+    let device = fs::canonicalize(sysfs.root().join("dev/char").join(number)).ok()?;
+    let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+    if !name(&device)?.starts_with("vhost-vdpa-") {
+        return None;
+    }
+    device.ancestors().find_map(|above| {
+        let sbdf = name(above)?.parse().ok()?;
+        let own = fs::canonicalize(sysfs.device_dir(sbdf)).ok()?;
+        (own == above).then_some(sbdf)
+    })
+}
