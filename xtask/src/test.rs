@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use lab::{Assets, Binaries, OwnKernel, Progress};
+use landlock::{AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use xshell::{Cmd, Shell, cmd};
 
 /// Tests of assigned devices: they pass on either of the kernel's interfaces.
@@ -27,6 +28,48 @@ const OF_CLOUD_HYPERVISOR: [&str; 3] = [
     "cloud_hypervisor_live",
     "cloud_hypervisor_peers",
 ];
+
+/// Packages with tests that are ignored because not every machine can run them.
+const WITH_NEEDS: [&str; 3] = ["hotplug", "p2p-vmm", "p2pctl"];
+
+/// What such tests need of a machine.
+struct Need {
+    /// The module that they are in.
+    module: &'static str,
+    name: &'static str,
+    is_here: fn() -> bool,
+}
+
+const NEEDS: [Need; 3] = [
+    Need {
+        module: "needs_kvm::",
+        name: "KVM",
+        is_here: has_kvm,
+    },
+    Need {
+        module: "needs_landlock::",
+        name: "Landlock",
+        is_here: has_landlock,
+    },
+    Need {
+        module: "needs_root::",
+        name: "root",
+        is_here: is_root,
+    },
+];
+
+fn has_kvm() -> bool {
+    std::fs::File::open("/dev/kvm").is_ok()
+}
+
+fn has_landlock() -> bool {
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    ruleset.handle_access(AccessFs::ReadFile).is_ok()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -80,6 +123,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             shell,
             "{cargo} test --locked --workspace --no-fail-fast -- {rest...}"
         ));
+        let (here, missing): (Vec<_>, Vec<_>) = NEEDS.iter().partition(|need| (need.is_here)());
+        for Need { name, .. } in missing {
+            progress.step(&format!("      no {name}: tests that need it stay ignored"));
+        }
+        let modules: Vec<&str> = here.iter().map(|need| need.module).collect();
+        // Words for the test programs may be a filter, and these tests are chosen by one.
+        let all = if rest.is_empty() && !modules.is_empty() {
+            stage(3, "tests that need something of this machine");
+            let packages = WITH_NEEDS.iter().flat_map(|name| ["-p", name]);
+            let packages: &Vec<&str> = &packages.collect();
+            all.and(test(cmd!(
+                shell,
+                "{cargo} test --locked --no-fail-fast {packages...} -- --ignored {modules...}"
+            )))
+        } else {
+            all
+        };
         let long = if args.long {
             let programs = LONG.iter().flat_map(|name| ["--test", name]);
             let programs: &Vec<&str> = &programs.collect();

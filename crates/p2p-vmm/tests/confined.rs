@@ -4,16 +4,16 @@
 
 #[path = "dialect/kernel.rs"]
 mod kernel;
+mod confined {
+    mod needs_kvm;
+}
 #[path = "dialect/vmm.rs"]
 mod vmm;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
-use hotplug::{Client, ClientError};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use hotplug::Client;
 use vmm::Vmm;
 
 /// Of a thread: seccomp's mode, number of filters, no_new_privs, effective capabilities.
@@ -85,94 +85,6 @@ fn every_thread_has_a_filter_and_only_the_main_thread_a_capability() {
         client.act("vmm.shutdown").unwrap();
         assert!(vmm.ends_well());
         assert!(!vmm.socket().exists());
-    }
-}
-
-fn create(client: &Client, kernel: &Path) -> Result<(), ClientError> {
-    let config = json!({
-        "payload": {"kernel": kernel},
-        "memory": {"size": 64 << 20},
-        "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
-        "serial": {"mode": "Null"},
-    });
-    client.put("vm.create", &config).map(drop)
-}
-
-/// A life of the VM, with everything that can happen to it without devices.
-fn live(client: &Client, kernel: &Path) {
-    create(client, kernel).unwrap();
-    for call in [
-        "vm.boot",
-        "vm.pause",
-        "vm.resume",
-        "vm.power-button",
-        "vm.reboot",
-    ] {
-        client.act(call).unwrap();
-    }
-    client.get::<Value>("vm.counters").unwrap();
-    client.p2p().unwrap();
-}
-
-/// A directory of which no VMM was told, with a kernel; nothing where there is no KVM.
-fn images_beside() -> Option<TempDir> {
-    if fs::File::open("/dev/kvm").is_err() {
-        eprintln!("SKIPPED: this machine has no KVM");
-        return None;
-    }
-    let images = tempfile::tempdir().unwrap();
-    fs::write(images.path().join("kernel"), kernel::image()).unwrap();
-    Some(images)
-}
-
-#[test]
-fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
-    let Some(images) = images_beside() else {
-        return;
-    };
-    let other = images.path().join("kernel");
-    let mut vmm = Vmm::start(&[]);
-    let first = vmm.dir().join("kernel");
-    let client = Client::new(vmm.socket());
-    // Nobody has decided yet.
-    create(&client, &other).unwrap();
-    client.act("vm.delete").unwrap();
-
-    live(&client, &first);
-    // Those of the thread that started them, and one of their own.
-    let vcpu = status(["2", "3"], NO_CAPABILITIES);
-    let api = status(["2", "1"], NO_CAPABILITIES);
-    let others = [
-        ("vcpu0", vcpu.clone()),
-        ("vcpu1", vcpu),
-        ("api", api.clone()),
-        ("log", api),
-        ("host", status(["2", "1"], &kept(HOST))),
-    ];
-    let main = status(["2", "2"], &kept(MAIN));
-    assert_eq!(threads(&client), expected(main, &others));
-
-    client.act("vm.delete").unwrap();
-    let refused = create(&client, &other).unwrap_err().to_string();
-    assert!(refused.contains("--landlock-rules"), "{refused}");
-    live(&client, &first);
-    client.act("vmm.shutdown").unwrap();
-    assert!(vmm.ends_well());
-}
-
-#[test]
-fn what_the_operator_allows_can_be_opened_by_later_vms() {
-    let Some(images) = images_beside() else {
-        return;
-    };
-    let other = images.path().join("kernel");
-    let rule = format!("path={},access=r", images.path().display());
-    for options in [&["--landlock-rules", &rule][..], &["--landlock", "false"]] {
-        let vmm = Vmm::start(options);
-        let client = Client::new(vmm.socket());
-        live(&client, &vmm.dir().join("kernel"));
-        client.act("vm.delete").unwrap();
-        live(&client, &other);
     }
 }
 

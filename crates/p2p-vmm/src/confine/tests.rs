@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hotplug::{PayloadConfig, SerialConfig};
-use rustix::process::geteuid;
 
 use super::*;
+
+mod needs_landlock;
+mod needs_root;
 
 /// What `body` finds in a thread of its own.
 fn in_a_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
@@ -31,58 +33,6 @@ fn opens(path: &Path) -> (bool, bool) {
     (File::open(path).is_ok(), write.is_ok())
 }
 
-#[test]
-fn the_main_thread_keeps_the_files_of_its_first_vm() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str| dir.path().join(name);
-    for name in ["kernel", "serial", "other", "allowed"] {
-        fs::write(file(name), "x").unwrap();
-    }
-    let config = |kernel: &str| VmConfig {
-        payload: PayloadConfig {
-            kernel: file(kernel),
-            initramfs: None,
-            cmdline: None,
-        },
-        serial: SerialConfig::File(file("serial")),
-        ..serde_json::from_value(serde_json::json!({"payload": {"kernel": "/k"}})).unwrap()
-    };
-    let rule = format!("path={},access=r", file("allowed").display());
-    in_a_thread(|| {
-        let confinement = confinement(None, &[&rule], None);
-        assert_eq!(opens(&file("other")), (true, true));
-        confinement.begin().unwrap();
-        confinement.keep_files_of(&config("kernel")).unwrap();
-        if !confinement.keeps_files() {
-            eprintln!("SKIPPED: this kernel has no Landlock");
-            return;
-        }
-        // Another VM does not widen it, nor narrow it.
-        confinement.keep_files_of(&config("other")).unwrap();
-        assert_eq!(opens(&file("kernel")), (true, false));
-        assert_eq!(opens(&file("allowed")), (true, false));
-        assert_eq!(opens(&file("serial")), (true, true));
-        File::create(file("serial")).unwrap();
-        assert_eq!(opens(&file("other")), (false, false));
-        assert_eq!(opens(Path::new("/etc/passwd")), (false, false));
-        assert!(File::create(file("new")).is_err());
-        assert!(fs::remove_file(file("other")).is_err());
-        assert!(fs::read_dir("/sys/bus/pci/devices").is_ok());
-        // The host's topology is read by another thread: BARs of all devices are there too.
-        for path in ["/proc/cmdline", "/sys/devices/system/cpu/online"] {
-            assert_eq!(opens(Path::new(path)), (false, false), "{path}");
-        }
-        for file in files_of_functions() {
-            assert!(File::open(&file).is_err(), "{}", file.display());
-        }
-        if geteuid().is_root() {
-            // Not even root changes the topology.
-            let rescan = OpenOptions::new().write(true).open("/sys/bus/pci/rescan");
-            assert_eq!(rescan.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        }
-    });
-}
-
 /// Every file of every PCI function of this machine that can be read by anybody.
 fn files_of_functions() -> Vec<PathBuf> {
     let functions = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten();
@@ -93,74 +43,6 @@ fn files_of_functions() -> Vec<PathBuf> {
         metadata.is_ok_and(|file| file.is_file() && file.mode() & 0o444 != 0)
     };
     files.filter(readable).map(|file| file.path()).collect()
-}
-
-#[test]
-fn the_thread_that_reads_the_host_reads_what_is_everybodys() {
-    let dir = tempfile::tempdir().unwrap();
-    let [everybodys, roots] = ["everybodys", "roots"].map(|name| dir.path().join(name));
-    for (path, mode) in [(dir.path(), 0o755), (&everybodys, 0o644), (&roots, 0o600)] {
-        if path != dir.path() {
-            fs::write(path, "x").unwrap();
-        }
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-    // Tests may run as another user, who stays who that is.
-    let is_root = geteuid().is_root();
-    let files = files_of_functions();
-    let config = |file: &&PathBuf| file.file_name() == Some("config".as_ref());
-    let lengths = || -> Vec<usize> {
-        let spaces = files.iter().filter(config);
-        spaces.map(|file| fs::read(file).unwrap().len()).collect()
-    };
-    let all_of_each = lengths();
-    in_a_thread(|| {
-        // Without Landlock, to see that it does not take that.
-        Confinement::new(None, None).enter(Role::Host).unwrap();
-        assert!(File::open(&everybodys).is_ok());
-        if !is_root {
-            return;
-        }
-        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
-        for line in [
-            "Uid:\t65534\t65534\t65534\t65534",
-            "CapPrm:\t0000000000200000",
-        ] {
-            assert!(status.contains(line), "{line}: {status}");
-        }
-        assert_eq!(opens(&everybodys), (true, false));
-        assert_eq!(opens(&roots), (false, false));
-        assert_eq!(lengths(), all_of_each);
-        for file in &files {
-            let everybodys = fs::metadata(file).unwrap().mode() & 0o004 != 0;
-            let opened = File::open(file).is_ok();
-            assert!(everybodys || !opened, "{}", file.display());
-        }
-    });
-    in_a_thread(|| {
-        confinement(None, &[], None).enter(Role::Host).unwrap();
-        assert_eq!(opens(&everybodys), (false, false));
-        let online = Path::new("/sys/devices/system/cpu/online");
-        assert_eq!(opens(online), (true, false));
-        assert_eq!(opens(Path::new("/proc/cmdline")), (true, false));
-    });
-}
-
-#[test]
-fn other_threads_open_nothing_and_the_api_removes_its_socket() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("socket");
-    let elsewhere = tempfile::NamedTempFile::new().unwrap();
-    for role in [Role::Vcpu, Role::Api, Role::Events, Role::Log] {
-        fs::write(&socket, "").unwrap();
-        in_a_thread(|| {
-            confinement(None, &[], Some(&socket)).enter(role).unwrap();
-            assert_eq!(opens(elsewhere.path()), (false, false), "{role:?}");
-            assert_eq!(opens(&socket), (false, false), "{role:?}");
-            assert!(fs::remove_file(elsewhere.path()).is_err(), "{role:?}");
-            assert_eq!(fs::remove_file(&socket).is_ok(), role == Role::Api);
-        });
-    }
 }
 
 #[test]
