@@ -5,10 +5,12 @@ mod regroup;
 
 use std::fmt::Write;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
+
+use crate::target_dir;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -143,11 +145,6 @@ fn keep(dir: &Path, name: &str, table: &str) -> Result<()> {
     print!("{table}");
     eprintln!("bench: the table is in {}", file.display());
     Ok(())
-}
-
-fn target_dir() -> PathBuf {
-    let lab = lab::lab_dir();
-    lab.parent().map_or_else(|| lab.clone(), Path::to_owned)
 }
 
 /// The value of a row in this round; `None` if one of the two was not measured.

@@ -3,10 +3,12 @@
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 mod shell;
 mod test;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -14,7 +16,10 @@ use clap::{Parser, Subcommand};
 use lab::{Binaries, Progress};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set-up, demo, test, check and bench")]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, demo, test, check, bench and fuzz"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -30,6 +35,8 @@ enum Task {
     Check,
     /// How fast it is: ratios within one run, as a table
     Bench(bench::Args),
+    /// Run the fuzz targets in libFuzzer, each for some minutes: executions, coverage and findings, as a table
+    Fuzz(fuzz::Args),
     /// Find or fetch what the lab needs: QEMU, a kernel, a few tools. The others do this by themselves
     Setup(setup::Args),
     /// Build the static programs that go into the lab
@@ -54,6 +61,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => test::run(&args)?,
         Task::Check => check::run()?,
         Task::Bench(args) => bench::run(&args)?,
+        Task::Fuzz(args) => return fuzz::run(&args),
         Task::Setup(args) => setup::run(&args)?,
         Task::Build => {
             for (name, path) in Binaries::build(&Progress::new())?.iter() {
@@ -63,4 +71,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lab(args) => return shell::run(&args),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Cargo's directory for what it builds.
+fn target_dir() -> PathBuf {
+    let lab = lab::lab_dir();
+    lab.parent().map_or_else(|| lab.clone(), Path::to_owned)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use iommu_group::{AcsBits, Goals, PlanOptions, RouteWish, Sbdf, Topology};
 
 /// What the bytes ask of a machine. Functions that can be joined are named most of the time.
-pub fn goals(bytes: &[u8], topology: &Topology) -> (Goals, PlanOptions) {
+pub(crate) fn goals(bytes: &[u8], topology: &Topology) -> (Goals, PlanOptions) {
     let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
     let all: Vec<Sbdf> = topology.functions().iter().map(|f| f.sbdf()).collect();
     let devices: Vec<Sbdf> = topology

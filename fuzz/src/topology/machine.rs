@@ -3,6 +3,8 @@
 use iommu_group::{Firmware, GroupModel, Kernel, PortType, Topology};
 use serde_json::{Map, Value, json};
 
+use crate::bytes::Bytes;
+
 /// Most functions that a machine is given: pairs of them are looked at.
 const MOST_FUNCTIONS: usize = 14;
 
@@ -27,29 +29,6 @@ const IDS: [(u16, u16); 16] = [
 ];
 
 const ACS_BITS: [u16; 8] = [0x00, 0x1d, 0x5f, 0x7f, 0x11, 0x15, 0x3d, 0x1f];
-
-/// Bytes that are taken one after the other; zeros when they are used up.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn next(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((first, rest)) => {
-                self.0 = rest;
-                *first
-            }
-            None => 0,
-        }
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::from(self.next()) % end.max(1)
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
 
 /// A configuration space that is written.
 struct Space {
@@ -117,12 +96,12 @@ impl Space {
 }
 
 /// The text of a topology file with a machine that the bytes describe.
-pub fn machine(bytes: &[u8]) -> String {
+pub(crate) fn machine(bytes: &[u8]) -> String {
     document(bytes).to_string()
 }
 
 /// The same with the groups that Linux gives to it when it starts.
-pub fn machine_with_groups(bytes: &[u8]) -> String {
+pub(crate) fn machine_with_groups(bytes: &[u8]) -> String {
     let mut document = document(bytes);
     if let Some(functions) = document["functions"].as_object_mut() {
         for function in functions.values_mut().filter_map(Value::as_object_mut) {
@@ -149,12 +128,12 @@ pub fn machine_with_groups(bytes: &[u8]) -> String {
 }
 
 fn document(bytes: &[u8]) -> Value {
-    let mut bytes = Bytes(bytes);
+    let mut bytes = Bytes::new(bytes);
     let host = host(&mut bytes);
     let mut behind = Map::new();
     let mut names: Vec<String> = Vec::new();
     let mut functions = Map::new();
-    while names.len() < MOST_FUNCTIONS && !bytes.0.is_empty() {
+    while names.len() < MOST_FUNCTIONS && !bytes.is_empty() {
         let name = address(&mut bytes);
         let function = function(&mut bytes, &names, &mut behind);
         functions.insert(name.clone(), function);
