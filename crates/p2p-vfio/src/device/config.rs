@@ -38,7 +38,10 @@ impl AssignedDevice {
     /// of a device that is stopped.
     pub fn config_read(&mut self, offset: u16, data: &mut [u8]) {
         data.fill(0xff);
-        if self.stopped {
+        let Some(data) = data.get_mut(..self.config_len(offset, data.len())) else {
+            return;
+        };
+        if self.stopped || data.is_empty() {
             return;
         }
         if let Err(error) = self.device.read(Region::Config, u64::from(offset), data) {
@@ -73,8 +76,18 @@ impl AssignedDevice {
             .or_else(|| self.msix.as_ref().and_then(|msix| msix.read(offset)))
     }
 
-    /// Writes configuration space at `offset`.
+    /// How many of the `len` bytes at `offset` are in configuration space. The kernel refuses an access that crosses its
+    /// end (linux 7.2 drivers/vfio/pci/vfio_pci_config.c: `vfio_config_do_rw()`).
+    fn config_len(&self, offset: u16, len: usize) -> usize {
+        let size_bytes = self.device.region(Region::Config).size_bytes;
+        let rest = size_bytes.saturating_sub(u64::from(offset));
+        usize::try_from(rest).map_or(len, |rest| len.min(rest))
+    }
+
+    /// Writes configuration space at `offset`; bytes that do not exist are ignored.
     pub fn config_write(&mut self, offset: u16, data: &[u8]) {
+        let len = self.config_len(offset, data.len());
+        let data = data.get(..len).unwrap_or_default();
         let mut start = 0;
         while let Some(&first) = data.get(start) {
             if self.stopped {

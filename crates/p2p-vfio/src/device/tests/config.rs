@@ -19,6 +19,18 @@ fn the_space_ends_where_the_hardwares_does() {
 }
 
 #[test]
+fn an_access_across_the_end_reaches_the_bytes_that_exist() {
+    let mut rig = rig(false);
+    let mut data = [0; 8];
+    rig.device.config_read(0xfc, &mut data);
+    assert_eq!(data, [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    rig.device.config_write(0xfc, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(rig.hardware().config[0xfc..], [1, 2, 3, 4]);
+    rig.device.config_write(0x100, &[5]);
+    assert_eq!(rig.vm.told(), [""; 0], "no call of the host failed");
+}
+
+#[test]
 fn the_command_register_reads_as_written_and_io_stays_off() {
     let mut rig = placed(false);
     rig.write32(0x04, 0x0000_0407);
