@@ -4,8 +4,27 @@
 //! and on a few thousand mutations of them; `cargo xtask fuzz` runs them in libFuzzer.
 
 mod bytes;
+#[allow(dead_code, reason = "p2pctl uses what targets do not")]
+mod cloud_hypervisor;
+#[path = "../../crates/hotplug/tests/regroup/faults.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with tests")]
+mod faults;
+mod guest;
+mod http;
+mod journal;
+#[path = "../../crates/p2p-vmm/src/lock.rs"]
+mod lock;
+#[path = "../../crates/hotplug/tests/regroup/machine.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with tests")]
+mod machine;
 mod mutate;
+#[allow(dead_code, unused_imports, reason = "the VMM uses what targets do not")]
+mod pci;
+mod text;
 mod topology;
+mod vmm;
+
+use tempfile::TempDir;
 
 pub use mutate::{Mutator, dictionary};
 
@@ -22,6 +41,20 @@ pub struct Target {
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    Target::new("answer", vmm::answer, 1000),
+    Target::new("api", http::api, 500),
+    Target::new("bus", guest::bus, 1500),
+    Target::new("device", guest::device, 1500),
+    Target::new("domains", text::domains, 4000),
+    Target::new("journal", journal::journal, 100),
+    Target::new("json", text::json, 8000),
+    Target::new("launch", text::launch, 4000),
+    Target::new("monitor", vmm::monitor, 3000),
+    Target::new("options", text::options, 8000),
+    Target::new("policy", text::policy, 4000),
+    Target::new("proxy", http::proxy, 500),
+    Target::new("port", guest::port, 5000),
+    Target::new("slots", guest::slots, 3000),
     Target::new("config", topology::config, 4000),
     Target::new("fixture", topology::fixture, 2000),
     Target::new("machine", topology::machine, 300),
@@ -42,4 +75,10 @@ impl Target {
     pub fn named(name: &str) -> Option<&'static Self> {
         TARGETS.iter().find(|target| target.name == name)
     }
+}
+
+/// A directory in memory, if there is such a thing.
+fn memory_dir() -> TempDir {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    dir.expect("a directory")
 }

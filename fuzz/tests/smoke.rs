@@ -102,6 +102,20 @@ macro_rules! smoke {
 }
 
 smoke! {
+    smoke_answer: "answer",
+    smoke_api: "api",
+    smoke_domains: "domains",
+    smoke_journal: "journal",
+    smoke_json: "json",
+    smoke_launch: "launch",
+    smoke_monitor: "monitor",
+    smoke_options: "options",
+    smoke_policy: "policy",
+    smoke_proxy: "proxy",
+    smoke_bus: "bus",
+    smoke_device: "device",
+    smoke_port: "port",
+    smoke_slots: "slots",
     smoke_config: "config",
     smoke_fixture: "fixture",
     smoke_machine: "machine",

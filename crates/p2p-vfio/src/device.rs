@@ -20,6 +20,8 @@ mod config;
 mod controls;
 mod error;
 mod event;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod homes;
 mod host;
 mod interrupts;

@@ -1,8 +1,10 @@
-//! Stand-ins for the kernel in unit tests. They keep its rules and can fail the n-th call.
+//! Stand-ins for the kernel in unit tests and fuzz targets. They keep its rules and can fail the n-th call.
 
 mod countdown;
 mod pci;
 mod vm;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use countdown::Countdown;
 pub(crate) use pci::{FakeHardware, FakePci};
 pub(crate) use vm::{FakeVm, iova_ranges};

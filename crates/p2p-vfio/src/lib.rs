@@ -37,8 +37,22 @@ pub mod contract;
 mod descriptors;
 mod device;
 mod dma;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(
+    feature = "fuzzing",
+    allow(
+        dead_code,
+        clippy::unwrap_used,
+        reason = "a fake fails by panicking, and unit tests use more of it than fuzz targets"
+    )
+)]
 mod fake;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    //! Assigned devices on a fake kernel, for fuzz targets.
+    pub use crate::device::fuzzing::{FakeFunction, FakeHost, FakeRegisters};
+}
 mod guest;
 mod handed;
 mod host_iommu;

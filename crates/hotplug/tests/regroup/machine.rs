@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use hotplug::regroup::Host;
 use iommu_group::{AcsBits, Firmware, Function, GroupModel, Kernel, Sbdf, Sysfs, Topology};
@@ -137,6 +138,16 @@ impl State {
     }
 }
 
+/// The topology of a file; each is kept for good, once.
+fn topology_of(text: String) -> &'static Topology {
+    static KNOWN: Mutex<BTreeMap<String, &'static Topology>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap();
+    known.entry(text).or_insert_with_key(|text| {
+        let topology = Topology::from_fixture(text).unwrap();
+        Box::leak(Box::new(topology))
+    })
+}
+
 impl Machine {
     /// A machine of `resources/topologies`, with all endpoints bound to vfio-pci by an override.
     ///
@@ -146,13 +157,14 @@ impl Machine {
         release: &str,
         change: impl FnOnce(&mut serde_json::Value),
     ) -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/topologies");
-        let text = fs::read_to_string(root.join(fixture)).unwrap();
+        // Fuzz targets share this file.
+        let package = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        let mut files = package.map(|dir| dir.join("resources/topologies").join(fixture));
+        let text = fs::read_to_string(files.find(|file| file.exists()).unwrap()).unwrap();
         let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
         document["host"]["kernel_release"] = release.into();
         change(&mut document);
-        let topology = Topology::from_fixture(&document.to_string()).unwrap();
-        let topology: &'static Topology = Box::leak(Box::new(topology));
+        let topology = topology_of(document.to_string());
         let kernel = Kernel::of(topology);
         let dir = crate::memory_dir();
         let (sys, proc) = (dir.path().join("sys"), dir.path().join("proc"));

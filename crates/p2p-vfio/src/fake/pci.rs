@@ -25,7 +25,7 @@ pub(crate) struct FakeHardware {
     pub(crate) notices: BTreeMap<u8, EventFd>,
     /// Errno of every call from now on: the device was pulled.
     pub(crate) gone: Option<i32>,
-    /// What peers could reach at the moment of the last reset.
+    /// What peers could reach of it at the moment of the last reset.
     pub(crate) peers_at_reset: Vec<u64>,
 }
 
@@ -41,6 +41,8 @@ pub(crate) struct FakePci {
     file: File,
 }
 
+/// Bytes of vendor and device, which no write changes.
+const IDS: usize = 4;
 /// Room for each BAR in the file, in bytes.
 const BAR_STRIDE: u64 = 1 << 24;
 
@@ -116,7 +118,10 @@ impl PciBackend for FakePci {
                 let at = usize::try_from(offset).unwrap();
                 let mut hardware = self.hardware.lock().unwrap();
                 let to = hardware.config.get_mut(at..at + data.len());
-                to.ok_or_else(invalid)?.copy_from_slice(data);
+                let to = to.ok_or_else(invalid)?.iter_mut().zip(data);
+                for (register, value) in to.skip(IDS.saturating_sub(at)) {
+                    *register = *value;
+                }
                 Ok(())
             }
         }
@@ -214,7 +219,7 @@ impl PciBackend for FakePci {
         self.call()?;
         let mut hardware = self.hardware.lock().unwrap();
         hardware.resets += 1;
-        hardware.peers_at_reset = self.vm.dma();
+        hardware.peers_at_reset = self.vm.dma_of(&self.hardware);
         Ok(())
     }
 }

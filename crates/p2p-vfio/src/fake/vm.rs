@@ -57,19 +57,64 @@ impl FakeVm {
         self.state.lock().unwrap()
     }
 
-    /// Start addresses of what the guest sees, in order.
-    pub(crate) fn slots(&self) -> Vec<u64> {
-        let mut starts: Vec<_> = self.state().slots.iter().map(|(_, gpa, _)| *gpa).collect();
+    /// One whose calls fail together with those of others.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn failing_with(countdown: Countdown) -> Self {
+        Self {
+            countdown,
+            ..Self::default()
+        }
+    }
+
+    /// What the guest sees, in order.
+    pub(crate) fn slot_ranges(&self) -> Vec<AddressRange<Gpa>> {
+        let state = self.state();
+        let range = |(_, at, memory): &(u32, u64, HostMemory)| {
+            AddressRange::new(Gpa::new(*at), memory.len_bytes() as u64)
+        };
+        let mut ranges: Vec<_> = state.slots.iter().filter_map(range).collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    /// What the peers see, in order.
+    pub(crate) fn dma_ranges(&self) -> Vec<AddressRange<Iova>> {
+        let mut ranges: Vec<_> = self.state().dma.iter().map(|(range, _)| *range).collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    /// What devices have claimed, in order.
+    pub(crate) fn claim_ranges(&self) -> Vec<AddressRange<Gpa>> {
+        let mut ranges = self.state().claims.clone();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    /// Start addresses of what the peers see of one function, in order.
+    pub(super) fn dma_of(&self, hardware: &Arc<Mutex<FakeHardware>>) -> Vec<u64> {
+        let state = self.state();
+        let is_its = |memory: &HostMemory| {
+            let at = memory.as_ptr().addr();
+            let known = |(bar, of): &(usize, _)| *bar == at && Arc::ptr_eq(of, hardware);
+            state.bars.iter().any(known)
+        };
+        let mapped = state.dma.iter().filter(|(_, memory)| is_its(memory));
+        let mut starts: Vec<_> = mapped.map(|(range, _)| range.start().value()).collect();
         starts.sort_unstable();
         starts
     }
 
+    /// Start addresses of what the guest sees, in order.
+    pub(crate) fn slots(&self) -> Vec<u64> {
+        let ranges = self.slot_ranges().into_iter();
+        ranges.map(|range| range.start().value()).collect()
+    }
+
     /// Start addresses of what the peers see, in order.
     pub(crate) fn dma(&self) -> Vec<u64> {
-        let state = self.state();
-        let mut starts: Vec<_> = state.dma.iter().map(|(r, _)| r.start().value()).collect();
-        starts.sort_unstable();
-        starts
+        let ranges = self.dma_ranges().into_iter();
+        ranges.map(|range| range.start().value()).collect()
     }
 
     /// How often something was mapped for devices.
@@ -79,10 +124,8 @@ impl FakeVm {
 
     /// Start addresses of what devices have claimed, in order.
     pub(crate) fn claims(&self) -> Vec<u64> {
-        let state = self.state();
-        let mut starts: Vec<_> = state.claims.iter().map(|r| r.start().value()).collect();
-        starts.sort_unstable();
-        starts
+        let ranges = self.claim_ranges().into_iter();
+        ranges.map(|range| range.start().value()).collect()
     }
 
     /// Messages that are delivered now.
@@ -117,6 +160,7 @@ impl FakeVm {
     }
 
     /// A device does DMA: the word arrives if something is mapped there, and faults if not.
+    #[cfg(test)]
     pub(crate) fn store(&self, iova: Iova, word: u32) {
         let state = self.state();
         for (range, memory) in &state.dma {

@@ -351,4 +351,5 @@ impl PciBus {
 }
 
 #[cfg(test)]
+#[path = "bus/tests.rs"]
 mod tests;

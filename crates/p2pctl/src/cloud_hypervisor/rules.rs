@@ -334,4 +334,5 @@ impl Vm<'_> {
 }
 
 #[cfg(test)]
+#[path = "rules/tests.rs"]
 mod tests;

@@ -1,0 +1,153 @@
+//! The API proxy in front of a VMM: what reaches the VMM is what was judged.
+
+use std::io::{Read, Write};
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use hotplug::api::ApiServer;
+use hotplug::{Gate, GatedCall, Passage};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::ask;
+use super::parser::{Parser, Request};
+
+/// What the VMM answers to everything.
+const ANSWER: &[u8] =
+    b"HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\
+    Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+/// Calls that bring devices or take them away.
+const GATED: [&str; 5] = [
+    "vm.create",
+    "vm.add-device",
+    "vm.remove-device",
+    "vm.restore",
+    "vm.receive-migration",
+];
+
+/// Refuses the text `"no"`, puts `{"new":…}` around other JSON, and keeps what it let pass.
+#[derive(Default)]
+pub(crate) struct Judge(Mutex<Vec<Vec<u8>>>);
+
+impl Judge {
+    fn passed(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gate for Judge {
+    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
+        if body == b"\"no\"" {
+            return Passage::Refused {
+                reasons: vec!["no".to_owned()],
+            };
+        }
+        match serde_json::from_slice::<Value>(body) {
+            Ok(value) => {
+                let body = format!("{{\"new\":{value}}}").into_bytes();
+                self.passed().push(body.clone());
+                Passage::Passes(body)
+            }
+            Err(error) => Passage::Malformed(error.to_string()),
+        }
+    }
+
+    fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
+        None
+    }
+}
+
+/// What the VMM got on one connection.
+struct Heard {
+    raw: Vec<u8>,
+    requests: Vec<Request>,
+}
+
+struct Stage {
+    dir: TempDir,
+    heard: Receiver<Heard>,
+    judge: Arc<Judge>,
+    _proxy: ApiServer,
+}
+
+static STAGE: LazyLock<Mutex<Stage>> = LazyLock::new(|| Mutex::new(Stage::new()));
+
+impl Stage {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let vmm = dir.path().join("vmm");
+        let listener = UnixListener::bind(&vmm).expect("a socket");
+        let (tell, heard) = mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                serve(stream, &tell);
+            }
+        });
+        let judge = Arc::new(Judge::default());
+        let proxy = ApiServer::before(&dir.path().join("proxy"), vmm, judge.clone());
+        Self {
+            dir,
+            heard,
+            judge,
+            _proxy: proxy.expect("a proxy"),
+        }
+    }
+}
+
+/// Answers the first request. The proxy makes a connection for each, and closes it.
+fn serve(mut stream: UnixStream, tell: &Sender<Heard>) {
+    let mut parser = Parser::new();
+    let mut heard = Heard {
+        raw: Vec::new(),
+        requests: Vec::new(),
+    };
+    let mut bytes = vec![0; 1 << 16];
+    while heard.requests.is_empty() {
+        let count = stream.read(&mut bytes).unwrap_or(0);
+        let some = bytes.get(..count).unwrap_or_default();
+        if some.is_empty() {
+            break;
+        }
+        heard.raw.extend_from_slice(some);
+        heard.requests = parser.requests(some);
+    }
+    // Told before it is answered, so that whoever has the answer finds it.
+    let _ = tell.send(heard);
+    let _ = stream.write_all(ANSWER);
+    let _ = stream.read(&mut bytes);
+}
+
+/// The bytes of a client. The VMM gets requests that it understands as the proxy meant them: with heads of the proxy's
+/// own, and those about devices with the body that the gate let pass.
+pub(crate) fn proxy(input: &[u8]) {
+    let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    stage.judge.passed().clear();
+    while stage.heard.try_recv().is_ok() {}
+    ask(&stage.dir.path().join("proxy"), input);
+    let mut passed = std::mem::take(&mut *stage.judge.passed());
+    for heard in stage.heard.try_iter() {
+        let raw = String::from_utf8_lossy(&heard.raw).into_owned();
+        let [request] = &heard.requests[..] else {
+            panic!("not one request: {raw:?}");
+        };
+        let Request { verb, path, body } = request;
+        let head = match body.len() {
+            0 => String::new(),
+            length => format!("Content-Length: {length}\r\nContent-Type: application/json\r\n"),
+        };
+        let head =
+            format!("{verb} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n{head}\r\n");
+        let expected = [head.as_bytes(), body].concat();
+        assert_eq!(raw, String::from_utf8_lossy(&expected), "the proxy's head");
+        let call = path.strip_prefix("/api/v1/").unwrap_or(path);
+        if GATED.contains(&call) {
+            assert!(!passed.is_empty(), "not judged: {raw:?}");
+            assert_eq!(*body, passed.remove(0), "not what was judged");
+        }
+    }
+    assert!(passed.is_empty(), "judged, and not passed on");
+}

@@ -1,0 +1,19 @@
+//! The PCI bus of the reference VMM, which is a program: its files are part of this crate too.
+
+#[path = "../../crates/p2p-vmm/src/pci/address.rs"]
+mod address;
+#[path = "../../crates/p2p-vmm/src/pci/assigned.rs"]
+mod assigned;
+#[path = "../../crates/p2p-vmm/src/pci/bus.rs"]
+mod bus;
+#[path = "../../crates/p2p-vmm/src/pci/host_bridge.rs"]
+mod host_bridge;
+#[path = "../../crates/p2p-vmm/src/pci/mechanism.rs"]
+mod mechanism;
+#[path = "../../crates/p2p-vmm/src/pci/survey.rs"]
+mod survey;
+
+pub(crate) use address::Bdf;
+pub(crate) use bus::{PciBus, SharedFunction};
+pub(crate) use host_bridge::HostBridge;
+pub(crate) use mechanism::{ConfigAddressPort, decode_ecam};

@@ -1,0 +1,128 @@
+//! cloud-hypervisor's command line and its JSON, as `p2pctl` reads and changes them.
+
+use std::ffi::OsString;
+use std::str;
+
+use serde_json::Value;
+
+use crate::cloud_hypervisor::command_line::CommandLine;
+use crate::cloud_hypervisor::device::Asked;
+use crate::cloud_hypervisor::json::{strip, wishes};
+use crate::cloud_hypervisor::memory::GuestMemory;
+use crate::cloud_hypervisor::misshapen;
+use crate::cloud_hypervisor::option_list::OptionList;
+use crate::cloud_hypervisor::rules::{Host, Wishes, settle};
+use crate::cloud_hypervisor::version::Version;
+
+/// Keys that only this project knows; cloud-hypervisor refuses them.
+const OURS: [&str; 3] = ["p2p", "p2p_domain", "expose"];
+
+/// The words of a command line, one in each line, or the JSON of a VM. A list that is written again says the same, a key
+/// that is set has its value, and nothing of this project's is left for cloud-hypervisor.
+pub(crate) fn launch(input: &[u8]) {
+    let Ok(text) = str::from_utf8(input) else {
+        return;
+    };
+    match serde_json::from_str::<Value>(text) {
+        Ok(config) => json(config),
+        Err(_) => command_line(text),
+    }
+    let _ = Version::find(text);
+}
+
+fn command_line(text: &str) {
+    let line = CommandLine::new(text.split('\n').map(OsString::from).collect());
+    let mut asked = Vec::new();
+    for value in line.values("--device") {
+        option_list(&value.text);
+        match Asked::parse(&value.text) {
+            Ok(device) => {
+                for key in OURS {
+                    assert_eq!(device.options.get(key), None, "{key} of {}", value.text);
+                }
+                asked.push(device);
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+        let mut changed = line.clone();
+        changed.replace(&value, &value.text);
+        assert_eq!(changed, line, "replaced by itself");
+    }
+    let memory = GuestMemory::asked_for(&line);
+    places(memory);
+    let wishes = Wishes {
+        memory,
+        ..Wishes::default()
+    };
+    rules(&asked, &wishes);
+}
+
+fn option_list(text: &str) {
+    let Ok(mut list) = OptionList::parse(text) else {
+        return;
+    };
+    let written = list.to_string();
+    let again = OptionList::parse(&written).expect("what was written is a list");
+    assert_eq!(again, list, "{written}");
+    list.set("path", "/x");
+    assert_eq!(list.get("path").as_deref(), Some("/x"), "{written}");
+    list.take("path");
+    assert_eq!(list.get("path"), None, "{written}");
+}
+
+/// Parts of memory are apart from each other and from the place for BARs.
+fn places(memory: Option<GuestMemory>) {
+    let Some(memory) = memory else {
+        return;
+    };
+    let ranges = memory.ranges();
+    assert!(
+        ranges.is_sorted_by(|a, b| a.end() < b.start()),
+        "{ranges:?}"
+    );
+    for bits in 0..=u8::MAX {
+        if let (Some(bars), Some(last)) = (memory.bars_64(bits), ranges.last()) {
+            assert!(last.end() < bars.start(), "{last:?} {bars:?}");
+        }
+    }
+}
+
+fn json(mut config: Value) {
+    let shape = misshapen(&config);
+    let wishes = wishes(&config);
+    places(wishes.memory);
+    let mut asked = Vec::new();
+    if let Some(devices) = config.get_mut("devices").and_then(Value::as_array_mut) {
+        for device in devices {
+            match Asked::of_json(device, false) {
+                Ok(device) => asked.push(device),
+                Err(why) => assert!(!why.is_empty()),
+            }
+            strip(device);
+            for key in OURS {
+                assert!(device.get(key).is_none(), "{key} of {device}");
+            }
+            assert!(device.is_object() || shape.is_some(), "{device}");
+        }
+    }
+    rules(&asked, &wishes);
+}
+
+/// The rules say how, or why not.
+fn rules(asked: &[Asked], wishes: &Wishes) {
+    let host = Host {
+        devices: vec![None; asked.len()],
+        by_bus_address: None,
+        hidden: Vec::new(),
+        iommu_bits: Some(39),
+        cpu_bits: Some(46),
+        accepts_any_p2pdma: false,
+        version: None,
+        exposures: Vec::new(),
+        unsafe_interrupts: None,
+    };
+    match settle(asked, wishes, &host) {
+        Ok(settings) => assert!(settings.cliques.iter().all(|at| *at < asked.len())),
+        Err(limits) => assert!(!limits.is_empty()),
+    }
+}

@@ -1,0 +1,69 @@
+//! What a VMM answers and tells.
+
+mod removals;
+mod server;
+
+pub(crate) use removals::monitor;
+
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hotplug::api::{P2pInfo, VmInfo, VmmPing};
+use hotplug::regroup::{RemoteVmm, StockVmm, Vmm};
+use hotplug::{Client, ClientError, Next};
+
+use crate::http::Judge;
+use server::Server;
+
+/// How long a call may take: the answer is there at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A call that takes longer waits for something.
+const SOON: Duration = Duration::from_secs(4);
+
+static SERVER: LazyLock<Mutex<Server>> = LazyLock::new(|| Mutex::new(Server::start()));
+
+/// The bytes of an answer, in pieces. The client understands them or says why not, soon.
+pub(crate) fn answer(input: &[u8]) {
+    let Some((kind, bytes)) = input.split_first() else {
+        return;
+    };
+    let server = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    server.answer_with(bytes);
+    let client = Client::new(server.socket()).with_patience(PATIENCE);
+    let started = Instant::now();
+    match kind % 8 {
+        0 => explained(client.info().map(|_: VmInfo| ())),
+        1 => explained(client.p2p().map(|_: P2pInfo| ())),
+        2 => explained(client.ping().map(|_: VmmPing| ())),
+        3 => explained(client.act("vm.pause")),
+        4 => drop(RemoteVmm::new("vm", client).devices()),
+        5 => {
+            drop(StockVmm::new("vm", client, Box::new(Judge::default()), "/nonexistent").devices())
+        }
+        _ => events(&client),
+    }
+    let took = started.elapsed();
+    assert!(took < SOON, "{took:?}");
+}
+
+/// A call that is done, or an error with words in it.
+fn explained(result: Result<(), ClientError>) {
+    if let Err(error) = result {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
+/// A stream of events comes to its end.
+fn events(client: &Client) {
+    match client.events() {
+        Ok(mut stream) => loop {
+            match stream.next(PATIENCE) {
+                Ok(Next::Event(record)) => drop(record),
+                Ok(Next::Quiet) => panic!("the stream had ended"),
+                Ok(Next::End) => return,
+                Err(error) => return explained(Err(error)),
+            }
+        },
+        Err(error) => explained(Err(error)),
+    }
+}

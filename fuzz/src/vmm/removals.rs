@@ -1,0 +1,41 @@
+//! The file that cloud-hypervisor's event monitor writes, read as it grows.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::sync::LazyLock;
+
+use tempfile::TempDir;
+
+use events::Removals;
+
+#[path = "../../../crates/hotplug/src/regroup/stock/events.rs"]
+mod events;
+
+/// The process whose events these are, and a device that may be told to be gone.
+const PID: u32 = 9;
+const DEVICE: &str = "gpu0";
+
+static DIR: LazyLock<TempDir> = LazyLock::new(crate::memory_dir);
+
+/// Where the text is split, and the text. What was told in pieces is what was told at once, and stays told.
+pub(crate) fn monitor(input: &[u8]) {
+    let Some((split, text)) = input.split_first() else {
+        return;
+    };
+    let path = DIR.path().join(PID.to_string());
+    fs::write(&path, b"").expect("a file");
+    let mut pieces = Removals::of(DIR.path(), PID);
+    let mut whole = Removals::of(DIR.path(), PID);
+    assert!(pieces.tells() && !pieces.told(DEVICE));
+    let (first, rest) = text.split_at(usize::from(*split) * 4 % (text.len() + 1));
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .expect("the file");
+    file.write_all(first).expect("space");
+    let early = pieces.told(DEVICE);
+    file.write_all(rest).expect("space");
+    let told = pieces.told(DEVICE);
+    assert_eq!(told, whole.told(DEVICE), "in pieces and at once");
+    assert!(told || !early, "it was told, and is not any more");
+}
