@@ -6,12 +6,12 @@ mod address;
 mod assigned;
 #[path = "../../crates/p2p-vmm/src/pci/bus.rs"]
 mod bus;
+#[path = "../../crates/p2p-vmm/src/pci/bus_usage.rs"]
+mod bus_usage;
 #[path = "../../crates/p2p-vmm/src/pci/host_bridge.rs"]
 mod host_bridge;
 #[path = "../../crates/p2p-vmm/src/pci/mechanism.rs"]
 mod mechanism;
-#[path = "../../crates/p2p-vmm/src/pci/survey.rs"]
-mod survey;
 
 pub(crate) use address::Bdf;
 pub(crate) use bus::{PciBus, SharedFunction};

@@ -11,7 +11,7 @@ use hotplug::{
 use iommu_group::Sbdf;
 use log::LevelFilter;
 
-use crate::confine::{Confinement, FileRule, Files, Trespass};
+use crate::sandbox::{FileRule, Files, Sandbox, ViolationAction};
 
 /// Reference VMM for peer-to-peer DMA between assigned devices
 #[derive(Debug, Parser)]
@@ -122,11 +122,11 @@ enum Seccomp {
 }
 
 impl Seccomp {
-    fn trespass(self) -> Option<Trespass> {
+    fn on_violation(self) -> Option<ViolationAction> {
         match self {
-            Self::True => Some(Trespass::Ends),
+            Self::True => Some(ViolationAction::Trap),
             Self::False => None,
-            Self::Log => Some(Trespass::IsLogged),
+            Self::Log => Some(ViolationAction::Log),
         }
     }
 }
@@ -162,7 +162,7 @@ impl Cli {
             socket: self.api_socket.clone(),
         });
         Request {
-            confinement: Confinement::new(self.seccomp.trespass(), files).into(),
+            sandbox: Sandbox::new(self.seccomp.on_violation(), files).into(),
             vm,
             policy: self.policy,
             expose: self.expose,
@@ -176,7 +176,7 @@ impl Cli {
 #[derive(Debug)]
 pub(crate) struct Request {
     /// What the VMM does not need.
-    pub(crate) confinement: Arc<Confinement>,
+    pub(crate) sandbox: Arc<Sandbox>,
     /// The VM to boot; none if it is to come through the API.
     pub(crate) vm: Option<VmConfig>,
     /// The policy file.

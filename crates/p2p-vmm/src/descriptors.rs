@@ -13,7 +13,7 @@ const ALWAYS: u64 = 320;
 /// Devices that come when vectors have taken all that they may.
 const DEVICES: u64 = 64;
 /// Numbers above the first free one that an added device may need: groups, contexts, notices, a pin.
-const OF_A_DEVICE: u64 = 16;
+const PER_DEVICE: u64 = 16;
 
 /// Bounds within which descriptors are taken.
 #[derive(Debug, Clone, Copy)]
@@ -38,16 +38,16 @@ impl Descriptors {
                 current
             }
         };
-        Self::of(limit.unwrap_or(u64::MAX))
+        Self::with_limit(limit.unwrap_or(u64::MAX))
     }
 
     /// For a process that may have `limit`. Half of few is kept.
-    fn of(limit: u64) -> Self {
+    fn with_limit(limit: u64) -> Self {
         let always = ALWAYS.min(limit / 3);
         let vectors = always + DEVICES.min(limit / 6);
         Self {
             vectors: DescriptorLimit::leaving(vectors, limit),
-            devices: DescriptorLimit::leaving(always + OF_A_DEVICE, limit),
+            devices: DescriptorLimit::leaving(always + PER_DEVICE, limit),
         }
     }
 
@@ -71,12 +71,14 @@ mod tests {
     const CHILD: &str = "P2P_VMM_FEW_DESCRIPTORS";
 
     #[test]
-    fn the_limit_is_raised_and_the_last_descriptors_are_kept() {
+    fn the_limit_is_raised_and_the_last_descriptors_are_reserved() {
         if std::env::var_os(CHILD).is_none() {
             // The limit is that of a process, so there is one for it.
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "--nocapture", "--test-threads=1"])
-                .arg("descriptors::tests::the_limit_is_raised_and_the_last_descriptors_are_kept")
+                .arg(
+                    "descriptors::tests::the_limit_is_raised_and_the_last_descriptors_are_reserved",
+                )
                 .env(CHILD, "1")
                 .output()
                 .unwrap();
@@ -111,13 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn few_descriptors_are_shared_by_halves() {
+    fn half_of_a_small_limit_is_kept() {
         assert_eq!(
-            Descriptors::of(120).vectors,
+            Descriptors::with_limit(120).vectors,
             DescriptorLimit::leaving(60, 120)
         );
         assert_eq!(
-            Descriptors::of(1 << 20).vectors,
+            Descriptors::with_limit(1 << 20).vectors,
             DescriptorLimit::leaving(384, 1 << 20)
         );
     }

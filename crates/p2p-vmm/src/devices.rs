@@ -8,21 +8,21 @@
 
 mod add;
 mod boot;
+mod bus_resources;
 mod contexts;
 mod events;
-mod ground;
 mod judge;
 mod limit;
 mod registry;
 mod release;
-mod unit;
+mod slot_contents;
 mod view;
 
-pub(crate) use add::{AddError, Rules};
+pub(crate) use add::{AddContext, AddError};
 pub(crate) use boot::OpenDevices;
 pub(crate) use contexts::Contexts;
 pub(crate) use judge::{Judged, accepted, domain_of, judge};
 pub(crate) use limit::address_limit;
 pub(crate) use registry::{Devices, RemoveError, RemoveOptions};
-pub(crate) use unit::Guest;
-pub(crate) use view::Assigned;
+pub(crate) use slot_contents::Guest;
+pub(crate) use view::DeviceView;

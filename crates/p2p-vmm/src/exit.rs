@@ -49,7 +49,7 @@ impl ExitRequest {
     }
 
     /// Makes the event wait for the next request.
-    pub(crate) fn seen(&self) {
+    pub(crate) fn clear_event(&self) {
         // Nothing to read is no error.
         let _ = self.event.read();
     }

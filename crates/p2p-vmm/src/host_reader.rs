@@ -13,7 +13,7 @@ use iommu_group::SysfsError;
 use p2p_vfio::{HostView, Policy};
 
 /// How long the host may take to be read. Thousands of functions take less than a second.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Request {
     policy: Policy,
@@ -53,7 +53,7 @@ impl HostReader {
         let sent = self.requests.send(Request { policy, reply });
         sent.ok()
             .context("the thread that reads the host has ended")?;
-        let answer = answer.recv_timeout(PATIENCE);
+        let answer = answer.recv_timeout(TIMEOUT);
         Ok(answer.context("the host could not be read in time")??)
     }
 }

@@ -116,7 +116,7 @@ impl KvmRoutes {
     }
 
     /// How many routes to messages there are.
-    pub(crate) fn census(&self) -> usize {
+    pub(crate) fn message_count(&self) -> usize {
         lock(&self.messages).len()
     }
 

@@ -102,7 +102,7 @@ pub(crate) enum LayoutError {
     )]
     TooLarge { ram_bytes: u64, limit: u64 },
     #[error("hole {hole} in guest memory is not page aligned")]
-    RaggedHole { hole: GpaRange },
+    UnalignedHole { hole: GpaRange },
     #[error("no room for PCIe configuration space below 3 GiB: peers' windows are everywhere")]
     NoEcam,
     #[error("a peer's window must be at its bus address {window}, where {what} is")]
@@ -250,7 +250,7 @@ fn subtract(room: &[GpaRange], holes: &[GpaRange]) -> Result<Vec<GpaRange>, Layo
         let mut start = area.start;
         for hole in &holes {
             if hole.start % PAGE_BYTES != 0 || hole.end % PAGE_BYTES != 0 {
-                return Err(LayoutError::RaggedHole { hole: *hole });
+                return Err(LayoutError::UnalignedHole { hole: *hole });
             }
             let cut = hole.intersect(area);
             if cut.len_bytes() > 0 {
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_window_where_none_can_be_is_refused() {
+    fn a_fixed_window_in_a_forbidden_range_is_refused() {
         for (start, what) in [
             (0, "RAM"),
             (0xfee0_0000, "interrupt"),
@@ -462,7 +462,7 @@ mod tests {
         };
         assert!(matches!(
             Layout::new(&request),
-            Err(LayoutError::RaggedHole { .. })
+            Err(LayoutError::UnalignedHole { .. })
         ));
     }
 

@@ -93,7 +93,7 @@ pub(crate) struct BootSource<'a> {
 pub(crate) struct BootEntry {
     /// First instruction.
     pub(crate) entry: GuestAddress,
-    /// Boot parameters, handed over in RSI.
+    /// Boot parameters, preopened over in RSI.
     pub(crate) zero_page: GuestAddress,
 }
 

@@ -16,9 +16,9 @@ use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
 use crate::lock::lock;
 
 /// How many lines wait for the thread at most.
-const MOST_LINES: usize = 1024;
+const MAX_LINES: usize = 1024;
 /// How long the end of the process waits for a reader of its last lines.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Queue {
         if state.mode == Mode::Direct {
             return Some(line);
         }
-        if state.lines.len() < MOST_LINES {
+        if state.lines.len() < MAX_LINES {
             state.lines.push_back(line);
         } else {
             state.dropped = state.dropped.saturating_add(1);
@@ -108,13 +108,13 @@ impl Queue {
     }
 
     /// Ends the thread when it has written what it has, or leaves it alone after `patience`.
-    fn end(&self, patience: Duration) {
+    fn end(&self, timeout: Duration) {
         let mut state = lock(&self.state);
         state.mode = Mode::Ending;
         self.changed.notify_all();
         let waited = self
             .changed
-            .wait_timeout_while(state, patience, |state| state.mode != Mode::Direct);
+            .wait_timeout_while(state, timeout, |state| state.mode != Mode::Direct);
         drop(waited);
     }
 }
@@ -182,7 +182,7 @@ pub(crate) struct Background(Arc<Queue>);
 
 impl Drop for Background {
     fn drop(&mut self) {
-        self.0.end(PATIENCE);
+        self.0.end(TIMEOUT);
     }
 }
 
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn who_logs_waits_for_nobody_and_what_is_dropped_is_counted() {
+    fn logging_does_not_wait_for_the_writer_and_counts_dropped_lines() {
         let queue = Arc::new(Queue::new());
         assert_eq!(queue.put("x".into()), Some("x".into()));
         lock(&queue.state).mode = Mode::Queued;
@@ -228,7 +228,7 @@ mod tests {
             assert_eq!(queue.put(format!("line {n}\n")), None);
         }
         assert!(started.elapsed() < Duration::from_secs(30));
-        assert!(lock(&queue.state).lines.len() <= MOST_LINES);
+        assert!(lock(&queue.state).lines.len() <= MAX_LINES);
         // Nobody reads, and the end comes all the same.
         queue.end(Duration::from_millis(10));
 
@@ -243,7 +243,7 @@ mod tests {
         let dropped: usize = dropped.sum();
         let whole = lines.iter().filter(|line| line.starts_with("line")).count();
         assert_eq!(whole + dropped, 100_000);
-        assert!(dropped >= 100_000 - 3 * MOST_LINES);
+        assert!(dropped >= 100_000 - 3 * MAX_LINES);
         assert_eq!(queue.put("y".into()), Some("y".into()));
     }
 }

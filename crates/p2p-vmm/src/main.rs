@@ -5,13 +5,10 @@
 
 mod acpi;
 mod bus;
-mod claims;
 mod cli;
-mod confine;
 mod descriptors;
 mod devices;
 mod exit;
-mod handed;
 mod host_reader;
 mod irq;
 mod layout;
@@ -19,10 +16,13 @@ mod loader;
 mod lock;
 mod logger;
 mod memory;
+mod mmio_claims;
 mod pci;
 mod policy;
 mod ports;
 mod power;
+mod preopened;
+mod sandbox;
 mod serial;
 mod signals;
 mod slot_control;
@@ -39,10 +39,10 @@ use iommu_group::SysfsError;
 use p2p_vfio::{Handed, HandedError, NoIommufd, Refusal};
 
 use crate::cli::Cli;
-use crate::confine::Role;
 use crate::descriptors::Descriptors;
 use crate::host_reader::HostReader;
 use crate::layout::LayoutError;
+use crate::sandbox::Role;
 use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
 use crate::vm::Process;
@@ -56,20 +56,20 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             if let Some(error) = error.downcast_ref::<SysfsError>() {
-                eprintln!("       {}", way_out(error));
+                eprintln!("       {}", sysfs_hint(error));
                 return ExitCode::from(REFUSED);
             }
             if error.is::<Refusal>() || error.is::<LayoutError>() {
                 return ExitCode::from(REFUSED);
             }
             if let Some(error) = error.downcast_ref::<NoIommufd>() {
-                eprintln!("       {}", way_without(error));
+                eprintln!("       {}", iommufd_hint(error));
                 return ExitCode::from(REFUSED);
             }
             if let Some(error) = error.downcast_ref::<HandedError>() {
                 eprintln!(
                     "       hand in what was opened for reading and writing: {}",
-                    example_of(error)
+                    descriptor_example(error)
                 );
                 return ExitCode::from(REFUSED);
             }
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 }
 
 /// What to do about a device that the host does not have.
-fn way_out(error: &SysfsError) -> &'static str {
+fn sysfs_hint(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {
             "an IOMMU is needed: intel_iommu=on or amd_iommu=on, and VT-d or AMD-Vi in the firmware"
@@ -91,7 +91,7 @@ fn way_out(error: &SysfsError) -> &'static str {
 }
 
 /// What to do without iommufd.
-fn way_without(error: &NoIommufd) -> &'static str {
+fn iommufd_hint(error: &NoIommufd) -> &'static str {
     match error {
         NoIommufd::Excluded { .. } => "leave out iommufd=off, or give the device's path",
         _ => "without --platform iommufd=on the devices are assigned by type1",
@@ -99,7 +99,7 @@ fn way_without(error: &NoIommufd) -> &'static str {
 }
 
 /// How to hand in what should have been.
-fn example_of(error: &HandedError) -> &'static str {
+fn descriptor_example(error: &HandedError) -> &'static str {
     match error {
         HandedError::NoIommufd(_) => "--platform iommufd_fd=4 4<>/dev/iommu",
         _ => "--device fd=5 5<>/dev/vfio/devices/vfio0",
@@ -110,26 +110,26 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let log = logger::init(cli.log_level()).context("cannot start the log")?;
     let descriptors = Descriptors::raise();
     let mut request = cli.into_request();
-    request.confinement.prepare()?;
+    request.sandbox.prepare()?;
     // Before any thread is started: all inherit what is blocked.
     let signals = EndSignals::open()?;
     block_kick_signal()?;
     // Before rights are given up that it takes to have fewer.
-    let confinement = Arc::clone(&request.confinement);
-    let host = HostReader::start(move || confinement.enter_io(Role::Host));
+    let sandbox = Arc::clone(&request.sandbox);
+    let host = HostReader::start(move || sandbox.enter_io(Role::Host));
     let host = host.context("cannot start the thread that reads the host")?;
-    request.confinement.begin()?;
+    request.sandbox.begin()?;
     let mut policy = policy::read(request.policy.as_deref())?;
     policy.expose(request.expose.iter().copied());
     let host = host.with_policy(policy);
-    let mut handed = Handed::default();
+    let mut preopened = Handed::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
         // Whoever asks for the VM's description sees what was accepted, the host's daemon included.
         for device in &mut config.devices {
             device.expose.extend(&request.expose);
         }
-        handed = handed::take_inherited(config)?;
+        preopened = preopened::take_inherited(config)?;
         // Before anything is opened: a refusal changes nothing.
         devices::judge(&config.devices, &host)?;
     }
@@ -139,5 +139,5 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         host: Arc::new(host),
         signals,
     };
-    vm::run(request, handed, process)
+    vm::run(request, preopened, process)
 }

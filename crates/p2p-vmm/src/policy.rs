@@ -22,29 +22,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_cannot_be_used_is_named_with_the_line() {
+    fn an_error_names_the_file_and_the_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("p2p.toml");
         let error = read(Some(&file)).unwrap_err();
-        let said = format!("{error:#}");
+        let message = format!("{error:#}");
         assert!(
-            said.contains("p2p.toml") && said.contains("No such file"),
-            "{said}"
+            message.contains("p2p.toml") && message.contains("No such file"),
+            "{message}"
         );
         fs::write(
             &file,
             "[[device]]\nvendor = '8086'\np2p = 'never'\nwhat = 'x'\n",
         )
         .unwrap();
-        let said = format!("{:#}", read(Some(&file)).unwrap_err());
+        let message = format!("{:#}", read(Some(&file)).unwrap_err());
         assert!(
-            said.contains("p2p.toml:4: ") && said.contains("`what`"),
-            "{said}"
+            message.contains("p2p.toml:4: ") && message.contains("`what`"),
+            "{message}"
         );
     }
 
     #[test]
-    fn the_example_is_a_policy() {
+    fn the_example_file_is_valid() {
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/p2p-policy.toml");
         let policy = read(Some(&example)).unwrap();
         assert_ne!(policy, Policy::default());

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_blocks_no_vcpu_and_gets_what_comes_when_it_goes_on() {
+    fn a_stalled_reader_does_not_block_a_vcpu_and_receives_later_output() {
         const PIPE_BYTES: usize = 64 << 10;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");

@@ -1,4 +1,4 @@
-//! The slot controller: registers in the guest's I/O space, an interrupt to the guest, a bell for the main thread.
+//! The slot controller: registers in the guest's I/O space, an interrupt to the guest, a wake for the main thread.
 //!
 //! A vCPU that ejects takes what was in the slot from the guest's PCI bus and rings; whatever takes longer, such as
 //! closing a device, is the main thread's.
@@ -25,7 +25,7 @@ pub(crate) struct SlotControl {
     pci: Arc<PciBus>,
     interrupt: EventFd,
     emptied: Mutex<Emptied>,
-    bell: EventFd,
+    wake: EventFd,
 }
 
 /// What vCPUs have emptied. The functions are here so that no vCPU is the last to let go of one.
@@ -43,7 +43,7 @@ impl SlotControl {
             pci,
             interrupt: event()?,
             emptied: Mutex::default(),
-            bell: event()?,
+            wake: event()?,
         })
     }
 
@@ -53,8 +53,8 @@ impl SlotControl {
     }
 
     /// Readable when the guest has emptied slots.
-    pub(crate) fn bell(&self) -> &EventFd {
-        &self.bell
+    pub(crate) fn wake(&self) -> &EventFd {
+        &self.wake
     }
 
     /// Reads registers; the guest reads them as double words.
@@ -79,13 +79,13 @@ impl SlotControl {
         lock(&self.emptied).slots.extend(&slots);
         let functions: Vec<_> = slots.iter().flat_map(|s| self.pci.unplug(*s)).collect();
         lock(&self.emptied).functions.extend(functions);
-        ring(&self.bell);
+        signal(&self.wake);
     }
 
     /// The slots that the guest has emptied since the last time.
     pub(crate) fn take_emptied(&self) -> BTreeSet<Slot> {
         // Silent if nobody has rung.
-        let _ = self.bell.read();
+        let _ = self.wake.read();
         std::mem::take(&mut *lock(&self.emptied)).slots
     }
 
@@ -104,33 +104,33 @@ impl SlotControl {
     /// Tells the guest that something was put into `slot`.
     pub(crate) fn announce(&self, slot: Slot) {
         lock(&self.registers).announce(slot);
-        ring(&self.interrupt);
+        signal(&self.interrupt);
     }
 
     /// Asks the guest to let go of what is in `slot`.
-    pub(crate) fn ask(&self, slot: Slot) {
+    pub(crate) fn request_unplug(&self, slot: Slot) {
         lock(&self.registers).ask(slot);
-        ring(&self.interrupt);
+        signal(&self.interrupt);
     }
 
     /// Takes the question back; whether the guest has not seen it.
-    pub(crate) fn withdraw(&self, slot: Slot) -> bool {
+    pub(crate) fn withdraw_request(&self, slot: Slot) -> bool {
         lock(&self.registers).withdraw(slot)
     }
 
     /// Takes what is in `slot` from the guest without asking; whether it was still there.
-    pub(crate) fn take_away(&self, slot: Slot) -> bool {
-        let there = lock(&self.registers).vacate(slot);
-        if there {
+    pub(crate) fn remove(&self, slot: Slot) -> bool {
+        let was_occupied = lock(&self.registers).vacate(slot);
+        if was_occupied {
             drop(self.pci.unplug(slot));
         }
-        there
+        was_occupied
     }
 
     /// Tells the guest that something on `bus` has gone.
     pub(crate) fn rescan(&self, bus: SlotBus) {
         lock(&self.registers).rescan(bus);
-        ring(&self.interrupt);
+        signal(&self.interrupt);
     }
 
     /// Whether something is in `slot`.
@@ -141,11 +141,11 @@ impl SlotControl {
     /// Presses the guest's power button.
     pub(crate) fn press_button(&self) {
         lock(&self.registers).press_button();
-        ring(&self.interrupt);
+        signal(&self.interrupt);
     }
 }
 
-fn ring(event: &EventFd) {
+fn signal(event: &EventFd) {
     if let Err(error) = event.write(1) {
         log::error!("cannot signal an eventfd of the slots: {error}");
     }
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_that_was_emptied_is_known_as_such_until_somebody_asks() {
+    fn an_emptied_slot_is_reported_once() {
         let control = SlotControl::new(Arc::new(PciBus::new(Vec::new()))).unwrap();
         let slot = Slot::new(SlotBus::Root, 9).unwrap();
         control.occupy(slot);

@@ -9,8 +9,8 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use p2p_vfio::{Address, AddressRange, Gpa, HostMemory, MemorySlots, SlotId};
 
-use crate::claims::Claims;
 use crate::lock::lock;
+use crate::mmio_claims::MmioClaims;
 
 /// Number of a KVM memory slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ pub(crate) struct KvmSlots {
     vm: Arc<VmFd>,
     limit: u32,
     used: Mutex<BTreeMap<Slot, (Gpa, HostMemory)>>,
-    claims: Mutex<Claims>,
+    claims: Mutex<MmioClaims>,
 }
 
 impl KvmSlots {
@@ -114,7 +114,7 @@ impl KvmSlots {
     }
 
     /// How many slots are in use, and how many ranges devices have claimed.
-    pub(crate) fn census(&self) -> (usize, usize) {
+    pub(crate) fn resource_counts(&self) -> (usize, usize) {
         (lock(&self.used).len(), lock(&self.claims).len())
     }
 }
@@ -130,14 +130,14 @@ impl MemorySlots for KvmSlots {
     }
 
     fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()> {
-        if lock(&self.claims).take(range) {
+        if lock(&self.claims).claim(range) {
             return Ok(());
         }
         Err(io::Error::from_raw_os_error(libc::EEXIST))
     }
 
     fn release(&self, range: AddressRange<Gpa>) {
-        lock(&self.claims).give_back(range);
+        lock(&self.claims).release(range);
     }
 }
 

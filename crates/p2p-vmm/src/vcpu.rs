@@ -1,10 +1,10 @@
 //! vCPUs: their initial state, and the threads that run them.
 
 mod cpuid;
-mod gate;
 mod kick;
 mod long_mode;
 mod registers;
+mod run_control;
 mod thread;
 
 pub(crate) use cpuid::CpuidTemplate;

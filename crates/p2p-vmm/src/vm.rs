@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! command line ─┐
-//! API calls ────┴▶ Life (what may be done now) ──▶ Owner (does it)
+//! API calls ────┴▶ VmState (what may be done now) ──▶ VmController (does it)
 //!                                                   │
 //!            Host (lives through resets)        Machine (one VM)                     running
 //!            KVM, serial backend          ──▶  memory, slots, GSIs, PCI, ports  ──▶  vCPU threads
@@ -11,16 +11,16 @@
 //! the same configuration, so nothing of the old one can leak into the new one.
 
 mod answer;
+mod controller;
+mod event_loop;
 mod host;
-mod life;
 mod machine;
-mod newcomers;
-mod owner;
 mod p2p;
 mod paths;
+mod pending_adds;
 mod run;
 mod running;
+mod state;
 mod tree;
-mod watch;
 
 pub(crate) use run::{Process, run};

@@ -225,7 +225,7 @@ impl Rig {
                     SlotBus::Switch(SWITCH),
                     SlotBus::Switch(ALONE),
                 ] {
-                    drop(self.bus.survey(bus));
+                    drop(self.bus.bus_usage(bus));
                 }
             }
             25..=28 => {

@@ -70,7 +70,7 @@ fn serial_port() -> RawAml {
     )])
 }
 
-/// Claims what belongs to no device; Linux uses ECAM only if it is claimed
+/// MmioClaims what belongs to no device; Linux uses ECAM only if it is claimed
 /// (linux 7.2 arch/x86/pci/mmconfig-shared.c: is_acpi_reserved()).
 fn reserved_resources(ecam: &GpaRange) -> RawAml {
     let ecam = memory32(ecam);

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn host_bridge_tells_where_the_layouts_ecam_is() {
+    fn host_bridge_has_the_address_of_ecam() {
         let (_, dsdt) = tables(&image(1, true)).pop().unwrap();
         let ecam = u32::try_from(layout().ecam.start().0).unwrap();
         // Name, its four letters, a double word (ACPI 6.5 §20.2.5.1, §20.2.3).

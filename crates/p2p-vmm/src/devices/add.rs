@@ -15,11 +15,11 @@ use p2p_vfio::{
 use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;
 
+use super::bus_resources::{self, reserve, whole_pages};
 use super::contexts::Domain;
-use super::ground::{self, spare, whole_pages};
-use super::judge::judge_newcomer;
-use super::registry::{Devices, Entry};
-use super::unit::{Opened, endpoint, preferring_home};
+use super::judge::judge_added;
+use super::registry::{Devices, GuestDevice};
+use super::slot_contents::{Opened, endpoint, prefer_bus_address};
 use crate::host_reader::HostReader;
 use crate::layout::GpaRange;
 use crate::lock::lock;
@@ -59,7 +59,7 @@ impl From<anyhow::Error> for AddError {
 }
 
 /// What a newcomer is judged by.
-pub(crate) struct Rules<'a> {
+pub(crate) struct AddContext<'a> {
     /// The host, and the operator's rules.
     pub(crate) host: &'a HostReader,
     /// Devices that the VM had.
@@ -67,7 +67,7 @@ pub(crate) struct Rules<'a> {
 }
 
 /// Where a newcomer goes.
-struct Place {
+struct PlannedTopology {
     bus: SlotBus,
     topology: GuestTopology,
     /// Whether it is at its bus addresses.
@@ -81,16 +81,16 @@ struct NoRoom(String);
 
 impl Devices {
     /// Adds a device, which has a name, to the running VM; its address in the guest. While the guest is about to let go
-    /// of what is in the way that is pending, but not beyond `patience`.
+    /// of what is in the way that is pending, but not beyond `deadline`.
     pub(crate) fn add(
         &mut self,
         config: &DeviceConfig,
-        rules: &Rules<'_>,
-        patience: Instant,
+        context: &AddContext<'_>,
+        deadline: Instant,
     ) -> Result<Poll<Sbdf>, AddError> {
-        let added = self.try_add(config, rules, patience);
+        let added = self.try_add(config, context, deadline);
         if let Err(error) = &added {
-            self.news.push(Event::DeviceAddFailed {
+            self.pending_events.push(Event::DeviceAddFailed {
                 id: config.id.clone().unwrap_or_default(),
                 reason: error.to_string(),
             });
@@ -101,32 +101,32 @@ impl Devices {
     fn try_add(
         &mut self,
         config: &DeviceConfig,
-        rules: &Rules<'_>,
-        patience: Instant,
+        context: &AddContext<'_>,
+        deadline: Instant,
     ) -> Result<Poll<Sbdf>, AddError> {
-        let (candidate, exposures) = self.admit(config, rules)?;
+        let (candidate, exposures) = self.check(config, context)?;
         if candidate.domain.is_some() && self.switch_of(&candidate).is_none() {
             // A switch without members has windows that the next one may need.
-            self.take_ejected();
-            if self.has_empty_switches() && Instant::now() < patience {
+            self.process_ejected();
+            if self.has_empty_switches() && Instant::now() < deadline {
                 return Ok(Poll::Pending);
             }
-            self.take_empty_switches_away();
+            self.remove_empty_switches();
         }
         let attach = || self.attach(candidate.clone(), config.clone());
-        let guest = where_nobody_is(attach)?;
-        self.tell_exposures(&exposures);
+        let guest = retry_on_claim_conflict(attach)?;
+        self.emit_exposures(&exposures);
         Ok(Poll::Ready(guest))
     }
 
     /// Judges the newcomer together with those that are there; the newcomer, and exposures that are accepted or doubtful.
-    fn admit(
+    fn check(
         &self,
         config: &DeviceConfig,
-        rules: &Rules<'_>,
+        context: &AddContext<'_>,
     ) -> Result<(Candidate, Vec<Exposed>), AddError> {
         let configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
-        let judged = judge_newcomer(&configs, config, rules.host, rules.departed)?;
+        let judged = judge_added(&configs, config, context.host, context.departed)?;
         let admitted = judged.admitted;
         let members = admitted.domains.iter().flat_map(|domain| &domain.members);
         let all: Vec<&Candidate> = members.chain(&admitted.others).collect();
@@ -143,15 +143,15 @@ impl Devices {
         let running: Vec<Candidate> = running.collect();
         admitted.keeps(running.iter())?;
         let present: BTreeSet<_> = running.iter().map(|candidate| candidate.sbdf).collect();
-        let newcomer = all
+        let added_device = all
             .iter()
             .find(|candidate| !present.contains(&candidate.sbdf));
-        let newcomer = newcomer.map(|candidate| (*candidate).clone());
-        let newcomer = newcomer.ok_or_else(|| {
+        let added_device = added_device.map(|candidate| (*candidate).clone());
+        let added_device = added_device.ok_or_else(|| {
             let text = format!("the VM has {config} already");
             AddError::NoRoom(text)
         })?;
-        Ok((newcomer, admitted.exposures))
+        Ok((added_device, admitted.exposures))
     }
 
     /// Opens the newcomer and gives it to the guest. Whatever fails, everything that was made for it goes with it.
@@ -165,14 +165,14 @@ impl Devices {
             ))
         })?;
         let must = candidate.placement == Placement::AtBusAddress;
-        let candidate = preferring_home(candidate);
+        let candidate = prefer_bus_address(candidate);
         let name = candidate.domain.clone();
         // Declared before the device, and so dropped after it.
         let created = match self.contexts.domains.contains_key(&name) {
             true => None,
             false => {
-                let newcomer = (candidate.sbdf, candidate.reach());
-                Some(self.contexts.create(name.as_ref(), &[newcomer])?)
+                let added_device = (candidate.sbdf, candidate.reach());
+                Some(self.contexts.create(name.as_ref(), &[added_device])?)
             }
         };
         let domain = created
@@ -192,7 +192,7 @@ impl Devices {
         let clique = domain.clique;
         let place = self.place(&host, &candidate, must, domain)?;
         if candidate.domain.is_some() {
-            check_windows(&place.topology, &ranges)?;
+            check_bar_addresses(&place.topology, &ranges)?;
         }
         let opened = vec![Opened { host, clique }];
         let plugged = self
@@ -202,9 +202,9 @@ impl Devices {
             anyhow::bail!("nothing was plugged for {}", candidate.sbdf);
         };
         let guest = plugged.guest;
-        let mut assigned = Entry::new(config, candidate, plugged);
+        let mut assigned = GuestDevice::new(config, candidate, plugged);
         assigned.state = State::Attaching;
-        if let Err(error) = self.listen_to(&assigned, || ControlOperation::Add) {
+        if let Err(error) = self.watch_device(&assigned, || ControlOperation::Add) {
             log::error!(
                 "{}: cannot wait for the host: {error}",
                 assigned.candidate.sbdf
@@ -239,27 +239,27 @@ impl Devices {
         candidate: &Candidate,
         must: bool,
         domain: &Domain,
-    ) -> anyhow::Result<Place> {
+    ) -> anyhow::Result<PlannedTopology> {
         let layout = &self.guest.layout;
-        let lay_out_on = |bus: SlotBus, branch: Branch, fixed: bool| -> anyhow::Result<Place> {
-            let survey = self.guest.pci.survey(bus);
-            let mut survey = survey.with_context(|| format!("the guest has no way to {bus:?}"))?;
-            // After the survey: what the guest empties meanwhile is in one of the two.
-            survey.devices.extend(self.guest.control.emptied(bus));
-            let mut ground = ground::live(bus, &survey, layout);
+        let plan = |bus: SlotBus, branch: Branch, fixed: bool| -> anyhow::Result<PlannedTopology> {
+            let usage = self.guest.pci.bus_usage(bus);
+            let mut usage = usage.with_context(|| format!("the guest has no way to {bus:?}"))?;
+            // After the usage: what the guest empties meanwhile is in one of the two.
+            usage.devices.extend(self.guest.control.emptied(bus));
+            let mut resources = bus_resources::live(bus, &usage, layout);
             // A guest that is arranging its bridges may have devices where no bridge leads now.
-            ground.taken.extend(self.guest.slots.claimed());
+            resources.taken.extend(self.guest.slots.claimed());
             if !fixed {
                 // Addresses at which requests of a member, to this one or of it, do not get to the IOMMU.
                 let members = self.peers_of(candidate).map(|peer| &peer.candidate);
                 let holes = members.chain([candidate]).flat_map(|member| &member.holes);
                 let holes = holes.map(|hole| whole_pages(&hole.range));
-                ground
+                resources
                     .taken
                     .extend(holes.filter_map(|hole| hole.address_range()));
             }
-            let topology = lay_out(&[branch], ground)?;
-            Ok(Place {
+            let topology = lay_out(&[branch], resources)?;
+            Ok(PlannedTopology {
                 bus,
                 topology,
                 fixed,
@@ -267,7 +267,7 @@ impl Devices {
         };
         if candidate.domain.is_none() {
             let branch = Branch::Device(endpoint(host, candidate, false));
-            return lay_out_on(SlotBus::Root, branch, false);
+            return plan(SlotBus::Root, branch, false);
         }
         if let Some(root) = self.switch_of(candidate) {
             if must && !domain.fixed {
@@ -279,16 +279,16 @@ impl Devices {
                 return Err(NoRoom(text).into());
             }
             let branch = Branch::Device(endpoint(host, candidate, domain.fixed));
-            return lay_out_on(SlotBus::Switch(root), branch, domain.fixed);
+            return plan(SlotBus::Switch(root), branch, domain.fixed);
         }
         let switch = |fixed: bool| Branch::Switch {
             members: vec![endpoint(host, candidate, fixed)],
-            spare: spare(candidate, layout),
+            spare: reserve(candidate, layout),
         };
-        match lay_out_on(SlotBus::Root, switch(true), true) {
+        match plan(SlotBus::Root, switch(true), true) {
             Err(error) if !must => {
                 log::info!("{} cannot be at its bus addresses: {error}", candidate.sbdf);
-                lay_out_on(SlotBus::Root, switch(false), false)
+                plan(SlotBus::Root, switch(false), false)
             }
             placed => placed,
         }
@@ -332,7 +332,7 @@ impl Devices {
     }
 
     /// The other devices of a domain.
-    fn peers_of(&self, candidate: &Candidate) -> impl Iterator<Item = &Entry> {
+    fn peers_of(&self, candidate: &Candidate) -> impl Iterator<Item = &GuestDevice> {
         let peers = self.list.iter();
         peers.filter(|peer| candidate.domain.is_some() && peer.candidate.domain == candidate.domain)
     }
@@ -346,19 +346,21 @@ impl Devices {
 
 /// Tries again if the guest has put something there, in the meantime, where the newcomer was to go: it looks for another
 /// place each time.
-fn where_nobody_is<T>(mut attach: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+fn retry_on_claim_conflict<T>(mut attach: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     /// A guest that moves things about for ever harms itself only.
-    const AGAIN: u32 = 4;
-    for _ in 0..AGAIN {
+    const RETRIES: u32 = 4;
+    for _ in 0..RETRIES {
         match attach() {
-            Err(error) if is_taken(&error) => log::info!("looking for another place: {error}"),
+            Err(error) if is_claim_conflict(&error) => {
+                log::info!("looking for another place: {error}")
+            }
             attached => return attached,
         }
     }
     attach()
 }
 
-fn is_taken(error: &anyhow::Error) -> bool {
+fn is_claim_conflict(error: &anyhow::Error) -> bool {
     match error.downcast_ref() {
         Some(AttachError::Window(WindowError::Claim { error, .. })) => {
             error.raw_os_error() == Some(libc::EEXIST)
@@ -376,7 +378,10 @@ fn within(range: &AddressRange<Gpa>, ranges: &[AddressRange<Iova>]) -> bool {
 }
 
 /// What peers reach must be where the IOMMU can translate it.
-fn check_windows(topology: &GuestTopology, ranges: &[AddressRange<Iova>]) -> Result<(), NoRoom> {
+fn check_bar_addresses(
+    topology: &GuestTopology,
+    ranges: &[AddressRange<Iova>],
+) -> Result<(), NoRoom> {
     for endpoint in &topology.endpoints {
         for (bar, gpa) in &endpoint.bars {
             let range = AddressRange::new(*gpa, bar.size_bytes);
@@ -398,7 +403,7 @@ mod tests {
 
     use super::*;
 
-    fn taken(errno: i32) -> anyhow::Error {
+    fn claim_error(errno: i32) -> anyhow::Error {
         let claim = WindowError::Claim {
             sbdf: "0000:03:00.0".parse().unwrap(),
             bar: 2,
@@ -409,12 +414,12 @@ mod tests {
     }
 
     #[test]
-    fn another_place_is_looked_for_where_somebody_came_first_and_not_for_ever() {
+    fn a_claim_conflict_is_retried_a_limited_number_of_times() {
         let mut tries = 0;
-        let attached = where_nobody_is(|| {
+        let attached = retry_on_claim_conflict(|| {
             tries += 1;
             if tries < 3 {
-                Err(taken(libc::EEXIST))
+                Err(claim_error(libc::EEXIST))
             } else {
                 Ok(tries)
             }
@@ -422,9 +427,9 @@ mod tests {
         assert_eq!(attached.unwrap(), 3);
         for (errno, most) in [(libc::EEXIST, 5), (libc::ENOSPC, 1)] {
             let mut tries = 0;
-            let refused = where_nobody_is(|| {
+            let refused = retry_on_claim_conflict(|| {
                 tries += 1;
-                Err::<(), _>(taken(errno))
+                Err::<(), _>(claim_error(errno))
             });
             assert!(refused.is_err());
             assert_eq!(tries, most);

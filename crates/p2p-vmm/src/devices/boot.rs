@@ -10,24 +10,24 @@ use p2p_vfio::{
     lay_out,
 };
 
+use super::bus_resources::{bus_range, empty_root, reserve, whole_pages};
 use super::contexts::{Contexts, Domain, gaps};
 use super::events::DeviceEvents;
-use super::ground::{bus_range, empty_root, spare, whole_pages};
 use super::judge::Judged;
-use super::registry::{Devices, Entry};
-use super::unit::{Guest, Opened, endpoint, preferring_home};
+use super::registry::{Devices, GuestDevice};
+use super::slot_contents::{Guest, Opened, endpoint, prefer_bus_address};
 use crate::layout::{GpaRange, Layout};
 
 /// Devices that are open, before the guest's address space is laid out.
 pub(crate) struct OpenDevices<'a> {
     judged: &'a Judged,
-    growing: bool,
+    hotpluggable: bool,
     contexts: Contexts,
-    groups: Vec<Group>,
+    groups: Vec<ContextDevices>,
 }
 
 /// Open devices that share a context.
-struct Group {
+struct ContextDevices {
     domain: Option<DomainName>,
     devices: Vec<(HostDevice, Candidate)>,
     /// Whether they must be at their bus addresses.
@@ -42,22 +42,22 @@ pub(crate) struct Demands {
     /// PCI windows that must be where they are.
     pub(crate) fixed: Vec<GpaRange>,
     /// PCI windows that had better be there, for devices that may come later.
-    pub(crate) wished: Vec<GpaRange>,
+    pub(crate) preferred: Vec<GpaRange>,
     /// End of what every device can address.
     pub(crate) limit: Option<u64>,
 }
 
 impl<'a> OpenDevices<'a> {
     /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in another.
-    /// A VM that is `growing` may get others later.
+    /// A VM that is `hotpluggable` may get others later.
     pub(crate) fn open(
         contexts: Contexts,
         judged: &'a Judged,
-        growing: bool,
+        hotpluggable: bool,
     ) -> anyhow::Result<Self> {
         let mut this = Self {
             judged,
-            growing,
+            hotpluggable,
             contexts,
             groups: Vec::new(),
         };
@@ -74,20 +74,20 @@ impl<'a> OpenDevices<'a> {
         };
         let fixed = first.placement == Placement::AtBusAddress;
         let name = first.domain.clone();
-        let newcomers = self.judged.admitted.reaches();
-        let mut domain = self.contexts.create(name.as_ref(), &newcomers)?;
+        let added = self.judged.admitted.reaches();
+        let mut domain = self.contexts.create(name.as_ref(), &added)?;
         domain.fixed = fixed;
         let open = |candidate: &Candidate| -> anyhow::Result<_> {
             let mut candidate = candidate.clone();
-            if self.growing {
-                candidate = preferring_home(candidate);
+            if self.hotpluggable {
+                candidate = prefer_bus_address(candidate);
             }
             let device = HostDevice::open(&domain.context, &candidate)?;
             Ok((device, candidate))
         };
         let devices = candidates.iter().map(open).collect::<Result<_, _>>()?;
         self.contexts.domains.insert(name.clone(), domain);
-        self.groups.push(Group {
+        self.groups.push(ContextDevices {
             domain: name,
             devices,
             fixed,
@@ -103,7 +103,7 @@ impl<'a> OpenDevices<'a> {
         let bridges = bridges.iter().filter_map(bus_range);
         let mut demands = Demands {
             holes: holes.map(|hole| whole_pages(&hole.range)).collect(),
-            wished: bridges.map(|window| GpaRange::from(&window)).collect(),
+            preferred: bridges.map(|window| GpaRange::from(&window)).collect(),
             ..Demands::default()
         };
         for window in fixed_windows(&self.branches(None))? {
@@ -120,22 +120,22 @@ impl<'a> OpenDevices<'a> {
 
     /// How the guest will find the devices. With a layout switches keep room for more members, and members are at their
     /// bus addresses even if they need not be: a later one may make it necessary.
-    fn branches(&self, growing: Option<&Layout>) -> Vec<Branch> {
+    fn branches(&self, hotpluggable: Option<&Layout>) -> Vec<Branch> {
         let mut branches = Vec::new();
         for group in &self.groups {
-            let fixed = group.fixed || growing.is_some() && group.domain.is_some();
+            let fixed = group.fixed || hotpluggable.is_some() && group.domain.is_some();
             let devices = group.devices.iter();
             let endpoints = devices.map(|(device, candidate)| endpoint(device, candidate, fixed));
             if group.domain.is_none() {
                 branches.extend(endpoints.map(Branch::Device));
                 continue;
             }
-            let spare = growing
+            let reserve = hotpluggable
                 .zip(group.devices.first())
-                .map(|(layout, (_, candidate))| spare(candidate, layout));
+                .map(|(layout, (_, candidate))| reserve(candidate, layout));
             branches.push(Branch::Switch {
                 members: endpoints.collect(),
-                spare: spare.unwrap_or_default(),
+                spare: reserve.unwrap_or_default(),
             });
         }
         branches
@@ -165,13 +165,13 @@ impl<'a> OpenDevices<'a> {
             let Some(config) = self.judged.configs.get(&candidate.sbdf) else {
                 bail!("{} was not asked for", candidate.sbdf);
             };
-            list.push(Entry::new(config.clone(), candidate, plugged));
+            list.push(GuestDevice::new(config.clone(), candidate, plugged));
         }
         Devices::new(guest, self.contexts, list, events)
     }
 
     fn lay_out(&mut self, layout: &Layout) -> anyhow::Result<GuestTopology> {
-        if self.growing {
+        if self.hotpluggable {
             let branches = self.branches(Some(layout));
             match lay_out(&branches, empty_root(layout)) {
                 Ok(topology) => {

@@ -27,19 +27,19 @@ pub(super) struct Domain {
 pub(crate) struct Contexts {
     vm: Arc<VmFd>,
     platform: PlatformConfig,
-    handed: Arc<Handed>,
+    preopened: Arc<Handed>,
     /// What all contexts have in common, for the life of the VM; `None` before the first device.
     iommu: Option<Arc<HostIommu>>,
     pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
 }
 
 impl Contexts {
-    /// None yet. Devices that were `handed` in are not opened again.
-    pub(crate) fn new(vm: Arc<VmFd>, platform: PlatformConfig, handed: Arc<Handed>) -> Self {
+    /// None yet. Devices that were `preopened` in are not opened again.
+    pub(crate) fn new(vm: Arc<VmFd>, platform: PlatformConfig, preopened: Arc<Handed>) -> Self {
         Self {
             vm,
             platform,
-            handed,
+            preopened,
             iommu: None,
             domains: BTreeMap::new(),
         }
@@ -59,7 +59,12 @@ impl Contexts {
             true => Interface::Iommufd,
             false => Interface::Type1,
         });
-        let iommu = HostIommu::choose(wanted, devices, Some(self.kvm_vfio_device()?), &self.handed);
+        let iommu = HostIommu::choose(
+            wanted,
+            devices,
+            Some(self.kvm_vfio_device()?),
+            &self.preopened,
+        );
         let iommu = iommu.context("the devices cannot be assigned as asked for")?;
         log::info!("devices are assigned by {}", iommu.choice());
         let iommu = Arc::new(iommu);
@@ -67,14 +72,14 @@ impl Contexts {
         Ok(iommu)
     }
 
-    /// A context for a domain that has none yet; the caller keeps it here when it has a device. `newcomers` are all
+    /// A context for a domain that has none yet; the caller keeps it here when it has a device. `added` are all
     /// devices that are about to be opened, in this context or another.
     pub(super) fn create(
         &mut self,
         name: Option<&DomainName>,
-        newcomers: &[(Sbdf, Reach)],
+        added: &[(Sbdf, Reach)],
     ) -> anyhow::Result<Domain> {
-        let iommu = self.choose(newcomers)?;
+        let iommu = self.choose(added)?;
         let reach = match name {
             Some(_) => Reach::Peers,
             None => Reach::GuestMemory,

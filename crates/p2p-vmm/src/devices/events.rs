@@ -64,7 +64,7 @@ impl Allowance {
     }
 
     /// Whether nothing is known of the device that a new one would not have.
-    fn is_whole(&self, now: Instant) -> bool {
+    fn is_full(&self, now: Instant) -> bool {
         self.report.is_none() && now >= self.at + REFILL * BURST
     }
 
@@ -91,35 +91,37 @@ pub(super) struct Taken {
 /// Where devices leave what they have to tell.
 pub(crate) struct DeviceEvents {
     waiting: Mutex<Waiting>,
-    bell: EventFd,
+    wake: EventFd,
 }
 
 impl DeviceEvents {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             waiting: Mutex::default(),
-            bell: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
     }
 
     /// Readable when there is something to take.
-    pub(super) fn bell(&self) -> &EventFd {
-        &self.bell
+    pub(super) fn wake(&self) -> &EventFd {
+        &self.wake
     }
 
     pub(super) fn take(&self, now: Instant) -> Taken {
         // Silent if nobody has rung.
-        let _ = self.bell.read();
+        let _ = self.wake.read();
         let mut waiting = lock(&self.waiting);
         let mut suppressed = BTreeMap::new();
-        for ((sbdf, _), of) in &mut waiting.allowances {
-            if let Some(count) = of.report(now) {
+        for ((sbdf, _), allowance) in &mut waiting.allowances {
+            if let Some(count) = allowance.report(now) {
                 let total: &mut u64 = suppressed.entry(*sbdf).or_default();
                 *total = total.saturating_add(count);
             }
         }
         // Devices that have gone are forgotten.
-        waiting.allowances.retain(|_, of| !of.is_whole(now));
+        waiting
+            .allowances
+            .retain(|_, allowance| !allowance.is_full(now));
         Taken {
             suppressed,
             events: std::mem::take(&mut waiting.events),
@@ -129,7 +131,11 @@ impl DeviceEvents {
     /// When [`take`](Self::take) has to tell of suppressed events.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let waiting = lock(&self.waiting);
-        waiting.allowances.values().filter_map(|of| of.report).min()
+        waiting
+            .allowances
+            .values()
+            .filter_map(|allowance| allowance.report)
+            .min()
     }
 
     fn put(&self, sbdf: Sbdf, event: DeviceEvent, now: Instant) {
@@ -141,18 +147,18 @@ impl DeviceEvents {
         let mut waiting = lock(&self.waiting);
         let allowances = &mut waiting.allowances;
         let kind = (sbdf, discriminant(&event));
-        let of = allowances
+        let allowance = allowances
             .entry(kind)
             .or_insert_with(|| Allowance::new(now));
-        let silent = of.suppressed > 0;
-        if always || of.take(now) {
+        let silent = allowance.suppressed > 0;
+        if always || allowance.take(now) {
             waiting.events.push_back((sbdf, event));
         } else if silent {
             // The main thread knows already when to look.
             return;
         }
         drop(waiting);
-        if let Err(error) = self.bell.write(1) {
+        if let Err(error) = self.wake.write(1) {
             log::error!("{sbdf}: cannot wake the main thread: {error}");
         }
     }
@@ -173,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut_and_counted_and_costs_no_other_device_a_word() {
+    fn a_flood_is_limited_and_counted_per_device_and_kind() {
         const FLOOD: u64 = 100_000;
         let events = DeviceEvents::new().unwrap();
         let start = Instant::now();
@@ -208,25 +214,25 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_without_end_tells_one_event_a_second() {
+    fn a_sustained_flood_is_limited_to_one_event_a_second() {
         let events = DeviceEvents::new().unwrap();
         let start = Instant::now();
-        let (mut told, mut suppressed) = (0, 0);
+        let (mut delivered, mut suppressed) = (0, 0);
         for tenth in 0..1000 {
             let now = start + Duration::from_millis(100) * tenth;
             events.put(device(3), DeviceEvent::Reset, now);
             let taken = events.take(now);
-            told += taken.events.len() as u64;
+            delivered += taken.events.len() as u64;
             suppressed += taken.suppressed.values().sum::<u64>();
         }
-        assert!((110..=120).contains(&told), "{told}");
+        assert!((110..=120).contains(&delivered), "{delivered}");
         let last = events.take(start + Duration::from_secs(200)).suppressed;
         suppressed += last.values().sum::<u64>();
-        assert_eq!(told + suppressed, 1000);
+        assert_eq!(delivered + suppressed, 1000);
     }
 
     #[test]
-    fn a_device_that_has_gone_is_forgotten_when_all_was_told() {
+    fn the_allowance_of_an_idle_device_is_dropped_after_its_report() {
         let events = DeviceEvents::new().unwrap();
         let now = Instant::now();
         for _ in 0..100 {

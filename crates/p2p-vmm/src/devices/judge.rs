@@ -37,20 +37,20 @@ pub(crate) fn judge(configs: &[DeviceConfig], host: &HostReader) -> anyhow::Resu
 }
 
 /// Judges a device that comes together with those that run. `departed` are those that the VM had.
-pub(super) fn judge_newcomer(
+pub(super) fn judge_added(
     running: &[DeviceConfig],
-    newcomer: &DeviceConfig,
+    added: &DeviceConfig,
     host: &HostReader,
     departed: &BTreeSet<Sbdf>,
 ) -> anyhow::Result<Judged> {
     let mut configs = running.to_vec();
-    configs.push(newcomer.clone());
+    configs.push(added.clone());
     let request = Request::read(&configs, host)?;
     let devices = request.configs.keys().copied().collect();
     let accepted = request.accepted();
-    let (host, newcomer) = (&request.host, request.candidates.last());
-    let exposures = newcomer
-        .map(|newcomer| host.exposures_of_newcomer(newcomer, &devices, departed, &accepted));
+    let (host, added) = (&request.host, request.candidates.last());
+    let exposures =
+        added.map(|added| host.exposures_of_newcomer(added, &devices, departed, &accepted));
     request.judge(exposures.unwrap_or_default())
 }
 

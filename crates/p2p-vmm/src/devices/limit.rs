@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_narrowest_iommu_counts() {
+    fn the_limit_is_that_of_the_narrowest_iommu() {
         let dir = tempfile::tempdir().unwrap();
         for (name, capability) in [("dmar0", "d2008c22260206\n"), ("dmar1", "d2008c222f0686\n")] {
             let unit = dir.path().join(name).join("intel-iommu");
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_tells_nothing_has_no_limit() {
+    fn a_host_without_capability_files_has_no_limit() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(limit_in(dir.path()), None);
         assert_eq!(limit_in(&dir.path().join("absent")), None);

@@ -14,12 +14,12 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::contexts::Contexts;
 use super::events::DeviceEvents;
-use super::unit::{Guest, Plugged};
+use super::slot_contents::{Guest, SlotContents};
 use crate::lock::lock;
 
 /// How long the guest may take to let go of a device that the host wants back: whoever unbinds it waits in the kernel,
 /// and nothing ends that wait but the device.
-const HOST_PATIENCE: Duration = Duration::from_secs(30);
+const HOST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a device is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(crate) enum RemoveError {
 }
 
 /// A device of the VM.
-pub(super) struct Entry {
+pub(super) struct GuestDevice {
     /// What was asked for; it has a name.
     pub(super) config: DeviceConfig,
     pub(super) candidate: Candidate,
@@ -48,7 +48,7 @@ pub(super) struct Entry {
     /// The slot of the port directly above it.
     pub(super) slot: Slot,
     /// The slot in which the guest finds it when it comes: its own, or that of the switch that comes with it.
-    pub(super) arrival: Slot,
+    pub(super) announced_slot: Slot,
     /// Its address in the guest, as the guest found it first.
     pub(super) guest: Sbdf,
     /// When its unplug is overdue.
@@ -59,14 +59,14 @@ pub(super) struct Entry {
     pub(super) device: Option<Arc<Mutex<AssignedDevice>>>,
 }
 
-impl Entry {
-    pub(super) fn new(config: DeviceConfig, candidate: Candidate, plugged: Plugged) -> Self {
+impl GuestDevice {
+    pub(super) fn new(config: DeviceConfig, candidate: Candidate, plugged: SlotContents) -> Self {
         Self {
             config,
             candidate,
             state: State::Plugged,
             slot: plugged.slot,
-            arrival: plugged.arrival,
+            announced_slot: plugged.announced_slot,
             guest: plugged.guest,
             deadline: None,
             force: false,
@@ -89,24 +89,24 @@ impl Entry {
 
 /// The assigned devices of a running VM.
 pub(crate) struct Devices {
-    pub(super) list: Vec<Entry>,
+    pub(super) list: Vec<GuestDevice>,
     pub(super) contexts: Contexts,
     pub(super) guest: Guest,
     pub(super) events: Arc<DeviceEvents>,
     /// Switches whose last member has gone and that the guest was asked to let go of.
     pub(super) empty_switches: BTreeSet<u8>,
-    pub(super) news: Vec<Event>,
-    /// Readable when [`Devices::heed`] has something to do.
+    pub(super) pending_events: Vec<Event>,
+    /// Readable when [`Devices::process_events`] has something to do.
     wake: Arc<Epoll>,
     /// A device could not be closed yet.
-    pub(super) pending: bool,
+    pub(super) close_pending: bool,
 }
 
 impl Devices {
     pub(super) fn new(
         guest: Guest,
         contexts: Contexts,
-        list: Vec<Entry>,
+        list: Vec<GuestDevice>,
         events: Arc<DeviceEvents>,
     ) -> anyhow::Result<Self> {
         let this = Self {
@@ -115,36 +115,32 @@ impl Devices {
             guest,
             events,
             empty_switches: BTreeSet::new(),
-            news: Vec::new(),
+            pending_events: Vec::new(),
             wake: Arc::new(Epoll::new()?),
-            pending: false,
+            close_pending: false,
         };
-        this.listen(this.events.bell(), ControlOperation::Add)?;
-        this.listen(this.guest.control.bell(), ControlOperation::Add)?;
+        this.watch(this.events.wake(), ControlOperation::Add)?;
+        this.watch(this.guest.control.wake(), ControlOperation::Add)?;
         for assigned in &this.list {
-            this.listen_to(assigned, || ControlOperation::Add)?;
+            this.watch_device(assigned, || ControlOperation::Add)?;
         }
         Ok(this)
     }
 
-    /// Readable when [`heed`](Self::heed) has something to do.
+    /// Readable when [`process_events`](Self::process_events) has something to do.
     pub(crate) fn wake(&self) -> &Arc<Epoll> {
         &self.wake
     }
 
-    fn listen(
-        &self,
-        fd: &impl std::os::fd::AsRawFd,
-        operation: ControlOperation,
-    ) -> io::Result<()> {
+    fn watch(&self, fd: &impl std::os::fd::AsRawFd, operation: ControlOperation) -> io::Result<()> {
         let event = EpollEvent::new(EventSet::IN, 0);
         self.wake.ctl(operation, fd.as_raw_fd(), event)
     }
 
     /// Waits for what the host tells of a device, or does so no more.
-    pub(super) fn listen_to(
+    pub(super) fn watch_device(
         &self,
-        assigned: &Entry,
+        assigned: &GuestDevice,
         operation: fn() -> ControlOperation,
     ) -> io::Result<()> {
         let Some(device) = &assigned.device else {
@@ -152,14 +148,14 @@ impl Devices {
         };
         let device = lock(device);
         let mut notices = device.notices();
-        notices.try_for_each(|event| self.listen(event, operation()))
+        notices.try_for_each(|event| self.watch(event, operation()))
     }
 
-    /// When [`heed`](Self::heed) is to be called at the latest.
+    /// When [`process_events`](Self::process_events) is to be called at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         /// How soon to look again whether a vCPU has let go of a device.
         const SOON: Duration = Duration::from_millis(2);
-        let soon = self.pending.then(|| Instant::now() + SOON);
+        let soon = self.close_pending.then(|| Instant::now() + SOON);
         self.list
             .iter()
             .filter_map(|entry| entry.deadline)
@@ -169,7 +165,7 @@ impl Devices {
     }
 
     /// Does what the guest, the host or the time asks for; what there is to tell since the last time.
-    pub(crate) fn heed(&mut self) -> Vec<Event> {
+    pub(crate) fn process_events(&mut self) -> Vec<Event> {
         for entry in &self.list {
             if let Some(device) = &entry.device {
                 lock(device).heed();
@@ -177,18 +173,19 @@ impl Devices {
         }
         let now = Instant::now();
         self.take_events(now);
-        self.take_ejected();
-        let is_over = |entry: &&Entry| entry.deadline.is_some_and(|deadline| deadline <= now);
-        let over = self.list.iter().filter(is_over);
-        let over: Vec<_> = over
+        self.process_ejected();
+        let is_overdue =
+            |entry: &&GuestDevice| entry.deadline.is_some_and(|deadline| deadline <= now);
+        let overdue = self.list.iter().filter(is_overdue);
+        let overdue: Vec<_> = overdue
             .map(|entry| (entry.id().to_owned(), entry.force))
             .collect();
-        for (id, force) in over {
+        for (id, force) in overdue {
             let step = if force { Step::Force } else { Step::Deadline };
             self.advance(&id, step);
         }
         self.close_released();
-        std::mem::take(&mut self.news)
+        std::mem::take(&mut self.pending_events)
     }
 
     /// Takes what devices have to tell.
@@ -198,16 +195,17 @@ impl Devices {
             self.take_event(sbdf, event);
         }
         for (sbdf, count) in taken.suppressed {
-            self.tell_suppressed(sbdf, count);
+            self.emit_suppressed(sbdf, count);
         }
     }
 
     /// A device told more than it may.
-    fn tell_suppressed(&mut self, sbdf: Sbdf, count: u64) {
+    fn emit_suppressed(&mut self, sbdf: Sbdf, count: u64) {
         log::warn!("{sbdf}: {count} more events were not told");
         if let Some(entry) = self.list.iter().find(|a| a.candidate.sbdf == sbdf) {
             let id = entry.id().to_owned();
-            self.news.push(Event::DeviceEventsSuppressed { id, count });
+            self.pending_events
+                .push(Event::DeviceEventsSuppressed { id, count });
         }
     }
 
@@ -231,26 +229,28 @@ impl Devices {
                 if let Err(error) = self.set_revoked(&id, true) {
                     log::error!("{error:#}");
                 }
-                self.give_back(&id, Instant::now());
+                self.return_to_host(&id, Instant::now());
             }
             DeviceEvent::Reset => {}
             DeviceEvent::RouteDegraded { bar, to, .. } => {
                 let (reason, gpa) = (event.to_string(), Some(to.value()));
                 let moved = id.clone();
-                self.news.push(Event::DeviceWindowMoved {
+                self.pending_events.push(Event::DeviceWindowMoved {
                     id: moved,
                     bar,
                     gpa,
                 });
-                self.news.push(Event::DeviceRouteDegraded { id, reason });
+                self.pending_events
+                    .push(Event::DeviceRouteDegraded { id, reason });
             }
             DeviceEvent::RouteRestored {
                 bar, bus_address, ..
             } => {
                 let gpa = Some(bus_address.value());
-                self.news.push(Event::DeviceWindowMoved { id, bar, gpa });
+                self.pending_events
+                    .push(Event::DeviceWindowMoved { id, bar, gpa });
             }
-            event => self.news.push(Event::DeviceError {
+            event => self.pending_events.push(Event::DeviceError {
                 id,
                 reason: event.to_string(),
             }),
@@ -259,14 +259,14 @@ impl Devices {
 
     /// The host wants a device back: the guest is asked for it, and loses it if it takes too long. The kernel asks again
     /// while it waits; that neither asks the guest twice nor gives it more time.
-    fn give_back(&mut self, id: &str, now: Instant) {
-        let wanted = self.list.iter().find(|entry| entry.id() == id);
-        if wanted.is_some_and(|entry| entry.state != State::UnplugRequested) {
+    fn return_to_host(&mut self, id: &str, now: Instant) {
+        let device = self.list.iter().find(|entry| entry.id() == id);
+        if device.is_some_and(|entry| entry.state != State::UnplugRequested) {
             self.advance(id, Step::Request);
         }
-        let wanted = self.list.iter_mut().find(|entry| entry.id() == id);
-        if let Some(entry) = wanted.filter(|entry| entry.state == State::UnplugRequested) {
-            let latest = now + HOST_PATIENCE;
+        let device = self.list.iter_mut().find(|entry| entry.id() == id);
+        if let Some(entry) = device.filter(|entry| entry.state == State::UnplugRequested) {
+            let latest = now + HOST_TIMEOUT;
             entry.deadline = Some(entry.deadline.map_or(latest, |asked| asked.min(latest)));
             entry.force = true;
         }
@@ -285,7 +285,7 @@ impl Devices {
         let at = self.list.iter().position(|entry| entry.id() == id);
         let at = at.ok_or_else(unknown)?;
         // Which slot the guest is asked for depends on who else is below the switch now.
-        let unit = self.unit(at).ok_or_else(unknown)?;
+        let removal_slot = self.removal_slot(at).ok_or_else(unknown)?;
         let entry = self.list.get_mut(at).ok_or_else(unknown)?;
         let next = entry.state.next(step);
         let (state, effects) = next.map_err(|why| RemoveError::Refused {
@@ -296,15 +296,15 @@ impl Devices {
         entry.deadline = None;
         for effect in effects {
             match effect {
-                Effect::Ask => self.guest.control.ask(unit),
+                Effect::Ask => self.guest.control.request_unplug(removal_slot),
                 Effect::Withdraw => {
-                    for slot in [unit, entry.slot] {
-                        self.guest.control.withdraw(slot);
+                    for slot in [removal_slot, entry.slot] {
+                        self.guest.control.withdraw_request(slot);
                     }
                 }
-                Effect::Announce => self.guest.control.announce(entry.arrival),
-                Effect::Vanish => vanish(&self.guest, entry, unit),
-                Effect::Tell(notice) => self.news.push(event_of(entry, notice)),
+                Effect::Announce => self.guest.control.announce(entry.announced_slot),
+                Effect::Vanish => surprise_remove(&self.guest, entry, removal_slot),
+                Effect::Tell(notice) => self.pending_events.push(event_of(entry, notice)),
                 // What is in `Releasing` is closed as soon as nobody holds it; what is to be opened is not here yet.
                 Effect::Close | Effect::Open => {}
             }
@@ -314,7 +314,7 @@ impl Devices {
 
     /// Says which functions devices reach without the IOMMU, and who reaches them so. What is accepted is an event; what
     /// is up to the root complex, or to a device, is in the log.
-    pub(crate) fn tell_exposures(&mut self, exposures: &[Exposed]) {
+    pub(crate) fn emit_exposures(&mut self, exposures: &[Exposed]) {
         let (accepted, possible): (Vec<_>, Vec<_>) = exposures
             .iter()
             .partition(|exposed| exposed.exposure.needs_consent());
@@ -322,7 +322,7 @@ impl Devices {
             log::warn!("{exposed}");
             let mut entries = self.list.iter();
             let device = entries.find(|entry| entry.candidate.sbdf == exposed.device);
-            self.news.push(Event::DeviceExposed {
+            self.pending_events.push(Event::DeviceExposed {
                 id: device
                     .map(|entry| entry.id().to_owned())
                     .unwrap_or_default(),
@@ -342,7 +342,7 @@ impl Devices {
     }
 
     /// The slot that goes with a device: its own, or that of the whole switch if nobody else is below it.
-    pub(super) fn unit(&self, at: usize) -> Option<Slot> {
+    pub(super) fn removal_slot(&self, at: usize) -> Option<Slot> {
         let slot = self.list.get(at)?.slot;
         let SlotBus::Switch(root) = slot.bus() else {
             return Some(slot);
@@ -384,7 +384,7 @@ impl Devices {
 }
 
 /// What those who watch the VM are told.
-fn event_of(entry: &Entry, notice: Notice) -> Event {
+fn event_of(entry: &GuestDevice, notice: Notice) -> Event {
     let id = entry.id().to_owned();
     let bdf = entry.guest.to_string();
     match notice {
@@ -400,13 +400,13 @@ fn event_of(entry: &Entry, notice: Notice) -> Event {
 }
 
 /// Surprise removal: the windows to the peers close first, then the guest finds nothing, then it is told.
-fn vanish(guest: &Guest, entry: &Entry, unit: Slot) {
+fn surprise_remove(guest: &Guest, entry: &GuestDevice, removal_slot: Slot) {
     if let Some(device) = &entry.device
         && let Err(error) = lock(device).detach()
     {
         log::error!("{error}");
     }
-    if guest.control.take_away(unit) {
-        guest.control.rescan(unit.bus());
+    if guest.control.remove(removal_slot) {
+        guest.control.rescan(removal_slot.bus());
     }
 }

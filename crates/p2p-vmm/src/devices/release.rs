@@ -7,11 +7,11 @@ use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{Event, Slot, SlotBus};
 use vmm_sys_util::epoll::ControlOperation;
 
-use super::registry::{Devices, Entry};
+use super::registry::{Devices, GuestDevice};
 
 impl Devices {
     /// Looks which slots the guest has emptied.
-    pub(super) fn take_ejected(&mut self) {
+    pub(super) fn process_ejected(&mut self) {
         for slot in self.guest.control.take_emptied() {
             let gone: Vec<String> = self
                 .list
@@ -27,33 +27,33 @@ impl Devices {
                 self.empty_switches.remove(&slot.device());
             }
         }
-        self.ask_for_empty_switches();
+        self.request_empty_switch_unplug();
     }
 
     /// The guest is gone, and with it whatever kept it from letting go: devices that were to leave do. What there is to
     /// tell, when they are closed. To be called when no vCPU runs any more.
     pub(crate) fn end(&mut self) -> Vec<Event> {
         self.take_events(Instant::now());
-        self.take_ejected();
+        self.process_ejected();
         let leaving =
-            |entry: &Entry| matches!(entry.state, State::UnplugRequested | State::Overdue);
+            |entry: &GuestDevice| matches!(entry.state, State::UnplugRequested | State::Overdue);
         let entries = self.list.iter().enumerate();
         let entries = entries.filter(|(_, entry)| leaving(entry));
-        let units: Vec<_> = entries
-            .map(|(at, entry)| (entry.id().to_owned(), self.unit(at)))
+        let removals: Vec<_> = entries
+            .map(|(at, entry)| (entry.id().to_owned(), self.removal_slot(at)))
             .collect();
-        for (id, unit) in units {
-            if let Some(unit) = unit {
-                self.guest.control.take_away(unit);
+        for (id, slot) in removals {
+            if let Some(slot) = slot {
+                self.guest.control.remove(slot);
             }
             self.advance(&id, Step::Ejected);
         }
         self.close_released();
-        std::mem::take(&mut self.news)
+        std::mem::take(&mut self.pending_events)
     }
 
     /// A switch without members goes as well.
-    fn ask_for_empty_switches(&mut self) {
+    fn request_empty_switch_unplug(&mut self) {
         let switches: Vec<u8> = self
             .list
             .iter()
@@ -64,14 +64,14 @@ impl Devices {
             .collect();
         for root in switches {
             let bus = SlotBus::Switch(root);
-            let used = |a: &Entry| a.is_in_guest() && a.slot.bus() == bus;
+            let used = |a: &GuestDevice| a.is_in_guest() && a.slot.bus() == bus;
             let slot = Slot::new(SlotBus::Root, root);
             let slot = slot.filter(|slot| self.guest.control.is_occupied(*slot));
             if let Some(slot) = slot
                 && !self.list.iter().any(used)
                 && self.empty_switches.insert(root)
             {
-                self.guest.control.ask(slot);
+                self.guest.control.request_unplug(slot);
             }
         }
     }
@@ -83,10 +83,10 @@ impl Devices {
 
     /// Takes switches without members from a guest that was asked for them: there is nothing in them that a driver could
     /// miss.
-    pub(super) fn take_empty_switches_away(&mut self) {
+    pub(super) fn remove_empty_switches(&mut self) {
         for root in std::mem::take(&mut self.empty_switches) {
             let slot = Slot::new(SlotBus::Root, root);
-            if slot.is_some_and(|slot| self.guest.control.take_away(slot)) {
+            if slot.is_some_and(|slot| self.guest.control.remove(slot)) {
                 self.guest.control.rescan(SlotBus::Root);
             }
         }
@@ -95,8 +95,8 @@ impl Devices {
     /// Closes the devices that the guest has no more, and the contexts that nobody needs any more. What a vCPU still holds
     /// in the middle of an access is left for the next time.
     pub(super) fn close_released(&mut self) {
-        self.ask_for_empty_switches();
-        self.pending = false;
+        self.request_empty_switch_unplug();
+        self.close_pending = false;
         let mut list = std::mem::take(&mut self.list);
         let mut closed = Vec::new();
         for entry in &mut list {
@@ -104,7 +104,7 @@ impl Devices {
                 if self.close(entry) {
                     closed.push(entry.id().to_owned());
                 } else {
-                    self.pending = true;
+                    self.close_pending = true;
                 }
             }
         }
@@ -118,8 +118,8 @@ impl Devices {
     }
 
     /// Closes a device that nobody but the main thread can reach any more; whether that was possible.
-    fn close(&self, assigned: &mut Entry) -> bool {
-        if let Err(error) = self.listen_to(assigned, || ControlOperation::Delete) {
+    fn close(&self, assigned: &mut GuestDevice) -> bool {
+        if let Err(error) = self.watch_device(assigned, || ControlOperation::Delete) {
             log::debug!("{}: {error}", assigned.candidate.sbdf);
         }
         let Some(device) = assigned.device.take() else {

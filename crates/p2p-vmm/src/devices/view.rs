@@ -10,7 +10,7 @@ use crate::lock::lock;
 
 /// A device of the VM.
 #[derive(Clone, Copy)]
-pub(crate) struct Assigned<'a> {
+pub(crate) struct DeviceView<'a> {
     /// How the API calls it.
     pub(crate) id: &'a str,
     /// Where the guest found it first.
@@ -20,9 +20,9 @@ pub(crate) struct Assigned<'a> {
 
 impl Devices {
     /// The devices that the VM has, those on their way out included.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Assigned<'_>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = DeviceView<'_>> {
         self.list.iter().filter_map(|entry| {
-            Some(Assigned {
+            Some(DeviceView {
                 id: entry.id(),
                 bdf: entry.guest,
                 device: entry.device.as_ref()?,
@@ -43,7 +43,7 @@ impl Devices {
 
     /// How many windows peers have.
     pub(crate) fn peer_windows(&self) -> usize {
-        let windows = |device: Assigned<'_>| lock(device.device).peer_windows().count();
+        let windows = |device: DeviceView<'_>| lock(device.device).peer_windows().count();
         self.iter().map(windows).sum()
     }
 }

@@ -24,11 +24,11 @@ impl PciFunction for AssignedDevice {
         AssignedDevice::mmio_write(self, Gpa::new(gpa.0), data)
     }
 
-    fn set_reach(&mut self, ranges: &[AddressRange<Gpa>]) {
+    fn set_forwarded(&mut self, ranges: &[AddressRange<Gpa>]) {
         AssignedDevice::set_reach(self, ranges);
     }
 
-    fn settle(&mut self) {
+    fn retry_mappings(&mut self) {
         AssignedDevice::settle(self);
     }
 

@@ -52,12 +52,12 @@ pub(crate) trait PciFunction: Send {
     fn reset(&mut self) {}
 
     /// Learns which addresses the bridges above let through.
-    fn set_reach(&mut self, _ranges: &[AddressRange<Gpa>]) {}
+    fn set_forwarded(&mut self, _ranges: &[AddressRange<Gpa>]) {}
 
     /// Tries again to decode BARs that could not be decoded because another function had their addresses.
-    fn settle(&mut self) {}
+    fn retry_mappings(&mut self) {}
 
-    /// Learns that the hypervisor could not reach memory that a BAR shows at `gpa`; whether it does.
+    /// Learns that the hypervisor could not forwarded memory that a BAR shows at `gpa`; whether it does.
     fn memory_fault(&mut self, _gpa: GuestAddress) -> bool {
         false
     }
@@ -80,7 +80,7 @@ pub(crate) enum PciError {
 /// The guest's PCI segment: a tree of bridges, in which bus numbers are what the guest has programmed.
 #[derive(Default)]
 pub(crate) struct PciBus {
-    pub(super) nodes: RwLock<BTreeMap<Place, Node>>,
+    pub(super) nodes: RwLock<BTreeMap<Location, Node>>,
     /// What the host bridge lets through.
     pub(super) windows: Vec<AddressRange<Gpa>>,
     /// Held while a write to a header takes effect elsewhere, so that the last write decides.
@@ -90,110 +90,112 @@ pub(crate) struct PciBus {
 /// Registers whose effects go beyond the function: all of the header (PCI r3.0 §6.1).
 const HEADER_END: u16 = 0x40;
 
-/// Which wires a bus is: the root bus, or those below a bridge.
+/// Which bus a bus is: the root bus, or those below a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Wires {
+pub(super) enum LogicalBus {
     Root,
     Below(u32),
 }
 
 /// Where a function sits, which no renumbering changes.
-pub(super) type Place = (Wires, u8, u8);
+pub(super) type Location = (LogicalBus, u8, u8);
 
 pub(super) struct Node {
     pub(super) function: SharedFunction,
-    /// The wires below, should this be a bridge.
-    pub(super) below: Wires,
+    /// The bus below, should this be a bridge.
+    pub(super) below: LogicalBus,
 }
 
-pub(super) type Nodes = BTreeMap<Place, Node>;
+pub(super) type Nodes = BTreeMap<Location, Node>;
 
-/// The wires that have bus number `bus` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
-fn wires_of(nodes: &Nodes, bus: u8) -> Option<Wires> {
-    let (mut wires, mut number) = (Wires::Root, 0);
-    while number != bus {
-        let (below, secondary) = children(nodes, wires).find_map(|node| {
+/// The bus that have bus number `bus` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
+fn bus_numbered(nodes: &Nodes, number: u8) -> Option<LogicalBus> {
+    let (mut bus, mut current) = (LogicalBus::Root, 0);
+    while current != number {
+        let (below, secondary) = children(nodes, bus).find_map(|node| {
             let buses = lock(&node.function).buses_below()?;
-            buses.contains(&bus).then_some((node.below, *buses.start()))
+            buses
+                .contains(&number)
+                .then_some((node.below, *buses.start()))
         })?;
-        (wires, number) = (below, secondary);
+        (bus, current) = (below, secondary);
     }
-    Some(wires)
+    Some(bus)
 }
 
 /// Puts a function on the bus that has this number now.
-fn add(nodes: &mut Nodes, bdf: Bdf, function: SharedFunction) -> Result<Place, PciError> {
-    let wires = wires_of(nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
-    let free = (0..=u32::MAX).map(Wires::Below).find(|candidate| {
+fn add(nodes: &mut Nodes, bdf: Bdf, function: SharedFunction) -> Result<Location, PciError> {
+    let bus = bus_numbered(nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
+    let free = (0..=u32::MAX).map(LogicalBus::Below).find(|candidate| {
         let taken = nodes.values().any(|node| node.below == *candidate);
         !taken
     });
-    let place = (wires, bdf.device(), bdf.function());
-    match nodes.entry(place) {
+    let location = (bus, bdf.device(), bdf.function());
+    match nodes.entry(location) {
         Entry::Vacant(entry) => {
             let below = free.ok_or(PciError::NoSuchBus(bdf))?;
             entry.insert(Node { function, below });
-            Ok(place)
+            Ok(location)
         }
         Entry::Occupied(_) => Err(PciError::Occupied(bdf)),
     }
 }
 
 /// Takes away a function and all below it.
-fn remove(nodes: &mut Nodes, place: Place) -> Vec<SharedFunction> {
-    let Some(node) = nodes.remove(&place) else {
+fn remove(nodes: &mut Nodes, location: Location) -> Vec<SharedFunction> {
+    let Some(node) = nodes.remove(&location) else {
         return Vec::new();
     };
     let all = (node.below, u8::MIN, u8::MIN)..=(node.below, u8::MAX, u8::MAX);
-    let below: Vec<Place> = nodes.range(all).map(|(place, _)| *place).collect();
+    let below: Vec<Location> = nodes.range(all).map(|(location, _)| *location).collect();
     let mut functions = vec![node.function];
-    for place in below {
-        functions.extend(remove(nodes, place));
+    for location in below {
+        functions.extend(remove(nodes, location));
     }
     functions
 }
 
-/// The wires of a bus with slots, whatever its number is; `None` if the switch is not there.
-pub(super) fn wires_of_slots(nodes: &Nodes, bus: SlotBus) -> Option<Wires> {
+/// The bus of a bus with slots, whatever its number is; `None` if the switch is not there.
+pub(super) fn slot_bus(nodes: &Nodes, bus: SlotBus) -> Option<LogicalBus> {
     match bus {
-        SlotBus::Root => Some(Wires::Root),
+        SlotBus::Root => Some(LogicalBus::Root),
         SlotBus::Switch(root) => {
-            let root = nodes.get(&(Wires::Root, root, 0))?;
+            let root = nodes.get(&(LogicalBus::Root, root, 0))?;
             Some(nodes.get(&(root.below, 0, 0))?.below)
         }
     }
 }
 
-fn place_of(nodes: &Nodes, slot: Slot) -> Option<Place> {
-    Some((wires_of_slots(nodes, slot.bus())?, slot.device(), 0))
+fn location_of(nodes: &Nodes, slot: Slot) -> Option<Location> {
+    Some((slot_bus(nodes, slot.bus())?, slot.device(), 0))
 }
 
-pub(super) fn children(nodes: &Nodes, wires: Wires) -> impl Iterator<Item = &Node> {
-    let all = (wires, u8::MIN, u8::MIN)..=(wires, u8::MAX, u8::MAX);
+pub(super) fn children(nodes: &Nodes, bus: LogicalBus) -> impl Iterator<Item = &Node> {
+    let all = (bus, u8::MIN, u8::MIN)..=(bus, u8::MAX, u8::MAX);
     nodes.range(all).map(|(_, node)| node)
 }
 
-/// Tells everything on `wires` and below what reaches it through the bridges above.
-fn spread(nodes: &Nodes, wires: Wires, reach: &[AddressRange<Gpa>]) {
-    for node in children(nodes, wires) {
+/// Tells everything on `bus` and below what reaches it through the bridges above.
+fn propagate_forwarded(nodes: &Nodes, bus: LogicalBus, forwarded: &[AddressRange<Gpa>]) {
+    for node in children(nodes, bus) {
         let windows = lock(&node.function).windows();
         match windows {
             Some(windows) => {
                 let both = |window: &AddressRange<Gpa>| {
                     let window = *window;
-                    reach.iter().filter_map(move |r| r.intersect(&window))
+                    forwarded.iter().filter_map(move |r| r.intersect(&window))
                 };
                 let below: Vec<_> = windows.iter().flat_map(both).collect();
-                spread(nodes, node.below, &below);
+                propagate_forwarded(nodes, node.below, &below);
             }
-            None => lock(&node.function).set_reach(reach),
+            None => lock(&node.function).set_forwarded(forwarded),
         }
     }
 }
 
-/// Resets everything on `wires` and below, endpoints before the ports above them.
-fn reset_below(nodes: &Nodes, wires: Wires) {
-    for node in children(nodes, wires) {
+/// Resets everything on `bus` and below, endpoints before the ports above them.
+fn reset_below(nodes: &Nodes, bus: LogicalBus) {
+    for node in children(nodes, bus) {
         reset_below(nodes, node.below);
         lock(&node.function).reset();
     }
@@ -226,7 +228,7 @@ impl PciBus {
         let mut failed = None;
         for (bdf, function) in functions {
             match add(&mut nodes, bdf, function) {
-                Ok(place) => added.push(place),
+                Ok(location) => added.push(location),
                 Err(error) => {
                     failed = Some(error);
                     break;
@@ -234,15 +236,16 @@ impl PciBus {
             }
         }
         // The guest may have numbered its buses anew since they were looked at.
-        let astray = |slot: &&Slot| place_of(&nodes, **slot).is_none_or(|p| !added.contains(&p));
-        let failed = failed.or_else(|| Some(PciError::NoSuchSlot(*slots.iter().find(astray)?)));
+        let is_missing =
+            |slot: &&Slot| location_of(&nodes, **slot).is_none_or(|p| !added.contains(&p));
+        let failed = failed.or_else(|| Some(PciError::NoSuchSlot(*slots.iter().find(is_missing)?)));
         if let Some(error) = failed {
-            for place in added {
-                nodes.remove(&place);
+            for location in added {
+                nodes.remove(&location);
             }
             return Err(error);
         }
-        spread(&nodes, Wires::Root, &self.windows);
+        propagate_forwarded(&nodes, LogicalBus::Root, &self.windows);
         Ok(())
     }
 
@@ -250,8 +253,8 @@ impl PciBus {
     /// not be the one that closes it.
     pub(crate) fn unplug(&self, slot: Slot) -> Vec<SharedFunction> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let place = place_of(&nodes, slot);
-        place.map_or_else(Vec::new, |place| remove(&mut nodes, place))
+        let location = location_of(&nodes, slot);
+        location.map_or_else(Vec::new, |location| remove(&mut nodes, location))
     }
 
     /// Reads configuration space; all ones where there is no function.
@@ -284,14 +287,14 @@ impl PciBus {
             reset_below(&nodes, below);
         }
         if is_bridge {
-            spread(&nodes, Wires::Root, &self.windows);
+            propagate_forwarded(&nodes, LogicalBus::Root, &self.windows);
         }
         for node in nodes.values() {
-            lock(&node.function).settle();
+            lock(&node.function).retry_mappings();
         }
     }
 
-    /// Passes on that the hypervisor could not reach the memory of a BAR; whether there is one.
+    /// Passes on that the hypervisor could not forwarded the memory of a BAR; whether there is one.
     pub(crate) fn memory_fault(&self, gpa: GuestAddress) -> bool {
         let all = self.all();
         all.iter().any(|function| lock(function).memory_fault(gpa))
@@ -332,11 +335,11 @@ impl PciBus {
         self.find(bdf).map(|(function, _)| function)
     }
 
-    /// A function, and the wires below it should it be a bridge.
-    fn find(&self, bdf: Bdf) -> Option<(SharedFunction, Wires)> {
+    /// A function, and the bus below it should it be a bridge.
+    fn find(&self, bdf: Bdf) -> Option<(SharedFunction, LogicalBus)> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        let wires = wires_of(&nodes, bdf.bus())?;
-        let node = nodes.get(&(wires, bdf.device(), bdf.function()))?;
+        let bus = bus_numbered(&nodes, bdf.bus())?;
+        let node = nodes.get(&(bus, bdf.device(), bdf.function()))?;
         Some((Arc::clone(&node.function), node.below))
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How long a reader may take to make room before it counts as stalled.
-const PATIENCE: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_millis(100);
 
 /// An output that waits for its reader once, and then drops bytes until there is room again.
 pub(super) struct LossyOutput<W> {
@@ -22,20 +22,20 @@ impl<W: Write + AsFd> LossyOutput<W> {
     }
 
     /// Whether there is room after `patience`.
-    fn has_room(&self, patience: Duration) -> io::Result<bool> {
-        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+    fn has_room(&self, timeout: Duration) -> io::Result<bool> {
+        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
         let mut fds = [PollFd::new(&self.output, PollFlags::OUT)];
-        Ok(poll(&mut fds, Some(&patience))? > 0)
+        Ok(poll(&mut fds, Some(&timeout))? > 0)
     }
 }
 
 impl<W: Write + AsFd> Write for LossyOutput<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let patience = match self.lost {
+        let timeout = match self.lost {
             Some(_) => Duration::ZERO,
-            None => PATIENCE,
+            None => TIMEOUT,
         };
-        if !self.has_room(patience)? {
+        if !self.has_room(timeout)? {
             let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
             let lost = self.lost.unwrap_or_default();
             self.lost = Some(lost.saturating_add(more));

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_amd_from_zen_on_is_a_cpu_that_accepts_p2pdma_between_any_two_devices() {
+    fn p2pdma_is_supported_on_amd_from_zen_on_only() {
         let cpu = |vendor: &[u8; 12], signature| {
             let word = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
             let supported = vec![

@@ -13,12 +13,12 @@ use kvm_ioctls::VcpuExit;
 use vm_memory::GuestAddress;
 use vmm_sys_util::signal::Killable;
 
-use super::gate::{Gate, Pass};
 use super::kick::{self, KickError};
 use super::registers::Vcpu;
+use super::run_control::{RunControl, RunDecision};
 use crate::bus::GuestBus;
-use crate::confine::{Confinement, Role};
 use crate::exit::{ExitRequest, VmExit};
+use crate::sandbox::{Role, Sandbox};
 
 /// Why the vCPUs could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -31,18 +31,18 @@ pub(crate) enum VcpuThreadsError {
 
 /// Why vCPUs could not be paused. They run on.
 #[derive(Debug, thiserror::Error)]
-#[error("vCPUs did not stop within {} seconds", HALT_TIME.as_secs())]
+#[error("vCPUs did not stop within {} seconds", PAUSE_TIMEOUT.as_secs())]
 pub(crate) struct PauseError;
 
 /// How long a vCPU may take to come out of what it does for the guest.
-const HALT_TIME: Duration = Duration::from_secs(5);
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often in a row a vCPU is run again whose event KVM could not deliver.
-const DELIVERIES: u32 = 3;
+const MAX_RETRIES: u32 = 3;
 
 /// The running vCPUs of a VM; dropping it stops them.
 pub(crate) struct VcpuThreads {
-    gate: Arc<Gate>,
+    control: Arc<RunControl>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -52,10 +52,10 @@ impl VcpuThreads {
         vcpus: Vec<Vcpu>,
         bus: &Arc<GuestBus>,
         exit: &Arc<ExitRequest>,
-        confinement: &Arc<Confinement>,
+        sandbox: &Arc<Sandbox>,
     ) -> Result<Self, VcpuThreadsError> {
         let mut running = Self {
-            gate: Arc::new(Gate::new()),
+            control: Arc::new(RunControl::new()),
             threads: Vec::with_capacity(vcpus.len()),
         };
         for vcpu in vcpus {
@@ -65,8 +65,8 @@ impl VcpuThreads {
                 vcpu,
                 bus: Arc::clone(bus),
                 exit: Arc::clone(exit),
-                gate: Arc::clone(&running.gate),
-                confinement: Arc::clone(confinement),
+                control: Arc::clone(&running.control),
+                sandbox: Arc::clone(sandbox),
                 undelivered: 0,
             };
             let thread = Builder::new()
@@ -80,18 +80,21 @@ impl VcpuThreads {
 
     /// Stops the guest where it is. Devices go on: what they do to guest memory they still do.
     pub(crate) fn pause(&self) -> Result<(), PauseError> {
-        self.gate.close();
+        self.control.pause();
         self.kick();
-        if self.gate.all_parked(self.threads.len(), HALT_TIME) {
+        if self
+            .control
+            .wait_until_parked(self.threads.len(), PAUSE_TIMEOUT)
+        {
             return Ok(());
         }
-        self.gate.open();
+        self.control.resume();
         Err(PauseError)
     }
 
     /// Lets the guest go on.
     pub(crate) fn resume(&self) {
-        self.gate.open();
+        self.control.resume();
     }
 
     fn kick(&self) {
@@ -104,7 +107,7 @@ impl VcpuThreads {
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
-        self.gate.stop();
+        self.control.stop();
         self.kick();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -119,8 +122,8 @@ struct Runner {
     vcpu: Vcpu,
     bus: Arc<GuestBus>,
     exit: Arc<ExitRequest>,
-    gate: Arc<Gate>,
-    confinement: Arc<Confinement>,
+    control: Arc<RunControl>,
+    sandbox: Arc<Sandbox>,
     /// How often in a row KVM could not deliver an event.
     undelivered: u32,
 }
@@ -130,18 +133,18 @@ impl Runner {
         let _guard = EndGuard {
             cpu: self.vcpu.number,
             exit: Arc::clone(&self.exit),
-            gate: Arc::clone(&self.gate),
+            control: Arc::clone(&self.control),
         };
-        if let Err(error) = self.confinement.enter(Role::Vcpu) {
+        if let Err(error) = self.sandbox.enter(Role::Vcpu) {
             let error = anyhow::Error::from(error);
             self.exit.request(VmExit::Failed(format!("{error:#}")));
             return;
         }
         loop {
-            match self.gate.pass() {
-                Pass::Run => {}
-                Pass::Resumed => self.excuse_pause(),
-                Pass::Stop => return,
+            match self.control.wait_until_runnable() {
+                RunDecision::Run => {}
+                RunDecision::Resumed => self.announce_pause(),
+                RunDecision::Stop => return,
             }
             if let Some(exit) = self.step() {
                 self.exit.request(exit);
@@ -152,7 +155,7 @@ impl Runner {
 
     /// Tells the guest that it was paused, so that its watchdogs do not take the time for a hang (linux
     /// Documentation/virt/kvm/api.rst: KVM_KVMCLOCK_CTRL).
-    fn excuse_pause(&self) {
+    fn announce_pause(&self) {
         if let Err(error) = self.vcpu.fd.kvmclock_ctrl() {
             // EINVAL: the guest does not use KVM's clock.
             log::debug!(
@@ -218,7 +221,7 @@ impl Runner {
             Err(error) => format!("registers not readable: {error}"),
         };
         let text = format!("KVM internal error on vCPU {cpu}: suberror {suberror}, {place}");
-        if suberror == KVM_INTERNAL_ERROR_DELIVERY_EV && undelivered < DELIVERIES {
+        if suberror == KVM_INTERNAL_ERROR_DELIVERY_EV && undelivered < MAX_RETRIES {
             log::warn!("{text}: going on");
             self.undelivered = undelivered + 1;
             return None;
@@ -231,12 +234,12 @@ impl Runner {
 struct EndGuard {
     cpu: u8,
     exit: Arc<ExitRequest>,
-    gate: Arc<Gate>,
+    control: Arc<RunControl>,
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.gate.leave();
+        self.control.thread_ended();
         if std::thread::panicking() {
             let text = format!("the thread of vCPU {} panicked", self.cpu);
             self.exit.request(VmExit::Failed(text));

@@ -4,8 +4,8 @@ use hotplug::api::{Call, Failure, VmmPing};
 use iommu_group::SysfsError;
 use p2p_vfio::{HandedError, Refusal};
 
-use super::life::Verb;
-use super::owner::Owner;
+use super::controller::VmController;
+use super::state::VmCommand;
 use crate::devices::{AddError, RemoveError};
 
 /// What comes after a call.
@@ -17,7 +17,7 @@ pub(super) enum After {
     End,
 }
 
-impl Owner {
+impl VmController {
     /// Does what `call` asks and answers it.
     pub(super) fn answer(&mut self, call: Call) -> After {
         match call {
@@ -27,14 +27,14 @@ impl Owner {
                 return After::End;
             }
             Call::Create(config, reply) => reply.send(self.create(*config).map_err(failure)),
-            Call::Boot(reply) => reply.send(self.go(Verb::Boot).map_err(failure)),
-            Call::Shutdown(reply) => reply.send(self.go(Verb::Shutdown).map_err(failure)),
-            Call::Delete(reply) => reply.send(self.go(Verb::Delete).map_err(failure)),
-            Call::Reboot(reply) => reply.send(self.go(Verb::Reboot).map_err(failure)),
-            Call::Pause(reply) => reply.send(self.go(Verb::Pause).map_err(failure)),
-            Call::Resume(reply) => reply.send(self.go(Verb::Resume).map_err(failure)),
+            Call::Boot(reply) => reply.send(self.execute(VmCommand::Boot).map_err(failure)),
+            Call::Shutdown(reply) => reply.send(self.execute(VmCommand::Shutdown).map_err(failure)),
+            Call::Delete(reply) => reply.send(self.execute(VmCommand::Delete).map_err(failure)),
+            Call::Reboot(reply) => reply.send(self.execute(VmCommand::Reboot).map_err(failure)),
+            Call::Pause(reply) => reply.send(self.execute(VmCommand::Pause).map_err(failure)),
+            Call::Resume(reply) => reply.send(self.execute(VmCommand::Resume).map_err(failure)),
             Call::PowerButton(reply) => {
-                reply.send(self.go(Verb::PowerButton).map_err(failure));
+                reply.send(self.execute(VmCommand::PowerButton).map_err(failure));
             }
             Call::Info(reply) => reply.send(self.info()),
             Call::Counters(reply) => reply.send(self.counters()),
@@ -43,7 +43,7 @@ impl Owner {
                 reply.send(self.set_windows(&request).map_err(failure));
             }
             Call::AddDevice(config, descriptor, reply) => {
-                self.receive(config, descriptor, reply);
+                self.request_add(config, descriptor, reply);
             }
             Call::RemoveDevice(request, reply) => {
                 reply.send(self.remove_device(&request).map_err(failure));

@@ -20,10 +20,10 @@ pub(crate) struct Host {
     pub(super) serial: SerialBackend,
     pub(super) host_reader: Arc<HostReader>,
     /// Devices that came open.
-    pub(super) handed: Arc<Handed>,
+    pub(super) preopened: Arc<Handed>,
     pub(super) descriptors: Descriptors,
     /// Whether a VM keeps room for devices that come later.
-    pub(super) growing: bool,
+    pub(super) hotpluggable: bool,
 }
 
 /// What a host is opened for.
@@ -33,10 +33,10 @@ pub(super) struct HostParams<'a> {
     /// What devices are judged by.
     pub(super) host_reader: Arc<HostReader>,
     /// Devices that came open.
-    pub(super) handed: Arc<Handed>,
+    pub(super) preopened: Arc<Handed>,
     pub(super) descriptors: Descriptors,
     /// Whether a VM keeps room for devices that come later.
-    pub(super) growing: bool,
+    pub(super) hotpluggable: bool,
 }
 
 impl Host {
@@ -67,9 +67,9 @@ impl Host {
             kvm,
             serial,
             host_reader: params.host_reader,
-            handed: params.handed,
+            preopened: params.preopened,
             descriptors: params.descriptors,
-            growing: params.growing,
+            hotpluggable: params.hotpluggable,
         })
     }
 }

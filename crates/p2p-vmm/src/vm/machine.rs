@@ -52,9 +52,13 @@ impl Machine {
     ) -> anyhow::Result<Self> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
         let vm = Arc::new(create_vm(host)?);
-        let contexts = Contexts::new(Arc::clone(&vm), config.platform, Arc::clone(&host.handed));
-        let devices = OpenDevices::open(contexts, judged, host.growing)?;
-        let layout = lay_out(config, &cpuid, &devices, host.growing)?;
+        let contexts = Contexts::new(
+            Arc::clone(&vm),
+            config.platform,
+            Arc::clone(&host.preopened),
+        );
+        let devices = OpenDevices::open(contexts, judged, host.hotpluggable)?;
+        let layout = plan_layout(config, &cpuid, &devices, host.hotpluggable)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;
         let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
@@ -135,9 +139,9 @@ impl Machine {
     }
 
     /// What the VM holds, in one line: nothing a guest does may make these numbers grow.
-    pub(super) fn census(&self) -> String {
-        let (slots, claims) = self.slots.census();
-        let routes = self.routes.census();
+    pub(super) fn resource_summary(&self) -> String {
+        let (slots, claims) = self.slots.resource_counts();
+        let routes = self.routes.message_count();
         let peers = self.devices.peer_windows();
         let interface = self.devices.choice().map(|choice| choice.interface);
         let by = interface.map_or(String::new(), |interface| format!(", by {interface}"));
@@ -166,19 +170,19 @@ fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
 }
 
 /// The guest's address space: inside what the CPU can address and the devices' IOMMU can translate.
-fn lay_out(
+fn plan_layout(
     config: &VmConfig,
     cpuid: &CpuidTemplate,
     devices: &OpenDevices<'_>,
-    growing: bool,
+    hotpluggable: bool,
 ) -> anyhow::Result<Layout> {
     let demands = devices.demands()?;
     let cpu_limit = 1_u64
         .checked_shl(cpuid.address_bits().into())
         .unwrap_or(u64::MAX);
-    let known = demands.limit.or_else(|| growing.then(address_limit)?);
+    let known = demands.limit.or_else(|| hotpluggable.then(address_limit)?);
     let limit = known.map_or(cpu_limit, |limit| limit.min(cpu_limit));
-    let lay_out = |fixed: &[GpaRange]| {
+    let plan_layout = |fixed: &[GpaRange]| {
         Layout::new(&LayoutRequest {
             ram_bytes: config.memory.size_bytes(),
             limit,
@@ -186,15 +190,15 @@ fn lay_out(
             fixed,
         })
     };
-    if growing {
+    if hotpluggable {
         // Windows beyond the limit can never be used; the others may be, by devices that come later.
-        let wished = demands.wished.iter().copied();
-        let mut fixed: Vec<GpaRange> = wished.filter(|window| window.end().0 <= limit).collect();
+        let preferred = demands.preferred.iter().copied();
+        let mut fixed: Vec<GpaRange> = preferred.filter(|window| window.end().0 <= limit).collect();
         fixed.extend(&demands.fixed);
-        match lay_out(&fixed) {
+        match plan_layout(&fixed) {
             Ok(layout) => return Ok(layout),
             Err(error) => log::warn!("devices that come later may find no room: {error}"),
         }
     }
-    Ok(lay_out(&demands.fixed)?)
+    Ok(plan_layout(&demands.fixed)?)
 }

@@ -10,11 +10,11 @@ use hotplug::api::{
 use iommu_group::{Route, Sbdf, Verdict};
 use p2p_vfio::{Address, Candidate, DomainName, HostView, Interface};
 
-use super::owner::Owner;
-use crate::devices::{Assigned, accepted, domain_of};
+use super::controller::VmController;
+use crate::devices::{DeviceView, accepted, domain_of};
 use crate::lock::lock;
 
-impl Owner {
+impl VmController {
     /// How things are now; routes are those of this moment.
     pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
@@ -111,7 +111,7 @@ struct Peer {
     candidate: Candidate,
 }
 
-fn windows(assigned: Assigned<'_>) -> Vec<P2pWindow> {
+fn windows(assigned: DeviceView<'_>) -> Vec<P2pWindow> {
     let device = lock(assigned.device);
     let windows = device.peer_windows().map(|(bar, range)| P2pWindow {
         bar,

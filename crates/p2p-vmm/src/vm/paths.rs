@@ -10,19 +10,16 @@ use hotplug::{DeviceConfig, PayloadConfig};
 use iommu_group::{Sbdf, Sysfs};
 use p2p_vfio::{Reason, Refusal};
 
-use crate::confine::Confinement;
+use crate::sandbox::Sandbox;
 
 /// Checks that what the VM boots can be read.
-pub(super) fn check_payload(
-    payload: &PayloadConfig,
-    confinement: &Confinement,
-) -> Result<(), Failure> {
+pub(super) fn check_payload(payload: &PayloadConfig, sandbox: &Sandbox) -> Result<(), Failure> {
     for path in [Some(&payload.kernel), payload.initramfs.as_ref()] {
         if let Some(path) = path
             && let Err(error) = can_read(path)
         {
             let mut reason = error.to_string();
-            if error.kind() == ErrorKind::PermissionDenied && confinement.keeps_files() {
+            if error.kind() == ErrorKind::PermissionDenied && sandbox.files_restricted() {
                 reason += "; after its first VM this VMM opens only what that had, and what --landlock-rules \
                            path=PATH,access=r allows";
             }

@@ -10,16 +10,16 @@ use hotplug::{Event, EventLog, EventMonitor};
 use p2p_vfio::Handed;
 
 use super::answer::After;
-use super::life::Verb;
-use super::owner::{Owner, OwnerParams};
+use super::controller::{VmController, VmControllerParams};
+use super::event_loop::EventLoop;
 use super::running::ExitWatcher;
-use super::watch::Watch;
+use super::state::VmCommand;
 use crate::cli::Request;
-use crate::confine::Role;
 use crate::descriptors::Descriptors;
 use crate::exit::{ExitRequest, VmExit};
 use crate::host_reader::HostReader;
 use crate::logger::Logger;
+use crate::sandbox::Role;
 use crate::signals::EndSignals;
 
 /// What there is one of in a process.
@@ -30,13 +30,13 @@ pub(crate) struct Process {
     pub(crate) signals: EndSignals,
 }
 
-/// Runs until the guest switches itself off, a client or a signal ends it. What was `handed` in is of its first VM.
-pub(crate) fn run(request: Request, handed: Handed, process: Process) -> anyhow::Result<()> {
+/// Runs until the guest switches itself off, a client or a signal ends it. What was `preopened` in is of its first VM.
+pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyhow::Result<()> {
     let events = EventLog::new();
     let monitor = request.event_monitor.as_ref();
     let enter = |role| {
-        let confinement = Arc::clone(&request.confinement);
-        move || confinement.enter_io(role)
+        let sandbox = Arc::clone(&request.sandbox);
+        move || sandbox.enter_io(role)
     };
     // Dropped last, so that the last lines are written.
     let log = process.log.in_background(enter(Role::Log));
@@ -46,10 +46,10 @@ pub(crate) fn run(request: Request, handed: Handed, process: Process) -> anyhow:
         .transpose()?;
     events.publish(&Event::VmmStarting);
 
-    let mut watch = Watch::new()?;
+    let mut event_loop = EventLoop::new()?;
     let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-    watch.add(ExitWatcher(Arc::clone(&exit)));
-    watch.add(process.signals.watcher(Arc::clone(&exit)));
+    event_loop.add(ExitWatcher(Arc::clone(&exit)));
+    event_loop.add(process.signals.watcher(Arc::clone(&exit)));
     let socket = request.api_socket.as_deref();
     let api = socket
         .map(|path| ApiServer::start(path, &events, enter(Role::Api)))
@@ -57,35 +57,37 @@ pub(crate) fn run(request: Request, handed: Handed, process: Process) -> anyhow:
     let (server, calls) = api.unzip();
     let calls = calls.map(Arc::new);
     if let Some(calls) = &calls {
-        watch.add(CallWatcher {
+        event_loop.add(CallWatcher {
             calls: Arc::clone(calls),
             exit: Arc::clone(&exit),
         });
     }
 
     // Threads that were started before have filters of their own; vCPUs will inherit this one.
-    request.confinement.enter(Role::Main)?;
-    let mut owner = Owner::new(OwnerParams {
-        watch,
+    request.sandbox.enter(Role::Main)?;
+    let mut controller = VmController::new(VmControllerParams {
+        event_loop,
         events: events.clone(),
         host_reader: process.host,
-        handed: Arc::new(handed),
-        confinement: request.confinement,
+        preopened: Arc::new(preopened),
+        sandbox: request.sandbox,
         descriptors: process.descriptors,
-        growing: request.api_socket.is_some(),
+        hotpluggable: request.api_socket.is_some(),
     });
     let ended = match request.vm {
-        Some(config) => owner.create(config).and_then(|()| owner.go(Verb::Boot)),
+        Some(config) => controller
+            .create(config)
+            .and_then(|()| controller.execute(VmCommand::Boot)),
         None => Ok(()),
     }
-    .and_then(|()| serve(&mut owner, calls.as_deref(), &exit));
-    let stopped = match owner.is_running() {
-        true => owner.go(Verb::Shutdown),
+    .and_then(|()| serve(&mut controller, calls.as_deref(), &exit));
+    let stopped = match controller.is_running() {
+        true => controller.execute(VmCommand::Shutdown),
         false => Ok(()),
     };
     events.publish(&Event::VmmShutdown);
     // Whoever asks from now on is told that the VMM ends.
-    drop(owner);
+    drop(controller);
     drop(calls);
     drop(server);
     drop(monitor);
@@ -93,9 +95,13 @@ pub(crate) fn run(request: Request, handed: Handed, process: Process) -> anyhow:
 }
 
 /// Waits and acts until the end.
-fn serve(owner: &mut Owner, calls: Option<&CallQueue>, exit: &ExitRequest) -> anyhow::Result<()> {
+fn serve(
+    controller: &mut VmController,
+    calls: Option<&CallQueue>,
+    exit: &ExitRequest,
+) -> anyhow::Result<()> {
     loop {
-        if let Some(ended) = exit.requested().or_else(|| owner.ended()) {
+        if let Some(ended) = exit.requested().or_else(|| controller.ended()) {
             match ended {
                 VmExit::PowerOff => {
                     log::info!("the guest switched itself off");
@@ -107,21 +113,23 @@ fn serve(owner: &mut Owner, calls: Option<&CallQueue>, exit: &ExitRequest) -> an
                 }
                 VmExit::Reset(how) => {
                     log::warn!("{how}: the VM starts again");
-                    owner.go(Verb::Reboot)?;
+                    controller.execute(VmCommand::Reboot)?;
                     continue;
                 }
                 VmExit::Failed(why) => bail!("the VM cannot go on: {why}"),
             }
         }
-        owner.heed();
-        owner.receive_waiting();
+        controller.process_events();
+        controller.retry_pending_adds();
         if let Some(call) = calls.and_then(CallQueue::next) {
-            match owner.answer(call) {
+            match controller.answer(call) {
                 After::GoOn => continue,
                 After::End => return Ok(()),
             }
         }
-        owner.watch.wait(milliseconds_until(owner.deadline()))?;
+        controller
+            .event_loop
+            .wait(milliseconds_until(controller.deadline()))?;
     }
 }
 

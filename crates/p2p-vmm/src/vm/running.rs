@@ -7,13 +7,13 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId
 use hotplug::{Event, VmConfig};
 use vmm_sys_util::epoll::Epoll;
 
+use super::event_loop::EventLoop;
 use super::host::Host;
 use super::machine::Machine;
-use super::watch::Watch;
-use crate::confine::Confinement;
 use crate::devices;
 use crate::exit::{ExitRequest, VmExit};
 use crate::memory;
+use crate::sandbox::Sandbox;
 use crate::vcpu::{PauseError, VcpuThreads};
 
 /// One life of the VM, from its first instruction to its end; ended by [`stop`](Self::stop).
@@ -30,26 +30,26 @@ impl Running {
     pub(super) fn start(
         host: &Host,
         config: &VmConfig,
-        confinement: &Arc<Confinement>,
-        watch: &mut Watch,
+        sandbox: &Arc<Sandbox>,
+        event_loop: &mut EventLoop,
     ) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
         // Judged again for every life: the host may have changed since the last one.
         let judged = devices::judge(&config.devices, &host.host_reader)?;
         let mut machine = Machine::build(host, config, &judged, &exit)?;
-        machine.devices.tell_exposures(judged.exposures());
+        machine.devices.emit_exposures(judged.exposures());
         drop(judged);
         memory::return_freed();
-        log::info!("at the start: {}", machine.census());
+        log::info!("at the start: {}", machine.resource_summary());
 
         let vcpus = std::mem::take(&mut machine.vcpus);
-        confinement.keep_files_of(config)?;
-        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, confinement)?;
-        let mut subscribers = vec![watch.add(ExitWatcher(Arc::clone(&exit)))];
+        sandbox.restrict_files_to(config)?;
+        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, sandbox)?;
+        let mut subscribers = vec![event_loop.add(ExitWatcher(Arc::clone(&exit)))];
         if let Some(input) = machine.serial_input.take() {
-            subscribers.push(watch.add(input));
+            subscribers.push(event_loop.add(input));
         }
-        subscribers.push(watch.add(DeviceWatcher(Arc::clone(machine.devices.wake()))));
+        subscribers.push(event_loop.add(DeviceWatcher(Arc::clone(machine.devices.wake()))));
         Ok(Self {
             machine,
             threads,
@@ -74,16 +74,16 @@ impl Running {
     }
 
     /// Ends it; what there is to tell of its devices.
-    pub(super) fn stop(mut self, watch: &mut Watch) -> Vec<Event> {
+    pub(super) fn stop(mut self, event_loop: &mut EventLoop) -> Vec<Event> {
         // In this order: nobody runs the guest, nobody hands it input, then its parts go.
         drop(self.threads);
-        let news = self.machine.devices.end();
-        log::info!("at the end: {}", self.machine.census());
+        let events = self.machine.devices.end();
+        log::info!("at the end: {}", self.machine.resource_summary());
         for subscriber in self.subscribers {
-            watch.remove(subscriber);
+            event_loop.remove(subscriber);
         }
         drop(self.machine);
-        news
+        events
     }
 }
 
@@ -99,7 +99,7 @@ impl MutEventSubscriber for ExitWatcher {
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        self.0.seen();
+        self.0.clear_event();
     }
 }
 

@@ -7,12 +7,12 @@
 
 mod kernel;
 mod recorder;
-mod talk;
+mod recording;
 mod vmm;
 
 use std::path::PathBuf;
 
-use talk::Conversation;
+use recording::Recording;
 use vmm::Vmm;
 
 /// What is said while there is no guest: needs no KVM.
@@ -24,7 +24,7 @@ const WITHOUT_GUEST: [&str; 22] = [
     "counters",
     "delete",
     "create $DIR/unknown.json",
-    "create $DIR/lacking.json",
+    "create $DIR/unsupported.json",
     "create $DIR/vm.json",
     "create $DIR/vm.json",
     "info",
@@ -67,8 +67,8 @@ fn file(name: &str) -> PathBuf {
 }
 
 #[test]
-fn what_ch_remote_hears_without_a_guest_is_what_was_recorded() {
-    Conversation::load(&file("without-guest")).replay(&mut Vmm::start(&[]));
+fn responses_without_a_guest_equal_the_recording() {
+    Recording::load(&file("without-guest")).replay(&mut Vmm::start(&[]));
 }
 
 mod needs_kvm {
@@ -76,8 +76,8 @@ mod needs_kvm {
 
     #[test]
     #[ignore = "needs KVM: cargo xtask test runs it where there is one"]
-    fn what_ch_remote_hears_with_a_guest_is_what_was_recorded() {
-        Conversation::load(&file("with-guest")).replay(&mut Vmm::start(&[]));
+    fn responses_with_a_guest_equal_the_recording() {
+        Recording::load(&file("with-guest")).replay(&mut Vmm::start(&[]));
     }
 }
 

@@ -5,11 +5,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
-use crate::talk::{Conversation, DIR, Exchange, steady};
+use crate::recording::{DIR, Exchange, Recording, normalized};
 use crate::vmm::Vmm;
 
 /// Lets `client` say every command.
-pub(crate) fn record(client: &OsStr, vmm: &Vmm, commands: &[&str]) -> Conversation {
+pub(crate) fn record(client: &OsStr, vmm: &Vmm, commands: &[&str]) -> Recording {
     let dir = vmm.dir().display().to_string();
     let listener = UnixListener::bind(vmm.dir().join("between")).unwrap();
     let exchanges = commands.iter().map(|command| {
@@ -19,20 +19,26 @@ pub(crate) fn record(client: &OsStr, vmm: &Vmm, commands: &[&str]) -> Conversati
             .args(command.replace(DIR, &dir).split(' '))
             .spawn()
             .unwrap();
-        let (near, _) = listener.accept().unwrap();
-        let far = UnixStream::connect(vmm.socket()).unwrap();
-        let said = forward(near.try_clone().unwrap(), far.try_clone().unwrap());
-        let heard = forward(far.try_clone().unwrap(), near.try_clone().unwrap());
+        let (client_side, _) = listener.accept().unwrap();
+        let vmm_side = UnixStream::connect(vmm.socket()).unwrap();
+        let requests = forward(
+            client_side.try_clone().unwrap(),
+            vmm_side.try_clone().unwrap(),
+        );
+        let responses = forward(
+            vmm_side.try_clone().unwrap(),
+            client_side.try_clone().unwrap(),
+        );
         child.wait().unwrap();
-        let sent = said.join().unwrap();
-        far.shutdown(std::net::Shutdown::Both).unwrap();
+        let sent = requests.join().unwrap();
+        vmm_side.shutdown(std::net::Shutdown::Both).unwrap();
         Exchange {
             command: (*command).to_owned(),
             sent: sent.replace(&dir, DIR),
-            received: steady(&heard.join().unwrap(), &dir),
+            received: normalized(&responses.join().unwrap(), &dir),
         }
     });
-    Conversation(exchanges.collect())
+    Recording(exchanges.collect())
 }
 
 /// Passes on everything, and says in the end what it was.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::kernel;
 
 /// How long it may take to come up and to go down.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The process, and a directory whose path always has the same length.
 pub(crate) struct Vmm {
@@ -31,7 +31,10 @@ impl Vmm {
         for (name, part) in [
             ("vm", more.to_owned()),
             ("unknown", format!(r#"{more},"p2p":true"#)),
-            ("lacking", format!(r#"{more},"disks":[{{"path":"/d"}}]"#)),
+            (
+                "unsupported",
+                format!(r#"{more},"disks":[{{"path":"/d"}}]"#),
+            ),
         ] {
             let json = format!("{{{payload},{part}}}");
             fs::write(at.join(name).with_extension("json"), json).unwrap();
@@ -46,7 +49,7 @@ impl Vmm {
         let this = Self { child, dir };
         let started = Instant::now();
         while UnixStream::connect(this.socket()).is_err() {
-            assert!(started.elapsed() < PATIENCE, "p2p-vmm does not listen");
+            assert!(started.elapsed() < TIMEOUT, "p2p-vmm does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
         this
@@ -61,13 +64,13 @@ impl Vmm {
     }
 
     /// Waits for its end; whether all was well.
-    pub(crate) fn ends_well(&mut self) -> bool {
+    pub(crate) fn exits_successfully(&mut self) -> bool {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
             }
-            assert!(started.elapsed() < PATIENCE, "p2p-vmm does not end");
+            assert!(started.elapsed() < TIMEOUT, "p2p-vmm does not end");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -1,4 +1,4 @@
-//! The segment with functions that remember what they were told.
+//! The segment with functions that remember what they were observed.
 
 use super::*;
 
@@ -67,7 +67,7 @@ fn configuration_reaches_the_addressed_function_only() {
 }
 
 #[test]
-fn memory_access_goes_to_the_function_that_takes_it() {
+fn memory_access_goes_to_the_function_with_the_bar() {
     let bus = PciBus::default();
     bus.add(slot(1), function(0x1000)).unwrap();
     bus.add(slot(2), function(0x2000)).unwrap();
@@ -81,7 +81,7 @@ fn memory_access_goes_to_the_function_that_takes_it() {
 }
 
 #[test]
-fn address_is_given_once() {
+fn a_second_function_at_an_address_is_refused() {
     let bus = PciBus::default();
     bus.add(slot(1), function(0x1000)).unwrap();
     assert_eq!(
@@ -155,48 +155,48 @@ fn a_guest_may_renumber_buses() {
     assert!(is_there(&bus, at(9, 0)));
 }
 
-fn place(bus: SlotBus, device: u8) -> Slot {
+fn slot_at(bus: SlotBus, device: u8) -> Slot {
     Slot::new(bus, device).unwrap()
 }
 
 #[test]
-fn what_is_in_a_slot_goes_with_all_below_whatever_its_bus_number_is() {
+fn unplug_removes_everything_below_a_slot_after_renumbering() {
     let bus = switch();
     bus.config_write(at(2, 4), 0x19, &[9, 9]);
-    assert_eq!(bus.unplug(place(SlotBus::Switch(1), 4)).len(), 2);
+    assert_eq!(bus.unplug(slot_at(SlotBus::Switch(1), 4)).len(), 2);
     assert!(!is_there(&bus, at(2, 4)) && is_there(&bus, at(1, 0)));
-    assert_eq!(bus.unplug(place(SlotBus::Switch(1), 4)).len(), 0);
-    assert_eq!(bus.unplug(place(SlotBus::Root, 1)).len(), 2);
+    assert_eq!(bus.unplug(slot_at(SlotBus::Switch(1), 4)).len(), 0);
+    assert_eq!(bus.unplug(slot_at(SlotBus::Root, 1)).len(), 2);
     assert!(!is_there(&bus, at(0, 1)));
 }
 
 #[test]
-fn what_is_plugged_is_there_as_a_whole_or_not_at_all() {
+fn plug_adds_all_functions_or_none() {
     let bus = switch();
-    let member = place(SlotBus::Switch(1), 5);
-    let unit = |endpoint| vec![(at(2, 5), bridge(3, 3)), (endpoint, function(0x2000))];
-    let astray = bus.plug(&[member], unit(at(7, 0)));
-    assert_eq!(astray, Err(PciError::NoSuchBus(at(7, 0))));
+    let member = slot_at(SlotBus::Switch(1), 5);
+    let port_and_endpoint = |endpoint| vec![(at(2, 5), bridge(3, 3)), (endpoint, function(0x2000))];
+    let no_bus = bus.plug(&[member], port_and_endpoint(at(7, 0)));
+    assert_eq!(no_bus, Err(PciError::NoSuchBus(at(7, 0))));
     assert!(!is_there(&bus, at(2, 5)));
-    let elsewhere = bus.plug(&[place(SlotBus::Root, 5)], unit(at(2, 6)));
+    let no_slot = bus.plug(&[slot_at(SlotBus::Root, 5)], port_and_endpoint(at(2, 6)));
     assert_eq!(
-        elsewhere,
-        Err(PciError::NoSuchSlot(place(SlotBus::Root, 5)))
+        no_slot,
+        Err(PciError::NoSuchSlot(slot_at(SlotBus::Root, 5)))
     );
     assert!(!is_there(&bus, at(2, 5)));
-    assert_eq!(bus.plug(&[member], unit(at(2, 6))), Ok(()));
+    assert_eq!(bus.plug(&[member], port_and_endpoint(at(2, 6))), Ok(()));
     assert!(is_there(&bus, at(2, 5)));
 }
 
 #[test]
-fn a_survey_says_what_the_guest_has_programmed() {
+fn usage_follows_what_the_guest_has_programmed() {
     let bus = switch();
     bus.config_write(at(1, 0), 0x19, &[2, 9]);
-    let survey = bus.survey(SlotBus::Switch(1)).unwrap();
-    assert_eq!(survey.buses, (2, 9));
-    assert_eq!(survey.devices, [4].into());
-    assert_eq!(survey.taken_buses, [3].into());
-    assert_eq!(bus.survey(SlotBus::Switch(2)), None);
+    let usage = bus.bus_usage(SlotBus::Switch(1)).unwrap();
+    assert_eq!(usage.buses, (2, 9));
+    assert_eq!(usage.devices, [4].into());
+    assert_eq!(usage.taken_buses, [3].into());
+    assert_eq!(bus.bus_usage(SlotBus::Switch(2)), None);
 }
 
 #[test]
@@ -208,17 +208,17 @@ fn a_function_needs_a_bus() {
     );
 }
 
-/// What a bridge or an endpoint below one was told.
+/// What a bridge or an endpoint below one was observed.
 #[derive(Default)]
-struct Told {
-    reach: Vec<AddressRange<Gpa>>,
+struct Observed {
+    forwarded: Vec<AddressRange<Gpa>>,
     resets: u32,
-    settled: u32,
+    retries: u32,
 }
 
-struct Listener(Arc<Mutex<Told>>);
+struct Observer(Arc<Mutex<Observed>>);
 
-impl PciFunction for Listener {
+impl PciFunction for Observer {
     fn config_read(&mut self, _offset: u16, data: &mut [u8]) {
         data.fill(0);
     }
@@ -233,16 +233,16 @@ impl PciFunction for Listener {
         false
     }
 
-    fn set_reach(&mut self, ranges: &[AddressRange<Gpa>]) {
-        lock(&self.0).reach = ranges.to_vec();
+    fn set_forwarded(&mut self, ranges: &[AddressRange<Gpa>]) {
+        lock(&self.0).forwarded = ranges.to_vec();
     }
 
     fn reset(&mut self) {
         lock(&self.0).resets += 1;
     }
 
-    fn settle(&mut self) {
-        lock(&self.0).settled += 1;
+    fn retry_mappings(&mut self) {
+        lock(&self.0).retries += 1;
     }
 }
 
@@ -251,7 +251,7 @@ fn gpa_range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
 }
 
 /// A root port at 00:01.0 with a downstream port below it, and a listener below that.
-fn two_ports() -> (PciBus, Arc<Mutex<Told>>) {
+fn two_ports() -> (PciBus, Arc<Mutex<Observed>>) {
     use p2p_vfio::{BusNumbers, Link, PortKind, VirtualPort};
     let link = Link { speed: 1, width: 1 };
     let bus = PciBus::new(vec![gpa_range(0xc000_0000, 0x1000_0000)]);
@@ -265,60 +265,70 @@ fn two_ports() -> (PciBus, Arc<Mutex<Told>>) {
         port.set_windows(Some(gpa_range(0xc000_0000, 0x20_0000)), None);
         bus.add(at(number, 1), Arc::new(Mutex::new(port))).unwrap();
     }
-    let told = Arc::new(Mutex::new(Told::default()));
-    bus.add(at(2, 0), Arc::new(Mutex::new(Listener(Arc::clone(&told)))))
-        .unwrap();
-    (bus, told)
+    let observed = Arc::new(Mutex::new(Observed::default()));
+    bus.add(
+        at(2, 0),
+        Arc::new(Mutex::new(Observer(Arc::clone(&observed)))),
+    )
+    .unwrap();
+    (bus, observed)
 }
 
 #[test]
-fn a_device_learns_what_every_bridge_above_lets_through() {
-    let (bus, told) = two_ports();
+fn a_device_receives_the_intersection_of_the_windows_above() {
+    let (bus, observed) = two_ports();
     // The lower port: base at its second MiB.
     bus.config_write(at(1, 1), 0x20, &[0x10, 0xc0]);
-    assert_eq!(lock(&told).reach, [gpa_range(0xc010_0000, 0x10_0000)]);
+    assert_eq!(
+        lock(&observed).forwarded,
+        [gpa_range(0xc010_0000, 0x10_0000)]
+    );
     // The upper port closes: base above limit.
     bus.config_write(at(0, 1), 0x20, &[0xf0, 0xff]);
-    assert_eq!(lock(&told).reach, []);
+    assert_eq!(lock(&observed).forwarded, []);
     bus.config_write(at(0, 1), 0x20, &[0x00, 0xc0]);
     bus.config_write(at(0, 1), 0x04, &[0]);
-    assert_eq!(lock(&told).reach, [], "memory decode of the bridge is off");
+    assert_eq!(
+        lock(&observed).forwarded,
+        [],
+        "memory decode of the bridge is off"
+    );
 }
 
 #[test]
-fn what_the_guest_closes_for_a_look_is_not_free() {
-    let (bus, told) = two_ports();
+fn a_window_that_the_guest_closes_while_sizing_stays_in_use() {
+    let (bus, observed) = two_ports();
     let window = gpa_range(0xc000_0000, 0x20_0000);
     bus.config_write(at(0, 1), 0x04, &[0]);
-    assert_eq!(lock(&told).reach, []);
-    assert_eq!(bus.survey(SlotBus::Root).unwrap().windows, [window]);
+    assert_eq!(lock(&observed).forwarded, []);
+    assert_eq!(bus.bus_usage(SlotBus::Root).unwrap().windows, [window]);
     // What is open in its place is.
     bus.config_write(at(0, 1), 0x20, &[0x10, 0xc0]);
     bus.config_write(at(0, 1), 0x04, &[2]);
     let moved = gpa_range(0xc010_0000, 0x10_0000);
-    assert_eq!(bus.survey(SlotBus::Root).unwrap().windows, [moved]);
+    assert_eq!(bus.bus_usage(SlotBus::Root).unwrap().windows, [moved]);
 }
 
 #[test]
-fn a_bus_held_in_reset_resets_all_below_once() {
-    let (bus, told) = two_ports();
+fn secondary_bus_reset_resets_everything_below_once() {
+    let (bus, observed) = two_ports();
     bus.config_write(at(0, 1), 0x3e, &[0x40]);
-    assert_eq!(lock(&told).resets, 1);
+    assert_eq!(lock(&observed).resets, 1);
     bus.config_write(at(0, 1), 0x3e, &[0x41]);
     bus.config_write(at(0, 1), 0x3e, &[0x00]);
-    assert_eq!(lock(&told).resets, 1);
+    assert_eq!(lock(&observed).resets, 1);
     assert!(
         !is_there(&bus, at(2, 0)),
         "the lower port has forgotten its bus numbers"
     );
-    assert_eq!(lock(&told).reach, [], "and its windows");
+    assert_eq!(lock(&observed).forwarded, [], "and its windows");
 }
 
 #[test]
-fn a_write_to_one_header_lets_others_try_again() {
-    let (bus, told) = two_ports();
+fn a_header_write_retries_the_mappings_of_all_functions() {
+    let (bus, observed) = two_ports();
     bus.config_write(at(1, 1), 0x10, &[0]);
-    assert_eq!(lock(&told).settled, 1);
+    assert_eq!(lock(&observed).retries, 1);
     bus.config_write(at(1, 1), 0x48, &[0]);
-    assert_eq!(lock(&told).settled, 1);
+    assert_eq!(lock(&observed).retries, 1);
 }

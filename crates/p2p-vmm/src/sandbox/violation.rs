@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// Remembers what this thread is.
-pub(super) fn this_thread_is(role: Role) {
+pub(super) fn set_role(role: Role) {
     ROLE.set(Some(role));
 }
 

@@ -1,7 +1,7 @@
 //! The owner of the VM: does what its life asks for, and tells it.
 
 use hotplug::api::{
-    Failure, P2pWindows, PciDevice, RemoveDevice, UNSHARED_TRANSFERS, VmInfo, VmState,
+    self, Failure, P2pWindows, PciDevice, RemoveDevice, UNSHARED_TRANSFERS, VmInfo,
 };
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
@@ -11,36 +11,36 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::event_loop::EventLoop;
 use super::host::{Host, HostParams};
-use super::life::{Effect, Life, Verb};
-use super::newcomers::Newcomers;
 use super::paths;
+use super::pending_adds::PendingAdds;
 use super::running::Running;
-use super::watch::Watch;
-use crate::confine::Confinement;
+use super::state::{Effect, VmCommand, VmState};
 use crate::descriptors::Descriptors;
-use crate::devices::{self, RemoveOptions, Rules};
+use crate::devices::{self, AddContext, RemoveOptions};
 use crate::exit::VmExit;
-use crate::handed;
 use crate::host_reader::HostReader;
+use crate::preopened;
+use crate::sandbox::Sandbox;
 
 /// How long the guest may take to let go of a device, unless said.
-const UNPLUG_TIME: Duration = Duration::from_secs(30);
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The VM, wherever it is in its life.
-pub(super) struct Owner {
-    life: Life,
+pub(super) struct VmController {
+    state: VmState,
     pub(super) config: Option<VmConfig>,
     pub(super) host_reader: Arc<HostReader>,
-    pub(super) handed: Arc<Handed>,
+    pub(super) preopened: Arc<Handed>,
     host: Option<Host>,
     pub(super) running: Option<Running>,
-    pub(super) watch: Watch,
-    pub(super) newcomers: Newcomers,
+    pub(super) event_loop: EventLoop,
+    pub(super) pending_adds: PendingAdds,
     events: EventLog,
-    confinement: Arc<Confinement>,
+    sandbox: Arc<Sandbox>,
     descriptors: Descriptors,
-    growing: bool,
+    hotpluggable: bool,
     /// Functions that the VM had and has no more. They count as its own when they come back.
     departed: BTreeSet<Sbdf>,
     /// The operator was warned of transfers that fail silently.
@@ -48,42 +48,42 @@ pub(super) struct Owner {
 }
 
 /// What every VM of this process has in common.
-pub(super) struct OwnerParams {
-    pub(super) watch: Watch,
+pub(super) struct VmControllerParams {
+    pub(super) event_loop: EventLoop,
     pub(super) events: EventLog,
     pub(super) host_reader: Arc<HostReader>,
     /// Devices that came open.
-    pub(super) handed: Arc<Handed>,
-    pub(super) confinement: Arc<Confinement>,
+    pub(super) preopened: Arc<Handed>,
+    pub(super) sandbox: Arc<Sandbox>,
     pub(super) descriptors: Descriptors,
     /// Whether devices may come later.
-    pub(super) growing: bool,
+    pub(super) hotpluggable: bool,
 }
 
-impl Owner {
-    pub(super) fn new(params: OwnerParams) -> Self {
-        let OwnerParams {
-            watch,
+impl VmController {
+    pub(super) fn new(params: VmControllerParams) -> Self {
+        let VmControllerParams {
+            event_loop,
             events,
             host_reader,
-            handed,
-            confinement,
+            preopened,
+            sandbox,
             descriptors,
-            growing,
+            hotpluggable,
         } = params;
         Self {
-            life: Life::Absent,
+            state: VmState::Absent,
             config: None,
             host_reader,
-            handed,
+            preopened,
             host: None,
             running: None,
-            watch,
-            newcomers: Newcomers::default(),
+            event_loop,
+            pending_adds: PendingAdds::default(),
             events,
-            confinement,
+            sandbox,
             descriptors,
-            growing,
+            hotpluggable,
             departed: BTreeSet::new(),
             warned: false,
         }
@@ -91,28 +91,28 @@ impl Owner {
 
     /// Takes over the description of a VM.
     pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
-        self.life.next(Verb::Create)?;
+        self.state.next(VmCommand::Create)?;
         config.name_devices().map_err(Failure::from)?;
-        paths::check_payload(&config.payload, &self.confinement)?;
+        paths::check_payload(&config.payload, &self.sandbox)?;
         paths::check(&config.devices)?;
         self.config = Some(config);
-        self.go(Verb::Create)
+        self.execute(VmCommand::Create)
     }
 
-    /// Goes through everything that `verb` asks for. If a step fails the VM is stopped.
-    pub(super) fn go(&mut self, verb: Verb) -> anyhow::Result<()> {
-        let (next, effects) = self.life.next(verb)?;
-        self.tell_before(verb);
+    /// Goes through everything that `command` asks for. If a step fails the VM is stopped.
+    pub(super) fn execute(&mut self, command: VmCommand) -> anyhow::Result<()> {
+        let (next, effects) = self.state.next(command)?;
+        self.emit_before(command);
         for effect in effects {
             if let Err(error) = self.perform(*effect) {
                 if self.running.is_none() && self.config.is_some() {
-                    self.life = Life::Created;
+                    self.state = VmState::Created;
                 }
                 return Err(error);
             }
         }
-        self.life = next;
-        self.tell_after(verb);
+        self.state = next;
+        self.emit_after(command);
         Ok(())
     }
 
@@ -123,14 +123,14 @@ impl Owner {
             Effect::Start => self.start(),
             Effect::Stop => {
                 if let Some(running) = self.running.take() {
-                    let news = running.stop(&mut self.watch);
-                    self.tell(news);
+                    let events = running.stop(&mut self.event_loop);
+                    self.emit(events);
                 }
                 Ok(())
             }
             Effect::Forget => {
                 for device in self.config.iter().flat_map(|config| &config.devices) {
-                    handed::give_up(&self.handed, device);
+                    preopened::close(&self.preopened, device);
                 }
                 self.config = None;
                 self.host = None;
@@ -163,13 +163,13 @@ impl Owner {
                 none.insert(Host::open(HostParams {
                     config,
                     host_reader: Arc::clone(&self.host_reader),
-                    handed: Arc::clone(&self.handed),
+                    preopened: Arc::clone(&self.preopened),
                     descriptors: self.descriptors,
-                    growing: self.growing,
+                    hotpluggable: self.hotpluggable,
                 })?)
             }
         };
-        let running = Running::start(host, config, &self.confinement, &mut self.watch)?;
+        let running = Running::start(host, config, &self.sandbox, &mut self.event_loop)?;
         self.running = Some(running);
         self.warn();
         Ok(())
@@ -184,26 +184,29 @@ impl Owner {
         }
     }
 
-    fn tell_before(&self, verb: Verb) {
-        let event = match verb {
-            Verb::Boot => Event::VmBooting,
-            Verb::Pause => Event::VmPausing,
-            Verb::Resume => Event::VmResuming,
-            Verb::Reboot => Event::VmRebooting,
-            Verb::Create | Verb::Shutdown | Verb::Delete | Verb::PowerButton => return,
+    fn emit_before(&self, command: VmCommand) {
+        let event = match command {
+            VmCommand::Boot => Event::VmBooting,
+            VmCommand::Pause => Event::VmPausing,
+            VmCommand::Resume => Event::VmResuming,
+            VmCommand::Reboot => Event::VmRebooting,
+            VmCommand::Create
+            | VmCommand::Shutdown
+            | VmCommand::Delete
+            | VmCommand::PowerButton => return,
         };
         self.events.publish(&event);
     }
 
-    fn tell_after(&self, verb: Verb) {
-        let event = match verb {
-            Verb::Boot => Event::VmBooted,
-            Verb::Pause => Event::VmPaused,
-            Verb::Resume => Event::VmResumed,
-            Verb::Reboot => Event::VmRebooted,
-            Verb::Shutdown => Event::VmShutdown,
-            Verb::Delete => Event::VmDeleted,
-            Verb::Create | Verb::PowerButton => return,
+    fn emit_after(&self, command: VmCommand) {
+        let event = match command {
+            VmCommand::Boot => Event::VmBooted,
+            VmCommand::Pause => Event::VmPaused,
+            VmCommand::Resume => Event::VmResumed,
+            VmCommand::Reboot => Event::VmRebooted,
+            VmCommand::Shutdown => Event::VmShutdown,
+            VmCommand::Delete => Event::VmDeleted,
+            VmCommand::Create | VmCommand::PowerButton => return,
         };
         self.events.publish(&event);
     }
@@ -219,24 +222,24 @@ impl Owner {
     }
 
     /// Lets the machine do what the guest or the time asks for.
-    pub(super) fn heed(&mut self) {
+    pub(super) fn process_events(&mut self) {
         let Some(running) = &mut self.running else {
             return;
         };
-        let news = running.machine.devices.heed();
-        self.tell(news);
+        let events = running.machine.devices.process_events();
+        self.emit(events);
     }
 
     /// Tells what has become of devices. What was removed is no part of the description any more.
-    fn tell(&mut self, news: Vec<Event>) {
-        for event in news {
+    fn emit(&mut self, events: Vec<Event>) {
+        for event in events {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
-                let handed = &self.handed;
+                let preopened = &self.preopened;
                 let departed = &mut self.departed;
                 config.devices.retain(|device| {
                     let goes = device.id.as_ref() == Some(id);
                     if goes {
-                        handed::give_up(handed, device);
+                        preopened::close(preopened, device);
                         departed.extend(paths::function(device));
                     }
                     !goes
@@ -246,21 +249,24 @@ impl Owner {
         }
     }
 
-    /// When [`heed`](Self::heed) is to be called at the latest.
+    /// When [`process_events`](Self::process_events) is to be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let running = self.running.as_ref();
         let devices = running.and_then(|running| running.machine.devices.deadline());
-        devices.into_iter().chain(self.newcomers.deadline()).min()
+        devices
+            .into_iter()
+            .chain(self.pending_adds.deadline())
+            .min()
     }
 
     pub(super) fn info(&self) -> Result<VmInfo, Failure> {
         let config = self.config.clone().ok_or(Failure::NotCreated)?;
         Ok(VmInfo {
-            state: match self.life {
-                Life::Absent => return Err(Failure::NotCreated),
-                Life::Created => VmState::Created,
-                Life::Running => VmState::Running,
-                Life::Paused => VmState::Paused,
+            state: match self.state {
+                VmState::Absent => return Err(Failure::NotCreated),
+                VmState::Created => api::VmState::Created,
+                VmState::Running => api::VmState::Running,
+                VmState::Paused => api::VmState::Paused,
             },
             memory_actual_size: config.memory.size_bytes(),
             config,
@@ -276,11 +282,11 @@ impl Owner {
     }
 
     /// Adds a device: to the guest, if there is one, and to the description. That may be pending, but not beyond
-    /// `patience`.
+    /// `deadline`.
     pub(super) fn add_device(
         &mut self,
         device: DeviceConfig,
-        patience: Instant,
+        deadline: Instant,
     ) -> anyhow::Result<Poll<Option<PciDevice>>> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         let mut wanted = config.clone();
@@ -294,16 +300,16 @@ impl Owner {
         let device = wanted.devices.last().ok_or(Failure::NotCreated)?;
         let id = device.id.clone().unwrap_or_default();
         let devices = &mut running.machine.devices;
-        let rules = Rules {
+        let context = AddContext {
             host: &self.host_reader,
             departed: &self.departed,
         };
-        let added = devices.add(device, &rules, patience);
+        let added = devices.add(device, &context, deadline);
         if let Ok(Poll::Ready(_)) = added {
             self.config = Some(wanted);
             self.warn();
         }
-        self.heed();
+        self.process_events();
         let in_guest = |bdf: Sbdf| {
             let bdf = bdf.to_string();
             Some(PciDevice { id, bdf })
@@ -326,7 +332,7 @@ impl Owner {
             let before = config.devices.len();
             let is_it = |device: &DeviceConfig| device.id.as_ref() == Some(&request.id);
             for device in config.devices.iter().filter(|device| is_it(device)) {
-                handed::give_up(&self.handed, device);
+                preopened::close(&self.preopened, device);
             }
             config.devices.retain(|device| !is_it(device));
             if config.devices.len() == before {
@@ -335,11 +341,15 @@ impl Owner {
             return Ok(());
         };
         let force = request.force;
-        let patience = if force { Duration::ZERO } else { UNPLUG_TIME };
-        let timeout = request.timeout_ms.map_or(patience, Duration::from_millis);
+        let deadline = if force {
+            Duration::ZERO
+        } else {
+            UNPLUG_TIMEOUT
+        };
+        let timeout = request.timeout_ms.map_or(deadline, Duration::from_millis);
         let options = RemoveOptions { timeout, force };
         running.machine.devices.remove(&request.id, options)?;
-        self.heed();
+        self.process_events();
         Ok(())
     }
 }

@@ -19,16 +19,16 @@ fn in_a_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(body).join().unwrap())
 }
 
-fn confinement(seccomp: Option<Trespass>, rules: &[&str], socket: Option<&Path>) -> Confinement {
+fn sandbox(seccomp: Option<ViolationAction>, rules: &[&str], socket: Option<&Path>) -> Sandbox {
     let files = Files {
         rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
         socket: socket.map(Path::to_owned),
     };
-    Confinement::new(seccomp, Some(files))
+    Sandbox::new(seccomp, Some(files))
 }
 
 /// Whether a file can be opened: for reading, for writing.
-fn opens(path: &Path) -> (bool, bool) {
+fn can_open(path: &Path) -> (bool, bool) {
     let write = OpenOptions::new().append(true).open(path);
     (File::open(path).is_ok(), write.is_ok())
 }
@@ -59,18 +59,18 @@ fn capabilities_are_gone() {
     const KEPT: u64 = 1 << 14;
     in_a_thread(|| {
         let (before, ..) = of_this_thread();
-        let confinement = Confinement::new(None, None);
-        confinement.begin().unwrap();
+        let sandbox = Sandbox::new(None, None);
+        sandbox.begin().unwrap();
         assert_eq!(of_this_thread(), (before & KEPT, before & KEPT, 1));
-        confinement.enter(Role::Vcpu).unwrap();
+        sandbox.enter(Role::Vcpu).unwrap();
         assert_eq!(of_this_thread(), (0, 0, 1));
     });
 }
 
-const TRESPASSER: &str = "P2P_VMM_TRESPASSER";
+const VIOLATOR: &str = "P2P_VMM_VIOLATOR";
 
 #[test]
-fn a_trespasser_is_named_and_ends_the_process() {
+fn a_violation_names_the_thread_and_the_call_and_ends_the_process() {
     for (what, words) in [
         ("open", "the vcpu thread made system call 257 (openat)"),
         (
@@ -93,16 +93,20 @@ fn a_trespasser_is_named_and_ends_the_process() {
             "the main thread made system call 56 (clone)",
         ),
     ] {
-        let output = trespasser(what);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains(words), "{what}: {said}");
-        assert!(!said.contains("goes on"), "{what}: {said}");
-        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{what}: {said}");
+        let output = violating_process(what);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(words), "{what}: {stderr}");
+        assert!(!stderr.contains("continues"), "{what}: {stderr}");
+        assert_eq!(
+            output.status.signal(),
+            Some(libc::SIGSYS),
+            "{what}: {stderr}"
+        );
     }
 }
 
 /// A process with a confined thread that does `what`.
-fn trespasser(what: &str) -> Output {
+fn violating_process(what: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--ignored",
@@ -110,38 +114,38 @@ fn trespasser(what: &str) -> Output {
             "--nocapture",
             // What begins has no thread beside the main one.
             "--test-threads=1",
-            "confine::tests::trespass",
+            "sandbox::tests::violate",
         ])
-        .env(TRESPASSER, what)
+        .env(VIOLATOR, what)
         .output()
         .unwrap()
 }
 
 #[test]
-fn what_threads_do_is_no_trespass() {
+fn permitted_calls_are_no_violation() {
     for what in ["memory", "main: thread", "main: clone3"] {
-        let output = trespasser(what);
-        let said = String::from_utf8_lossy(&output.stderr);
+        let output = violating_process(what);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
-            output.status.success() && said.contains("goes on"),
-            "{what}: {said}"
+            output.status.success() && stderr.contains("continues"),
+            "{what}: {stderr}"
         );
     }
 }
 
 #[test]
 #[ignore = "ends its process; run by the tests above"]
-fn trespass() {
-    let what = std::env::var(TRESPASSER).unwrap();
-    let confinement = Confinement::new(Some(Trespass::Ends), None);
-    confinement.prepare().unwrap();
-    confinement.begin().unwrap();
+fn violate() {
+    let what = std::env::var(VIOLATOR).unwrap();
+    let sandbox = Sandbox::new(Some(ViolationAction::Trap), None);
+    sandbox.prepare().unwrap();
+    sandbox.begin().unwrap();
     let role = match what.starts_with("main: ") {
         true => Role::Main,
         false => Role::Vcpu,
     };
     in_a_thread(move || {
-        confinement.enter(role).unwrap();
+        sandbox.enter(role).unwrap();
         // Errors are of no interest: the call must not return.
         match what.as_str() {
             "main: fork" => forbidden::clone(libc::SIGCHLD),
@@ -163,7 +167,7 @@ fn trespass() {
             }
             other => panic!("{other}?"),
         }
-        eprintln!("goes on");
+        eprintln!("continues");
     });
 }
 
@@ -208,11 +212,11 @@ mod forbidden {
 
 #[test]
 fn every_filter_can_be_installed() {
-    for trespass in [Trespass::Ends, Trespass::IsLogged] {
+    for action in [ViolationAction::Trap, ViolationAction::Log] {
         for role in Role::ALL {
             in_a_thread(move || {
-                let confinement = Confinement::new(Some(trespass), None);
-                confinement.enter(role).unwrap();
+                let sandbox = Sandbox::new(Some(action), None);
+                sandbox.enter(role).unwrap();
             });
         }
     }
@@ -266,7 +270,7 @@ fn the_lists_are_documented() {
 }
 
 #[test]
-fn rules_are_spelled_as_cloud_hypervisors() {
+fn file_rules_use_cloud_hypervisors_syntax() {
     assert!("path=/a,access=r".parse::<FileRule>().is_ok());
     assert!("path=/a,access=rw".parse::<FileRule>().is_ok());
     let error = |text: &str| text.parse::<FileRule>().unwrap_err().to_string();

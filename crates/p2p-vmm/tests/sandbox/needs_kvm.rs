@@ -21,7 +21,7 @@ fn create(client: &Client, kernel: &Path) -> Result<(), ClientError> {
 }
 
 /// A life of the VM, with everything that can happen to it without devices.
-fn live(client: &Client, kernel: &Path) {
+fn run_vm(client: &Client, kernel: &Path) {
     create(client, kernel).unwrap();
     for call in [
         "vm.boot",
@@ -37,7 +37,7 @@ fn live(client: &Client, kernel: &Path) {
 }
 
 /// A directory of which no VMM was told, with a kernel.
-fn images_beside() -> TempDir {
+fn other_images() -> TempDir {
     let images = tempfile::tempdir().unwrap();
     fs::write(images.path().join("kernel"), kernel::image()).unwrap();
     images
@@ -45,8 +45,8 @@ fn images_beside() -> TempDir {
 
 #[test]
 #[ignore = "needs KVM and Landlock: cargo xtask test runs it where there is one"]
-fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
-    let images = images_beside();
+fn vcpus_have_filters_and_later_vms_cannot_open_other_files() {
+    let images = other_images();
     let other = images.path().join("kernel");
     let mut vmm = Vmm::start(&[]);
     let first = vmm.dir().join("kernel");
@@ -55,7 +55,7 @@ fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
     create(&client, &other).unwrap();
     client.act("vm.delete").unwrap();
 
-    live(&client, &first);
+    run_vm(&client, &first);
     // Those of the thread that started them, and one of their own.
     let vcpu = status(["2", "3"], NO_CAPABILITIES);
     let api = status(["2", "1"], NO_CAPABILITIES);
@@ -72,22 +72,22 @@ fn vcpus_have_filters_and_after_its_first_vm_the_vmm_opens_nothing_else() {
     client.act("vm.delete").unwrap();
     let refused = create(&client, &other).unwrap_err().to_string();
     assert!(refused.contains("--landlock-rules"), "{refused}");
-    live(&client, &first);
+    run_vm(&client, &first);
     client.act("vmm.shutdown").unwrap();
-    assert!(vmm.ends_well());
+    assert!(vmm.exits_successfully());
 }
 
 #[test]
 #[ignore = "needs KVM and Landlock: cargo xtask test runs it where there is one"]
-fn what_the_operator_allows_can_be_opened_by_later_vms() {
-    let images = images_beside();
+fn later_vms_can_open_files_allowed_by_the_operator() {
+    let images = other_images();
     let other = images.path().join("kernel");
     let rule = format!("path={},access=r", images.path().display());
     for options in [&["--landlock-rules", &rule][..], &["--landlock", "false"]] {
         let vmm = Vmm::start(options);
         let client = Client::new(vmm.socket());
-        live(&client, &vmm.dir().join("kernel"));
+        run_vm(&client, &vmm.dir().join("kernel"));
         client.act("vm.delete").unwrap();
-        live(&client, &other);
+        run_vm(&client, &other);
     }
 }

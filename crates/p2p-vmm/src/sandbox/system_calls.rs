@@ -53,7 +53,8 @@ const MAIN: &[SystemCall] = calls![
 ];
 
 /// Calls that are judged by their arguments.
-const JUDGED: &[SystemCall] = calls![SYS_ioctl SYS_mmap SYS_mprotect SYS_tgkill SYS_clone];
+const CHECKED_BY_ARGUMENT: &[SystemCall] =
+    calls![SYS_ioctl SYS_mmap SYS_mprotect SYS_tgkill SYS_clone];
 
 /// What a thread may call with any arguments.
 pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {
@@ -71,7 +72,9 @@ pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {
 
 /// The name of a call that some thread may make.
 pub(super) fn name_of(number: i64) -> Option<&'static str> {
-    let mut all = [COMMON, VCPU, API, MAIN, JUDGED].into_iter().flatten();
+    let mut all = [COMMON, VCPU, API, MAIN, CHECKED_BY_ARGUMENT]
+        .into_iter()
+        .flatten();
     let found = all.find(|(known, _)| *known == number)?;
     found.1.strip_prefix("SYS_")
 }

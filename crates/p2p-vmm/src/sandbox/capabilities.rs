@@ -30,7 +30,7 @@ const NOBODY: u32 = 65534;
 
 /// Makes this thread, and no other, one of nobody's: it opens what everybody may. Capabilities stay. Without the right to
 /// do so it stays who it is, which only root's threads notice.
-pub(super) fn become_nobody() -> io::Result<()> {
+pub(super) fn switch_to_nobody() -> io::Result<()> {
     let permitted = capabilities(None)?.permitted;
     if !permitted.contains(CapabilitySet::SETUID | CapabilitySet::SETGID) {
         if rustix::process::geteuid().is_root() {

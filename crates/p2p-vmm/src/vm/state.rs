@@ -14,7 +14,7 @@ use hotplug::api::Failure;
 
 /// Where the VM is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum VmState {
     /// Nobody has described one.
     Absent,
     /// It is described, and not built.
@@ -27,7 +27,7 @@ pub(super) enum Life {
 
 /// What is to be done with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(super) enum VmCommand {
     Create,
     Boot,
     Shutdown,
@@ -57,41 +57,44 @@ pub(super) enum Effect {
     PressPowerButton,
 }
 
-impl Life {
+impl VmState {
     /// The next state and how to get there, or why it cannot be.
-    pub(super) fn next(self, verb: Verb) -> Result<(Self, &'static [Effect]), Failure> {
+    pub(super) fn next(self, command: VmCommand) -> Result<(Self, &'static [Effect]), Failure> {
         use Effect::{Continue, Describe, Forget, Halt, PressPowerButton, Start, Stop};
-        use Life::{Absent, Created, Paused, Running};
+        use VmState::{Absent, Created, Paused, Running};
 
-        match (self, verb) {
-            (Absent, Verb::Create) => Ok((Created, &[Describe])),
-            (Created | Running | Paused, Verb::Create) | (Running | Paused, Verb::Boot) => {
-                Err(Failure::AlreadyCreated)
-            }
-            (Created, Verb::Boot) => Ok((Running, &[Start])),
-            (Running | Paused, Verb::Shutdown) => Ok((Created, &[Stop])),
-            (Absent, Verb::Delete) => Ok((Absent, &[])),
-            (Created, Verb::Delete) => Ok((Absent, &[Forget])),
-            (Running | Paused, Verb::Delete) => Ok((Absent, &[Stop, Forget])),
-            (Running | Paused, Verb::Reboot) => Ok((Running, &[Stop, Start])),
-            (Running, Verb::Pause) => Ok((Paused, &[Halt])),
-            (Paused, Verb::Resume) => Ok((Running, &[Continue])),
-            (Paused, Verb::Pause) => Err(Failure::State("Paused to Paused".to_owned())),
-            (Running, Verb::Resume) => Err(Failure::State("Running to Running".to_owned())),
-            (Running, Verb::PowerButton) => Ok((Running, &[PressPowerButton])),
-            (Paused, Verb::PowerButton) => Ok((Paused, &[PressPowerButton])),
+        match (self, command) {
+            (Absent, VmCommand::Create) => Ok((Created, &[Describe])),
+            (Created | Running | Paused, VmCommand::Create)
+            | (Running | Paused, VmCommand::Boot) => Err(Failure::AlreadyCreated),
+            (Created, VmCommand::Boot) => Ok((Running, &[Start])),
+            (Running | Paused, VmCommand::Shutdown) => Ok((Created, &[Stop])),
+            (Absent, VmCommand::Delete) => Ok((Absent, &[])),
+            (Created, VmCommand::Delete) => Ok((Absent, &[Forget])),
+            (Running | Paused, VmCommand::Delete) => Ok((Absent, &[Stop, Forget])),
+            (Running | Paused, VmCommand::Reboot) => Ok((Running, &[Stop, Start])),
+            (Running, VmCommand::Pause) => Ok((Paused, &[Halt])),
+            (Paused, VmCommand::Resume) => Ok((Running, &[Continue])),
+            (Paused, VmCommand::Pause) => Err(Failure::State("Paused to Paused".to_owned())),
+            (Running, VmCommand::Resume) => Err(Failure::State("Running to Running".to_owned())),
+            (Running, VmCommand::PowerButton) => Ok((Running, &[PressPowerButton])),
+            (Paused, VmCommand::PowerButton) => Ok((Paused, &[PressPowerButton])),
             (
                 Absent,
-                Verb::Boot
-                | Verb::Shutdown
-                | Verb::Reboot
-                | Verb::Pause
-                | Verb::Resume
-                | Verb::PowerButton,
+                VmCommand::Boot
+                | VmCommand::Shutdown
+                | VmCommand::Reboot
+                | VmCommand::Pause
+                | VmCommand::Resume
+                | VmCommand::PowerButton,
             ) => Err(Failure::NotCreated),
             (
                 Created,
-                Verb::Shutdown | Verb::Reboot | Verb::Pause | Verb::Resume | Verb::PowerButton,
+                VmCommand::Shutdown
+                | VmCommand::Reboot
+                | VmCommand::Pause
+                | VmCommand::Resume
+                | VmCommand::PowerButton,
             ) => Err(Failure::NotRunning),
         }
     }
@@ -101,30 +104,38 @@ impl Life {
 mod tests {
     use super::*;
 
-    const STATES: [Life; 4] = [Life::Absent, Life::Created, Life::Running, Life::Paused];
+    const STATES: [VmState; 4] = [
+        VmState::Absent,
+        VmState::Created,
+        VmState::Running,
+        VmState::Paused,
+    ];
 
-    /// What every state makes of a verb, in the order of [`STATES`]; in words, as a table is read.
-    fn outcomes(verb: Verb) -> [String; 4] {
-        STATES.map(|state| match state.next(verb) {
+    /// What every state makes of a command, in the order of [`STATES`]; in words, as a table is read.
+    fn outcomes(command: VmCommand) -> [String; 4] {
+        STATES.map(|state| match state.next(command) {
             Ok((next, effects)) => format!("{next:?} {effects:?}"),
             Err(error) => error.to_string(),
         })
     }
 
     #[test]
-    fn every_state_knows_every_verb() {
+    fn every_command_in_every_state() {
         const ABSENT: &str = "VM is not created";
         const THERE: &str = "VM is already created";
         const IDLE: &str = "VM is not running";
-        for (verb, expected) in [
-            (Verb::Create, ["Created [Describe]", THERE, THERE, THERE]),
-            (Verb::Boot, [ABSENT, "Running [Start]", THERE, THERE]),
+        for (command, expected) in [
             (
-                Verb::Shutdown,
+                VmCommand::Create,
+                ["Created [Describe]", THERE, THERE, THERE],
+            ),
+            (VmCommand::Boot, [ABSENT, "Running [Start]", THERE, THERE]),
+            (
+                VmCommand::Shutdown,
                 [ABSENT, IDLE, "Created [Stop]", "Created [Stop]"],
             ),
             (
-                Verb::Delete,
+                VmCommand::Delete,
                 [
                     "Absent []",
                     "Absent [Forget]",
@@ -133,7 +144,7 @@ mod tests {
                 ],
             ),
             (
-                Verb::Reboot,
+                VmCommand::Reboot,
                 [
                     ABSENT,
                     IDLE,
@@ -142,7 +153,7 @@ mod tests {
                 ],
             ),
             (
-                Verb::Pause,
+                VmCommand::Pause,
                 [
                     ABSENT,
                     IDLE,
@@ -151,7 +162,7 @@ mod tests {
                 ],
             ),
             (
-                Verb::Resume,
+                VmCommand::Resume,
                 [
                     ABSENT,
                     IDLE,
@@ -160,7 +171,7 @@ mod tests {
                 ],
             ),
             (
-                Verb::PowerButton,
+                VmCommand::PowerButton,
                 [
                     ABSENT,
                     IDLE,
@@ -169,7 +180,7 @@ mod tests {
                 ],
             ),
         ] {
-            assert_eq!(outcomes(verb), expected, "{verb:?}");
+            assert_eq!(outcomes(command), expected, "{command:?}");
         }
     }
 }

@@ -39,12 +39,12 @@ pub(super) struct Opened {
 }
 
 /// A device that the guest has.
-pub(super) struct Plugged {
+pub(super) struct SlotContents {
     pub(super) device: Arc<Mutex<AssignedDevice>>,
     /// The slot of the port directly above it.
     pub(super) slot: Slot,
     /// The slot in which the guest finds it.
-    pub(super) arrival: Slot,
+    pub(super) announced_slot: Slot,
     /// Its address in the guest, as the guest finds it.
     pub(super) guest: Sbdf,
 }
@@ -62,7 +62,7 @@ pub(super) fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) 
 
 /// A device that should be at its bus addresses although it need not be: a peer that comes later may make it necessary,
 /// if a port above routes by address.
-pub(super) fn preferring_home(mut candidate: Candidate) -> Candidate {
+pub(super) fn prefer_bus_address(mut candidate: Candidate) -> Candidate {
     let by_address = |hole: &MemoryHole| hole.cause != HoleCause::Switch;
     if candidate.domain.is_some() && candidate.holes.iter().any(by_address) {
         candidate.placement = Placement::AtBusAddress;
@@ -92,9 +92,9 @@ impl Guest {
         topology: GuestTopology,
         bus: SlotBus,
         events: &Arc<DeviceEvents>,
-    ) -> anyhow::Result<Vec<Plugged>> {
+    ) -> anyhow::Result<Vec<SlotContents>> {
         let GuestTopology { ports, endpoints } = topology;
-        let mut plugged: Vec<Plugged> = Vec::new();
+        let mut plugged: Vec<SlotContents> = Vec::new();
         let mut tops = BTreeSet::new();
         let mut functions: Vec<(Bdf, SharedFunction)> = Vec::new();
         for (opened, place) in opened.into_iter().zip(endpoints) {
@@ -106,10 +106,10 @@ impl Guest {
             let device = Arc::new(Mutex::new(device));
             functions.push((Bdf::from(place.sbdf), device.clone()));
             tops.insert(top);
-            plugged.push(Plugged {
+            plugged.push(SlotContents {
                 device,
                 slot,
-                arrival: top,
+                announced_slot: top,
                 guest: place.sbdf,
             });
         }

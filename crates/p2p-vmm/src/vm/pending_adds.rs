@@ -10,57 +10,57 @@ use hotplug::api::{Failure, PciDevice, Reply};
 use iommu_group::Sbdf;
 
 use super::answer::failure;
-use super::owner::Owner;
-use crate::handed;
+use super::controller::VmController;
+use crate::preopened;
 
 /// How long the guest may take to let go of what is in the way. Most often that is milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// How many may wait.
-const MOST: usize = 64;
+const MAX_PENDING: usize = 64;
 
 /// Those that wait, in the order in which they were asked for.
 #[derive(Default)]
-pub(super) struct Newcomers(VecDeque<Newcomer>);
+pub(super) struct PendingAdds(VecDeque<PendingAdd>);
 
 /// One that waits, and who is told what comes of it.
-struct Newcomer {
+struct PendingAdd {
     device: DeviceConfig,
     /// If it came open.
-    handed: Option<Sbdf>,
-    patience: Instant,
+    preopened: Option<Sbdf>,
+    deadline: Instant,
     reply: Reply<Option<PciDevice>>,
 }
 
-impl Newcomers {
+impl PendingAdds {
     /// When the first of them waits no more.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.0.front().map(|newcomer| newcomer.patience)
+        self.0.front().map(|pending| pending.deadline)
     }
 }
 
-impl Owner {
+impl VmController {
     /// Adds a device, which may come open, now or as soon as there is nothing in its way.
-    pub(super) fn receive(
+    pub(super) fn request_add(
         &mut self,
         mut device: DeviceConfig,
         descriptor: Option<OwnedFd>,
         reply: Reply<Option<PciDevice>>,
     ) {
-        let handed = match self.take(&mut device, descriptor) {
-            Ok(handed) => handed,
+        let preopened = match self.take_descriptor(&mut device, descriptor) {
+            Ok(preopened) => preopened,
             Err(error) => return reply.send(Err(failure(error))),
         };
         let now = Instant::now();
-        self.try_to_add(Newcomer {
+        self.try_add(PendingAdd {
             device,
-            handed,
-            patience: now.checked_add(PATIENCE).unwrap_or(now),
+            preopened,
+            deadline: now.checked_add(TIMEOUT).unwrap_or(now),
             reply,
         });
     }
 
     /// The function that came open, if one did.
-    fn take(
+    fn take_descriptor(
         &self,
         device: &mut DeviceConfig,
         descriptor: Option<OwnedFd>,
@@ -72,35 +72,35 @@ impl Owner {
             let why = "a device has a path or comes as a descriptor, not both";
             return Err(Failure::Malformed(why.to_owned()).into());
         }
-        handed::take(&self.handed, device, descriptor).map(Some)
+        preopened::take_device(&self.preopened, device, descriptor).map(Some)
     }
 
     /// Adds those that wait, if there is nothing in their way any more or they have waited long enough.
-    pub(super) fn receive_waiting(&mut self) {
+    pub(super) fn retry_pending_adds(&mut self) {
         let running = self.running.as_ref();
         let blocked = running.is_some_and(|running| running.machine.devices.has_empty_switches());
         let now = Instant::now();
-        let over = self.newcomers.deadline().is_some_and(|end| end <= now);
+        let over = self.pending_adds.deadline().is_some_and(|end| end <= now);
         if !blocked || over {
-            for newcomer in std::mem::take(&mut self.newcomers.0) {
-                self.try_to_add(newcomer);
+            for pending in std::mem::take(&mut self.pending_adds.0) {
+                self.try_add(pending);
             }
         }
     }
 
-    fn try_to_add(&mut self, newcomer: Newcomer) {
-        let added = self.add_device(newcomer.device.clone(), newcomer.patience);
+    fn try_add(&mut self, pending: PendingAdd) {
+        let added = self.add_device(pending.device.clone(), pending.deadline);
         let answer = match added.map_err(failure) {
             Ok(Poll::Ready(answer)) => Ok(answer),
-            Ok(Poll::Pending) if self.newcomers.0.len() < MOST => {
-                return self.newcomers.0.push_back(newcomer);
+            Ok(Poll::Pending) if self.pending_adds.0.len() < MAX_PENDING => {
+                return self.pending_adds.0.push_back(pending);
             }
             Ok(Poll::Pending) => Err(Failure::Busy),
             Err(failure) => Err(failure),
         };
-        if let (Err(_), Some(sbdf)) = (&answer, newcomer.handed) {
-            self.handed.give_up(sbdf);
+        if let (Err(_), Some(sbdf)) = (&answer, pending.preopened) {
+            self.preopened.give_up(sbdf);
         }
-        newcomer.reply.send(answer);
+        pending.reply.send(answer);
     }
 }

@@ -6,11 +6,11 @@ use p2p_vfio::{Address, AddressRange, Gpa};
 
 /// Ranges of which no two overlap, by their start.
 #[derive(Debug, Default)]
-pub(crate) struct Claims(BTreeMap<u64, AddressRange<Gpa>>);
+pub(crate) struct MmioClaims(BTreeMap<u64, AddressRange<Gpa>>);
 
-impl Claims {
+impl MmioClaims {
     /// Takes `range`; whether all of it was free.
-    pub(crate) fn take(&mut self, range: AddressRange<Gpa>) -> bool {
+    pub(crate) fn claim(&mut self, range: AddressRange<Gpa>) -> bool {
         // Ranges do not overlap, so the last one that begins before the end is the only one that can reach in.
         let before = self.0.range(..range.end().value()).next_back();
         let is_free = before.is_none_or(|(_, other)| other.intersect(&range).is_none());
@@ -21,7 +21,7 @@ impl Claims {
     }
 
     /// Gives back what was taken as such.
-    pub(crate) fn give_back(&mut self, range: AddressRange<Gpa>) {
+    pub(crate) fn release(&mut self, range: AddressRange<Gpa>) {
         if self.0.get(&range.start().value()) == Some(&range) {
             self.0.remove(&range.start().value());
         }
@@ -48,8 +48,8 @@ mod tests {
 
     #[test]
     fn overlaps_of_every_kind_are_refused() {
-        let mut claims = Claims::default();
-        assert!(claims.take(range(0x1000, 0x1000)));
+        let mut claims = MmioClaims::default();
+        assert!(claims.claim(range(0x1000, 0x1000)));
         for (start, len_bytes) in [
             (0x1000, 0x1000),
             (0xf00, 0x101),
@@ -57,20 +57,20 @@ mod tests {
             (0x1400, 16),
             (0, 0x10000),
         ] {
-            assert!(!claims.take(range(start, len_bytes)), "{start:#x}");
+            assert!(!claims.claim(range(start, len_bytes)), "{start:#x}");
         }
-        assert!(claims.take(range(0xf00, 0x100)) && claims.take(range(0x2000, 1)));
+        assert!(claims.claim(range(0xf00, 0x100)) && claims.claim(range(0x2000, 1)));
         assert_eq!(claims.len(), 3);
     }
 
     #[test]
-    fn only_what_was_taken_is_given_back() {
-        let mut claims = Claims::default();
-        assert!(claims.take(range(0x1000, 0x1000)));
-        claims.give_back(range(0x1000, 0x800));
-        claims.give_back(range(0x3000, 0x800));
-        assert!(!claims.take(range(0x1000, 16)));
-        claims.give_back(range(0x1000, 0x1000));
-        assert!(claims.take(range(0x1000, 16)));
+    fn only_a_claimed_range_can_be_released() {
+        let mut claims = MmioClaims::default();
+        assert!(claims.claim(range(0x1000, 0x1000)));
+        claims.release(range(0x1000, 0x800));
+        claims.release(range(0x3000, 0x800));
+        assert!(!claims.claim(range(0x1000, 16)));
+        claims.release(range(0x1000, 0x1000));
+        assert!(claims.claim(range(0x1000, 16)));
     }
 }

@@ -4,11 +4,11 @@ use anyhow::Context;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 
 /// The event loop.
-pub(super) struct Watch {
+pub(super) struct EventLoop {
     events: EventManager<Box<dyn MutEventSubscriber>>,
 }
 
-impl Watch {
+impl EventLoop {
     pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self {
             events: EventManager::new().context("cannot create an event loop")?,

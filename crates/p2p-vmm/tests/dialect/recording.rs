@@ -13,13 +13,13 @@ use serde_json::Value;
 use crate::vmm::Vmm;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Stands for the directory with what the talk is about.
 pub(crate) const DIR: &str = "$DIR";
 
 /// All that one `ch-remote` after the other said.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Conversation(pub(crate) Vec<Exchange>);
+pub(crate) struct Recording(pub(crate) Vec<Exchange>);
 
 /// What one `ch-remote` said and heard.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub(crate) struct Exchange {
     pub(crate) received: String,
 }
 
-impl Conversation {
+impl Recording {
     pub(crate) fn load(file: &Path) -> Self {
         serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
     }
@@ -46,25 +46,25 @@ impl Conversation {
         let dir = vmm.dir().display().to_string();
         for exchange in &self.0 {
             let mut stream = UnixStream::connect(vmm.socket()).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let sent = exchange.sent.replace(DIR, &dir);
             stream.write_all(sent.as_bytes()).unwrap();
             stream.shutdown(Shutdown::Write).unwrap();
             let mut received = String::new();
             stream.read_to_string(&mut received).unwrap();
             assert_eq!(
-                steady(&received, &dir),
+                normalized(&received, &dir),
                 exchange.received,
                 "ch-remote {}",
                 exchange.command
             );
         }
-        assert!(vmm.ends_well());
+        assert!(vmm.exits_successfully());
     }
 }
 
 /// `answer` without its date and its length, which is checked; and without process numbers and paths.
-pub(crate) fn steady(answer: &str, dir: &str) -> String {
+pub(crate) fn normalized(answer: &str, dir: &str) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let mut lines = Vec::new();
     for line in head.split("\r\n") {

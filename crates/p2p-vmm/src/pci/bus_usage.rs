@@ -6,12 +6,12 @@ use std::sync::PoisonError;
 use hotplug::SlotBus;
 use p2p_vfio::{AddressRange, Gpa};
 
-use super::bus::{PciBus, children, wires_of_slots};
+use super::bus::{PciBus, children, slot_bus};
 use crate::lock::lock;
 
 /// A bus with slots.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct BusSurvey {
+pub(crate) struct BusUsage {
     /// Its number, and the last of those behind it.
     pub(crate) buses: (u8, u8),
     /// Bus numbers that ports on it lead to.
@@ -26,30 +26,30 @@ pub(crate) struct BusSurvey {
 
 impl PciBus {
     /// Looks at `bus`; `None` if its switch is not there.
-    pub(crate) fn survey(&self, bus: SlotBus) -> Option<BusSurvey> {
+    pub(crate) fn bus_usage(&self, bus: SlotBus) -> Option<BusUsage> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        let wires = wires_of_slots(&nodes, bus)?;
-        let mut survey = BusSurvey {
+        let logical_bus = slot_bus(&nodes, bus)?;
+        let mut usage = BusUsage {
             buses: (0, u8::MAX),
             forwarded: self.windows.clone(),
-            ..BusSurvey::default()
+            ..BusUsage::default()
         };
         if bus != SlotBus::Root {
-            let bridge = nodes.values().find(|node| node.below == wires)?;
+            let bridge = nodes.values().find(|node| node.below == logical_bus)?;
             let bridge = lock(&bridge.function);
             let buses = bridge.buses_below()?;
-            survey.buses = (*buses.start(), *buses.end());
-            survey.forwarded = bridge.last_windows();
+            usage.buses = (*buses.start(), *buses.end());
+            usage.forwarded = bridge.last_windows();
         }
-        let on_bus = nodes.range((wires, u8::MIN, u8::MIN)..=(wires, u8::MAX, u8::MAX));
-        survey.devices = on_bus.map(|((_, device, _), _)| *device).collect();
-        for node in children(&nodes, wires) {
+        let on_bus = nodes.range((logical_bus, u8::MIN, u8::MIN)..=(logical_bus, u8::MAX, u8::MAX));
+        usage.devices = on_bus.map(|((_, device, _), _)| *device).collect();
+        for node in children(&nodes, logical_bus) {
             let function = lock(&node.function);
-            survey
+            usage
                 .taken_buses
                 .extend(function.buses_below().into_iter().flatten());
-            survey.windows.extend(function.last_windows());
+            usage.windows.extend(function.last_windows());
         }
-        Some(survey)
+        Some(usage)
     }
 }

@@ -4,10 +4,15 @@ use super::*;
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it as root"]
-fn the_thread_that_reads_the_host_reads_what_is_everybodys() {
+fn the_host_thread_reads_world_readable_files_only() {
     let dir = tempfile::tempdir().unwrap();
-    let [everybodys, roots] = ["everybodys", "roots"].map(|name| dir.path().join(name));
-    for (path, mode) in [(dir.path(), 0o755), (&everybodys, 0o644), (&roots, 0o600)] {
+    let [world_readable, root_only] =
+        ["world_readable", "root_only"].map(|name| dir.path().join(name));
+    for (path, mode) in [
+        (dir.path(), 0o755),
+        (&world_readable, 0o644),
+        (&root_only, 0o600),
+    ] {
         if path != dir.path() {
             fs::write(path, "x").unwrap();
         }
@@ -22,8 +27,8 @@ fn the_thread_that_reads_the_host_reads_what_is_everybodys() {
     let all_of_each = lengths();
     in_a_thread(|| {
         // Without Landlock, to see that it does not take that.
-        Confinement::new(None, None).enter(Role::Host).unwrap();
-        assert!(File::open(&everybodys).is_ok());
+        Sandbox::new(None, None).enter(Role::Host).unwrap();
+        assert!(File::open(&world_readable).is_ok());
         let status = fs::read_to_string("/proc/thread-self/status").unwrap();
         for line in [
             "Uid:\t65534\t65534\t65534\t65534",
@@ -31,13 +36,13 @@ fn the_thread_that_reads_the_host_reads_what_is_everybodys() {
         ] {
             assert!(status.contains(line), "{line}: {status}");
         }
-        assert_eq!(opens(&everybodys), (true, false));
-        assert_eq!(opens(&roots), (false, false));
+        assert_eq!(can_open(&world_readable), (true, false));
+        assert_eq!(can_open(&root_only), (false, false));
         assert_eq!(lengths(), all_of_each);
         for file in &files {
-            let everybodys = fs::metadata(file).unwrap().mode() & 0o004 != 0;
+            let world_readable = fs::metadata(file).unwrap().mode() & 0o004 != 0;
             let opened = File::open(file).is_ok();
-            assert!(everybodys || !opened, "{}", file.display());
+            assert!(world_readable || !opened, "{}", file.display());
         }
     });
 }

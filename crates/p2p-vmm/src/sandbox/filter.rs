@@ -20,22 +20,22 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
 
 /// What happens at a system call that a filter does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trespass {
+pub(crate) enum ViolationAction {
     /// The process says so and ends.
-    Ends,
+    Trap,
     /// The kernel logs it, and lets it pass.
-    IsLogged,
+    Log,
 }
 
 /// The filter for threads of this kind.
-pub(super) fn compile(role: Role, trespass: Trespass) -> Result<BpfProgram, Error> {
-    let otherwise = match trespass {
-        Trespass::Ends => SeccompAction::Trap,
-        Trespass::IsLogged => SeccompAction::Log,
+pub(super) fn compile(role: Role, action: ViolationAction) -> Result<BpfProgram, Error> {
+    let default_action = match action {
+        ViolationAction::Trap => SeccompAction::Trap,
+        ViolationAction::Log => SeccompAction::Log,
     };
     let filter = SeccompFilter::new(
         rules(role)?,
-        otherwise,
+        default_action,
         SeccompAction::Allow,
         TargetArch::x86_64,
     )?;
@@ -45,9 +45,9 @@ pub(super) fn compile(role: Role, trespass: Trespass) -> Result<BpfProgram, Erro
 /// What threads are installed with besides, before the filter of their kind: `clone3` is not there (`ENOSYS`), so that the C
 /// library starts threads by `clone`, whose flags a filter can see.
 pub(super) fn without_clone3() -> Result<BpfProgram, Error> {
-    let not_there = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    let enosys = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, not_there, TargetArch::x86_64)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, enosys, TargetArch::x86_64)?;
     Ok(filter.try_into()?)
 }
 
@@ -64,11 +64,11 @@ fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
     if role == Role::Main {
         // Threads are all that is started: they share memory, and get no namespaces of their own.
         let threads = libc::CLONE_THREAD | libc::CLONE_VM;
-        let judged = (threads | NAMESPACES).cast_unsigned().into();
+        let checked = (threads | NAMESPACES).cast_unsigned().into();
         let threads = threads.cast_unsigned().into();
         rules.insert(
             libc::SYS_clone,
-            vec![when(0, Op::MaskedEq(judged), threads)?],
+            vec![when(0, Op::MaskedEq(checked), threads)?],
         );
         // The filter before this one answers that there is none.
         rules.insert(libc::SYS_clone3, Vec::new());

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 #[ignore = "needs a kernel with Landlock: cargo xtask test runs it where there is one"]
-fn the_main_thread_keeps_the_files_of_its_first_vm() {
+fn the_main_thread_can_open_only_the_files_of_its_first_vm() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name);
     for name in ["kernel", "serial", "other", "allowed"] {
@@ -21,25 +21,25 @@ fn the_main_thread_keeps_the_files_of_its_first_vm() {
     };
     let rule = format!("path={},access=r", file("allowed").display());
     in_a_thread(|| {
-        let confinement = confinement(None, &[&rule], None);
-        assert_eq!(opens(&file("other")), (true, true));
-        confinement.begin().unwrap();
-        confinement.keep_files_of(&config("kernel")).unwrap();
-        assert!(confinement.keeps_files());
+        let sandbox = sandbox(None, &[&rule], None);
+        assert_eq!(can_open(&file("other")), (true, true));
+        sandbox.begin().unwrap();
+        sandbox.restrict_files_to(&config("kernel")).unwrap();
+        assert!(sandbox.files_restricted());
         // Another VM does not widen it, nor narrow it.
-        confinement.keep_files_of(&config("other")).unwrap();
-        assert_eq!(opens(&file("kernel")), (true, false));
-        assert_eq!(opens(&file("allowed")), (true, false));
-        assert_eq!(opens(&file("serial")), (true, true));
+        sandbox.restrict_files_to(&config("other")).unwrap();
+        assert_eq!(can_open(&file("kernel")), (true, false));
+        assert_eq!(can_open(&file("allowed")), (true, false));
+        assert_eq!(can_open(&file("serial")), (true, true));
         File::create(file("serial")).unwrap();
-        assert_eq!(opens(&file("other")), (false, false));
-        assert_eq!(opens(Path::new("/etc/passwd")), (false, false));
+        assert_eq!(can_open(&file("other")), (false, false));
+        assert_eq!(can_open(Path::new("/etc/passwd")), (false, false));
         assert!(File::create(file("new")).is_err());
         assert!(fs::remove_file(file("other")).is_err());
         assert!(fs::read_dir("/sys/bus/pci/devices").is_ok());
         // The host's topology is read by another thread: BARs of all devices are there too.
         for path in ["/proc/cmdline", "/sys/devices/system/cpu/online"] {
-            assert_eq!(opens(Path::new(path)), (false, false), "{path}");
+            assert_eq!(can_open(Path::new(path)), (false, false), "{path}");
         }
         for file in files_of_functions() {
             assert!(File::open(&file).is_err(), "{}", file.display());
@@ -55,13 +55,13 @@ fn the_main_thread_keeps_the_files_of_its_first_vm() {
 fn the_thread_that_reads_the_host_reads_nothing_else() {
     let elsewhere = tempfile::NamedTempFile::new().unwrap();
     in_a_thread(|| {
-        confinement(None, &[], None).enter(Role::Host).unwrap();
-        assert_eq!(opens(elsewhere.path()), (false, false));
+        sandbox(None, &[], None).enter(Role::Host).unwrap();
+        assert_eq!(can_open(elsewhere.path()), (false, false));
         let online = Path::new("/sys/devices/system/cpu/online");
-        assert_eq!(opens(online), (true, false));
+        assert_eq!(can_open(online), (true, false));
         let parameter = Path::new("/sys/module/printk/parameters/time");
-        assert_eq!(opens(parameter), (true, false));
-        assert_eq!(opens(Path::new("/proc/cmdline")), (true, false));
+        assert_eq!(can_open(parameter), (true, false));
+        assert_eq!(can_open(Path::new("/proc/cmdline")), (true, false));
     });
 }
 
@@ -74,9 +74,9 @@ fn other_threads_open_nothing_and_the_api_removes_its_socket() {
     for role in [Role::Vcpu, Role::Api, Role::Events, Role::Log] {
         fs::write(&socket, "").unwrap();
         in_a_thread(|| {
-            confinement(None, &[], Some(&socket)).enter(role).unwrap();
-            assert_eq!(opens(elsewhere.path()), (false, false), "{role:?}");
-            assert_eq!(opens(&socket), (false, false), "{role:?}");
+            sandbox(None, &[], Some(&socket)).enter(role).unwrap();
+            assert_eq!(can_open(elsewhere.path()), (false, false), "{role:?}");
+            assert_eq!(can_open(&socket), (false, false), "{role:?}");
             assert!(fs::remove_file(elsewhere.path()).is_err(), "{role:?}");
             assert_eq!(fs::remove_file(&socket).is_ok(), role == Role::Api);
         });

@@ -28,7 +28,7 @@ use hotplug::VmConfig;
 use crate::memory;
 
 pub(crate) use files::FileRule;
-pub(crate) use filter::Trespass;
+pub(crate) use filter::ViolationAction;
 
 /// What a thread is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Role {
 
 /// Why a thread could not give up what it does not need. It did not go on.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfineError {
+pub(crate) enum SandboxError {
     #[error("cannot give up capabilities")]
     Capabilities(#[source] io::Error),
     #[error("cannot give up files")]
@@ -88,12 +88,12 @@ pub(crate) enum ConfineError {
 
 /// What the operator wants to be given up.
 #[derive(Debug)]
-pub(crate) struct Confinement {
+pub(crate) struct Sandbox {
     /// What happens at system calls that nobody should make; `None` is nothing.
-    seccomp: Option<Trespass>,
+    seccomp: Option<ViolationAction>,
     files: Option<Files>,
     /// Whether the main thread has given up files.
-    keeps_files: AtomicBool,
+    files_restricted: AtomicBool,
 }
 
 /// What may still be opened besides that which a VM has.
@@ -105,32 +105,32 @@ pub(crate) struct Files {
     pub(crate) socket: Option<PathBuf>,
 }
 
-impl Confinement {
+impl Sandbox {
     /// Nothing is given up yet. Without `seccomp` system calls are not filtered, without `files` all can be opened.
-    pub(crate) fn new(seccomp: Option<Trespass>, files: Option<Files>) -> Self {
+    pub(crate) fn new(seccomp: Option<ViolationAction>, files: Option<Files>) -> Self {
         Self {
             seccomp,
             files,
-            keeps_files: AtomicBool::new(false),
+            files_restricted: AtomicBool::new(false),
         }
     }
 
     /// Prepares the process. Called before there is any other thread.
-    pub(crate) fn prepare(&self) -> Result<(), ConfineError> {
+    pub(crate) fn prepare(&self) -> Result<(), SandboxError> {
         memory::share_heap();
-        if self.seccomp == Some(Trespass::Ends) {
-            violation::watch().map_err(ConfineError::Watch)?;
+        if self.seccomp == Some(ViolationAction::Trap) {
+            violation::watch().map_err(SandboxError::Watch)?;
         }
         Ok(())
     }
 
     /// Gives up what the main thread does not need, nor any that it will start.
-    pub(crate) fn begin(&self) -> Result<(), ConfineError> {
-        capabilities::reduce(Role::Main).map_err(ConfineError::Capabilities)
+    pub(crate) fn begin(&self) -> Result<(), SandboxError> {
+        capabilities::reduce(Role::Main).map_err(SandboxError::Capabilities)
     }
 
     /// Makes this thread one for `role` only. The files of the main thread depend on its first VM.
-    pub(crate) fn enter(&self, role: Role) -> Result<(), ConfineError> {
+    pub(crate) fn enter(&self, role: Role) -> Result<(), SandboxError> {
         if let Some(files) = &self.files {
             match role {
                 Role::Main => {}
@@ -142,18 +142,21 @@ impl Confinement {
             }
         }
         if role == Role::Host {
-            capabilities::become_nobody().map_err(ConfineError::Capabilities)?;
+            capabilities::switch_to_nobody().map_err(SandboxError::Capabilities)?;
         }
-        capabilities::reduce(role).map_err(ConfineError::Capabilities)?;
-        violation::this_thread_is(role);
-        if let Some(trespass) = self.seccomp {
+        capabilities::reduce(role).map_err(SandboxError::Capabilities)?;
+        violation::set_role(role);
+        if let Some(on_violation) = self.seccomp {
             let starts_threads = role == Role::Main;
             let filters = starts_threads.then(filter::without_clone3);
-            for filter in filters.into_iter().chain([filter::compile(role, trespass)]) {
+            for filter in filters
+                .into_iter()
+                .chain([filter::compile(role, on_violation)])
+            {
                 let applied = filter.and_then(|filter| seccompiler::apply_filter(&filter));
                 applied.map_err(|source| {
                     let role = role.name();
-                    ConfineError::Filter { role, source }
+                    SandboxError::Filter { role, source }
                 })?;
             }
         }
@@ -167,11 +170,11 @@ impl Confinement {
 
     /// From now on this thread opens only what a VM like `config` needs, and what the operator allowed besides.
     /// The first VM decides: what was given up does not come back.
-    pub(crate) fn keep_files_of(&self, config: &VmConfig) -> Result<(), ConfineError> {
+    pub(crate) fn restrict_files_to(&self, config: &VmConfig) -> Result<(), SandboxError> {
         let Some(files) = &self.files else {
             return Ok(());
         };
-        if self.keeps_files.load(Ordering::Relaxed) {
+        if self.files_restricted.load(Ordering::Relaxed) {
             return Ok(());
         }
         let rules = FileRule::of_vm(config);
@@ -179,13 +182,13 @@ impl Confinement {
         if !enforced {
             log::warn!("this kernel has no Landlock: the VMM can open all files of its user");
         }
-        self.keeps_files.store(enforced, Ordering::Relaxed);
+        self.files_restricted.store(enforced, Ordering::Relaxed);
         Ok(())
     }
 
     /// Whether the main thread opens only what its first VM has.
-    pub(crate) fn keeps_files(&self) -> bool {
-        self.keeps_files.load(Ordering::Relaxed)
+    pub(crate) fn files_restricted(&self) -> bool {
+        self.files_restricted.load(Ordering::Relaxed)
     }
 }
 

@@ -6,7 +6,7 @@ use hotplug::SlotBus;
 use p2p_vfio::{Address, AddressRange, Apertures, Candidate, Gpa, Ground, PortKind, Spare};
 
 use crate::layout::{GpaRange, Layout};
-use crate::pci::{BusSurvey, DEVICES};
+use crate::pci::{BusUsage, DEVICES};
 
 /// Bus numbers that a switch keeps for members that come later.
 const SPARE_SLOTS: u8 = 16;
@@ -27,42 +27,42 @@ pub(super) fn empty_root(layout: &Layout) -> Ground {
 }
 
 /// A bus with what the guest has on it.
-pub(super) fn live(bus: SlotBus, survey: &BusSurvey, layout: &Layout) -> Ground {
-    let mut ground = match bus {
+pub(super) fn live(bus: SlotBus, usage: &BusUsage, layout: &Layout) -> Ground {
+    let mut resources = match bus {
         SlotBus::Root => empty_root(layout),
-        SlotBus::Switch(_) => inside(survey),
+        SlotBus::Switch(_) => inside_switch(usage),
     };
-    let free = |device: &u8| !survey.devices.contains(device);
-    ground.device_slots.retain(free);
-    ground.switch_slots.retain(free);
-    let (own, last) = survey.buses;
-    let below = |n: &u8| *n > own && *n <= last && !survey.taken_buses.contains(n);
-    ground.buses.retain(below);
-    ground.taken.extend(&survey.windows);
-    ground
+    let free = |device: &u8| !usage.devices.contains(device);
+    resources.device_slots.retain(free);
+    resources.switch_slots.retain(free);
+    let (own, last) = usage.buses;
+    let below = |n: &u8| *n > own && *n <= last && !usage.taken_buses.contains(n);
+    resources.buses.retain(below);
+    resources.taken.extend(&usage.windows);
+    resources
 }
 
 /// The bus of a switch: everything must fit into the windows of its upstream port.
-fn inside(survey: &BusSurvey) -> Ground {
+fn inside_switch(usage: &BusUsage) -> Ground {
     let is_low = |window: &&AddressRange<Gpa>| window.end().value() <= 1 << 32;
-    let low = survey.forwarded.iter().filter(is_low);
+    let low = usage.forwarded.iter().filter(is_low);
     Ground {
-        bus: survey.buses.0,
+        bus: usage.buses.0,
         ports: PortKind::Downstream,
         device_slots: (0..DEVICES).collect(),
         switch_slots: Vec::new(),
         buses: (1..=u8::MAX).collect(),
         apertures: Apertures {
             memory: low.copied().collect(),
-            prefetchable: survey.forwarded.clone(),
+            prefetchable: usage.forwarded.clone(),
         },
-        forwarded: survey.forwarded.clone(),
+        forwarded: usage.forwarded.clone(),
         taken: Vec::new(),
     }
 }
 
 /// What the switch of a domain keeps for members that come later.
-pub(super) fn spare(candidate: &Candidate, layout: &Layout) -> Spare {
+pub(super) fn reserve(candidate: &Candidate, layout: &Layout) -> Spare {
     let share = layout.mmio64.len_bytes() / SPARE_PREFETCHABLE_SHARE;
     let prefetchable = share.clamp(1, MOST_PREFETCHABLE_BYTES);
     let bridges = candidate.bridges.iter();
