@@ -1,4 +1,4 @@
-//! Where an access of the guest goes that memory does not answer: ports, configuration space, BARs.
+//! Dispatch of guest accesses that guest memory does not handle: ports, configuration space, BARs.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::layout::GpaRange;
 use crate::pci::{PciBus, decode_ecam};
 use crate::ports::Ports;
 
-/// Everything that vCPUs reach by exits.
+/// Everything that vCPUs access through VM exits.
 pub(crate) struct GuestBus {
     pub(crate) ports: Ports,
     pci: Arc<PciBus>,
@@ -20,7 +20,7 @@ impl GuestBus {
         Self { ports, pci, ecam }
     }
 
-    /// Reads memory-mapped I/O; all ones where there is nothing.
+    /// Reads memory-mapped I/O; all ones for unclaimed addresses.
     pub(crate) fn mmio_read(&self, gpa: GuestAddress, data: &mut [u8]) {
         match self.ecam.offset_of(gpa) {
             Some(offset) => match decode_ecam(offset, data.len()) {
@@ -31,12 +31,13 @@ impl GuestBus {
         }
     }
 
-    /// Passes on that the hypervisor could not reach memory at `gpa`; whether a device lets go of it.
+    /// Handles a memory fault of the hypervisor at `gpa`. Returns whether a device owned the address and removed its
+    /// mapping.
     pub(crate) fn memory_fault(&self, gpa: GuestAddress) -> bool {
         self.pci.memory_fault(gpa)
     }
 
-    /// Writes memory-mapped I/O; ignored where there is nothing.
+    /// Writes memory-mapped I/O; ignored for unclaimed addresses.
     pub(crate) fn mmio_write(&self, gpa: GuestAddress, data: &[u8]) {
         match self.ecam.offset_of(gpa) {
             Some(offset) => {

@@ -1,4 +1,4 @@
-//! Command line, spelled as cloud-hypervisor's.
+//! Command line, with cloud-hypervisor's option syntax.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::sandbox::{FileRule, Files, Sandbox, ViolationAction};
 #[derive(Debug, Parser)]
 #[command(name = "p2p-vmm", version, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Linux kernel to boot (bzImage); may be left out where the VM comes through the API
+    /// Linux kernel to boot (bzImage); optional with --api-socket
     #[arg(long, value_name = "PATH", required_unless_present = "api_socket")]
     kernel: Option<PathBuf>,
 
@@ -34,7 +34,7 @@ pub(crate) struct Cli {
     )]
     cmdline: String,
 
-    /// Guest memory; the size takes K, M or G
+    /// Guest memory; the size takes a suffix K, M or G
     #[arg(long, value_name = "size=SIZE", default_value = "size=512M")]
     memory: MemoryConfig,
 
@@ -42,21 +42,21 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "boot=COUNT", default_value = "boot=1")]
     cpus: CpusConfig,
 
-    /// Where the guest's serial port ends: tty, file=PATH, null or off
+    /// Host side of the guest's serial port: tty, file=PATH, null or off
     #[arg(long, value_name = "MODE", default_value = "tty")]
     serial: SerialConfig,
 
-    /// Virtio console; there is none, so only off and null are possible
+    /// Virtio console; not implemented, so only off and null are accepted
     #[arg(long, value_name = "MODE", default_value = "off")]
     console: ConsoleConfig,
 
-    /// iommufd=on assigns devices through iommufd or not at all, iommufd=off through VFIO containers; without it,
-    /// iommufd is used if the kernel and all devices have what that takes; iommufd_fd is an inherited /dev/iommu
+    /// iommufd=on assigns devices through iommufd or fails, iommufd=off through VFIO containers; the default is
+    /// iommufd if it is supported by the kernel and by all devices; iommufd_fd is an inherited /dev/iommu
     #[arg(long, value_name = "iommufd=on|off[,iommufd_fd=NUMBER]")]
     platform: Option<PlatformConfig>,
 
-    /// Devices to assign, by path or by inherited descriptor of /dev/vfio/devices/vfioN; p2p=on lets a device do peer-to-peer DMA with the others that have it (and the same
-    /// p2p_domain, if it has one)
+    /// Devices to assign, by sysfs path or by inherited descriptor of /dev/vfio/devices/vfioN; p2p=on allows
+    /// peer-to-peer DMA between this device and the others with p2p=on and the same p2p_domain
     #[arg(
         long,
         value_name = "path=SYSFS|fd=NUMBER[,id=NAME][,p2p=on|off][,p2p_domain=NAME][,expose=FUNCTION+…]",
@@ -65,8 +65,8 @@ pub(crate) struct Cli {
     )]
     device: Vec<DeviceConfig>,
 
-    /// Accept that these are reachable without the IOMMU: functions of others that devices of the VM reach, or devices
-    /// of the VM that others reach; without that such devices are refused
+    /// Accept that these functions are reachable without the IOMMU: functions outside the VM that its devices reach,
+    /// or devices of the VM that functions outside reach; without this option such devices are refused
     #[arg(
         long,
         value_name = "FUNCTION",
@@ -76,24 +76,24 @@ pub(crate) struct Cli {
     )]
     expose: Vec<Sbdf>,
 
-    /// Rules for devices that are no ordinary peers (never, target-only or initiator-only, by vendor and device), and
-    /// exposures that are accepted
+    /// Policy file: devices with restricted P2P (never, target-only or initiator-only, by vendor and device) and
+    /// accepted exposures
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 
-    /// Serve cloud-hypervisor's REST API on a unix socket, for root and this user only
+    /// Serve cloud-hypervisor's REST API on a unix socket, for root and the current user only
     #[arg(long, value_name = "[path=]PATH", value_parser = socket_path)]
     api_socket: Option<PathBuf>,
 
-    /// Write events to a file or an inherited descriptor, as JSON
+    /// Write events as JSON to a file or an inherited descriptor
     #[arg(long, value_name = "path=PATH|fd=NUMBER")]
     event_monitor: Option<MonitorTarget>,
 
-    /// Filter the system calls of every thread; log lets pass what is not expected, and the kernel logs it
+    /// Filter the system calls of every thread; with log the kernel logs unexpected calls and permits them
     #[arg(long, value_name = "true|false|log", default_value = "true")]
     seccomp: Seccomp,
 
-    /// Open no files but those of the first VM, where the kernel has Landlock
+    /// Open only the files of the first VM, if the kernel supports Landlock
     #[arg(
         long,
         value_name = "true|false",
@@ -104,16 +104,16 @@ pub(crate) struct Cli {
     )]
     landlock: bool,
 
-    /// What may be opened besides, such as the kernels of VMs that come through the API
+    /// More files that may be opened, for example kernels of VMs that are created through the API
     #[arg(long, value_name = "path=PATH,access=r|rw", num_args = 1.., action = ArgAction::Append)]
     landlock_rules: Vec<FileRule>,
 
-    /// Say more on standard error (-v: info, -vv: debug, -vvv: trace)
+    /// Log more to standard error (-v: info, -vv: debug, -vvv: trace)
     #[arg(short, action = ArgAction::Count)]
     verbose: u8,
 }
 
-/// What to do about unexpected system calls, in cloud-hypervisor's words.
+/// What to do on an unexpected system call; the values are cloud-hypervisor's.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Seccomp {
     True,
@@ -132,7 +132,7 @@ impl Seccomp {
 }
 
 impl Cli {
-    /// How much the log says.
+    /// The log level that `-v` selects.
     pub(crate) fn log_level(&self) -> LevelFilter {
         match self.verbose {
             0 => LevelFilter::Warn,
@@ -142,7 +142,7 @@ impl Cli {
         }
     }
 
-    /// What was asked for.
+    /// The parsed request.
     pub(crate) fn into_request(self) -> Request {
         let vm = self.kernel.map(|kernel| VmConfig {
             cpus: self.cpus,
@@ -172,20 +172,20 @@ impl Cli {
     }
 }
 
-/// What the operator asked for.
+/// The operator's request.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// What the VMM does not need.
+    /// The sandbox of the process.
     pub(crate) sandbox: Arc<Sandbox>,
-    /// The VM to boot; none if it is to come through the API.
+    /// The VM to boot; `None` if it is created through the API.
     pub(crate) vm: Option<VmConfig>,
     /// The policy file.
     pub(crate) policy: Option<PathBuf>,
-    /// Functions whose exposure is accepted.
+    /// Functions whose exposure the operator accepts.
     pub(crate) expose: Vec<Sbdf>,
-    /// Where to serve the API.
+    /// Path of the API socket.
     pub(crate) api_socket: Option<PathBuf>,
-    /// Where events go.
+    /// Target of the event log.
     pub(crate) event_monitor: Option<MonitorTarget>,
 }
 

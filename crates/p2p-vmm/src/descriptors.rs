@@ -1,30 +1,31 @@
-//! The descriptors of this process: how many there may be, and how many are kept for what must always work.
+//! Limits of file descriptors for this process.
 //!
-//! A guest decides how many interrupt vectors it enables, and each takes a descriptor. Whatever it does, clients are
-//! answered, devices are unplugged and mappings are revoked.
+//! A guest decides how many interrupt vectors it enables, and each takes a descriptor. Descriptors are therefore
+//! reserved for API clients, for hotplug and for revoking mappings.
 
 use std::io;
 
 use p2p_vfio::DescriptorLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Clients of the API, of which it serves 256 at once, and files that are read for an answer.
+/// Reserved for clients of the API, of which the server accepts 256 at once, and for files that are read for a
+/// response.
 const ALWAYS: u64 = 320;
-/// Devices that come when vectors have taken all that they may.
+/// Reserved for devices that are added after interrupt vectors have used their share.
 const DEVICES: u64 = 64;
-/// Numbers above the first free one that an added device may need: groups, contexts, notices, a pin.
+/// Descriptors that an added device may need: groups, contexts, VFIO event descriptors, an interrupt pin.
 const PER_DEVICE: u64 = 16;
 
-/// Bounds within which descriptors are taken.
+/// Limits for the users of descriptors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Descriptors {
-    /// Of interrupt vectors.
+    /// For interrupt vectors.
     pub(crate) vectors: DescriptorLimit,
     devices: DescriptorLimit,
 }
 
 impl Descriptors {
-    /// Lets this process have as many as it may (`RLIMIT_NOFILE`), and bounds what may take them.
+    /// Raises the soft limit of this process (`RLIMIT_NOFILE`) to the hard limit, and divides it.
     pub(crate) fn raise() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let raised = Rlimit {
@@ -41,7 +42,7 @@ impl Descriptors {
         Self::with_limit(limit.unwrap_or(u64::MAX))
     }
 
-    /// For a process that may have `limit`. Half of few is kept.
+    /// For a process with a limit of `limit` descriptors. At most half of a small limit is reserved.
     fn with_limit(limit: u64) -> Self {
         let always = ALWAYS.min(limit / 3);
         let vectors = always + DEVICES.min(limit / 6);
@@ -51,10 +52,10 @@ impl Descriptors {
         }
     }
 
-    /// Whether an added device leaves what must always work its descriptors.
+    /// Checks that an added device leaves the reserved descriptors free.
     ///
     /// # Errors
-    /// `EMFILE` if not.
+    /// `EMFILE` if it does not.
     pub(crate) fn check_room_for_device(self) -> io::Result<()> {
         self.devices.eventfd().map(drop)
     }
@@ -73,7 +74,7 @@ mod tests {
     #[test]
     fn the_limit_is_raised_and_the_last_descriptors_are_reserved() {
         if std::env::var_os(CHILD).is_none() {
-            // The limit is that of a process, so there is one for it.
+            // The limit applies to a process, so the test runs in a child process.
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "--nocapture", "--test-threads=1"])
                 .arg(
@@ -103,7 +104,7 @@ mod tests {
         };
         let vectors = take_all(descriptors.vectors);
         assert!(vectors.len() > 1024 - 384 - 32, "{}", vectors.len());
-        // Devices can still come, but not without end.
+        // Devices can still be added, up to their limit.
         descriptors.check_room_for_device().unwrap();
         let devices = take_all(descriptors.devices);
         assert!(devices.len() >= 32);

@@ -1,10 +1,10 @@
 //! The assigned devices of a VM, from the request to the release. The main thread owns all of this.
 //!
 //! ```text
-//! judge ──▶ open (IOMMU contexts) ──▶ lay out (guest's buses, windows, BARs) ──▶ assign, plug ──▶ slot ──▶ release
+//! judge ──▶ open (IOMMU contexts) ──▶ lay out (buses, windows, BARs) ──▶ assign, plug ──▶ slot ──▶ release
 //! ```
-//! What a VM has when it boots and what comes later go the same way, and so everything may go again. A failure on the
-//! way leaves nothing behind: descriptors, windows, mappings and slots are values that end with the attempt.
+//! Devices at boot and devices that are added later take the same steps. A failure undoes all earlier steps:
+//! descriptors, windows, mappings and slots are values that are dropped with the attempt.
 
 mod add;
 mod boot;

@@ -1,4 +1,4 @@
-//! Why a VM ends, and how whoever notices tells the main thread.
+//! Why a VM ends, and how the other threads report it to the main thread.
 
 use std::io;
 use std::sync::Mutex;
@@ -10,17 +10,17 @@ use crate::lock::lock;
 /// Why a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum VmExit {
-    /// The guest switched itself off.
+    /// The guest powered off.
     PowerOff,
-    /// The guest asked for a reset, or fell over; the text says how.
+    /// The guest requested a reset or had a triple fault; the text says which.
     Reset(&'static str),
-    /// A signal asked the VMM to end.
+    /// A signal requested the end of the VMM.
     Signal(i32),
-    /// The VM cannot go on; the text says why.
+    /// The VM cannot continue; the text says why.
     Failed(String),
 }
 
-/// The one place where the end of a VM is announced; the first announcement counts.
+/// The requested end of a VM; the first request counts.
 #[derive(Debug)]
 pub(crate) struct ExitRequest {
     first: Mutex<Option<VmExit>>,
@@ -35,7 +35,7 @@ impl ExitRequest {
         })
     }
 
-    /// Asks for the end of the VM.
+    /// Requests the end of the VM.
     pub(crate) fn request(&self, exit: VmExit) {
         lock(&self.first).get_or_insert(exit);
         if let Err(error) = self.event.write(1) {
@@ -43,18 +43,18 @@ impl ExitRequest {
         }
     }
 
-    /// What was asked for first, if anything was.
+    /// The first request, if there is one.
     pub(crate) fn requested(&self) -> Option<VmExit> {
         lock(&self.first).clone()
     }
 
-    /// Makes the event wait for the next request.
+    /// Resets the event, so that it waits for the next request.
     pub(crate) fn clear_event(&self) {
-        // Nothing to read is no error.
+        // An event without a count is no error.
         let _ = self.event.read();
     }
 
-    /// Readable as soon as the end was asked for.
+    /// Readable once the end was requested.
     pub(crate) fn event(&self) -> &EventFd {
         &self.event
     }

@@ -1,8 +1,9 @@
-//! The thread that reads the host's topology: the only one that opens files of devices in sysfs.
+//! The thread that reads the host's topology. It is the only thread that opens files of devices in sysfs.
 //!
-//! A thread that can open any file below `/sys/devices` can map BARs of devices that are not its own (`resourceN`). Which
-//! devices there are changes while the VM runs, and with them the files, so no rule by path tells them apart. This thread
-//! is nobody's user instead: what everybody may read is what it needs, and `resourceN` is root's.
+//! A thread that can open any file below `/sys/devices` can map BARs of any device (`resourceN`). The devices of the
+//! host and their files change while the VM runs, so rules by path cannot tell the VM's devices from others. This
+//! thread therefore runs as the user nobody: it needs only files that everybody may read, and `resourceN` belongs to
+//! root.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,7 +13,7 @@ use anyhow::Context;
 use iommu_group::SysfsError;
 use p2p_vfio::{HostView, Policy};
 
-/// How long the host may take to be read. Thousands of functions take less than a second.
+/// Timeout for a read of the host. A host with thousands of functions takes less than a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Request {
@@ -20,14 +21,14 @@ struct Request {
     reply: Sender<Result<HostView, SysfsError>>,
 }
 
-/// The thread, and by what devices are judged. It ends when this is dropped.
+/// The thread, and the policy for its snapshots. The thread ends when this is dropped.
 pub(crate) struct HostReader {
     policy: Policy,
     requests: Sender<Request>,
 }
 
 impl HostReader {
-    /// Starts the thread with `first`, which takes its rights away.
+    /// Starts the thread, which first calls `first` to drop its rights.
     pub(crate) fn start(
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
@@ -39,14 +40,14 @@ impl HostReader {
         })
     }
 
-    /// The same with another policy.
+    /// The same reader with another policy.
     pub(crate) fn with_policy(self, policy: Policy) -> Self {
         Self { policy, ..self }
     }
 
-    /// The host as it is now.
+    /// A snapshot of the host.
     ///
-    /// What sysfs says is [`SysfsError`].
+    /// Errors of sysfs are [`SysfsError`].
     pub(crate) fn view(&self) -> anyhow::Result<HostView> {
         let (reply, answer) = channel();
         let policy = self.policy.clone();
@@ -54,13 +55,13 @@ impl HostReader {
         sent.ok()
             .context("the thread that reads the host has ended")?;
         let answer = answer.recv_timeout(TIMEOUT);
-        Ok(answer.context("the host could not be read in time")??)
+        Ok(answer.context("the read of the host timed out")??)
     }
 }
 
 fn serve(waiting: &Receiver<Request>) {
     for Request { policy, reply } in waiting {
-        // Whoever has asked may have given up.
+        // The requester may have timed out.
         let _ = reply.send(HostView::read(policy));
     }
 }

@@ -1,7 +1,7 @@
-//! Interrupts into the guest: KVM's GSI routing table and the eventfds that raise a GSI.
+//! Interrupts of the guest: KVM's GSI routing table and the eventfds that raise a GSI.
 //!
-//! GSIs 0 to 23 are the pins of the I/O APIC; the others are routed to one message (MSI) each. There is no 8259:
-//! the guest is told so in the MADT and FADT.
+//! GSIs 0 to 23 are the pins of the I/O APIC. Each of the others is routed to one message (MSI). There is no 8259,
+//! which the MADT and the FADT say.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::lock::lock;
 
-/// Pins of KVM's I/O APIC; also the first GSI for messages.
+/// Pins of KVM's I/O APIC, and the first GSI for messages.
 const IOAPIC_PINS: u32 = 24;
 /// Size of KVM's routing table (linux 7.2 include/linux/kvm_host.h: KVM_MAX_IRQ_ROUTES).
 const MAX_ROUTES: u32 = 4096;
@@ -34,13 +34,13 @@ impl Gsi {
         Self(pin as u32)
     }
 
-    /// The number as KVM and ACPI know it.
+    /// The number for KVM and ACPI.
     pub(crate) fn number(self) -> u32 {
         self.0
     }
 }
 
-/// Why an interrupt could not be set up or taken down.
+/// An interrupt could not be set up or released.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IrqError {
     #[error("all {MAX_ROUTES} entries of KVM's interrupt routing table are in use")]
@@ -60,7 +60,7 @@ pub(crate) enum IrqError {
     Detach { gsi: u32, source: kvm_ioctls::Error },
 }
 
-/// Owner of the routing table of a VM. Every change gives KVM the whole table.
+/// The routing table of a VM. KVM gets the whole table at every change.
 #[derive(Debug)]
 pub(crate) struct KvmRoutes {
     vm: Arc<VmFd>,
@@ -69,7 +69,7 @@ pub(crate) struct KvmRoutes {
 }
 
 impl KvmRoutes {
-    /// Takes over the routing table of `vm` and connects the pins of the I/O APIC.
+    /// Sets the routing table of `vm` and connects the pins of the I/O APIC.
     pub(crate) fn new(vm: Arc<VmFd>) -> Result<Self, IrqError> {
         let router = Self {
             vm,
@@ -79,7 +79,7 @@ impl KvmRoutes {
         Ok(router)
     }
 
-    /// Reserves a GSI for a message; it goes nowhere until [`Self::set`].
+    /// Allocates a GSI for a message. It has no route until [`Self::set`].
     pub(crate) fn allocate(&self) -> Result<Gsi, IrqError> {
         let mut messages = lock(&self.messages);
         let gsi = lowest_free(&messages).ok_or(IrqError::Exhausted)?;
@@ -94,33 +94,33 @@ impl KvmRoutes {
         })
     }
 
-    /// Gives an allocated GSI back; its eventfds must have been detached.
+    /// Frees an allocated GSI; its eventfds must have been detached.
     pub(crate) fn free(&self, gsi: Gsi) -> Result<(), IrqError> {
         self.change(gsi, |messages| {
             messages.remove(&gsi);
         })
     }
 
-    /// Lets a write to `event` raise `gsi`.
+    /// Connects `event` to `gsi`: a write to `event` raises it.
     pub(crate) fn attach(&self, gsi: Gsi, event: &EventFd) -> Result<(), IrqError> {
         self.vm
             .register_irqfd(event, gsi.0)
             .map_err(|source| IrqError::Attach { gsi: gsi.0, source })
     }
 
-    /// Undoes [`Self::attach`].
+    /// Disconnects `event` from `gsi`.
     pub(crate) fn detach(&self, gsi: Gsi, event: &EventFd) -> Result<(), IrqError> {
         self.vm
             .unregister_irqfd(event, gsi.0)
             .map_err(|source| IrqError::Detach { gsi: gsi.0, source })
     }
 
-    /// How many routes to messages there are.
+    /// Number of routes to messages.
     pub(crate) fn message_count(&self) -> usize {
         lock(&self.messages).len()
     }
 
-    /// Changes the table, in KVM first: if KVM refuses, nothing has changed.
+    /// Changes the table, in KVM first: if KVM refuses, nothing changes.
     fn change(
         &self,
         gsi: Gsi,
@@ -174,7 +174,7 @@ impl MsiRouter for KvmRoutes {
     }
 }
 
-/// A level-triggered pin of the I/O APIC, as one of the devices on it sees it.
+/// A level-triggered pin of the I/O APIC, for one of the devices that share it.
 #[derive(Debug)]
 pub(crate) struct KvmLine {
     routes: Arc<KvmRoutes>,
@@ -218,7 +218,7 @@ fn low_half(address: u64) -> u32 {
     address as u32
 }
 
-/// The lowest GSI for messages that is not in use.
+/// The lowest free GSI for messages.
 fn lowest_free(used: &BTreeMap<Gsi, Option<MsiMessage>>) -> Option<Gsi> {
     (IOAPIC_PINS..MAX_ROUTES)
         .map(Gsi)

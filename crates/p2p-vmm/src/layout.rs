@@ -1,15 +1,15 @@
 //! Guest-physical address map: a pure function from the size of memory to regions.
 //!
 //! ```text
-//! 0            ┌ RAM (in as many regions as there are holes, plus one)
-//! 0xb000_0000  ├ PCIe configuration space (ECAM), 256 buses; lower if a fixed PCI window is there
+//! 0            ┌ RAM (one region more than there are holes)
+//! 0xb000_0000  ├ PCIe configuration space (ECAM), 256 buses; lower if a fixed PCI window overlaps it
 //! 0xc000_0000  ├ 32-bit PCI window
 //! 0xfec0_0000  ├ I/O APIC, local APICs
-//! 4 GiB        ├ RAM, as far as it did not fit below
-//! next 1 GiB   └ 64-bit PCI window: the largest space that is left
+//! 4 GiB        ├ RAM that does not fit below
+//! next 1 GiB   └ 64-bit PCI window: the largest free range
 //! ```
-//! PCI windows that must be at a certain address (those of peers that the host's switch reaches by bus address) may be
-//! anywhere; RAM and ECAM keep clear of them.
+//! Fixed PCI windows may be anywhere: they are the windows of peers that the host's switch reaches by bus address.
+//! RAM and ECAM do not overlap them.
 
 use std::fmt;
 
@@ -18,16 +18,16 @@ use vm_memory::GuestAddress;
 
 /// 1 GiB in bytes.
 const GIB: u64 = 1 << 30;
-/// Unit of every region in bytes.
+/// Alignment of every region in bytes.
 const PAGE_BYTES: u64 = 4096;
-/// First address that 32 bits cannot express.
+/// First address above 32 bits.
 const FOUR_GIB: u64 = 4 * GIB;
 
 /// Base of the 32-bit PCI window, and end of the RAM below 4 GiB.
 const MMIO32_START: u64 = 0xc000_0000;
 /// End of the 32-bit PCI window: the I/O APIC.
 const MMIO32_END: u64 = 0xfec0_0000;
-/// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2). It is aligned to its size.
+/// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2). ECAM is aligned to its size.
 const ECAM_BYTES: u64 = 256 << 20;
 
 /// Half-open range of guest-physical addresses.
@@ -38,7 +38,7 @@ pub(crate) struct GpaRange {
 }
 
 impl GpaRange {
-    /// The range from `start` up to and without `end`; empty if `end` is not above `start`.
+    /// The range from `start` up to `end`, which is not part of it; empty if `end` is not above `start`.
     pub(crate) const fn new(start: u64, end: u64) -> Self {
         Self { start, end }
     }
@@ -48,7 +48,7 @@ impl GpaRange {
         GuestAddress(self.start)
     }
 
-    /// First address behind the range.
+    /// First address after the range.
     pub(crate) fn end(&self) -> GuestAddress {
         GuestAddress(self.end)
     }
@@ -58,19 +58,19 @@ impl GpaRange {
         self.end.saturating_sub(self.start)
     }
 
-    /// Distance of `gpa` from the start in bytes, if it is inside.
+    /// Offset of `gpa` in the range in bytes, if it is inside.
     pub(crate) fn offset_of(&self, gpa: GuestAddress) -> Option<u64> {
         (self.start..self.end)
             .contains(&gpa.0)
             .then(|| gpa.0 - self.start)
     }
 
-    /// The same range as devices know it; `None` if it is empty.
+    /// The range as `p2p-vfio` represents it; `None` if it is empty.
     pub(crate) fn address_range(&self) -> Option<AddressRange<Gpa>> {
         AddressRange::new(Gpa::new(self.start), self.len_bytes())
     }
 
-    /// The part that both ranges have.
+    /// The overlap of both ranges.
     pub(crate) fn intersect(&self, other: &Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }
@@ -94,7 +94,7 @@ impl fmt::Display for GpaRange {
     }
 }
 
-/// Why no layout exists for what was asked.
+/// There is no layout for a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LayoutError {
     #[error(
@@ -103,7 +103,9 @@ pub(crate) enum LayoutError {
     TooLarge { ram_bytes: u64, limit: u64 },
     #[error("hole {hole} in guest memory is not page aligned")]
     UnalignedHole { hole: GpaRange },
-    #[error("no room for PCIe configuration space below 3 GiB: peers' windows are everywhere")]
+    #[error(
+        "no room for PCIe configuration space below 3 GiB: windows of peers occupy every aligned range"
+    )]
     NoEcam,
     #[error("a peer's window must be at its bus address {window}, where {what} is")]
     Fixed {
@@ -111,30 +113,30 @@ pub(crate) enum LayoutError {
         what: &'static str,
     },
     #[error(
-        "a peer's window must be at its bus address {window}, but CPU and IOMMU address nothing from {limit:#x} on
+        "a peer's window must be at its bus address {window}, but CPU and IOMMU cannot use addresses from {limit:#x} on
        leave p2p off, or have the host's firmware put BARs below that"
     )]
     OutOfReach { window: GpaRange, limit: u64 },
 }
 
-/// What a layout is made from.
+/// Parameters of a layout.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LayoutRequest<'a> {
     /// Guest memory in bytes, whole pages.
     pub(crate) ram_bytes: u64,
     /// End of the usable addresses in bytes.
     pub(crate) limit: u64,
-    /// Where nothing may be that devices reach, page aligned, in any order: what the IOMMU cannot translate, and what
-    /// a switch of the host would take for others.
+    /// Ranges that must stay unused by RAM and movable windows, page aligned, in any order: ranges that the IOMMU
+    /// cannot translate, and ranges that a switch of the host routes elsewhere.
     pub(crate) holes: &'a [GpaRange],
-    /// PCI windows that must be where they are, although they are holes, in any order.
+    /// PCI windows at fixed addresses, in any order. They may lie in holes.
     pub(crate) fixed: &'a [GpaRange],
 }
 
 /// Guest-physical address map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// RAM regions in ascending order; they do not touch each other.
+    /// RAM regions in ascending order; no two are adjacent.
     pub(crate) ram: Vec<GpaRange>,
     /// Free parts of the 32-bit PCI window.
     pub(crate) mmio32: Vec<GpaRange>,
@@ -142,7 +144,7 @@ pub(crate) struct Layout {
     pub(crate) ecam: GpaRange,
     /// Free 64-bit PCI window.
     pub(crate) mmio64: GpaRange,
-    /// What the host bridge forwards: the PCI windows, fixed ones included, ascending and apart.
+    /// Ranges that the host bridge forwards: all PCI windows, fixed ones included, ascending and disjoint.
     pub(crate) pci: Vec<GpaRange>,
 }
 
@@ -191,7 +193,7 @@ impl Layout {
     }
 }
 
-/// Fixed windows must be possible PCI windows.
+/// Checks that fixed windows are at addresses where a PCI window is possible.
 fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
     let forbidden = [
         (GpaRange::new(0, 0x10_0000), "the first MiB of RAM"),
@@ -219,7 +221,7 @@ fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
     Ok(())
 }
 
-/// The highest aligned place below the 32-bit PCI window that no fixed window needs; RAM at its start stays.
+/// The highest aligned range below the 32-bit PCI window that overlaps no fixed window. Address 0 is left to RAM.
 fn place_ecam(fixed: &[GpaRange]) -> Option<GpaRange> {
     let candidates = (1..MMIO32_START / ECAM_BYTES).rev();
     candidates
@@ -227,7 +229,7 @@ fn place_ecam(fixed: &[GpaRange]) -> Option<GpaRange> {
         .find(|ecam| fixed.iter().all(|w| w.intersect(ecam).len_bytes() == 0))
 }
 
-/// The ranges, ascending, with those that overlap or touch made one.
+/// The union of the ranges, ascending; overlapping and adjacent ranges are merged.
 fn union<'a>(ranges: impl Iterator<Item = &'a GpaRange>) -> Vec<GpaRange> {
     let mut sorted: Vec<GpaRange> = ranges.copied().collect();
     sorted.sort_by_key(|range| range.start);
@@ -241,7 +243,7 @@ fn union<'a>(ranges: impl Iterator<Item = &'a GpaRange>) -> Vec<GpaRange> {
     merged
 }
 
-/// What is left of `room` without `holes`, ascending.
+/// The parts of `room` outside of `holes`, ascending.
 fn subtract(room: &[GpaRange], holes: &[GpaRange]) -> Result<Vec<GpaRange>, LayoutError> {
     let mut holes = holes.to_vec();
     holes.sort_by_key(|hole| hole.start);
@@ -264,7 +266,7 @@ fn subtract(room: &[GpaRange], holes: &[GpaRange]) -> Result<Vec<GpaRange>, Layo
     Ok(free)
 }
 
-/// Takes `bytes` from the start of `free`; the second value is what did not fit.
+/// Takes `bytes` from the start of `free`. The second value is the number of bytes that did not fit.
 fn fill(free: &[GpaRange], mut bytes: u64) -> (Vec<GpaRange>, u64) {
     let mut taken = Vec::new();
     for area in free {

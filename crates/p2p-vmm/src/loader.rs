@@ -1,4 +1,4 @@
-//! Puts a Linux kernel, its initramfs, command line and boot parameters into guest memory.
+//! Loads a Linux kernel, its initramfs, command line and boot parameters into guest memory.
 //!
 //! Follows the 64-bit boot protocol (linux 7.2 Documentation/arch/x86/boot.rst).
 
@@ -22,26 +22,26 @@ use placement::{place_high, place_low};
 use reset_vector::RESET_VECTOR;
 use zero_page::{BootParameters, E820Error};
 
-/// Where the tables of [`crate::acpi`] go: what firmware would call the BIOS area.
+/// Guest memory for the tables of [`crate::acpi`], in the BIOS area.
 pub(crate) const ACPI_AREA: GpaRange = GpaRange::new(0xe_0000, 0xf_f000);
 /// Boot parameters ("zero page").
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 /// Command line.
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
-/// Room for the command line in bytes.
+/// Maximum length of the command line in bytes.
 const CMDLINE_MAX_BYTES: u32 = 0x1_0000;
-/// 64-bit entry point, as a distance from the loaded kernel.
+/// Offset of the 64-bit entry point in the loaded kernel.
 const ENTRY_64_OFFSET: u64 = 0x200;
 /// xloadflags bit 0: the kernel has a 64-bit entry point.
 const XLF_KERNEL_64: u16 = 1;
 /// First protocol version with `init_size` and `pref_address`.
 const MIN_PROTOCOL: u16 = 0x20c;
-/// An initramfs starts at a page.
+/// Alignment of an initramfs in bytes.
 const PAGE_BYTES: u64 = 4096;
-/// End of what a 32-bit register reaches.
+/// First address above 32 bits.
 const FOUR_GIB: u64 = 1 << 32;
 
-/// Why a guest could not be loaded.
+/// A guest could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
     #[error("cannot open {path}")]
@@ -53,20 +53,22 @@ pub(crate) enum LoadError {
     #[error("cannot load {path}: {reason}")]
     LoadKernel {
         path: PathBuf,
-        /// Its text has the whole chain of causes.
+        /// Its text includes all causes.
         reason: linux_loader::loader::Error,
     },
     #[error("{path} is too old or has no 64-bit entry (boot protocol {version:#x})")]
     UnsupportedKernel { path: PathBuf, version: u16 },
-    #[error("no RAM region has {bytes:#x} bytes in a row for {path}; give the guest more memory")]
+    #[error(
+        "cannot place {path}: no RAM region has {bytes:#x} contiguous bytes; give the guest more memory"
+    )]
     NoRoom { path: PathBuf, bytes: u64 },
-    #[error("the command line has {len} bytes, {path} takes {limit}")]
+    #[error("the command line has {len} bytes, but {path} accepts at most {limit}")]
     CmdlineTooLong {
         path: PathBuf,
         len: usize,
         limit: u32,
     },
-    #[error("the command line is not acceptable")]
+    #[error("the command line has invalid characters or is too long")]
     Cmdline(#[from] linux_loader::cmdline::Error),
     #[error("cannot write the command line to guest memory")]
     WriteCmdline(#[source] linux_loader::loader::Error),
@@ -80,7 +82,7 @@ pub(crate) enum LoadError {
     E820(#[from] E820Error),
 }
 
-/// What to boot.
+/// The files and the command line to boot.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BootSource<'a> {
     pub(crate) kernel: &'a Path,
@@ -88,16 +90,16 @@ pub(crate) struct BootSource<'a> {
     pub(crate) cmdline: &'a str,
 }
 
-/// Where the first vCPU starts.
+/// Initial state of the first vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BootEntry {
     /// First instruction.
     pub(crate) entry: GuestAddress,
-    /// Boot parameters, preopened over in RSI.
+    /// Boot parameters; RSI has their address.
     pub(crate) zero_page: GuestAddress,
 }
 
-/// Loads everything that a guest needs to start.
+/// Loads the kernel and everything that it needs to boot.
 pub(crate) fn load(
     memory: &GuestMemoryMmap,
     layout: &Layout,
@@ -146,7 +148,7 @@ pub(crate) fn load(
 
 struct LoadedKernel {
     header: setup_header,
-    /// What the kernel needs until it has its own memory map.
+    /// Memory that the kernel needs until it has its own memory map.
     room: GpaRange,
 }
 
@@ -180,7 +182,7 @@ fn load_kernel(
     })
 }
 
-/// The setup header in `file`, checked for what the 64-bit protocol needs.
+/// The setup header of `file`, checked against the requirements of the 64-bit protocol.
 fn read_header(file: &mut File, path: &Path) -> Result<setup_header, LoadError> {
     let header = zero_page::read_setup_header(file).map_err(|source| LoadError::Read {
         path: path.to_owned(),
@@ -286,7 +288,7 @@ mod tests {
         let error = check_cmdline(&source, 9).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the command line has 10 bytes, /k takes 9"
+            "the command line has 10 bytes, but /k accepts at most 9"
         );
     }
 

@@ -1,10 +1,11 @@
 //! Log to standard error, one line per message.
 //!
 //! ```text
-//! any thread ──line──▶ queue (the last thousand) ──▶ thread "log" ──write──▶ standard error
+//! any thread ──line──▶ queue (the last 1024) ──▶ thread "log" ──write──▶ standard error
 //! ```
-//! Before that thread is started, and after it has ended, lines are written by who logs. In between nobody waits for a
-//! reader of standard error: messages are logged with devices locked. What the queue does not hold is dropped and counted.
+//! Before that thread starts, and after it has ended, the logging thread writes its lines itself. In between no
+//! thread waits for the reader of standard error, because messages are logged while devices are locked. Lines that do
+//! not fit into the queue are dropped and counted.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -15,19 +16,19 @@ use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
 
 use crate::lock::lock;
 
-/// How many lines wait for the thread at most.
+/// Most lines in the queue.
 const MAX_LINES: usize = 1024;
-/// How long the end of the process waits for a reader of its last lines.
+/// How long the end of the process waits until the last lines are written.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who writes.
+/// Which thread writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Who logs.
+    /// The thread that logs.
     Direct,
-    /// The thread.
+    /// The log thread.
     Queued,
-    /// The thread, for the last time.
+    /// The log thread, until the queue is empty.
     Ending,
 }
 
@@ -37,7 +38,7 @@ struct State {
     dropped: u64,
 }
 
-/// Lines on their way to standard error.
+/// Lines that wait to be written.
 struct Queue {
     state: Mutex<State>,
     changed: Condvar,
@@ -55,7 +56,7 @@ impl Queue {
         }
     }
 
-    /// Takes a line for the thread, or gives it back if there is none.
+    /// Queues a line for the log thread, or returns it if that thread does not run.
     fn put(&self, line: String) -> Option<String> {
         let mut state = lock(&self.state);
         if state.mode == Mode::Direct {
@@ -71,7 +72,7 @@ impl Queue {
         None
     }
 
-    /// The thread: writes until the end. Nothing is locked while it writes.
+    /// The log thread: writes until the end. The queue is not locked during a write.
     fn drain(&self, mut sink: impl Write) {
         loop {
             let state = lock(&self.state);
@@ -87,7 +88,7 @@ impl Queue {
                 return;
             }
             drop(state);
-            // There is nowhere to report that standard error is gone.
+            // An error of standard error cannot be reported.
             for line in lines {
                 let _ = sink.write_all(line.as_bytes());
             }
@@ -107,7 +108,7 @@ impl Queue {
         waited.unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Ends the thread when it has written what it has, or leaves it alone after `patience`.
+    /// Waits until the log thread has written all lines and ended, at most `timeout`.
     fn end(&self, timeout: Duration) {
         let mut state = lock(&self.state);
         state.mode = Mode::Ending;
@@ -137,7 +138,7 @@ impl Log for StderrLogger {
         let level = record.level().as_str().to_ascii_lowercase();
         let line = format!("p2p-vmm {elapsed:9.3}s {level}: {}\n", record.args());
         if let Some(line) = self.queue.put(line) {
-            // There is nowhere left to report that standard error is gone.
+            // An error of standard error cannot be reported.
             let _ = io::stderr().write_all(line.as_bytes());
         }
     }
@@ -148,7 +149,7 @@ impl Log for StderrLogger {
 /// The log of this process.
 pub(crate) struct Logger(Arc<Queue>);
 
-/// Makes standard error the log of this process; times are seconds since this call.
+/// Makes standard error the log of this process. Times are seconds since this call.
 pub(crate) fn init(level: LevelFilter) -> Result<Logger, SetLoggerError> {
     let queue = Arc::new(Queue::new());
     log::set_boxed_logger(Box::new(StderrLogger {
@@ -160,14 +161,14 @@ pub(crate) fn init(level: LevelFilter) -> Result<Logger, SetLoggerError> {
 }
 
 impl Logger {
-    /// Lets a thread of its own write from now on, until what is returned is dropped. The thread begins with `first`, which
-    /// may take rights away from it: to write is all that it needs.
+    /// Starts a thread that writes the log until the returned value is dropped. The thread first calls `first`, which
+    /// may drop its rights: it only needs to write.
     pub(crate) fn in_background(
         self,
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Background> {
         let queue = Arc::clone(&self.0);
-        // Before the thread, which ends at once if nothing is queued.
+        // Before the thread starts: it ends at once in mode `Direct`.
         lock(&self.0.state).mode = Mode::Queued;
         let started = hotplug::start_thread("log", first, move || queue.drain(io::stderr()));
         if started.is_err() {
@@ -177,7 +178,7 @@ impl Logger {
     }
 }
 
-/// The thread that writes the log. Dropping it writes the last lines, within two seconds.
+/// The log thread. Dropping this writes the last lines, within two seconds.
 pub(crate) struct Background(Arc<Queue>);
 
 impl Drop for Background {
@@ -192,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what is written once it is told to.
+    /// Writes a line for every message on `go`.
     struct SlowSink {
         go: Receiver<()>,
         written: Sender<String>,
@@ -200,7 +201,7 @@ mod tests {
 
     impl Write for SlowSink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Whoever is gone waits for nothing.
+            // Without a sender it does not wait.
             let _ = self.go.recv();
             let text = String::from_utf8_lossy(bytes).into_owned();
             self.written.send(text).map_err(io::Error::other)?;
@@ -229,7 +230,7 @@ mod tests {
         }
         assert!(started.elapsed() < Duration::from_secs(30));
         assert!(lock(&queue.state).lines.len() <= MAX_LINES);
-        // Nobody reads, and the end comes all the same.
+        // The sink is blocked, and `end` returns all the same.
         queue.end(Duration::from_millis(10));
 
         drop(go);

@@ -1,7 +1,7 @@
 //! p2p-vmm: the reference VMM for peer-to-peer DMA between assigned devices.
 //!
-//! A small x86-64 KVM VMM that boots Linux. Exit status: 0 the guest switched itself off or a signal ended the VM,
-//! 1 something failed, 2 the request was refused.
+//! A small x86-64 KVM VMM that boots Linux. Exit status: 0 if the guest powered off or a signal ended the VM, 1 on
+//! failure, 2 if the request was refused.
 
 mod acpi;
 mod bus;
@@ -47,7 +47,7 @@ use crate::signals::EndSignals;
 use crate::vcpu::block_kick_signal;
 use crate::vm::Process;
 
-/// Exit status when the request was refused and nothing was changed; clap uses it too.
+/// Exit status of a refused request, which changed nothing; clap uses it too.
 const REFUSED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
             }
             if let Some(error) = error.downcast_ref::<HandedError>() {
                 eprintln!(
-                    "       hand in what was opened for reading and writing: {}",
+                    "       pass a descriptor that is open for reading and writing: {}",
                     descriptor_example(error)
                 );
                 return ExitCode::from(REFUSED);
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What to do about a device that the host does not have.
+/// The user's next step for a device that the host does not have.
 fn sysfs_hint(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {
@@ -90,15 +90,15 @@ fn sysfs_hint(error: &SysfsError) -> &'static str {
     }
 }
 
-/// What to do without iommufd.
+/// The user's next step without iommufd.
 fn iommufd_hint(error: &NoIommufd) -> &'static str {
     match error {
-        NoIommufd::Excluded { .. } => "leave out iommufd=off, or give the device's path",
+        NoIommufd::Excluded { .. } => "remove iommufd=off, or give the device's path",
         _ => "without --platform iommufd=on the devices are assigned by type1",
     }
 }
 
-/// How to hand in what should have been.
+/// An example of a usable descriptor.
 fn descriptor_example(error: &HandedError) -> &'static str {
     match error {
         HandedError::NoIommufd(_) => "--platform iommufd_fd=4 4<>/dev/iommu",
@@ -111,10 +111,10 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let descriptors = Descriptors::raise();
     let mut request = cli.into_request();
     request.sandbox.prepare()?;
-    // Before any thread is started: all inherit what is blocked.
+    // Before any thread is started: threads inherit the signal mask.
     let signals = EndSignals::open()?;
     block_kick_signal()?;
-    // Before rights are given up that it takes to have fewer.
+    // Before the capabilities are dropped that the host thread needs to drop its own.
     let sandbox = Arc::clone(&request.sandbox);
     let host = HostReader::start(move || sandbox.enter_io(Role::Host));
     let host = host.context("cannot start the thread that reads the host")?;
@@ -125,12 +125,12 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     let mut preopened = Handed::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
-        // Whoever asks for the VM's description sees what was accepted, the host's daemon included.
+        // The VM's description, which clients and the host's daemon read, lists the accepted exposures.
         for device in &mut config.devices {
             device.expose.extend(&request.expose);
         }
         preopened = preopened::take_inherited(config)?;
-        // Before anything is opened: a refusal changes nothing.
+        // Before any device is opened: a refusal changes nothing.
         devices::judge(&config.devices, &host)?;
     }
     let process = Process {

@@ -1,4 +1,4 @@
-//! Guest memory: anonymous and private, of huge pages where the host has them.
+//! Guest memory: anonymous and private, with huge pages if the host has them.
 #![allow(
     unsafe_code,
     reason = "madvise is a system call, and the C library's allocator has settings"
@@ -10,7 +10,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, MmapRegion};
 
 use crate::layout::GpaRange;
 
-/// Why there is no guest memory.
+/// Guest memory could not be allocated.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryError {
     #[error("RAM region {region} is too large for this host")]
@@ -19,9 +19,9 @@ pub(crate) enum MemoryError {
     Map(#[from] vm_memory::mmap::FromRangesError),
 }
 
-/// Allocates memory for `regions`; it is zero and takes no pages until it is touched.
+/// Allocates zeroed memory for `regions`. Pages are allocated on first access.
 ///
-/// The first device pins all of it, page by page: with huge pages that is 512 times less work.
+/// The first device pins all of it, page by page: huge pages reduce that work by a factor of 512.
 pub(crate) fn allocate(regions: &[GpaRange]) -> Result<GuestMemoryMmap, MemoryError> {
     let mut ranges = Vec::with_capacity(regions.len());
     for region in regions {
@@ -38,22 +38,23 @@ pub(crate) fn allocate(regions: &[GpaRange]) -> Result<GuestMemoryMmap, MemoryEr
     Ok(memory)
 }
 
-/// Has all threads allocate from one heap; called before there is any but the main one.
+/// Makes all threads allocate from one heap. Must be called while there is only the main thread.
 ///
-/// Others would have heaps of their own. To give back part of one the C library asks how the host overcommits memory, and
-/// opens a file for that (glibc 2.36 malloc/arena.c: `shrink_heap()`), which ends a process one of whose threads may open none.
+/// By default threads have heaps of their own. To shrink one, the C library reads the host's overcommit setting from
+/// a file (glibc 2.36 malloc/arena.c: `shrink_heap()`). A thread that may open no files is killed by its filter at
+/// that call.
 pub(crate) fn share_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number; nothing is freed or moved.
+    // SAFETY: mallopt sets a number; it neither frees nor moves memory.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Gives the host back what this process has allocated and freed: a VM that runs needs little of what it took to build it.
+/// Returns freed heap memory to the host: building a VM needs more heap than running it.
 pub(crate) fn return_freed() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes back what nothing uses.
+    // SAFETY: malloc_trim releases only memory that is not in use.
     unsafe {
         libc::malloc_trim(0);
     }

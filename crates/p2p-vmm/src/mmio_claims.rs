@@ -1,17 +1,17 @@
-//! Who answers at which guest-physical addresses.
+//! Guest-physical ranges that devices decode.
 
 use std::collections::BTreeMap;
 
 use p2p_vfio::{Address, AddressRange, Gpa};
 
-/// Ranges of which no two overlap, by their start.
+/// Non-overlapping ranges, by start.
 #[derive(Debug, Default)]
 pub(crate) struct MmioClaims(BTreeMap<u64, AddressRange<Gpa>>);
 
 impl MmioClaims {
-    /// Takes `range`; whether all of it was free.
+    /// Claims `range`. Returns whether all of it was free.
     pub(crate) fn claim(&mut self, range: AddressRange<Gpa>) -> bool {
-        // Ranges do not overlap, so the last one that begins before the end is the only one that can reach in.
+        // Ranges do not overlap, so only the last one that begins before the end of `range` can overlap it.
         let before = self.0.range(..range.end().value()).next_back();
         let is_free = before.is_none_or(|(_, other)| other.intersect(&range).is_none());
         if is_free {
@@ -20,19 +20,19 @@ impl MmioClaims {
         is_free
     }
 
-    /// Gives back what was taken as such.
+    /// Releases a range that was claimed with exactly these bounds.
     pub(crate) fn release(&mut self, range: AddressRange<Gpa>) {
         if self.0.get(&range.start().value()) == Some(&range) {
             self.0.remove(&range.start().value());
         }
     }
 
-    /// The ranges that are taken.
+    /// All claimed ranges.
     pub(crate) fn all(&self) -> Vec<AddressRange<Gpa>> {
         self.0.values().copied().collect()
     }
 
-    /// How many ranges are taken.
+    /// Number of claimed ranges.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

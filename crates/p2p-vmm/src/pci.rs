@@ -1,4 +1,4 @@
-//! PCI: one segment, its functions, and the two ways to their configuration space.
+//! PCI: one segment, its functions, and the two configuration mechanisms.
 
 mod address;
 mod assigned;

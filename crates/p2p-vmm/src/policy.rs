@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use p2p_vfio::Policy;
 
-/// Reads the rules of `--policy FILE`; none without it.
+/// Reads the policy file of `--policy FILE`; an empty policy without the option.
 pub(crate) fn read(file: Option<&Path>) -> anyhow::Result<Policy> {
     let Some(file) = file else {
         return Ok(Policy::default());

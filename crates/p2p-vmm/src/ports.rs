@@ -1,4 +1,4 @@
-//! Port I/O of the guest: which device is behind which port.
+//! Port I/O of the guest: dispatch to the devices.
 
 use std::sync::{Arc, Mutex};
 
@@ -45,11 +45,11 @@ impl Ports {
         }
     }
 
-    /// Reads from a port; all ones where there is nothing.
+    /// Reads from a port; all ones for unclaimed ports.
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         match (port, &self.serial) {
             (COM1_PORT..=COM1_LAST_PORT, Some(serial)) => serial.read(port - COM1_PORT, data),
-            // A byte here is the reset control register.
+            // A one-byte access at this port is to the reset control register.
             (RESET_PORT, _) if data.len() == 1 => self.power.read(data),
             (CONFIG_ADDRESS_PORT, _) => lock(&self.config_address).read(data),
             (CONFIG_DATA_PORT..=CONFIG_DATA_LAST_PORT, _) => {
@@ -64,13 +64,13 @@ impl Ports {
             }
             (SLOT_PORT..=SLOT_LAST_PORT, _) => self.slots.read(port - SLOT_PORT, data),
             _ => {
-                log::trace!("guest reads port {port:#x}: nothing there");
+                log::trace!("guest reads unclaimed port {port:#x}");
                 data.fill(0xff);
             }
         }
     }
 
-    /// Writes to a port; ignored where there is nothing.
+    /// Writes to a port; ignored for unclaimed ports.
     pub(crate) fn write(&self, port: u16, data: &[u8]) {
         match (port, &self.serial) {
             (COM1_PORT..=COM1_LAST_PORT, Some(serial)) => serial.write(port - COM1_PORT, data),
@@ -86,7 +86,7 @@ impl Ports {
                 self.power.write(port, data);
             }
             (SLOT_PORT..=SLOT_LAST_PORT, _) => self.slots.write(port - SLOT_PORT, data),
-            _ => log::trace!("guest writes port {port:#x}: nothing there"),
+            _ => log::trace!("guest writes unclaimed port {port:#x}"),
         }
     }
 }

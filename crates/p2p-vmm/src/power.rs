@@ -1,17 +1,17 @@
-//! Registers by which the guest switches off and resets: ACPI sleep control and status, the reset control port 0xcf9
-//! and the reset command of the keyboard controller.
+//! Power and reset registers: ACPI sleep control and status, the reset control port 0xcf9 and the reset command of
+//! the keyboard controller.
 
 use std::sync::Arc;
 
 use crate::exit::{ExitRequest, VmExit};
 
-/// ACPI sleep control register (ACPI 6.5 §4.8.3.7); a port of our choice, named in the FADT.
+/// ACPI sleep control register (ACPI 6.5 §4.8.3.7). The port number is ours; the FADT names it.
 pub(crate) const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// ACPI sleep status register (ACPI 6.5 §4.8.3.7).
 pub(crate) const SLEEP_STATUS_PORT: u16 = 0x601;
-/// Reset control register, as chipsets have it.
+/// Reset control register, at the usual port of chipsets.
 pub(crate) const RESET_PORT: u16 = 0xcf9;
-/// What resets the system when written to [`RESET_PORT`]: full reset of the CPUs.
+/// Value that resets the system when written to [`RESET_PORT`]: full reset of the CPUs.
 pub(crate) const RESET_VALUE: u8 = 0x06;
 /// Command and status port of the keyboard controller (i8042).
 pub(crate) const KEYBOARD_COMMAND_PORT: u16 = 0x64;
@@ -25,7 +25,7 @@ const RESET_TRIGGER: u8 = 1 << 2;
 /// i8042 command: pulse the CPU's reset line.
 const KEYBOARD_RESET: u8 = 0xfe;
 
-/// What a write to a power register asks for.
+/// The request that a write to a power register makes.
 fn decode(port: u16, value: u8) -> Option<VmExit> {
     match port {
         SLEEP_CONTROL_PORT if value & SLEEP_ENABLE != 0 && value >> 2 & 0x7 == SLEEP_TYPE_S5 => {
@@ -35,7 +35,7 @@ fn decode(port: u16, value: u8) -> Option<VmExit> {
             Some(VmExit::Reset("the guest wrote to the reset register"))
         }
         KEYBOARD_COMMAND_PORT if value == KEYBOARD_RESET => Some(VmExit::Reset(
-            "the guest reset through the keyboard controller",
+            "the guest wrote the reset command to the keyboard controller",
         )),
         _ => None,
     }
@@ -52,7 +52,7 @@ impl PowerRegisters {
         Self { exit }
     }
 
-    /// Reads a register: nothing is ever pending.
+    /// Reads a register. All read 0: nothing is ever pending.
     pub(crate) fn read(&self, data: &mut [u8]) {
         data.fill(0);
     }

@@ -1,4 +1,4 @@
-//! Devices that the operator or a client hands in open, instead of a path.
+//! Devices that the operator or a client passes as open descriptors instead of paths.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,8 +8,7 @@ use hotplug::{DeviceConfig, VmConfig};
 use iommu_group::{Sbdf, Sysfs};
 use p2p_vfio::{Handed, HandedError, Reason, Refusal};
 
-/// Takes all descriptors that a VM's description has of those that this process was started with; its devices have
-/// paths then.
+/// Takes all inherited descriptors that the VM's description names, and replaces them by sysfs paths.
 pub(crate) fn take_inherited(config: &mut VmConfig) -> anyhow::Result<Handed> {
     let mut preopened = Handed::default();
     if let Some(fd) = config.platform.iommufd_fd {
@@ -27,7 +26,7 @@ pub(crate) fn take_inherited(config: &mut VmConfig) -> anyhow::Result<Handed> {
     Ok(preopened)
 }
 
-/// Takes the descriptor that `device` is; it has a path then.
+/// Takes the descriptor of `device`, and replaces it by the device's sysfs path.
 pub(crate) fn take_device(
     preopened: &Handed,
     device: &mut DeviceConfig,
@@ -45,9 +44,9 @@ pub(crate) fn take_device(
     Ok(sbdf)
 }
 
-/// Closes a device that leaves the VM, if it had come open.
+/// Closes the descriptor of a device that leaves the VM, if the device was passed as one.
 pub(crate) fn close(preopened: &Handed, device: &DeviceConfig) {
-    // What came open has a path of our own making.
+    // Devices that were passed as descriptors have a path that `take_device` made.
     let name = device.path.as_deref().and_then(Path::file_name);
     if let Some(Ok(sbdf)) = name.and_then(|name| name.to_str()).map(str::parse) {
         preopened.give_up(sbdf);

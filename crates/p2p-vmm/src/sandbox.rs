@@ -1,16 +1,17 @@
-//! What every kind of thread gives up: capabilities, files, system calls. docs/security.md has the lists.
+//! The sandbox: capabilities, files and system calls that each kind of thread gives up. docs/security.md has the
+//! lists.
 //!
 //! ```text
 //!            capabilities      files (Landlock)                  system calls (seccomp)
-//!   main     IPC_LOCK,         from the first guest on:          all that VMs need
-//!            SYS_ADMIN         its VM, devices
-//!   host     SYS_ADMIN         topology, as nobody's user        read
+//!   main     IPC_LOCK          from the first guest on:          all that VMs need
+//!                              its VM, devices
+//!   host     SYS_ADMIN         topology, as user nobody          read
 //!   vcpu     none              none                              run, and program device and IOMMU
 //!   api      none              removal of the socket             connections
-//!   events   none              none                              write, and begin its file again
+//!   events   none              none                              write, and truncate its file
 //!   log      none              none                              write
 //! ```
-//! All of it is of a thread and inherited by those that it starts; nothing gives it back.
+//! The restrictions apply to a thread and to the threads that it starts. They cannot be undone.
 
 mod capabilities;
 mod files;
@@ -30,14 +31,14 @@ use crate::memory;
 pub(crate) use files::FileRule;
 pub(crate) use filter::ViolationAction;
 
-/// What a thread is for.
+/// The purpose of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Owns the VM.
     Main,
-    /// Runs a vCPU, and what the guest makes of devices.
+    /// Runs a vCPU, and handles its accesses to devices.
     Vcpu,
-    /// Talks with clients.
+    /// Serves API clients.
     Api,
     /// Writes events.
     Events,
@@ -70,43 +71,46 @@ impl Role {
     }
 }
 
-/// Why a thread could not give up what it does not need. It did not go on.
+/// A thread could not enter the sandbox. It does not continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SandboxError {
-    #[error("cannot give up capabilities")]
+    #[error("cannot drop capabilities")]
     Capabilities(#[source] io::Error),
-    #[error("cannot give up files")]
+    #[error("cannot restrict files")]
     Files(#[from] landlock::RulesetError),
-    #[error("cannot filter the system calls of the {role} thread (--seccomp false does without)")]
+    #[error(
+        "cannot install the system call filter of the {role} thread (--seccomp false disables filters)"
+    )]
     Filter {
         role: &'static str,
         source: seccompiler::Error,
     },
-    #[error("cannot wait for violations of a filter")]
+    #[error("cannot install the handler for filter violations")]
     Watch(#[source] io::Error),
 }
 
-/// What the operator wants to be given up.
+/// The restrictions that the operator configured.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// What happens at system calls that nobody should make; `None` is nothing.
+    /// Action on an unexpected system call; `None` installs no filters.
     seccomp: Option<ViolationAction>,
     files: Option<Files>,
-    /// Whether the main thread has given up files.
+    /// Whether the main thread has restricted its files.
     files_restricted: AtomicBool,
 }
 
-/// What may still be opened besides that which a VM has.
+/// Files that may be opened in addition to those of a VM.
 #[derive(Debug)]
 pub(crate) struct Files {
-    /// By the main thread.
+    /// Rules for the main thread.
     pub(crate) rules: Vec<FileRule>,
-    /// Where the API is served.
+    /// Path of the API socket.
     pub(crate) socket: Option<PathBuf>,
 }
 
 impl Sandbox {
-    /// Nothing is given up yet. Without `seccomp` system calls are not filtered, without `files` all can be opened.
+    /// Nothing is restricted yet. Without `seccomp` no filters are installed, and without `files` all files can be
+    /// opened.
     pub(crate) fn new(seccomp: Option<ViolationAction>, files: Option<Files>) -> Self {
         Self {
             seccomp,
@@ -115,7 +119,7 @@ impl Sandbox {
         }
     }
 
-    /// Prepares the process. Called before there is any other thread.
+    /// Prepares the process. Must be called before other threads are started.
     pub(crate) fn prepare(&self) -> Result<(), SandboxError> {
         memory::share_heap();
         if self.seccomp == Some(ViolationAction::Trap) {
@@ -124,12 +128,12 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Gives up what the main thread does not need, nor any that it will start.
+    /// Drops the capabilities that neither the main thread nor its children need.
     pub(crate) fn begin(&self) -> Result<(), SandboxError> {
         capabilities::reduce(Role::Main).map_err(SandboxError::Capabilities)
     }
 
-    /// Makes this thread one for `role` only. The files of the main thread depend on its first VM.
+    /// Restricts this thread to `role`. The files of the main thread are restricted when its first VM starts.
     pub(crate) fn enter(&self, role: Role) -> Result<(), SandboxError> {
         if let Some(files) = &self.files {
             match role {
@@ -163,13 +167,13 @@ impl Sandbox {
         Ok(())
     }
 
-    /// [`enter`](Self::enter), for threads whose start only knows this kind of error.
+    /// [`enter`](Self::enter) for functions that start threads and report `io::Error`.
     pub(crate) fn enter_io(&self, role: Role) -> io::Result<()> {
         self.enter(role).map_err(io::Error::other)
     }
 
-    /// From now on this thread opens only what a VM like `config` needs, and what the operator allowed besides.
-    /// The first VM decides: what was given up does not come back.
+    /// Restricts the files of this thread to those that a VM like `config` needs and those that the operator allowed.
+    /// Later calls change nothing: a Landlock restriction cannot be extended.
     pub(crate) fn restrict_files_to(&self, config: &VmConfig) -> Result<(), SandboxError> {
         let Some(files) = &self.files else {
             return Ok(());
@@ -186,7 +190,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Whether the main thread opens only what its first VM has.
+    /// Whether the main thread can open only the files of its first VM.
     pub(crate) fn files_restricted(&self) -> bool {
         self.files_restricted.load(Ordering::Relaxed)
     }

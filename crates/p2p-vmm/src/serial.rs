@@ -1,4 +1,4 @@
-//! The guest's first serial port (COM1) and where it ends in the host.
+//! The guest's first serial port (COM1) and its backend on the host.
 
 mod backend;
 mod input;
@@ -37,7 +37,7 @@ impl Trigger for Interrupt {
     }
 }
 
-/// Tells the input side that the guest has read everything.
+/// Signals the input side that the guest has read all input.
 struct Drained(EventFd);
 
 impl SerialEvents for Drained {
@@ -49,12 +49,12 @@ impl SerialEvents for Drained {
 
     fn in_buffer_empty(&self) {
         if let Err(error) = self.0.write(1) {
-            log::warn!("serial port: cannot ask for more input: {error}");
+            log::warn!("serial port: cannot signal that input was read: {error}");
         }
     }
 }
 
-/// A 16550 as the guest sees it.
+/// A 16550 UART for the guest.
 pub(crate) struct SerialPort {
     uart: Mutex<Serial<Interrupt, Drained, SharedOutput>>,
     interrupt: EventFd,
@@ -78,17 +78,18 @@ impl SerialPort {
         })
     }
 
-    /// Written whenever the port raises its interrupt.
+    /// Written when the port raises its interrupt.
     pub(crate) fn interrupt(&self) -> &EventFd {
         &self.interrupt
     }
 
-    /// Written whenever the guest has read all input.
+    /// Written when the guest has read all input.
     fn drained(&self) -> &EventFd {
         &self.drained
     }
 
-    /// Reads the register at `offset`. More than one byte is a string instruction: the same register again.
+    /// Reads the register at `offset`. More than one byte is a string instruction, which reads the same register
+    /// again.
     pub(crate) fn read(&self, offset: u16, data: &mut [u8]) {
         let mut uart = lock(&self.uart);
         for byte in data {
@@ -96,43 +97,44 @@ impl SerialPort {
         }
     }
 
-    /// Writes the register at `offset`. More than one byte is a string instruction: the same register again.
+    /// Writes the register at `offset`. More than one byte is a string instruction, which writes the same register
+    /// again.
     pub(crate) fn write(&self, offset: u16, data: &[u8]) {
         let mut uart = lock(&self.uart);
         for byte in data {
             if let Err(error) = uart.write(register(offset), *byte) {
-                log::debug!("serial port: a byte of output is lost: {error}");
+                log::debug!("serial port: lost a byte of output: {error}");
             }
         }
     }
 
-    /// How many bytes [`Self::receive`] would take now.
+    /// How many bytes [`Self::receive`] accepts now.
     fn room(&self) -> usize {
         lock(&self.uart).fifo_capacity()
     }
 
-    /// Hands input to the guest; at most [`Self::room`] bytes.
+    /// Passes input to the guest, at most [`Self::room`] bytes.
     fn receive(&self, input: &[u8]) {
         if let Err(error) = lock(&self.uart).enqueue_raw_bytes(input) {
-            log::warn!("serial port: input is lost: {error}");
+            log::warn!("serial port: lost input: {error}");
         }
     }
 }
 
-/// Register number of an offset from the port's base: there are eight.
+/// Register number of an offset from the port's base: there are eight registers.
 fn register(offset: u16) -> u8 {
     let [low, _] = offset.to_le_bytes();
     low & 0x7
 }
 
-/// What a VM needs to have a serial port: the port, and its input if it has any.
+/// A serial port of a VM, and its input if there is one.
 pub(crate) struct SerialConnection {
     pub(crate) port: Arc<SerialPort>,
     pub(crate) input: Option<SerialInput>,
 }
 
 impl SerialConnection {
-    /// A new port on `backend`; `None` if the guest is to have no port.
+    /// A new port on `backend`; `None` if the port is off.
     pub(crate) fn open(backend: &SerialBackend) -> io::Result<Option<Self>> {
         let Some(output) = backend.output() else {
             return Ok(None);

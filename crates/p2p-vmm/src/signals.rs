@@ -1,4 +1,4 @@
-//! Signals that end the VMM, as events of the main thread's loop.
+//! Signals that end the VMM, as events of the main thread's event loop.
 #![allow(unsafe_code, reason = "signalfd is a system call")]
 
 use std::fs::File;
@@ -12,10 +12,10 @@ use vmm_sys_util::signal::{block_signal, create_sigset};
 
 use crate::exit::{ExitRequest, VmExit};
 
-/// The signals that ask the VMM to end.
+/// The signals that end the VMM.
 const END_SIGNALS: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// Why signals cannot be received.
+/// Signals cannot be received.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignalError {
     #[error("cannot block signal {signal}: {reason}")]
@@ -23,19 +23,19 @@ pub(crate) enum SignalError {
         signal: c_int,
         reason: vmm_sys_util::signal::Error,
     },
-    #[error("cannot make a set of signals")]
+    #[error("cannot create a signal set")]
     Set(#[source] vmm_sys_util::errno::Error),
-    #[error("cannot open a descriptor for signals")]
+    #[error("cannot create a signalfd")]
     Open(#[source] io::Error),
 }
 
-/// The signals, as a file; they stay pending while no VM is there to take them.
+/// The signals, as a file. They stay pending until a VM reads them.
 pub(crate) struct EndSignals {
     file: Arc<File>,
 }
 
 impl EndSignals {
-    /// Blocks the signals in this thread and all that it starts, and opens the file that delivers them.
+    /// Blocks the signals in this thread and in all threads that it starts, and opens the file that delivers them.
     pub(crate) fn open() -> Result<Self, SignalError> {
         for signal in END_SIGNALS {
             block_signal(signal).map_err(|reason| SignalError::Block { signal, reason })?;
@@ -47,14 +47,14 @@ impl EndSignals {
         if fd < 0 {
             return Err(SignalError::Open(io::Error::last_os_error()));
         }
-        // SAFETY: the descriptor was just created and nobody else owns it.
+        // SAFETY: the descriptor was just created and has no other owner.
         let file = unsafe { File::from_raw_fd(fd) };
         Ok(Self {
             file: Arc::new(file),
         })
     }
 
-    /// What ends a VM when a signal comes.
+    /// The subscriber that ends a VM on a signal.
     pub(crate) fn watcher(&self, exit: Arc<ExitRequest>) -> SignalWatcher {
         SignalWatcher {
             file: Arc::clone(&self.file),
@@ -81,7 +81,7 @@ impl MutEventSubscriber for SignalWatcher {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         match (&*self.file).read(&mut info) {
             Ok(_) => {
-                // The number of the signal is the first field.
+                // The first field is the signal's number.
                 let [a, b, c, d, ..] = info;
                 let signal = c_int::from_le_bytes([a, b, c, d]);
                 self.exit.request(VmExit::Signal(signal));

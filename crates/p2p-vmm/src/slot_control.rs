@@ -1,7 +1,8 @@
-//! The slot controller: registers in the guest's I/O space, an interrupt to the guest, a wake for the main thread.
+//! The slot controller: registers in the guest's I/O space, an interrupt to the guest, and an eventfd that wakes the
+//! main thread.
 //!
-//! A vCPU that ejects takes what was in the slot from the guest's PCI bus and rings; whatever takes longer, such as
-//! closing a device, is the main thread's.
+//! A vCPU that ejects a slot removes its functions from the guest's PCI bus and wakes the main thread. The main
+//! thread does what takes longer, such as closing the device.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,12 +15,12 @@ use crate::irq::Gsi;
 use crate::lock::lock;
 use crate::pci::{PciBus, SharedFunction};
 
-/// First port of the registers; our choice, named in the DSDT.
+/// First port of the registers. The port number is ours; the DSDT names it.
 pub(crate) const SLOT_PORT: u16 = 0x620;
-/// The pin of the I/O APIC that the event device has for itself.
+/// The I/O APIC pin of the event device, which shares it with no other device.
 pub(crate) const SLOT_GSI: Gsi = Gsi::ioapic_pin(9);
 
-/// The guest's slots, as vCPUs and the main thread share them.
+/// The guest's slots, shared by vCPUs and the main thread.
 pub(crate) struct SlotControl {
     registers: Mutex<SlotRegisters>,
     pci: Arc<PciBus>,
@@ -28,7 +29,8 @@ pub(crate) struct SlotControl {
     wake: EventFd,
 }
 
-/// What vCPUs have emptied. The functions are here so that no vCPU is the last to let go of one.
+/// Slots that vCPUs have emptied. It keeps the removed functions, so that the main thread drops the last reference
+/// and not a vCPU.
 #[derive(Default)]
 struct Emptied {
     slots: BTreeSet<Slot>,
@@ -57,7 +59,7 @@ impl SlotControl {
         &self.wake
     }
 
-    /// Reads registers; the guest reads them as double words.
+    /// Reads registers. Only double-word accesses are valid.
     pub(crate) fn read(&self, offset: u16, data: &mut [u8]) {
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(bytes) => *bytes = lock(&self.registers).read(offset).to_le_bytes(),
@@ -65,7 +67,7 @@ impl SlotControl {
         }
     }
 
-    /// Writes registers; the guest writes them as double words.
+    /// Writes registers. Only double-word accesses are valid.
     pub(crate) fn write(&self, offset: u16, data: &[u8]) {
         let Ok(bytes) = data.try_into() else {
             return;
@@ -74,51 +76,51 @@ impl SlotControl {
         if slots.is_empty() {
             return;
         }
-        // Known as emptied before it looks free on the bus, so that nothing comes into the slot in between and is taken
-        // for what was there.
+        // The slot is recorded as emptied before the bus shows it as free. Otherwise a new device could be plugged
+        // into it in between and be taken for the ejected one.
         lock(&self.emptied).slots.extend(&slots);
         let functions: Vec<_> = slots.iter().flat_map(|s| self.pci.unplug(*s)).collect();
         lock(&self.emptied).functions.extend(functions);
         signal(&self.wake);
     }
 
-    /// The slots that the guest has emptied since the last time.
+    /// The slots that the guest has emptied since the last call.
     pub(crate) fn take_emptied(&self) -> BTreeSet<Slot> {
-        // Silent if nobody has rung.
+        // An event without a count is no error.
         let _ = self.wake.read();
         std::mem::take(&mut *lock(&self.emptied)).slots
     }
 
-    /// The device numbers on `bus` that the guest has emptied and nobody has asked for since.
+    /// The device numbers on `bus` that the guest has emptied since the last [`take_emptied`](Self::take_emptied).
     pub(crate) fn emptied(&self, bus: SlotBus) -> BTreeSet<u8> {
         let emptied = lock(&self.emptied);
         let here = emptied.slots.iter().filter(|slot| slot.bus() == bus);
         here.map(|slot| slot.device()).collect()
     }
 
-    /// Something was put into `slot`. A guest that boots finds it.
+    /// Records a device in `slot` without notifying the guest, which finds it at boot.
     pub(crate) fn occupy(&self, slot: Slot) {
         lock(&self.registers).occupy(slot);
     }
 
-    /// Tells the guest that something was put into `slot`.
+    /// Notifies the guest of a new device in `slot`.
     pub(crate) fn announce(&self, slot: Slot) {
         lock(&self.registers).announce(slot);
         signal(&self.interrupt);
     }
 
-    /// Asks the guest to let go of what is in `slot`.
+    /// Requests that the guest ejects the device in `slot`.
     pub(crate) fn request_unplug(&self, slot: Slot) {
         lock(&self.registers).ask(slot);
         signal(&self.interrupt);
     }
 
-    /// Takes the question back; whether the guest has not seen it.
+    /// Withdraws the eject request. Returns whether the guest had not read it yet.
     pub(crate) fn withdraw_request(&self, slot: Slot) -> bool {
         lock(&self.registers).withdraw(slot)
     }
 
-    /// Takes what is in `slot` from the guest without asking; whether it was still there.
+    /// Removes the device in `slot` without a request to the guest. Returns whether the slot was occupied.
     pub(crate) fn remove(&self, slot: Slot) -> bool {
         let was_occupied = lock(&self.registers).vacate(slot);
         if was_occupied {
@@ -127,13 +129,13 @@ impl SlotControl {
         was_occupied
     }
 
-    /// Tells the guest that something on `bus` has gone.
+    /// Notifies the guest that a device on `bus` is gone.
     pub(crate) fn rescan(&self, bus: SlotBus) {
         lock(&self.registers).rescan(bus);
         signal(&self.interrupt);
     }
 
-    /// Whether something is in `slot`.
+    /// Whether `slot` is occupied.
     pub(crate) fn is_occupied(&self, slot: Slot) -> bool {
         lock(&self.registers).is_occupied(slot)
     }
@@ -147,7 +149,7 @@ impl SlotControl {
 
 fn signal(event: &EventFd) {
     if let Err(error) = event.write(1) {
-        log::error!("cannot signal an eventfd of the slots: {error}");
+        log::error!("cannot signal an eventfd of the slot controller: {error}");
     }
 }
 

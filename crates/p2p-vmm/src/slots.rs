@@ -1,5 +1,5 @@
-//! KVM memory slots: which host memory backs which guest-physical addresses.
-#![allow(unsafe_code, reason = "KVM is given host addresses")]
+//! KVM memory slots: the host memory behind guest-physical addresses.
+#![allow(unsafe_code, reason = "KVM takes host addresses")]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +16,7 @@ use crate::mmio_claims::MmioClaims;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Slot(u32);
 
-/// Why a memory slot could not be changed.
+/// A memory slot could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SlotError {
     #[error("all {limit} KVM memory slots are in use")]
@@ -38,12 +38,12 @@ pub(crate) enum SlotError {
     Unknown { slot: u32 },
 }
 
-/// Owner of all memory slots of a VM. Numbers of removed slots are used again.
+/// All memory slots of a VM. The numbers of removed slots are used again.
 ///
-/// The memory behind a slot is kept with it, so a slot never shows the guest what this process has mapped since.
+/// A slot holds a reference to the memory behind it, so it never shows the guest a later mapping of this process.
 #[derive(Debug)]
 pub(crate) struct KvmSlots {
-    // Dropped before the memory: the VM goes first.
+    // Dropped before the memory, so that the VM is gone first.
     vm: Arc<VmFd>,
     limit: u32,
     used: Mutex<BTreeMap<Slot, (Gpa, HostMemory)>>,
@@ -51,7 +51,7 @@ pub(crate) struct KvmSlots {
 }
 
 impl KvmSlots {
-    /// The slots of `vm`, of which KVM allows `limit`.
+    /// The slots of `vm`. KVM allows `limit` of them.
     pub(crate) fn new(vm: Arc<VmFd>, limit: u32) -> Self {
         Self {
             vm,
@@ -61,7 +61,7 @@ impl KvmSlots {
         }
     }
 
-    /// Shows `memory` to the guest at `gpa`.
+    /// Maps `memory` into the guest at `gpa`.
     pub(crate) fn add(&self, gpa: Gpa, memory: HostMemory) -> Result<Slot, SlotError> {
         let mut used = lock(&self.used);
         let slot = lowest_free(used.keys().copied(), self.limit)
@@ -73,8 +73,8 @@ impl KvmSlots {
             memory_size: memory.len_bytes() as u64,
             userspace_addr: memory.as_ptr() as u64,
         };
-        // SAFETY: `memory` is a mapping of that length, kept in `used` until the slot is removed, and nothing in
-        // this process makes references into it; KVM itself refuses overlapping guest ranges.
+        // SAFETY: `memory` is a mapping of that length. `used` keeps it until the slot is removed, and nothing in
+        // this process makes references into it. KVM refuses overlapping guest ranges.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Map {
             slot: slot.0,
             gpa: gpa.value(),
@@ -85,7 +85,7 @@ impl KvmSlots {
         Ok(slot)
     }
 
-    /// Takes the memory of `slot` from the guest; on success KVM does not use it any more.
+    /// Unmaps `slot` from the guest. After success KVM does not use its memory.
     pub(crate) fn remove(&self, slot: Slot) -> Result<(), SlotError> {
         let mut used = lock(&self.used);
         let (gpa, memory) = used.get(&slot).ok_or(SlotError::Unknown { slot: slot.0 })?;
@@ -96,7 +96,7 @@ impl KvmSlots {
             memory_size: 0,
             userspace_addr: memory.as_ptr() as u64,
         };
-        // SAFETY: a size of zero removes the slot, so KVM is given no memory.
+        // SAFETY: a size of zero removes the slot, so KVM gets no memory.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Remove {
             slot: slot.0,
             gpa: gpa.value(),
@@ -108,12 +108,12 @@ impl KvmSlots {
 }
 
 impl KvmSlots {
-    /// Where devices answer now.
+    /// The ranges that devices decode now.
     pub(crate) fn claimed(&self) -> Vec<AddressRange<Gpa>> {
         lock(&self.claims).all()
     }
 
-    /// How many slots are in use, and how many ranges devices have claimed.
+    /// Number of slots in use, and number of claimed ranges.
     pub(crate) fn resource_counts(&self) -> (usize, usize) {
         (lock(&self.used).len(), lock(&self.claims).len())
     }

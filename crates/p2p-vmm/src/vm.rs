@@ -1,14 +1,14 @@
-//! A virtual machine: built from its configuration, run until it ends, taken apart in order.
+//! A virtual machine: build it from its configuration, run it until it ends, tear it down in order.
 //!
 //! ```text
 //! command line ─┐
-//! API calls ────┴▶ VmState (what may be done now) ──▶ VmController (does it)
-//!                                                   │
-//!            Host (lives through resets)        Machine (one VM)                     running
+//! API calls ────┴▶ VmState (which command is valid) ──▶ VmController (executes it)
+//!                                                          │
+//!            Host (kept across resets)          Machine (one VM)                     running
 //!            KVM, serial backend          ──▶  memory, slots, GSIs, PCI, ports  ──▶  vCPU threads
 //! ```
-//! The main thread owns all of it, and waits in one event loop. A reset takes the machine apart and builds a new one from
-//! the same configuration, so nothing of the old one can leak into the new one.
+//! The main thread owns all of it, and waits in one event loop. A reset tears the machine down and builds a new one
+//! from the same configuration, so no state of the old one remains.
 
 mod answer;
 mod controller;

@@ -1,4 +1,4 @@
-//! What the threads of a running p2p-vmm have given up, as the kernel tells it.
+//! Tests of the restrictions of p2p-vmm's threads, read from procfs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,12 +16,12 @@ use std::fs;
 use hotplug::Client;
 use vmm::Vmm;
 
-/// Of a thread: seccomp's mode, number of filters, no_new_privs, effective capabilities.
+/// Of a thread: seccomp mode, number of filters, no_new_privs, effective capabilities.
 type Status = [String; 4];
 
 const NO_CAPABILITIES: &str = "0000000000000000";
 
-/// The status of each thread of a process, by name. What KVM runs for it in the kernel is none.
+/// The status of each thread of the process, by name, without KVM's kernel threads.
 fn threads(client: &Client) -> BTreeMap<String, Status> {
     let pid = client.ping().unwrap().pid;
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
@@ -38,11 +38,11 @@ fn threads(client: &Client) -> BTreeMap<String, Status> {
     tasks.collect()
 }
 
-/// CAP_IPC_LOCK is what the main thread keeps, CAP_SYS_ADMIN what the one keeps that reads the host.
+/// The main thread keeps CAP_IPC_LOCK, and the host thread CAP_SYS_ADMIN.
 const MAIN: u64 = 1 << 14;
 const HOST: u64 = 1 << 21;
 
-/// What is left of these to root, which tests may be.
+/// The capabilities of these that this process has too, because tests may run without root.
 fn kept(capabilities: u64) -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
@@ -65,7 +65,7 @@ fn expected(main: Status, others: &[(&str, Status)]) -> BTreeMap<String, Status>
 fn every_thread_has_a_filter_and_only_the_main_thread_a_capability() {
     let dir = tempfile::tempdir().unwrap();
     let events = format!("path={}", dir.path().join("events").display());
-    // The main thread has one more, for clone3.
+    // The main thread has a second filter, for clone3.
     for (mode, main, seccomp) in [
         ("true", ["2", "2"], ["2", "1"]),
         ("log", ["2", "2"], ["2", "1"]),

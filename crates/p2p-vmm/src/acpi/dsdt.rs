@@ -23,7 +23,7 @@ const DSM_UUID: &str = "E5C937D0-3553-4D7A-9117-EA4D19C3434D";
 /// _DSM function 5: whether the OS may ignore the boot configuration (PCI Firmware Specification r3.3 §4.6.5).
 const DSM_PRESERVE_BOOT_CONFIG: u8 = 5;
 /// _OSC control bit 4: the OS may use the PCI Express capability. Hot-plug, PME and AER (bits 0 to 3) stay with the
-/// platform: devices come and go through ACPI, and there are no errors to report.
+/// platform: hotplug uses ACPI, and no errors are reported.
 const OSC_GRANTED: u8 = 1 << 4;
 /// _OSC result bits (ACPI 6.5 §6.2.11): unrecognised UUID, unrecognised revision, capabilities masked.
 const OSC_BAD_UUID: u8 = 1 << 2;
@@ -70,8 +70,8 @@ fn serial_port() -> RawAml {
     )])
 }
 
-/// MmioClaims what belongs to no device; Linux uses ECAM only if it is claimed
-/// (linux 7.2 arch/x86/pci/mmconfig-shared.c: is_acpi_reserved()).
+/// Reserves resources of no device. Linux uses ECAM only if it is reserved (linux 7.2 arch/x86/pci/mmconfig-shared.c:
+/// is_acpi_reserved()).
 fn reserved_resources(ecam: &GpaRange) -> RawAml {
     let ecam = memory32(ecam);
     RawAml::concat(&[&Device::new(
@@ -91,11 +91,10 @@ fn reserved_resources(ecam: &GpaRange) -> RawAml {
     )])
 }
 
-/// The root of the segment, which tells where its ECAM is (`_CBA`, PCI Firmware Specification r3.3 §4.1.3).
+/// The root of the segment, with the address of its ECAM (`_CBA`, PCI Firmware Specification r3.3 §4.1.3).
 ///
-/// A table `MCFG` could tell it too, but makes Linux look for root buses that nobody told it of at every number up to
-/// the last, in 16,000 accesses that the VMM has to answer (linux 7.2 arch/x86/pci/legacy.c:
-/// pcibios_fixup_peer_bridges()).
+/// A table `MCFG` could have it too, but it makes Linux probe every bus number up to the last for further root buses,
+/// in 16,000 accesses that the VMM has to handle (linux 7.2 arch/x86/pci/legacy.c: pcibios_fixup_peer_bridges()).
 fn host_bridge(layout: &Layout) -> RawAml {
     let windows = windows(layout);
     RawAml::concat(&[&Device::new(
@@ -141,8 +140,8 @@ fn windows(layout: &Layout) -> RawAml {
     RawAml::concat(&resources)
 }
 
-/// `_PRT`: which I/O APIC pin every interrupt pin on the root bus leads to (ACPI 6.5 §6.2.13). Entries without a link
-/// device are level triggered and active low.
+/// `_PRT`: the I/O APIC pin of every interrupt pin on the root bus (ACPI 6.5 §6.2.13). Entries without a link device
+/// are level triggered and active low.
 fn interrupt_routing() -> RawAml {
     let pins = (0..DEVICES).flat_map(|device| (0..PINS).map(move |pin| (device, pin)));
     let mut table = PackageBuilder::new();
@@ -154,14 +153,14 @@ fn interrupt_routing() -> RawAml {
     RawAml::concat(&[&Name::new("_PRT".into(), &table)])
 }
 
-/// `_OSC(uuid, revision, count, capabilities)`: grants what [`OSC_GRANTED`] says.
+/// `_OSC(uuid, revision, count, capabilities)`: grants the bits of [`OSC_GRANTED`].
 fn osc() -> RawAml {
     let (status, control) = (Path::new("STAT"), Path::new("CTRL"));
     let granted = Local(0);
     RawAml::concat(&[&Method::new(
         "_OSC".into(),
         4,
-        // Named objects are created while it runs.
+        // Serialized, because it creates named objects while it runs.
         true,
         vec![
             &CreateDWordField::new(&status, &Arg(3), &ZERO),
@@ -187,7 +186,7 @@ fn osc() -> RawAml {
     )])
 }
 
-/// `_DSM(uuid, revision, function, arguments)`: the OS must keep the addresses that it finds in BARs and bridge windows.
+/// `_DSM(uuid, revision, function, arguments)`: the OS must keep the addresses in BARs and bridge windows.
 fn dsm() -> RawAml {
     let supported = BufferData::new(vec![1 | 1 << DSM_PRESERVE_BOOT_CONFIG]);
     let nothing = BufferData::new(vec![0]);

@@ -1,8 +1,8 @@
-//! Slots in ACPI: which there are, how the guest learns that something came or shall go, and how it lets go.
+//! Slots in ACPI: their objects, the notifications of plug and unplug, and the eject method.
 //!
-//! The guest's acpiphp knows a slot by an object below its bridge's with `_ADR` and `_EJ0` (linux 7.2
-//! drivers/pci/hotplug/acpiphp_glue.c: acpiphp_add_context()). All objects are there from the start; whether something
-//! is in a slot the guest finds out by reading configuration space.
+//! The guest's acpiphp finds a slot by an object with `_ADR` and `_EJ0` below the object of its bridge (linux 7.2
+//! drivers/pci/hotplug/acpiphp_glue.c: acpiphp_add_context()). All objects exist from the start. The guest reads
+//! configuration space to find out whether a slot is occupied.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -17,18 +17,18 @@ use super::raw::RawAml;
 use crate::pci::DEVICES;
 use crate::slot_control::{SLOT_GSI, SLOT_PORT};
 
-/// Values of Notify for a device (ACPI 6.5 §5.6.6): something below is to be looked for, something has come, something
-/// shall go, the button was pressed.
+/// Values of Notify for a device (ACPI 6.5 §5.6.6): scan the bus, a device was plugged, eject the device, the button
+/// was pressed.
 const BUS_CHECK: u8 = 0;
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 const BUTTON_PRESSED: u8 = 0x80;
 /// Bits of a register.
 const REGISTER_BITS: usize = 32;
-/// A wait for a mutex without end.
+/// Timeout for a mutex: none.
 const FOREVER: u16 = 0xffff;
 
-/// The registers, by their names in AML.
+/// The registers, with their names in AML.
 const REGISTERS: [(&str, Register); 6] = [
     ("SINS", Register::Inserted),
     ("SLVG", Register::Leaving),
@@ -46,7 +46,7 @@ fn notify(object: &str, value: u8) -> RawAml {
     RawAml::concat(&[&Notify::new(&Path::new(object), &value)])
 }
 
-/// What lies in the scope of the system bus: the event device (ACPI 6.5 §5.6.9) and the power button.
+/// Objects in the scope of the system bus: the event device (ACPI 6.5 §5.6.9) and the power button.
 pub(super) fn devices() -> RawAml {
     let events = Local(0);
     let on = |bit: u32, what: &dyn Aml| {
@@ -93,7 +93,7 @@ pub(super) fn devices() -> RawAml {
     ])
 }
 
-/// What lies in the scope of the host bridge: registers, methods and slots.
+/// Objects in the scope of the host bridge: registers, methods and slots.
 pub(super) fn slots() -> RawAml {
     let region = OpRegion::new(
         "SREG".into(),
@@ -138,12 +138,12 @@ fn buses() -> impl Iterator<Item = SlotBus> {
 }
 
 fn slots_of(bus: SlotBus) -> impl Iterator<Item = Slot> {
-    // Number 0 of the root bus is the host bridge.
+    // Device 0 of the root bus is the host bridge.
     let first = u8::from(bus == SlotBus::Root);
     (first..DEVICES).filter_map(move |device| Slot::new(bus, device))
 }
 
-/// The number by which the registers know a bus.
+/// The number of a bus in the registers.
 fn number(bus: SlotBus) -> u8 {
     match bus {
         SlotBus::Root => 0,
@@ -151,7 +151,7 @@ fn number(bus: SlotBus) -> u8 {
     }
 }
 
-/// The object of a bus, absolute.
+/// The absolute path of a bus's object.
 fn path_of_bus(bus: SlotBus) -> String {
     match bus {
         SlotBus::Root => "\\_SB_.PCI0".to_owned(),
@@ -163,7 +163,7 @@ fn name(device: u8) -> String {
     format!("S{device:02X}_")
 }
 
-/// An object with what every slot has. `_SUN` is unique: the guest names slots after it.
+/// The object of a slot. `_SUN` is unique: the guest names slots after it.
 fn slot(slot: Slot, below: &RawAml) -> RawAml {
     let bus = number(slot.bus());
     let device = slot.device();
@@ -184,7 +184,7 @@ fn slot(slot: Slot, below: &RawAml) -> RawAml {
     )])
 }
 
-/// A slot of the root bus; if it may have a switch, with the upstream port and the slots below.
+/// A slot of the root bus. If it can hold a switch, it has the upstream port and the slots below it.
 fn root_slot(device: u8) -> RawAml {
     let nothing = RawAml::concat(&[]);
     let Some(root) = Slot::new(SlotBus::Root, device) else {
@@ -205,8 +205,8 @@ fn root_slot(device: u8) -> RawAml {
     )
 }
 
-/// Reads the registers bus by bus and notifies what they name: first what is gone, then what shall go, then what has
-/// come, which may need the room.
+/// Reads the registers bus by bus and sends the notifications: first for removed devices, then for eject requests,
+/// then for plugged devices, which may need the freed resources.
 fn scan() -> RawAml {
     let (inserted, leaving, rescan) = (Local(0), Local(1), Local(2));
     let mut body = Vec::new();
@@ -233,7 +233,7 @@ fn scan() -> RawAml {
             });
             let each: Vec<RawAml> = each.collect();
             let each: Vec<&dyn Aml> = each.iter().map(|part| part as &dyn Aml).collect();
-            // Most often there is nothing.
+            // Usually no bit is set.
             body.push(RawAml::concat(&[&If::new(bits, each)]));
         }
     }

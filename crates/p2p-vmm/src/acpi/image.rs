@@ -1,4 +1,4 @@
-//! All tables as one run of bytes, ready to be copied into guest memory.
+//! All tables as one block of bytes, ready to be copied into guest memory.
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -20,26 +20,26 @@ const OEM_TABLE_ID: [u8; 8] = *b"P2PVMM  ";
 const OEM_REVISION: u32 = 1;
 /// Revision of the DSDT: from 2 on integers have 64 bits.
 const DSDT_REVISION: u8 = 6;
-/// Bytes of the header that every table but the RSDP has.
+/// Bytes of the header that every table except the RSDP has.
 const HEADER_BYTES: u32 = 36;
-/// Tables start at multiples of this many bytes.
+/// Alignment of tables in bytes.
 const ALIGN_BYTES: usize = 64;
-/// Where a local APIC and the I/O APIC are, for every x86 CPU and KVM's I/O APIC.
+/// Addresses of the local APIC and the I/O APIC, for every x86 CPU and KVM's I/O APIC.
 const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
 const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
 /// IAPC_BOOT_ARCH (ACPI 6.5 §5.2.9.3): no VGA, no CMOS clock; the bits for ISA devices and an i8042 stay clear.
 const BOOT_ARCH_NO_VGA_NO_CMOS: u16 = 1 << 2 | 1 << 5;
 
-/// Why the tables could not be built.
+/// The tables could not be built.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AcpiError {
     #[error("ACPI tables of {bytes} bytes do not fit into {area}")]
     TooLarge { bytes: usize, area: GpaRange },
 }
 
-/// What the tables are made from.
+/// Parameters of the tables.
 pub(crate) struct AcpiRequest<'a> {
-    /// Where the tables will lie.
+    /// Guest memory for the tables.
     pub(crate) area: GpaRange,
     pub(crate) layout: &'a Layout,
     pub(crate) cpus: u8,
@@ -55,13 +55,13 @@ pub(crate) struct AcpiImage {
 }
 
 impl AcpiImage {
-    /// Builds the tables for a place in guest memory.
+    /// Builds the tables for an area of guest memory.
     pub(crate) fn build(request: &AcpiRequest<'_>) -> Result<Self, AcpiError> {
         let mut image = Self {
             bytes: Vec::new(),
             base: request.area.start(),
         };
-        // The RSDP comes first but knows the address of the XSDT, which comes last.
+        // The RSDP comes first but has the address of the XSDT, which comes last.
         image.append(&Rsdp::new(OEM_ID, 0));
         let dsdt = image.append(&dsdt_table(request));
         let fadt = image.append(&fadt_table(dsdt));
@@ -83,7 +83,7 @@ impl AcpiImage {
         }
     }
 
-    /// Where the image must be copied to; also the address of the RSDP.
+    /// Address of the image in guest memory, which is that of the RSDP.
     pub(crate) fn base(&self) -> GuestAddress {
         self.base
     }

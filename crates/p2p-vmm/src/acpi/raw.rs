@@ -1,12 +1,12 @@
-//! AML that is already bytes: lets parts of a table be built by functions and put together.
+//! AML as bytes, so that functions can build parts of a table.
 
 use acpi_tables::{Aml, AmlSink};
 
-/// Finished AML.
+/// Encoded AML.
 pub(super) struct RawAml(Vec<u8>);
 
 impl RawAml {
-    /// `parts` one after the other.
+    /// Concatenates `parts`.
     pub(super) fn concat(parts: &[&dyn Aml]) -> Self {
         let mut bytes = Vec::new();
         for part in parts {

@@ -1,4 +1,4 @@
-//! A device that comes while the VM runs.
+//! Adds a device to a running VM.
 
 use std::collections::BTreeSet;
 use std::task::Poll;
@@ -24,19 +24,19 @@ use crate::host_reader::HostReader;
 use crate::layout::GpaRange;
 use crate::lock::lock;
 
-/// Why a device was not added. Nothing of it is left.
+/// A device was not added. Nothing of the attempt remains.
 #[derive(Debug, Error)]
 pub(crate) enum AddError {
-    /// Policy or hardware forbid it.
+    /// Policy or hardware forbids it.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// There is no room for it in this VM as it is.
+    /// The VM has no room for it in its current state.
     #[error("{0}")]
     NoRoom(String),
     /// The host does not have it.
     #[error(transparent)]
     Host(#[from] SysfsError),
-    /// It was tried and did not work.
+    /// An operation failed.
     #[error(transparent)]
     Failed(anyhow::Error),
 }
@@ -58,30 +58,30 @@ impl From<anyhow::Error> for AddError {
     }
 }
 
-/// What a newcomer is judged by.
+/// What an added device is checked against.
 pub(crate) struct AddContext<'a> {
-    /// The host, and the operator's rules.
+    /// Source of host snapshots with the operator's policy.
     pub(crate) host: &'a HostReader,
-    /// Devices that the VM had.
+    /// Functions that the VM had before.
     pub(crate) departed: &'a BTreeSet<Sbdf>,
 }
 
-/// Where a newcomer goes.
+/// The planned place of an added device.
 struct PlannedTopology {
     bus: SlotBus,
     topology: GuestTopology,
-    /// Whether it is at its bus addresses.
+    /// Whether its BARs are at their bus addresses.
     fixed: bool,
 }
 
-/// There is no room for a device in this VM as it is.
+/// The VM has no room for a device in its current state.
 #[derive(Debug, Error)]
 #[error("{0}")]
 struct NoRoom(String);
 
 impl Devices {
-    /// Adds a device, which has a name, to the running VM; its address in the guest. While the guest is about to let go
-    /// of what is in the way that is pending, but not beyond `deadline`.
+    /// Adds a device with a name to the running VM. Returns its address in the guest. Pending while the guest ejects
+    /// an empty switch, until `deadline`.
     pub(crate) fn add(
         &mut self,
         config: &DeviceConfig,
@@ -106,7 +106,7 @@ impl Devices {
     ) -> Result<Poll<Sbdf>, AddError> {
         let (candidate, exposures) = self.check(config, context)?;
         if candidate.domain.is_some() && self.switch_of(&candidate).is_none() {
-            // A switch without members has windows that the next one may need.
+            // An empty switch holds windows that a new switch may need.
             self.process_ejected();
             if self.has_empty_switches() && Instant::now() < deadline {
                 return Ok(Poll::Pending);
@@ -119,7 +119,8 @@ impl Devices {
         Ok(Poll::Ready(guest))
     }
 
-    /// Judges the newcomer together with those that are there; the newcomer, and exposures that are accepted or doubtful.
+    /// Checks the added device together with the present ones. Returns the added device, and the exposures that are
+    /// accepted or uncertain.
     fn check(
         &self,
         config: &DeviceConfig,
@@ -130,7 +131,8 @@ impl Devices {
         let admitted = judged.admitted;
         let members = admitted.domains.iter().flat_map(|domain| &domain.members);
         let all: Vec<&Candidate> = members.chain(&admitted.others).collect();
-        // Those that are at their bus addresses anyway need not move if they must be there, nor if they need not.
+        // A present device that already is at its bus addresses satisfies both placements, so its placement may
+        // change.
         let running = self.list.iter().map(|entry| {
             let mut running = entry.candidate.clone();
             let domain = self.contexts.domains.get(&running.domain);
@@ -148,18 +150,18 @@ impl Devices {
             .find(|candidate| !present.contains(&candidate.sbdf));
         let added_device = added_device.map(|candidate| (*candidate).clone());
         let added_device = added_device.ok_or_else(|| {
-            let text = format!("the VM has {config} already");
+            let text = format!("the VM already has {config}");
             AddError::NoRoom(text)
         })?;
         Ok((added_device, admitted.exposures))
     }
 
-    /// Opens the newcomer and gives it to the guest. Whatever fails, everything that was made for it goes with it.
+    /// Opens the device and plugs it into the guest. An error undoes everything.
     fn attach(&mut self, candidate: Candidate, config: DeviceConfig) -> anyhow::Result<Sbdf> {
         let room = self.guest.descriptors.check_room_for_device();
         room.map_err(|error| {
             NoRoom(format!(
-                "no descriptors are left for {}: {error}\n       \
+                "no file descriptors are left for {}: {error}\n       \
                  raise the hard limit of open files (RLIMIT_NOFILE) of p2p-vmm",
                 candidate.sbdf
             ))
@@ -199,14 +201,14 @@ impl Devices {
             .guest
             .plug(opened, place.topology, place.bus, &self.events)?;
         let Some(plugged) = plugged.into_iter().next() else {
-            anyhow::bail!("nothing was plugged for {}", candidate.sbdf);
+            anyhow::bail!("no device was plugged for {}", candidate.sbdf);
         };
         let guest = plugged.guest;
         let mut assigned = GuestDevice::new(config, candidate, plugged);
         assigned.state = State::Attaching;
         if let Err(error) = self.watch_device(&assigned, || ControlOperation::Add) {
             log::error!(
-                "{}: cannot wait for the host: {error}",
+                "{}: cannot wait for events of the host: {error}",
                 assigned.candidate.sbdf
             );
         }
@@ -231,8 +233,9 @@ impl Devices {
         })
     }
 
-    /// Where the newcomer goes as the guest is now: to its peers if there are any, else to the root bus. A domain that begins is at its bus
-    /// addresses if it can be, for a later member may need that.
+    /// Plans where the device goes in the guest's current topology: below the switch of its domain if there is one,
+    /// otherwise on the root bus. The first member of a domain is placed at its bus addresses if possible, because a
+    /// later member may require that.
     fn place(
         &self,
         host: &HostDevice,
@@ -243,14 +246,15 @@ impl Devices {
         let layout = &self.guest.layout;
         let plan = |bus: SlotBus, branch: Branch, fixed: bool| -> anyhow::Result<PlannedTopology> {
             let usage = self.guest.pci.bus_usage(bus);
-            let mut usage = usage.with_context(|| format!("the guest has no way to {bus:?}"))?;
-            // After the usage: what the guest empties meanwhile is in one of the two.
+            let mut usage =
+                usage.with_context(|| format!("no bridge of the guest leads to {bus:?}"))?;
+            // After the bus usage was read: a slot that the guest empties in between is in one of the two.
             usage.devices.extend(self.guest.control.emptied(bus));
             let mut resources = bus_resources::live(bus, &usage, layout);
-            // A guest that is arranging its bridges may have devices where no bridge leads now.
+            // While a guest programs its bridges, devices may decode addresses that no bridge forwards.
             resources.taken.extend(self.guest.slots.claimed());
             if !fixed {
-                // Addresses at which requests of a member, to this one or of it, do not get to the IOMMU.
+                // Addresses at which requests from or to this member do not reach the IOMMU.
                 let members = self.peers_of(candidate).map(|peer| &peer.candidate);
                 let holes = members.chain([candidate]).flat_map(|member| &member.holes);
                 let holes = holes.map(|hole| whole_pages(&hole.range));
@@ -272,8 +276,8 @@ impl Devices {
         if let Some(root) = self.switch_of(candidate) {
             if must && !domain.fixed {
                 let text = format!(
-                    "the peers of {} must be at their bus addresses for it, and they are not\n       \
-                     unplug them first, and add all of them again",
+                    "the peers of {} are not at their bus addresses, which it requires\n       \
+                     unplug them first, then add all of them again",
                     candidate.sbdf
                 );
                 return Err(NoRoom(text).into());
@@ -294,7 +298,7 @@ impl Devices {
         }
     }
 
-    /// Guest memory must be where the IOMMU of the device translates.
+    /// Checks that the device's IOMMU translates all guest memory.
     fn check_translated(
         &self,
         candidate: &Candidate,
@@ -304,15 +308,15 @@ impl Devices {
         match self.ram().find(|ram| !within(ram, ranges)) {
             None => Ok(()),
             Some(ram) => Err(NoRoom(format!(
-                "{sbdf} cannot reach guest memory at {ram}: its IOMMU does not translate that\n       \
+                "{sbdf} cannot reach guest memory at {ram}: its IOMMU does not translate these addresses\n       \
                  give it to the VM when it starts, so that memory is laid out for it"
             ))),
         }
     }
 
-    /// Peers that may be anywhere must be where requests of the device get to the IOMMU.
+    /// Checks that requests of the device to peers at arbitrary addresses reach the IOMMU.
     fn check_peers(&self, candidate: &Candidate, domain: &Domain) -> Result<(), NoRoom> {
-        // At their bus addresses ports know them: requests go straight to them, or are redirected.
+        // BARs at their bus addresses are reachable: ports route requests directly to them, or redirect the requests.
         let peers = self.peers_of(candidate).filter(|_| !domain.fixed);
         for peer in peers {
             let device = peer.device.as_ref().map(|device| lock(device));
@@ -323,7 +327,7 @@ impl Devices {
                     let (sbdf, peer) = (candidate.sbdf, peer.candidate.sbdf);
                     return Err(NoRoom(format!(
                         "{sbdf} cannot reach BAR {bar} of {peer} at {hole}\n       \
-                         unplug {peer} first, and add both again"
+                         unplug {peer} first, then add both again"
                     )));
                 }
             }
@@ -331,7 +335,7 @@ impl Devices {
         Ok(())
     }
 
-    /// The other devices of a domain.
+    /// The other devices of the domain.
     fn peers_of(&self, candidate: &Candidate) -> impl Iterator<Item = &GuestDevice> {
         let peers = self.list.iter();
         peers.filter(|peer| candidate.domain.is_some() && peer.candidate.domain == candidate.domain)
@@ -344,15 +348,15 @@ impl Devices {
     }
 }
 
-/// Tries again if the guest has put something there, in the meantime, where the newcomer was to go: it looks for another
-/// place each time.
+/// Calls `attach` again if the guest has claimed the planned addresses in the meantime. Each call plans new
+/// addresses.
 fn retry_on_claim_conflict<T>(mut attach: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    /// A guest that moves things about for ever harms itself only.
+    /// Limit of retries: a guest that keeps moving its BARs can only delay its own device.
     const RETRIES: u32 = 4;
     for _ in 0..RETRIES {
         match attach() {
             Err(error) if is_claim_conflict(&error) => {
-                log::info!("looking for another place: {error}")
+                log::info!("planning other addresses for the device: {error}")
             }
             attached => return attached,
         }
@@ -377,7 +381,7 @@ fn within(range: &AddressRange<Gpa>, ranges: &[AddressRange<Iova>]) -> bool {
     ranges.iter().any(|usable| usable.contains(&range))
 }
 
-/// What peers reach must be where the IOMMU can translate it.
+/// Checks that the IOMMU can translate the addresses of BARs that peers reach.
 fn check_bar_addresses(
     topology: &GuestTopology,
     ranges: &[AddressRange<Iova>],

@@ -1,4 +1,4 @@
-//! The devices that a VM has when it boots: open before the address space is laid out, which depends on them.
+//! The devices of a VM at boot. They are opened before the address space is laid out, because it depends on them.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::registry::{Devices, GuestDevice};
 use super::slot_contents::{Guest, Opened, endpoint, prefer_bus_address};
 use crate::layout::{GpaRange, Layout};
 
-/// Devices that are open, before the guest's address space is laid out.
+/// Open devices, before the guest's address space is laid out.
 pub(crate) struct OpenDevices<'a> {
     judged: &'a Judged,
     hotpluggable: bool,
@@ -34,22 +34,22 @@ struct ContextDevices {
     fixed: bool,
 }
 
-/// What the devices demand of the guest's address space.
+/// What the devices require of the guest's address space.
 #[derive(Default)]
 pub(crate) struct Demands {
-    /// Where nothing may be that devices reach, page aligned.
+    /// Ranges that must stay unused by what devices reach, page aligned.
     pub(crate) holes: Vec<GpaRange>,
-    /// PCI windows that must be where they are.
+    /// PCI windows at fixed addresses.
     pub(crate) fixed: Vec<GpaRange>,
-    /// PCI windows that had better be there, for devices that may come later.
+    /// PCI windows that should be reserved for devices that are added later.
     pub(crate) preferred: Vec<GpaRange>,
-    /// End of what every device can address.
+    /// End of the addresses that every device can use.
     pub(crate) limit: Option<u64>,
 }
 
 impl<'a> OpenDevices<'a> {
-    /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in another.
-    /// A VM that is `hotpluggable` may get others later.
+    /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in a common
+    /// one. Devices can be added later to a VM that is `hotpluggable`.
     pub(crate) fn open(
         contexts: Contexts,
         judged: &'a Judged,
@@ -95,7 +95,7 @@ impl<'a> OpenDevices<'a> {
         Ok(())
     }
 
-    /// What the guest's address space must be like.
+    /// The requirements of all devices on the guest's address space.
     pub(crate) fn demands(&self) -> anyhow::Result<Demands> {
         let all = self.groups.iter().flat_map(|group| &group.devices);
         let holes = all.flat_map(|(_, candidate)| &candidate.holes);
@@ -118,8 +118,8 @@ impl<'a> OpenDevices<'a> {
         Ok(demands)
     }
 
-    /// How the guest will find the devices. With a layout switches keep room for more members, and members are at their
-    /// bus addresses even if they need not be: a later one may make it necessary.
+    /// The guest's topology. With a layout, switches reserve resources for more members, and members are at their bus
+    /// addresses even if that is not required yet: a later member may require it.
     fn branches(&self, hotpluggable: Option<&Layout>) -> Vec<Branch> {
         let mut branches = Vec::new();
         for group in &self.groups {
@@ -141,8 +141,8 @@ impl<'a> OpenDevices<'a> {
         branches
     }
 
-    /// Gives the devices guest memory and the guest the devices: a virtual switch for each P2P domain, a root port for
-    /// each of the others.
+    /// Maps guest memory for the devices and plugs them into the guest: below a virtual switch for each P2P domain,
+    /// and below a root port for each of the others.
     pub(crate) fn assign(mut self, guest: Guest) -> anyhow::Result<Devices> {
         for Domain { context, .. } in self.contexts.domains.values() {
             context.map_guest(&guest.memory)?;
@@ -163,7 +163,7 @@ impl<'a> OpenDevices<'a> {
         let mut list = Vec::new();
         for (candidate, plugged) in assigned.into_iter().zip(plugged) {
             let Some(config) = self.judged.configs.get(&candidate.sbdf) else {
-                bail!("{} was not asked for", candidate.sbdf);
+                bail!("{} was not requested", candidate.sbdf);
             };
             list.push(GuestDevice::new(config.clone(), candidate, plugged));
         }
@@ -180,15 +180,17 @@ impl<'a> OpenDevices<'a> {
                     }
                     return Ok(topology);
                 }
-                Err(error) => log::info!("no room for devices that come later: {error}"),
+                Err(error) => log::info!(
+                    "cannot reserve resources for hotplug, so adding a device may fail: {error}"
+                ),
             }
         }
         Ok(lay_out(&self.branches(None), empty_root(layout))?)
     }
 }
 
-/// A window that must be at its bus address must be one that the IOMMU can translate too: it is mapped there, so that a
-/// peer whose requests are redirected finds it as well.
+/// Checks that the IOMMU can translate windows at fixed bus addresses. They are mapped there too, for peers whose
+/// requests are redirected.
 fn check_reachable(fixed: &[GpaRange], gaps: &[AddressRange<Gpa>]) -> anyhow::Result<()> {
     for window in fixed {
         let gap = gaps

@@ -1,4 +1,5 @@
-//! Where there is room for a device: on the root bus of a VM, or on that of a switch, as the guest has them now.
+//! Free bus resources for an added device: on the root bus of a VM or on the bus of a switch, as the guest has
+//! programmed them.
 
 use std::ops::RangeInclusive;
 
@@ -8,11 +9,11 @@ use p2p_vfio::{Address, AddressRange, Apertures, Candidate, Gpa, Ground, PortKin
 use crate::layout::{GpaRange, Layout};
 use crate::pci::{BusUsage, DEVICES};
 
-/// Bus numbers that a switch keeps for members that come later.
+/// Slots that a switch reserves for members that are added later.
 const SPARE_SLOTS: u8 = 16;
-/// Bytes below 4 GiB that a switch keeps if its members can be anywhere.
+/// Bytes below 4 GiB that a switch reserves if its members can be at any address.
 const SPARE_MEMORY_BYTES: u64 = 32 << 20;
-/// Part of the 64-bit window that a switch keeps then, but no more than [`MOST_PREFETCHABLE_BYTES`].
+/// Part of the 64-bit window that a switch reserves then, at most [`MOST_PREFETCHABLE_BYTES`].
 const SPARE_PREFETCHABLE_SHARE: u64 = 16;
 const MOST_PREFETCHABLE_BYTES: u64 = 256 << 30;
 
@@ -26,7 +27,7 @@ pub(super) fn empty_root(layout: &Layout) -> Ground {
     Ground::root(apertures, ranges(&layout.pci))
 }
 
-/// A bus with what the guest has on it.
+/// A bus without the resources that the guest uses on it.
 pub(super) fn live(bus: SlotBus, usage: &BusUsage, layout: &Layout) -> Ground {
     let mut resources = match bus {
         SlotBus::Root => empty_root(layout),
@@ -61,7 +62,7 @@ fn inside_switch(usage: &BusUsage) -> Ground {
     }
 }
 
-/// What the switch of a domain keeps for members that come later.
+/// What the switch of a domain reserves for members that are added later.
 pub(super) fn reserve(candidate: &Candidate, layout: &Layout) -> Spare {
     let share = layout.mmio64.len_bytes() / SPARE_PREFETCHABLE_SHARE;
     let prefetchable = share.clamp(1, MOST_PREFETCHABLE_BYTES);
@@ -76,7 +77,7 @@ pub(super) fn reserve(candidate: &Candidate, layout: &Layout) -> Spare {
     }
 }
 
-/// The same addresses in the guest.
+/// The range at the same addresses in the guest.
 pub(super) fn bus_range(range: &RangeInclusive<u64>) -> Option<AddressRange<Gpa>> {
     let len_bytes = range.end().checked_sub(*range.start())?.checked_add(1)?;
     AddressRange::new(Gpa::new(*range.start()), len_bytes)

@@ -1,4 +1,4 @@
-//! The IOMMU contexts of a VM: one for each P2P domain, one for the devices outside of any.
+//! The IOMMU contexts of a VM: one for each P2P domain, and one for the unshared devices.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,28 +13,28 @@ use p2p_vfio::{
     IommuContext, Iova, Reach,
 };
 
-/// The context of some devices, and what the guest knows them by.
+/// An IOMMU context, with the properties of its domain in the guest.
 pub(super) struct Domain {
     pub(super) context: IommuContext,
-    /// What NVIDIA's driver in the guest is told; none outside of a P2P domain.
+    /// The clique that NVIDIA's driver in the guest reads; `None` for unshared devices.
     pub(super) clique: Option<Clique>,
     number: Option<usize>,
-    /// Whether its members are at their bus addresses.
+    /// Whether the members' BARs are at their bus addresses.
     pub(super) fixed: bool,
 }
 
-/// All contexts, by the domain that they are of; `None` is that of the devices outside of any.
+/// All contexts, by domain; `None` is the key of the unshared devices.
 pub(crate) struct Contexts {
     vm: Arc<VmFd>,
     platform: PlatformConfig,
     preopened: Arc<Handed>,
-    /// What all contexts have in common, for the life of the VM; `None` before the first device.
+    /// The host IOMMU interface of all contexts, for the lifetime of the VM; `None` before the first device.
     iommu: Option<Arc<HostIommu>>,
     pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
 }
 
 impl Contexts {
-    /// None yet. Devices that were `preopened` in are not opened again.
+    /// No contexts. Devices in `preopened` are not opened again.
     pub(crate) fn new(vm: Arc<VmFd>, platform: PlatformConfig, preopened: Arc<Handed>) -> Self {
         Self {
             vm,
@@ -45,12 +45,13 @@ impl Contexts {
         }
     }
 
-    /// The kernel's interface that the devices are assigned by, and why; `None` before the first device.
+    /// The kernel interface for the devices, and why it was chosen; `None` before the first device.
     pub(super) fn choice(&self) -> Option<&Choice> {
         self.iommu.as_ref().map(|iommu| iommu.choice())
     }
 
-    /// Takes the first devices of the VM: through iommufd where that has all they need, else through their groups.
+    /// Chooses the interface for the first devices of the VM: iommufd if it supports all of them, otherwise their
+    /// VFIO groups.
     fn choose(&mut self, devices: &[(Sbdf, Reach)]) -> anyhow::Result<Arc<HostIommu>> {
         if let Some(iommu) = &self.iommu {
             return Ok(Arc::clone(iommu));
@@ -65,14 +66,14 @@ impl Contexts {
             Some(self.kvm_vfio_device()?),
             &self.preopened,
         );
-        let iommu = iommu.context("the devices cannot be assigned as asked for")?;
+        let iommu = iommu.context("the devices cannot be assigned as configured")?;
         log::info!("devices are assigned by {}", iommu.choice());
         let iommu = Arc::new(iommu);
         self.iommu = Some(Arc::clone(&iommu));
         Ok(iommu)
     }
 
-    /// A context for a domain that has none yet; the caller keeps it here when it has a device. `added` are all
+    /// Creates the context of a domain that has none. The caller inserts it when it has a device. `added` are all
     /// devices that are about to be opened, in this context or another.
     pub(super) fn create(
         &mut self,
@@ -94,7 +95,7 @@ impl Contexts {
         })
     }
 
-    /// The I/O addresses that every device can use; `None` without devices, when any will do.
+    /// The I/O addresses that every device can use; `None` without devices, when there is no limit.
     pub(super) fn iova_ranges(&self) -> anyhow::Result<Option<Vec<AddressRange<Iova>>>> {
         let mut usable: Option<Vec<AddressRange<Iova>>> = None;
         for domain in self.domains.values() {
@@ -110,8 +111,8 @@ impl Contexts {
         Ok(usable)
     }
 
-    /// The VM's KVM-VFIO device: through it KVM learns which groups the VM has (linux
-    /// Documentation/virt/kvm/devices/vfio.rst). It stays for the life of the VM.
+    /// The VM's KVM-VFIO device, which tells KVM the VFIO groups of the VM (linux
+    /// Documentation/virt/kvm/devices/vfio.rst). It stays for the lifetime of the VM.
     fn kvm_vfio_device(&self) -> anyhow::Result<Arc<DeviceFd>> {
         let mut request = kvm_create_device {
             type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
@@ -126,7 +127,7 @@ impl Contexts {
     }
 }
 
-/// What lies between the ranges, and their end.
+/// The gaps between the ranges, and the end of the last range.
 pub(super) fn gaps(ranges: &[AddressRange<Iova>]) -> (Vec<AddressRange<Gpa>>, u64) {
     let mut holes = Vec::new();
     let mut end = 0;

@@ -1,11 +1,11 @@
-//! What devices have to tell, on its way to the main thread: a little of each device at a time, and of each kind of event,
-//! so that a flood of one hides no other.
+//! Events of devices on their way to the main thread, limited for each device and each kind of event, so that a flood
+//! of one hides no other.
 //!
 //! ```text
 //! vCPU, device locked ──event──▶ allowance ──▶ queue ──▶ main thread: log, API, event monitor
-//!                                  └─ used up: counted, and the count is told
+//!                                  └─ used up: counted, and the count is reported
 //! ```
-//! A guest makes its devices tell something with every access. Nothing is written by who brings an event.
+//! A guest can cause an event with every access. The thread that delivers an event writes nothing itself.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -19,20 +19,20 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::lock::lock;
 
-/// How many events of a kind a device may tell at once, after a while of silence.
+/// Most events of a kind that a device may emit at once.
 const BURST: u32 = 16;
-/// How long until it may tell one more.
+/// Time until the allowance grows by one event.
 const REFILL: Duration = Duration::from_secs(1);
-/// How often it is told how many were not.
+/// Interval of the reports of suppressed events.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// What one device may still tell of one kind.
+/// The remaining events of one kind from one device.
 struct Allowance {
     left: u32,
-    /// When `left` was last true.
+    /// When `left` was last computed.
     at: Instant,
     suppressed: u64,
-    /// When to tell of what was suppressed.
+    /// When to report the suppressed events.
     report: Option<Instant>,
 }
 
@@ -46,7 +46,7 @@ impl Allowance {
         }
     }
 
-    /// Whether one more may be told at `now`.
+    /// Whether one more event is allowed at `now`.
     fn take(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at);
         let more = u32::try_from(passed.as_secs() / REFILL.as_secs()).unwrap_or(u32::MAX);
@@ -63,12 +63,12 @@ impl Allowance {
         false
     }
 
-    /// Whether nothing is known of the device that a new one would not have.
+    /// Whether the allowance equals a new one.
     fn is_full(&self, now: Instant) -> bool {
         self.report.is_none() && now >= self.at + REFILL * BURST
     }
 
-    /// How many were suppressed, if it is time to say so.
+    /// The number of suppressed events, if a report is due.
     fn report(&mut self, now: Instant) -> Option<u64> {
         self.report.take_if(|due| *due <= now)?;
         Some(std::mem::take(&mut self.suppressed))
@@ -81,14 +81,14 @@ struct Waiting {
     allowances: HashMap<(Sbdf, Discriminant<DeviceEvent>), Allowance>,
 }
 
-/// What the main thread takes.
+/// What [`DeviceEvents::take`] returns.
 pub(super) struct Taken {
     pub(super) events: VecDeque<(Sbdf, DeviceEvent)>,
-    /// How many events of a device were not told since the last time.
+    /// Suppressed events of each device since its last report.
     pub(super) suppressed: BTreeMap<Sbdf, u64>,
 }
 
-/// Where devices leave what they have to tell.
+/// The queue of device events.
 pub(crate) struct DeviceEvents {
     waiting: Mutex<Waiting>,
     wake: EventFd,
@@ -102,13 +102,13 @@ impl DeviceEvents {
         })
     }
 
-    /// Readable when there is something to take.
+    /// Readable when there are events to take.
     pub(super) fn wake(&self) -> &EventFd {
         &self.wake
     }
 
     pub(super) fn take(&self, now: Instant) -> Taken {
-        // Silent if nobody has rung.
+        // An event without a count is no error.
         let _ = self.wake.read();
         let mut waiting = lock(&self.waiting);
         let mut suppressed = BTreeMap::new();
@@ -118,7 +118,7 @@ impl DeviceEvents {
                 *total = total.saturating_add(count);
             }
         }
-        // Devices that have gone are forgotten.
+        // Full allowances are dropped, so devices that are gone leave nothing behind.
         waiting
             .allowances
             .retain(|_, allowance| !allowance.is_full(now));
@@ -128,7 +128,7 @@ impl DeviceEvents {
         }
     }
 
-    /// When [`take`](Self::take) has to tell of suppressed events.
+    /// When [`take`](Self::take) must be called to report suppressed events.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let waiting = lock(&self.waiting);
         waiting
@@ -139,7 +139,7 @@ impl DeviceEvents {
     }
 
     fn put(&self, sbdf: Sbdf, event: DeviceEvent, now: Instant) {
-        // These are told once, by the host and not by the guest, and must not be lost.
+        // The host emits these, not the guest. They must not be lost.
         let always = matches!(
             event,
             DeviceEvent::Requested | DeviceEvent::Error | DeviceEvent::Vanished
@@ -154,7 +154,7 @@ impl DeviceEvents {
         if always || allowance.take(now) {
             waiting.events.push_back((sbdf, event));
         } else if silent {
-            // The main thread knows already when to look.
+            // The main thread already has the deadline of the report.
             return;
         }
         drop(waiting);

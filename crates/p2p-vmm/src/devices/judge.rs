@@ -1,4 +1,4 @@
-//! Whether a VM may have the devices that were asked for.
+//! Checks whether a VM may have the requested devices.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,23 +10,22 @@ use crate::host_reader::HostReader;
 
 /// Devices that a VM may have.
 pub(crate) struct Judged {
-    /// Sorted into IOMMU contexts.
+    /// The devices of each IOMMU context.
     pub(super) admitted: Admitted,
-    /// What was asked for.
+    /// The requested configuration of each device.
     pub(super) configs: BTreeMap<Sbdf, DeviceConfig>,
-    /// The host as it was then.
+    /// The host snapshot of the check.
     pub(super) host: HostView,
 }
 
 impl Judged {
-    /// The exposures that are accepted, and those that are doubtful.
+    /// The exposures that are accepted, and those that are uncertain.
     pub(crate) fn exposures(&self) -> &[Exposed] {
         &self.admitted.exposures
     }
 }
 
-/// Reads what the host says of the devices and judges it by the policy. Nothing is opened or
-/// changed.
+/// Reads a host snapshot and checks the devices against it and the policy. Opens and changes nothing.
 ///
 /// Refusals are [`Refusal`](p2p_vfio::Refusal) or [`SysfsError`](iommu_group::SysfsError).
 pub(crate) fn judge(configs: &[DeviceConfig], host: &HostReader) -> anyhow::Result<Judged> {
@@ -36,7 +35,7 @@ pub(crate) fn judge(configs: &[DeviceConfig], host: &HostReader) -> anyhow::Resu
     request.judge(exposures)
 }
 
-/// Judges a device that comes together with those that run. `departed` are those that the VM had.
+/// Checks an added device together with the present ones. `departed` are functions that the VM had.
 pub(super) fn judge_added(
     running: &[DeviceConfig],
     added: &DeviceConfig,
@@ -54,7 +53,7 @@ pub(super) fn judge_added(
     request.judge(exposures.unwrap_or_default())
 }
 
-/// Devices that were asked for, and what the host says of them.
+/// Requested devices, with the host's facts.
 struct Request {
     host: HostView,
     configs: BTreeMap<Sbdf, DeviceConfig>,
@@ -94,12 +93,12 @@ impl Request {
     }
 }
 
-/// Functions of which devices were asked for although they are, or become, reachable.
+/// Functions whose exposure the devices' configurations accept.
 pub(crate) fn accepted<'a>(configs: impl Iterator<Item = &'a DeviceConfig>) -> BTreeSet<Sbdf> {
     configs.flat_map(|config| &config.expose).copied().collect()
 }
 
-/// The P2P domain that a device was asked to join.
+/// The P2P domain that a device is configured to join.
 pub(crate) fn domain_of(config: &DeviceConfig) -> Option<DomainName> {
     let name = config.p2p_domain.clone();
     let domain = name.map_or(DomainName::Unnamed, DomainName::Named);

@@ -1,9 +1,9 @@
-//! What the host's IOMMUs can address, for a VM that has no device yet whose IOMMU could be asked.
+//! Address limit of the host's IOMMUs, for a VM without devices, which has no IOMMU context to ask.
 
 use std::fs;
 use std::path::Path;
 
-/// End of the addresses that every IOMMU of the host can translate, as far as sysfs tells.
+/// End of the addresses that every IOMMU of the host can translate, if sysfs has it.
 pub(crate) fn address_limit() -> Option<u64> {
     limit_in(Path::new("/sys/class/iommu"))
 }
@@ -17,7 +17,8 @@ fn limit_in(class: &Path) -> Option<u64> {
     1_u64.checked_shl(widths.min()?)
 }
 
-/// Bits of an address, from the capability register of a VT-d unit (VT-d r4.1 §11.4.2: MGAW, bits 21 to 16, less one).
+/// Address width in bits, from the capability register of a VT-d unit (VT-d r4.1 §11.4.2: MGAW, bits 21 to 16, less
+/// one).
 fn width(capability: &str) -> Option<u32> {
     let capability = u64::from_str_radix(capability.trim_start_matches("0x"), 16).ok()?;
     u32::try_from((capability >> 16 & 0x3f) + 1).ok()

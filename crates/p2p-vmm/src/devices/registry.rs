@@ -1,4 +1,4 @@
-//! The devices that the guest has, each with its place in its life, and what they tell.
+//! The devices in the guest, with the state of each, and the events that they emit.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,45 +17,46 @@ use super::events::DeviceEvents;
 use super::slot_contents::{Guest, SlotContents};
 use crate::lock::lock;
 
-/// How long the guest may take to let go of a device that the host wants back: whoever unbinds it waits in the kernel,
-/// and nothing ends that wait but the device.
+/// Time for the guest to eject a device that the host wants back. The process that unbinds the device waits in the
+/// kernel until the device is released.
 const HOST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How a device is to go.
+/// How a device is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RemoveOptions {
-    /// How long the guest may take.
+    /// Time for the guest to eject it.
     pub(crate) timeout: Duration,
-    /// Whether it is taken away when the time is up.
+    /// Whether it is removed by force after that time.
     pub(crate) force: bool,
 }
 
-/// Why a device does not go.
+/// A device cannot be removed.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(crate) enum RemoveError {
     #[error("there is no device {0:?}")]
     Unknown(String),
-    #[error("{id:?} cannot go now: {why}")]
+    #[error("cannot remove {id:?} now: {why}")]
     Refused { id: String, why: Refused },
 }
 
 /// A device of the VM.
 pub(super) struct GuestDevice {
-    /// What was asked for; it has a name.
+    /// The requested configuration; it has a name.
     pub(super) config: DeviceConfig,
     pub(super) candidate: Candidate,
     pub(super) state: State,
     /// The slot of the port directly above it.
     pub(super) slot: Slot,
-    /// The slot in which the guest finds it when it comes: its own, or that of the switch that comes with it.
+    /// The slot that is announced to the guest when the device is plugged: its own, or that of the switch that is
+    /// plugged with it.
     pub(super) announced_slot: Slot,
-    /// Its address in the guest, as the guest found it first.
+    /// Its first address in the guest.
     pub(super) guest: Sbdf,
-    /// When its unplug is overdue.
+    /// When the unplug request times out.
     deadline: Option<Instant>,
-    /// Whether it is taken away then.
+    /// Whether it is removed by force then.
     force: bool,
-    /// `None` as soon as it is closed.
+    /// `None` once it is closed.
     pub(super) device: Option<Arc<Mutex<AssignedDevice>>>,
 }
 
@@ -93,12 +94,12 @@ pub(crate) struct Devices {
     pub(super) contexts: Contexts,
     pub(super) guest: Guest,
     pub(super) events: Arc<DeviceEvents>,
-    /// Switches whose last member has gone and that the guest was asked to let go of.
+    /// Switches without members that the guest was requested to eject.
     pub(super) empty_switches: BTreeSet<u8>,
     pub(super) pending_events: Vec<Event>,
     /// Readable when [`Devices::process_events`] has something to do.
     wake: Arc<Epoll>,
-    /// A device could not be closed yet.
+    /// Whether a device could not be closed yet.
     pub(super) close_pending: bool,
 }
 
@@ -137,7 +138,7 @@ impl Devices {
         self.wake.ctl(operation, fd.as_raw_fd(), event)
     }
 
-    /// Waits for what the host tells of a device, or does so no more.
+    /// Adds or removes the VFIO events of a device in `wake`.
     pub(super) fn watch_device(
         &self,
         assigned: &GuestDevice,
@@ -151,9 +152,9 @@ impl Devices {
         notices.try_for_each(|event| self.watch(event, operation()))
     }
 
-    /// When [`process_events`](Self::process_events) is to be called at the latest.
+    /// When [`process_events`](Self::process_events) must be called at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        /// How soon to look again whether a vCPU has let go of a device.
+        /// When to check again whether a vCPU has released a device.
         const SOON: Duration = Duration::from_millis(2);
         let soon = self.close_pending.then(|| Instant::now() + SOON);
         self.list
@@ -164,7 +165,8 @@ impl Devices {
             .min()
     }
 
-    /// Does what the guest, the host or the time asks for; what there is to tell since the last time.
+    /// Processes events of the guest and of the host, and expired deadlines. Returns the events to publish since the
+    /// last call.
     pub(crate) fn process_events(&mut self) -> Vec<Event> {
         for entry in &self.list {
             if let Some(device) = &entry.device {
@@ -188,7 +190,7 @@ impl Devices {
         std::mem::take(&mut self.pending_events)
     }
 
-    /// Takes what devices have to tell.
+    /// Takes the events of all devices.
     pub(super) fn take_events(&mut self, now: Instant) {
         let taken = self.events.take(now);
         for (sbdf, event) in taken.events {
@@ -199,9 +201,9 @@ impl Devices {
         }
     }
 
-    /// A device told more than it may.
+    /// Emits the number of suppressed events of a device.
     fn emit_suppressed(&mut self, sbdf: Sbdf, count: u64) {
-        log::warn!("{sbdf}: {count} more events were not told");
+        log::warn!("{sbdf}: {count} more events were suppressed");
         if let Some(entry) = self.list.iter().find(|a| a.candidate.sbdf == sbdf) {
             let id = entry.id().to_owned();
             self.pending_events
@@ -225,7 +227,7 @@ impl Devices {
         };
         match event {
             DeviceEvent::Requested => {
-                // The host does not wait for the guest: no peer aims at the device from here on.
+                // The host does not wait for the guest, so the peer mappings are closed at once.
                 if let Err(error) = self.set_revoked(&id, true) {
                     log::error!("{error:#}");
                 }
@@ -257,8 +259,9 @@ impl Devices {
         }
     }
 
-    /// The host wants a device back: the guest is asked for it, and loses it if it takes too long. The kernel asks again
-    /// while it waits; that neither asks the guest twice nor gives it more time.
+    /// Requests that the guest ejects a device that the host wants back, with a deadline for removal by force. The
+    /// kernel repeats its request while it waits; a repeated request neither reaches the guest nor extends the
+    /// deadline.
     fn return_to_host(&mut self, id: &str, now: Instant) {
         let device = self.list.iter().find(|entry| entry.id() == id);
         if device.is_some_and(|entry| entry.state != State::UnplugRequested) {
@@ -272,19 +275,19 @@ impl Devices {
         }
     }
 
-    /// Lets something happen to a device that it may refuse.
+    /// Advances the state of a device. A refused step is logged.
     pub(super) fn advance(&mut self, id: &str, step: Step) {
         if let Err(error) = self.try_advance(id, step) {
             log::debug!("{error}");
         }
     }
 
-    /// Lets something happen to a device, and carries out what follows.
+    /// Advances the state of a device and executes the effects.
     pub(super) fn try_advance(&mut self, id: &str, step: Step) -> Result<(), RemoveError> {
         let unknown = || RemoveError::Unknown(id.to_owned());
         let at = self.list.iter().position(|entry| entry.id() == id);
         let at = at.ok_or_else(unknown)?;
-        // Which slot the guest is asked for depends on who else is below the switch now.
+        // Depends on which other devices are below the switch now.
         let removal_slot = self.removal_slot(at).ok_or_else(unknown)?;
         let entry = self.list.get_mut(at).ok_or_else(unknown)?;
         let next = entry.state.next(step);
@@ -305,15 +308,16 @@ impl Devices {
                 Effect::Announce => self.guest.control.announce(entry.announced_slot),
                 Effect::Vanish => surprise_remove(&self.guest, entry, removal_slot),
                 Effect::Tell(notice) => self.pending_events.push(event_of(entry, notice)),
-                // What is in `Releasing` is closed as soon as nobody holds it; what is to be opened is not here yet.
+                // `close_released` closes devices in `Releasing` once no vCPU holds them. A device is opened before
+                // it is in the list.
                 Effect::Close | Effect::Open => {}
             }
         }
         Ok(())
     }
 
-    /// Says which functions devices reach without the IOMMU, and who reaches them so. What is accepted is an event; what
-    /// is up to the root complex, or to a device, is in the log.
+    /// Emits the exposures of devices: functions that they reach without the IOMMU, or that reach them. Accepted
+    /// exposures are events. Exposures that depend on the root complex or on a device are logged only.
     pub(crate) fn emit_exposures(&mut self, exposures: &[Exposed]) {
         let (accepted, possible): (Vec<_>, Vec<_>) = exposures
             .iter()
@@ -341,7 +345,7 @@ impl Devices {
         }
     }
 
-    /// The slot that goes with a device: its own, or that of the whole switch if nobody else is below it.
+    /// The slot to eject for a device: its own, or that of the whole switch if no other device is below it.
     pub(super) fn removal_slot(&self, at: usize) -> Option<Slot> {
         let slot = self.list.get(at)?.slot;
         let SlotBus::Switch(root) = slot.bus() else {
@@ -355,7 +359,7 @@ impl Devices {
         Slot::new(SlotBus::Root, root)
     }
 
-    /// Takes the windows of a device from its peers, or gives them back.
+    /// Closes the mappings of a device's BARs for its peers, or opens them again.
     pub(crate) fn set_revoked(&mut self, id: &str, revoked: bool) -> anyhow::Result<()> {
         let entry = self.list.iter().find(|entry| entry.id() == id);
         let entry = entry.ok_or_else(|| RemoveError::Unknown(id.to_owned()))?;
@@ -365,7 +369,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Asks the guest to let go of a device, and takes it away when its time is up if that is wanted.
+    /// Requests that the guest ejects a device. With `force` it is removed when the time is over.
     pub(crate) fn remove(&mut self, id: &str, options: RemoveOptions) -> Result<(), RemoveError> {
         let RemoveOptions { timeout, force } = options;
         if force && timeout.is_zero() {
@@ -375,7 +379,7 @@ impl Devices {
         }
         self.try_advance(id, Step::Request)?;
         if let Some(entry) = self.list.iter_mut().find(|entry| entry.id() == id) {
-            // A time beyond all times is none.
+            // A deadline beyond the range of `Instant` never expires.
             entry.deadline = Instant::now().checked_add(timeout);
             entry.force = force;
         }
@@ -383,7 +387,7 @@ impl Devices {
     }
 }
 
-/// What those who watch the VM are told.
+/// The event for a notice of the state machine.
 fn event_of(entry: &GuestDevice, notice: Notice) -> Event {
     let id = entry.id().to_owned();
     let bdf = entry.guest.to_string();
@@ -391,7 +395,7 @@ fn event_of(entry: &GuestDevice, notice: Notice) -> Event {
         Notice::Added => Event::DeviceAdded { id, bdf },
         Notice::AddFailed => Event::DeviceAddFailed {
             id,
-            reason: "it could not be given to the guest".to_owned(),
+            reason: "it could not be plugged into the guest".to_owned(),
         },
         Notice::UnplugRequested => Event::DeviceUnplugRequested { id },
         Notice::UnplugTimeout => Event::DeviceUnplugTimeout { id },
@@ -399,7 +403,7 @@ fn event_of(entry: &GuestDevice, notice: Notice) -> Event {
     }
 }
 
-/// Surprise removal: the windows to the peers close first, then the guest finds nothing, then it is told.
+/// Surprise removal: closes the peer mappings, then removes the device from the bus, then notifies the guest.
 fn surprise_remove(guest: &Guest, entry: &GuestDevice, removal_slot: Slot) {
     if let Some(device) = &entry.device
         && let Err(error) = lock(device).detach()

@@ -1,4 +1,4 @@
-//! The end of a device's life in the VM: what the guest has let go of is closed, and what is left empty goes too.
+//! Release of devices: closes ejected devices, and removes switches and contexts without devices.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::ControlOperation;
 use super::registry::{Devices, GuestDevice};
 
 impl Devices {
-    /// Looks which slots the guest has emptied.
+    /// Processes the slots that the guest has ejected.
     pub(super) fn process_ejected(&mut self) {
         for slot in self.guest.control.take_emptied() {
             let gone: Vec<String> = self
@@ -19,7 +19,7 @@ impl Devices {
                 .filter(|assigned| assigned.is_in_guest() && slot.holds(assigned.slot))
                 .map(|assigned| assigned.id().to_owned())
                 .collect();
-            log::debug!("the guest has emptied {slot}: {gone:?}");
+            log::debug!("the guest has ejected {slot}: {gone:?}");
             for id in gone {
                 self.advance(&id, Step::Ejected);
             }
@@ -30,8 +30,8 @@ impl Devices {
         self.request_empty_switch_unplug();
     }
 
-    /// The guest is gone, and with it whatever kept it from letting go: devices that were to leave do. What there is to
-    /// tell, when they are closed. To be called when no vCPU runs any more.
+    /// The guest has ended: devices with a pending unplug request are removed. Returns the last events of the
+    /// devices, after they are closed. Must be called when no vCPU runs any more.
     pub(crate) fn end(&mut self) -> Vec<Event> {
         self.take_events(Instant::now());
         self.process_ejected();
@@ -52,7 +52,7 @@ impl Devices {
         std::mem::take(&mut self.pending_events)
     }
 
-    /// A switch without members goes as well.
+    /// Requests that the guest ejects switches without members.
     fn request_empty_switch_unplug(&mut self) {
         let switches: Vec<u8> = self
             .list
@@ -76,13 +76,12 @@ impl Devices {
         }
     }
 
-    /// Whether there are switches without members that the guest was asked for and has still.
+    /// Whether there are switches without members that the guest has not ejected yet.
     pub(crate) fn has_empty_switches(&self) -> bool {
         !self.empty_switches.is_empty()
     }
 
-    /// Takes switches without members from a guest that was asked for them: there is nothing in them that a driver could
-    /// miss.
+    /// Removes switches without members that the guest was requested to eject. No driver uses them.
     pub(super) fn remove_empty_switches(&mut self) {
         for root in std::mem::take(&mut self.empty_switches) {
             let slot = Slot::new(SlotBus::Root, root);
@@ -92,8 +91,8 @@ impl Devices {
         }
     }
 
-    /// Closes the devices that the guest has no more, and the contexts that nobody needs any more. What a vCPU still holds
-    /// in the middle of an access is left for the next time.
+    /// Closes the devices that the guest no longer has, and the contexts without devices. A device that a vCPU is
+    /// still accessing is closed by a later call.
     pub(super) fn close_released(&mut self) {
         self.request_empty_switch_unplug();
         self.close_pending = false;
@@ -109,7 +108,7 @@ impl Devices {
             }
         }
         self.list = list;
-        // Before it is told: nothing of it is left in this process.
+        // Before the event: when it is published this process holds nothing of the device.
         self.drop_unused_contexts();
         for id in closed {
             self.advance(&id, Step::Closed);
@@ -117,7 +116,7 @@ impl Devices {
         self.list.retain(|entry| entry.state != State::Released);
     }
 
-    /// Closes a device that nobody but the main thread can reach any more; whether that was possible.
+    /// Closes a device if only the main thread holds it. Returns whether it was closed.
     fn close(&self, assigned: &mut GuestDevice) -> bool {
         if let Err(error) = self.watch_device(assigned, || ControlOperation::Delete) {
             log::debug!("{}: {error}", assigned.candidate.sbdf);
@@ -131,7 +130,7 @@ impl Devices {
                 if let Err(error) = device.detach() {
                     log::error!("{error}");
                 }
-                // Here the kernel closes it.
+                // The kernel closes it here.
                 drop(device);
                 true
             }

@@ -1,4 +1,4 @@
-//! What comes and goes in a slot: a port with what is below it, made for an open device and plugged.
+//! The contents of a slot: a port with everything below it, made for an open device.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -32,24 +32,24 @@ pub(crate) struct Guest {
     pub(crate) descriptors: Descriptors,
 }
 
-/// An open device, ready to be made the guest's.
+/// An open device before it is plugged.
 pub(super) struct Opened {
     pub(super) host: HostDevice,
     pub(super) clique: Option<Clique>,
 }
 
-/// A device that the guest has.
+/// A device that is plugged into the guest.
 pub(super) struct SlotContents {
     pub(super) device: Arc<Mutex<AssignedDevice>>,
     /// The slot of the port directly above it.
     pub(super) slot: Slot,
-    /// The slot in which the guest finds it.
+    /// The slot that is announced to the guest.
     pub(super) announced_slot: Slot,
-    /// Its address in the guest, as the guest finds it.
+    /// Its address in the guest, as it is plugged.
     pub(super) guest: Sbdf,
 }
 
-/// What a layout must know of an open device, which is to be at its bus addresses or not.
+/// The endpoint of an open device, for resource assignment. `fixed` places it at its bus addresses.
 pub(super) fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) -> Endpoint {
     let at = candidate.bus_addresses.iter().filter(|_| fixed);
     Endpoint {
@@ -60,7 +60,7 @@ pub(super) fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) 
     }
 }
 
-/// A device that should be at its bus addresses although it need not be: a peer that comes later may make it necessary,
+/// Places a device at its bus addresses although that is not required yet: a peer that is added later may require it,
 /// if a port above routes by address.
 pub(super) fn prefer_bus_address(mut candidate: Candidate) -> Candidate {
     let by_address = |hole: &MemoryHole| hole.cause != HoleCause::Switch;
@@ -70,7 +70,7 @@ pub(super) fn prefer_bus_address(mut candidate: Candidate) -> Candidate {
     candidate
 }
 
-/// The slots that a placed endpoint has on its way from `bus`: the topmost one, which is plugged, and that of the port
+/// The slots of a placed endpoint on its path from `bus`: the topmost one, which is plugged, and that of the port
 /// directly above it.
 pub(super) fn slots_of(place: &PlacedEndpoint, bus: SlotBus) -> Option<(Slot, Slot)> {
     let top = Slot::new(bus, place.ports.first()?.device())?;
@@ -84,8 +84,8 @@ pub(super) fn slots_of(place: &PlacedEndpoint, bus: SlotBus) -> Option<(Slot, Sl
 }
 
 impl Guest {
-    /// Makes open devices the guest's and puts them, with their ports, where `topology` says. BARs are placed and
-    /// decoded, so that an error shows now and not in the guest.
+    /// Assigns open devices to the guest and plugs them, with their ports, as `topology` says. BARs are placed and
+    /// decoded here, so that errors appear now and not in the guest.
     pub(super) fn plug(
         &self,
         opened: Vec<Opened>,

@@ -1,4 +1,4 @@
-//! What there is to see of the devices of a VM.
+//! A view of the devices of a VM, for the API.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,15 +11,15 @@ use crate::lock::lock;
 /// A device of the VM.
 #[derive(Clone, Copy)]
 pub(crate) struct DeviceView<'a> {
-    /// How the API calls it.
+    /// Its id in the API.
     pub(crate) id: &'a str,
-    /// Where the guest found it first.
+    /// Its first address in the guest.
     pub(crate) bdf: Sbdf,
     pub(crate) device: &'a Arc<Mutex<AssignedDevice>>,
 }
 
 impl Devices {
-    /// The devices that the VM has, those on their way out included.
+    /// The open devices of the VM, including those that are about to be removed.
     pub(crate) fn iter(&self) -> impl Iterator<Item = DeviceView<'_>> {
         self.list.iter().filter_map(|entry| {
             Some(DeviceView {
@@ -30,18 +30,18 @@ impl Devices {
         })
     }
 
-    /// The kernel's interface that they are assigned by, and why; `None` before the first.
+    /// The kernel interface for the devices, and why it was chosen; `None` before the first device.
     pub(crate) fn choice(&self) -> Option<&Choice> {
         self.contexts.choice()
     }
 
-    /// Whether some two of them are not peers.
+    /// Whether any two of them are not peers.
     pub(crate) fn has_unshared(&self) -> bool {
         let attached = self.list.iter().filter(|entry| entry.device.is_some());
         has_unshared(attached.map(|entry| entry.candidate.domain.clone()))
     }
 
-    /// How many windows peers have.
+    /// Number of BAR mappings for peers.
     pub(crate) fn peer_windows(&self) -> usize {
         let windows = |device: DeviceView<'_>| lock(device.device).peer_windows().count();
         self.iter().map(windows).sum()

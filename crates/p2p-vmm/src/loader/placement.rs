@@ -1,8 +1,8 @@
-//! Finds room in RAM: pure functions over the regions.
+//! Placement in RAM: pure functions over the regions.
 
 use crate::layout::GpaRange;
 
-/// The lowest place for `bytes` in one RAM region inside `bounds`.
+/// The lowest range of `bytes` in one RAM region inside `bounds`.
 pub(super) fn place_low(
     ram: &[GpaRange],
     bytes: u64,
@@ -17,7 +17,7 @@ pub(super) fn place_low(
     })
 }
 
-/// The highest place for `bytes` in one RAM region inside `bounds`.
+/// The highest range of `bytes` in one RAM region inside `bounds`.
 pub(super) fn place_high(
     ram: &[GpaRange],
     bytes: u64,

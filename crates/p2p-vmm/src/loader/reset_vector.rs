@@ -1,13 +1,13 @@
-//! What runs at the processor's reset vector: a program that resets the system.
+//! The program at the processor's reset vector, which resets the system.
 //!
-//! Linux on a hardware-reduced platform without EFI prefers a jump to the BIOS over the reset register
-//! (linux 7.2 arch/x86/kernel/reboot.c: reboot_init() and native_machine_emergency_restart()), so a BIOS there must be.
+//! On a hardware-reduced platform without EFI, Linux jumps to the BIOS instead of using the reset register (linux 7.2
+//! arch/x86/kernel/reboot.c: reboot_init() and native_machine_emergency_restart()), so there must be code.
 
 use vm_memory::GuestAddress;
 
 use crate::power::{RESET_PORT, RESET_VALUE};
 
-/// Where a jump to `ffff:0000` ends.
+/// Target of a jump to `ffff:0000`.
 pub(super) const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 
 /// The program, in 16-bit code.

@@ -1,4 +1,4 @@
-//! The boot parameters that Linux reads first ("zero page"): setup header, memory map, where everything lies.
+//! The boot parameters ("zero page"): setup header, memory map, addresses of what was loaded.
 
 use std::fs::File;
 use std::io;
@@ -11,24 +11,24 @@ use crate::layout::{GpaRange, Layout};
 
 /// Offset of the setup header in a bzImage and in the zero page.
 const HEADER_OFFSET: u64 = 0x1f1;
-/// `type_of_loader`: none of the registered ones.
+/// `type_of_loader`: no registered loader.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// Memory types of the E820 map.
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
-/// RAM below 1 MiB that is free: up to where a BIOS has its data.
+/// End of the usable RAM below 1 MiB: the BIOS data area of PCs begins here.
 const LOW_RAM_END: u64 = 0x9_fc00;
-/// Where RAM goes on above the BIOS.
+/// Start of RAM above the BIOS area.
 const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// Why there is no memory map.
+/// There is no memory map.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a memory map of {entries} entries does not fit into the boot parameters")]
 pub(crate) struct E820Error {
     entries: usize,
 }
 
-/// What the zero page is made from.
+/// Parameters of the zero page.
 pub(super) struct BootParameters<'a> {
     pub(super) header: setup_header,
     pub(super) cmdline: GuestAddress,

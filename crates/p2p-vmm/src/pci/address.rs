@@ -13,7 +13,7 @@ pub(crate) struct Bdf {
 }
 
 impl Bdf {
-    /// Where the host bridge sits.
+    /// Address of the host bridge.
     pub(crate) const HOST_BRIDGE: Self = Self {
         bus: 0,
         device: 0,
@@ -43,7 +43,7 @@ impl Bdf {
 }
 
 impl From<Sbdf> for Bdf {
-    /// The guest has one segment, so the domain goes.
+    /// The guest has one segment, so the segment number is dropped.
     fn from(sbdf: Sbdf) -> Self {
         Self {
             bus: sbdf.bus(),

@@ -41,10 +41,10 @@ impl PciFunction for AssignedDevice {
     }
 }
 
-/// Bridge control (PCI-to-PCI bridge r1.2 §3.2.5.18), and its bit that holds the bus below in reset.
+/// Bridge control (PCI-to-PCI bridge r1.2 §3.2.5.18), and its secondary bus reset bit.
 const BRIDGE_CONTROL: u16 = 0x3e;
 const SECONDARY_BUS_RESET: u8 = 1 << 6;
-/// What a reset does to a bridge: command register, bus numbers, windows (closed: base above limit), bridge control.
+/// Registers of a bridge after reset: command, bus numbers, windows (closed: base above limit), bridge control.
 const AFTER_RESET: [(u16, &[u8]); 6] = [
     (0x04, &[0, 0]),
     (0x18, &[0, 0, 0]),

@@ -14,7 +14,7 @@ use crate::lock::lock;
 
 /// A function on the guest's PCI bus.
 ///
-/// vCPU threads call it with its lock held; it must not call back into the bus.
+/// vCPU threads call it with its lock held. It must not call back into the bus.
 pub(crate) trait PciFunction: Send {
     /// Reads configuration space; `offset` and the length of `data` stay inside the 4096 bytes.
     fn config_read(&mut self, offset: u16, data: &mut [u8]);
@@ -22,23 +22,23 @@ pub(crate) trait PciFunction: Send {
     /// Writes configuration space; `offset` and the length of `data` stay inside the 4096 bytes.
     fn config_write(&mut self, offset: u16, data: &[u8]);
 
-    /// Reads from a BAR; `false` if `gpa` is in no BAR that is decoded and not backed by a memory slot.
+    /// Reads from a BAR. Returns `false` if `gpa` is in no decoded BAR, or in one that a memory slot backs.
     fn mmio_read(&mut self, gpa: GuestAddress, data: &mut [u8]) -> bool;
 
-    /// Writes to a BAR; `false` if `gpa` is in no BAR that is decoded and not backed by a memory slot.
+    /// Writes to a BAR. Returns `false` if `gpa` is in no decoded BAR, or in one that a memory slot backs.
     fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool;
 
-    /// The buses below a bridge, from the one that is directly below it; `None` for what is no bridge.
+    /// The bus numbers below a bridge, secondary bus first; `None` for other functions.
     fn buses_below(&self) -> Option<RangeInclusive<u8>> {
         None
     }
 
-    /// The windows of a bridge that are open: what it lets through to the bus below; `None` for what is no bridge.
+    /// The open windows of a bridge, which it forwards to the secondary bus; `None` for other functions.
     fn windows(&self) -> Option<Vec<AddressRange<Gpa>>> {
         None
     }
 
-    /// The windows of a bridge, each as it was when it was open last; none for what is no bridge.
+    /// The windows of a bridge as they were when they were last open; empty for other functions.
     fn last_windows(&self) -> Vec<AddressRange<Gpa>> {
         Vec::new()
     }
@@ -48,67 +48,67 @@ pub(crate) trait PciFunction: Send {
         false
     }
 
-    /// Brings the function to its state after power-on.
+    /// Resets the function to its state after power-on.
     fn reset(&mut self) {}
 
-    /// Learns which addresses the bridges above let through.
+    /// Sets the addresses that the bridges above forward.
     fn set_forwarded(&mut self, _ranges: &[AddressRange<Gpa>]) {}
 
-    /// Tries again to decode BARs that could not be decoded because another function had their addresses.
+    /// Retries to map BARs whose addresses another function had claimed.
     fn retry_mappings(&mut self) {}
 
-    /// Learns that the hypervisor could not forwarded memory that a BAR shows at `gpa`; whether it does.
+    /// Handles a memory fault of the hypervisor at `gpa`. Returns whether a BAR of this function is mapped there.
     fn memory_fault(&mut self, _gpa: GuestAddress) -> bool {
         false
     }
 }
 
-/// A function that can be shared between the bus and its owner.
+/// A function that the bus and its owner share.
 pub(crate) type SharedFunction = Arc<Mutex<dyn PciFunction>>;
 
-/// Why a function could not be added.
+/// A function could not be added.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PciError {
-    #[error("there already is a PCI function at {0}")]
+    #[error("there is already a PCI function at {0}")]
     Occupied(Bdf),
     #[error("no bridge leads to the bus of {0}")]
     NoSuchBus(Bdf),
-    #[error("there is no {0}, or the guest has changed the way to it")]
+    #[error("there is no {0}, or the guest has renumbered the buses above it")]
     NoSuchSlot(Slot),
 }
 
-/// The guest's PCI segment: a tree of bridges, in which bus numbers are what the guest has programmed.
+/// The guest's PCI segment: a tree of bridges. The guest programs the bus numbers.
 #[derive(Default)]
 pub(crate) struct PciBus {
     pub(super) nodes: RwLock<BTreeMap<Location, Node>>,
-    /// What the host bridge lets through.
+    /// The windows of the host bridge.
     pub(super) windows: Vec<AddressRange<Gpa>>,
-    /// Held while a write to a header takes effect elsewhere, so that the last write decides.
+    /// Held while a write to a header changes other functions, so that the last write determines the result.
     effects: Mutex<()>,
 }
 
-/// Registers whose effects go beyond the function: all of the header (PCI r3.0 §6.1).
+/// End of the header, whose registers affect other functions too (PCI r3.0 §6.1).
 const HEADER_END: u16 = 0x40;
 
-/// Which bus a bus is: the root bus, or those below a bridge.
+/// A bus, independent of its current number: the root bus, or the secondary bus of a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum LogicalBus {
     Root,
     Below(u32),
 }
 
-/// Where a function sits, which no renumbering changes.
+/// The location of a function: bus, device and function number. It does not change when buses are renumbered.
 pub(super) type Location = (LogicalBus, u8, u8);
 
 pub(super) struct Node {
     pub(super) function: SharedFunction,
-    /// The bus below, should this be a bridge.
+    /// The secondary bus, if this is a bridge.
     pub(super) below: LogicalBus,
 }
 
 pub(super) type Nodes = BTreeMap<Location, Node>;
 
-/// The bus that have bus number `bus` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
+/// The bus with number `number` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
 fn bus_numbered(nodes: &Nodes, number: u8) -> Option<LogicalBus> {
     let (mut bus, mut current) = (LogicalBus::Root, 0);
     while current != number {
@@ -123,7 +123,7 @@ fn bus_numbered(nodes: &Nodes, number: u8) -> Option<LogicalBus> {
     Some(bus)
 }
 
-/// Puts a function on the bus that has this number now.
+/// Adds a function to the bus that has its bus number now.
 fn add(nodes: &mut Nodes, bdf: Bdf, function: SharedFunction) -> Result<Location, PciError> {
     let bus = bus_numbered(nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
     let free = (0..=u32::MAX).map(LogicalBus::Below).find(|candidate| {
@@ -141,7 +141,7 @@ fn add(nodes: &mut Nodes, bdf: Bdf, function: SharedFunction) -> Result<Location
     }
 }
 
-/// Takes away a function and all below it.
+/// Removes a function and everything below it.
 fn remove(nodes: &mut Nodes, location: Location) -> Vec<SharedFunction> {
     let Some(node) = nodes.remove(&location) else {
         return Vec::new();
@@ -155,7 +155,7 @@ fn remove(nodes: &mut Nodes, location: Location) -> Vec<SharedFunction> {
     functions
 }
 
-/// The bus of a bus with slots, whatever its number is; `None` if the switch is not there.
+/// The bus of slots, independent of its number; `None` if there is no such switch.
 pub(super) fn slot_bus(nodes: &Nodes, bus: SlotBus) -> Option<LogicalBus> {
     match bus {
         SlotBus::Root => Some(LogicalBus::Root),
@@ -175,7 +175,7 @@ pub(super) fn children(nodes: &Nodes, bus: LogicalBus) -> impl Iterator<Item = &
     nodes.range(all).map(|(_, node)| node)
 }
 
-/// Tells everything on `bus` and below what reaches it through the bridges above.
+/// Sets the forwarded addresses of all functions on `bus` and below.
 fn propagate_forwarded(nodes: &Nodes, bus: LogicalBus, forwarded: &[AddressRange<Gpa>]) {
     for node in children(nodes, bus) {
         let windows = lock(&node.function).windows();
@@ -193,7 +193,7 @@ fn propagate_forwarded(nodes: &Nodes, bus: LogicalBus, forwarded: &[AddressRange
     }
 }
 
-/// Resets everything on `bus` and below, endpoints before the ports above them.
+/// Resets all functions on `bus` and below, endpoints before the ports above them.
 fn reset_below(nodes: &Nodes, bus: LogicalBus) {
     for node in children(nodes, bus) {
         reset_below(nodes, node.below);
@@ -202,7 +202,7 @@ fn reset_below(nodes: &Nodes, bus: LogicalBus) {
 }
 
 impl PciBus {
-    /// A segment without functions whose host bridge lets `windows` through.
+    /// A segment without functions, whose host bridge forwards `windows`.
     pub(crate) fn new(windows: Vec<AddressRange<Gpa>>) -> Self {
         Self {
             windows,
@@ -210,14 +210,14 @@ impl PciBus {
         }
     }
 
-    /// Puts `function` at `bdf`, on the bus that has this number now.
+    /// Adds `function` at `bdf`, on the bus that has this number now.
     pub(crate) fn add(&self, bdf: Bdf, function: SharedFunction) -> Result<(), PciError> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         add(&mut nodes, bdf, function).map(drop)
     }
 
-    /// Puts ports and what is below them into `slots`, at once: the guest sees all of it or nothing. Every function comes
-    /// after the one above it.
+    /// Plugs ports and everything below them into `slots`, at once: the guest sees all of it or nothing. A bridge
+    /// comes before the functions below it.
     pub(crate) fn plug(
         &self,
         slots: &[Slot],
@@ -235,7 +235,7 @@ impl PciBus {
                 }
             }
         }
-        // The guest may have numbered its buses anew since they were looked at.
+        // The guest may have renumbered its buses since the caller read them.
         let is_missing =
             |slot: &&Slot| location_of(&nodes, **slot).is_none_or(|p| !added.contains(&p));
         let failed = failed.or_else(|| Some(PciError::NoSuchSlot(*slots.iter().find(is_missing)?)));
@@ -249,15 +249,15 @@ impl PciBus {
         Ok(())
     }
 
-    /// Takes away what is in `slot`: the guest finds nothing from now on. What was there is returned, because a vCPU may
-    /// not be the one that closes it.
+    /// Removes the contents of `slot` from the bus. The functions are returned, so that a vCPU does not drop the last
+    /// reference and close a device.
     pub(crate) fn unplug(&self, slot: Slot) -> Vec<SharedFunction> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let location = location_of(&nodes, slot);
         location.map_or_else(Vec::new, |location| remove(&mut nodes, location))
     }
 
-    /// Reads configuration space; all ones where there is no function.
+    /// Reads configuration space; all ones if there is no function.
     pub(crate) fn config_read(&self, bdf: Bdf, offset: u16, data: &mut [u8]) {
         match self.function(bdf) {
             Some(function) => lock(&function).config_read(offset, data),
@@ -265,7 +265,7 @@ impl PciBus {
         }
     }
 
-    /// Writes configuration space; ignored where there is no function.
+    /// Writes configuration space; ignored if there is no function.
     pub(crate) fn config_write(&self, bdf: Bdf, offset: u16, data: &[u8]) {
         let Some((function, below)) = self.find(bdf) else {
             return;
@@ -294,13 +294,13 @@ impl PciBus {
         }
     }
 
-    /// Passes on that the hypervisor could not forwarded the memory of a BAR; whether there is one.
+    /// Handles a memory fault of the hypervisor at `gpa`. Returns whether a BAR is mapped there.
     pub(crate) fn memory_fault(&self, gpa: GuestAddress) -> bool {
         let all = self.all();
         all.iter().any(|function| lock(function).memory_fault(gpa))
     }
 
-    /// Reads from whichever function has a BAR at `gpa`; all ones if none has.
+    /// Reads from the BAR at `gpa`; all ones if there is none.
     pub(crate) fn mmio_read(&self, gpa: GuestAddress, data: &mut [u8]) {
         let taken = self
             .all()
@@ -308,7 +308,7 @@ impl PciBus {
             .any(|function| lock(function).mmio_read(gpa, data));
         if !taken {
             log::debug!(
-                "guest reads {} bytes at {:#x}: nothing there",
+                "guest reads {} bytes at unclaimed address {:#x}",
                 data.len(),
                 gpa.0
             );
@@ -316,7 +316,7 @@ impl PciBus {
         }
     }
 
-    /// Writes to whichever function has a BAR at `gpa`; ignored if none has.
+    /// Writes to the BAR at `gpa`; ignored if there is none.
     pub(crate) fn mmio_write(&self, gpa: GuestAddress, data: &[u8]) {
         let taken = self
             .all()
@@ -324,7 +324,7 @@ impl PciBus {
             .any(|function| lock(function).mmio_write(gpa, data));
         if !taken {
             log::debug!(
-                "guest writes {} bytes at {:#x}: nothing there",
+                "guest writes {} bytes at unclaimed address {:#x}",
                 data.len(),
                 gpa.0
             );
@@ -335,7 +335,7 @@ impl PciBus {
         self.find(bdf).map(|(function, _)| function)
     }
 
-    /// A function, and the bus below it should it be a bridge.
+    /// A function, and its secondary bus, which is used only if it is a bridge.
     fn find(&self, bdf: Bdf) -> Option<(SharedFunction, LogicalBus)> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let bus = bus_numbered(&nodes, bdf.bus())?;
@@ -343,7 +343,7 @@ impl PciBus {
         Some((Arc::clone(&node.function), node.below))
     }
 
-    /// The functions as they are now; they are called without the lock of the bus.
+    /// All functions. They are called without the lock of the bus.
     fn all(&self) -> Vec<SharedFunction> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         nodes

@@ -1,4 +1,4 @@
-//! What is taken on a bus with slots, as the guest has programmed it: the ground for what comes next.
+//! Resources in use on a bus with slots, as the guest has programmed them: the constraints for the next device.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -9,23 +9,23 @@ use p2p_vfio::{AddressRange, Gpa};
 use super::bus::{PciBus, children, slot_bus};
 use crate::lock::lock;
 
-/// A bus with slots.
+/// Resources in use on a bus with slots.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct BusUsage {
-    /// Its number, and the last of those behind it.
+    /// Its number, and the subordinate bus number.
     pub(crate) buses: (u8, u8),
-    /// Bus numbers that ports on it lead to.
+    /// Bus numbers below the ports on it.
     pub(crate) taken_buses: BTreeSet<u8>,
     /// Device numbers in use.
     pub(crate) devices: BTreeSet<u8>,
-    /// What the bridge above it lets through, or did before the guest looked at it.
+    /// The windows of the bridge above it, open or as they were last open.
     pub(crate) forwarded: Vec<AddressRange<Gpa>>,
-    /// Windows of the ports on it, those included that the guest has closed for the moment.
+    /// The windows of the ports on it, open or as they were last open.
     pub(crate) windows: Vec<AddressRange<Gpa>>,
 }
 
 impl PciBus {
-    /// Looks at `bus`; `None` if its switch is not there.
+    /// Reads the resources in use on `bus`; `None` if its switch does not exist.
     pub(crate) fn bus_usage(&self, bus: SlotBus) -> Option<BusUsage> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let logical_bus = slot_bus(&nodes, bus)?;

@@ -4,17 +4,17 @@ use vm_memory::GuestAddress;
 
 use super::bus::PciFunction;
 
-/// Bytes of configuration space with content; the extended space is empty.
+/// Bytes of configuration space with content; the rest reads 0.
 const HEADER_BYTES: usize = 64;
 /// Command register (PCI r3.0 §6.2.2).
 const COMMAND: usize = 0x04;
-/// Bits of the command register that keep what is written: memory space and bus master.
+/// Writable bits of the command register: memory space and bus master.
 const COMMAND_MASK: [u8; 2] = [0x06, 0x00];
 
-/// A generic PCIe host bridge, with the identity that Red Hat set apart for emulated ones.
+/// A generic PCIe host bridge, with Red Hat's identifiers for emulated bridges.
 ///
-/// Linux has no special knowledge of it; in particular it is not among the root complexes that Linux trusts to route
-/// peer-to-peer requests (linux 7.2 drivers/pci/p2pdma.c: pci_p2pdma_whitelist), which is the truth.
+/// Linux has no special case for it. In particular it is not among the root complexes that Linux trusts to route
+/// peer-to-peer requests (linux 7.2 drivers/pci/p2pdma.c: pci_p2pdma_whitelist), which is correct.
 #[derive(Debug)]
 pub(crate) struct HostBridge {
     header: [u8; HEADER_BYTES],

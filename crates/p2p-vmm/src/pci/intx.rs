@@ -1,27 +1,28 @@
-//! Where interrupt pins lead: from a function through the bridges above it to a pin of the I/O APIC.
+//! Interrupt routing: from a function's pin through the bridges above it to a pin of the I/O APIC.
 //!
-//! The guest follows the same rules in reverse: it swizzles pins at bridges by itself and finds those of the root bus
-//! in the host bridge's _PRT (linux 7.2 drivers/acpi/pci_irq.c: acpi_pci_irq_lookup()).
+//! The guest applies the same rules: it swizzles pins at bridges and looks up the result on the root bus in the host
+//! bridge's _PRT (linux 7.2 drivers/acpi/pci_irq.c: acpi_pci_irq_lookup()).
 
 use hotplug::{Slot, SlotBus};
 
 use crate::irq::Gsi;
 
-/// Pins of a PCI device, INTA to INTD.
+/// Interrupt pins of a PCI device, INTA to INTD.
 pub(crate) const PINS: u8 = 4;
 /// Device numbers of a bus.
 pub(crate) const DEVICES: u8 = 32;
-/// The pins of the I/O APIC that are PCI's: the last eight of 24, which nothing else uses.
+/// The pins of the I/O APIC for PCI: the last eight of 24, which no other device uses.
 const FIRST_GSI: u8 = 16;
 const GSIS: u8 = 8;
 
-/// The GSI of a pin (0 is INTA) of a device on the root bus. Eight are shared by all, neighbours apart.
+/// The GSI of a pin (0 is INTA) of a device on the root bus. All devices share eight GSIs; adjacent devices have
+/// different ones.
 pub(crate) fn gsi(device: u8, pin: u8) -> Gsi {
     Gsi::ioapic_pin(FIRST_GSI + (device % GSIS + pin % GSIS) % GSIS)
 }
 
-/// The GSI of INTA of an endpoint below the port in `slot`. At every bridge a device's pins are turned by its number on
-/// its bus (PCI-to-PCI bridge r1.2 §9.1): that of the upstream port and that of an endpoint below a port is 0.
+/// The GSI of INTA of an endpoint below the port in `slot`. Every bridge swizzles the pins of a device by its device
+/// number (PCI-to-PCI bridge r1.2 §9.1), which is 0 for the upstream port and for an endpoint below a port.
 pub(crate) fn gsi_of_slot(slot: Slot) -> Gsi {
     match slot.bus() {
         SlotBus::Root => gsi(slot.device(), 0),

@@ -1,11 +1,12 @@
-//! The two configuration mechanisms, decoded: ECAM (PCIe r6.0 §7.2.2) and the ports 0xcf8/0xcfc (PCI r3.0 §3.2.2.3.2).
+//! Decoders of the two configuration mechanisms: ECAM (PCIe r6.0 §7.2.2) and the ports 0xcf8/0xcfc (PCI r3.0
+//! §3.2.2.3.2).
 
 use super::address::Bdf;
 
 /// Bytes of configuration space of one function.
 const FUNCTION_BYTES: u64 = 4096;
 
-/// Function and register behind an offset into ECAM; `None` if the access crosses into the next function.
+/// Function and register at an offset into ECAM; `None` if the access crosses into the next function.
 pub(crate) fn decode_ecam(offset: u64, len_bytes: usize) -> Option<(Bdf, u16)> {
     let register = offset % FUNCTION_BYTES;
     let len_bytes = u64::try_from(len_bytes).ok()?;
@@ -19,21 +20,21 @@ pub(crate) fn decode_ecam(offset: u64, len_bytes: usize) -> Option<(Bdf, u16)> {
     Some((bdf, u16::try_from(register).ok()?))
 }
 
-/// CONFIG_ADDRESS, the register behind port 0xcf8.
+/// CONFIG_ADDRESS, the register at port 0xcf8.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct ConfigAddressPort {
     value: u32,
 }
 
 impl ConfigAddressPort {
-    /// Takes what the guest wrote to the port; only whole double words are the register.
+    /// Handles a write to the port. Only double-word accesses are to the register.
     pub(crate) fn write(&mut self, data: &[u8]) {
         if let Ok(bytes) = data.try_into() {
             self.value = u32::from_le_bytes(bytes);
         }
     }
 
-    /// The register's value if `data` is a whole double word, else all ones.
+    /// Reads the register; all ones unless the access is a double word.
     pub(crate) fn read(self, data: &mut [u8]) {
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(bytes) => *bytes = self.value.to_le_bytes(),
@@ -41,8 +42,8 @@ impl ConfigAddressPort {
         }
     }
 
-    /// Function and register that an access at `byte` (0 to 3) of CONFIG_DATA means; `None` if the address is not
-    /// enabled or the access leaves the double word.
+    /// Function and register of an access at byte `byte` (0 to 3) of CONFIG_DATA; `None` if the address is not
+    /// enabled or the access crosses the double word.
     pub(crate) fn decode(self, byte: u16, len_bytes: usize) -> Option<(Bdf, u16)> {
         let enabled = self.value >> 31 == 1;
         let end = usize::from(byte).checked_add(len_bytes)?;

@@ -1,4 +1,4 @@
-//! What root keeps of its rights.
+//! Capabilities and users of threads.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use rustix::thread::{
 
 use super::Role;
 
-/// Takes all but what `role` needs from this thread, for good, and from what it starts.
+/// Permanently drops all capabilities of this thread and its children except those that `role` needs.
 pub(super) fn reduce(role: Role) -> io::Result<()> {
     let kept = capabilities(None)?.permitted & needed(role);
     set_capabilities(
@@ -28,14 +28,14 @@ pub(super) fn reduce(role: Role) -> io::Result<()> {
 /// User and group that own nothing (linux include/linux/highuid.h: `DEFAULT_OVERFLOWUID`).
 const NOBODY: u32 = 65534;
 
-/// Makes this thread, and no other, one of nobody's: it opens what everybody may. Capabilities stay. Without the right to
-/// do so it stays who it is, which only root's threads notice.
+/// Switches this thread, and no other, to the user nobody, who can open only world-readable files. Capabilities stay.
+/// Without CAP_SETUID and CAP_SETGID the user does not change, which matters only for root.
 pub(super) fn switch_to_nobody() -> io::Result<()> {
     let permitted = capabilities(None)?.permitted;
     if !permitted.contains(CapabilitySet::SETUID | CapabilitySet::SETGID) {
         if rustix::process::geteuid().is_root() {
             log::warn!(
-                "without CAP_SETUID and CAP_SETGID files of root can be read below /sys/devices"
+                "without CAP_SETUID and CAP_SETGID the host thread stays root and can open files of root below /sys/devices"
             );
         }
         return Ok(());
@@ -45,18 +45,18 @@ pub(super) fn switch_to_nobody() -> io::Result<()> {
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)?;
-    // The kernel takes the process for one that has changed its user (linux kernel/cred.c: commit_creds()).
+    // A change of user makes the kernel mark the process as not dumpable (linux kernel/cred.c: commit_creds()).
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     Ok(())
 }
 
 fn needed(role: Role) -> CapabilitySet {
     match role {
-        // Guest memory is locked without regard to RLIMIT_MEMLOCK (linux drivers/vfio/vfio_iommu_type1.c:
+        // VFIO locks guest memory beyond RLIMIT_MEMLOCK with this (linux drivers/vfio/vfio_iommu_type1.c:
         // vfio_lock_acct()).
         Role::Main => CapabilitySet::IPC_LOCK,
-        // sysfs shows all of a configuration space, where ACS is, to nobody else (linux drivers/pci/pci-sysfs.c:
-        // pci_read_config()).
+        // sysfs shows configuration space above 64 bytes, which has the ACS registers, only with this (linux
+        // drivers/pci/pci-sysfs.c: pci_read_config()).
         Role::Host => CapabilitySet::SYS_ADMIN,
         Role::Vcpu | Role::Api | Role::Events | Role::Log => CapabilitySet::empty(),
     }

@@ -1,4 +1,4 @@
-//! Which files a thread may still open: a Landlock ruleset of its own.
+//! The files that a thread may open: a Landlock ruleset per thread.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The newest Landlock whose rules are known here; a kernel with an older one enforces what it has.
+/// The newest Landlock ABI that this code knows; an older kernel enforces the rules that it supports.
 const KNOWN: ABI = ABI::V6;
 
-/// What the host's topology is read from; nothing there is ever written.
+/// Files that the host's topology is read from. None of them is ever written.
 const TOPOLOGY: [&str; 10] = [
     "/sys/bus/pci",
     "/sys/bus/pci_express",
@@ -25,32 +25,32 @@ const TOPOLOGY: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/sys/kernel/osrelease",
 ];
-/// Where devices are looked up by name: directories and links, and no file.
+/// Directories in which devices are looked up by name. No file in them is opened.
 const NAMES: [&str; 4] = [
     "/sys/bus/pci",
     "/sys/class/iommu",
     "/sys/devices",
     "/sys/kernel/iommu_groups",
 ];
-/// What the units of Intel's IOMMU can address.
+/// The capability registers of Intel's IOMMUs.
 const IOMMU: &str = "/sys/devices/virtual/iommu";
-/// What VMs are made with.
+/// Device files for VMs.
 const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/vfio", "/dev/iommu"];
 
-/// What is allowed below a directory, or with a file.
+/// Permitted access to a file, or to everything below a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Allowed {
-    /// See what is in directories.
+    /// List directories.
     List,
     Read,
     ReadAndWrite,
     /// Open and use as a device.
     Device,
-    /// Take files away from a directory.
+    /// Remove files from a directory.
     Remove,
 }
 
-/// A path, and what may be done there.
+/// A path and the permitted access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileRule {
     path: PathBuf,
@@ -63,7 +63,7 @@ impl FileRule {
         Self { path, allowed }
     }
 
-    /// What the main thread needs for a VM.
+    /// The rules of the main thread for a VM.
     pub(super) fn of_vm(config: &VmConfig) -> Vec<Self> {
         let payload = [
             Some(&config.payload.kernel),
@@ -86,12 +86,12 @@ impl FileRule {
             .collect()
     }
 
-    /// What the host's topology is read from.
+    /// The rules for the host's topology.
     pub(super) fn of_topology() -> [Self; TOPOLOGY.len()] {
         TOPOLOGY.map(|path| Self::new(path, Allowed::Read))
     }
 
-    /// What it takes to remove the socket at the end.
+    /// The rule to remove the API socket at the end.
     pub(super) fn of_socket(socket: &Path) -> Self {
         let directory = socket
             .parent()
@@ -100,7 +100,7 @@ impl FileRule {
     }
 }
 
-/// `path=PATH,access=r|rw`, as cloud-hypervisor has it.
+/// `path=PATH,access=r|rw`, as in cloud-hypervisor.
 impl FromStr for FileRule {
     type Err = OptionError;
 
@@ -135,8 +135,8 @@ impl Allowed {
     }
 }
 
-/// Lets this thread, and what it starts, open only what `rules` have; what is not there is left out. Whether the kernel
-/// enforces it.
+/// Restricts this thread, and the threads that it starts, to the files of `rules`. Paths that do not exist are left
+/// out. Returns whether the kernel enforces the rules.
 pub(super) fn restrict_to<'a>(
     rules: impl IntoIterator<Item = &'a FileRule>,
 ) -> Result<bool, RulesetError> {
@@ -149,14 +149,14 @@ pub(super) fn restrict_to<'a>(
     for rule in rules {
         match PathFd::new(&rule.path) {
             Ok(fd) => {
-                // What only directories have is no matter of a file.
+                // Rights for directories do not apply to a file.
                 let directory = rule.path.is_dir();
                 let of_files = AccessFs::from_file(KNOWN);
                 let access = rule.allowed.access();
                 let access = if directory { access } else { access & of_files };
                 ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
             }
-            Err(error) => log::debug!("not among the files of this VMM: {error}"),
+            Err(error) => log::debug!("cannot permit a file, which is left out: {error}"),
         }
     }
     let status = ruleset.restrict_self()?;

@@ -1,4 +1,4 @@
-//! The seccomp filter of a kind of thread.
+//! The seccomp filter of each kind of thread.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,12 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-/// What happens at a system call that a filter does not have.
+/// Action on a system call that the filter does not list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ViolationAction {
-    /// The process says so and ends.
+    /// The signal handler reports the call, and the process is killed.
     Trap,
-    /// The kernel logs it, and lets it pass.
+    /// The kernel logs the call and permits it.
     Log,
 }
 
@@ -42,8 +42,8 @@ pub(super) fn compile(role: Role, action: ViolationAction) -> Result<BpfProgram,
     Ok(filter.try_into()?)
 }
 
-/// What threads are installed with besides, before the filter of their kind: `clone3` is not there (`ENOSYS`), so that the C
-/// library starts threads by `clone`, whose flags a filter can see.
+/// A filter that is installed in addition, before the filter of the role. `clone3` fails with `ENOSYS`, so that the C
+/// library starts threads by `clone`, whose flags a filter can check.
 pub(super) fn without_clone3() -> Result<BpfProgram, Error> {
     let enosys = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
@@ -51,18 +51,18 @@ pub(super) fn without_clone3() -> Result<BpfProgram, Error> {
     Ok(filter.try_into()?)
 }
 
-/// What is allowed, by number: a call without rules always is.
+/// Permitted calls by number. A call without rules is permitted with any arguments.
 fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
     let mut rules: BTreeMap<_, _> = system_calls::of(role)
         .map(|(number, _)| (number, Vec::new()))
         .collect();
-    // Nothing becomes code after it was loaded.
+    // Memory is never made executable.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let executable = libc::PROT_EXEC.cast_unsigned().into();
         rules.insert(call, vec![when(2, Op::MaskedEq(executable), 0)?]);
     }
     if role == Role::Main {
-        // Threads are all that is started: they share memory, and get no namespaces of their own.
+        // Only threads may be started: they share memory, and get no namespaces of their own.
         let threads = libc::CLONE_THREAD | libc::CLONE_VM;
         let checked = (threads | NAMESPACES).cast_unsigned().into();
         let threads = threads.cast_unsigned().into();
@@ -70,10 +70,10 @@ fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
             libc::SYS_clone,
             vec![when(0, Op::MaskedEq(checked), threads)?],
         );
-        // The filter before this one answers that there is none.
+        // The filter before this one makes it fail with `ENOSYS`.
         rules.insert(libc::SYS_clone3, Vec::new());
     }
-    // Only threads of this process get signals.
+    // Signals may be sent to threads of this process only.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![when(0, Op::Eq, own)?]);
     let ioctls = ioctls::of(role).map(|(number, _)| when(1, Op::Eq, number));
@@ -84,7 +84,7 @@ fn rules(role: Role) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
     Ok(rules)
 }
 
-/// Allows a call if an argument compares with `value`; the kernel looks at 32 bits of all these arguments.
+/// Permits a call if an argument compares with `value`. The kernel compares 32 bits of these arguments.
 fn when(argument: u8, op: Op, value: u64) -> Result<SeccompRule, Error> {
     let condition = SeccompCondition::new(argument, Len::Dword, op, value)?;
     Ok(SeccompRule::new(vec![condition])?)
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_main_thread_may_do_what_a_vcpu_may() {
-        // What starts a thread hands its filter on.
+        // A thread inherits the filters of the thread that starts it.
         let calls = |role| system_calls::of(role).collect::<BTreeSet<_>>();
         assert!(calls(Role::Main).is_superset(&calls(Role::Vcpu)));
         let ioctls = |role| ioctls::of(role).collect::<BTreeSet<_>>();

@@ -1,4 +1,4 @@
-//! The ioctls that each kind of thread makes: of KVM, VFIO, iommufd, and of a terminal.
+//! The ioctls of each kind of thread: of KVM, VFIO, iommufd and the terminal.
 
 use kvm_bindings::{
     KVMIO, kvm_cpuid2, kvm_create_device, kvm_device_attr, kvm_fpu, kvm_irq_routing, kvm_irqfd,
@@ -8,14 +8,14 @@ use kvm_bindings::{
 
 use super::Role;
 
-/// An ioctl by number, with its name in the kernel's headers.
+/// An ioctl: number, and name in the kernel's headers.
 pub(super) type Ioctl = (u64, &'static str);
 
 macro_rules! ioctls {
     ($($name:ident = $number:expr),* $(,)?) => { &[$(($number, stringify!($name))),*] };
 }
 
-/// linux include/uapi/linux/vfio.h: `VFIO_TYPE`, which is `IOMMUFD_TYPE` too.
+/// linux include/uapi/linux/vfio.h: `VFIO_TYPE`, equal to `IOMMUFD_TYPE`.
 const VFIO: u32 = b';' as u32;
 /// linux include/uapi/linux/vfio.h: `VFIO_BASE`
 const VFIO_BASE: u32 = 100;
@@ -28,8 +28,8 @@ const fn iommufd(command: u32) -> u64 {
     libc::_IO(VFIO, command)
 }
 
-/// What a vCPU does for its guest: runs it; and when the guest moves BARs or sets up interrupts, tells KVM, the device and
-/// the IOMMU. BARs are dma-bufs to iommufd: `IOMMU_IOAS_MAP`, which is for memory, is not here.
+/// Ioctls of a vCPU: it runs the guest, and when the guest moves BARs or sets up interrupts, it programs KVM, the
+/// device and the IOMMU. BARs are mapped as dma-bufs, so `IOMMU_IOAS_MAP`, which maps memory, is not listed.
 const VCPU: &[Ioctl] = ioctls![
     KVM_RUN = libc::_IO(KVMIO, 0x80),
     KVM_GET_REGS = libc::_IOR::<kvm_regs>(KVMIO, 0x81),
@@ -47,7 +47,7 @@ const VCPU: &[Ioctl] = ioctls![
     IOMMU_IOAS_MAP_FILE = iommufd(0x8f),
 ];
 
-/// What makes VMs and opens devices.
+/// Ioctls to build VMs and open devices.
 const MAIN: &[Ioctl] = ioctls![
     KVM_GET_API_VERSION = libc::_IO(KVMIO, 0x00),
     KVM_CREATE_VM = libc::_IO(KVMIO, 0x01),
@@ -90,17 +90,17 @@ const MAIN: &[Ioctl] = ioctls![
     IOMMU_IOAS_COPY = iommufd(0x83),
     IOMMU_IOAS_IOVA_RANGES = iommufd(0x84),
     IOMMU_IOAS_MAP = iommufd(0x85),
-    // The C library of Debian 12 uses the older two, newer ones the others.
+    // The C library of Debian 12 uses the first two, newer ones the others.
     TCGETS = libc::TCGETS,
     TCSETS = libc::TCSETS,
     TCGETS2 = libc::TCGETS2,
     TCSETS2 = libc::TCSETS2,
 ];
 
-/// What a thread may ask of a device of the kernel.
+/// The permitted ioctls of a thread.
 pub(super) fn of(role: Role) -> impl Iterator<Item = Ioctl> {
     let own: &[&[Ioctl]] = match role {
-        // A thread inherits the filter of the one that starts it.
+        // A thread inherits the filter of the thread that starts it.
         Role::Main => &[MAIN, VCPU],
         Role::Vcpu => &[VCPU],
         Role::Api | Role::Events | Role::Log | Role::Host => &[],

@@ -1,18 +1,18 @@
-//! The system calls that each kind of thread makes once it is set up.
+//! The system calls of each kind of thread after its start.
 //!
-//! Put together from the code and from what its tests ran into; what the C library and the standard library need is what that of
-//! Debian 12 does, statically linked or not, and its newer spellings.
+//! The lists were collected from the code and from test runs. Those of the C library and the standard library are for
+//! Debian 12, static and dynamic, with the names that newer versions use.
 
 use super::Role;
 
-/// A system call by number, with its name as libc has it.
+/// A system call: number, and name in libc.
 pub(super) type SystemCall = (i64, &'static str);
 
 macro_rules! calls {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
 }
 
-/// Memory, waiting, descriptors at hand, and the end: what every thread does.
+/// Calls of every thread: memory, waits, I/O on open descriptors, and exit.
 const COMMON: &[SystemCall] = calls![
     SYS_brk SYS_munmap SYS_mremap SYS_madvise
     SYS_futex SYS_sched_yield SYS_restart_syscall
@@ -23,17 +23,17 @@ const COMMON: &[SystemCall] = calls![
     SYS_exit SYS_exit_group
 ];
 
-/// Device registers and configuration space are read and written at offsets of a file; a kick is taken.
+/// Device registers and configuration space are accessed at offsets of a file; the kick signal is dequeued.
 const VCPU: &[SystemCall] =
     calls![SYS_pread64 SYS_pwrite64 SYS_eventfd2 SYS_dup SYS_rt_sigtimedwait SYS_rt_sigpending];
 
-/// Connections, and the socket's file at the end.
+/// Connections, and removal of the socket.
 const API: &[SystemCall] = calls![
     SYS_accept4 SYS_recvfrom SYS_sendto SYS_recvmsg SYS_sendmsg SYS_getsockopt SYS_shutdown SYS_geteuid
     SYS_lstat SYS_newfstatat SYS_statx SYS_unlink SYS_unlinkat
 ];
 
-/// A file of events that has grown too long begins again.
+/// An event file that has reached its maximum length is truncated.
 const EVENTS: &[SystemCall] = calls![SYS_ftruncate SYS_lseek];
 
 /// Files and directories are read.
@@ -42,7 +42,7 @@ const HOST: &[SystemCall] = calls![
     SYS_getdents64 SYS_getcwd SYS_lseek SYS_pread64
 ];
 
-/// Everything: it builds VMs and takes them apart, looks at the host, and starts vCPUs.
+/// The main thread builds VMs and tears them down, reads the host, and starts vCPUs.
 const MAIN: &[SystemCall] = calls![
     SYS_open SYS_openat SYS_stat SYS_lstat SYS_fstat SYS_newfstatat SYS_statx SYS_readlink SYS_readlinkat
     SYS_getdents64 SYS_getcwd SYS_lseek SYS_readv SYS_ftruncate SYS_memfd_create
@@ -52,14 +52,14 @@ const MAIN: &[SystemCall] = calls![
     SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
 ];
 
-/// Calls that are judged by their arguments.
+/// Calls whose arguments are checked.
 const CHECKED_BY_ARGUMENT: &[SystemCall] =
     calls![SYS_ioctl SYS_mmap SYS_mprotect SYS_tgkill SYS_clone];
 
-/// What a thread may call with any arguments.
+/// Calls that a thread may make with any arguments.
 pub(super) fn of(role: Role) -> impl Iterator<Item = SystemCall> {
     let own: &[&[SystemCall]] = match role {
-        // A thread inherits the filter of the one that starts it.
+        // A thread inherits the filter of the thread that starts it.
         Role::Main => &[MAIN, VCPU],
         Role::Vcpu => &[VCPU],
         Role::Api => &[API],

@@ -1,4 +1,4 @@
-//! What is given up is given up by a thread, so each test has one that is not needed afterwards.
+//! Restrictions of a thread cannot be undone, so each test uses a thread of its own.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +14,7 @@ use super::*;
 mod needs_landlock;
 mod needs_root;
 
-/// What `body` finds in a thread of its own.
+/// Runs `body` in a new thread.
 fn in_a_thread<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(body).join().unwrap())
 }
@@ -27,13 +27,13 @@ fn sandbox(seccomp: Option<ViolationAction>, rules: &[&str], socket: Option<&Pat
     Sandbox::new(seccomp, Some(files))
 }
 
-/// Whether a file can be opened: for reading, for writing.
+/// Whether a file can be opened for reading, and for writing.
 fn can_open(path: &Path) -> (bool, bool) {
     let write = OpenOptions::new().append(true).open(path);
     (File::open(path).is_ok(), write.is_ok())
 }
 
-/// Every file of every PCI function of this machine that can be read by anybody.
+/// Every world-readable file of every PCI function of this machine.
 fn files_of_functions() -> Vec<PathBuf> {
     let functions = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten();
     let files = functions.flat_map(|function| fs::read_dir(function.unwrap().path()).unwrap());
@@ -80,10 +80,10 @@ fn a_violation_names_the_thread_and_the_call_and_ends_the_process() {
         ("ioctl", "the vcpu thread made ioctl 0x5413"),
         ("code", "the vcpu thread made system call 9 (mmap)"),
         ("kill", "the vcpu thread made system call 234 (tgkill)"),
-        // It would keep the descriptors of devices.
+        // A fork would keep the descriptors of devices.
         ("main: fork", "the main thread made system call 56 (clone)"),
         ("main: vfork", "the main thread made system call 58"),
-        // It would have all capabilities in a namespace of its own.
+        // The child would have all capabilities in its own namespace.
         (
             "main: user namespace",
             "the main thread made system call 56 (clone)",
@@ -105,14 +105,14 @@ fn a_violation_names_the_thread_and_the_call_and_ends_the_process() {
     }
 }
 
-/// A process with a confined thread that does `what`.
+/// Runs a process with a sandboxed thread that does `what`.
 fn violating_process(what: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--ignored",
             "--exact",
             "--nocapture",
-            // What begins has no thread beside the main one.
+            // The test must start without other threads.
             "--test-threads=1",
             "sandbox::tests::violate",
         ])
@@ -146,7 +146,7 @@ fn violate() {
     };
     in_a_thread(move || {
         sandbox.enter(role).unwrap();
-        // Errors are of no interest: the call must not return.
+        // Errors do not matter: the call must not return.
         match what.as_str() {
             "main: fork" => forbidden::clone(libc::SIGCHLD),
             "main: vfork" => forbidden::vfork(),
@@ -177,22 +177,23 @@ mod forbidden {
     pub(super) fn executable_memory() {
         let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: new memory that nobody uses.
+        // SAFETY: the mapping is new and unused.
         unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     }
 
     pub(super) fn clone(flags: i32) {
-        // SAFETY: a filter ends the process here; where there is none, the child ends by itself.
+        // SAFETY: the filter ends the process here. Without a filter the child exits at once.
         if unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } == 0 {
-            // SAFETY: nothing of this process is touched.
+            // SAFETY: the child touches no memory of this process.
             unsafe { libc::_exit(1) };
         }
     }
 
     pub(super) fn vfork() {
-        // SAFETY: as above, and a copy of the process would share nothing that it changes.
+        // SAFETY: the filter ends the process here. Without a filter the child exits at once, without a change to
+        // memory.
         if unsafe { libc::syscall(libc::SYS_vfork) } == 0 {
-            // SAFETY: nothing of this process is touched.
+            // SAFETY: the child touches no memory of this process.
             unsafe { libc::_exit(1) };
         }
     }
@@ -205,7 +206,7 @@ mod forbidden {
     }
 
     pub(super) fn signal_to_init() {
-        // SAFETY: signal 0 only asks.
+        // SAFETY: signal 0 only checks whether the process exists.
         unsafe { libc::syscall(libc::SYS_tgkill, 1, 1, 0) };
     }
 }
@@ -222,7 +223,7 @@ fn every_filter_can_be_installed() {
     }
 }
 
-/// The names below `heading` of docs/security.md, in a block of the first word `of`.
+/// The names below `heading` of docs/security.md, in the block that begins with `of`.
 fn documented(heading: &str, of: &str) -> BTreeSet<String> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/security.md");
     let page = fs::read_to_string(page).unwrap();

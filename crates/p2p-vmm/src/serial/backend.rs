@@ -1,4 +1,4 @@
-//! Where the serial port ends in the host; outlives resets of the VM.
+//! The host's end of the serial port. It stays across resets of the VM.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use super::output::LossyOutput;
 use crate::lock::lock;
 use hotplug::SerialConfig;
 
-/// Why the host's end of the serial port could not be opened.
+/// The host's end of the serial port could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SerialError {
     #[error("cannot create {path} for the serial port's output")]
@@ -50,7 +50,7 @@ pub(crate) struct SerialBackend {
 }
 
 impl SerialBackend {
-    /// Opens what the operator asked for.
+    /// Opens the configured backend.
     pub(crate) fn open(config: &SerialConfig) -> Result<Self, SerialError> {
         let output = match config {
             SerialConfig::Tty => Some(SharedOutput::new(LossyOutput::new(stdout()?))),
@@ -65,18 +65,18 @@ impl SerialBackend {
         Ok(Self { output, terminal })
     }
 
-    /// Where a port writes to; `None` if there is no port.
+    /// The output of a port; `None` if the port is off.
     pub(super) fn output(&self) -> Option<SharedOutput> {
         self.output.clone()
     }
 
-    /// Whether standard input belongs to the port.
+    /// Whether standard input is the input of the port.
     pub(super) fn has_input(&self) -> bool {
         self.terminal.is_some()
     }
 }
 
-/// Standard output, byte by byte.
+/// Standard output, unbuffered.
 fn stdout() -> Result<File, SerialError> {
     let owned = io::stdout().as_fd().try_clone_to_owned();
     owned.map(File::from).map_err(SerialError::Stdout)

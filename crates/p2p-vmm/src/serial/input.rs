@@ -1,4 +1,4 @@
-//! Standard input as the input of the serial port, on the main thread's event loop.
+//! Standard input as input of the serial port, on the main thread's event loop.
 
 use std::io;
 use std::sync::Arc;
@@ -8,24 +8,24 @@ use vmm_sys_util::terminal::Terminal;
 
 use super::SerialPort;
 
-/// Which descriptor an event is about.
+/// Source of an event.
 const STDIN: u32 = 0;
 const DRAINED: u32 = 1;
 
-/// Most bytes taken from standard input at once.
+/// Most bytes that are read from standard input at once.
 const CHUNK_BYTES: usize = 64;
 
-/// Whether standard input is listened to.
+/// Whether the event loop waits for standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listening {
     Yes,
-    /// The guest is behind.
+    /// The guest has not read its input yet.
     Paused,
-    /// There is no more input.
+    /// Standard input has ended.
     Ended,
 }
 
-/// Moves bytes from standard input to the port, as fast as the guest reads them.
+/// Copies bytes from standard input to the port when the guest has room for them.
 pub(crate) struct SerialInput {
     port: Arc<SerialPort>,
     listening: Listening,
@@ -43,7 +43,8 @@ impl SerialInput {
         Events::with_data(&io::stdin(), STDIN, EventSet::IN)
     }
 
-    /// Listens to standard input. What epoll cannot wait for (a regular file, a closed descriptor) is no input.
+    /// Waits for standard input. There is no input if epoll does not support it (a regular file, a closed
+    /// descriptor).
     fn listen(&mut self, ops: &mut EventOps<'_>) {
         if self.listening != Listening::Paused {
             return;
@@ -68,7 +69,7 @@ impl SerialInput {
         let mut chunk = [0; CHUNK_BYTES];
         let room = self.port.room().min(CHUNK_BYTES);
         if room == 0 {
-            // The guest is behind; `drained` says when to go on.
+            // The guest has not read its input yet; `drained` signals when it has.
             self.stop(ops, Listening::Paused);
             return;
         }
@@ -100,14 +101,14 @@ impl MutEventSubscriber for SerialInput {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match events.data() {
             STDIN if events.event_set().contains(EventSet::IN) => self.transfer(ops),
-            // Hang-up without data: nobody will type any more.
+            // Hang-up without data: there will be no more input.
             STDIN => self.stop(ops, Listening::Ended),
             DRAINED => {
-                // The count of the eventfd does not matter, only that it was written.
+                // The count of the eventfd does not matter.
                 let _ = self.port.drained().read();
                 self.listen(ops);
             }
-            other => log::warn!("serial port: event of an unknown source {other}"),
+            other => log::warn!("serial port: event of unknown source {other}"),
         }
     }
 }

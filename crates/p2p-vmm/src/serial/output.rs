@@ -1,4 +1,4 @@
-//! Output to a reader that may stall: a pipe or a terminal that nobody reads must not hold up a vCPU.
+//! Output to a reader that may stall: a pipe or a terminal without a reader must not block a vCPU.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long a reader may take to make room before it counts as stalled.
+/// Time to wait for a reader before it counts as stalled.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
 /// An output that waits for its reader once, and then drops bytes until there is room again.
 pub(super) struct LossyOutput<W> {
     output: W,
-    /// Bytes dropped since the reader stalled; none if it has not.
+    /// Bytes dropped since the reader stalled; `None` if it does not stall.
     lost: Option<u64>,
 }
 
@@ -21,7 +21,7 @@ impl<W: Write + AsFd> LossyOutput<W> {
         Self { output, lost: None }
     }
 
-    /// Whether there is room after `patience`.
+    /// Whether there is room within `timeout`.
     fn has_room(&self, timeout: Duration) -> io::Result<bool> {
         let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
         let mut fds = [PollFd::new(&self.output, PollFlags::OUT)];
@@ -42,7 +42,7 @@ impl<W: Write + AsFd> Write for LossyOutput<W> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         if let Some(lost) = self.lost.take() {
-            log::warn!("serial port: nobody read the output, {lost} bytes are lost");
+            log::warn!("serial port: the reader of the output stalled, {lost} bytes are lost");
         }
         self.output.write(bytes)
     }

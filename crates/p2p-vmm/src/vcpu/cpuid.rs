@@ -1,4 +1,5 @@
-//! CPUID of a vCPU: what KVM supports, with the vCPU's own number and a topology of one package of single-thread cores.
+//! CPUID of a vCPU: KVM's supported leaves, with the vCPU's own number and a topology of one package of single-thread
+//! cores.
 
 use iommu_group::Cpu;
 use kvm_bindings::{
@@ -6,7 +7,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm};
 
-/// Physical address bits if the CPU does not say (Intel SDM vol. 2A, CPUID leaf 0x8000_0008).
+/// Physical address bits if CPUID has no such leaf (Intel SDM vol. 2A, CPUID leaf 0x8000_0008).
 const DEFAULT_ADDRESS_BITS: u8 = 36;
 
 /// Leaf 1 ECX: TSC deadline timer; software under a hypervisor.
@@ -20,16 +21,16 @@ const CORES_NOT_THREADS: u32 = 1 << 1;
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// Why CPUID could not be prepared.
+/// CPUID could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CpuidError {
-    #[error("cannot ask KVM for the CPUID that it supports")]
+    #[error("cannot get the CPUID that KVM supports")]
     Supported(#[source] kvm_ioctls::Error),
     #[error("a CPUID table of {entries} entries is too long for KVM")]
     TableTooLong { entries: usize },
 }
 
-/// The CPUID that all vCPUs of a VM have in common.
+/// The CPUID of all vCPUs of a VM, without the numbers of single vCPUs.
 #[derive(Debug, Clone)]
 pub(crate) struct CpuidTemplate {
     entries: Vec<kvm_cpuid_entry2>,
@@ -37,7 +38,7 @@ pub(crate) struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// What KVM supports on this host, for a VM with `cpus` vCPUs.
+    /// The CPUID that KVM supports on this host, for a VM with `cpus` vCPUs.
     pub(crate) fn new(kvm: &Kvm, cpus: u8) -> Result<Self, CpuidError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -48,7 +49,7 @@ impl CpuidTemplate {
     }
 
     fn from_supported(mut entries: Vec<kvm_cpuid_entry2>, cpus: u8, tsc_deadline: bool) -> Self {
-        // These describe the host's topology; leaf 0xb comes back with ours.
+        // These describe the host's topology; `topology` adds leaf 0xb again.
         entries.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
         for entry in &mut entries {
             if entry.function == 1 {
@@ -70,7 +71,7 @@ impl CpuidTemplate {
         })
     }
 
-    /// Vendor and family of the guest's CPU, as Linux reads them (linux 7.2 arch/x86/lib/cpu.c: `x86_family()`).
+    /// Vendor and family of the guest's CPU, decoded as in Linux (linux 7.2 arch/x86/lib/cpu.c: `x86_family()`).
     pub(crate) fn cpu(&self) -> Cpu {
         let leaf = |function| self.entries.iter().find(move |e| e.function == function);
         let vendor = leaf(0).map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes));
@@ -84,7 +85,7 @@ impl CpuidTemplate {
         }
     }
 
-    /// CPUID of the vCPU with this local APIC.
+    /// CPUID of the vCPU with this local APIC id.
     pub(crate) fn for_cpu(&self, apic_id: u8) -> Result<CpuId, CpuidError> {
         let entries = self.entries_for_cpu(apic_id);
         CpuId::from_entries(&entries).map_err(|_| CpuidError::TableTooLong {
@@ -95,7 +96,7 @@ impl CpuidTemplate {
     fn entries_for_cpu(&self, apic_id: u8) -> Vec<kvm_cpuid_entry2> {
         let cpus = u32::from(self.cpus);
         let id = u32::from(apic_id);
-        // Number of bits that tell the cores of a package apart.
+        // Number of APIC id bits for the cores of a package.
         let id_bits = cpus.next_power_of_two().trailing_zeros();
         let mut entries = self.entries.clone();
         for entry in &mut entries {
@@ -149,12 +150,12 @@ fn topology(apic_id: u32, cpus: u32, id_bits: u32) -> [kvm_cpuid_entry2; 3] {
     ]
 }
 
-/// Whether the entry of a cache leaf describes a cache, and does not end the list.
+/// Whether the entry of a cache leaf describes a cache; otherwise it ends the list.
 fn is_cache(entry: &kvm_cpuid_entry2) -> bool {
     entry.eax & 0x1f != 0
 }
 
-/// How many more logical processors share the cache of an entry: all of them from level 3 on, else none.
+/// Number of other logical processors that share the cache of an entry: all of them from level 3 on, otherwise none.
 fn sharers(entry: &kvm_cpuid_entry2, cpus: u32) -> u32 {
     let level = entry.eax >> 5 & 0x7;
     if is_cache(entry) && level >= 3 {

@@ -1,8 +1,8 @@
-//! Getting a vCPU out of KVM_RUN: a real-time signal that is open only there.
+//! Kicks a vCPU out of KVM_RUN, with a real-time signal that is unblocked only there.
 //!
-//! vCPU threads keep the signal blocked. KVM opens it for the time of KVM_RUN, so a signal that comes at any other
-//! moment stays pending and ends the next KVM_RUN at once: no kick is lost, and no handler ever runs. Nor does KVM_RUN take
-//! the signal: whoever it has ended must, or every further one ends at once.
+//! vCPU threads keep the signal blocked. KVM unblocks it during KVM_RUN, so a signal at any other moment stays
+//! pending and ends the next KVM_RUN at once: no kick is lost, and no handler runs. KVM_RUN does not dequeue the
+//! signal: the thread must, or every further KVM_RUN ends at once.
 #![allow(unsafe_code, reason = "kvm-ioctls has no KVM_SET_SIGNAL_MASK")]
 
 use std::io;
@@ -19,7 +19,7 @@ ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 /// Bytes of the kernel's signal set on x86_64.
 const SIGNAL_SET_BYTES: u32 = 8;
 
-/// Why a vCPU cannot be kicked.
+/// A vCPU cannot be kicked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KickError {
     #[error("cannot block signal {signal}: {reason}")]
@@ -36,17 +36,17 @@ pub(super) fn kick_signal() -> c_int {
     SIGRTMIN()
 }
 
-/// Blocks the signal in this thread and all that it starts.
+/// Blocks the signal in this thread and in all threads that it starts.
 pub(crate) fn block_kick_signal() -> Result<(), KickError> {
     let signal = kick_signal();
     block_signal(signal).map_err(|reason| KickError::Block { signal, reason })
 }
 
-/// Takes the signal that has ended KVM_RUN in this thread, if one has.
+/// Dequeues the signal that has ended KVM_RUN in this thread, if there is one.
 pub(super) fn take() {
     let signal = kick_signal();
     if let Err(error) = clear_signal(signal) {
-        log::error!("cannot take signal {signal}: {error}");
+        log::error!("cannot dequeue signal {signal}: {error}");
     }
 }
 
@@ -57,7 +57,7 @@ struct SignalMask {
     blocked: [u8; SIGNAL_SET_BYTES as usize],
 }
 
-/// Opens only the kick signal during KVM_RUN of `vcpu`.
+/// Unblocks only the kick signal during KVM_RUN of `vcpu`.
 pub(super) fn open_in_kvm_run(vcpu: &VcpuFd) -> Result<(), KickError> {
     let mask = SignalMask {
         header: kvm_signal_mask {
@@ -66,7 +66,7 @@ pub(super) fn open_in_kvm_run(vcpu: &VcpuFd) -> Result<(), KickError> {
         },
         blocked: all_but(kick_signal()).to_le_bytes(),
     };
-    // SAFETY: KVM reads the header and the `len` bytes that follow it; both are in `mask`, which has C layout without
+    // SAFETY: KVM reads the header and the `len` bytes after it; both are in `mask`, which has C layout without
     // padding between them.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
     if result == 0 {

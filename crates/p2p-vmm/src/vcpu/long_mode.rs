@@ -1,7 +1,7 @@
 //! 64-bit mode before the first instruction: descriptor table, page tables, control registers.
 //!
-//! The first 4 GiB are mapped one to one, which is what the 64-bit boot protocol wants at least around the kernel
-//! (linux 7.2 Documentation/arch/x86/boot.rst).
+//! The first 4 GiB are mapped one to one. The 64-bit boot protocol requires that at least for the kernel, the zero
+//! page and the command line (linux 7.2 Documentation/arch/x86/boot.rst).
 
 use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -61,7 +61,7 @@ pub(super) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryEr
     Ok(())
 }
 
-/// Switches `sregs` to 64-bit mode on the tables of [`write_tables`].
+/// Sets `sregs` to 64-bit mode with the tables of [`write_tables`].
 pub(super) fn enter(sregs: &mut kvm_sregs) {
     sregs.cs = code();
     for segment in [
@@ -116,7 +116,7 @@ fn task() -> kvm_segment {
     }
 }
 
-/// All of the address space, ring 0, present.
+/// The whole address space, ring 0, present.
 fn flat() -> kvm_segment {
     kvm_segment {
         base: 0,
@@ -154,7 +154,7 @@ mod tests {
         memory
     }
 
-    /// The address behind a page table walk in `memory`.
+    /// The result of a page table walk in `memory`.
     fn walk(memory: &GuestMemoryMmap, address: u64) -> u64 {
         let entry = |table: u64, shift: u32| {
             let index = address >> shift & 0x1ff;

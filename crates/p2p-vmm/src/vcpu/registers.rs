@@ -8,14 +8,14 @@ use super::cpuid::{CpuidError, CpuidTemplate};
 use super::long_mode;
 use crate::loader::BootEntry;
 
-/// RFLAGS: only the bit that is always set.
+/// RFLAGS after reset: only the bit that is always set.
 const RFLAGS_RESET: u64 = 1 << 1;
 /// Stack of the first instructions: below the page tables.
 const BOOT_STACK: u64 = 0x8ff0;
 /// FPU control words after FNINIT and LDMXCSR.
 const FPU_CONTROL: u16 = 0x37f;
 const MXCSR: u32 = 0x1f80;
-/// IA32_MTRR_DEF_TYPE: MTRRs on, everything write-back; the guest's page tables say what is not.
+/// IA32_MTRR_DEF_TYPE: MTRRs on, default type write-back. The guest's page tables select other types.
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
 /// IA32_MISC_ENABLE: fast string operations.
@@ -25,7 +25,7 @@ const FAST_STRINGS: u64 = 1;
 const APIC_LVT1: usize = 0x360;
 const DELIVERY_MODE_NMI: u32 = 0b100 << 8;
 
-/// Why a vCPU could not be set up.
+/// A vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegisterError {
     #[error("cannot create vCPU {cpu}")]
@@ -44,14 +44,14 @@ pub(crate) enum RegisterError {
     Tables(#[source] GuestMemoryError),
 }
 
-/// A vCPU that was not started yet.
+/// A vCPU before its thread starts.
 pub(crate) struct Vcpu {
     pub(super) number: u8,
     pub(super) fd: VcpuFd,
 }
 
 impl Vcpu {
-    /// Creates vCPU `number`, which is its local APIC id too; any but 0 waits for INIT and SIPI.
+    /// Creates vCPU `number`, which is also its local APIC id. All but number 0 wait for INIT and SIPI.
     pub(crate) fn create(
         vm: &VmFd,
         number: u8,
@@ -71,9 +71,10 @@ impl Vcpu {
         Ok(vcpu)
     }
 
-    /// A KVM that is older than its kernel's last word on how fast the time-stamp counter runs gives vCPUs the speed
-    /// before that. If it was lower they have none, and the deadline timer of their local APIC never fires (linux
-    /// arch/x86/kvm/x86.c: set_tsc_khz(), lapic.c: start_sw_tscdeadline()).
+    /// Sets the speed of the time-stamp counter if KVM has not. A KVM module that was loaded before the kernel had
+    /// calibrated the counter finally gives vCPUs the earlier speed. If that was lower, vCPUs have no speed, and the
+    /// deadline timer of their local APIC never fires (linux arch/x86/kvm/x86.c: set_tsc_khz(), lapic.c:
+    /// start_sw_tscdeadline()).
     fn set_clock(&self) -> Result<(), RegisterError> {
         const AS_THE_HOST: u32 = 0;
         const WHAT: &str = "speed of the time-stamp counter";
@@ -83,7 +84,7 @@ impl Vcpu {
         self.check(WHAT, self.fd.set_tsc_khz(AS_THE_HOST))
     }
 
-    /// Makes this vCPU start at `boot`, in 64-bit mode.
+    /// Sets the first instruction of this vCPU, in 64-bit mode.
     pub(crate) fn set_boot(
         &self,
         memory: &GuestMemoryMmap,
@@ -135,7 +136,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// LINT1 is the NMI, as Linux expects it. LINT0 stays masked: there is no 8259 behind it.
+    /// LINT1 is the NMI, as Linux expects. LINT0 stays masked: there is no 8259.
     fn set_lint(&self) -> Result<(), RegisterError> {
         let mut apic = self.check("local APIC", self.fd.get_lapic())?;
         write_register(&mut apic, APIC_LVT1, DELIVERY_MODE_NMI);

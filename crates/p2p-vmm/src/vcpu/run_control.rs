@@ -1,10 +1,10 @@
-//! Where vCPU threads wait while the VM is paused.
+//! Control of vCPU threads: run, pause, stop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What a vCPU does next.
+/// What a vCPU thread does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunDecision {
     /// Run the guest.
@@ -24,22 +24,22 @@ enum Target {
 
 struct State {
     target: Target,
-    /// Threads that wait here.
+    /// Threads that are paused.
     parked: usize,
-    /// Threads that will not come any more.
+    /// Threads that have ended.
     ended: usize,
 }
 
-/// A gate that every vCPU thread passes between two exits of the guest.
+/// Every vCPU thread checks this between two exits of the guest.
 pub(super) struct RunControl {
-    /// Whether to look at the state at all.
+    /// Whether the target is other than `Run`. If it is not, threads do not take the lock.
     not_running: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl RunControl {
-    /// An open gate.
+    /// Threads may run.
     pub(super) fn new() -> Self {
         Self {
             not_running: AtomicBool::new(false),
@@ -52,7 +52,7 @@ impl RunControl {
         }
     }
 
-    /// Passes the gate, or waits before it.
+    /// Returns at once, or waits while the VM is paused.
     pub(super) fn wait_until_runnable(&self) -> RunDecision {
         if !self.not_running.load(Ordering::Acquire) {
             return RunDecision::Run;
@@ -77,19 +77,19 @@ impl RunControl {
         }
     }
 
-    /// A thread will not come to the gate again.
+    /// Records that a thread has ended.
     pub(super) fn thread_ended(&self) {
         let mut state = self.lock();
         state.ended = state.ended.saturating_add(1);
         self.changed.notify_all();
     }
 
-    /// Closes the gate; whoever runs the guest must be kicked.
+    /// Requests that threads pause. The caller must kick the vCPUs afterwards.
     pub(super) fn pause(&self) {
         self.set_target(Target::Park);
     }
 
-    /// Waits until all `threads` are at the gate or gone; whether they are.
+    /// Waits until all `threads` are paused or have ended. Returns whether they are.
     pub(super) fn wait_until_parked(&self, threads: usize, timeout: Duration) -> bool {
         let state = self.lock();
         let (state, _) = self
@@ -101,12 +101,12 @@ impl RunControl {
         state.parked.saturating_add(state.ended) >= threads
     }
 
-    /// Lets all through.
+    /// Lets all threads run.
     pub(super) fn resume(&self) {
         self.set_target(Target::Run);
     }
 
-    /// Sends all home; whoever runs the guest must be kicked.
+    /// Requests that all threads end. The caller must kick the vCPUs afterwards.
     pub(super) fn stop(&self) {
         self.set_target(Target::Stop);
     }

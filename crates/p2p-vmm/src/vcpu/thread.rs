@@ -1,5 +1,5 @@
-//! One thread per vCPU: runs the guest and hands its accesses to the devices.
-#![allow(unsafe_code, reason = "kvm_run describes an error in a union")]
+//! One thread per vCPU: runs the guest and dispatches its accesses to the devices.
+#![allow(unsafe_code, reason = "kvm_run has the error details in a union")]
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::bus::GuestBus;
 use crate::exit::{ExitRequest, VmExit};
 use crate::sandbox::{Role, Sandbox};
 
-/// Why the vCPUs could not be started.
+/// The vCPU threads could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VcpuThreadsError {
     #[error(transparent)]
@@ -29,18 +29,18 @@ pub(crate) enum VcpuThreadsError {
     Spawn { cpu: u8, source: io::Error },
 }
 
-/// Why vCPUs could not be paused. They run on.
+/// vCPUs could not be paused. They continue to run.
 #[derive(Debug, thiserror::Error)]
 #[error("vCPUs did not stop within {} seconds", PAUSE_TIMEOUT.as_secs())]
 pub(crate) struct PauseError;
 
-/// How long a vCPU may take to come out of what it does for the guest.
+/// Time for a vCPU to finish the access that it handles.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often in a row a vCPU is run again whose event KVM could not deliver.
+/// Most successive retries of a vCPU whose event KVM could not deliver.
 const MAX_RETRIES: u32 = 3;
 
-/// The running vCPUs of a VM; dropping it stops them.
+/// The running vCPUs of a VM. Dropping it stops them.
 pub(crate) struct VcpuThreads {
     control: Arc<RunControl>,
     threads: Vec<JoinHandle<()>>,
@@ -78,7 +78,7 @@ impl VcpuThreads {
         Ok(running)
     }
 
-    /// Stops the guest where it is. Devices go on: what they do to guest memory they still do.
+    /// Pauses the vCPUs. Devices continue, including their DMA to guest memory.
     pub(crate) fn pause(&self) -> Result<(), PauseError> {
         self.control.pause();
         self.kick();
@@ -92,14 +92,14 @@ impl VcpuThreads {
         Err(PauseError)
     }
 
-    /// Lets the guest go on.
+    /// Resumes the vCPUs.
     pub(crate) fn resume(&self) {
         self.control.resume();
     }
 
     fn kick(&self) {
         for thread in &self.threads {
-            // A thread that has already ended cannot be signalled, and need not be.
+            // Signalling a thread that has ended fails, which is no error.
             let _ = thread.kill(kick::kick_signal());
         }
     }
@@ -111,7 +111,7 @@ impl Drop for VcpuThreads {
         self.kick();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                log::error!("a vCPU thread had panicked");
+                log::error!("a vCPU thread panicked");
             }
         }
     }
@@ -124,7 +124,7 @@ struct Runner {
     exit: Arc<ExitRequest>,
     control: Arc<RunControl>,
     sandbox: Arc<Sandbox>,
-    /// How often in a row KVM could not deliver an event.
+    /// Number of successive events that KVM could not deliver.
     undelivered: u32,
 }
 
@@ -153,24 +153,24 @@ impl Runner {
         }
     }
 
-    /// Tells the guest that it was paused, so that its watchdogs do not take the time for a hang (linux
+    /// Announces the pause to the guest, so that its watchdogs do not report a hang (linux
     /// Documentation/virt/kvm/api.rst: KVM_KVMCLOCK_CTRL).
     fn announce_pause(&self) {
         if let Err(error) = self.vcpu.fd.kvmclock_ctrl() {
             // EINVAL: the guest does not use KVM's clock.
             log::debug!(
-                "vCPU {} was not told of the pause: {error}",
+                "cannot announce the pause to vCPU {}: {error}",
                 self.vcpu.number
             );
         }
     }
 
-    /// Runs the guest up to its next exit; `Some` if the VM ends with it.
+    /// Runs the guest until its next exit; `Some` if the exit ends the VM.
     fn step(&mut self) -> Option<VmExit> {
         let cpu = self.vcpu.number;
         let exit = match self.vcpu.fd.run() {
             Ok(exit) => exit,
-            // Kicked; or woken while waiting for its start. Who kicks has closed the gate before, so nothing is missed.
+            // Kicked, or woken while waiting for its start. The kicking thread has set the target before.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 kick::take();
                 return None;
@@ -183,7 +183,7 @@ impl Runner {
             VcpuExit::IoOut(port, data) => self.bus.ports.write(port, data),
             VcpuExit::MmioRead(gpa, data) => self.bus.mmio_read(GuestAddress(gpa), data),
             VcpuExit::MmioWrite(gpa, data) => self.bus.mmio_write(GuestAddress(gpa), data),
-            // A device that the kernel took away; the guest tries again and finds nothing there.
+            // A device that the kernel took away. The guest retries and finds no device.
             VcpuExit::MemoryFault { gpa, .. } if self.bus.memory_fault(GuestAddress(gpa)) => {}
             VcpuExit::Shutdown => {
                 return Some(VmExit::Reset("the guest had a triple fault"));
@@ -204,25 +204,26 @@ impl Runner {
         None
     }
 
-    /// What becomes of an error of KVM's: the end, with what KVM says and where the guest was, or another try.
+    /// Handles an internal error of KVM: ends the VM with KVM's error and the guest's position, or retries.
     ///
-    /// There is one if the guest did MMIO while an event was delivered to it. KVM has kept the event if there was one, and
-    /// nothing of the access was done, so a guest that goes on does both. On AMD processors linux 7.2
-    /// arch/x86/kvm/svm/svm.c: `svm_check_emulate_instruction()` looks at the type of the event without asking whether
-    /// it is valid, and takes one that an emulated processor has left there for one under way.
+    /// KVM reports one if the guest does MMIO while an event is delivered to it. KVM has kept the event if there was
+    /// one, and has not executed the access, so a retry does both. On AMD processors linux 7.2
+    /// arch/x86/kvm/svm/svm.c: `svm_check_emulate_instruction()` checks the type of the event but not its valid bit.
+    /// It takes a stale event of an emulated processor for one in delivery.
     fn internal_error(&mut self, undelivered: u32) -> Option<VmExit> {
         let cpu = self.vcpu.number;
         let run = self.vcpu.fd.get_kvm_run();
-        // SAFETY: KVM fills this variant of the union for KVM_EXIT_INTERNAL_ERROR, and all its bit patterns are valid.
+        // SAFETY: KVM fills this variant of the union for KVM_EXIT_INTERNAL_ERROR, and all its bit patterns are
+        // valid.
         let internal = unsafe { run.__bindgen_anon_1.internal };
         let suberror = internal.suberror;
         let place = match self.vcpu.fd.get_regs() {
             Ok(regs) => format!("rip {:#x}", regs.rip),
-            Err(error) => format!("registers not readable: {error}"),
+            Err(error) => format!("cannot read registers: {error}"),
         };
         let text = format!("KVM internal error on vCPU {cpu}: suberror {suberror}, {place}");
         if suberror == KVM_INTERNAL_ERROR_DELIVERY_EV && undelivered < MAX_RETRIES {
-            log::warn!("{text}: going on");
+            log::warn!("{text}: retrying");
             self.undelivered = undelivered + 1;
             return None;
         }
@@ -230,7 +231,7 @@ impl Runner {
     }
 }
 
-/// Tells the others when the thread of a vCPU ends, and ends the VM if it panics.
+/// Records the end of a vCPU thread, and ends the VM if the thread panics.
 struct EndGuard {
     cpu: u8,
     exit: Arc<ExitRequest>,

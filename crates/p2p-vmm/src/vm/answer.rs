@@ -1,4 +1,4 @@
-//! Calls of the API, answered by the owner of the VM.
+//! API calls, executed by the controller of the VM.
 
 use hotplug::api::{Call, Failure, VmmPing};
 use iommu_group::SysfsError;
@@ -8,17 +8,17 @@ use super::controller::VmController;
 use super::state::VmCommand;
 use crate::devices::{AddError, RemoveError};
 
-/// What comes after a call.
+/// What the main loop does after a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
-    /// The next one.
+    /// Continue.
     GoOn,
-    /// The end of the VMM.
+    /// End the VMM.
     End,
 }
 
 impl VmController {
-    /// Does what `call` asks and answers it.
+    /// Executes `call` and sends the response.
     pub(super) fn answer(&mut self, call: Call) -> After {
         match call {
             Call::Ping(reply) => reply.send(Ok(ping())),
@@ -63,7 +63,7 @@ fn ping() -> VmmPing {
     }
 }
 
-/// What a client is told of an error.
+/// The response for an error.
 pub(super) fn failure(error: anyhow::Error) -> Failure {
     let error = match error.downcast::<Failure>() {
         Ok(failure) => return failure,
@@ -97,7 +97,7 @@ pub(super) fn failure(error: anyhow::Error) -> Failure {
     Failure::Failed { messages }
 }
 
-/// A refusal, each reason with its advice in lines of their own.
+/// A refusal. The hints of a reason are lines of their own.
 fn refused(refusal: &Refusal) -> Failure {
     let reasons = refusal.reasons.iter();
     Failure::Refused {
@@ -105,7 +105,7 @@ fn refused(refusal: &Refusal) -> Failure {
     }
 }
 
-/// A reason without what indents its advice on a terminal.
+/// A reason without the indentation of its hints.
 fn trimmed(reason: &str) -> String {
     let lines: Vec<_> = reason.lines().map(str::trim).collect();
     lines.join("\n")

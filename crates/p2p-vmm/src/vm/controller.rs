@@ -1,4 +1,4 @@
-//! The owner of the VM: does what its life asks for, and tells it.
+//! The controller of the VM: executes commands and publishes events.
 
 use hotplug::api::{
     self, Failure, P2pWindows, PciDevice, RemoveDevice, UNSHARED_TRANSFERS, VmInfo,
@@ -24,10 +24,10 @@ use crate::host_reader::HostReader;
 use crate::preopened;
 use crate::sandbox::Sandbox;
 
-/// How long the guest may take to let go of a device, unless said.
+/// Default time for the guest to eject a device.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The VM, wherever it is in its life.
+/// The VM in any of its states.
 pub(super) struct VmController {
     state: VmState,
     pub(super) config: Option<VmConfig>,
@@ -41,22 +41,22 @@ pub(super) struct VmController {
     sandbox: Arc<Sandbox>,
     descriptors: Descriptors,
     hotpluggable: bool,
-    /// Functions that the VM had and has no more. They count as its own when they come back.
+    /// Functions that the VM had and no longer has. They count as its own when they arrive again.
     departed: BTreeSet<Sbdf>,
-    /// The operator was warned of transfers that fail silently.
+    /// Whether the operator was warned of transfers that fail silently.
     warned: bool,
 }
 
-/// What every VM of this process has in common.
+/// Parameters that all VMs of this process share.
 pub(super) struct VmControllerParams {
     pub(super) event_loop: EventLoop,
     pub(super) events: EventLog,
     pub(super) host_reader: Arc<HostReader>,
-    /// Devices that came open.
+    /// Devices that were passed as open descriptors.
     pub(super) preopened: Arc<Handed>,
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) descriptors: Descriptors,
-    /// Whether devices may come later.
+    /// Whether devices can be added while a VM runs.
     pub(super) hotpluggable: bool,
 }
 
@@ -89,7 +89,7 @@ impl VmController {
         }
     }
 
-    /// Takes over the description of a VM.
+    /// Takes the configuration of a VM.
     pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
         self.state.next(VmCommand::Create)?;
         config.name_devices().map_err(Failure::from)?;
@@ -99,7 +99,7 @@ impl VmController {
         self.execute(VmCommand::Create)
     }
 
-    /// Goes through everything that `command` asks for. If a step fails the VM is stopped.
+    /// Takes all steps of `command`. If a step fails and no VM runs, the state is `Created`.
     pub(super) fn execute(&mut self, command: VmCommand) -> anyhow::Result<()> {
         let (next, effects) = self.state.next(command)?;
         self.emit_before(command);
@@ -118,7 +118,7 @@ impl VmController {
 
     fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
         match effect {
-            // The description came with the call.
+            // `create` has stored the configuration.
             Effect::Describe => Ok(()),
             Effect::Start => self.start(),
             Effect::Stop => {
@@ -175,7 +175,7 @@ impl VmController {
         Ok(())
     }
 
-    /// Warns once of transfers between devices that are not peers, if this guest accepts them.
+    /// Warns once of transfers between devices that are not peers, if this guest permits them.
     fn warn(&mut self) {
         let running = self.running.as_ref().filter(|_| !self.warned);
         if running.is_some_and(|running| running.machine.unshared_transfers_fail_silently()) {
@@ -211,7 +211,7 @@ impl VmController {
         self.events.publish(&event);
     }
 
-    /// How the guest has ended, if it has.
+    /// The requested end of the guest, if there is one.
     pub(super) fn ended(&self) -> Option<VmExit> {
         self.running.as_ref().and_then(Running::ended)
     }
@@ -221,7 +221,7 @@ impl VmController {
         self.running.is_some()
     }
 
-    /// Lets the machine do what the guest or the time asks for.
+    /// Processes events of devices and expired deadlines.
     pub(super) fn process_events(&mut self) {
         let Some(running) = &mut self.running else {
             return;
@@ -230,7 +230,7 @@ impl VmController {
         self.emit(events);
     }
 
-    /// Tells what has become of devices. What was removed is no part of the description any more.
+    /// Publishes events of devices. Removed devices are dropped from the configuration.
     fn emit(&mut self, events: Vec<Event>) {
         for event in events {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
@@ -249,7 +249,7 @@ impl VmController {
         }
     }
 
-    /// When [`process_events`](Self::process_events) is to be called at the latest.
+    /// When [`process_events`](Self::process_events) must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let running = self.running.as_ref();
         let devices = running.and_then(|running| running.machine.devices.deadline());
@@ -281,8 +281,8 @@ impl VmController {
         Ok(self.guest()?.machine.counters())
     }
 
-    /// Adds a device: to the guest, if there is one, and to the description. That may be pending, but not beyond
-    /// `deadline`.
+    /// Adds a device to the guest, if there is one, and to the configuration. Pending while the guest ejects an empty
+    /// switch, until `deadline`.
     pub(super) fn add_device(
         &mut self,
         device: DeviceConfig,
@@ -317,7 +317,7 @@ impl VmController {
         Ok(added?.map(in_guest))
     }
 
-    /// Lets the peers of a device reach it, or no more.
+    /// Opens or closes the mappings of a device's BARs for its peers.
     pub(super) fn set_windows(&mut self, request: &P2pWindows) -> anyhow::Result<()> {
         let running = self.running.as_mut().ok_or(Failure::NotRunning)?;
         let devices = &mut running.machine.devices;
@@ -325,7 +325,7 @@ impl VmController {
         Ok(())
     }
 
-    /// Asks the guest to let go of a device; takes it out of the description at once if there is no guest.
+    /// Requests that the guest ejects a device. Without a guest the device is dropped from the configuration at once.
     pub(super) fn remove_device(&mut self, request: &RemoveDevice) -> anyhow::Result<()> {
         let config = self.config.as_mut().ok_or(Failure::NotCreated)?;
         let Some(running) = &mut self.running else {

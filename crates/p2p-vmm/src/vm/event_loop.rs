@@ -1,9 +1,9 @@
-//! The event loop of the main thread, and who is woken by it.
+//! The event loop of the main thread.
 
 use anyhow::Context;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
 
-/// The event loop.
+/// The event loop and its subscribers.
 pub(super) struct EventLoop {
     events: EventManager<Box<dyn MutEventSubscriber>>,
 }
@@ -15,19 +15,19 @@ impl EventLoop {
         })
     }
 
-    /// Wakes `subscriber` from now on.
+    /// Adds a subscriber.
     pub(super) fn add(&mut self, subscriber: impl MutEventSubscriber + 'static) -> SubscriberId {
         self.events.add_subscriber(Box::new(subscriber))
     }
 
-    /// Forgets what was added.
+    /// Removes a subscriber.
     pub(super) fn remove(&mut self, id: SubscriberId) {
         if let Err(error) = self.events.remove_subscriber(id) {
-            log::error!("the event loop does not know what it shall forget: {error}");
+            log::error!("cannot remove a subscriber from the event loop: {error}");
         }
     }
 
-    /// Waits until something happens, at most `timeout_ms`; -1 is for ever.
+    /// Waits for events, at most `timeout_ms` milliseconds; -1 waits without a limit.
     pub(super) fn wait(&mut self, timeout_ms: i32) -> anyhow::Result<()> {
         self.events
             .run_with_timeout(timeout_ms)

@@ -1,4 +1,5 @@
-//! What outlives a reset of the VM: the KVM device, the host's end of the serial port, the rules for devices.
+//! What stays across resets of the VM: the KVM device, the host's end of the serial port, the source of host
+//! snapshots.
 
 use std::sync::Arc;
 
@@ -11,36 +12,36 @@ use crate::descriptors::Descriptors;
 use crate::host_reader::HostReader;
 use crate::serial::SerialBackend;
 
-/// The version that KVM's interface has had since linux 2.6.22.
+/// KVM's API version since linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
-/// The VMM's side of all VMs that one process runs, one after the other.
+/// The host's side of all VMs that a process runs, one after the other.
 pub(crate) struct Host {
     pub(super) kvm: Kvm,
     pub(super) serial: SerialBackend,
     pub(super) host_reader: Arc<HostReader>,
-    /// Devices that came open.
+    /// Devices that were passed as open descriptors.
     pub(super) preopened: Arc<Handed>,
     pub(super) descriptors: Descriptors,
-    /// Whether a VM keeps room for devices that come later.
+    /// Whether devices can be added while a VM runs. If so, VMs reserve address space and bus numbers for them.
     pub(super) hotpluggable: bool,
 }
 
-/// What a host is opened for.
+/// Parameters of [`Host::open`].
 pub(super) struct HostParams<'a> {
     /// The first VM.
     pub(super) config: &'a VmConfig,
-    /// What devices are judged by.
+    /// Source of host snapshots.
     pub(super) host_reader: Arc<HostReader>,
-    /// Devices that came open.
+    /// Devices that were passed as open descriptors.
     pub(super) preopened: Arc<Handed>,
     pub(super) descriptors: Descriptors,
-    /// Whether a VM keeps room for devices that come later.
+    /// See [`Host::hotpluggable`].
     pub(super) hotpluggable: bool,
 }
 
 impl Host {
-    /// Opens what the first VM needs.
+    /// Opens the host resources for the first VM.
     pub(super) fn open(params: HostParams<'_>) -> anyhow::Result<Self> {
         let kvm = Kvm::new().context("cannot open /dev/kvm (is the KVM module loaded?)")?;
         let version = kvm.get_api_version();
@@ -61,7 +62,7 @@ impl Host {
                 "KVM on this host lacks the capability {capability:?}"
             );
         }
-        // Last, because it changes the terminal.
+        // Last, because it changes the mode of the terminal.
         let serial = SerialBackend::open(&params.config.serial)?;
         Ok(Self {
             kvm,

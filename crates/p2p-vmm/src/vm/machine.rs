@@ -1,4 +1,4 @@
-//! The parts of one VM, put together and loaded, ready to run.
+//! The parts of one VM, built and loaded, ready to run.
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
@@ -25,11 +25,12 @@ use crate::slot_control::{SLOT_GSI, SlotControl};
 use crate::slots::KvmSlots;
 use crate::vcpu::{CpuidTemplate, Vcpu};
 
-/// Three pages that KVM needs on Intel CPUs for real mode, and one for an identity map; far from all else.
+/// Three pages that KVM needs on Intel CPUs for real mode, and one for an identity map. Neither RAM nor a
+/// PCI window uses these addresses.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// One VM. Fields are dropped in this order: first whatever may still use the guest, memory last.
+/// One VM. Fields are dropped in this order: users of the guest first, its memory last.
 pub(super) struct Machine {
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) serial_input: Option<SerialInput>,
@@ -37,13 +38,13 @@ pub(super) struct Machine {
     pub(super) devices: Devices,
     control: Arc<SlotControl>,
     routes: Arc<KvmRoutes>,
-    /// Keeps guest memory too.
+    /// Keeps guest memory mapped too.
     slots: Arc<KvmSlots>,
     cpu: Cpu,
 }
 
 impl Machine {
-    /// Builds the VM that `config` describes; `exit` is told when it ends.
+    /// Builds the VM of `config`. The end of the VM is requested from `exit`.
     pub(super) fn build(
         host: &Host,
         config: &VmConfig,
@@ -72,7 +73,8 @@ impl Machine {
         let windows = windows.filter_map(GpaRange::address_range).collect();
         let pci = Arc::new(PciBus::new(windows));
         pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
-        let serial = SerialConnection::open(&host.serial).context("cannot make a serial port")?;
+        let serial =
+            SerialConnection::open(&host.serial).context("cannot create the serial port")?;
         let (port, serial_input) = match serial {
             Some(connection) => (Some(connection.port), connection.input),
             None => (None, None),
@@ -81,7 +83,7 @@ impl Machine {
             routes.attach(COM1_GSI, port.interrupt())?;
         }
         let control =
-            SlotControl::new(Arc::clone(&pci)).context("cannot make the guest's slots")?;
+            SlotControl::new(Arc::clone(&pci)).context("cannot create the slot controller")?;
         routes.attach(SLOT_GSI, control.interrupt())?;
         let control = Arc::new(control);
         let guest = Guest {
@@ -133,12 +135,12 @@ impl Machine {
         self.control.press_button();
     }
 
-    /// Whether the guest accepts transfers between devices that are not peers, which the IOMMU then stops.
+    /// Whether the guest permits transfers between devices that are not peers. The IOMMU blocks these transfers.
     pub(super) fn unshared_transfers_fail_silently(&self) -> bool {
         self.cpu.supports_p2pdma() && self.devices.has_unshared()
     }
 
-    /// What the VM holds, in one line: nothing a guest does may make these numbers grow.
+    /// The host resources of the VM, in one line. No action of a guest may make these numbers grow.
     pub(super) fn resource_summary(&self) -> String {
         let (slots, claims) = self.slots.resource_counts();
         let routes = self.routes.message_count();
@@ -151,16 +153,16 @@ impl Machine {
     }
 }
 
-/// A VM with the interrupt controllers and the timer that KVM emulates.
+/// A VM with KVM's interrupt controllers and timer.
 fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
     let vm = host.kvm.create_vm().context("cannot create a KVM VM")?;
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
-        .context("cannot place KVM's identity map")?;
+        .context("cannot set the address of KVM's identity map")?;
     vm.set_tss_address(TSS_ADDRESS)
-        .context("cannot place KVM's task state")?;
+        .context("cannot set the address of KVM's task state")?;
     vm.create_irq_chip()
         .context("cannot create KVM's interrupt controllers")?;
-    // The guest finds out the speed of its clock with it if it does not use the KVM clock.
+    // A guest without the KVM clock calibrates its clock with it.
     vm.create_pit2(kvm_pit_config {
         flags: KVM_PIT_SPEAKER_DUMMY,
         ..Default::default()
@@ -169,7 +171,7 @@ fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
     Ok(vm)
 }
 
-/// The guest's address space: inside what the CPU can address and the devices' IOMMU can translate.
+/// The guest's address space, within what the CPU can address and the devices' IOMMU can translate.
 fn plan_layout(
     config: &VmConfig,
     cpuid: &CpuidTemplate,
@@ -191,13 +193,15 @@ fn plan_layout(
         })
     };
     if hotpluggable {
-        // Windows beyond the limit can never be used; the others may be, by devices that come later.
+        // Windows beyond the limit can never be used. Devices that are added later may use the others.
         let preferred = demands.preferred.iter().copied();
         let mut fixed: Vec<GpaRange> = preferred.filter(|window| window.end().0 <= limit).collect();
         fixed.extend(&demands.fixed);
         match plan_layout(&fixed) {
             Ok(layout) => return Ok(layout),
-            Err(error) => log::warn!("devices that come later may find no room: {error}"),
+            Err(error) => log::warn!(
+                "cannot reserve address space for hotplug, so adding a device may fail: {error}"
+            ),
         }
     }
     Ok(plan_layout(&demands.fixed)?)

@@ -1,4 +1,4 @@
-//! Who may reach whom in the VM: domains, windows, and what the host says of every pair.
+//! The P2P state of the VM: domains, BARs mapped for peers, and the host's verdict on every pair.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::devices::{DeviceView, accepted, domain_of};
 use crate::lock::lock;
 
 impl VmController {
-    /// How things are now; routes are those of this moment.
+    /// The current state. Routes are computed from a new host snapshot.
     pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         let host = self.host_reader.view()?;
@@ -104,7 +104,7 @@ impl VmController {
     }
 }
 
-/// A device with P2P.
+/// A device in a P2P domain.
 struct Peer {
     member: P2pMember,
     domain: DomainName,
@@ -121,7 +121,7 @@ fn windows(assigned: DeviceView<'_>) -> Vec<P2pWindow> {
     windows.collect()
 }
 
-/// Who is reachable without the IOMMU now, accepted or not.
+/// Functions that are reachable without the IOMMU now, accepted or not.
 fn exposures(host: &HostView, devices: &[DeviceConfig]) -> anyhow::Result<Vec<P2pExposure>> {
     let mut names = BTreeMap::new();
     for device in devices {

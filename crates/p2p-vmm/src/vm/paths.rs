@@ -1,4 +1,4 @@
-//! The paths in the description of a VM.
+//! Checks of the paths in a VM's configuration.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,7 +12,7 @@ use p2p_vfio::{Reason, Refusal};
 
 use crate::sandbox::Sandbox;
 
-/// Checks that what the VM boots can be read.
+/// Checks that the kernel and the initramfs can be read.
 pub(super) fn check_payload(payload: &PayloadConfig, sandbox: &Sandbox) -> Result<(), Failure> {
     for path in [Some(&payload.kernel), payload.initramfs.as_ref()] {
         if let Some(path) = path
@@ -20,7 +20,7 @@ pub(super) fn check_payload(payload: &PayloadConfig, sandbox: &Sandbox) -> Resul
         {
             let mut reason = error.to_string();
             if error.kind() == ErrorKind::PermissionDenied && sandbox.files_restricted() {
-                reason += "; after its first VM this VMM opens only what that had, and what --landlock-rules \
+                reason += "; after its first VM this VMM can open only the files of that VM and those that --landlock-rules \
                            path=PATH,access=r allows";
             }
             let path = path.display().to_string();
@@ -30,7 +30,7 @@ pub(super) fn check_payload(payload: &PayloadConfig, sandbox: &Sandbox) -> Resul
     Ok(())
 }
 
-/// Opens a file, which must not be a directory: that opens too, and cannot be read.
+/// Opens a file that is not a directory: a directory can be opened but not read.
 fn can_read(path: &Path) -> io::Result<()> {
     match File::open(path)?.metadata()?.is_dir() {
         false => Ok(()),
@@ -38,16 +38,17 @@ fn can_read(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The function that a device is, by the name of its directory: it may have gone.
+/// The function of a device, from the name of its directory. The device itself may be gone.
 pub(super) fn function(device: &DeviceConfig) -> Option<Sbdf> {
     let directory = device.directory().ok()?;
     let name = |path: &Path| path.file_name()?.to_str()?.parse().ok();
     name(directory).or_else(|| name(&directory.canonicalize().ok()?))
 }
 
-/// Checks that every path is that of a PCI function of this host, and none an alias of another.
+/// Checks that every path is that of a PCI function of this host and that no function is given twice.
 ///
-/// What is no PCI function is a [`SysfsError`](iommu_group::SysfsError), what is given twice a [`Refusal`].
+/// The errors are [`SysfsError`](iommu_group::SysfsError) for a path that is not of a PCI function, and [`Refusal`]
+/// for a function that is given twice.
 pub(super) fn check(devices: &[DeviceConfig]) -> anyhow::Result<()> {
     let sysfs = Sysfs::default();
     let mut seen = BTreeSet::new();

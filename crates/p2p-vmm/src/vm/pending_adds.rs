@@ -1,4 +1,4 @@
-//! Devices that somebody wants in the VM and that must wait for the guest. Everything else goes on meanwhile.
+//! Requests to add a device that wait for the guest to eject something first. The VM is served meanwhile.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -13,33 +13,33 @@ use super::answer::failure;
 use super::controller::VmController;
 use crate::preopened;
 
-/// How long the guest may take to let go of what is in the way. Most often that is milliseconds.
+/// How long a request waits. Guests usually take milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How many may wait.
+/// Most requests that wait.
 const MAX_PENDING: usize = 64;
 
-/// Those that wait, in the order in which they were asked for.
+/// The waiting requests, oldest first.
 #[derive(Default)]
 pub(super) struct PendingAdds(VecDeque<PendingAdd>);
 
-/// One that waits, and who is told what comes of it.
+/// A request that waits, and where its response goes.
 struct PendingAdd {
     device: DeviceConfig,
-    /// If it came open.
+    /// The function, if the device was passed as an open descriptor.
     preopened: Option<Sbdf>,
     deadline: Instant,
     reply: Reply<Option<PciDevice>>,
 }
 
 impl PendingAdds {
-    /// When the first of them waits no more.
+    /// When the oldest request times out.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.0.front().map(|pending| pending.deadline)
     }
 }
 
 impl VmController {
-    /// Adds a device, which may come open, now or as soon as there is nothing in its way.
+    /// Adds a device, which may be an open descriptor, now or when the guest has made room for it.
     pub(super) fn request_add(
         &mut self,
         mut device: DeviceConfig,
@@ -59,7 +59,7 @@ impl VmController {
         });
     }
 
-    /// The function that came open, if one did.
+    /// Takes the descriptor, if there is one. Returns its function.
     fn take_descriptor(
         &self,
         device: &mut DeviceConfig,
@@ -69,13 +69,13 @@ impl VmController {
             return Ok(None);
         };
         if device.path.is_some() {
-            let why = "a device has a path or comes as a descriptor, not both";
+            let why = "a device has a path or a descriptor, not both";
             return Err(Failure::Malformed(why.to_owned()).into());
         }
         preopened::take_device(&self.preopened, device, descriptor).map(Some)
     }
 
-    /// Adds those that wait, if there is nothing in their way any more or they have waited long enough.
+    /// Retries the waiting requests if the guest has ejected the empty switches or the oldest request has timed out.
     pub(super) fn retry_pending_adds(&mut self) {
         let running = self.running.as_ref();
         let blocked = running.is_some_and(|running| running.machine.devices.has_empty_switches());

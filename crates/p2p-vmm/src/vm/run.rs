@@ -1,4 +1,4 @@
-//! The main thread: starts what was asked for, and waits for the guest, clients and signals until the end.
+//! The main thread: starts the requested VM, and serves the guest, API clients and signals until the end.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +22,7 @@ use crate::logger::Logger;
 use crate::sandbox::Role;
 use crate::signals::EndSignals;
 
-/// What there is one of in a process.
+/// What a process has one of.
 pub(crate) struct Process {
     pub(crate) log: Logger,
     pub(crate) descriptors: Descriptors,
@@ -30,7 +30,8 @@ pub(crate) struct Process {
     pub(crate) signals: EndSignals,
 }
 
-/// Runs until the guest switches itself off, a client or a signal ends it. What was `preopened` in is of its first VM.
+/// Runs until the guest powers off, or a client or a signal ends the VMM. `preopened` has the devices of the first
+/// VM.
 pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyhow::Result<()> {
     let events = EventLog::new();
     let monitor = request.event_monitor.as_ref();
@@ -86,7 +87,7 @@ pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyh
         false => Ok(()),
     };
     events.publish(&Event::VmmShutdown);
-    // Whoever asks from now on is told that the VMM ends.
+    // From here on clients get the response that the VMM ends.
     drop(controller);
     drop(calls);
     drop(server);
@@ -94,7 +95,7 @@ pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyh
     ended.and(stopped)
 }
 
-/// Waits and acts until the end.
+/// The main loop.
 fn serve(
     controller: &mut VmController,
     calls: Option<&CallQueue>,
@@ -104,7 +105,7 @@ fn serve(
         if let Some(ended) = exit.requested().or_else(|| controller.ended()) {
             match ended {
                 VmExit::PowerOff => {
-                    log::info!("the guest switched itself off");
+                    log::info!("the guest powered off");
                     return Ok(());
                 }
                 VmExit::Signal(signal) => {
@@ -112,11 +113,11 @@ fn serve(
                     return Ok(());
                 }
                 VmExit::Reset(how) => {
-                    log::warn!("{how}: the VM starts again");
+                    log::warn!("{how}: restarting the VM");
                     controller.execute(VmCommand::Reboot)?;
                     continue;
                 }
-                VmExit::Failed(why) => bail!("the VM cannot go on: {why}"),
+                VmExit::Failed(why) => bail!("the VM failed: {why}"),
             }
         }
         controller.process_events();
@@ -133,7 +134,7 @@ fn serve(
     }
 }
 
-/// What the event loop takes as a timeout: not before `deadline`; -1 if there is none.
+/// Timeout for the event loop: not before `deadline`; -1 without one.
 fn milliseconds_until(deadline: Option<Instant>) -> i32 {
     let Some(deadline) = deadline else {
         return -1;
@@ -143,7 +144,7 @@ fn milliseconds_until(deadline: Option<Instant>) -> i32 {
     i32::try_from(milliseconds).unwrap_or(i32::MAX)
 }
 
-/// Wakes the loop when clients call; the loop answers.
+/// Wakes the main loop when a client calls.
 struct CallWatcher {
     calls: Arc<CallQueue>,
     exit: Arc<ExitRequest>,
@@ -158,7 +159,7 @@ impl MutEventSubscriber for CallWatcher {
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        // Before the calls are taken, so that none is overslept; nothing to read is no error.
+        // Before the calls are taken, so that none is missed. An event without a count is no error.
         let _ = self.calls.event().read();
     }
 }

@@ -1,4 +1,4 @@
-//! A machine whose vCPUs have been started.
+//! A machine with started vCPUs.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::memory;
 use crate::sandbox::Sandbox;
 use crate::vcpu::{PauseError, VcpuThreads};
 
-/// One life of the VM, from its first instruction to its end; ended by [`stop`](Self::stop).
+/// A VM from its first instruction to its end. It is ended by [`stop`](Self::stop).
 pub(super) struct Running {
     pub(super) machine: Machine,
     threads: VcpuThreads,
@@ -25,8 +25,8 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Builds the VM that `config` describes, and runs it. Before its first instruction the files are given up that it
-    /// does not need.
+    /// Builds the VM of `config` and runs it. Before its first instruction the process gives up access to files that
+    /// the VM does not need.
     pub(super) fn start(
         host: &Host,
         config: &VmConfig,
@@ -34,7 +34,7 @@ impl Running {
         event_loop: &mut EventLoop,
     ) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-        // Judged again for every life: the host may have changed since the last one.
+        // Checked at every start: the host may have changed since the last one.
         let judged = devices::judge(&config.devices, &host.host_reader)?;
         let mut machine = Machine::build(host, config, &judged, &exit)?;
         machine.devices.emit_exposures(judged.exposures());
@@ -58,24 +58,24 @@ impl Running {
         })
     }
 
-    /// Stops the guest where it is.
+    /// Pauses the vCPUs.
     pub(super) fn pause(&self) -> Result<(), PauseError> {
         self.threads.pause()
     }
 
-    /// Lets the guest go on.
+    /// Resumes the vCPUs.
     pub(super) fn resume(&self) {
         self.threads.resume();
     }
 
-    /// How the guest has ended, if it has.
+    /// The requested end of the guest, if there is one.
     pub(super) fn ended(&self) -> Option<VmExit> {
         self.exit.requested()
     }
 
-    /// Ends it; what there is to tell of its devices.
+    /// Ends the VM. Returns the last events of its devices.
     pub(super) fn stop(mut self, event_loop: &mut EventLoop) -> Vec<Event> {
-        // In this order: nobody runs the guest, nobody hands it input, then its parts go.
+        // In this order: first the vCPUs stop, then the inputs, then the machine is dropped.
         drop(self.threads);
         let events = self.machine.devices.end();
         log::info!("at the end: {}", self.machine.resource_summary());
@@ -87,7 +87,7 @@ impl Running {
     }
 }
 
-/// Wakes the loop when the end of the VM was asked for; the loop looks why.
+/// Wakes the main loop when the end of the VM is requested. The loop reads the reason.
 pub(super) struct ExitWatcher(pub(super) Arc<ExitRequest>);
 
 impl MutEventSubscriber for ExitWatcher {
@@ -103,7 +103,7 @@ impl MutEventSubscriber for ExitWatcher {
     }
 }
 
-/// Wakes the loop when the devices have something to do; the loop lets them.
+/// Wakes the main loop for events of devices, which the loop processes.
 struct DeviceWatcher(Arc<Epoll>);
 
 impl MutEventSubscriber for DeviceWatcher {

@@ -1,4 +1,4 @@
-//! The life of a VM, and what may be done when.
+//! The state of a VM, and the commands that are valid in it.
 //!
 //! ```text
 //!            create            boot             pause
@@ -8,24 +8,24 @@
 //!                        ▲                                  │ │
 //!                        └──────────── shutdown ────────────┘ reboot leads back to Running
 //! ```
-//! `delete` shuts a VM down that runs, and is done where there is none.
+//! `delete` shuts a running VM down first, and succeeds without a VM.
 
 use hotplug::api::Failure;
 
-/// Where the VM is in its life.
+/// State of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum VmState {
-    /// Nobody has described one.
+    /// There is no configuration.
     Absent,
-    /// It is described, and not built.
+    /// There is a configuration; the VM is not built.
     Created,
-    /// Its vCPUs run.
+    /// The vCPUs run.
     Running,
-    /// Its vCPUs are stopped.
+    /// The vCPUs are stopped.
     Paused,
 }
 
-/// What is to be done with it.
+/// Command to the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum VmCommand {
     Create,
@@ -38,27 +38,27 @@ pub(super) enum VmCommand {
     PowerButton,
 }
 
-/// A step on the way to the next state.
+/// A step of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Keep the description.
+    /// Keep the configuration.
     Describe,
-    /// Build and start.
+    /// Build the VM and start its vCPUs.
     Start,
-    /// Stop and take apart.
+    /// Stop the vCPUs and tear the VM down.
     Stop,
-    /// Forget the description.
+    /// Drop the configuration.
     Forget,
-    /// Stop the vCPUs.
+    /// Pause the vCPUs.
     Halt,
-    /// Start the vCPUs again.
+    /// Resume the vCPUs.
     Continue,
-    /// Tell the guest of its power button.
+    /// Press the guest's power button.
     PressPowerButton,
 }
 
 impl VmState {
-    /// The next state and how to get there, or why it cannot be.
+    /// The next state and the steps to it, or why the command is not valid.
     pub(super) fn next(self, command: VmCommand) -> Result<(Self, &'static [Effect]), Failure> {
         use Effect::{Continue, Describe, Forget, Halt, PressPowerButton, Start, Stop};
         use VmState::{Absent, Created, Paused, Running};
@@ -111,7 +111,7 @@ mod tests {
         VmState::Paused,
     ];
 
-    /// What every state makes of a command, in the order of [`STATES`]; in words, as a table is read.
+    /// The outcome of a command in every state, in the order of [`STATES`], as text.
     fn outcomes(command: VmCommand) -> [String; 4] {
         STATES.map(|state| match state.next(command) {
             Ok((next, effects)) => format!("{next:?} {effects:?}"),

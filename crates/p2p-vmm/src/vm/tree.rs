@@ -1,4 +1,4 @@
-//! The devices of a machine as the API shows them.
+//! The devices of a machine in the API's format.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::machine::Machine;
 use crate::lock::lock;
 
 impl Machine {
-    /// The devices in the guest, and what they occupy there.
+    /// The devices in the guest, with the ranges of their BARs.
     pub(super) fn device_tree(&self) -> DeviceTree {
         let nodes = self.devices.iter().map(|assigned| {
             let device = lock(assigned.device);
@@ -36,7 +36,7 @@ impl Machine {
         nodes.collect()
     }
 
-    /// What there is to count of each device.
+    /// The counters of each device.
     pub(super) fn counters(&self) -> Counters {
         let devices = self.devices.iter().map(|assigned| {
             let device = lock(assigned.device);

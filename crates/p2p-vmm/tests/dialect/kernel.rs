@@ -1,8 +1,8 @@
-//! The smallest kernel: halts, and halts again when woken.
+//! A minimal kernel: halts, and halts again after a wake-up.
 
 /// Length of the real-mode part: the boot sector and one more.
 const SETUP_BYTES: usize = 1024;
-/// Distance from the loaded kernel to its 64-bit entry.
+/// Offset of the 64-bit entry in the loaded kernel.
 const ENTRY_64: usize = 0x200;
 /// `hlt; jmp -3`
 const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];

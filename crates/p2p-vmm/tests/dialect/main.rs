@@ -1,6 +1,6 @@
-//! cloud-hypervisor's dialect: what its `ch-remote` has said to p2p-vmm and heard from it, said again.
+//! cloud-hypervisor's REST dialect: p2p-vmm's responses to recorded requests of `ch-remote`.
 //!
-//! `resources/api/*.json` are those conversations, byte by byte. To hold them anew with a `ch-remote`:
+//! `resources/api/*.json` are the recordings, byte by byte. To record them again with a `ch-remote`:
 //! `CH_REMOTE=…/ch-remote cargo test -p p2p-vmm --test dialect -- --ignored record`
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use recording::Recording;
 use vmm::Vmm;
 
-/// What is said while there is no guest: needs no KVM.
+/// Commands without a guest, which need no KVM.
 const WITHOUT_GUEST: [&str; 22] = [
     "ping",
     "info",
@@ -41,7 +41,7 @@ const WITHOUT_GUEST: [&str; 22] = [
     "shutdown-vmm",
 ];
 
-/// What is said to a VM that runs.
+/// Commands to a running VM.
 const WITH_GUEST: [&str; 16] = [
     "create $DIR/vm.json",
     "boot",
@@ -82,7 +82,7 @@ mod needs_kvm {
 }
 
 #[test]
-#[ignore = "holds the conversations anew, with the program in CH_REMOTE"]
+#[ignore = "makes the recordings, with the program in CH_REMOTE"]
 fn record() {
     let client = std::env::var_os("CH_REMOTE").unwrap();
     for (name, commands) in [

@@ -1,4 +1,4 @@
-//! Listens in while a real `ch-remote` talks to p2p-vmm.
+//! Records the requests and responses of a real `ch-remote` with p2p-vmm.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::recording::{DIR, Exchange, Recording, normalized};
 use crate::vmm::Vmm;
 
-/// Lets `client` say every command.
+/// Runs `client` with every command.
 pub(crate) fn record(client: &OsStr, vmm: &Vmm, commands: &[&str]) -> Recording {
     let dir = vmm.dir().display().to_string();
     let listener = UnixListener::bind(vmm.dir().join("between")).unwrap();
@@ -41,7 +41,7 @@ pub(crate) fn record(client: &OsStr, vmm: &Vmm, commands: &[&str]) -> Recording 
     Recording(exchanges.collect())
 }
 
-/// Passes on everything, and says in the end what it was.
+/// Forwards all bytes, and returns them in the end.
 fn forward(mut from: UnixStream, mut to: UnixStream) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! A conversation: what was said and heard, without what differs from time to time.
+//! A recording: requests and responses, without parts that differ between runs.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,16 +12,16 @@ use serde_json::Value;
 
 use crate::vmm::Vmm;
 
-/// How long an answer may take.
+/// Timeout for a response.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Stands for the directory with what the talk is about.
+/// Placeholder for the directory of the VMM.
 pub(crate) const DIR: &str = "$DIR";
 
-/// All that one `ch-remote` after the other said.
+/// The exchanges of all commands.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Recording(pub(crate) Vec<Exchange>);
 
-/// What one `ch-remote` said and heard.
+/// The request and the response of one `ch-remote`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Exchange {
     /// Its command line.
@@ -40,7 +40,7 @@ impl Recording {
         fs::write(file, format!("{text}\n")).unwrap();
     }
 
-    /// Says it all again; what is heard must be the same.
+    /// Sends all requests again. The responses must be the same.
     pub(crate) fn replay(&self, vmm: &mut Vmm) {
         assert!(!self.0.is_empty());
         let dir = vmm.dir().display().to_string();
@@ -63,7 +63,7 @@ impl Recording {
     }
 }
 
-/// `answer` without its date and its length, which is checked; and without process numbers and paths.
+/// `answer` without its date and its length, which is checked, and with placeholders for process ids and paths.
 pub(crate) fn normalized(answer: &str, dir: &str) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let mut lines = Vec::new();

@@ -1,4 +1,4 @@
-//! A p2p-vmm to talk to, with what the talk is about.
+//! A p2p-vmm with an API, and the files of its VMs.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::kernel;
 
-/// How long it may take to come up and to go down.
+/// Timeout for its start and its end.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The process, and a directory whose path always has the same length.
@@ -20,7 +20,7 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    /// Starts it with an API, and more options.
+    /// Starts it with an API and with `options`.
     pub(crate) fn start(options: &[&str]) -> Self {
         let mut builder = tempfile::Builder::new();
         let dir = builder.prefix("p2p-vmm-").tempdir_in("/tmp").unwrap();
@@ -63,7 +63,7 @@ impl Vmm {
         self.dir().join("socket")
     }
 
-    /// Waits for its end; whether all was well.
+    /// Waits for its end. Returns whether it succeeded.
     pub(crate) fn exits_successfully(&mut self) -> bool {
         let started = Instant::now();
         loop {

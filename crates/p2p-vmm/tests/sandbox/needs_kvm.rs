@@ -1,4 +1,4 @@
-//! With a VM.
+//! Tests with a VM.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn create(client: &Client, kernel: &Path) -> Result<(), ClientError> {
     client.put("vm.create", &config).map(drop)
 }
 
-/// A life of the VM, with everything that can happen to it without devices.
+/// Runs a VM, with all commands that need no devices.
 fn run_vm(client: &Client, kernel: &Path) {
     create(client, kernel).unwrap();
     for call in [
@@ -51,12 +51,12 @@ fn vcpus_have_filters_and_later_vms_cannot_open_other_files() {
     let mut vmm = Vmm::start(&[]);
     let first = vmm.dir().join("kernel");
     let client = Client::new(vmm.socket());
-    // Nobody has decided yet.
+    // Before the first VM runs, all files can be opened.
     create(&client, &other).unwrap();
     client.act("vm.delete").unwrap();
 
     run_vm(&client, &first);
-    // Those of the thread that started them, and one of their own.
+    // The filters of the thread that started them, and one of their own.
     let vcpu = status(["2", "3"], NO_CAPABILITIES);
     let api = status(["2", "1"], NO_CAPABILITIES);
     let others = [

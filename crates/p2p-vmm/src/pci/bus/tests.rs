@@ -1,4 +1,4 @@
-//! The segment with functions that remember what they were observed.
+//! Tests of the segment with fake functions that record calls.
 
 use super::*;
 
@@ -208,7 +208,7 @@ fn a_function_needs_a_bus() {
     );
 }
 
-/// What a bridge or an endpoint below one was observed.
+/// The calls that a fake function has received.
 #[derive(Default)]
 struct Observed {
     forwarded: Vec<AddressRange<Gpa>>,
@@ -250,7 +250,7 @@ fn gpa_range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
     AddressRange::new(p2p_vfio::Address::new(start), len_bytes).unwrap()
 }
 
-/// A root port at 00:01.0 with a downstream port below it, and a listener below that.
+/// A root port at 00:01.0, a downstream port below it, and an observer below that.
 fn two_ports() -> (PciBus, Arc<Mutex<Observed>>) {
     use p2p_vfio::{BusNumbers, Link, PortKind, VirtualPort};
     let link = Link { speed: 1, width: 1 };
@@ -283,7 +283,7 @@ fn a_device_receives_the_intersection_of_the_windows_above() {
         lock(&observed).forwarded,
         [gpa_range(0xc010_0000, 0x10_0000)]
     );
-    // The upper port closes: base above limit.
+    // The upper port is closed: base above limit.
     bus.config_write(at(0, 1), 0x20, &[0xf0, 0xff]);
     assert_eq!(lock(&observed).forwarded, []);
     bus.config_write(at(0, 1), 0x20, &[0x00, 0xc0]);
@@ -302,7 +302,7 @@ fn a_window_that_the_guest_closes_while_sizing_stays_in_use() {
     bus.config_write(at(0, 1), 0x04, &[0]);
     assert_eq!(lock(&observed).forwarded, []);
     assert_eq!(bus.bus_usage(SlotBus::Root).unwrap().windows, [window]);
-    // What is open in its place is.
+    // A moved window replaces the old one.
     bus.config_write(at(0, 1), 0x20, &[0x10, 0xc0]);
     bus.config_write(at(0, 1), 0x04, &[2]);
     let moved = gpa_range(0xc010_0000, 0x10_0000);

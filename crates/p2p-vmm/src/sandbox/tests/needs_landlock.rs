@@ -1,4 +1,4 @@
-//! Files that threads may still open.
+//! Files that threads may open.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn the_main_thread_can_open_only_the_files_of_its_first_vm() {
         sandbox.begin().unwrap();
         sandbox.restrict_files_to(&config("kernel")).unwrap();
         assert!(sandbox.files_restricted());
-        // Another VM does not widen it, nor narrow it.
+        // Another VM neither extends nor restricts the files.
         sandbox.restrict_files_to(&config("other")).unwrap();
         assert_eq!(can_open(&file("kernel")), (true, false));
         assert_eq!(can_open(&file("allowed")), (true, false));
@@ -37,14 +37,14 @@ fn the_main_thread_can_open_only_the_files_of_its_first_vm() {
         assert!(File::create(file("new")).is_err());
         assert!(fs::remove_file(file("other")).is_err());
         assert!(fs::read_dir("/sys/bus/pci/devices").is_ok());
-        // The host's topology is read by another thread: BARs of all devices are there too.
+        // Only the host thread can read the topology: the BARs of all devices are below the same directories.
         for path in ["/proc/cmdline", "/sys/devices/system/cpu/online"] {
             assert_eq!(can_open(Path::new(path)), (false, false), "{path}");
         }
         for file in files_of_functions() {
             assert!(File::open(&file).is_err(), "{}", file.display());
         }
-        // Not even root changes the topology.
+        // Root cannot change the topology either.
         let rescan = OpenOptions::new().write(true).open("/sys/bus/pci/rescan");
         assert_eq!(rescan.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     });
@@ -52,7 +52,7 @@ fn the_main_thread_can_open_only_the_files_of_its_first_vm() {
 
 #[test]
 #[ignore = "needs a kernel with Landlock: cargo xtask test runs it where there is one"]
-fn the_thread_that_reads_the_host_reads_nothing_else() {
+fn the_host_thread_reads_the_topology_only() {
     let elsewhere = tempfile::NamedTempFile::new().unwrap();
     in_a_thread(|| {
         sandbox(None, &[], None).enter(Role::Host).unwrap();

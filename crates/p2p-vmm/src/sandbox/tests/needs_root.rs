@@ -1,4 +1,4 @@
-//! What root gives up.
+//! Restrictions of root.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn the_host_thread_reads_world_readable_files_only() {
     };
     let all_of_each = lengths();
     in_a_thread(|| {
-        // Without Landlock, to see that it does not take that.
+        // Without Landlock, so that only the user is restricted.
         Sandbox::new(None, None).enter(Role::Host).unwrap();
         assert!(File::open(&world_readable).is_ok());
         let status = fs::read_to_string("/proc/thread-self/status").unwrap();
