@@ -5,24 +5,19 @@ use hotplug::api::{
 };
 use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
-use p2p_vfio::Handed;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::event_loop::EventLoop;
-use super::host::{Host, HostParams};
+use super::host::{Host, VmContext};
 use super::paths;
 use super::pending_adds::PendingAdds;
 use super::running::Running;
 use super::state::{Effect, VmCommand, VmState};
-use crate::descriptors::Descriptors;
 use crate::devices::{self, AddContext, RemoveOptions};
 use crate::exit::VmExit;
-use crate::host_reader::HostReader;
 use crate::preopened;
-use crate::sandbox::Sandbox;
 
 /// Default time for the guest to eject a device.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,59 +26,29 @@ const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct VmController {
     state: VmState,
     pub(super) config: Option<VmConfig>,
-    pub(super) host_reader: Arc<HostReader>,
-    pub(super) preopened: Arc<Handed>,
+    pub(super) context: VmContext,
     host: Option<Host>,
     pub(super) running: Option<Running>,
     pub(super) event_loop: EventLoop,
     pub(super) pending_adds: PendingAdds,
     events: EventLog,
-    sandbox: Arc<Sandbox>,
-    descriptors: Descriptors,
-    hotpluggable: bool,
     /// Functions that the VM had and no longer has. They count as its own when they arrive again.
     departed: BTreeSet<Sbdf>,
     /// Whether the operator was warned of transfers that fail silently.
     warned: bool,
 }
 
-/// Parameters that all VMs of this process share.
-pub(super) struct VmControllerParams {
-    pub(super) event_loop: EventLoop,
-    pub(super) events: EventLog,
-    pub(super) host_reader: Arc<HostReader>,
-    /// Devices that were passed as open descriptors.
-    pub(super) preopened: Arc<Handed>,
-    pub(super) sandbox: Arc<Sandbox>,
-    pub(super) descriptors: Descriptors,
-    /// Whether devices can be added while a VM runs.
-    pub(super) hotpluggable: bool,
-}
-
 impl VmController {
-    pub(super) fn new(params: VmControllerParams) -> Self {
-        let VmControllerParams {
-            event_loop,
-            events,
-            host_reader,
-            preopened,
-            sandbox,
-            descriptors,
-            hotpluggable,
-        } = params;
+    pub(super) fn new(event_loop: EventLoop, events: EventLog, context: VmContext) -> Self {
         Self {
             state: VmState::Absent,
             config: None,
-            host_reader,
-            preopened,
+            context,
             host: None,
             running: None,
             event_loop,
             pending_adds: PendingAdds::default(),
             events,
-            sandbox,
-            descriptors,
-            hotpluggable,
             departed: BTreeSet::new(),
             warned: false,
         }
@@ -93,7 +58,7 @@ impl VmController {
     pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
         self.state.next(VmCommand::Create)?;
         config.name_devices().map_err(Failure::from)?;
-        paths::check_payload(&config.payload, &self.sandbox)?;
+        paths::check_payload(&config.payload, &self.context.sandbox)?;
         paths::check(&config.devices)?;
         self.config = Some(config);
         self.execute(VmCommand::Create)
@@ -130,7 +95,7 @@ impl VmController {
             }
             Effect::Forget => {
                 for device in self.config.iter().flat_map(|config| &config.devices) {
-                    preopened::close(&self.preopened, device);
+                    preopened::close(&self.context.preopened, device);
                 }
                 self.config = None;
                 self.host = None;
@@ -155,21 +120,13 @@ impl VmController {
 
     fn start(&mut self) -> anyhow::Result<()> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
+        // At every start, because the host may have changed, and before anything is opened: a refusal changes nothing.
+        let judged = devices::judge(&config.devices, &self.context.host_reader)?;
         let host = match &mut self.host {
             Some(host) => host,
-            none => {
-                // Before anything is opened: a refusal changes nothing.
-                devices::judge(&config.devices, &self.host_reader)?;
-                none.insert(Host::open(HostParams {
-                    config,
-                    host_reader: Arc::clone(&self.host_reader),
-                    preopened: Arc::clone(&self.preopened),
-                    descriptors: self.descriptors,
-                    hotpluggable: self.hotpluggable,
-                })?)
-            }
+            none => none.insert(Host::open(config)?),
         };
-        let running = Running::start(host, config, &self.sandbox, &mut self.event_loop)?;
+        let running = Running::start(host, &self.context, config, judged, &mut self.event_loop)?;
         self.running = Some(running);
         self.warn();
         Ok(())
@@ -234,7 +191,7 @@ impl VmController {
     fn emit(&mut self, events: Vec<Event>) {
         for event in events {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
-                let preopened = &self.preopened;
+                let preopened = &self.context.preopened;
                 let departed = &mut self.departed;
                 config.devices.retain(|device| {
                     let goes = device.id.as_ref() == Some(id);
@@ -301,7 +258,7 @@ impl VmController {
         let id = device.id.clone().unwrap_or_default();
         let devices = &mut running.machine.devices;
         let context = AddContext {
-            host: &self.host_reader,
+            host: &self.context.host_reader,
             departed: &self.departed,
         };
         let added = devices.add(device, &context, deadline);
@@ -332,7 +289,7 @@ impl VmController {
             let before = config.devices.len();
             let is_it = |device: &DeviceConfig| device.id.as_ref() == Some(&request.id);
             for device in config.devices.iter().filter(|device| is_it(device)) {
-                preopened::close(&self.preopened, device);
+                preopened::close(&self.context.preopened, device);
             }
             config.devices.retain(|device| !is_it(device));
             if config.devices.len() == before {

@@ -1,5 +1,5 @@
-//! What stays across resets of the VM: the KVM device, the host's end of the serial port, the source of host
-//! snapshots.
+//! What stays across resets of the VM: the KVM device, the host's end of the serial port, and what a process has for all
+//! of its VMs.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use p2p_vfio::Handed;
 
 use crate::descriptors::Descriptors;
 use crate::host_reader::HostReader;
+use crate::sandbox::Sandbox;
 use crate::serial::SerialBackend;
 
 /// KVM's API version since linux 2.6.22.
@@ -19,30 +20,23 @@ const KVM_API_VERSION: i32 = 12;
 pub(crate) struct Host {
     pub(super) kvm: Kvm,
     pub(super) serial: SerialBackend,
+}
+
+/// What all VMs of a process share, whether they run or not.
+pub(super) struct VmContext {
+    /// Source of host snapshots.
     pub(super) host_reader: Arc<HostReader>,
     /// Devices that were passed as open descriptors.
     pub(super) preopened: Arc<Handed>,
+    pub(super) sandbox: Arc<Sandbox>,
     pub(super) descriptors: Descriptors,
     /// Whether devices can be added while a VM runs. If so, VMs reserve address space and bus numbers for them.
     pub(super) hotpluggable: bool,
 }
 
-/// Parameters of [`Host::open`].
-pub(super) struct HostParams<'a> {
-    /// The first VM.
-    pub(super) config: &'a VmConfig,
-    /// Source of host snapshots.
-    pub(super) host_reader: Arc<HostReader>,
-    /// Devices that were passed as open descriptors.
-    pub(super) preopened: Arc<Handed>,
-    pub(super) descriptors: Descriptors,
-    /// See [`Host::hotpluggable`].
-    pub(super) hotpluggable: bool,
-}
-
 impl Host {
     /// Opens the host resources for the first VM.
-    pub(super) fn open(params: HostParams<'_>) -> anyhow::Result<Self> {
+    pub(super) fn open(config: &VmConfig) -> anyhow::Result<Self> {
         let kvm = Kvm::new().context("cannot open /dev/kvm (is the KVM module loaded?)")?;
         let version = kvm.get_api_version();
         ensure!(
@@ -63,14 +57,7 @@ impl Host {
             );
         }
         // Last, because it changes the mode of the terminal.
-        let serial = SerialBackend::open(&params.config.serial)?;
-        Ok(Self {
-            kvm,
-            serial,
-            host_reader: params.host_reader,
-            preopened: params.preopened,
-            descriptors: params.descriptors,
-            hotpluggable: params.hotpluggable,
-        })
+        let serial = SerialBackend::open(&config.serial)?;
+        Ok(Self { kvm, serial })
     }
 }

@@ -8,7 +8,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use p2p_vfio::HostMemory;
 
-use super::host::Host;
+use super::host::{Host, VmContext};
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
 use crate::devices::{Contexts, Devices, Guest, Judged, OpenDevices, address_limit};
@@ -47,6 +47,7 @@ impl Machine {
     /// Builds the VM of `config`. The end of the VM is requested from `exit`.
     pub(super) fn build(
         host: &Host,
+        context: &VmContext,
         config: &VmConfig,
         judged: &Judged,
         exit: &Arc<ExitRequest>,
@@ -56,10 +57,10 @@ impl Machine {
         let contexts = Contexts::new(
             Arc::clone(&vm),
             config.platform,
-            Arc::clone(&host.preopened),
+            Arc::clone(&context.preopened),
         );
-        let devices = OpenDevices::open(contexts, judged, host.hotpluggable)?;
-        let layout = plan_layout(config, &cpuid, &devices, host.hotpluggable)?;
+        let devices = OpenDevices::open(contexts, judged, context.hotpluggable)?;
+        let layout = plan_layout(config, &cpuid, &devices, context.hotpluggable)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;
         let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
@@ -93,7 +94,7 @@ impl Machine {
             routes: Arc::clone(&routes),
             pci: Arc::clone(&pci),
             control: Arc::clone(&control),
-            descriptors: host.descriptors,
+            descriptors: context.descriptors,
         };
         let devices = devices.assign(guest)?;
 

@@ -18,7 +18,7 @@ impl VmController {
     /// The current state. Routes are computed from a new host snapshot.
     pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
-        let host = self.host_reader.view()?;
+        let host = self.context.host_reader.view()?;
         let exposures = exposures(&host, &config.devices)?;
         let mut peers = Vec::new();
         let mut others = Vec::new();

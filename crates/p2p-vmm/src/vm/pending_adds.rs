@@ -72,7 +72,7 @@ impl VmController {
             let why = "a device has a path or a descriptor, not both";
             return Err(Failure::Malformed(why.to_owned()).into());
         }
-        preopened::take_device(&self.preopened, device, descriptor).map(Some)
+        preopened::take_device(&self.context.preopened, device, descriptor).map(Some)
     }
 
     /// Retries the waiting requests if the guest has ejected the empty switches or the oldest request has timed out.
@@ -99,7 +99,7 @@ impl VmController {
             Err(failure) => Err(failure),
         };
         if let (Err(_), Some(sbdf)) = (&answer, pending.preopened) {
-            self.preopened.give_up(sbdf);
+            self.context.preopened.give_up(sbdf);
         }
         pending.reply.send(answer);
     }

@@ -10,8 +10,9 @@ use hotplug::{Event, EventLog, EventMonitor};
 use p2p_vfio::Handed;
 
 use super::answer::After;
-use super::controller::{VmController, VmControllerParams};
+use super::controller::VmController;
 use super::event_loop::EventLoop;
+use super::host::VmContext;
 use super::running::ExitWatcher;
 use super::state::VmCommand;
 use crate::cli::Request;
@@ -66,15 +67,14 @@ pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyh
 
     // Threads that were started before have filters of their own; vCPUs will inherit this one.
     request.sandbox.enter(Role::Main)?;
-    let mut controller = VmController::new(VmControllerParams {
-        event_loop,
-        events: events.clone(),
+    let context = VmContext {
         host_reader: process.host,
         preopened: Arc::new(preopened),
         sandbox: request.sandbox,
         descriptors: process.descriptors,
         hotpluggable: request.api_socket.is_some(),
-    });
+    };
+    let mut controller = VmController::new(event_loop, events.clone(), context);
     let ended = match request.vm {
         Some(config) => controller
             .create(config)

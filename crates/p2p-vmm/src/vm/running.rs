@@ -8,12 +8,11 @@ use hotplug::{Event, VmConfig};
 use vmm_sys_util::epoll::Epoll;
 
 use super::event_loop::EventLoop;
-use super::host::Host;
+use super::host::{Host, VmContext};
 use super::machine::Machine;
-use crate::devices;
+use crate::devices::Judged;
 use crate::exit::{ExitRequest, VmExit};
 use crate::memory;
-use crate::sandbox::Sandbox;
 use crate::vcpu::{PauseError, VcpuThreads};
 
 /// A VM from its first instruction to its end. It is ended by [`stop`](Self::stop).
@@ -29,22 +28,21 @@ impl Running {
     /// the VM does not need.
     pub(super) fn start(
         host: &Host,
+        context: &VmContext,
         config: &VmConfig,
-        sandbox: &Arc<Sandbox>,
+        judged: Judged,
         event_loop: &mut EventLoop,
     ) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-        // Checked at every start: the host may have changed since the last one.
-        let judged = devices::judge(&config.devices, &host.host_reader)?;
-        let mut machine = Machine::build(host, config, &judged, &exit)?;
+        let mut machine = Machine::build(host, context, config, &judged, &exit)?;
         machine.devices.emit_exposures(judged.exposures());
         drop(judged);
         memory::return_freed();
         log::info!("at the start: {}", machine.resource_summary());
 
         let vcpus = std::mem::take(&mut machine.vcpus);
-        sandbox.restrict_files_to(config)?;
-        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, sandbox)?;
+        context.sandbox.restrict_files_to(config)?;
+        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, &context.sandbox)?;
         let mut subscribers = vec![event_loop.add(ExitWatcher(Arc::clone(&exit)))];
         if let Some(input) = machine.serial_input.take() {
             subscribers.push(event_loop.add(input));
