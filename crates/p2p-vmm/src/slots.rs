@@ -12,10 +12,6 @@ use p2p_vfio::{Address, AddressRange, Gpa, HostMemory, MemorySlots, SlotId};
 use crate::lock::lock;
 use crate::mmio_claims::MmioClaims;
 
-/// Number of a KVM memory slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Slot(u32);
-
 /// A memory slot could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SlotError {
@@ -46,7 +42,8 @@ pub(crate) struct KvmSlots {
     // Dropped before the memory, so that the VM is gone first.
     vm: Arc<VmFd>,
     limit: u32,
-    used: Mutex<BTreeMap<Slot, (Gpa, HostMemory)>>,
+    /// By number of the slot.
+    used: Mutex<BTreeMap<u32, (Gpa, HostMemory)>>,
     claims: Mutex<MmioClaims>,
 }
 
@@ -62,12 +59,12 @@ impl KvmSlots {
     }
 
     /// Maps `memory` into the guest at `gpa`.
-    pub(crate) fn add(&self, gpa: Gpa, memory: HostMemory) -> Result<Slot, SlotError> {
+    pub(crate) fn add(&self, gpa: Gpa, memory: HostMemory) -> Result<SlotId, SlotError> {
         let mut used = lock(&self.used);
         let slot = lowest_free(used.keys().copied(), self.limit)
             .ok_or(SlotError::Exhausted { limit: self.limit })?;
         let region = kvm_userspace_memory_region {
-            slot: slot.0,
+            slot,
             flags: 0,
             guest_phys_addr: gpa.value(),
             memory_size: memory.len_bytes() as u64,
@@ -76,21 +73,21 @@ impl KvmSlots {
         // SAFETY: `memory` is a mapping of that length. `used` keeps it until the slot is removed, and nothing in
         // this process makes references into it. KVM refuses overlapping guest ranges.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Map {
-            slot: slot.0,
+            slot,
             gpa: gpa.value(),
             size_bytes: memory.len_bytes(),
             source,
         })?;
         used.insert(slot, (gpa, memory));
-        Ok(slot)
+        Ok(SlotId(slot))
     }
 
     /// Unmaps `slot` from the guest. After success KVM does not use its memory.
-    pub(crate) fn remove(&self, slot: Slot) -> Result<(), SlotError> {
+    pub(crate) fn remove(&self, SlotId(slot): SlotId) -> Result<(), SlotError> {
         let mut used = lock(&self.used);
-        let (gpa, memory) = used.get(&slot).ok_or(SlotError::Unknown { slot: slot.0 })?;
+        let (gpa, memory) = used.get(&slot).ok_or(SlotError::Unknown { slot })?;
         let region = kvm_userspace_memory_region {
-            slot: slot.0,
+            slot,
             flags: 0,
             guest_phys_addr: gpa.value(),
             memory_size: 0,
@@ -98,16 +95,14 @@ impl KvmSlots {
         };
         // SAFETY: a size of zero removes the slot, so KVM gets no memory.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| SlotError::Remove {
-            slot: slot.0,
+            slot,
             gpa: gpa.value(),
             source,
         })?;
         used.remove(&slot);
         Ok(())
     }
-}
 
-impl KvmSlots {
     /// The ranges that devices decode now.
     pub(crate) fn claimed(&self) -> Vec<AddressRange<Gpa>> {
         lock(&self.claims).all()
@@ -121,12 +116,11 @@ impl KvmSlots {
 
 impl MemorySlots for KvmSlots {
     fn add(&self, gpa: Gpa, memory: HostMemory) -> io::Result<SlotId> {
-        let slot = self.add(gpa, memory).map_err(io::Error::from)?;
-        Ok(SlotId(slot.0))
+        Ok(self.add(gpa, memory)?)
     }
 
     fn remove(&self, slot: SlotId) -> io::Result<()> {
-        self.remove(Slot(slot.0)).map_err(io::Error::from)
+        Ok(self.remove(slot)?)
     }
 
     fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()> {
@@ -153,31 +147,31 @@ impl From<SlotError> for io::Error {
 }
 
 /// The lowest slot number below `limit` that is not among the ascending `used` ones.
-fn lowest_free(used: impl Iterator<Item = Slot>, limit: u32) -> Option<Slot> {
+fn lowest_free(used: impl Iterator<Item = u32>, limit: u32) -> Option<u32> {
     let mut candidate = 0;
     for slot in used {
-        if slot.0 != candidate {
+        if slot != candidate {
             break;
         }
         candidate += 1;
     }
-    (candidate < limit).then_some(Slot(candidate))
+    (candidate < limit).then_some(candidate)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn free(used: &[u32], limit: u32) -> Option<Slot> {
-        lowest_free(used.iter().copied().map(Slot), limit)
+    fn free(used: &[u32], limit: u32) -> Option<u32> {
+        lowest_free(used.iter().copied(), limit)
     }
 
     #[test]
     fn numbers_of_removed_slots_are_used_again() {
-        assert_eq!(free(&[], 4), Some(Slot(0)));
-        assert_eq!(free(&[0, 1], 4), Some(Slot(2)));
-        assert_eq!(free(&[0, 2, 3], 4), Some(Slot(1)));
-        assert_eq!(free(&[1, 2], 4), Some(Slot(0)));
+        assert_eq!(free(&[], 4), Some(0));
+        assert_eq!(free(&[0, 1], 4), Some(2));
+        assert_eq!(free(&[0, 2, 3], 4), Some(1));
+        assert_eq!(free(&[1, 2], 4), Some(0));
     }
 
     #[test]
