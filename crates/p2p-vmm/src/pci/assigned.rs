@@ -63,14 +63,6 @@ impl PciFunction for VirtualPort {
         VirtualPort::config_write(self, offset, data);
     }
 
-    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
-        false
-    }
-
     fn buses_below(&self) -> Option<RangeInclusive<u8>> {
         let buses = self.buses();
         Some(buses.secondary..=buses.subordinate)

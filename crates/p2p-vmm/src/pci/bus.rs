@@ -23,10 +23,14 @@ pub(crate) trait PciFunction: Send {
     fn config_write(&mut self, offset: u16, data: &[u8]);
 
     /// Reads from a BAR. Returns `false` if `gpa` is in no decoded BAR, or in one that a memory slot backs.
-    fn mmio_read(&mut self, gpa: GuestAddress, data: &mut [u8]) -> bool;
+    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
+        false
+    }
 
     /// Writes to a BAR. Returns `false` if `gpa` is in no decoded BAR, or in one that a memory slot backs.
-    fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool;
+    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
+        false
+    }
 
     /// The bus numbers below a bridge, secondary bus first; `None` for other functions.
     fn buses_below(&self) -> Option<RangeInclusive<u8>> {

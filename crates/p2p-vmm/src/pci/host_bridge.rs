@@ -1,7 +1,5 @@
 //! The host bridge at 00:00.0: identity only, no registers of its own.
 
-use vm_memory::GuestAddress;
-
 use super::bus::PciFunction;
 
 /// Bytes of configuration space with content; the rest reads 0.
@@ -50,14 +48,6 @@ impl PciFunction for HostBridge {
                 *byte = *byte & !mask | value & mask;
             }
         }
-    }
-
-    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
-        false
     }
 }
 

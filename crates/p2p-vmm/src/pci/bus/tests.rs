@@ -102,14 +102,6 @@ impl PciFunction for Bridge {
         (self.0, self.1) = (data[0], data[1]);
     }
 
-    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
-        false
-    }
-
     fn buses_below(&self) -> Option<RangeInclusive<u8>> {
         Some(self.0..=self.1)
     }
@@ -224,14 +216,6 @@ impl PciFunction for Observer {
     }
 
     fn config_write(&mut self, _offset: u16, _data: &[u8]) {}
-
-    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
-        false
-    }
 
     fn set_forwarded(&mut self, ranges: &[AddressRange<Gpa>]) {
         lock(&self.0).forwarded = ranges.to_vec();
