@@ -1,8 +1,10 @@
 //! Control of vCPU threads: run, pause, stop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::lock::lock;
 
 /// What a vCPU thread does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,29 +59,27 @@ impl RunControl {
         if !self.not_running.load(Ordering::Acquire) {
             return RunDecision::Run;
         }
-        let mut state = self.lock();
-        if state.target != Target::Park {
-            return match state.target {
-                Target::Stop => RunDecision::Stop,
-                Target::Run | Target::Park => RunDecision::Run,
-            };
+        let mut state = lock(&self.state);
+        let paused = state.target == Target::Park;
+        if paused {
+            state.parked = state.parked.saturating_add(1);
+            self.changed.notify_all();
+            state = self
+                .changed
+                .wait_while(state, |state| state.target == Target::Park)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.parked = state.parked.saturating_sub(1);
         }
-        state.parked = state.parked.saturating_add(1);
-        self.changed.notify_all();
-        let mut state = self
-            .changed
-            .wait_while(state, |state| state.target == Target::Park)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.parked = state.parked.saturating_sub(1);
         match state.target {
             Target::Stop => RunDecision::Stop,
-            Target::Run | Target::Park => RunDecision::Resumed,
+            Target::Run | Target::Park if paused => RunDecision::Resumed,
+            Target::Run | Target::Park => RunDecision::Run,
         }
     }
 
     /// Records that a thread has ended.
     pub(super) fn thread_ended(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.ended = state.ended.saturating_add(1);
         self.changed.notify_all();
     }
@@ -91,7 +91,7 @@ impl RunControl {
 
     /// Waits until all `threads` are paused or have ended. Returns whether they are.
     pub(super) fn wait_until_parked(&self, threads: usize, timeout: Duration) -> bool {
-        let state = self.lock();
+        let state = lock(&self.state);
         let (state, _) = self
             .changed
             .wait_timeout_while(state, timeout, |state| {
@@ -112,15 +112,11 @@ impl RunControl {
     }
 
     fn set_target(&self, target: Target) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.target = target;
         self.not_running
             .store(target != Target::Run, Ordering::Release);
         self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
