@@ -1,5 +1,7 @@
 //! API calls, executed by the controller of the VM.
 
+use std::ops::ControlFlow;
+
 use hotplug::api::{Call, Failure, VmmPing};
 use iommu_group::SysfsError;
 use p2p_vfio::{HandedError, Refusal};
@@ -8,23 +10,14 @@ use super::controller::VmController;
 use super::state::VmCommand;
 use crate::devices::{AddError, RemoveError};
 
-/// What the main loop does after a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum After {
-    /// Continue.
-    GoOn,
-    /// End the VMM.
-    End,
-}
-
 impl VmController {
-    /// Executes `call` and sends the response.
-    pub(super) fn answer(&mut self, call: Call) -> After {
+    /// Executes `call` and sends the response. Breaks if the call ends the VMM.
+    pub(super) fn answer(&mut self, call: Call) -> ControlFlow<()> {
         match call {
             Call::Ping(reply) => reply.send(Ok(ping())),
             Call::ShutdownVmm(reply) => {
                 reply.send(Ok(()));
-                return After::End;
+                return ControlFlow::Break(());
             }
             Call::Create(config, reply) => reply.send(self.create(*config).map_err(failure)),
             Call::Boot(reply) => reply.send(self.execute(VmCommand::Boot).map_err(failure)),
@@ -49,7 +42,7 @@ impl VmController {
                 reply.send(self.remove_device(&request).map_err(failure));
             }
         }
-        After::GoOn
+        ControlFlow::Continue(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The main thread: starts the requested VM, and serves the guest, API clients and signals until the end.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +10,6 @@ use hotplug::api::{ApiServer, CallQueue};
 use hotplug::{Event, EventLog, EventMonitor};
 use p2p_vfio::Handed;
 
-use super::answer::After;
 use super::controller::VmController;
 use super::event_loop::EventLoop;
 use super::host::VmContext;
@@ -124,8 +124,8 @@ fn serve(
         controller.retry_pending_adds();
         if let Some(call) = calls.and_then(CallQueue::next) {
             match controller.answer(call) {
-                After::GoOn => continue,
-                After::End => return Ok(()),
+                ControlFlow::Continue(()) => continue,
+                ControlFlow::Break(()) => return Ok(()),
             }
         }
         controller
