@@ -210,13 +210,13 @@ fn dsm() -> RawAml {
     )])
 }
 
-/// First and last address of a range below 4 GiB.
-fn bounds32(range: &GpaRange) -> (u32, u32) {
-    let bound = |address: u64| u32::try_from(address).expect("the layout keeps this below 4 GiB");
-    (bound(range.start().0), bound(range.end().0 - 1))
-}
-
+/// A resource of a range below 4 GiB.
 fn memory32(range: &GpaRange) -> Memory32Fixed {
-    let (start, last) = bounds32(range);
-    Memory32Fixed::new(true, start, last - start + 1)
+    let below_4_gib =
+        |number: u64| u32::try_from(number).expect("the layout keeps this below 4 GiB");
+    Memory32Fixed::new(
+        true,
+        below_4_gib(range.start().0),
+        below_4_gib(range.len_bytes()),
+    )
 }
