@@ -1,7 +1,6 @@
 //! Devices that the operator or a client passes as open descriptors instead of paths.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use anyhow::Context;
 use hotplug::{DeviceConfig, VmConfig};
@@ -42,13 +41,4 @@ pub(crate) fn take_device(
     device.path = Some(Sysfs::default().device_dir(sbdf));
     device.fd = None;
     Ok(sbdf)
-}
-
-/// Closes the descriptor of a device that leaves the VM, if the device was passed as one.
-pub(crate) fn close(preopened: &Handed, device: &DeviceConfig) {
-    // Devices that were passed as descriptors have a path that `take_device` made.
-    let name = device.path.as_deref().and_then(Path::file_name);
-    if let Some(Ok(sbdf)) = name.and_then(|name| name.to_str()).map(str::parse) {
-        preopened.give_up(sbdf);
-    }
 }

@@ -17,7 +17,6 @@ use super::running::Running;
 use super::state::{Effect, VmCommand, VmState};
 use crate::devices::{self, AddContext, RemoveOptions};
 use crate::exit::VmExit;
-use crate::preopened;
 
 /// Default time for the guest to eject a device.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
@@ -94,8 +93,9 @@ impl VmController {
                 Ok(())
             }
             Effect::Forget => {
-                for device in self.config.iter().flat_map(|config| &config.devices) {
-                    preopened::close(&self.context.preopened, device);
+                let devices = self.config.iter().flat_map(|config| &config.devices);
+                for function in devices.filter_map(paths::function) {
+                    self.context.preopened.give_up(function);
                 }
                 self.config = None;
                 self.host = None;
@@ -191,16 +191,11 @@ impl VmController {
     fn emit(&mut self, events: Vec<Event>) {
         for event in events {
             if let (Event::DeviceRemoved { id, .. }, Some(config)) = (&event, &mut self.config) {
-                let preopened = &self.context.preopened;
-                let departed = &mut self.departed;
-                config.devices.retain(|device| {
-                    let goes = device.id.as_ref() == Some(id);
-                    if goes {
-                        preopened::close(preopened, device);
-                        departed.extend(paths::function(device));
-                    }
-                    !goes
-                });
+                let function = take_device(config, id).and_then(|device| paths::function(&device));
+                if let Some(function) = function {
+                    self.context.preopened.give_up(function);
+                    self.departed.insert(function);
+                }
             }
             self.events.publish(&event);
         }
@@ -286,14 +281,10 @@ impl VmController {
     pub(super) fn remove_device(&mut self, request: &RemoveDevice) -> anyhow::Result<()> {
         let config = self.config.as_mut().ok_or(Failure::NotCreated)?;
         let Some(running) = &mut self.running else {
-            let before = config.devices.len();
-            let is_it = |device: &DeviceConfig| device.id.as_ref() == Some(&request.id);
-            for device in config.devices.iter().filter(|device| is_it(device)) {
-                preopened::close(&self.context.preopened, device);
-            }
-            config.devices.retain(|device| !is_it(device));
-            if config.devices.len() == before {
-                return Err(Failure::UnknownDevice(request.id.clone()).into());
+            let device = take_device(config, &request.id);
+            let device = device.ok_or_else(|| Failure::UnknownDevice(request.id.clone()))?;
+            if let Some(function) = paths::function(&device) {
+                self.context.preopened.give_up(function);
             }
             return Ok(());
         };
@@ -309,4 +300,11 @@ impl VmController {
         self.process_events();
         Ok(())
     }
+}
+
+/// Removes a device from a configuration.
+fn take_device(config: &mut VmConfig, id: &str) -> Option<DeviceConfig> {
+    let mut ids = config.devices.iter().map(|device| device.id.as_deref());
+    let at = ids.position(|other| other == Some(id))?;
+    Some(config.devices.remove(at))
 }
