@@ -1,7 +1,7 @@
 //! The assigned devices of a VM, from the request to the release. The main thread owns all of this.
 //!
 //! ```text
-//! judge ──▶ open (IOMMU contexts) ──▶ lay out (buses, windows, BARs) ──▶ assign, plug ──▶ slot ──▶ release
+//! check ──▶ open (IOMMU contexts) ──▶ lay out (buses, windows, BARs) ──▶ assign, plug ──▶ slot ──▶ release
 //! ```
 //! Devices at boot and devices that are added later take the same steps. A failure undoes all earlier steps:
 //! descriptors, windows, mappings and slots are values that are dropped with the attempt.
@@ -9,9 +9,9 @@
 mod add;
 mod boot;
 mod bus_resources;
+mod check;
 mod contexts;
 mod events;
-mod judge;
 mod limit;
 mod registry;
 mod release;
@@ -20,8 +20,8 @@ mod view;
 
 pub(crate) use add::{AddContext, AddError};
 pub(crate) use boot::OpenDevices;
+pub(crate) use check::{CheckedDevices, accepted, check_devices, domain_of};
 pub(crate) use contexts::Contexts;
-pub(crate) use judge::{Judged, accepted, domain_of, judge};
 pub(crate) use limit::address_limit;
 pub(crate) use registry::{Devices, RemoveError, RemoveOptions};
 pub(crate) use slot_contents::Guest;

@@ -131,7 +131,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         }
         preopened = preopened::take_inherited(config)?;
         // Before any device is opened: a refusal changes nothing.
-        devices::judge(&config.devices, &host)?;
+        devices::check_devices(&config.devices, &host)?;
     }
     let process = Process {
         log,

@@ -16,8 +16,8 @@ use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;
 
 use super::bus_resources::{self, reserve, whole_pages};
+use super::check::check_added_device;
 use super::contexts::Domain;
-use super::judge::judge_added;
 use super::registry::{Devices, GuestDevice};
 use super::slot_contents::{Opened, endpoint, prefer_bus_address};
 use crate::host_reader::HostReader;
@@ -127,8 +127,8 @@ impl Devices {
         context: &AddContext<'_>,
     ) -> Result<(Candidate, Vec<Exposed>), AddError> {
         let configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
-        let judged = judge_added(&configs, config, context.host, context.departed)?;
-        let admitted = judged.admitted;
+        let checked = check_added_device(&configs, config, context.host, context.departed)?;
+        let admitted = checked.admitted;
         let members = admitted.domains.iter().flat_map(|domain| &domain.members);
         let all: Vec<&Candidate> = members.chain(&admitted.others).collect();
         // A present device that already is at its bus addresses satisfies both placements, so its placement may

@@ -11,16 +11,16 @@ use p2p_vfio::{
 };
 
 use super::bus_resources::{bus_range, empty_root, reserve, whole_pages};
+use super::check::CheckedDevices;
 use super::contexts::{Contexts, Domain, gaps};
 use super::events::DeviceEvents;
-use super::judge::Judged;
 use super::registry::{Devices, GuestDevice};
 use super::slot_contents::{Guest, Opened, endpoint, prefer_bus_address};
 use crate::layout::{GpaRange, Layout};
 
 /// Open devices, before the guest's address space is laid out.
 pub(crate) struct OpenDevices<'a> {
-    judged: &'a Judged,
+    checked: &'a CheckedDevices,
     hotpluggable: bool,
     contexts: Contexts,
     groups: Vec<ContextDevices>,
@@ -52,19 +52,19 @@ impl<'a> OpenDevices<'a> {
     /// one. Devices can be added later to a VM that is `hotpluggable`.
     pub(crate) fn open(
         contexts: Contexts,
-        judged: &'a Judged,
+        checked: &'a CheckedDevices,
         hotpluggable: bool,
     ) -> anyhow::Result<Self> {
         let mut this = Self {
-            judged,
+            checked,
             hotpluggable,
             contexts,
             groups: Vec::new(),
         };
-        for domain in &judged.admitted.domains {
+        for domain in &checked.admitted.domains {
             this.open_in(&domain.members)?;
         }
-        this.open_in(&judged.admitted.others)?;
+        this.open_in(&checked.admitted.others)?;
         Ok(this)
     }
 
@@ -74,7 +74,7 @@ impl<'a> OpenDevices<'a> {
         };
         let fixed = first.placement == Placement::AtBusAddress;
         let name = first.domain.clone();
-        let added = self.judged.admitted.reaches();
+        let added = self.checked.admitted.reaches();
         let mut domain = self.contexts.create(name.as_ref(), &added)?;
         domain.fixed = fixed;
         let open = |candidate: &Candidate| -> anyhow::Result<_> {
@@ -99,7 +99,7 @@ impl<'a> OpenDevices<'a> {
     pub(crate) fn demands(&self) -> anyhow::Result<Demands> {
         let all = self.groups.iter().flat_map(|group| &group.devices);
         let holes = all.flat_map(|(_, candidate)| &candidate.holes);
-        let bridges = self.judged.host.bridge_windows();
+        let bridges = self.checked.host.bridge_windows();
         let bridges = bridges.iter().filter_map(bus_range);
         let mut demands = Demands {
             holes: holes.map(|hole| whole_pages(&hole.range)).collect(),
@@ -162,7 +162,7 @@ impl<'a> OpenDevices<'a> {
         let plugged = guest.plug(opened, topology, SlotBus::Root, &events)?;
         let mut list = Vec::new();
         for (candidate, plugged) in assigned.into_iter().zip(plugged) {
-            let Some(config) = self.judged.configs.get(&candidate.sbdf) else {
+            let Some(config) = self.checked.configs.get(&candidate.sbdf) else {
                 bail!("{} was not requested", candidate.sbdf);
             };
             list.push(GuestDevice::new(config.clone(), candidate, plugged));

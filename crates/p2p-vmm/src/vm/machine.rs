@@ -11,7 +11,7 @@ use p2p_vfio::HostMemory;
 use super::host::{Host, VmContext};
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
-use crate::devices::{Contexts, Devices, Guest, Judged, OpenDevices, address_limit};
+use crate::devices::{CheckedDevices, Contexts, Devices, Guest, OpenDevices, address_limit};
 use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
@@ -49,7 +49,7 @@ impl Machine {
         host: &Host,
         context: &VmContext,
         config: &VmConfig,
-        judged: &Judged,
+        checked: &CheckedDevices,
         exit: &Arc<ExitRequest>,
     ) -> anyhow::Result<Self> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
@@ -59,7 +59,7 @@ impl Machine {
             config.platform,
             Arc::clone(&context.preopened),
         );
-        let devices = OpenDevices::open(contexts, judged, context.hotpluggable)?;
+        let devices = OpenDevices::open(contexts, checked, context.hotpluggable)?;
         let layout = plan_layout(config, &cpuid, &devices, context.hotpluggable)?;
         log::debug!("guest layout: {layout:?}");
         let memory = memory::allocate(&layout.ram)?;

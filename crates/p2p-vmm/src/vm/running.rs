@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::Epoll;
 use super::event_loop::EventLoop;
 use super::host::{Host, VmContext};
 use super::machine::Machine;
-use crate::devices::Judged;
+use crate::devices::CheckedDevices;
 use crate::exit::{ExitRequest, VmExit};
 use crate::memory;
 use crate::vcpu::{PauseError, VcpuThreads};
@@ -30,13 +30,13 @@ impl Running {
         host: &Host,
         context: &VmContext,
         config: &VmConfig,
-        judged: Judged,
+        checked: CheckedDevices,
         event_loop: &mut EventLoop,
     ) -> anyhow::Result<Self> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-        let mut machine = Machine::build(host, context, config, &judged, &exit)?;
-        machine.devices.emit_exposures(judged.exposures());
-        drop(judged);
+        let mut machine = Machine::build(host, context, config, &checked, &exit)?;
+        machine.devices.emit_exposures(checked.exposures());
+        drop(checked);
         memory::return_freed();
         log::info!("at the start: {}", machine.resource_summary());
 

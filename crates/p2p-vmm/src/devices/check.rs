@@ -9,7 +9,7 @@ use p2p_vfio::{Admitted, Candidate, DomainName, Exposed, HostView, admit};
 use crate::host_reader::HostReader;
 
 /// Devices that a VM may have.
-pub(crate) struct Judged {
+pub(crate) struct CheckedDevices {
     /// The devices of each IOMMU context.
     pub(super) admitted: Admitted,
     /// The requested configuration of each device.
@@ -18,7 +18,7 @@ pub(crate) struct Judged {
     pub(super) host: HostView,
 }
 
-impl Judged {
+impl CheckedDevices {
     /// The exposures that are accepted, and those that are uncertain.
     pub(crate) fn exposures(&self) -> &[Exposed] {
         &self.admitted.exposures
@@ -28,20 +28,23 @@ impl Judged {
 /// Reads a host snapshot and checks the devices against it and the policy. Opens and changes nothing.
 ///
 /// Refusals are [`Refusal`](p2p_vfio::Refusal) or [`SysfsError`](iommu_group::SysfsError).
-pub(crate) fn judge(configs: &[DeviceConfig], host: &HostReader) -> anyhow::Result<Judged> {
+pub(crate) fn check_devices(
+    configs: &[DeviceConfig],
+    host: &HostReader,
+) -> anyhow::Result<CheckedDevices> {
     let request = Request::read(configs, host)?;
     let devices = request.configs.keys().copied().collect();
     let exposures = request.host.exposures(&devices, &request.accepted());
-    request.judge(exposures)
+    request.check(exposures)
 }
 
 /// Checks an added device together with the present ones. `departed` are functions that the VM had.
-pub(super) fn judge_added(
+pub(super) fn check_added_device(
     running: &[DeviceConfig],
     added: &DeviceConfig,
     host: &HostReader,
     departed: &BTreeSet<Sbdf>,
-) -> anyhow::Result<Judged> {
+) -> anyhow::Result<CheckedDevices> {
     let mut configs = running.to_vec();
     configs.push(added.clone());
     let request = Request::read(&configs, host)?;
@@ -50,7 +53,7 @@ pub(super) fn judge_added(
     let (host, added) = (&request.host, request.candidates.last());
     let exposures =
         added.map(|added| host.exposures_of_newcomer(added, &devices, departed, &accepted));
-    request.judge(exposures.unwrap_or_default())
+    request.check(exposures.unwrap_or_default())
 }
 
 /// Requested devices, with the host's facts.
@@ -80,12 +83,12 @@ impl Request {
         accepted(self.configs.values())
     }
 
-    fn judge(self, exposures: Vec<Exposed>) -> anyhow::Result<Judged> {
+    fn check(self, exposures: Vec<Exposed>) -> anyhow::Result<CheckedDevices> {
         let admitted = admit(self.candidates, self.host.verdicts(), exposures)?;
         if let Some(accepted) = &admitted.unsafe_interrupts {
             log::warn!("{accepted}");
         }
-        Ok(Judged {
+        Ok(CheckedDevices {
             admitted,
             configs: self.configs,
             host: self.host,
