@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: how fast it is, as ratios that hold on other machines too.
+//! `cargo xtask bench`: performance, as ratios that hold on other machines too.
 
 mod hotplug;
 mod regroup;
@@ -14,26 +14,26 @@ use crate::target_dir;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How often all of it is measured; ratios are taken within a round, the middle one counts
+    /// Number of rounds; ratios are computed within a round, and the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     rounds: u8,
-    /// Measure changes of groups in the lab instead: two, four and eight endpoints in one transaction against one after the
-    /// other, with and without a guest that has them
+    /// Measure regroups in the lab instead: two, four and eight endpoints in one transaction and one by one, with
+    /// and without a running guest that has them
     #[arg(long)]
     regroup: bool,
-    /// Measure in the lab how a guest starts and how a drive comes and goes, beside QEMU and, with CH_BIN,
+    /// Measure boot and hotplug of a drive in the lab instead, compared with QEMU and, with CH_BIN, with
     /// cloud-hypervisor
     #[arg(long, conflicts_with = "regroup")]
     hotplug: bool,
 }
 
-/// Something measured, or the ratio of two.
+/// A row of the table: a time, or the ratio of two times.
 struct Row {
     what: &'static str,
     measured: &'static str,
-    /// What it is divided by; a time in milliseconds if by nothing.
+    /// The benchmark that it is divided by; `None` for a time in milliseconds.
     by: Option<&'static str>,
-    /// How much more work it is than what it is divided by.
+    /// Ratio of the work of the two benchmarks.
     work: f64,
     goal: f64,
 }
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut seen: Vec<Vec<f64>> = ROWS.iter().map(|_| Vec::new()).collect();
     for round in 1..=args.rounds {
         eprintln!("bench: round {round} of {}", args.rounds);
-        // What an earlier round measured must not stand for what this one left out.
+        // A result of an earlier round must not replace one that this round did not measure.
         if home.exists() {
             fs::remove_dir_all(&home)
                 .with_context(|| format!("cannot clear {}", home.display()))?;
@@ -137,7 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     keep(&dir, "iommu-group.md", &table)
 }
 
-/// Shows a table, and writes it to a file.
+/// Prints a table and writes it to a file.
 fn keep(dir: &Path, name: &str, table: &str) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let file = dir.join(name);
@@ -147,7 +147,7 @@ fn keep(dir: &Path, name: &str, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// The value of a row in this round; `None` if one of the two was not measured.
+/// The value of a row in this round; `None` if a benchmark was not run.
 fn value(home: &Path, row: &Row) -> Result<Option<f64>> {
     let Some(measured) = fastest_ns(home, row.measured)? else {
         return Ok(None);
@@ -158,15 +158,15 @@ fn value(home: &Path, row: &Row) -> Result<Option<f64>> {
     })
 }
 
-/// What criterion writes of a bench: how often each sample ran it, and the nanoseconds that took.
+/// Criterion's file of samples: iterations and nanoseconds of each.
 #[derive(serde::Deserialize)]
 struct Samples {
     iters: Vec<f64>,
     times: Vec<f64>,
 }
 
-/// The fastest sample, in nanoseconds; `None` if that was not measured. What others take longer for on a shared
-/// machine is not our time.
+/// The fastest sample, in nanoseconds; `None` if the benchmark was not run. The fastest sample has the least time of
+/// other processes on a shared machine.
 fn fastest_ns(home: &Path, bench: &str) -> Result<Option<f64>> {
     let file = home.join(bench).join("new/sample.json");
     if !file.exists() {
@@ -174,7 +174,7 @@ fn fastest_ns(home: &Path, bench: &str) -> Result<Option<f64>> {
     }
     let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let samples: Samples = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is not what criterion writes", file.display()))?;
+        .with_context(|| format!("{} is not a sample file of criterion", file.display()))?;
     let each = samples.times.iter().zip(&samples.iters);
     Ok(each
         .map(|(time, iters)| time / iters)
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_round_counts_and_what_is_missing_is_skipped() {
+    fn the_median_counts_and_rows_without_values_are_skipped() {
         let mut seen = vec![Vec::new(); ROWS.len()];
         seen[1] = vec![1.7, 1.0, 1.2];
         seen[2] = vec![12.0];

@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what a reviewer should not have to look for.
+//! `cargo xtask check`: formatting, lints, documentation and dependencies.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ pub(crate) fn run() -> Result<()> {
         command
             .quiet()
             .run()
-            .with_context(|| format!("{name} found something"))?;
+            .with_context(|| format!("{name} failed"))?;
         eprintln!(
             "check: {name} clean ({:.0} s)",
             started.elapsed().as_secs_f64()

@@ -1,6 +1,6 @@
-//! `cargo xtask demo`: the story of the project in a dozen lines, each a fact just seen.
+//! `cargo xtask demo`: shows the project's main functions in a dozen lines, each a fact observed in the lab.
 
-mod story;
+mod report;
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use lab::live::Live;
 use lab::report::{Finding, Outcome};
 use lab::{Assets, Binaries, Daemon, Lab, Profile, Progress, Vm, Work};
 
-use story::Story;
+use report::Report;
 
-/// Two drives with memory that others can reach, below one switch.
+/// Two drives with a controller memory buffer, below one switch.
 const PEERS: [&str; 2] = ["0000:03:00.0", "0000:04:00.0"];
-/// A drive elsewhere, on which the guest works all the while.
+/// A drive below another port. The guest copies a file on it during the demo.
 const OTHER: &str = "0000:05:00.0";
 
 pub(crate) fn run() -> Result<()> {
@@ -22,55 +22,55 @@ pub(crate) fn run() -> Result<()> {
     progress.during("building the programs that go into the lab", || {
         Binaries::build(&progress)
     })?;
-    let mut story = Story::begin(progress)?;
+    let mut report = Report::begin(progress)?;
     let started = Instant::now();
-    let result = tell(&mut story, &assets);
-    let details = story.details().to_owned();
+    let result = run_steps(&mut report, &assets);
+    let details = report.details().to_owned();
     if let Err(error) = &result {
-        story.note(&format!("failed: {error:#}"))?;
+        report.log(&format!("failed: {error:#}"))?;
     } else {
-        story.fact("took", &seconds(started.elapsed()))?;
+        report.fact("took", &seconds(started.elapsed()))?;
     }
-    story.fact("details", &details.display().to_string())?;
+    report.fact("details", &details.display().to_string())?;
     result
 }
 
-fn tell(story: &mut Story, assets: &Assets) -> Result<()> {
-    story.fact(
+fn run_steps(report: &mut Report, assets: &Assets) -> Result<()> {
+    report.fact(
         "what",
         "two NVMe drives of a running VM that get to read and write each other's memory, and lose that again",
     )?;
-    let lab = boot(story, assets)?;
-    matrix(story, &lab)?;
-    refusal(story, &lab)?;
-    let mut live = guest(story, &lab)?;
+    let lab = boot(report, assets)?;
+    matrix(report, &lab)?;
+    refusal(report, &lab)?;
+    let mut live = guest(report, &lab)?;
     let daemon = Daemon::start(&lab, &["web"]);
     let mut work = Work::start(&mut live);
-    transfers(story, &mut live, "before", false)?;
+    transfers(report, &mut live, "before", false)?;
     let [first, second] = PEERS;
-    plan(story, &lab, &["--join", first, second])?;
-    apply(story, &lab, &daemon, &["--join", first, second])?;
-    transfers(story, &mut live, "p2p", true)?;
-    goes_on(story, &mut live, &mut work)?;
+    plan(report, &lab, &["--join", first, second])?;
+    apply(report, &lab, &daemon, &["--join", first, second])?;
+    transfers(report, &mut live, "p2p", true)?;
+    work_continues(report, &mut live, &mut work)?;
     let apart = ["--isolate", first, second, "--expose", first, second];
-    apply(story, &lab, &daemon, &apart)?;
-    transfers(story, &mut live, "after", false)?;
-    goes_on(story, &mut live, &mut work)?;
+    apply(report, &lab, &daemon, &apart)?;
+    transfers(report, &mut live, "after", false)?;
+    work_continues(report, &mut live, &mut work)?;
     daemon.stop();
     let output = live.power_off();
-    story.note(&format!("{}{}", output.stdout, output.stderr))
+    report.log(&format!("{}{}", output.stdout, output.stderr))
 }
 
-fn boot(story: &Story, assets: &Assets) -> Result<Lab> {
+fn boot(report: &Report, assets: &Assets) -> Result<Lab> {
     let lab = Lab::boot(&Profile::named("nvme-live")?, "demo")?;
-    story.note(&lab.sh("lspci -tv; ls -d /sys/kernel/iommu_groups/*/devices/*")?)?;
+    report.log(&lab.sh("lspci -tv; ls -d /sys/kernel/iommu_groups/*/devices/*")?)?;
     let parts = assets.describe();
     let parts: Vec<&str> = parts
         .iter()
         .take(2)
         .filter_map(|part| part.split(" (").next())
         .collect();
-    story.fact(
+    report.fact(
         "host",
         &format!(
             "{}, an IOMMU, two drives below one switch and one elsewhere, up in {}",
@@ -81,32 +81,32 @@ fn boot(story: &Story, assets: &Assets) -> Result<Lab> {
     for bdf in PEERS.into_iter().chain([OTHER]) {
         lab.bind_vfio(bdf)?;
     }
-    groups(story, &lab, "groups", false)?;
+    groups(report, &lab, "groups", false)?;
     Ok(lab)
 }
 
-/// The groups of the two drives, which are one or not.
-fn groups(story: &Story, lab: &Lab, label: &str, one: bool) -> Result<()> {
+/// Shows the groups of the two drives, and checks whether they are one.
+fn groups(report: &Report, lab: &Lab, label: &str, one: bool) -> Result<()> {
     let [first, second] = PEERS;
     let [left, right] = [lab.group(first)?, lab.group(second)?];
     ensure!(
         (left == right) == one,
         "{first} is in group {left}, {second} in group {right}"
     );
-    story.fact(
+    report.fact(
         label,
         &format!("{first} in group {left}, {second} in group {right}"),
     )
 }
 
-fn matrix(story: &Story, lab: &Lab) -> Result<()> {
+fn matrix(report: &Report, lab: &Lab) -> Result<()> {
     let [first, second] = PEERS;
     let text = lab.run(["p2pctl", "matrix", first, second])?.ok()?;
-    lines(story, "matrix", text.lines().take(3))
+    lines(report, "matrix", text.lines().take(3))
 }
 
-/// A VMM that is asked for P2P between the two as they are.
-fn refusal(story: &Story, lab: &Lab) -> Result<()> {
+/// Shows that p2p-vmm refuses P2P between the two drives as they are.
+fn refusal(report: &Report, lab: &Lab) -> Result<()> {
     let vm = PEERS
         .iter()
         .fold(Vm::new("true"), |vm, bdf| vm.p2p_device(bdf));
@@ -116,22 +116,22 @@ fn refusal(story: &Story, lab: &Lab) -> Result<()> {
         "p2p-vmm should have refused with exit code 2, not: {}",
         output.exit
     );
-    lines(story, "refused", output.stderr.lines())
+    lines(report, "refused", output.stderr.lines())
 }
 
-fn guest<'lab>(story: &Story, lab: &'lab Lab) -> Result<Live<'lab>> {
+fn guest<'lab>(report: &Report, lab: &'lab Lab) -> Result<Live<'lab>> {
     let vm = PEERS
         .into_iter()
         .chain([OTHER])
         .fold(Vm::new("modprobe nvme ; sh"), Vm::device);
     let started = Instant::now();
-    let mut live = story
+    let mut live = report
         .progress()
         .during("starting a VM with the three drives", || {
             Live::boot_vm(lab, &vm)
         });
     live.guest("dmesg -n 1");
-    story.fact(
+    report.fact(
         "guest",
         &format!(
             "a VM with the three drives, none a peer, up in {}; it counts, and copies a file on the third",
@@ -141,14 +141,14 @@ fn guest<'lab>(story: &Story, lab: &'lab Lab) -> Result<Live<'lab>> {
     Ok(live)
 }
 
-/// What becomes of transfers from drive to drive in the guest; whether all are to arrive, or none.
-fn transfers(story: &Story, live: &mut Live<'_>, label: &str, arrive: bool) -> Result<()> {
+/// Runs transfers from drive to drive in the guest. All must arrive if `arrive`, otherwise none.
+fn transfers(report: &Report, live: &mut Live<'_>, label: &str, arrive: bool) -> Result<()> {
     let ready = "n=0; while [ $(ls /dev/nvme*n1 2>/dev/null | wc -l) -lt 3 -a $n -lt 600 ]; do usleep 100000; n=$((n+1)); done";
-    let text = story.progress().during("drive to drive in the guest", || {
+    let text = report.progress().during("drive to drive in the guest", || {
         live.guest(ready);
         live.guest("guest-probe p2pmem")
     });
-    story.note(&text)?;
+    report.log(&text)?;
     let serials = live.guest("for d in /sys/class/nvme/*; do echo $(basename $(readlink -f $d/device)) $(cat $d/serial); done");
     let is_peer = |bdf: &str| {
         let mut lines = serials.lines().map(str::trim);
@@ -170,10 +170,10 @@ fn transfers(story: &Story, live: &mut Live<'_>, label: &str, arrive: bool) -> R
     ensure!(found.len() == 4, "{} transfers, not 4", found.len());
     let (text, arrived) = verdict(&found)?;
     ensure!(arrived == arrive, "{text}");
-    story.fact(label, &text)
+    report.fact(label, &text)
 }
 
-/// What came of all transfers, and whether they arrived.
+/// The common result of all transfers as text, and whether they arrived.
 fn verdict(found: &[(Outcome, Option<String>)]) -> Result<(String, bool)> {
     let (first, error) = found.first().context("no transfer")?;
     let count = found.len();
@@ -203,41 +203,41 @@ fn verdict(found: &[(Outcome, Option<String>)]) -> Result<(String, bool)> {
     })
 }
 
-fn plan(story: &Story, lab: &Lab, goals: &[&str]) -> Result<()> {
+fn plan(report: &Report, lab: &Lab, goals: &[&str]) -> Result<()> {
     let words = ["p2pctl", "plan"].iter().chain(goals);
     let text = lab.run(words.map(|word| (*word).to_owned()))?.ok()?;
-    story.note(&text)?;
+    report.log(&text)?;
     let shown = text.lines().filter(|line| {
         let line = line.trim_start();
         line.starts_with("join") || line.starts_with("unplug") || line.starts_with("groups")
     });
-    lines(story, "plan", shown)
+    lines(report, "plan", shown)
 }
 
-fn apply(story: &Story, lab: &Lab, daemon: &Daemon<'_>, goals: &[&str]) -> Result<()> {
+fn apply(report: &Report, lab: &Lab, daemon: &Daemon<'_>, goals: &[&str]) -> Result<()> {
     let join = goals.first() == Some(&"--join");
     let what = if join { "join" } else { "isolate" };
-    let output = story
+    let output = report
         .progress()
         .during("p2pctl apply, on the running guest", || daemon.apply(goals));
-    story.note(&format!("{}{}", output.stdout, output.stderr))?;
+    report.log(&format!("{}{}", output.stdout, output.stderr))?;
     let text = output.ok()?;
     let first = text.lines().next().unwrap_or_default();
-    story.fact(what, first)?;
-    groups(story, lab, "", join)
+    report.fact(what, first)?;
+    groups(report, lab, "", join)
 }
 
-fn goes_on(story: &Story, live: &mut Live<'_>, work: &mut Work) -> Result<()> {
+fn work_continues(report: &Report, live: &mut Live<'_>, work: &mut Work) -> Result<()> {
     let (count, longest) = work.goes_on(live);
-    story.fact(
+    report.fact(
         "",
         &format!("its work went on: {count} copies, the longest took {longest}0 ms"),
     )
 }
 
-fn lines<'t>(story: &Story, label: &str, lines: impl Iterator<Item = &'t str>) -> Result<()> {
+fn lines<'t>(report: &Report, label: &str, lines: impl Iterator<Item = &'t str>) -> Result<()> {
     for (number, line) in lines.filter(|line| !line.trim().is_empty()).enumerate() {
-        story.fact(if number == 0 { label } else { "" }, line.trim_end())?;
+        report.fact(if number == 0 { label } else { "" }, line.trim_end())?;
     }
     Ok(())
 }
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_peers_is_seen_on_any_cpu() {
+    fn blocked_transfers_are_recognized_on_any_cpu() {
         let all = |result, error: Option<&str>| vec![(result, error.map(str::to_owned)); 4];
         let intel = verdict(&all(Outcome::Nothing, Some("Invalid argument"))).unwrap();
         assert!(

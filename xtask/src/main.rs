@@ -1,4 +1,4 @@
-//! Everything one does with this repository besides `cargo build`: `cargo xtask --help`.
+//! Tasks of this repository other than `cargo build`: `cargo xtask --help`.
 
 mod bench;
 mod check;
@@ -27,19 +27,19 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Show it: a host, two devices, a VM in which they do DMA into each other
+    /// Demonstration: a host, two devices, and a VM in which they do DMA to each other
     Demo,
     /// Set-up, build and all tests, unit and lab
     Test(test::Args),
-    /// Formatting, lints and documentation, with warnings as errors; licenses and sources of dependencies, where cargo-deny is
+    /// Formatting, lints and documentation, with warnings as errors; licenses and sources of dependencies, with cargo-deny
     Check,
-    /// How fast it is: ratios within one run, as a table
+    /// Performance: ratios within one run, as a table
     Bench(bench::Args),
     /// Run the fuzz targets in libFuzzer, each for some minutes: executions, coverage and findings, as a table
     Fuzz(fuzz::Args),
-    /// Find or fetch what the lab needs: QEMU, a kernel, a few tools. The others do this by themselves
+    /// Find or fetch the assets of the lab: QEMU, a kernel, a few tools. The other tasks do this too
     Setup(setup::Args),
-    /// Build the static programs that go into the lab
+    /// Build the static programs for the lab
     Build,
     /// Boot a lab host and run a command in it, or commands from standard input
     Lab(shell::Args),

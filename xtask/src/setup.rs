@@ -1,14 +1,14 @@
-//! `cargo xtask setup`: what the lab is made of, before anything needs it.
+//! `cargo xtask setup`: fetches and builds the assets of the lab.
 
 use anyhow::Result;
 use lab::{Assets, OwnKernel, Progress};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build the kernel with iommufd too, ten minutes and more, and say how to boot it: the output is for eval
+    /// Build the kernel with iommufd too, which takes at least ten minutes, and print the variables that select it, for eval
     #[arg(long)]
     iommufd: bool,
-    /// Build the QEMU whose switches route too, some minutes
+    /// Build the QEMU whose switches route requests too, which takes some minutes
     #[arg(long)]
     routing: bool,
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: a lab host for people.
+//! `cargo xtask lab`: a lab host for interactive use.
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -19,16 +19,16 @@ pub(crate) struct Args {
     /// Copy a file out of the host at the end
     #[arg(long, value_name = "SOURCE:TARGET")]
     get: Vec<String>,
-    /// Give functions to vfio-pci first
+    /// Bind functions to vfio-pci first
     #[arg(long, value_name = "BDF", value_delimiter = ',')]
     bind: Vec<String>,
     /// The lab's directory below target/lab
     #[arg(long, default_value = "shell")]
     name: String,
-    /// Seconds that one command may take
+    /// Timeout of one command in seconds
     #[arg(long, default_value_t = 120)]
     deadline: u64,
-    /// The command; one word is given to the shell. Without it, lines are read from standard input
+    /// The command; a single word is run by the shell. Without a command, lines are read from standard input
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// The command's own exit code, or what a shell makes of a signal.
+/// The command's exit code; 128 plus the number of a signal, 124 after a timeout, as in a shell.
 fn exit_code(output: &Output) -> ExitCode {
     match output.exit {
         Exit::Code(code) => u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from),

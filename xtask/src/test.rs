@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all of them, in this order: what is quick to fail comes first.
+//! `cargo xtask test`: set-up, build and all tests, the fastest steps first.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use lab::{Assets, Binaries, OwnKernel, Progress};
 use landlock::{AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use xshell::{Cmd, Shell, cmd};
 
-/// Tests of assigned devices: they pass on either of the kernel's interfaces.
+/// Tests of assigned devices, which pass on iommufd and on type1.
 const OF_DEVICES: [&str; 8] = [
     "confined",
     "device",
@@ -22,7 +22,7 @@ const OF_DEVICES: [&str; 8] = [
 /// Tests that take many minutes more than the same tests on other ports.
 const LONG: [&str; 1] = ["live_regroup_acs"];
 
-/// Tests that are ignored where `CH_BIN` names no cloud-hypervisor.
+/// Tests that are ignored unless `CH_BIN` names a cloud-hypervisor.
 const OF_CLOUD_HYPERVISOR: [&str; 3] = [
     "cloud_hypervisor",
     "cloud_hypervisor_live",
@@ -73,14 +73,14 @@ fn is_root() -> bool {
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also the tests that take many minutes
+    /// Run the tests that take many minutes too
     #[arg(long)]
     long: bool,
-    /// The tests of assigned devices instead, on a kernel with iommufd: on iommufd, and again on type1. Builds the kernel
-    /// if it is not there, which takes ten minutes and more
+    /// Run the tests of assigned devices instead, on a kernel with iommufd: on iommufd, then on type1. Builds the
+    /// kernel if it is missing, which takes at least ten minutes
     #[arg(long)]
     iommufd: bool,
-    /// Given to the test programs: a filter, `--nocapture`, …
+    /// Arguments of the test programs: a filter, `--nocapture`, …
     #[arg(last = true)]
     rest: Vec<String>,
 }
@@ -113,10 +113,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .env("LAB_LONG", if args.long { "1" } else { "" })
             .quiet()
             .run()
-            .context("tests failed; what the labs left behind is in target/lab")
+            .context("tests failed; logs of the labs are in target/lab")
     };
     let has_cloud_hypervisor = std::env::var_os("CH_BIN").is_some_and(|path| !path.is_empty());
-    // Nothing is printed after this: the last word is the test runner's summary.
+    // Nothing is printed after this, so that the test runner's summary comes last.
     let Some(kernel) = kernel else {
         stage(3, "tests, unit and lab");
         let all = test(cmd!(

@@ -1,5 +1,5 @@
-//! How a VMM fares with a drive beside others with the same drive and guest: QEMU, and cloud-hypervisor where there is
-//! one.
+//! Boot and hotplug of p2p-vmm compared with other VMMs, with the same drive and guest: QEMU, and cloud-hypervisor if
+//! `CH_BIN` is set.
 
 mod ioctls;
 mod vmm;
@@ -14,95 +14,95 @@ use ioctls::Ioctls;
 use vmm::{Guest, MEMORY_KB, Vmm};
 
 const DRIVE: &str = "0000:03:00.0";
-/// In the same group, and so bound to vfio-pci as well.
+/// In the same group, so it must be bound to vfio-pci too.
 const NEIGHBOUR: &str = "0000:04:00.0";
-/// Comings and goings within a round, of which the middle one counts.
+/// Add and remove cycles within a round; the median counts.
 const CYCLES: usize = 5;
 
-/// How long one coming or going may take in an emulated host.
+/// Timeout for one add or remove in an emulated host.
 const STEP: Duration = Duration::from_secs(120);
 
-/// What was seen of a VMM in one round.
+/// Measurements of a VMM in one round.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct Measured {
     /// From the start of the process to the guest's first program, with two drives; seconds.
     start: f64,
-    /// Memory in use then beyond the guest's; KiB.
+    /// Resident memory then, without the guest's memory; KiB.
     memory: f64,
-    /// A drive that comes and goes.
-    alone: Visits,
-    /// The same as a peer, of a VMM that makes a difference.
-    peer: Option<Visits>,
+    /// Hotplug of an unshared drive.
+    alone: HotplugTimes,
+    /// Hotplug of a drive with P2P, of a VMM that has P2P domains.
+    peer: Option<HotplugTimes>,
 }
 
-/// What was seen of a drive that comes and goes.
+/// Measurements of the hotplug of a drive.
 #[derive(Debug, Clone, Copy)]
-struct Visits {
-    /// Medians of coming and going; seconds.
+struct HotplugTimes {
+    /// Medians of add and remove; seconds.
     add: f64,
     remove: f64,
-    /// From the call until the guest has the drive; `None` if the host cannot count.
+    /// Ioctls from the call until the guest has the drive; `None` if the host cannot count them.
     ioctls: Option<Ioctls>,
 }
 
-impl Seen {
-    fn as_peer(&self) -> Visits {
+impl Measured {
+    fn as_peer(&self) -> HotplugTimes {
         self.peer.unwrap_or(self.alone)
     }
 }
 
-/// A line of the table.
+/// A row of the table.
 struct Row {
     what: &'static str,
-    of: fn(&Seen) -> Option<f64>,
-    /// What the ratios to QEMU and to cloud-hypervisor shall be at most.
+    of: fn(&Measured) -> Option<f64>,
+    /// Upper bounds for the ratios to QEMU and to cloud-hypervisor.
     goals: [Option<f64>; 2],
 }
 
 const ROWS: [Row; 8] = [
     Row {
         what: "from the start until the guest runs a program, with two drives",
-        of: |seen| Some(seen.start),
+        of: |measured| Some(measured.start),
         goals: [Some(0.5), Some(0.8)],
     },
     Row {
         what: "memory in use then, beyond the guest's",
-        of: |seen| Some(seen.memory),
+        of: |measured| Some(measured.memory),
         goals: [None, Some(0.5)],
     },
     Row {
         what: "from the call until the guest has the drive",
-        of: |seen| Some(seen.alone.add),
+        of: |measured| Some(measured.alone.add),
         goals: [None, Some(1.0)],
     },
     Row {
         what: "from the call until the host can have the drive",
-        of: |seen| Some(seen.alone.remove),
+        of: |measured| Some(measured.alone.remove),
         goals: [None, Some(1.0)],
     },
     Row {
         what: "until the guest has the drive, as a peer below a switch that comes with it",
-        of: |seen| Some(seen.as_peer().add),
+        of: |measured| Some(measured.as_peer().add),
         goals: [None, None],
     },
     Row {
         what: "until the host can have that drive",
-        of: |seen| Some(seen.as_peer().remove),
+        of: |measured| Some(measured.as_peer().remove),
         goals: [None, None],
     },
     Row {
         what: "ioctls of VFIO until the guest has the drive",
-        of: |seen| Some(seen.alone.ioctls?.vfio.into()),
+        of: |measured| Some(measured.alone.ioctls?.vfio.into()),
         goals: [None, None],
     },
     Row {
         what: "ioctls of KVM until the guest has the drive",
-        of: |seen| Some(seen.alone.ioctls?.kvm.into()),
+        of: |measured| Some(measured.alone.ioctls?.kvm.into()),
         goals: [None, None],
     },
 ];
 
-/// Measures, and says what was seen as lines of a table.
+/// Measures, and returns the table.
 pub(crate) fn run(rounds: u8) -> Result<String> {
     let ours = lab::released("p2p-vmm", "p2p-vmm")?;
     let lab = Lab::boot(&Profile::named("nvme-one-group")?, "bench-hotplug")?;
@@ -116,17 +116,17 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
         programs.put(&lab)?;
         others.push(("cloud-hypervisor", Vmm::CloudHypervisor));
     }
-    let mut rounds_seen = Vec::new();
+    let mut measured_rounds = Vec::new();
     for round in 1..=rounds {
         eprintln!("bench: hotplug, round {round} of {rounds}");
-        let measure = |name: &str, vmm: &Vmm| -> Result<Seen> {
-            let seen = measure(&lab, vmm, group).with_context(|| format!("with {name}"))?;
-            eprintln!("bench: {name}: {seen:.2?}");
-            Ok(seen)
+        let measure = |name: &str, vmm: &Vmm| -> Result<Measured> {
+            let measured = measure(&lab, vmm, group).with_context(|| format!("with {name}"))?;
+            eprintln!("bench: {name}: {measured:.2?}");
+            Ok(measured)
         };
         let theirs = others.iter().map(|(name, vmm)| measure(name, vmm));
         let theirs = theirs.collect::<Result<Vec<_>>>()?;
-        rounds_seen.push((measure("p2p-vmm", &Vmm::Ours)?, theirs));
+        measured_rounds.push((measure("p2p-vmm", &Vmm::Ours)?, theirs));
     }
     let mut text = String::from(
         "| what | by | seen | lowest and highest round | goal | |\n|---|---|---|---|---|---|\n",
@@ -137,17 +137,20 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
             .zip(row.goals)
             .enumerate()
         {
-            let ratios = rounds_seen
+            let ratios = measured_rounds
                 .iter()
                 .filter_map(|(ours, theirs)| Some((row.of)(ours)? / (row.of)(theirs.get(at)?)?));
             line(&mut text, (row.what, name, goal), ratios.collect())?;
         }
     }
     for (what, of) in [
-        ("a drive", (|seen| seen.alone) as fn(&Seen) -> Visits),
-        ("a peer", Seen::as_peer),
+        (
+            "a drive",
+            (|measured| measured.alone) as fn(&Measured) -> HotplugTimes,
+        ),
+        ("a peer", Measured::as_peer),
     ] {
-        let maps = rounds_seen
+        let maps = measured_rounds
             .iter()
             .filter_map(|(ours, _)| Some(of(ours).ioctls?.maps.into()));
         let what = format!("calls that map memory and BARs for {what} that comes, in number");
@@ -156,7 +159,7 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
     Ok(text)
 }
 
-/// A line of the table, of ratios in any order.
+/// A row of the table from unsorted ratios.
 fn line(
     text: &mut String,
     (what, by, goal): (&str, &str, Option<f64>),
@@ -181,46 +184,46 @@ fn line(
     Ok(())
 }
 
-/// Starts a guest with two drives, then one without and lets a drive come and go.
-fn measure(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Seen> {
+/// Boots a guest with two drives, then one without drives, and adds and removes a drive.
+fn measure(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Measured> {
     let started = Instant::now();
     let guest = Guest::boot(lab, vmm, &[DRIVE, NEIGHBOUR])?;
     let start = started.elapsed();
-    // Devices reach all of the guest's memory, so all of it is in use.
+    // Guest memory is pinned for the devices, so all of it is resident.
     let resident = guest.resident_kb()?;
     guest.end()?;
     let mut guest = Guest::boot(lab, vmm, &[])?;
-    let mut visits = |first: usize, p2p: bool| -> Result<Visits> {
+    let mut hotplug = |first: usize, p2p: bool| -> Result<HotplugTimes> {
         let (mut adds, mut removes) = (Vec::new(), Vec::new());
         for number in first..first + CYCLES {
             let started = Instant::now();
             lab.sh(&vmm.add(DRIVE, p2p))?;
             guest.wait_for(&format!("came {number}"), STEP)?;
             adds.push(started.elapsed());
-            removes.push(leave(lab, vmm, group)?);
+            removes.push(remove(lab, vmm, group)?);
             guest.wait_for(&format!("went {number}"), STEP)?;
         }
-        // In a cycle of its own: what is counted takes longer.
+        // In a separate cycle, because counting slows it down.
         let number = first + CYCLES;
         let ioctls = ioctls::counted(lab, || {
             lab.sh(&vmm.add(DRIVE, p2p))?;
             guest.wait_for(&format!("came {number}"), STEP)
         })?;
-        leave(lab, vmm, group)?;
+        remove(lab, vmm, group)?;
         guest.wait_for(&format!("went {number}"), STEP)?;
-        Ok(Visits {
+        Ok(HotplugTimes {
             add: middle(adds),
             remove: middle(removes),
             ioctls,
         })
     };
-    let alone = visits(0, false)?;
+    let alone = hotplug(0, false)?;
     let peer = match vmm {
-        Vmm::Ours => Some(visits(CYCLES + 1, true)?),
+        Vmm::Ours => Some(hotplug(CYCLES + 1, true)?),
         Vmm::Qemu(_) | Vmm::CloudHypervisor => None,
     };
     guest.end()?;
-    Ok(Seen {
+    Ok(Measured {
         start: start.as_secs_f64(),
         memory: f64::from(resident.saturating_sub(MEMORY_KB)),
         alone,
@@ -228,10 +231,10 @@ fn measure(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Seen> {
     })
 }
 
-/// How long it takes from the call until the host can have the drive.
-fn leave(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Duration> {
+/// Removes the drive. Returns the time from the call until the host can open it.
+fn remove(lab: &Lab, vmm: &Vmm, group: u32) -> Result<Duration> {
     let started = Instant::now();
-    // A group has one user at most: as soon as it can be opened, the VMM has let go of the drive.
+    // A group has at most one user: when it can be opened, the VMM has released the drive.
     let free = format!("until true 2>/dev/null 3</dev/vfio/{group}; do usleep 1000; done");
     let output = lab
         .command(["sh", "-c", &format!("{} && {free}", vmm.remove())])
@@ -253,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_round_counts_against_the_goal() {
+    fn the_median_is_compared_with_the_goal() {
         let mut text = String::new();
         line(&mut text, ("x", "QEMU", Some(0.8)), vec![0.9, 0.5, 0.7]).unwrap();
         line(&mut text, ("x", "QEMU", Some(0.6)), vec![0.7]).unwrap();

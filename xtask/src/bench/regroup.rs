@@ -1,4 +1,4 @@
-//! Two, four and eight endpoints joined and isolated in one transaction, against one after the other, in the lab.
+//! Time to join and isolate two, four and eight endpoints in the lab: in one transaction, compared with one by one.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -19,16 +19,16 @@ const ENDPOINTS: [&str; 8] = [
     "0000:0a:00.0",
 ];
 
-/// How long one transaction may take in an emulated host.
+/// Timeout for one transaction in an emulated host.
 const TRANSACTION: Duration = Duration::from_secs(300);
 
-/// How long a guest under emulation may take to let go of a device, in seconds.
+/// Time for a guest under emulation to eject a device, in seconds.
 const GUEST: &str = "120";
 
-/// How many of them are regrouped in one transaction.
+/// Numbers of endpoints that are regrouped in one transaction.
 const COUNTS: [usize; 3] = [2, 4, 8];
 
-/// What is compared, joining and isolating.
+/// The comparisons, made for joining and for isolating.
 const ROWS: [&str; 4] = [
     "four, one transaction by three",
     "eight, one transaction by seven",
@@ -39,7 +39,7 @@ const ROWS: [&str; 4] = [
 /// The ratios of a round, in the order of [`ROWS`].
 type Ratios = [f64; ROWS.len()];
 
-/// Measures, and says what was seen as lines of a table.
+/// Measures, and returns the table.
 pub(crate) fn run(rounds: u8) -> Result<String> {
     let lab = Lab::boot(&Profile::named("edu-eight-ports")?, "bench-regroup")?;
     for endpoint in ENDPOINTS {
@@ -61,7 +61,7 @@ pub(crate) fn run(rounds: u8) -> Result<String> {
     Ok(text)
 }
 
-/// Lines of the table, of the ratios of all rounds: first of joining, then of isolating.
+/// Rows of the table from the ratios of all rounds: first of joining, then of isolating.
 fn lines(text: &mut String, who: &str, rounds: &[[Ratios; 2]]) -> Result<()> {
     for (goal, done) in ["joined", "isolated"].into_iter().enumerate() {
         for (row, what) in ROWS.into_iter().enumerate() {
@@ -80,7 +80,7 @@ fn lines(text: &mut String, who: &str, rounds: &[[Ratios; 2]]) -> Result<()> {
     Ok(())
 }
 
-/// All at once and one after the other, there and back, within each round.
+/// Joins and isolates in each round, at once and one by one.
 fn measure(lab: &Lab, rounds: u8) -> Result<Vec<[Ratios; 2]>> {
     let mut seen = Vec::new();
     for round in 1..=rounds {
@@ -99,7 +99,7 @@ fn measure(lab: &Lab, rounds: u8) -> Result<Vec<[Ratios; 2]>> {
                 let (some, _) = set.split_at(more);
                 join.by_steps += apply(lab, "--join", some)?;
             }
-            // The last is alone then.
+            // The first is then alone in its group.
             for endpoint in set.iter().skip(1) {
                 isolate.by_steps += apply(lab, "--isolate", &[endpoint])?;
             }
@@ -114,14 +114,14 @@ fn measure(lab: &Lab, rounds: u8) -> Result<Vec<[Ratios; 2]>> {
     Ok(seen)
 }
 
-/// How long so many took.
+/// Time to regroup a number of endpoints.
 #[derive(Debug, Clone, Copy, Default)]
 struct Times {
     at_once: Duration,
     by_steps: Duration,
 }
 
-/// In the order of [`ROWS`]; of times in that of [`COUNTS`].
+/// The ratios in the order of [`ROWS`]; `times` are in that of [`COUNTS`].
 fn ratios(times: &[Times]) -> Ratios {
     let [two, four, eight] = [0, 1, 2].map(|at| times.get(at).copied().unwrap_or_default());
     let by = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
@@ -133,8 +133,8 @@ fn ratios(times: &[Times]) -> Ratios {
     ]
 }
 
-/// Has something done with these, and says how long that took. The switch has no ACS: that Linux alone keeps apart what is
-/// isolated has to be accepted, and who is with whom on the way.
+/// Runs `p2pctl apply` and returns the time that it took. The switch has no ACS, so exposures of isolated endpoints and
+/// intermediate groups are accepted by option.
 fn apply(lab: &Lab, goal: &str, endpoints: &[&str]) -> Result<Duration> {
     let words = ["p2pctl", "apply", "--guest-timeout", GUEST, goal];
     let words = words.iter().chain(endpoints);
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_told_for_joining_and_isolating() {
+    fn rows_are_made_for_joining_and_for_isolating() {
         let times = |at_once, by_steps| Times {
             at_once: Duration::from_secs(at_once),
             by_steps: Duration::from_secs(by_steps),
@@ -160,12 +160,10 @@ mod tests {
         let join = ratios(&[times(2, 2), times(3, 6), times(5, 20)]);
         assert_eq!(join, [0.5, 0.25, 1.5, 2.5]);
         let mut text = String::new();
-        lines(&mut text, "nobody has them", &[[join, [1.0; 4]]]).unwrap();
+        lines(&mut text, "no VM has them", &[[join, [1.0; 4]]]).unwrap();
         let seen: Vec<&str> = text.lines().collect();
         assert_eq!(seen.len(), 8);
-        assert!(
-            seen[1].contains("joined, nobody has them: eight, one transaction by seven | 0.25")
-        );
+        assert!(seen[1].contains("joined, no VM has them: eight, one transaction by seven | 0.25"));
         assert!(seen[4].starts_with("| isolated"), "{text}");
     }
 }

@@ -1,5 +1,4 @@
-//! How many ioctls a step takes, as the lab host's kernel counts them: of all processes, of which a VMM is the only one that
-//! uses VFIO or KVM.
+//! Number of ioctls of a step, counted by the lab host's kernel for all processes. Only the VMM uses VFIO and KVM.
 
 use anyhow::{Context, Result};
 use lab::Lab;
@@ -11,23 +10,23 @@ const COUNT: &str = "hist:keys=cmd.hex:size=2048";
 /// Types of ioctls (linux Documentation/userspace-api/ioctl/ioctl-number.rst): VFIO shares its own with iommufd.
 const VFIO: u64 = 0x3b;
 const KVM: u64 = 0xae;
-/// What a guest that runs takes anyway: `KVM_RUN`, `KVM_IRQ_LINE` and `KVM_IRQ_LINE_STATUS`.
+/// Ioctls of a running guest, which are not counted: `KVM_RUN`, `KVM_IRQ_LINE` and `KVM_IRQ_LINE_STATUS`.
 const RUNNING: [u64; 3] = [0xae80, 0x4008_ae61, 0xc008_ae67];
 /// `VFIO_IOMMU_MAP_DMA`, `IOMMU_IOAS_MAP` and `IOMMU_IOAS_MAP_FILE`.
 const MAPS: [u64; 3] = [0x3b71, 0x3b85, 0x3b8f];
 
-/// What was counted.
+/// Numbers of ioctls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Ioctls {
     /// Of VFIO and iommufd.
     pub(super) vfio: u32,
-    /// Those of them that map something for devices.
+    /// Those that map memory or BARs for devices, included in `vfio`.
     pub(super) maps: u32,
-    /// Of KVM, but for what a guest that runs takes anyway.
+    /// Of KVM, without those of a running guest.
     pub(super) kvm: u32,
 }
 
-/// Counts while something is done; `None` if that cannot be had of this kernel, after saying why.
+/// Counts the ioctls during `act`; `None` if this kernel cannot count them, with a message.
 pub(super) fn counted(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<Option<Ioctls>> {
     let begin = format!(
         "[ -e {EVENT} ] || mount -t tracefs none /sys/kernel/tracing; echo '{COUNT}' > {EVENT}/trigger"
@@ -42,7 +41,7 @@ pub(super) fn counted(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<Opt
     Ok(counted.ok())
 }
 
-/// From lines like `{ cmd:       3b71 } hitcount:          2`.
+/// Parses lines like `{ cmd:       3b71 } hitcount:          2`.
 fn read(histogram: &str) -> Result<Ioctls> {
     let mut ioctls = Ioctls::default();
     for line in histogram.lines() {
@@ -51,7 +50,7 @@ fn read(histogram: &str) -> Result<Ioctls> {
         };
         let key = key.rsplit(' ').find(|word| !word.is_empty());
         let cmd = key.and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        // Some C libraries extend the sign of a number of 32 bits.
+        // Some C libraries sign-extend the 32-bit command.
         let cmd = cmd.with_context(|| format!("no ioctl: {line}"))? & 0xffff_ffff;
         let count: u32 = count
             .trim()

@@ -1,27 +1,27 @@
-//! The VMMs: how each is started, and told to add and remove a drive.
+//! The VMMs: their command lines, and the commands to add and remove a drive.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{CMDLINE, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Lab, Running, Vm};
 
-/// Where the release of p2p-vmm is in the lab host.
+/// Path of the release build of p2p-vmm in the lab host.
 pub(super) const OURS: &str = "/bin/released-p2p-vmm";
 
 /// Directory in the lab host.
 const DIR: &str = "/tmp/bench";
 
-/// What the guest does: it says when a drive is there, and when it is there no more.
+/// The guest's program: it prints a line when a drive appears and when it disappears.
 const GUEST_WORDS: &str = "modprobe nvme ; guest-probe watch /dev/nvme0n1";
 
 /// Memory of a guest, in KiB.
 pub(super) const MEMORY_KB: u32 = 512 << 10;
 
-/// A VMM, and how it is spoken to.
+/// A VMM and its control interface.
 pub(super) enum Vmm {
     /// p2p-vmm, over its REST API.
     Ours,
-    /// QEMU, started by these words, over QMP.
+    /// QEMU with this program and options, over QMP.
     Qemu(Vec<String>),
     /// cloud-hypervisor, over its REST API.
     CloudHypervisor,
@@ -41,7 +41,7 @@ impl Vmm {
                 let vm = devices.iter().fold(vm, |vm, bdf| vm.device(bdf));
                 let vm = vm.vmm(&["cloud-hypervisor"]);
                 let argv = vm.platform(Some("vfio_p2p_dma=off")).argv();
-                // Drives have BARs of 64 bits, which it would put beyond what the IOMMU translates.
+                // It would place the drives' 64-bit BARs above the addresses that the IOMMU translates.
                 let one = |word: String| match word.as_str() {
                     "boot=1" => "boot=1,max_phys_bits=39".to_owned(),
                     _ => word,
@@ -92,7 +92,7 @@ impl Vmm {
         }
     }
 
-    /// A line of shell that adds the drive, as a peer or not; only ours makes a difference.
+    /// The shell command that adds the drive. Only p2p-vmm has the option `p2p`.
     pub(super) fn add(&self, bdf: &str, p2p: bool) -> String {
         match self {
             Self::Ours => format!(
@@ -107,7 +107,7 @@ impl Vmm {
         }
     }
 
-    /// A line of shell that removes it.
+    /// The shell command that removes the drive.
     pub(super) fn remove(&self) -> String {
         match self {
             Self::Ours => format!(
@@ -125,18 +125,18 @@ fn qmp(command: &str) -> String {
     format!("echo '{command}' > {DIR}/qmp.in")
 }
 
-/// A VM of one of them.
+/// A running VM.
 pub(super) struct Guest<'lab> {
     lab: &'lab Lab,
     vmm: Running<'lab>,
 }
 
 impl<'lab> Guest<'lab> {
-    /// Boots a guest that has these devices.
+    /// Boots a guest with these devices.
     pub(super) fn boot(lab: &'lab Lab, vmm: &Vmm, devices: &[&str]) -> Result<Self> {
         let argv = vmm.argv(devices);
         let argv: Vec<String> = argv.iter().map(|word| format!("'{word}'")).collect();
-        // Whoever opens a pipe for writing waits for a reader, so each has both.
+        // Opening a pipe for writing blocks until there is a reader, so both are opened for reading and writing.
         lab.sh(&format!(
             "rm -rf {DIR} && mkdir {DIR} && mkfifo {DIR}/qmp.in {DIR}/qmp.out"
         ))?;
@@ -164,7 +164,7 @@ impl<'lab> Guest<'lab> {
         self.vmm.wait_for(line, limit).map(drop)
     }
 
-    /// Memory that the VMM has in use, the guest's included, in KiB.
+    /// Resident memory of the VMM including the guest's memory, in KiB.
     pub(super) fn resident_kb(&self) -> Result<u32> {
         let status = self.lab.sh(&format!("cat /proc/$(cat {DIR}/pid)/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -174,14 +174,14 @@ impl<'lab> Guest<'lab> {
             .with_context(|| format!("no VmRSS in {status}"))
     }
 
-    /// Ends it, and waits until it has ended.
+    /// Ends the VMM and waits for it.
     pub(super) fn end(self) -> Result<()> {
         const TERM: i32 = 15;
         self.vmm.signal(TERM)?;
         let output = self.vmm.wait()?;
         ensure!(
             !output.truncated,
-            "the guest's console was too much to keep"
+            "the output of the guest's console was truncated"
         );
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What the demo says: facts on standard output, everything else in a file.
+//! Output of the demo: facts on standard output, everything else in a file.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use lab::Progress;
 
-pub(super) struct Story {
+pub(super) struct Report {
     progress: Progress,
     path: PathBuf,
     file: RefCell<File>,
 }
 
-impl Story {
+impl Report {
     pub(super) fn begin(progress: Progress) -> Result<Self> {
         let dir = lab::lab_dir();
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -28,15 +28,15 @@ impl Story {
         })
     }
 
-    /// A line for people; facts that belong to the one before have no label.
+    /// Prints a fact. A fact that belongs to the previous one has no label.
     pub(super) fn fact(&self, label: &str, text: &str) -> Result<()> {
         self.progress.clear();
         println!("{label:<9}{text}");
-        self.note(&format!("{label:<9}{text}"))
+        self.log(&format!("{label:<9}{text}"))
     }
 
-    /// For the file only.
-    pub(super) fn note(&self, text: &str) -> Result<()> {
+    /// Writes to the file only.
+    pub(super) fn log(&self, text: &str) -> Result<()> {
         writeln!(self.file.borrow_mut(), "{}", text.trim_end())
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
