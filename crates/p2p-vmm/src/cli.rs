@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn with_an_api_the_vm_may_come_later() {
+    fn the_kernel_is_optional_with_an_api_socket() {
         for socket in ["path=/run/vm.sock", "/run/vm.sock"] {
             let cli = Cli::try_parse_from(["p2p-vmm", "--api-socket", socket]).unwrap();
             let request = cli.into_request();

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_start_behind_the_pins_and_freed_numbers_come_back() {
+    fn messages_use_the_lowest_free_number_above_the_pins() {
         let mut used = BTreeMap::new();
         assert_eq!(lowest_free(&used), Some(Gsi(24)));
         used.extend([(Gsi(24), None), (Gsi(26), None)]);

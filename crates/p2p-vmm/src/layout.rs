@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_split_memory_and_its_size_stays() {
+    fn holes_split_memory_and_do_not_change_its_size() {
         let holes = [
             GpaRange::new(GIB, GIB + 256 * MIB),
             GpaRange::new(256 * MIB, 512 * MIB),
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_and_ecam_keep_clear_of_fixed_windows() {
+    fn memory_and_ecam_do_not_overlap_fixed_windows() {
         let fixed = [
             GpaRange::new(0x9000_0000, 0x9010_0000),
             GpaRange::new(0xb800_0000, 0xb900_0000),

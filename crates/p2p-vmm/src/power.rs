@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn keyboard_controller_knows_only_the_reset_command() {
+    fn keyboard_controller_ignores_other_commands_than_reset() {
         let reset = |value| matches!(decode(KEYBOARD_COMMAND_PORT, value), Some(VmExit::Reset(_)));
         assert!(reset(0xfe));
         assert!(!reset(0xaa));

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn limit_is_kept() {
+    fn a_full_table_has_no_free_number() {
         assert_eq!(free(&[0, 1, 2, 3], 4), None);
         assert_eq!(free(&[], 0), None);
     }

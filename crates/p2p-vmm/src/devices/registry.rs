@@ -148,8 +148,8 @@ impl Devices {
             return Ok(());
         };
         let device = lock(device);
-        let mut notices = device.notices();
-        notices.try_for_each(|event| self.watch(event, operation()))
+        let mut events = device.notices();
+        events.try_for_each(|event| self.watch(event, operation()))
     }
 
     /// When [`process_events`](Self::process_events) must be called at the latest.

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_page_says_where_everything_is() {
+    fn zero_page_has_the_addresses_of_what_was_loaded() {
         let layout = layout(1 << 30, &[]);
         let page = build(&BootParameters {
             header: setup_header::default(),

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_that_of_lspci() {
+    fn addresses_are_printed_as_by_lspci() {
         assert_eq!(Bdf::new(3, 0x1f, 2).unwrap().to_string(), "03:1f.2");
     }
 }

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pins_are_turned_at_every_bridge() {
+    fn pins_are_swizzled_at_every_bridge() {
         let number = |bus, device| gsi_of_slot(Slot::new(bus, device).unwrap()).number();
         let switch = SlotBus::Switch(3);
         assert_eq!(number(switch, 0), 16 + 3);

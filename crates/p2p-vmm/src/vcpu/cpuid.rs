@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_knows_that_it_has_a_hypervisor_and_a_deadline_timer() {
+    fn cpuid_has_the_hypervisor_and_deadline_timer_bits() {
         let entries = template(1).entries_for_cpu(0);
         assert_eq!(leaf(&entries, 1)[0].ecx, HYPERVISOR | TSC_DEADLINE);
     }

@@ -89,14 +89,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mask_opens_one_signal() {
+    fn mask_unblocks_one_signal() {
         assert_eq!(all_but(1), !1);
         assert_eq!(all_but(34), !(1 << 33));
         assert_eq!(all_but(64), !(1 << 63));
     }
 
     #[test]
-    fn mask_has_the_signal_set_right_behind_the_length() {
+    fn the_signal_set_follows_the_length_without_padding() {
         assert_eq!(std::mem::offset_of!(SignalMask, blocked), 4);
         assert_eq!(size_of::<SignalMask>(), 12);
     }

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_nothing_to_boot() {
+    fn a_directory_is_not_a_readable_file() {
         let dir = tempfile::tempdir().unwrap();
         let kernel = dir.path().join("kernel");
         let error = |path: &Path| can_read(path).map_err(|error| error.kind());

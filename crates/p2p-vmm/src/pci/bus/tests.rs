@@ -192,7 +192,7 @@ fn usage_follows_what_the_guest_has_programmed() {
 }
 
 #[test]
-fn a_function_needs_a_bus() {
+fn a_function_on_an_unknown_bus_is_refused() {
     let bus = switch();
     assert_eq!(
         bus.add(at(7, 0), function(0x2000)),
