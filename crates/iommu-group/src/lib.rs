@@ -3,6 +3,7 @@
 //! This crate reads and decides; it writes nothing. [`Sysfs`] reads a sysfs tree, which is the live `/sys` or any
 //! directory of the same shape. A function is named by its [`Sbdf`], a group by its [`GroupId`].
 
+mod address;
 mod config;
 mod distinct;
 mod fixture;
@@ -18,6 +19,7 @@ mod schema;
 mod sysfs;
 mod topology;
 
+pub use address::{Address, AddressRange, BusAddress, Gpa, Iova};
 pub use config::{
     Acs, AcsBits, AcsBitsError, AcsRegisters, AcsSetting, AdvancedFeatures, Ari, Ats, BarRegister,
     BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,

@@ -8,17 +8,17 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO,
     kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use p2p_vfio::{
-    Address, AddressRange, Apertures, AssignedDevice, Branch, Candidate, Clique, DescriptorLimit,
-    DeviceEvent, DeviceParams, DomainName, EventSink, Gpa, Ground, HostDevice, HostIommu,
-    HostMemory, HostView, IommuContext, Iova, MemorySlots, MsiMessage, MsiRouter, Policy, Reach,
-    RouteId, SlotId, Spare, VirtualPort, admit, fixed_windows, lay_out,
+    Apertures, AssignedDevice, Branch, Candidate, Clique, DescriptorLimit, DeviceEvent,
+    DeviceParams, DomainName, EventSink, Ground, HostDevice, HostIommu, HostMemory, HostView,
+    IommuContext, MemorySlots, MsiMessage, MsiRouter, Policy, Reach, RouteId, SlotId, Spare,
+    VirtualPort, admit, fixed_windows, lay_out,
 };
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 use vm_memory::bitmap::AtomicBitmap;

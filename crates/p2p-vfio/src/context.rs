@@ -4,12 +4,11 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use iommu_group::{GroupId, Sbdf};
+use iommu_group::{AddressRange, GroupId, Iova, Sbdf};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
-use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::host_iommu::{HostIommu, NoIommufd};
 use crate::memory::HostMemory;

@@ -13,9 +13,9 @@ mod share;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::address::{Address, AddressRange, Gpa, Iova};
 use crate::dma::DmaBackend;
 use crate::memory::HostMemory;
+use iommu_group::{Address, AddressRange, Gpa, Iova};
 
 #[cfg(feature = "contract")]
 pub use kernel::run_on_kernel;

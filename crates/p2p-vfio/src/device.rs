@@ -38,10 +38,9 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
-use iommu_group::Sbdf;
+use iommu_group::{AddressRange, Gpa, Iova, Sbdf};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::address::{AddressRange, Gpa, Iova};
 use crate::descriptors::DescriptorLimit;
 use crate::pci::{Notice, PciBackend};
 use crate::peers::PeerBars;

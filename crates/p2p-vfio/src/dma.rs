@@ -4,8 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::address::{AddressRange, Iova};
 use crate::memory::HostMemory;
+use iommu_group::{AddressRange, Iova};
 
 /// Why a change to an IOMMU context failed. Nothing was changed then.
 #[derive(Debug, Error)]

@@ -29,7 +29,6 @@
 #![doc = include_str!("../examples/embed.rs")]
 //! ```
 
-mod address;
 mod admission;
 mod context;
 #[cfg(any(test, feature = "contract"))]
@@ -63,7 +62,6 @@ mod policy;
 mod sys;
 mod vmm;
 
-pub use address::{Address, AddressRange, Gpa, Iova};
 pub use admission::{
     Admitted, AdmittedDomain, Candidate, Change, DomainName, Exposed, HostView, Reason, Refusal,
     UnsafeInterrupts, admit, has_unshared,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
-use crate::address::{Address, Gpa};
 use crate::sys::BarMapping;
+use iommu_group::{Address, Gpa};
 
 /// A piece of guest RAM or of a device's BAR, mapped in this process.
 ///

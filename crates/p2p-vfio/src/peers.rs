@@ -11,9 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iommu_group::Sbdf;
+use iommu_group::{AddressRange, Iova, Sbdf};
 
-use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 

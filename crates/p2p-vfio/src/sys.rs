@@ -28,7 +28,7 @@ mod vfio_pci;
 
 use std::io;
 
-use crate::address::{Address, AddressRange, Iova};
+use iommu_group::{Address, AddressRange, Iova};
 
 pub(crate) use bar_mapping::BarMapping;
 pub(crate) use cdev::Cdev;

@@ -2,10 +2,9 @@
 
 use std::io;
 
-use iommu_group::Sbdf;
+use iommu_group::{AddressRange, Gpa, Sbdf};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::address::{AddressRange, Gpa};
 use crate::device::DeviceEvent;
 use crate::memory::HostMemory;
 

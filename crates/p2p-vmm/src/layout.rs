@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use p2p_vfio::{Address, AddressRange, Gpa};
+use iommu_group::{Address, AddressRange, Gpa};
 use vm_memory::GuestAddress;
 
 /// 1 GiB in bytes.

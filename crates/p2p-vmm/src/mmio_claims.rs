@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use p2p_vfio::{Address, AddressRange, Gpa};
+use iommu_group::{Address, AddressRange, Gpa};
 
 /// Non-overlapping ranges, by start.
 #[derive(Debug, Default)]

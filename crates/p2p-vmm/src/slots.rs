@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use iommu_group::{Address, AddressRange, Gpa};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use p2p_vfio::{Address, AddressRange, Gpa, HostMemory, MemorySlots, SlotId};
+use p2p_vfio::{HostMemory, MemorySlots, SlotId};
 
 use crate::lock::lock;
 use crate::mmio_claims::MmioClaims;

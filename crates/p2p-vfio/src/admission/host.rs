@@ -5,12 +5,11 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use iommu_group::{
-    Bar, Fabric, Function, GroupId, GroupMember, Host, MemoryHole, Partition, Placement, PortType,
-    Sbdf, Sysfs, SysfsError, Topology, Verdict,
+    Address, AddressRange, Bar, Fabric, Function, Gpa, GroupId, GroupMember, Host, MemoryHole,
+    Partition, Placement, PortType, Sbdf, Sysfs, SysfsError, Topology, Verdict,
 };
 
 use super::refusal::{Reason, Refusal};
-use crate::address::{Address, AddressRange, Gpa};
 use crate::context::Reach;
 use crate::policy::{Consent, Identity, Policy, Ruling};
 

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use iommu_group::{Denial, GroupId, MemoryHole, Reach, Sbdf, is_vfio_driver};
+use iommu_group::{AddressRange, Denial, Gpa, GroupId, MemoryHole, Reach, Sbdf, is_vfio_driver};
 use thiserror::Error;
 
 use super::{Exposed, UnsafeInterrupts};
-use crate::address::{AddressRange, Gpa};
 use crate::policy::PolicyReason;
 
 /// Why a set of devices may not be given to a VM as asked. Nothing was changed.

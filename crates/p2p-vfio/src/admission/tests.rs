@@ -1,8 +1,9 @@
 //! Which devices a VM may have.
 
-use iommu_group::{Block, Denial, GroupId, GroupMember, HoleCause, MemoryHole, Route};
+use iommu_group::{
+    Address, AddressRange, Block, Denial, Gpa, GroupId, GroupMember, HoleCause, MemoryHole, Route,
+};
 
-use crate::address::{Address, AddressRange, Gpa};
 use crate::policy::{Consent, Origin, PolicyReason, Role, Ruling};
 
 use super::*;

@@ -1,8 +1,8 @@
 //! The checks. Each leaves the context as it was.
 
-use crate::address::{Address, AddressRange, Iova};
 use crate::dma::DmaError;
 use crate::memory::HostMemory;
+use iommu_group::{Address, AddressRange, Iova};
 
 use super::{Check, Failure, PAGE, Ram, Rig};
 

@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iommu_group::{GroupId, Sbdf};
+use iommu_group::{Address, AddressRange, GroupId, Iova, Sbdf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::address::{Address, AddressRange, Iova};
 use crate::context::{IommuContext, Reach};
 use crate::dma::DmaBackend;
 use crate::host_iommu::{HostIommu, Interface};

@@ -1,6 +1,6 @@
 //! The base address registers that the guest reads and writes.
 
-use crate::address::{Address, AddressRange, Gpa};
+use iommu_group::{Address, AddressRange, Gpa};
 
 const FIRST: u16 = 0x10;
 const COUNT: usize = 6;

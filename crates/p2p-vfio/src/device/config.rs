@@ -2,9 +2,9 @@
 
 use std::io;
 
-use crate::address::{AddressRange, Gpa};
 use crate::dma::DmaError;
 use crate::pci::{Region, VectorKind};
+use iommu_group::{AddressRange, Gpa};
 
 use super::bars::{self, BarInfo};
 use super::controls::Control;

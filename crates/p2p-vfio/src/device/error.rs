@@ -2,10 +2,9 @@
 
 use std::io;
 
-use iommu_group::Sbdf;
+use iommu_group::{AddressRange, Gpa, Sbdf};
 use thiserror::Error;
 
-use crate::address::{AddressRange, Gpa};
 use crate::context::ContextError;
 
 use super::windows::WindowError;

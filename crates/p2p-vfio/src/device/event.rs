@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::address::Gpa;
+use iommu_group::Gpa;
 use crate::dma::DmaError;
 
 use super::windows::WindowError;

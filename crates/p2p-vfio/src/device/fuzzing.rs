@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iommu_group::Sbdf;
+use iommu_group::{AddressRange, Gpa, Iova, Sbdf};
 
-use crate::address::{AddressRange, Gpa, Iova};
 use crate::descriptors::DescriptorLimit;
 use crate::fake::{Countdown, FakeHardware, FakePci, FakeVm, iova_ranges};
 use crate::pci::Mappable;

@@ -1,6 +1,6 @@
 //! BARs that a switch of the host reaches by bus address: whether they are there.
 
-use crate::address::{AddressRange, Gpa};
+use iommu_group::{AddressRange, Gpa};
 
 use super::DeviceEvent;
 

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use iommu_group::{Placement, Sbdf};
+use iommu_group::{Address, Gpa, Placement, Sbdf};
 
-use crate::address::{Address, Gpa};
 use crate::admission::Candidate;
 use crate::context::IommuContext;
 use crate::guest::{Endpoint, Link};

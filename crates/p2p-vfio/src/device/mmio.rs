@@ -2,8 +2,8 @@
 
 use std::io;
 
-use crate::address::Gpa;
 use crate::pci::Region;
+use iommu_group::Gpa;
 
 use super::{AssignedDevice, DeviceEvent};
 

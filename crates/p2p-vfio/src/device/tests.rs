@@ -13,8 +13,8 @@ mod windows;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::address::{Address, AddressRange, Gpa};
 use crate::descriptors::DescriptorLimit;
+use iommu_group::{Address, AddressRange, Gpa};
 use crate::fake::{FakeHardware, FakePci, FakeVm, iova_ranges};
 use crate::peers::PeerBars;
 

@@ -7,10 +7,9 @@
 use std::io;
 use std::sync::Arc;
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use thiserror::Error;
 
-use crate::address::{Address, AddressRange, Gpa, Iova};
 use crate::dma::DmaError;
 use crate::memory::HostMemory;
 use crate::peers::{PeerBars, PublishedArea};

@@ -3,10 +3,9 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::address::{Address, AddressRange, Gpa, Iova};
 use crate::device::DeviceEvent;
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;

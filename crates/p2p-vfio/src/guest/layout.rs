@@ -23,9 +23,8 @@ mod tests;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Sbdf};
 
-use crate::address::{Address, AddressRange, Gpa};
 use crate::device::BarInfo;
 
 use super::port::{Link, PortKind, VirtualPort};

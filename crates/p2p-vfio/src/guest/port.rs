@@ -4,7 +4,7 @@
 //! is what makes a guest without a virtual IOMMU use the short way between two devices below it
 //! (linux 7.2 drivers/pci/p2pdma.c: calc_map_type_and_dist()).
 
-use crate::address::{Address, AddressRange, Gpa};
+use iommu_group::{Address, AddressRange, Gpa};
 
 /// Bytes of configuration space with content; the extended space is empty.
 const SPACE: usize = 256;

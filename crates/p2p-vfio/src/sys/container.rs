@@ -12,8 +12,8 @@ use vfio_bindings::bindings::vfio::{
 };
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
-use crate::address::{Address, AddressRange, Iova};
 use crate::memory::HostMemory;
+use iommu_group::{Address, AddressRange, Iova};
 
 use super::{argsz, check, vfio_ioctl};
 

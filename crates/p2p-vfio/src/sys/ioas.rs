@@ -9,9 +9,9 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
+use iommu_group::{AddressRange, Iova};
 
 use super::dma_buf::DmaBuf;
 use super::iommufd::{IoasId, IommuFile};

@@ -20,8 +20,8 @@ use iommufd_bindings::{
 };
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use crate::address::{Address, AddressRange, Iova};
 use crate::memory::HostMemory;
+use iommu_group::{Address, AddressRange, Iova};
 
 use super::{argsz, check};
 

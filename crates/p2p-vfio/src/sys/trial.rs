@@ -5,8 +5,8 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::address::{Address, AddressRange, Iova};
 use crate::pci::{Mappable, Region};
+use iommu_group::{Address, AddressRange, Iova};
 
 use super::cdev::Cdev;
 use super::dma_buf::DmaBuf;

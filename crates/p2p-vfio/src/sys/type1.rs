@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use iommu_group::GroupId;
+use iommu_group::{AddressRange, GroupId, Iova};
 use kvm_ioctls::DeviceFd;
 use vfio_bindings::bindings::vfio::{VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE};
 
-use crate::address::{AddressRange, Iova};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 
@@ -128,7 +127,7 @@ impl DmaBackend for Type1 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::Address;
+    use iommu_group::Address;
 
     fn info(flags: u32, bounds: &[(u64, u64)]) -> Info {
         let mut bytes = Vec::new();

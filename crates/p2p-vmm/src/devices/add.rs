@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::Context;
 use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
-use iommu_group::{MemoryHole, Placement, Sbdf, SysfsError};
+use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole, Placement, Sbdf, SysfsError};
 use p2p_vfio::{
-    Address, AddressRange, AttachError, Branch, Candidate, Exposed, Gpa, GuestTopology, HostDevice,
-    Iova, LayoutError, Refusal, WindowError, lay_out,
+    AttachError, Branch, Candidate, Exposed, GuestTopology, HostDevice, LayoutError, Refusal,
+    WindowError, lay_out,
 };
 use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;

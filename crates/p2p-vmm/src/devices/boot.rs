@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use hotplug::SlotBus;
-use iommu_group::Placement;
-use p2p_vfio::{
-    AddressRange, Branch, Candidate, DomainName, Gpa, GuestTopology, HostDevice, fixed_windows,
-    lay_out,
-};
+use iommu_group::{AddressRange, Gpa, Placement};
+use p2p_vfio::{Branch, Candidate, DomainName, GuestTopology, HostDevice, fixed_windows, lay_out};
 
 use super::bus_resources::{bus_range, empty_root, reserve, whole_pages};
 use super::check::CheckedDevices;

@@ -4,7 +4,8 @@
 use std::ops::RangeInclusive;
 
 use hotplug::SlotBus;
-use p2p_vfio::{Address, AddressRange, Apertures, Candidate, Gpa, Ground, PortKind, Spare};
+use iommu_group::{Address, AddressRange, Gpa};
+use p2p_vfio::{Apertures, Candidate, Ground, PortKind, Spare};
 
 use crate::layout::{GpaRange, Layout};
 use crate::pci::{BusUsage, DEVICES};

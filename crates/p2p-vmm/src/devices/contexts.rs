@@ -5,13 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use hotplug::PlatformConfig;
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
-use p2p_vfio::{
-    Address, AddressRange, Choice, Clique, DomainName, Gpa, Handed, HostIommu, Interface,
-    IommuContext, Iova, Reach,
-};
+use p2p_vfio::{Choice, Clique, DomainName, Handed, HostIommu, Interface, IommuContext, Reach};
 
 /// An IOMMU context, with the properties of its domain in the guest.
 pub(super) struct Domain {

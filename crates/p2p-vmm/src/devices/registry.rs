@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
 use hotplug::{DeviceConfig, Event, Slot, SlotBus};
-use iommu_group::Sbdf;
-use p2p_vfio::{Address, AssignedDevice, Candidate, DeviceEvent, Exposed};
+use iommu_group::{Address, Sbdf};
+use p2p_vfio::{AssignedDevice, Candidate, DeviceEvent, Exposed};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use hotplug::{Slot, SlotBus};
-use iommu_group::{HoleCause, MemoryHole, Placement, Sbdf};
+use iommu_group::{Address, AddressRange, Gpa, HoleCause, MemoryHole, Placement, Sbdf};
 use p2p_vfio::{
-    Address, AddressRange, AssignedDevice, Candidate, Clique, DeviceParams, Endpoint, Gpa,
-    GuestTopology, HostDevice, PlacedEndpoint, VirtualPort,
+    AssignedDevice, Candidate, Clique, DeviceParams, Endpoint, GuestTopology, HostDevice,
+    PlacedEndpoint, VirtualPort,
 };
 use vm_memory::GuestMemoryMmap;
 

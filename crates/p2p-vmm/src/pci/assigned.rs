@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use p2p_vfio::{Address, AddressRange, AssignedDevice, Gpa, VirtualPort};
+use iommu_group::{Address, AddressRange, Gpa};
+use p2p_vfio::{AssignedDevice, VirtualPort};
 use vm_memory::GuestAddress;
 
 use super::bus::PciFunction;

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use hotplug::{Slot, SlotBus};
-use p2p_vfio::{AddressRange, Gpa};
+use iommu_group::{AddressRange, Gpa};
 use vm_memory::GuestAddress;
 
 use super::address::Bdf;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use hotplug::SlotBus;
-use p2p_vfio::{AddressRange, Gpa};
+use iommu_group::{AddressRange, Gpa};
 
 use super::bus::{PciBus, children, slot_bus};
 use crate::lock::lock;

@@ -7,8 +7,8 @@ use hotplug::api::{
     Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory,
     P2pRoute, P2pVerdict, P2pWindow,
 };
-use iommu_group::{Route, Sbdf, Verdict};
-use p2p_vfio::{Address, Candidate, DomainName, HostView, Interface};
+use iommu_group::{Address, Route, Sbdf, Verdict};
+use p2p_vfio::{Candidate, DomainName, HostView, Interface};
 
 use super::controller::VmController;
 use crate::devices::{DeviceView, accepted, domain_of};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hotplug::api::{BarKind, Counters, DeviceNode, DeviceTree, Resource};
-use p2p_vfio::Address;
+use iommu_group::Address;
 
 use super::machine::Machine;
 use crate::lock::lock;

@@ -1,9 +1,7 @@
 //! Why devices cannot all be placed.
 
-use iommu_group::Sbdf;
+use iommu_group::{AddressRange, Gpa, Sbdf};
 use thiserror::Error;
-
-use crate::address::{AddressRange, Gpa};
 
 /// Why devices cannot all be placed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

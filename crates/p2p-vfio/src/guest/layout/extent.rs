@@ -1,7 +1,7 @@
 //! Needs for addresses, by the kind of bridge window that forwards them.
 
-use crate::address::{Address, Gpa};
 use crate::device::BarInfo;
+use iommu_group::{Address, Gpa};
 
 /// The two kinds of bridge window.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,8 @@
 
 mod grow;
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Sbdf};
 
-use crate::address::{Address, AddressRange, Gpa};
 use crate::device::BarInfo;
 use crate::guest::port::{VirtualPort, WINDOW_ALIGN};
 

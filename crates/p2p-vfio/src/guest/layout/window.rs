@@ -1,8 +1,7 @@
 //! Windows of bridges and addresses below them: what must hold for one, and for several.
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Sbdf};
 
-use crate::address::{Address, AddressRange, Gpa};
 use crate::device::BarInfo;
 use crate::guest::port::WINDOW_ALIGN;
 

@@ -231,7 +231,7 @@ impl PciFunction for Observer {
 }
 
 fn gpa_range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
-    AddressRange::new(p2p_vfio::Address::new(start), len_bytes).unwrap()
+    AddressRange::new(iommu_group::Address::new(start), len_bytes).unwrap()
 }
 
 /// A root port at 00:01.0, a downstream port below it, and an observer below that.

@@ -1,9 +1,8 @@
 //! From branches to ports and endpoints: slots and bus numbers.
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, Gpa, Sbdf};
 
 use super::{Body, Node, Tree};
-use crate::address::{Address, Gpa};
 use crate::guest::layout::window::fixed_address;
 use crate::guest::layout::{Branch, DEVICES_PER_BUS, Endpoint, LayoutError, Spare};
 use crate::guest::port::{BusNumbers, Link, PortKind, VirtualPort};

@@ -1,4 +1,4 @@
-//! Addresses as types: guest-physical and I/O-virtual, and half-open ranges of either.
+//! Address types (host bus, guest-physical, I/O virtual) and half-open address ranges.
 
 use std::fmt;
 
@@ -41,6 +41,11 @@ macro_rules! address {
 }
 
 address! {
+    /// An address on the host's PCI bus: what BARs and bridge windows hold, and what a request carries.
+    BusAddress
+}
+
+address! {
     /// A guest-physical address: what the guest puts into a BAR or a page table.
     Gpa
 }
@@ -48,6 +53,15 @@ address! {
 address! {
     /// An I/O virtual address: what an assigned device puts on the bus and the IOMMU translates.
     Iova
+}
+
+impl Gpa {
+    /// The guest-physical address equal to a bus address: where a guest finds a BAR that its peers reach by bus
+    /// address.
+    #[must_use]
+    pub fn at_bus_address(address: BusAddress) -> Self {
+        Self(address.0)
+    }
 }
 
 impl Iova {
