@@ -10,7 +10,11 @@ mod header;
 mod legacy;
 mod list;
 mod space;
-pub(crate) mod spec;
+#[allow(
+    missing_docs,
+    reason = "the specification says under the same name what a constant is"
+)]
+pub mod spec;
 
 pub use acs::{Acs, AcsBits, AcsBitsError, AcsRegisters, AcsSetting, EgressVector};
 pub use bar::{BarRegister, BridgeWindows, Space};

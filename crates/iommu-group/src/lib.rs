@@ -20,6 +20,7 @@ mod sysfs;
 mod topology;
 
 pub use address::{Address, AddressRange, BusAddress, Gpa, Iova};
+pub use config::spec;
 pub use config::{
     Acs, AcsBits, AcsBitsError, AcsRegisters, AcsSetting, AdvancedFeatures, Ari, Ats, BarRegister,
     BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,

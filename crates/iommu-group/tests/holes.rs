@@ -17,7 +17,9 @@ mod walk;
 use std::collections::BTreeMap;
 use std::slice;
 
-use iommu_group::{AcsBits, Fabric, GroupModel, HoleCause, Kernel, MemoryHole, Sbdf, Topology};
+use iommu_group::{
+    AcsBits, Address, Fabric, GroupModel, HoleCause, Kernel, MemoryHole, Sbdf, Topology,
+};
 use machine::{Machine, bdf};
 use random::Random;
 use walk::{End, Walk};
@@ -185,7 +187,7 @@ fn interesting(topology: &Topology, random: &mut Random) -> Vec<u64> {
             all.extend([start - 1, start, start + (end - start) / 2, end, end + 1]);
         }
         for bar in topology.bars(function) {
-            let start = bar.bus_address.unwrap();
+            let start = bar.bus_address.unwrap().value();
             all.extend([
                 start - 1,
                 start,

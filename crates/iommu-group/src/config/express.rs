@@ -117,6 +117,22 @@ pub struct Link {
 }
 
 impl Link {
+    /// The slowest link that PCI Express has: 2.5 GT/s on one lane.
+    pub const SLOWEST: Self = Self::at_most(1, 1);
+
+    /// A link that runs as fast as it can, at `generation` with `lanes` lanes.
+    #[must_use]
+    pub const fn at_most(generation: u8, lanes: u8) -> Self {
+        Self {
+            generation,
+            lanes,
+            max_generation: generation,
+            max_lanes: lanes,
+            active: true,
+            port_number: 0,
+        }
+    }
+
     fn decode(space: &ConfigSpace, cap: u16) -> Option<Self> {
         let capabilities = space.u32(cap.saturating_add(express::LINK_CAPABILITIES))?;
         let status = space.u16(cap.saturating_add(express::LINK_STATUS))?;

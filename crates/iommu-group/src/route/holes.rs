@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::fabric::{Fabric, Ingress, Turn};
+use crate::address::Address;
 use crate::config::AcsBits;
 use crate::topology::FunctionId;
 use crate::{PortType, Sbdf};
@@ -220,7 +221,7 @@ impl Fabric<'_> {
         let bars = self.topology().bars(function);
         let memory = bars.iter().filter(|bar| bar.is_memory());
         let ranges = memory.filter_map(|bar| {
-            let start = bar.bus_address?;
+            let start = bar.bus_address?.value();
             let last = start.checked_add(bar.size_bytes.checked_sub(1)?)?;
             Some(start..=last)
         });

@@ -1,6 +1,7 @@
 //! The addresses of a function as the kernel assigned them.
 
 use super::{Function, Topology};
+use crate::address::{Address, BusAddress};
 use crate::config::{BarRegister, HeaderLayout, Space};
 
 /// One line of the file `resource`: addresses as the CPU uses them, and flags
@@ -63,12 +64,10 @@ pub struct Bar {
     pub space: Space,
     /// Whether reads have no side effects.
     pub prefetchable: bool,
-    /// Where it starts on the bus, which is what a peer's request must bear; `None` if it is not assigned.
-    pub bus_address: Option<u64>,
-    /// Where it starts for the CPU; `None` if it is not assigned. Differs from the bus address on hosts whose bridge
-    /// translates.
-    pub cpu_address: Option<u64>,
-    /// Its size.
+    /// Where it starts on the bus, which is what a peer's request must bear; `None` if it is not assigned. The CPU's
+    /// address differs on hosts whose bridge translates.
+    pub bus_address: Option<BusAddress>,
+    /// Its size in bytes.
     pub size_bytes: u64,
 }
 
@@ -77,6 +76,12 @@ impl Bar {
     #[must_use]
     pub fn is_memory(&self) -> bool {
         self.space != Space::Io
+    }
+
+    /// Whether it may be above 4 GiB.
+    #[must_use]
+    pub fn is_64bit(&self) -> bool {
+        self.space == Space::Memory64
     }
 }
 
@@ -96,9 +101,9 @@ pub(super) fn bars(topology: &Topology, function: &Function) -> Vec<Bar> {
                 index,
                 space,
                 prefetchable: resource.flags & PREFETCHABLE != 0,
-                bus_address: assigned
-                    .then(|| bus_address(topology, function, index, resource.start)),
-                cpu_address: assigned.then_some(resource.start),
+                bus_address: assigned.then(|| {
+                    BusAddress::new(bus_address(topology, function, index, resource.start))
+                }),
                 size_bytes,
             })
         })

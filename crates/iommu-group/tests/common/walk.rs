@@ -1,6 +1,6 @@
 //! A request on its way up, port by port: what the rules about memory are tested against.
 
-use iommu_group::{AcsBits, Function, GroupModel, PortType, Sbdf, Topology};
+use iommu_group::{AcsBits, Address, Function, GroupModel, PortType, Sbdf, Topology};
 
 /// Where a request ends, if everybody who may take it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,7 +161,7 @@ fn in_window(function: &Function, address: u64) -> bool {
 fn bar_at(topology: &Topology, function: &Function, address: u64) -> bool {
     let mut bars = topology.bars(function).into_iter();
     bars.any(|bar| {
-        let start = bar.bus_address.unwrap();
+        let start = bar.bus_address.unwrap().value();
         (start..start + bar.size_bytes).contains(&address)
     })
 }

@@ -230,6 +230,6 @@ fn bus_addresses(topology: &Topology, sbdf: Sbdf) -> Vec<(u8, u64)> {
     let bars = topology.get(sbdf).map(|function| topology.bars(function));
     let memory = bars.into_iter().flatten().filter(Bar::is_memory);
     memory
-        .filter_map(|bar| Some((bar.index, bar.bus_address?)))
+        .filter_map(|bar| Some((bar.index, bar.bus_address?.value())))
         .collect()
 }
