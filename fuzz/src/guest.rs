@@ -12,7 +12,7 @@ pub(crate) use device::device;
 pub(crate) use port::port;
 pub(crate) use slots::slots;
 
-use p2p_vfio::{Address, AddressRange, Gpa};
+use iommu_group::{Address, AddressRange, Gpa};
 
 use crate::bytes::Bytes;
 

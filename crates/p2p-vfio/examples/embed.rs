@@ -8,6 +8,9 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use guest_topology::{
+    Apertures, BusResources, Demands, Reserve, Subtree, VirtualPort, assign_resources, check_memory,
+};
 use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO,
@@ -15,10 +18,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VmFd};
 use p2p_vfio::{
-    Apertures, AssignedDevice, Branch, Candidate, Clique, DescriptorLimit, DeviceEvent,
-    DeviceParams, DomainName, EventSink, Ground, HostDevice, HostIommu, HostMemory, HostView,
-    IommuContext, MemorySlots, MsiMessage, MsiRouter, Policy, Reach, RouteId, SlotId, Spare,
-    VirtualPort, admit, fixed_windows, lay_out,
+    AssignedDevice, Candidate, Clique, DescriptorLimit, DeviceEvent, DeviceParams, DomainName,
+    EventSink, HostDevice, HostIommu, HostMemory, HostView, IommuContext, MemorySlots, MsiMessage,
+    MsiRouter, Policy, Reach, RouteId, SlotId, admit,
 };
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 use vm_memory::bitmap::AtomicBitmap;
@@ -249,29 +251,51 @@ fn assign(
         Some(kvm),
         &Arc::default(),
     )?);
-    let (mut branches, mut devices) = (Vec::new(), Vec::new());
+    let (mut subtrees, mut devices) = (Vec::new(), Vec::new());
+    let mut translated: Option<Vec<AddressRange<Iova>>> = None;
+    let mut contexts = Vec::new();
     let domains = admitted.domains.iter().map(|domain| &domain.members);
-    let contexts = domains.map(|members| (Reach::Peers, members));
-    let contexts = contexts.chain([(Reach::GuestMemory, &admitted.others)]);
-    for (number, (reach, members)) in contexts.enumerate() {
+    let groups = domains.map(|members| (Reach::Peers, members));
+    let groups = groups.chain([(Reach::GuestMemory, &admitted.others)]);
+    for (number, (reach, members)) in groups.enumerate() {
         if members.is_empty() {
             continue;
         }
         let context = IommuContext::new(&iommu, reach)?;
         let opened = members.iter().map(|one| HostDevice::open(&context, one));
         let opened = opened.collect::<std::result::Result<Vec<_>, _>>()?;
-        check_memory(memory, &context.iova_ranges()?, members)?;
-        context.map_guest(memory)?;
-        let endpoints = opened.iter().map(HostDevice::endpoint);
+        // What the IOMMU translates for all of them.
+        let ranges = context.iova_ranges()?;
+        translated = Some(match translated {
+            None => ranges,
+            Some(others) => others
+                .iter()
+                .flat_map(|a| ranges.iter().filter_map(|b| a.intersect(b)))
+                .collect(),
+        });
+        let endpoints = opened.iter().map(|device| device.endpoint().clone());
         match reach {
-            Reach::Peers => branches.push(Branch::Switch {
+            Reach::Peers => subtrees.push(Subtree::Switch {
                 members: endpoints.collect(),
-                spare: Spare::default(),
+                reserve: Reserve::default(),
             }),
-            Reach::GuestMemory => branches.extend(endpoints.map(Branch::Device)),
+            Reach::GuestMemory => subtrees.extend(endpoints.map(Subtree::Endpoint)),
         }
+        contexts.push(context);
         let clique = Clique::of_domain(number).filter(|_| reach == Reach::Peers);
         devices.extend(opened.into_iter().map(|device| (device, clique)));
+    }
+
+    // Memory must be where the IOMMU translates, and not where a switch of the host would take it for a device's.
+    let members = admitted.domains.iter().flat_map(|domain| &domain.members);
+    let holes = members.chain(&admitted.others).flat_map(|one| &one.holes);
+    let demands = Demands::new(&subtrees, holes)?;
+    let regions = memory
+        .iter()
+        .filter_map(|region| AddressRange::new(Gpa::new(region.start_addr().0), region.len()));
+    check_memory(regions, &translated.unwrap_or_default(), &demands)?;
+    for context in &contexts {
+        context.map_guest(memory)?;
     }
 
     // Where the guest finds them. A VMM that knows better places ports and BARs itself.
@@ -280,8 +304,9 @@ fn assign(
         prefetchable: windows.clone(),
     };
     // Peers behind a switch that goes by bus addresses are at theirs, which the host bridge lets through.
-    windows.extend(fixed_windows(&branches)?);
-    let topology = lay_out(&branches, Ground::root(apertures, windows.clone()))?;
+    windows.extend(demands.fixed_windows);
+    let resources = BusResources::root(apertures, windows.clone());
+    let topology = assign_resources(&subtrees, resources)?;
     let routes = Arc::new(Routes {
         vm: vm.clone(),
         messages: Mutex::default(),
@@ -309,26 +334,6 @@ fn assign(
         bus.devices.insert(place.sbdf, device);
     }
     Ok(bus)
-}
-
-/// Memory must be where the IOMMU translates, and not where a switch of the host would take it for a device's.
-fn check_memory(
-    memory: &Memory,
-    usable: &[AddressRange<Iova>],
-    members: &[Candidate],
-) -> Result<()> {
-    for region in memory.iter() {
-        let (start, len) = (region.start_addr().0, region.len());
-        let end = start + len;
-        let range = AddressRange::new(Iova::of_guest(Gpa::new(start)), len);
-        let translated = range.is_some_and(|r| usable.iter().any(|u| u.contains(&r)));
-        let mut holes = members.iter().flat_map(|member| &member.holes);
-        if !translated || holes.any(|hole| *hole.range.start() < end && start <= *hole.range.end())
-        {
-            return Err(format!("guest memory cannot be at {start:#x}..{end:#x}").into());
-        }
-    }
-    Ok(())
 }
 
 fn main() -> Result<()> {

@@ -142,7 +142,7 @@ impl IommuContext {
     }
 
     /// What the kernel lets the devices of this context reach.
-    #[cfg(any(test, feature = "contract"))]
+    #[cfg(feature = "contract")]
     pub(crate) fn dma(&self) -> Arc<dyn DmaBackend> {
         self.backend.dma()
     }

@@ -22,7 +22,6 @@ mod error;
 mod event;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
-mod homes;
 mod host;
 mod interrupts;
 mod mmio;
@@ -38,7 +37,8 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
-use iommu_group::{AddressRange, Gpa, Iova, Sbdf};
+use guest_topology::FixedBars;
+use iommu_group::{AddressRange, Bar, Gpa, Iova, Sbdf};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::descriptors::DescriptorLimit;
@@ -46,13 +46,11 @@ use crate::pci::{Notice, PciBackend};
 use crate::peers::PeerBars;
 use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiRouter};
 
-pub use bars::BarInfo;
 use bars::Bars;
 pub use clique::Clique;
 use controls::Controls;
 pub use error::{AttachError, DetachError};
 pub use event::DeviceEvent;
-use homes::Homes;
 pub use host::HostDevice;
 use interrupts::Interrupts;
 use msi::Msi;
@@ -90,7 +88,7 @@ pub struct AssignedDevice {
     windows: Windows,
     /// The BARs of its P2P domain, which it reaches as a bus master.
     domain: Option<Arc<PeerBars>>,
-    homes: Homes,
+    fixed_bars: FixedBars,
     interrupts: Interrupts,
     notices: Notices,
     events: Arc<dyn EventSink>,
@@ -117,12 +115,12 @@ impl AssignedDevice {
     }
 
     /// The memory BARs that need an address.
-    pub fn bars(&self) -> &[BarInfo] {
+    pub fn bars(&self) -> &[Bar] {
         self.bars.infos()
     }
 
     /// Where each BAR answers to the guest now; one that does not is left out.
-    pub fn live_bars(&self) -> impl Iterator<Item = (&BarInfo, AddressRange<Gpa>)> {
+    pub fn live_bars(&self) -> impl Iterator<Item = (&Bar, AddressRange<Gpa>)> {
         let infos = self.bars.infos().iter();
         infos.filter_map(|info| Some((info, self.windows.live(info.index)?)))
     }
@@ -146,7 +144,7 @@ impl AssignedDevice {
     ///
     /// # Errors
     /// [`WindowError`] if memory decode is on and the window could not follow.
-    pub fn place_bar(&mut self, info: &BarInfo, gpa: Gpa) -> Result<(), WindowError> {
+    pub fn place_bar(&mut self, info: &Bar, gpa: Gpa) -> Result<(), WindowError> {
         self.bars.set(info, gpa);
         self.try_place().into_iter().next().map_or(Ok(()), Err)
     }

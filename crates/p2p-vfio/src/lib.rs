@@ -11,8 +11,9 @@
 //!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
 //!    so a device outside of it faults in the IOMMU;
 //! 3. opens each device in its context ([`HostDevice::open`]) and asks which I/O addresses the IOMMU
-//!    can translate ([`IommuContext::iova_ranges`]); lays out guest memory inside them, and the
-//!    devices with the ports above them ([`lay_out`]): one virtual switch for the peers;
+//!    can translate ([`IommuContext::iova_ranges`]); lays out guest memory inside them, and assigns
+//!    addresses to the devices and the ports above them ([`guest_topology::assign_resources`]): one
+//!    virtual switch for the peers;
 //! 4. gives the contexts guest memory ([`IommuContext::map_guest`]), makes the devices the guest's
 //!    ([`AssignedDevice::new`]), places their BARs, and serves the guest's configuration and MMIO
 //!    accesses with them.
@@ -52,7 +53,6 @@ pub mod fuzzing {
     //! Assigned devices on a fake kernel, for fuzz targets.
     pub use crate::device::fuzzing::{FakeFunction, FakeHost, FakeRegisters};
 }
-mod guest;
 mod handed;
 mod host_iommu;
 mod memory;
@@ -69,14 +69,10 @@ pub use admission::{
 pub use context::{ContextError, IommuContext, Reach};
 pub use descriptors::DescriptorLimit;
 pub use device::{
-    AssignedDevice, AttachError, BarInfo, Clique, DetachError, DeviceEvent, DeviceParams,
-    HostDevice, WindowError,
+    AssignedDevice, AttachError, Clique, DetachError, DeviceEvent, DeviceParams, HostDevice,
+    WindowError,
 };
 pub use dma::DmaError;
-pub use guest::{
-    Apertures, Branch, BusNumbers, Endpoint, Ground, GuestTopology, LayoutError, Link,
-    PlacedEndpoint, PortKind, SWITCH_SLOTS, Spare, VirtualPort, fixed_windows, lay_out,
-};
 pub use handed::{Handed, HandedError};
 pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, NoIommufd};
 pub use memory::HostMemory;

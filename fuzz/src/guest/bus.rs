@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use guest_topology::{BusNumbers, PortKind, VirtualPort};
 use hotplug::{Slot, SlotBus};
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Link, Sbdf};
+use p2p_vfio::AssignedDevice;
 use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
-use p2p_vfio::{
-    Address, AddressRange, AssignedDevice, BusNumbers, Gpa, Link, PortKind, VirtualPort,
-};
 use vm_memory::GuestAddress;
 
 use super::check::{Assigned, check};
@@ -20,10 +19,7 @@ use crate::pci::{Bdf, ConfigAddressPort, HostBridge, PciBus, SharedFunction, dec
 const MOST_STEPS: usize = 160;
 /// Bytes of a bridge window at the start.
 const WINDOW_BYTES: u64 = 16 << 20;
-const LINK: Link = Link {
-    speed: 4,
-    width: 16,
-};
+const LINK: Link = Link::at_most(4, 16);
 /// Device numbers on the root bus: the root port of the switch, and that of a device of its own.
 const SWITCH: u8 = 1;
 const ALONE: u8 = 2;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use iommu_group::{Address, AddressRange, Bar, Gpa};
+use p2p_vfio::AssignedDevice;
 use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
-use p2p_vfio::{Address, AddressRange, AssignedDevice, BarInfo, Gpa};
 
 /// The base address registers in configuration space.
 const BARS: u16 = 0x10;
@@ -31,7 +32,7 @@ pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [Assigned<'_>
     let mut mapped = vec![Vec::new(); domains];
     let (mut lines, mut vectors) = (0, 0);
     for (at, assigned) in devices.iter_mut().enumerate() {
-        let live: Vec<(BarInfo, AddressRange<Gpa>)> = assigned
+        let live: Vec<(Bar, AddressRange<Gpa>)> = assigned
             .device
             .live_bars()
             .map(|(info, range)| (*info, range))
@@ -52,7 +53,7 @@ pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [Assigned<'_>
             .map(|(bar, range)| {
                 let place = (range.start().value(), range.len_bytes());
                 let at = AddressRange::new(Gpa::new(place.0), place.1).expect("a range");
-                let in_bar = |(info, live): &(BarInfo, AddressRange<Gpa>)| {
+                let in_bar = |(info, live): &(Bar, AddressRange<Gpa>)| {
                     info.index == bar && live.contains(&at)
                 };
                 assert!(live.iter().any(in_bar), "peers see {at}, no BAR is there");
@@ -95,9 +96,9 @@ pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [Assigned<'_>
 }
 
 /// What the guest reads from the register of a BAR.
-fn register(device: &mut AssignedDevice, info: &BarInfo) -> u64 {
+fn register(device: &mut AssignedDevice, info: &Bar) -> u64 {
     let mut value = [0; 8];
-    let end = if info.is_64bit { 8 } else { 4 };
+    let end = if info.is_64bit() { 8 } else { 4 };
     if let Some(data) = value.get_mut(..end) {
         device.config_read(BARS + u16::from(info.index) * 4, data);
     }

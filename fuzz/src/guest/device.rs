@@ -2,9 +2,9 @@
 
 use std::array;
 
-use iommu_group::Sbdf;
+use iommu_group::{Address, AddressRange, Gpa, Sbdf};
+use p2p_vfio::AssignedDevice;
 use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
-use p2p_vfio::{Address, AddressRange, AssignedDevice, Gpa};
 
 use super::check::{Assigned, check, check_read};
 use super::function::function;

@@ -1,6 +1,7 @@
 //! A virtual port, whatever the guest writes.
 
-use p2p_vfio::{Address, Link, PortKind, VirtualPort};
+use guest_topology::{PortKind, VirtualPort};
+use iommu_group::{Address, Link};
 
 use super::check::check_read;
 use super::data;
@@ -26,10 +27,7 @@ const UNIT: u64 = 1 << 20;
 pub(crate) fn port(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let kind = bytes.pick(&[PortKind::Root, PortKind::Upstream, PortKind::Downstream]);
-    let link = Link {
-        speed: bytes.next(),
-        width: bytes.next(),
-    };
+    let link = Link::at_most(bytes.next(), bytes.next());
     let mut port = VirtualPort::new(kind, bytes.next(), link);
     let constant = |port: &VirtualPort| {
         CONSTANT.map(|(at, count)| {

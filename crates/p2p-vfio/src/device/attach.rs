@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use guest_topology::FixedBars;
+use iommu_group::Placement;
+
 use crate::memory::HostMemory;
 use crate::pci::{PciBackend, Region, VectorKind};
 
 use super::areas::mappable_areas;
+use super::bars::Bars;
 use super::capability::{self, Capability};
 use super::controls::Controls;
-use super::homes::Homes;
 use super::interrupts::Interrupts;
 use super::msi::Msi;
 use super::msix::Msix;
@@ -19,7 +22,6 @@ use super::{AssignedDevice, AttachError, DeviceParams, HostDevice};
 
 const CAP_MSI: u16 = 0x05;
 const CAP_MSIX: u16 = 0x11;
-const INTERRUPT_PIN: usize = 0x3d;
 
 impl AssignedDevice {
     /// Makes an open device one of a guest. Memory decode is off and its BARs are at 0 until
@@ -32,15 +34,17 @@ impl AssignedDevice {
             sbdf,
             device,
             config,
-            bars,
+            endpoint,
             domain,
             hidden,
-            homes,
         } = host;
         let shown = domain.clone().filter(|_| !hidden);
-        // Of a BAR that no peer sees it does not matter where it is.
-        let homes = shown.as_ref().map_or_else(Vec::new, |_| homes);
-        let pin = config.get(INTERRUPT_PIN).is_some_and(|pin| *pin != 0);
+        // Placement matters only for BARs that peers can see.
+        let fixed_bars = match (endpoint.placement(), &shown) {
+            (Placement::AtBusAddress, Some(_)) => FixedBars::new(endpoint.bars()),
+            _ => FixedBars::default(),
+        };
+        let pin = endpoint.interrupt_pin().is_some();
         let has_line = pin && params.intx.is_some() && device.has_line();
         let mut overlay = Overlay::of_endpoint(&config, has_line);
         if let Some(clique) = params.clique
@@ -54,7 +58,7 @@ impl AssignedDevice {
         let (msi, msix) = read_vectors(&*device, &config);
         let mut this = Self {
             sbdf,
-            homes: Homes::new(homes),
+            fixed_bars,
             windows: Windows::new(sbdf, params.slots, shown),
             domain,
             interrupts: Interrupts::new(params.msi, params.vector_fds, params.intx),
@@ -65,7 +69,7 @@ impl AssignedDevice {
             stopped: false,
             detached: false,
             has_line,
-            bars,
+            bars: Bars::new(endpoint.bars()),
             msi,
             msix,
             controls: Controls::find(&config),

@@ -1,29 +1,11 @@
 //! The base address registers that the guest reads and writes.
 
-use iommu_group::{Address, AddressRange, Gpa};
+use iommu_group::spec::{bar, header};
+use iommu_group::{Address, AddressRange, Bar, Gpa, Space};
 
-const FIRST: u16 = 0x10;
 const COUNT: usize = 6;
 /// First byte after the BARs of a type 0 header.
-pub(super) const END: u16 = 0x28;
-
-const IO_SPACE: u32 = 1;
-const WIDE: u32 = 0b100;
-const PREFETCHABLE: u32 = 0b1000;
-const FLAGS: u32 = 0xf;
-
-/// A memory BAR (PCI r3.0 §6.2.5.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BarInfo {
-    /// 0–5: the register, the lower of two for a 64-bit BAR.
-    pub index: u8,
-    /// Size in bytes, a power of two of at least 16. Its address is a multiple of it.
-    pub size_bytes: u64,
-    /// Whether it may lie above 4 GiB.
-    pub is_64bit: bool,
-    /// Whether reads have no side effects.
-    pub prefetchable: bool,
-}
+pub(super) const END: u16 = header::BAR0 + 24;
 
 /// The six registers. I/O BARs are not offered to the guest: they read as not implemented.
 #[derive(Debug)]
@@ -31,66 +13,74 @@ pub(super) struct Bars {
     registers: [u32; COUNT],
     /// Bits of each register that a write changes.
     writable: [u32; COUNT],
-    infos: Vec<BarInfo>,
+    infos: Vec<Bar>,
+}
+
+/// The memory BARs of a function, from the registers of its header and the sizes of its six regions in bytes.
+pub(super) fn decode(registers: [u32; COUNT], sizes: [u64; COUNT]) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    let mut upper_half = false;
+    for (index, (register, size_bytes)) in (0_u8..).zip(registers.into_iter().zip(sizes)) {
+        if std::mem::take(&mut upper_half) || size_bytes == 0 || register & bar::IO != 0 {
+            continue;
+        }
+        upper_half = register & bar::MEMORY_TYPE == bar::MEMORY_TYPE_64;
+        bars.push(Bar {
+            index,
+            space: match upper_half {
+                true => Space::Memory64,
+                false => Space::Memory32,
+            },
+            prefetchable: register & bar::PREFETCHABLE != 0,
+            bus_address: None,
+            size_bytes,
+        });
+    }
+    bars
 }
 
 impl Bars {
-    /// From the hardware's header and the sizes of its six regions in bytes. Addresses start at 0.
-    ///
-    /// Returns the index of a BAR whose size is none.
-    pub(super) fn new(hardware: [u32; COUNT], sizes: [u64; COUNT]) -> Result<Self, u8> {
+    /// The registers of an endpoint with these memory BARs. Addresses start at 0.
+    pub(super) fn new(infos: &[Bar]) -> Self {
         let mut bars = Self {
             registers: [0; COUNT],
             writable: [0; COUNT],
-            infos: Vec::new(),
+            infos: infos.to_vec(),
         };
-        let mut upper_half = false;
-        for (index, (register, size_bytes)) in (0_u8..).zip(hardware.into_iter().zip(sizes)) {
-            if std::mem::take(&mut upper_half) || size_bytes == 0 || register & IO_SPACE != 0 {
-                continue;
+        for info in infos {
+            let at = usize::from(info.index);
+            let mask = !info.size_bytes.saturating_sub(1);
+            if let Some(register) = bars.registers.get_mut(at) {
+                *register = flags(info);
             }
-            let at = usize::from(index);
-            let is_64bit = register & 0b110 == WIDE;
-            let fits = is_64bit && at + 1 < COUNT || !is_64bit && size_bytes <= 1 << 31;
-            if !size_bytes.is_power_of_two() || size_bytes < 16 || !fits {
-                return Err(index);
+            let halves = [low(mask), high(mask)].into_iter();
+            let halves = halves.take(if info.is_64bit() { 2 } else { 1 });
+            for (writable, half) in bars.writable.iter_mut().skip(at).zip(halves) {
+                *writable = half;
             }
-            let mask = !(size_bytes - 1);
-            bars.registers[at] = register & FLAGS;
-            bars.writable[at] = low(mask);
-            if is_64bit {
-                bars.writable[at + 1] = high(mask);
-                upper_half = true;
-            }
-            bars.infos.push(BarInfo {
-                index,
-                size_bytes,
-                is_64bit,
-                prefetchable: register & PREFETCHABLE != 0,
-            });
         }
-        Ok(bars)
+        bars
     }
 
-    pub(super) fn infos(&self) -> &[BarInfo] {
+    pub(super) fn infos(&self) -> &[Bar] {
         &self.infos
     }
 
     /// Where a BAR is now.
-    pub(super) fn range(&self, info: &BarInfo) -> Option<AddressRange<Gpa>> {
+    pub(super) fn range(&self, info: &Bar) -> Option<AddressRange<Gpa>> {
         let at = usize::from(info.index);
-        let mut address = u64::from(self.registers[at] & !FLAGS);
-        if info.is_64bit {
+        let mut address = u64::from(self.registers[at] & bar::MEMORY_ADDRESS);
+        if info.is_64bit() {
             address |= u64::from(self.registers[at + 1]) << 32;
         }
         AddressRange::new(Gpa::new(address), info.size_bytes)
     }
 
     /// Moves a BAR. Bits below its size are dropped, as hardware does.
-    pub(super) fn set(&mut self, info: &BarInfo, address: Gpa) {
+    pub(super) fn set(&mut self, info: &Bar, address: Gpa) {
         let at = usize::from(info.index);
         self.store(at, low(address.value()));
-        if info.is_64bit {
+        if info.is_64bit() {
             self.store(at + 1, high(address.value()));
         }
     }
@@ -126,8 +116,23 @@ impl Bars {
     }
 }
 
+/// The bits of a register that are not address.
+fn flags(info: &Bar) -> u32 {
+    let kind = if info.is_64bit() {
+        bar::MEMORY_TYPE_64
+    } else {
+        0
+    };
+    let prefetchable = if info.prefetchable {
+        bar::PREFETCHABLE
+    } else {
+        0
+    };
+    kind | prefetchable
+}
+
 fn locate(offset: u16) -> Option<(usize, usize)> {
-    let byte = usize::from(offset.checked_sub(FIRST)?);
+    let byte = usize::from(offset.checked_sub(header::BAR0)?);
     (byte < COUNT * 4).then_some((byte / 4, byte % 4))
 }
 
@@ -155,13 +160,14 @@ mod tests {
     }
 
     fn edu() -> Bars {
-        Bars::new([0xfe80_0000, 0, 0, 0, 0, 0], [1 << 20, 0, 0, 0, 0, 0]).unwrap()
+        let registers = [0xfe80_0000, 0, 0, 0, 0, 0];
+        Bars::new(&decode(registers, [1 << 20, 0, 0, 0, 0, 0]))
     }
 
     fn gpu() -> Bars {
-        let hardware = [0xfa00_0000, 0xe000_000c, 0x38, 0xf000_000c, 0x38, 0xe001];
+        let registers = [0xfa00_0000, 0xe000_000c, 0x38, 0xf000_000c, 0x38, 0xe001];
         let sizes = [16 << 20, 64 << 30, 0, 32 << 20, 0, 128];
-        Bars::new(hardware, sizes).unwrap()
+        Bars::new(&decode(registers, sizes))
     }
 
     #[test]
@@ -194,19 +200,10 @@ mod tests {
     fn addresses_are_where_they_were_put() {
         let mut bars = gpu();
         let info = bars.infos()[1];
-        assert!(info.is_64bit && info.prefetchable);
+        assert!(info.is_64bit() && info.prefetchable);
         bars.set(&info, Gpa::new(0x40_0000_0000));
         let expected = AddressRange::new(Gpa::new(0x40_0000_0000), 64 << 30);
         assert_eq!(bars.range(&info), expected);
-    }
-
-    #[test]
-    fn sizes_that_are_none_are_named() {
-        assert_eq!(Bars::new([0; 6], [0, 0, 24, 0, 0, 0]).unwrap_err(), 2);
-        assert_eq!(Bars::new([0; 6], [8, 0, 0, 0, 0, 0]).unwrap_err(), 0);
-        let wide_and_last = [0, 0, 0, 0, 0, 0xc];
-        let sizes = [0, 0, 0, 0, 0, 4096];
-        assert_eq!(Bars::new(wide_and_last, sizes).unwrap_err(), 5);
     }
 
     #[test]

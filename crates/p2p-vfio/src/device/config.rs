@@ -4,9 +4,9 @@ use std::io;
 
 use crate::dma::DmaError;
 use crate::pci::{Region, VectorKind};
-use iommu_group::{AddressRange, Gpa};
+use iommu_group::{AddressRange, Bar, Gpa};
 
-use super::bars::{self, BarInfo};
+use super::bars;
 use super::controls::Control;
 use super::interrupts::Wanted;
 use super::msi::Msi;
@@ -268,7 +268,7 @@ impl AssignedDevice {
 
     /// Where a BAR is decoded: the function is awake, memory decode is on and the address is one that
     /// the bridges above let through.
-    fn decoded(&self, info: &BarInfo) -> Option<AddressRange<Gpa>> {
+    fn decoded(&self, info: &Bar) -> Option<AddressRange<Gpa>> {
         let range = self.bars.range(info)?;
         let on = self.command[0] & MEMORY_SPACE != 0 && self.power == 0 && !self.stopped;
         let inside = self.reach.iter().any(|window| window.contains(&range));
@@ -293,8 +293,8 @@ impl AssignedDevice {
             let found = at.iter().find(|(index, _)| *index == bar);
             found.map(|(_, range)| *range)
         });
-        for moved in self.homes.look(|bar| self.windows.live(bar)) {
-            self.tell(moved);
+        for moved in self.fixed_bars.scan(|bar| self.windows.live(bar)) {
+            self.tell(moved.into());
         }
         errors
     }

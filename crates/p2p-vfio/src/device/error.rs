@@ -2,6 +2,7 @@
 
 use std::io;
 
+use guest_topology::BarError;
 use iommu_group::{AddressRange, Gpa, Sbdf};
 use thiserror::Error;
 
@@ -30,14 +31,12 @@ pub enum AttachError {
         sbdf: Sbdf,
     },
     /// It has a BAR that PCI does not allow.
-    #[error("BAR {bar} of {sbdf} has a size that no BAR can have: {size_bytes} bytes")]
-    BarSize {
+    #[error("{sbdf}: {error}")]
+    Bar {
         /// The device.
         sbdf: Sbdf,
         /// The BAR.
-        bar: u8,
-        /// What the kernel says.
-        size_bytes: u64,
+        error: BarError,
     },
     /// A BAR could not be mapped into this process.
     #[error("cannot map BAR {bar} of {sbdf}: {error}")]

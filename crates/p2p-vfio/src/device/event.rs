@@ -2,9 +2,10 @@
 
 use std::io;
 
+use guest_topology::BarMove;
+use iommu_group::Gpa;
 use thiserror::Error;
 
-use iommu_group::Gpa;
 use crate::dma::DmaError;
 
 use super::windows::WindowError;
@@ -75,4 +76,28 @@ pub enum DeviceEvent {
     /// The device does not answer any more. It is stopped.
     #[error("the device has vanished")]
     Vanished,
+}
+
+impl From<BarMove> for DeviceEvent {
+    fn from(moved: BarMove) -> Self {
+        let BarMove {
+            bar,
+            from,
+            to,
+            bus_address,
+        } = moved;
+        if moved.is_home() {
+            return Self::RouteRestored {
+                bar,
+                from,
+                bus_address,
+            };
+        }
+        Self::RouteDegraded {
+            bar,
+            from,
+            to,
+            bus_address,
+        }
+    }
 }

@@ -73,7 +73,7 @@ impl FakeHost {
         [pci.msi_vectors, pci.msix_vectors] = function.vectors;
         pci.dynamic = function.dynamic;
         let registers = FakeRegisters(Arc::clone(&pci.hardware));
-        let mut host = HostDevice::new(sbdf, Box::new(pci))?;
+        let mut host = HostDevice::new(sbdf, Box::new(pci), &[])?;
         host.domain = domain.map(|domain| domain.peers.clone());
         let params = DeviceParams {
             slots: self.vm.clone(),

@@ -2,6 +2,7 @@
 
 mod config;
 mod descriptors;
+mod endpoint;
 mod hidden;
 mod initiators;
 mod interrupts;
@@ -14,11 +15,11 @@ mod windows;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::descriptors::DescriptorLimit;
-use iommu_group::{Address, AddressRange, Gpa};
 use crate::fake::{FakeHardware, FakePci, FakeVm, iova_ranges};
 use crate::peers::PeerBars;
+use iommu_group::{Address, AddressRange, Bar, Gpa, Placement};
 
-use super::{AssignedDevice, AttachError, BarInfo, DeviceParams, HostDevice};
+use super::{AssignedDevice, AttachError, DeviceParams, HostDevice};
 
 /// Where the rig's host bridge lets through, and where its BARs are.
 const MMIO: u64 = 0xc000_0000;
@@ -56,19 +57,22 @@ fn pci(vm: &Arc<FakeVm>) -> FakePci {
 }
 
 fn attach(pci: FakePci, vm: &Arc<FakeVm>, p2p: bool) -> Result<AssignedDevice, AttachError> {
-    attach_at(pci, vm, p2p, Vec::new())
+    attach_at(pci, vm, p2p, &[])
 }
 
-/// BARs of these numbers must be at these addresses.
+/// BARs of these numbers have these bus addresses, and must be there.
 fn attach_at(
     pci: FakePci,
     vm: &Arc<FakeVm>,
     p2p: bool,
-    homes: Vec<(u8, Gpa)>,
+    bus_addresses: &[(u8, u64)],
 ) -> Result<AssignedDevice, AttachError> {
-    let mut host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci))?;
+    let sbdf = "03:00.0".parse().unwrap();
+    let mut host = HostDevice::new(sbdf, Box::new(pci), bus_addresses)?;
     host.domain = p2p.then(|| busy_domain(vm));
-    host.homes = homes;
+    if !bus_addresses.is_empty() {
+        host.endpoint = host.endpoint.placed(Placement::AtBusAddress);
+    }
     AssignedDevice::new(host, params(vm, DescriptorLimit::NONE))
 }
 
@@ -92,7 +96,7 @@ fn attach_within(
     vm: &Arc<FakeVm>,
     limit: DescriptorLimit,
 ) -> Result<AssignedDevice, AttachError> {
-    let host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci))?;
+    let host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci), &[])?;
     AssignedDevice::new(host, params(vm, limit))
 }
 
@@ -136,7 +140,7 @@ fn running() -> Rig {
 }
 
 impl Rig {
-    fn bar(&self, index: usize) -> BarInfo {
+    fn bar(&self, index: usize) -> Bar {
         self.device.bars()[index]
     }
 

@@ -10,8 +10,8 @@ use acpi_tables::aml::{
     FieldUpdateRule, If, Interrupt, Local, Method, MethodCall, Mutex, Name, Notify, OpRegion,
     OpRegionSpace, Path, Release, ResourceTemplate, ShiftLeft, Store, ZERO,
 };
+use guest_topology::SWITCH_SLOTS;
 use hotplug::{Register, Slot, SlotBus};
-use p2p_vfio::SWITCH_SLOTS;
 
 use super::raw::RawAml;
 use crate::pci::DEVICES;

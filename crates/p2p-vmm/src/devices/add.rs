@@ -5,13 +5,11 @@ use std::task::Poll;
 use std::time::Instant;
 
 use anyhow::Context;
+use guest_topology::{AssignError, GuestTopology, Subtree, assign_resources};
 use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
 use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole, Placement, Sbdf, SysfsError};
-use p2p_vfio::{
-    AttachError, Branch, Candidate, Exposed, GuestTopology, HostDevice, LayoutError, Refusal,
-    WindowError, lay_out,
-};
+use p2p_vfio::{AttachError, Candidate, Exposed, HostDevice, Refusal, WindowError};
 use thiserror::Error;
 use vmm_sys_util::epoll::ControlOperation;
 
@@ -51,7 +49,7 @@ impl From<anyhow::Error> for AddError {
             Ok(refusal) => return Self::Refused(refusal),
             Err(error) => error,
         };
-        if error.is::<LayoutError>() || error.is::<NoRoom>() {
+        if error.is::<AssignError>() || error.is::<NoRoom>() {
             return Self::NoRoom(format!("{error:#}"));
         }
         Self::Failed(error)
@@ -244,34 +242,35 @@ impl Devices {
         domain: &Domain,
     ) -> anyhow::Result<PlannedTopology> {
         let layout = &self.guest.layout;
-        let plan = |bus: SlotBus, branch: Branch, fixed: bool| -> anyhow::Result<PlannedTopology> {
-            let usage = self.guest.pci.bus_usage(bus);
-            let mut usage =
-                usage.with_context(|| format!("no bridge of the guest leads to {bus:?}"))?;
-            // After the bus usage was read: a slot that the guest empties in between is in one of the two.
-            usage.devices.extend(self.guest.control.emptied(bus));
-            let mut resources = bus_resources::live(bus, &usage, layout);
-            // While a guest programs its bridges, devices may decode addresses that no bridge forwards.
-            resources.taken.extend(self.guest.slots.claimed());
-            if !fixed {
-                // Addresses at which requests from or to this member do not reach the IOMMU.
-                let members = self.peers_of(candidate).map(|peer| &peer.candidate);
-                let holes = members.chain([candidate]).flat_map(|member| &member.holes);
-                let holes = holes.map(|hole| whole_pages(&hole.range));
-                resources
-                    .taken
-                    .extend(holes.filter_map(|hole| hole.address_range()));
-            }
-            let topology = lay_out(&[branch], resources)?;
-            Ok(PlannedTopology {
-                bus,
-                topology,
-                fixed,
-            })
-        };
+        let plan =
+            |bus: SlotBus, subtree: Subtree, fixed: bool| -> anyhow::Result<PlannedTopology> {
+                let usage = self.guest.pci.bus_usage(bus);
+                let mut usage =
+                    usage.with_context(|| format!("no bridge of the guest leads to {bus:?}"))?;
+                // After the bus usage was read: a slot that the guest empties in between is in one of the two.
+                usage.devices.extend(self.guest.control.emptied(bus));
+                let mut resources = bus_resources::live(bus, &usage, layout);
+                // While a guest programs its bridges, devices may decode addresses that no bridge forwards.
+                resources.taken.extend(self.guest.slots.claimed());
+                if !fixed {
+                    // Addresses at which requests from or to this member do not reach the IOMMU.
+                    let members = self.peers_of(candidate).map(|peer| &peer.candidate);
+                    let holes = members.chain([candidate]).flat_map(|member| &member.holes);
+                    let holes = holes.map(|hole| whole_pages(&hole.range));
+                    resources
+                        .taken
+                        .extend(holes.filter_map(|hole| hole.address_range()));
+                }
+                let topology = assign_resources(&[subtree], resources)?;
+                Ok(PlannedTopology {
+                    bus,
+                    topology,
+                    fixed,
+                })
+            };
         if candidate.domain.is_none() {
-            let branch = Branch::Device(endpoint(host, candidate, false));
-            return plan(SlotBus::Root, branch, false);
+            let subtree = Subtree::Endpoint(endpoint(host, false));
+            return plan(SlotBus::Root, subtree, false);
         }
         if let Some(root) = self.switch_of(candidate) {
             if must && !domain.fixed {
@@ -282,12 +281,12 @@ impl Devices {
                 );
                 return Err(NoRoom(text).into());
             }
-            let branch = Branch::Device(endpoint(host, candidate, domain.fixed));
-            return plan(SlotBus::Switch(root), branch, domain.fixed);
+            let subtree = Subtree::Endpoint(endpoint(host, domain.fixed));
+            return plan(SlotBus::Switch(root), subtree, domain.fixed);
         }
-        let switch = |fixed: bool| Branch::Switch {
-            members: vec![endpoint(host, candidate, fixed)],
-            spare: reserve(candidate, layout),
+        let switch = |fixed: bool| Subtree::Switch {
+            members: vec![endpoint(host, fixed)],
+            reserve: reserve(candidate, layout),
         };
         match plan(SlotBus::Root, switch(true), true) {
             Err(error) if !must => {

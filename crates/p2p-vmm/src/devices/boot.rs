@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::bail;
+use guest_topology::{Demands, GuestTopology, Subtree, assign_resources};
 use hotplug::SlotBus;
 use iommu_group::{AddressRange, Gpa, Placement};
-use p2p_vfio::{Branch, Candidate, DomainName, GuestTopology, HostDevice, fixed_windows, lay_out};
+use p2p_vfio::{Candidate, DomainName, HostDevice};
 
 use super::bus_resources::{bus_range, empty_root, reserve, whole_pages};
 use super::check::CheckedDevices;
@@ -33,7 +34,7 @@ struct ContextDevices {
 
 /// What the devices require of the guest's address space.
 #[derive(Default)]
-pub(crate) struct Demands {
+pub(crate) struct AddressDemands {
     /// Ranges that must stay unused by what devices reach, page aligned.
     pub(crate) holes: Vec<GpaRange>,
     /// PCI windows at fixed addresses.
@@ -93,17 +94,17 @@ impl<'a> OpenDevices<'a> {
     }
 
     /// The requirements of all devices on the guest's address space.
-    pub(crate) fn demands(&self) -> anyhow::Result<Demands> {
+    pub(crate) fn demands(&self) -> anyhow::Result<AddressDemands> {
         let all = self.groups.iter().flat_map(|group| &group.devices);
         let holes = all.flat_map(|(_, candidate)| &candidate.holes);
         let bridges = self.checked.host.bridge_windows();
         let bridges = bridges.iter().filter_map(bus_range);
-        let mut demands = Demands {
+        let mut demands = AddressDemands {
             holes: holes.map(|hole| whole_pages(&hole.range)).collect(),
             preferred: bridges.map(|window| GpaRange::from(&window)).collect(),
-            ..Demands::default()
+            ..AddressDemands::default()
         };
-        for window in fixed_windows(&self.branches(None))? {
+        for window in Demands::new(&self.subtrees(None), &[])?.fixed_windows {
             demands.fixed.push(GpaRange::from(&window));
         }
         if let Some(ranges) = self.contexts.iova_ranges()? {
@@ -117,25 +118,25 @@ impl<'a> OpenDevices<'a> {
 
     /// The guest's topology. With a layout, switches reserve resources for more members, and members are at their bus
     /// addresses even if that is not required yet: a later member may require it.
-    fn branches(&self, hotpluggable: Option<&Layout>) -> Vec<Branch> {
-        let mut branches = Vec::new();
+    fn subtrees(&self, hotpluggable: Option<&Layout>) -> Vec<Subtree> {
+        let mut subtrees = Vec::new();
         for group in &self.groups {
             let fixed = group.fixed || hotpluggable.is_some() && group.domain.is_some();
             let devices = group.devices.iter();
-            let endpoints = devices.map(|(device, candidate)| endpoint(device, candidate, fixed));
+            let endpoints = devices.map(|(device, _)| endpoint(device, fixed));
             if group.domain.is_none() {
-                branches.extend(endpoints.map(Branch::Device));
+                subtrees.extend(endpoints.map(Subtree::Endpoint));
                 continue;
             }
             let reserve = hotpluggable
                 .zip(group.devices.first())
                 .map(|(layout, (_, candidate))| reserve(candidate, layout));
-            branches.push(Branch::Switch {
+            subtrees.push(Subtree::Switch {
                 members: endpoints.collect(),
-                spare: reserve.unwrap_or_default(),
+                reserve: reserve.unwrap_or_default(),
             });
         }
-        branches
+        subtrees
     }
 
     /// Maps guest memory for the devices and plugs them into the guest: below a virtual switch for each P2P domain,
@@ -144,7 +145,7 @@ impl<'a> OpenDevices<'a> {
         for Domain { context, .. } in self.contexts.domains.values() {
             context.map_guest(&guest.memory)?;
         }
-        let topology = self.lay_out(&guest.layout)?;
+        let topology = self.assign_resources(&guest.layout)?;
         let events = Arc::new(DeviceEvents::new()?);
         let mut opened = Vec::new();
         let mut assigned = Vec::new();
@@ -167,10 +168,10 @@ impl<'a> OpenDevices<'a> {
         Devices::new(guest, self.contexts, list, events)
     }
 
-    fn lay_out(&mut self, layout: &Layout) -> anyhow::Result<GuestTopology> {
+    fn assign_resources(&mut self, layout: &Layout) -> anyhow::Result<GuestTopology> {
         if self.hotpluggable {
-            let branches = self.branches(Some(layout));
-            match lay_out(&branches, empty_root(layout)) {
+            let subtrees = self.subtrees(Some(layout));
+            match assign_resources(&subtrees, empty_root(layout)) {
                 Ok(topology) => {
                     for (name, domain) in &mut self.contexts.domains {
                         domain.fixed = name.is_some();
@@ -182,7 +183,7 @@ impl<'a> OpenDevices<'a> {
                 ),
             }
         }
-        Ok(lay_out(&self.branches(None), empty_root(layout))?)
+        Ok(assign_resources(&self.subtrees(None), empty_root(layout))?)
     }
 }
 

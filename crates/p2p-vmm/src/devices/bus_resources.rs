@@ -3,33 +3,34 @@
 
 use std::ops::RangeInclusive;
 
+use guest_topology::{Apertures, BusResources, PortKind, Reserve};
 use hotplug::SlotBus;
 use iommu_group::{Address, AddressRange, Gpa};
-use p2p_vfio::{Apertures, Candidate, Ground, PortKind, Spare};
+use p2p_vfio::Candidate;
 
 use crate::layout::{GpaRange, Layout};
 use crate::pci::{BusUsage, DEVICES};
 
 /// Slots that a switch reserves for members that are added later.
-const SPARE_SLOTS: u8 = 16;
+const RESERVED_SLOTS: u8 = 16;
 /// Bytes below 4 GiB that a switch reserves if its members can be at any address.
-const SPARE_MEMORY_BYTES: u64 = 32 << 20;
+const RESERVED_MEMORY_BYTES: u64 = 32 << 20;
 /// Part of the 64-bit window that a switch reserves then, at most [`MOST_PREFETCHABLE_BYTES`].
-const SPARE_PREFETCHABLE_SHARE: u64 = 16;
+const RESERVED_PREFETCHABLE_SHARE: u64 = 16;
 const MOST_PREFETCHABLE_BYTES: u64 = 256 << 30;
 
 /// An empty root bus.
-pub(super) fn empty_root(layout: &Layout) -> Ground {
+pub(super) fn empty_root(layout: &Layout) -> BusResources {
     let ranges = |ranges: &[GpaRange]| ranges.iter().filter_map(GpaRange::address_range).collect();
     let apertures = Apertures {
         memory: ranges(&layout.mmio32),
         prefetchable: ranges(&[layout.mmio64]),
     };
-    Ground::root(apertures, ranges(&layout.pci))
+    BusResources::root(apertures, ranges(&layout.pci))
 }
 
 /// A bus without the resources that the guest uses on it.
-pub(super) fn live(bus: SlotBus, usage: &BusUsage, layout: &Layout) -> Ground {
+pub(super) fn live(bus: SlotBus, usage: &BusUsage, layout: &Layout) -> BusResources {
     let mut resources = match bus {
         SlotBus::Root => empty_root(layout),
         SlotBus::Switch(_) => inside_switch(usage),
@@ -45,10 +46,10 @@ pub(super) fn live(bus: SlotBus, usage: &BusUsage, layout: &Layout) -> Ground {
 }
 
 /// The bus of a switch: everything must fit into the windows of its upstream port.
-fn inside_switch(usage: &BusUsage) -> Ground {
+fn inside_switch(usage: &BusUsage) -> BusResources {
     let is_low = |window: &&AddressRange<Gpa>| window.end().value() <= 1 << 32;
     let low = usage.forwarded.iter().filter(is_low);
-    Ground {
+    BusResources {
         bus: usage.buses.0,
         ports: PortKind::Downstream,
         device_slots: (0..DEVICES).collect(),
@@ -64,15 +65,15 @@ fn inside_switch(usage: &BusUsage) -> Ground {
 }
 
 /// What the switch of a domain reserves for members that are added later.
-pub(super) fn reserve(candidate: &Candidate, layout: &Layout) -> Spare {
-    let share = layout.mmio64.len_bytes() / SPARE_PREFETCHABLE_SHARE;
+pub(super) fn reserve(candidate: &Candidate, layout: &Layout) -> Reserve {
+    let share = layout.mmio64.len_bytes() / RESERVED_PREFETCHABLE_SHARE;
     let prefetchable = share.clamp(1, MOST_PREFETCHABLE_BYTES);
     let bridges = candidate.bridges.iter();
-    Spare {
-        slots: SPARE_SLOTS,
-        memory_bytes: SPARE_MEMORY_BYTES,
+    Reserve {
+        slots: RESERVED_SLOTS,
+        memory_bytes: RESERVED_MEMORY_BYTES,
         prefetchable_bytes: 1 << prefetchable.ilog2(),
-        around: bridges
+        windows: bridges
             .map(|windows| windows.iter().filter_map(bus_range).collect())
             .collect(),
     }

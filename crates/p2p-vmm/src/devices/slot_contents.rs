@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use guest_topology::{Endpoint, GuestTopology, PlacedEndpoint, VirtualPort};
 use hotplug::{Slot, SlotBus};
-use iommu_group::{Address, AddressRange, Gpa, HoleCause, MemoryHole, Placement, Sbdf};
-use p2p_vfio::{
-    AssignedDevice, Candidate, Clique, DeviceParams, Endpoint, GuestTopology, HostDevice,
-    PlacedEndpoint, VirtualPort,
-};
+use iommu_group::{AddressRange, Gpa, HoleCause, MemoryHole, Placement, Sbdf};
+use p2p_vfio::{AssignedDevice, Candidate, Clique, DeviceParams, HostDevice};
 use vm_memory::GuestMemoryMmap;
 
 use super::events::DeviceEvents;
@@ -50,14 +48,11 @@ pub(super) struct SlotContents {
 }
 
 /// The endpoint of an open device, for resource assignment. `fixed` places it at its bus addresses.
-pub(super) fn endpoint(device: &HostDevice, candidate: &Candidate, fixed: bool) -> Endpoint {
-    let at = candidate.bus_addresses.iter().filter(|_| fixed);
-    Endpoint {
-        at: at
-            .map(|(bar, address)| (*bar, Gpa::new(*address)))
-            .collect(),
-        ..device.endpoint()
-    }
+pub(super) fn endpoint(device: &HostDevice, fixed: bool) -> Endpoint {
+    device.endpoint().clone().placed(match fixed {
+        true => Placement::AtBusAddress,
+        false => Placement::Anywhere,
+    })
 }
 
 /// Places a device at its bus addresses although that is not required yet: a peer that is added later may require it,

@@ -2,8 +2,10 @@
 
 use std::ops::RangeInclusive;
 
+use guest_topology::VirtualPort;
+use iommu_group::spec::{bridge, header};
 use iommu_group::{Address, AddressRange, Gpa};
-use p2p_vfio::{AssignedDevice, VirtualPort};
+use p2p_vfio::AssignedDevice;
 use vm_memory::GuestAddress;
 
 use super::bus::PciFunction;
@@ -42,17 +44,14 @@ impl PciFunction for AssignedDevice {
     }
 }
 
-/// Bridge control (PCI-to-PCI bridge r1.2 §3.2.5.18), and its secondary bus reset bit.
-const BRIDGE_CONTROL: u16 = 0x3e;
-const SECONDARY_BUS_RESET: u8 = 1 << 6;
 /// Registers of a bridge after reset: command, bus numbers, windows (closed: base above limit), bridge control.
 const AFTER_RESET: [(u16, &[u8]); 6] = [
-    (0x04, &[0, 0]),
-    (0x18, &[0, 0, 0]),
-    (0x20, &[0xf0, 0xff, 0, 0]),
-    (0x24, &[0xf1, 0xff, 1, 0]),
-    (0x28, &[0; 8]),
-    (BRIDGE_CONTROL, &[0, 0]),
+    (header::COMMAND, &[0, 0]),
+    (bridge::PRIMARY_BUS, &[0, 0, 0]),
+    (bridge::MEMORY_BASE, &[0xf0, 0xff, 0, 0]),
+    (bridge::PREFETCH_BASE, &[0xf1, 0xff, 1, 0]),
+    (bridge::PREFETCH_BASE_UPPER, &[0; 8]),
+    (bridge::CONTROL, &[0, 0]),
 ];
 
 impl PciFunction for VirtualPort {
@@ -79,8 +78,8 @@ impl PciFunction for VirtualPort {
 
     fn holds_reset(&self) -> bool {
         let mut control = [0];
-        VirtualPort::config_read(self, BRIDGE_CONTROL, &mut control);
-        control[0] & SECONDARY_BUS_RESET != 0
+        VirtualPort::config_read(self, bridge::CONTROL, &mut control);
+        control[0] & bridge::CONTROL_SECONDARY_BUS_RESET != 0
     }
 
     fn reset(&mut self) {

@@ -17,7 +17,7 @@ impl Machine {
                 index: bar.index,
                 base: range.start().value(),
                 size: bar.size_bytes,
-                type_: if bar.is_64bit {
+                type_: if bar.is_64bit() {
                     BarKind::Mmio64
                 } else {
                     BarKind::Mmio32

@@ -21,7 +21,7 @@ fn pair() -> Pair {
     let mut at = 0_usize;
     let devices = pcis.map(|pci| {
         let sbdf = ["03:00.0", "04:00.0"][at].parse().unwrap();
-        let mut host = HostDevice::new(sbdf, Box::new(pci)).unwrap();
+        let mut host = HostDevice::new(sbdf, Box::new(pci), &[]).unwrap();
         host.domain = Some(domain.clone());
         let mut device = AssignedDevice::new(host, params(&vm, DescriptorLimit::NONE)).unwrap();
         let infos = device.bars().to_vec();

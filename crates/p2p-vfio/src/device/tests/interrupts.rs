@@ -53,7 +53,7 @@ fn the_guest_sees_pin_a_whatever_it_is_on_the_host_and_none_without_a_line() {
         let mut bytes = config();
         bytes[0x3d] = hardware;
         let pci = FakePci::new(&vm, bytes, [0; 6]);
-        let host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci)).unwrap();
+        let host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci), &[]).unwrap();
         let params = DeviceParams {
             slots: vm.clone(),
             msi: vm.clone(),

@@ -299,7 +299,7 @@ fn at_home(p2p: bool) -> Rig {
     let mut rig = Rig {
         vm: vm.clone(),
         hardware: pci.hardware.clone(),
-        device: attach_at(pci, &vm, p2p, vec![(0, Gpa::new(BAR0))]).unwrap(),
+        device: attach_at(pci, &vm, p2p, &[(0, BAR0)]).unwrap(),
     };
     rig.place(BAR0, BAR1);
     rig.device.enable_memory().unwrap();

@@ -236,8 +236,9 @@ fn gpa_range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
 
 /// A root port at 00:01.0, a downstream port below it, and an observer below that.
 fn two_ports() -> (PciBus, Arc<Mutex<Observed>>) {
-    use p2p_vfio::{BusNumbers, Link, PortKind, VirtualPort};
-    let link = Link { speed: 1, width: 1 };
+    use guest_topology::{BusNumbers, PortKind, VirtualPort};
+    use iommu_group::Link;
+    let link = Link::SLOWEST;
     let bus = PciBus::new(vec![gpa_range(0xc000_0000, 0x1000_0000)]);
     for (number, kind) in [(0, PortKind::Root), (1, PortKind::Downstream)] {
         let mut port = VirtualPort::new(kind, number, link);

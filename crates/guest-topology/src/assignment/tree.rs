@@ -1,20 +1,20 @@
 //! The ports and endpoints of a guest, with the addresses that they get.
 
-mod grow;
+mod nodes;
 
-use iommu_group::{Address, AddressRange, Gpa, Sbdf};
+use iommu_group::spec::bridge::WINDOW_ALIGN;
+use iommu_group::{Address, AddressRange, Bar, Gpa, Sbdf};
 
-use crate::device::BarInfo;
-use crate::guest::port::{VirtualPort, WINDOW_ALIGN};
+use crate::VirtualPort;
 
-use super::extent::{Extent, Kind, pack};
+use super::size_align::{Kind, SizeAlign, align_up, pack};
 use super::window::{apart, hull, kind_around};
-use super::{Ground, GuestTopology, LayoutError, PlacedEndpoint};
+use super::{AssignError, BusResources, GuestTopology, PlacedEndpoint};
 
 pub(super) enum Body {
     Port(Box<VirtualPort>),
     Endpoint {
-        bars: Vec<(BarInfo, Gpa)>,
+        bars: Vec<(Bar, Gpa)>,
         /// Its BARs are where they must be.
         fixed: bool,
     },
@@ -26,23 +26,23 @@ pub(super) struct Node {
     body: Body,
     pub(super) windows: [Option<AddressRange<Gpa>>; 2],
     /// What a window has beyond the needs of what is below, in bytes.
-    spare_bytes: [u64; 2],
+    reserve_bytes: [u64; 2],
 }
 
 /// The functions, each after the port above it.
 pub(super) struct Tree {
     pub(super) nodes: Vec<Node>,
-    pub(super) ground: Ground,
-    /// Windows that a switch takes in if it can: its upstream port, and the choices.
-    around: Vec<(usize, Vec<Vec<AddressRange<Gpa>>>)>,
+    pub(super) resources: BusResources,
+    /// Upstream ports of switches, with the windows that they have beyond their needs if possible.
+    wider: Vec<(usize, Vec<Vec<AddressRange<Gpa>>>)>,
 }
 
 impl Tree {
-    pub(super) fn new(ground: Ground) -> Self {
+    pub(super) fn new(resources: BusResources) -> Self {
         Self {
             nodes: Vec::new(),
-            ground,
-            around: Vec::new(),
+            resources,
+            wider: Vec::new(),
         }
     }
 
@@ -53,7 +53,7 @@ impl Tree {
             .map(|(at, _)| at)
     }
 
-    fn items(&self, at: usize, kind: Kind) -> Vec<Extent> {
+    fn items(&self, at: usize, kind: Kind) -> Vec<SizeAlign> {
         match &self.nodes[at].body {
             Body::Port(_) => self
                 .children(Some(at))
@@ -61,23 +61,18 @@ impl Tree {
                 .collect(),
             Body::Endpoint { bars, .. } => bars
                 .iter()
-                .map(|(bar, _)| Extent {
-                    bytes: if Kind::of(bar) == kind {
-                        bar.size_bytes
-                    } else {
-                        0
+                .map(|(bar, _)| match Kind::of(bar) == kind {
+                    true => SizeAlign {
+                        bytes: bar.size_bytes,
+                        align_bytes: bar.size_bytes,
                     },
-                    align_bytes: if Kind::of(bar) == kind {
-                        bar.size_bytes
-                    } else {
-                        1
-                    },
+                    false => SizeAlign::NOTHING,
                 })
                 .collect(),
         }
     }
 
-    /// Whether a branch has an endpoint that must be where it is.
+    /// Whether a subtree has an endpoint that must be where it is.
     pub(super) fn is_fixed(&self, at: usize) -> bool {
         match self.nodes.get(at).map(|node| &node.body) {
             Some(Body::Endpoint { fixed, .. }) => *fixed,
@@ -87,7 +82,7 @@ impl Tree {
     }
 
     /// Gives the ports above fixed endpoints the windows that these need.
-    pub(super) fn fix(&mut self) -> Result<(), LayoutError> {
+    pub(super) fn fix(&mut self) -> Result<(), AssignError> {
         let tops: Vec<usize> = self.children(None).collect();
         for top in tops {
             // On a host with all BARs below 4 GiB, the prefetchable ones of all ports are together, apart from the
@@ -100,9 +95,9 @@ impl Tree {
         self.check_apart(None)
     }
 
-    /// Does so for the ports of one branch. Below 4 GiB, prefetchable BARs are in the prefetchable window if
+    /// Does so for the ports of one subtree. Below 4 GiB, prefetchable BARs are in the prefetchable window if
     /// `low_prefetchable`.
-    fn fix_below(&mut self, top: usize, low_prefetchable: bool) -> Result<(), LayoutError> {
+    fn fix_below(&mut self, top: usize, low_prefetchable: bool) -> Result<(), AssignError> {
         // Children come after their parents, so that going backwards each port finds its children done.
         for at in (top..self.nodes.len()).rev() {
             if matches!(self.nodes[at].body, Body::Port(_)) && self.top_of(at) == top {
@@ -127,14 +122,14 @@ impl Tree {
         at
     }
 
-    /// Whether a branch has a fixed BAR above 4 GiB.
+    /// Whether a subtree has a fixed BAR above 4 GiB.
     fn reaches_high(&self, at: usize) -> bool {
         match &self.nodes[at].body {
             Body::Port(_) => self
                 .children(Some(at))
                 .any(|child| self.reaches_high(child)),
             Body::Endpoint { fixed, bars } => {
-                let high = |(_, gpa): &(BarInfo, Gpa)| Kind::at(*gpa) == Kind::Prefetchable;
+                let high = |(_, gpa): &(Bar, Gpa)| Kind::at(*gpa) == Kind::Prefetchable;
                 *fixed && bars.iter().any(high)
             }
         }
@@ -147,20 +142,20 @@ impl Tree {
     }
 
     /// Windows that must be where they are must lead here, and nothing may be there yet.
-    pub(super) fn check_forwarded(&self) -> Result<(), LayoutError> {
+    pub(super) fn check_forwarded(&self) -> Result<(), AssignError> {
         for top in self.children(None) {
             let node = &self.nodes[top];
             for window in node.windows.iter().flatten() {
                 let sbdf = node.sbdf;
                 if !self.leads_here(window) {
-                    return Err(LayoutError::OutOfReach {
+                    return Err(AssignError::OutOfReach {
                         sbdf,
                         window: *window,
                     });
                 }
                 let other = |taken: &&AddressRange<Gpa>| taken.intersect(window).is_some();
-                if let Some(taken) = self.ground.taken.iter().find(other) {
-                    return Err(LayoutError::Taken {
+                if let Some(taken) = self.resources.taken.iter().find(other) {
+                    return Err(AssignError::Taken {
                         sbdf,
                         window: *window,
                         taken: *taken,
@@ -172,14 +167,14 @@ impl Tree {
     }
 
     fn leads_here(&self, window: &AddressRange<Gpa>) -> bool {
-        let mut forwarded = self.ground.forwarded.iter();
+        let mut forwarded = self.resources.forwarded.iter();
         forwarded.any(|range| range.contains(window))
     }
 
     /// Lets switches with members at bus addresses take in the first of the windows around them that are in nobody's
     /// way.
     pub(super) fn widen(&mut self) {
-        for (up, choices) in std::mem::take(&mut self.around) {
+        for (up, choices) in std::mem::take(&mut self.wider) {
             let Some(root) = self.nodes.get(up).and_then(|node| node.parent) else {
                 continue;
             };
@@ -189,7 +184,7 @@ impl Tree {
                 .filter(|top| *top != root)
                 .flat_map(|top| self.nodes[top].windows)
                 .flatten()
-                .chain(self.ground.taken.iter().copied())
+                .chain(self.resources.taken.iter().copied())
                 .collect();
             let wider = choices.into_iter().find_map(|around| {
                 let wide = [Kind::Memory, Kind::Prefetchable].map(|kind| {
@@ -226,7 +221,7 @@ impl Tree {
         kind: Kind,
         low_prefetchable: bool,
     ) -> Vec<AddressRange<Gpa>> {
-        let window = |(bar, gpa): &&(BarInfo, Gpa)| {
+        let window = |(bar, gpa): &&(Bar, Gpa)| {
             if low_prefetchable {
                 Kind::of(bar) == kind
             } else {
@@ -245,7 +240,7 @@ impl Tree {
     }
 
     /// Windows of ports on one bus must not overlap, whatever their kind.
-    fn check_apart(&self, parent: Option<usize>) -> Result<(), LayoutError> {
+    fn check_apart(&self, parent: Option<usize>) -> Result<(), AssignError> {
         let windows = self
             .children(parent)
             .flat_map(|child| self.windows_of(child));
@@ -253,7 +248,7 @@ impl Tree {
     }
 
     /// The two windows of one port must not overlap.
-    fn check_apart_in(&self, at: usize) -> Result<(), LayoutError> {
+    fn check_apart_in(&self, at: usize) -> Result<(), AssignError> {
         apart(&self.windows_of(at).collect::<Vec<_>>())
     }
 
@@ -265,19 +260,26 @@ impl Tree {
             .flat_map(|(sbdf, windows)| windows.into_iter().flatten().map(move |w| (sbdf, w)))
     }
 
+    /// What the subtrees need that can be anywhere, by their topmost port.
+    pub(super) fn free_needs(&self, kind: Kind) -> impl Iterator<Item = (usize, SizeAlign)> {
+        let tops = self.children(None).filter(|top| !self.is_fixed(*top));
+        let needs = tops.map(move |top| (top, self.need(top, kind)));
+        needs.filter(|(_, need)| need.bytes > 0)
+    }
+
     /// What `at` and everything below it needs.
-    pub(super) fn need(&self, at: usize, kind: Kind) -> Extent {
+    pub(super) fn need(&self, at: usize, kind: Kind) -> SizeAlign {
         let (_, mut total) = pack(&self.items(at, kind));
-        let spare = self.nodes[at].spare_bytes[kind as usize];
-        if spare > 0 {
-            total.bytes = total.bytes.saturating_add(spare);
+        let reserve = self.nodes[at].reserve_bytes[kind as usize];
+        if reserve > 0 {
+            total.bytes = total.bytes.saturating_add(reserve);
             // A BAR that comes later is aligned to its size.
-            total.align_bytes = total.align_bytes.max(1 << spare.ilog2());
+            total.align_bytes = total.align_bytes.max(1 << reserve.ilog2());
         }
         if let Body::Port(_) = self.nodes[at].body
             && total.bytes > 0
         {
-            total.bytes = total.bytes.next_multiple_of(WINDOW_ALIGN);
+            total.bytes = align_up(total.bytes, WINDOW_ALIGN);
             total.align_bytes = total.align_bytes.max(WINDOW_ALIGN);
         }
         total

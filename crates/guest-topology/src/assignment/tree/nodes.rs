@@ -1,34 +1,37 @@
-//! From branches to ports and endpoints: slots and bus numbers.
+//! Nodes for the ports and endpoints of subtrees, with device and bus numbers.
 
-use iommu_group::{Address, Gpa, Sbdf};
+use iommu_group::{Address, Gpa, Link, Sbdf};
 
 use super::{Body, Node, Tree};
-use crate::guest::layout::window::fixed_address;
-use crate::guest::layout::{Branch, DEVICES_PER_BUS, Endpoint, LayoutError, Spare};
-use crate::guest::port::{BusNumbers, Link, PortKind, VirtualPort};
+use crate::assignment::AssignError;
+use crate::assignment::window::fixed_address;
+use crate::resources::DEVICES_PER_BUS;
+use crate::{BusNumbers, Endpoint, PortKind, Reserve, Subtree, VirtualPort};
 
 impl Tree {
-    pub(in crate::guest::layout) fn build(
-        &mut self,
-        branches: &[Branch],
-    ) -> Result<(), LayoutError> {
+    pub(in crate::assignment) fn build(&mut self, subtrees: &[Subtree]) -> Result<(), AssignError> {
         // Switches first: devices may have any slot.
-        let mut numbers = vec![0; branches.len()];
+        let mut numbers = vec![0; subtrees.len()];
         for switches in [true, false] {
-            for (number, branch) in numbers.iter_mut().zip(branches) {
-                if matches!(branch, Branch::Switch { .. }) == switches {
-                    *number = self.take_slot(branch, branches.len())?;
+            for (number, subtree) in numbers.iter_mut().zip(subtrees) {
+                if matches!(subtree, Subtree::Switch { .. }) == switches {
+                    *number = self.take_slot(subtree, subtrees.len())?;
                 }
             }
         }
-        for (device, branch) in numbers.into_iter().zip(branches) {
-            match branch {
-                Branch::Device(endpoint) => {
+        for (device, subtree) in numbers.into_iter().zip(subtrees) {
+            match subtree {
+                Subtree::Endpoint(endpoint) => {
                     let bus = self.take_buses(1)?;
-                    let top = self.port(self.ground.ports, None, (device, bus, bus), endpoint.link);
+                    let top = self.port(
+                        self.resources.ports,
+                        None,
+                        (device, bus, bus),
+                        endpoint.link(),
+                    );
                     self.endpoint(top, endpoint)?;
                 }
-                Branch::Switch { members, spare } => self.switch(device, members, spare)?,
+                Subtree::Switch { members, reserve } => self.switch(device, members, reserve)?,
             }
         }
         Ok(())
@@ -38,26 +41,27 @@ impl Tree {
         &mut self,
         device: u8,
         members: &[Endpoint],
-        spare: &Spare,
-    ) -> Result<(), LayoutError> {
+        reserve: &Reserve,
+    ) -> Result<(), AssignError> {
         let room = usize::from(DEVICES_PER_BUS);
         check_room("devices in one P2P domain", members.len(), room)?;
-        let fastest = |a: Link, b: Link| Link {
-            speed: a.speed.max(b.speed),
-            width: a.width.max(b.width),
+        let links = || members.iter().map(Endpoint::link);
+        let generation = links().map(|link| link.generation).max();
+        let lanes = links().map(|link| link.lanes).max();
+        let link = match (generation, lanes) {
+            (Some(generation), Some(lanes)) => Link::at_most(generation, lanes),
+            _ => Link::SLOWEST,
         };
-        let links = members.iter().map(|e| e.link);
-        let link = links.reduce(fastest).unwrap_or(Link { speed: 1, width: 1 });
-        let wanted = members.len().saturating_add(spare.slots.into()).min(room);
+        let wanted = members.len().saturating_add(reserve.slots.into()).min(room);
         let slots = u8::try_from(wanted).unwrap_or(DEVICES_PER_BUS);
         let first = self.take_buses(slots + 2)?;
         let last = first + slots + 1;
         let root = self.port(PortKind::Root, None, (device, first, last), link);
         let up = self.port(PortKind::Upstream, Some(root), (0, first + 1, last), link);
-        if members.iter().all(|member| member.at.is_empty()) {
-            self.nodes[up].spare_bytes = [spare.memory_bytes, spare.prefetchable_bytes];
+        if !members.iter().any(Endpoint::is_fixed) {
+            self.nodes[up].reserve_bytes = [reserve.memory_bytes, reserve.prefetchable_bytes];
         } else {
-            self.around.push((up, spare.around.clone()));
+            self.wider.push((up, reserve.windows.clone()));
         }
         for (slot, endpoint) in (0..).zip(members) {
             let bus = first + 2 + slot;
@@ -65,37 +69,37 @@ impl Tree {
                 PortKind::Downstream,
                 Some(up),
                 (slot, bus, bus),
-                endpoint.link,
+                endpoint.link(),
             );
             self.endpoint(down, endpoint)?;
         }
         Ok(())
     }
 
-    /// The device number of the next branch.
-    fn take_slot(&mut self, branch: &Branch, count: usize) -> Result<u8, LayoutError> {
-        let ground = &mut self.ground;
-        let (what, slots) = match branch {
-            Branch::Device(_) => ("more devices", &ground.device_slots),
-            Branch::Switch { .. } => ("more P2P domains", &ground.switch_slots),
+    /// The device number of the next subtree.
+    fn take_slot(&mut self, subtree: &Subtree, count: usize) -> Result<u8, AssignError> {
+        let resources = &mut self.resources;
+        let (what, slots) = match subtree {
+            Subtree::Endpoint(_) => ("more devices", &resources.device_slots),
+            Subtree::Switch { .. } => ("more P2P domains", &resources.switch_slots),
         };
         let room = slots.len();
-        let slot = slots.first().copied();
-        let slot = slot.ok_or(LayoutError::TooMany { what, count, room })?;
-        ground.device_slots.retain(|other| *other != slot);
-        ground.switch_slots.retain(|other| *other != slot);
+        let slot = slots.iter().copied().find(|slot| *slot < DEVICES_PER_BUS);
+        let slot = slot.ok_or(AssignError::TooMany { what, count, room })?;
+        resources.device_slots.retain(|other| *other != slot);
+        resources.switch_slots.retain(|other| *other != slot);
         Ok(slot)
     }
 
     /// The first of `count` bus numbers in a row.
-    fn take_buses(&mut self, count: u8) -> Result<u8, LayoutError> {
-        let free = &mut self.ground.buses;
+    fn take_buses(&mut self, count: u8) -> Result<u8, AssignError> {
+        let free = &mut self.resources.buses;
         let run = |first: u8| first..=first.saturating_add(count - 1);
         let fits = |first: &u8| {
             let ends = first.checked_add(count - 1).is_some();
             ends && run(*first).all(|bus| free.contains(&bus))
         };
-        let first = free.iter().copied().find(fits).ok_or(LayoutError::Buses)?;
+        let first = free.iter().copied().find(fits).ok_or(AssignError::Buses)?;
         free.retain(|bus| !run(first).contains(bus));
         Ok(first)
     }
@@ -107,7 +111,7 @@ impl Tree {
                 body: Body::Port(port),
                 ..
             }) => port.buses().secondary,
-            _ => self.ground.bus,
+            _ => self.resources.bus,
         }
     }
 
@@ -130,11 +134,11 @@ impl Tree {
         self.push(parent, primary, device, Body::Port(Box::new(port)))
     }
 
-    fn endpoint(&mut self, parent: usize, endpoint: &Endpoint) -> Result<(), LayoutError> {
+    fn endpoint(&mut self, parent: usize, endpoint: &Endpoint) -> Result<(), AssignError> {
         let bus = self.bus_below(Some(parent));
-        let fixed = !endpoint.at.is_empty();
+        let fixed = endpoint.is_fixed();
         let bars = endpoint
-            .bars
+            .bars()
             .iter()
             .map(|bar| (*bar, Gpa::new(0)))
             .collect();
@@ -142,7 +146,7 @@ impl Tree {
         let sbdf = self.nodes[node].sbdf;
         if let Body::Endpoint { bars, fixed: true } = &mut self.nodes[node].body {
             for (bar, gpa) in bars {
-                *gpa = fixed_address(bar, &endpoint.at).map_err(|why| LayoutError::Fixed {
+                *gpa = fixed_address(bar).map_err(|why| AssignError::Fixed {
                     sbdf,
                     bar: bar.index,
                     why,
@@ -153,21 +157,21 @@ impl Tree {
     }
 
     fn push(&mut self, parent: Option<usize>, bus: u8, device: u8, body: Body) -> usize {
-        let sbdf = Sbdf::new(0, bus, device, 0).expect("device numbers were checked");
+        let sbdf = Sbdf::from_devfn(0, bus, device << 3);
         self.nodes.push(Node {
             parent,
             sbdf,
             body,
             windows: [None; 2],
-            spare_bytes: [0; 2],
+            reserve_bytes: [0; 2],
         });
         self.nodes.len() - 1
     }
 }
 
-fn check_room(what: &'static str, count: usize, room: usize) -> Result<(), LayoutError> {
+fn check_room(what: &'static str, count: usize, room: usize) -> Result<(), AssignError> {
     if count > room {
-        return Err(LayoutError::TooMany { what, count, room });
+        return Err(AssignError::TooMany { what, count, room });
     }
     Ok(())
 }

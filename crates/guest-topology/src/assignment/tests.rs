@@ -1,10 +1,10 @@
-//! Layouts of guests.
+//! Assignments on a root bus and on the bus of a switch.
 
-use crate::device::BarInfo;
+use iommu_group::{BusAddress, Link, Placement, Space};
 
 use super::*;
-
-const LINK: Link = Link { speed: 4, width: 4 };
+use crate::resources::DEVICES_PER_BUS;
+use crate::{Endpoint, PortKind, Reserve};
 
 fn apertures() -> Apertures {
     Apertures {
@@ -18,34 +18,34 @@ fn range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
 }
 
 /// An empty root bus whose host bridge forwards everything.
-fn ground() -> Ground {
-    Ground::root(apertures(), vec![range(0, 1 << 48)])
+fn ground() -> BusResources {
+    BusResources::root(apertures(), vec![range(0, 1 << 48)])
 }
 
-fn switch(members: Vec<Endpoint>) -> Branch {
-    let spare = Spare::default();
-    Branch::Switch { members, spare }
+fn switch(members: Vec<Endpoint>) -> Subtree {
+    let reserve = Reserve::default();
+    Subtree::Switch { members, reserve }
 }
 
-fn place(branches: &[Branch]) -> Result<GuestTopology, LayoutError> {
-    lay_out(branches, ground())
+fn place(subtrees: &[Subtree]) -> Result<GuestTopology, AssignError> {
+    assign_resources(subtrees, ground())
 }
 
-fn bar(index: u8, size_bytes: u64, prefetchable: bool) -> BarInfo {
-    BarInfo {
+fn bar(index: u8, size_bytes: u64, prefetchable: bool) -> Bar {
+    Bar {
         index,
-        size_bytes,
-        is_64bit: prefetchable,
+        space: match prefetchable {
+            true => Space::Memory64,
+            false => Space::Memory32,
+        },
         prefetchable,
+        bus_address: None,
+        size_bytes,
     }
 }
 
-fn endpoint(bars: &[BarInfo]) -> Endpoint {
-    Endpoint {
-        bars: bars.to_vec(),
-        at: Vec::new(),
-        link: LINK,
-    }
+fn endpoint(bars: &[Bar]) -> Endpoint {
+    Endpoint::new(bars.to_vec(), Some(Link::at_most(4, 4)), 1).unwrap()
 }
 
 fn gpu() -> Endpoint {
@@ -70,8 +70,8 @@ fn addresses(topology: &GuestTopology) -> Vec<String> {
 
 #[test]
 fn a_domain_is_a_switch_and_others_have_root_ports() {
-    let branches = [switch(vec![nvme(), nvme()]), Branch::Device(nvme())];
-    let topology = place(&branches).unwrap();
+    let subtrees = [switch(vec![nvme(), nvme()]), Subtree::Endpoint(nvme())];
+    let topology = place(&subtrees).unwrap();
     let expected = [
         "0000:00:01.0",
         "0000:00:09.0",
@@ -93,12 +93,12 @@ fn a_domain_is_a_switch_and_others_have_root_ports() {
 
 #[test]
 fn every_bar_is_aligned_inside_all_windows_above_and_apart_from_others() {
-    let branches = [
+    let subtrees = [
         switch(vec![gpu(), nvme(), gpu()]),
-        Branch::Device(nvme()),
-        Branch::Device(endpoint(&[])),
+        Subtree::Endpoint(nvme()),
+        Subtree::Endpoint(endpoint(&[])),
     ];
-    let topology = place(&branches).unwrap();
+    let topology = place(&subtrees).unwrap();
     let mut used: Vec<AddressRange<Gpa>> = Vec::new();
     for endpoint in &topology.endpoints {
         for (bar, gpa) in &endpoint.bars {
@@ -128,14 +128,14 @@ fn every_bar_is_aligned_inside_all_windows_above_and_apart_from_others() {
 
 #[test]
 fn an_endpoint_without_bars_needs_no_window() {
-    let topology = place(&[Branch::Device(endpoint(&[]))]).unwrap();
+    let topology = place(&[Subtree::Endpoint(endpoint(&[]))]).unwrap();
     assert_eq!(topology.ports[0].1.windows().count(), 0);
 }
 
 #[test]
 fn bars_that_do_not_fit_are_an_error_with_their_size() {
     let huge = endpoint(&[bar(0, 1 << 30, false)]);
-    let error = place(&[Branch::Device(huge)]).unwrap_err();
+    let error = place(&[Subtree::Endpoint(huge)]).unwrap_err();
     assert!(error.to_string().contains("1073741824"), "{error}");
 }
 
@@ -145,8 +145,8 @@ fn what_does_not_fit_into_one_aperture_goes_into_the_next() {
         memory: vec![range(0xc000_0000, 1 << 20), range(0xd000_0000, 4 << 20)],
         prefetchable: apertures().prefetchable,
     };
-    let branches = [Branch::Device(nvme()), Branch::Device(nvme())];
-    let topology = lay_out(&branches, Ground::root(split, Vec::new())).unwrap();
+    let subtrees = [Subtree::Endpoint(nvme()), Subtree::Endpoint(nvme())];
+    let topology = assign_resources(&subtrees, BusResources::root(split, Vec::new())).unwrap();
     let firsts: Vec<_> = topology
         .endpoints
         .iter()
@@ -155,24 +155,31 @@ fn what_does_not_fit_into_one_aperture_goes_into_the_next() {
     assert_eq!(firsts, [0xc000_0000, 0xd000_0000]);
 }
 
-fn fixed(at: &[(u8, u64)], endpoint: Endpoint) -> Endpoint {
-    Endpoint {
-        at: at.iter().map(|(bar, gpa)| (*bar, Gpa::new(*gpa))).collect(),
-        ..endpoint
-    }
+/// The endpoint with its BARs at these bus addresses, by number.
+fn fixed(at: &[(u8, u64)], endpoint: &Endpoint) -> Endpoint {
+    let bars = endpoint.bars().iter().map(|bar| {
+        let address = at.iter().find(|(index, _)| *index == bar.index);
+        Bar {
+            bus_address: address.map(|(_, address)| BusAddress::new(*address)),
+            ..*bar
+        }
+    });
+    let endpoint = Endpoint::new(bars, Some(endpoint.link()), 1).unwrap();
+    endpoint.placed(Placement::AtBusAddress)
 }
 
 #[test]
 fn peers_that_a_switch_reaches_by_bus_address_are_at_it() {
-    let branches = [
+    let subtrees = [
         switch(vec![
-            fixed(&[(0, 0xfe80_0000), (4, 0xc0_2000_0000)], nvme()),
-            fixed(&[(0, 0xfe60_0000), (4, 0xc0_0000_0000)], nvme()),
+            fixed(&[(0, 0xfe80_0000), (4, 0xc0_2000_0000)], &nvme()),
+            fixed(&[(0, 0xfe60_0000), (4, 0xc0_0000_0000)], &nvme()),
         ]),
-        Branch::Device(nvme()),
+        Subtree::Endpoint(nvme()),
     ];
-    let windows: Vec<_> = fixed_windows(&branches)
+    let windows: Vec<_> = Demands::new(&subtrees, &[])
         .unwrap()
+        .fixed_windows
         .iter()
         .map(ToString::to_string)
         .collect();
@@ -180,7 +187,7 @@ fn peers_that_a_switch_reaches_by_bus_address_are_at_it() {
         windows,
         ["0xfe600000..0xfe900000", "0xc000000000..0xc021000000"]
     );
-    let topology = place(&branches).unwrap();
+    let topology = place(&subtrees).unwrap();
     let at: Vec<_> = topology
         .endpoints
         .iter()
@@ -201,11 +208,11 @@ fn peers_that_a_switch_reaches_by_bus_address_are_at_it() {
 
 #[test]
 fn free_devices_keep_clear_of_fixed_windows() {
-    let branches = [
-        Branch::Device(fixed(&[(0, 0xc000_0000), (4, 0x2_0000_0000)], nvme())),
-        Branch::Device(nvme()),
+    let subtrees = [
+        Subtree::Endpoint(fixed(&[(0, 0xc000_0000), (4, 0x2_0000_0000)], &nvme())),
+        Subtree::Endpoint(nvme()),
     ];
-    let topology = place(&branches).unwrap();
+    let topology = place(&subtrees).unwrap();
     let free = &topology.endpoints[1].bars;
     assert_eq!(
         (free[0].1.value(), free[1].1.value()),
@@ -215,11 +222,11 @@ fn free_devices_keep_clear_of_fixed_windows() {
 
 #[test]
 fn fixed_windows_that_overlap_are_refused_by_name() {
-    let branches = [switch(vec![
-        fixed(&[(0, 0xfe80_0000), (4, 0xc0_0000_0000)], nvme()),
-        fixed(&[(0, 0xfe80_4000), (4, 0xc0_2000_0000)], nvme()),
+    let subtrees = [switch(vec![
+        fixed(&[(0, 0xfe80_0000), (4, 0xc0_0000_0000)], &nvme()),
+        fixed(&[(0, 0xfe80_4000), (4, 0xc0_2000_0000)], &nvme()),
     ])];
-    let error = place(&branches).unwrap_err().to_string();
+    let error = place(&subtrees).unwrap_err().to_string();
     assert!(
         error.contains("0000:02:00.0") && error.contains("0000:02:01.0"),
         "{error}"
@@ -227,9 +234,9 @@ fn fixed_windows_that_overlap_are_refused_by_name() {
 }
 
 fn pair_below_4_gib(first: [u64; 2], second: [u64; 2]) -> Vec<String> {
-    let at = |[memory, prefetchable]: [u64; 2]| fixed(&[(0, memory), (4, prefetchable)], nvme());
-    let branches = [switch(vec![at(first), at(second)])];
-    let topology = place(&branches).unwrap();
+    let at = |[memory, prefetchable]: [u64; 2]| fixed(&[(0, memory), (4, prefetchable)], &nvme());
+    let subtrees = [switch(vec![at(first), at(second)])];
+    let topology = place(&subtrees).unwrap();
     for (endpoint, bars) in topology.endpoints.iter().zip([first, second]) {
         let placed: Vec<u64> = endpoint.bars.iter().map(|(_, gpa)| gpa.value()).collect();
         assert_eq!(placed, bars);
@@ -267,17 +274,17 @@ fn bars_that_cannot_be_at_their_bus_address_are_refused() {
             "not prefetchable",
         ),
     ] {
-        let error = place(&[Branch::Device(fixed(&at, nvme()))]).unwrap_err();
+        let error = place(&[Subtree::Endpoint(fixed(&at, &nvme()))]).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
 }
 
 #[test]
 fn too_many_branches_and_slots_are_counted() {
-    let many = vec![Branch::Device(nvme()); 32];
+    let many = vec![Subtree::Endpoint(nvme()); 32];
     assert!(matches!(
         place(&many),
-        Err(LayoutError::TooMany {
+        Err(AssignError::TooMany {
             count: 32,
             room: 0,
             ..
@@ -286,7 +293,7 @@ fn too_many_branches_and_slots_are_counted() {
     let wide = [switch(vec![nvme(); 33])];
     assert!(matches!(
         place(&wide),
-        Err(LayoutError::TooMany {
+        Err(AssignError::TooMany {
             count: 33,
             room: 32,
             ..
@@ -295,7 +302,7 @@ fn too_many_branches_and_slots_are_counted() {
 }
 
 /// The bus of the switch that `topology` has, as it is when its members are there.
-fn below(topology: &GuestTopology) -> Ground {
+fn below(topology: &GuestTopology) -> BusResources {
     let is = |kind| move |(_, port): &&(Sbdf, VirtualPort)| port.kind() == kind;
     let (_, up) = topology.ports.iter().find(is(PortKind::Upstream)).unwrap();
     let downs: Vec<_> = topology
@@ -310,7 +317,7 @@ fn below(topology: &GuestTopology) -> Ground {
         .map(|(_, port)| port.buses().secondary)
         .collect();
     let slots: Vec<u8> = downs.iter().map(|(sbdf, _)| sbdf.device()).collect();
-    Ground {
+    BusResources {
         bus: buses.secondary,
         ports: PortKind::Downstream,
         device_slots: (0..DEVICES_PER_BUS)
@@ -335,17 +342,17 @@ fn below(topology: &GuestTopology) -> Ground {
 
 #[test]
 fn a_member_that_comes_later_finds_buses_and_addresses_in_its_switch() {
-    let spare = Spare {
+    let reserve = Reserve {
         slots: 2,
         memory_bytes: 4 << 20,
         prefetchable_bytes: 64 << 20,
-        around: Vec::new(),
+        windows: Vec::new(),
     };
     let members = vec![nvme()];
-    let topology = place(&[Branch::Switch { members, spare }]).unwrap();
+    let topology = place(&[Subtree::Switch { members, reserve }]).unwrap();
     let (_, root) = &topology.ports[0];
     assert_eq!((root.buses().secondary, root.buses().subordinate), (1, 5));
-    let later = lay_out(&[Branch::Device(nvme())], below(&topology)).unwrap();
+    let later = assign_resources(&[Subtree::Endpoint(nvme())], below(&topology)).unwrap();
     let member = &later.endpoints[0];
     assert_eq!(member.ports, ["0000:02:01.0".parse().unwrap()]);
     assert_eq!(member.sbdf, "0000:04:00.0".parse().unwrap());
@@ -354,7 +361,7 @@ fn a_member_that_comes_later_finds_buses_and_addresses_in_its_switch() {
         let range = AddressRange::new(*gpa, bar.size_bytes).unwrap();
         assert!(up.windows().any(|window| window.contains(&range)), "{gpa}");
         let first = &topology.endpoints[0].bars;
-        let apart = |(bar, gpa): &(BarInfo, Gpa)| {
+        let apart = |(bar, gpa): &(Bar, Gpa)| {
             AddressRange::new(*gpa, bar.size_bytes)
                 .unwrap()
                 .intersect(&range)
@@ -366,37 +373,43 @@ fn a_member_that_comes_later_finds_buses_and_addresses_in_its_switch() {
 
 #[test]
 fn a_member_beyond_what_its_switch_keeps_is_refused() {
-    let spare = Spare {
+    let reserve = Reserve {
         slots: 1,
         memory_bytes: 1 << 20,
         prefetchable_bytes: 1 << 20,
-        around: Vec::new(),
+        windows: Vec::new(),
     };
     let members = vec![nvme()];
-    let topology = place(&[Branch::Switch { members, spare }]).unwrap();
+    let topology = place(&[Subtree::Switch { members, reserve }]).unwrap();
     let ground = below(&topology);
-    let error = lay_out(&[Branch::Device(nvme())], ground.clone()).unwrap_err();
-    assert!(matches!(error, LayoutError::Aperture { .. }), "{error}");
-    let two = [Branch::Device(endpoint(&[])), Branch::Device(endpoint(&[]))];
-    assert_eq!(lay_out(&two, ground).unwrap_err(), LayoutError::Buses);
+    let error = assign_resources(&[Subtree::Endpoint(nvme())], ground.clone()).unwrap_err();
+    assert!(matches!(error, AssignError::Aperture { .. }), "{error}");
+    let two = [
+        Subtree::Endpoint(endpoint(&[])),
+        Subtree::Endpoint(endpoint(&[])),
+    ];
+    assert_eq!(
+        assign_resources(&two, ground).unwrap_err(),
+        AssignError::Buses
+    );
 }
 
 const FIRST: [(u8, u64); 2] = [(0, 0xfe80_0000), (4, 0xc0_2000_0000)];
 const LATER: [(u8, u64); 2] = [(0, 0xfe60_0000), (4, 0xc0_0000_0000)];
 
 /// A switch with a member at its bus address, in a host whose root port has wider windows.
-fn wide_switch() -> Branch {
+fn wide_switch() -> Subtree {
     let everything = vec![
         range(0xfe00_0000, 16 << 20),
         range(0xc0_0000_0000, 64 << 30),
     ];
     let switch = vec![range(0xfe60_0000, 4 << 20), range(0xc0_0000_0000, 1 << 30)];
-    Branch::Switch {
-        members: vec![fixed(&FIRST, nvme())],
-        spare: Spare {
+    Subtree::Switch {
+        members: vec![fixed(&FIRST, &nvme())],
+        reserve: Reserve {
             slots: 1,
-            around: vec![everything, switch],
-            ..Spare::default()
+            windows: vec![everything, switch],
+            ..Reserve::default()
         },
     }
 }
@@ -415,13 +428,13 @@ fn a_switch_takes_in_where_later_members_may_be() {
         text(&topology),
         ["0xfe000000..0xff000000", "0xc000000000..0xd000000000"]
     );
-    let later = [Branch::Device(fixed(&LATER, nvme()))];
-    let later = lay_out(&later, below(&topology)).unwrap();
+    let later = [Subtree::Endpoint(fixed(&LATER, &nvme()))];
+    let later = assign_resources(&later, below(&topology)).unwrap();
     assert_eq!(later.endpoints[0].bars[1].1, Gpa::new(0xc0_0000_0000));
 
     let mut ground = ground();
     ground.taken = vec![range(0xfe00_0000, 1 << 20)];
-    let narrower = lay_out(&[wide_switch()], ground).unwrap();
+    let narrower = assign_resources(&[wide_switch()], ground).unwrap();
     assert_eq!(
         text(&narrower),
         ["0xfe600000..0xfea00000", "0xc000000000..0xc040000000"]
@@ -431,13 +444,13 @@ fn a_switch_takes_in_where_later_members_may_be() {
 #[test]
 fn a_switch_below_4_gib_takes_in_both_windows_of_the_bridge() {
     let bridge = vec![range(0xfd00_0000, 16 << 20), range(0xf000_0000, 128 << 20)];
-    let members = vec![fixed(&[(0, 0xfd80_0000), (4, 0xf400_0000)], nvme())];
-    let spare = Spare {
+    let members = vec![fixed(&[(0, 0xfd80_0000), (4, 0xf400_0000)], &nvme())];
+    let reserve = Reserve {
         slots: 1,
-        around: vec![bridge],
-        ..Spare::default()
+        windows: vec![bridge],
+        ..Reserve::default()
     };
-    let topology = place(&[Branch::Switch { members, spare }]).unwrap();
+    let topology = place(&[Subtree::Switch { members, reserve }]).unwrap();
     let windows: Vec<_> = topology.ports[1]
         .1
         .windows()
@@ -453,11 +466,13 @@ fn a_switch_below_4_gib_takes_in_both_windows_of_the_bridge() {
 fn bus_addresses_that_lead_nowhere_or_are_taken_are_refused_by_name() {
     let mut forwarded = ground();
     forwarded.forwarded = vec![range(0xfe00_0000, 16 << 20)];
-    let error = lay_out(&[wide_switch()], forwarded).unwrap_err();
-    assert!(matches!(error, LayoutError::OutOfReach { .. }), "{error}");
+    let error = assign_resources(&[wide_switch()], forwarded).unwrap_err();
+    assert!(matches!(error, AssignError::OutOfReach { .. }), "{error}");
     let mut taken = ground();
     taken.taken = vec![range(0xfe80_0000, 1 << 20)];
-    let error = lay_out(&[wide_switch()], taken).unwrap_err().to_string();
+    let error = assign_resources(&[wide_switch()], taken)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("0xfe800000..0xfe900000 is taken"), "{error}");
 }
 

@@ -1,18 +1,16 @@
 //! Windows of bridges and addresses below them: what must hold for one, and for several.
 
-use iommu_group::{Address, AddressRange, Gpa, Sbdf};
+use iommu_group::spec::bridge::WINDOW_ALIGN;
+use iommu_group::{Address, AddressRange, Bar, Gpa, Sbdf};
 
-use crate::device::BarInfo;
-use crate::guest::port::WINDOW_ALIGN;
-
-use super::LayoutError;
-use super::extent::Kind;
+use super::AssignError;
+use super::size_align::Kind;
 
 /// Where a BAR must be, if a bridge can forward that (PCI-to-PCI bridge r1.2 §3.2.5.8: only the prefetchable window
 /// reaches above 4 GiB).
-pub(super) fn fixed_address(bar: &BarInfo, at: &[(u8, Gpa)]) -> Result<Gpa, &'static str> {
-    let known = at.iter().find(|(index, _)| *index == bar.index);
-    let gpa = known.map(|(_, gpa)| *gpa).filter(|gpa| gpa.value() != 0);
+pub(super) fn fixed_address(bar: &Bar) -> Result<Gpa, &'static str> {
+    let known = bar.bus_address.map(Gpa::at_bus_address);
+    let gpa = known.filter(|gpa| gpa.value() != 0);
     let gpa = gpa.ok_or("the host has assigned none")?;
     if !gpa.value().is_multiple_of(bar.size_bytes) {
         return Err("that is not a multiple of its size");
@@ -43,11 +41,11 @@ pub(super) fn hull(ranges: &[AddressRange<Gpa>]) -> Option<AddressRange<Gpa>> {
 }
 
 /// No window may overlap another.
-pub(super) fn apart(windows: &[(Sbdf, AddressRange<Gpa>)]) -> Result<(), LayoutError> {
+pub(super) fn apart(windows: &[(Sbdf, AddressRange<Gpa>)]) -> Result<(), AssignError> {
     for (at, (a, first)) in windows.iter().enumerate() {
         for (b, second) in windows.iter().skip(at + 1) {
             if first.intersect(second).is_some() {
-                return Err(LayoutError::Overlap {
+                return Err(AssignError::Overlap {
                     a: *a,
                     first: *first,
                     b: *b,

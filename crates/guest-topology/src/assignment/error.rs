@@ -5,8 +5,8 @@ use thiserror::Error;
 
 /// Why devices cannot all be placed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum LayoutError {
-    /// Too many branches for a bus.
+pub enum AssignError {
+    /// Too many subtrees for a bus.
     #[error("{count} {what}, but there is room for {room}")]
     TooMany {
         /// What there is too much of.
@@ -19,7 +19,7 @@ pub enum LayoutError {
     /// No bus numbers are left.
     #[error("the devices need more PCI buses than there are")]
     Buses,
-    /// The BARs of a branch find no room.
+    /// The BARs of a subtree find no room.
     #[error(
         "{kind} BARs need {needed_bytes} bytes, aligned to {align_bytes}, and there is no room for them"
     )]

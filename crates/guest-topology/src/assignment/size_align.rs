@@ -1,7 +1,6 @@
-//! Needs for addresses, by the kind of bridge window that forwards them.
+//! Address space that is needed, by the kind of bridge window that forwards it.
 
-use crate::device::BarInfo;
-use iommu_group::{Address, Gpa};
+use iommu_group::{Address, Bar, Gpa};
 
 /// The two kinds of bridge window.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -11,8 +10,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn of(bar: &BarInfo) -> Self {
-        if bar.is_64bit && bar.prefetchable {
+    pub(super) fn of(bar: &Bar) -> Self {
+        if bar.is_64bit() && bar.prefetchable {
             Self::Prefetchable
         } else {
             Self::Memory
@@ -36,25 +35,38 @@ impl Kind {
     }
 }
 
-/// A need for addresses.
+/// Size and alignment of address space that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) bytes: u64,
-    pub(super) align_bytes: u64,
+pub struct SizeAlign {
+    /// Size in bytes; 0 if nothing is needed, [`u64::MAX`] if more than there is.
+    pub bytes: u64,
+    /// Alignment of the start in bytes, a power of two.
+    pub align_bytes: u64,
 }
 
-/// Offsets for items one after the other, those with the largest alignment first, and what all need.
-pub(super) fn pack(items: &[Extent]) -> (Vec<u64>, Extent) {
-    let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by_key(|at| std::cmp::Reverse(items[*at].align_bytes));
-    let mut offsets = vec![0; items.len()];
-    let mut total = Extent {
+impl SizeAlign {
+    pub(super) const NOTHING: Self = Self {
         bytes: 0,
         align_bytes: 1,
     };
+}
+
+/// The lowest multiple of `align_bytes` that is not below `value`, [`u64::MAX`] if there is none.
+pub(super) fn align_up(value: u64, align_bytes: u64) -> u64 {
+    value
+        .checked_next_multiple_of(align_bytes)
+        .unwrap_or(u64::MAX)
+}
+
+/// Offsets for items one after the other, those with the largest alignment first, and what all need.
+pub(super) fn pack(items: &[SizeAlign]) -> (Vec<u64>, SizeAlign) {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|at| std::cmp::Reverse(items[*at].align_bytes));
+    let mut offsets = vec![0; items.len()];
+    let mut total = SizeAlign::NOTHING;
     for at in order {
         let item = items[at];
-        let offset = total.bytes.next_multiple_of(item.align_bytes);
+        let offset = align_up(total.bytes, item.align_bytes);
         offsets[at] = offset;
         total.bytes = offset.saturating_add(item.bytes);
         total.align_bytes = total.align_bytes.max(item.align_bytes);

@@ -1,9 +1,6 @@
 use super::*;
 
-const LINK: Link = Link {
-    speed: 3,
-    width: 16,
-};
+const LINK: Link = Link::at_most(3, 16);
 
 fn port(kind: PortKind) -> VirtualPort {
     VirtualPort::new(kind, 5, LINK)

@@ -4,31 +4,16 @@
 //! is what makes a guest without a virtual IOMMU use the short way between two devices below it
 //! (linux 7.2 drivers/pci/p2pdma.c: calc_map_type_and_dist()).
 
-use iommu_group::{Address, AddressRange, Gpa};
+use iommu_group::spec::{self, bridge, cap, express, header, pm};
+use iommu_group::{Address, AddressRange, Gpa, Link};
 
 /// Bytes of configuration space with content; the extended space is empty.
-const SPACE: usize = 256;
+const SPACE: usize = spec::LEGACY_BYTES as usize;
 
-const COMMAND: usize = 0x04;
-const STATUS: usize = 0x06;
-const CLASS: usize = 0x09;
-const HEADER_TYPE: usize = 0x0e;
-const PRIMARY: usize = 0x18;
-const SECONDARY: usize = 0x19;
-const SUBORDINATE: usize = 0x1a;
-const IO_BASE: usize = 0x1c;
-const MEMORY: usize = 0x20;
-const PREFETCHABLE: usize = 0x24;
-const PREFETCHABLE_HIGH: usize = 0x28;
-const CAPABILITIES: usize = 0x34;
-const BRIDGE_CONTROL: usize = 0x3e;
-
-const EXPRESS: usize = 0x40;
-const POWER: usize = 0x80;
-const SUBSYSTEM: usize = 0x88;
-
-/// Granularity of bridge memory windows in bytes (PCI-to-PCI bridge r1.2 §3.2.5.8).
-pub(super) const WINDOW_ALIGN: u64 = 1 << 20;
+/// Where the capabilities are.
+const EXPRESS: u16 = 0x40;
+const POWER: u16 = 0x80;
+const SUBSYSTEM: u16 = 0x88;
 
 /// What a virtual port is (PCIe r6.0 §7.5.3.2, device/port type).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,15 +48,6 @@ impl PortKind {
             Self::Downstream => [0x4c, 0x10, 0x33, 0x82],
         }
     }
-}
-
-/// Speed and width of a link as its capability and status registers encode them (PCIe r6.0 §7.5.3.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// 1: 2.5 GT/s, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64.
-    pub speed: u8,
-    /// Lanes, 1–32.
-    pub width: u8,
 }
 
 /// The three bus numbers of a bridge.
@@ -115,86 +91,113 @@ impl VirtualPort {
         port
     }
 
-    fn put<const N: usize>(&mut self, at: usize, value: [u8; N]) {
-        for (slot, byte) in self.bytes.iter_mut().skip(at).zip(value) {
+    fn put<const N: usize>(&mut self, at: u16, value: [u8; N]) {
+        for (slot, byte) in self.bytes.iter_mut().skip(at.into()).zip(value) {
             *slot = byte;
         }
     }
 
-    fn allow<const N: usize>(&mut self, at: usize, mask: [u8; N]) {
-        for (slot, byte) in self.writable.iter_mut().skip(at).zip(mask) {
+    fn allow<const N: usize>(&mut self, at: u16, mask: [u8; N]) {
+        for (slot, byte) in self.writable.iter_mut().skip(at.into()).zip(mask) {
             *slot = byte;
         }
     }
 
     /// PCI-to-PCI bridge r1.2 §3.2.
     fn header(&mut self) {
-        self.put(0x00, self.kind.identity());
+        self.put(header::VENDOR, self.kind.identity());
         // I/O, memory, bus master; parity and SERR# have nothing to report but may be set.
-        self.allow(COMMAND, [0x47, 0x05]);
-        self.put(STATUS, [0x10, 0x00]);
-        self.put(CLASS, [0x00, 0x04, 0x06]);
-        self.allow(0x0c, [0xff]);
-        self.put(HEADER_TYPE, [0x01]);
-        self.allow(PRIMARY, [0xff, 0xff, 0xff]);
+        self.allow(header::COMMAND, [0x47, 0x05]);
+        self.put(header::STATUS, header::STATUS_CAPABILITIES.to_le_bytes());
+        // PCI-to-PCI bridge.
+        self.put(header::CLASS, [0x00, 0x04, 0x06]);
+        self.allow(header::CACHE_LINE_SIZE, [0xff]);
+        self.put(header::HEADER_TYPE, [header::LAYOUT_BRIDGE]);
+        self.allow(bridge::PRIMARY_BUS, [0xff, 0xff, 0xff]);
         // No I/O behind the bridge: base and limit read 0 and ignore writes (§3.2.5.6).
-        self.put(IO_BASE, [0, 0]);
-        self.allow(MEMORY, [0xf0, 0xff, 0xf0, 0xff]);
-        self.put(PREFETCHABLE, [0x01, 0, 0x01, 0]);
-        self.allow(PREFETCHABLE, [0xf0, 0xff, 0xf0, 0xff]);
-        self.allow(PREFETCHABLE_HIGH, [0xff; 8]);
-        self.put(CAPABILITIES, [low_byte(EXPRESS)]);
-        self.allow(0x3c, [0xff]);
+        self.put(bridge::IO_BASE, [0, 0]);
+        self.allow(bridge::MEMORY_BASE, [0xf0, 0xff, 0xf0, 0xff]);
+        self.allow(bridge::PREFETCH_BASE, [0xf0, 0xff, 0xf0, 0xff]);
+        self.allow(bridge::PREFETCH_BASE_UPPER, [0xff; 8]);
+        self.put(header::CAPABILITIES, [low_byte(EXPRESS)]);
+        self.allow(header::INTERRUPT_LINE, [0xff]);
         // SERR#, secondary bus reset.
-        self.allow(BRIDGE_CONTROL, [0x43, 0x00]);
+        self.allow(bridge::CONTROL, [0x43, 0x00]);
         self.close_windows();
     }
 
     /// PCIe r6.0 §7.5.3.
     fn express(&mut self, number: u8, link: Link) {
-        let slot = u16::from(self.kind.has_slot()) << 8;
+        let slot = if self.kind.has_slot() {
+            express::FLAGS_SLOT
+        } else {
+            0
+        };
         let flags = 2 | self.kind.code() << 4 | slot;
         let [flags_low, flags_high] = flags.to_le_bytes();
-        self.put(EXPRESS, [0x10, low_byte(POWER), flags_low, flags_high]);
-        // Device: payloads of up to 512 bytes, role-based error reporting (§7.5.3.3).
-        self.put(EXPRESS + 4, 0x0000_8002_u32.to_le_bytes());
-        self.allow(EXPRESS + 8, [0xff, 0x7f]);
-        // Link: speed, width, port number; active-link reporting where there is a slot.
-        let reporting = u32::from(self.kind.has_slot()) << 20;
-        let speed = u32::from(link.speed);
-        let width = u32::from(link.width) << 4;
-        let capability = speed | width | reporting | u32::from(number) << 24;
-        self.put(EXPRESS + 0x0c, capability.to_le_bytes());
-        self.allow(EXPRESS + 0x10, [0xf0, 0x00]);
-        let active = if self.kind.has_slot() { 1 << 13 } else { 0 };
-        let status = u16::from(link.speed) | u16::from(link.width) << 4 | active;
-        self.put(EXPRESS + 0x12, status.to_le_bytes());
+        self.put(
+            EXPRESS,
+            [cap::EXPRESS, low_byte(POWER), flags_low, flags_high],
+        );
+        // Payloads of up to 512 bytes, role-based error reporting (§7.5.3.3).
+        self.put(
+            EXPRESS + express::DEVICE_CAPABILITIES,
+            0x0000_8002_u32.to_le_bytes(),
+        );
+        self.allow(EXPRESS + express::DEVICE_CONTROL, [0xff, 0x7f]);
+        // Speed, width, port number; active-link reporting where there is a slot.
+        let (reporting, active) = if self.kind.has_slot() {
+            (
+                express::LINK_CAPABILITIES_ACTIVE,
+                express::LINK_STATUS_ACTIVE,
+            )
+        } else {
+            (0, 0)
+        };
+        let generation = u32::from(link.generation);
+        let lanes = u32::from(link.lanes) << 4;
+        let capability = generation | lanes | reporting | u32::from(number) << 24;
+        self.put(
+            EXPRESS + express::LINK_CAPABILITIES,
+            capability.to_le_bytes(),
+        );
+        self.allow(EXPRESS + express::LINK_CONTROL, [0xf0, 0x00]);
+        let status = u16::from(link.generation) | u16::from(link.lanes) << 4 | active;
+        self.put(EXPRESS + express::LINK_STATUS, status.to_le_bytes());
         if self.kind.has_slot() {
-            // Slot: its number; what comes and goes there is told by ACPI.
+            // The slot's number; what comes and goes there is told by ACPI.
             let capability = u32::from(number) << 19;
-            self.put(EXPRESS + 0x14, capability.to_le_bytes());
-            self.allow(EXPRESS + 0x18, [0x3f, 0x00]);
-            self.put(EXPRESS + 0x1a, [0x40, 0x00]);
+            self.put(
+                EXPRESS + express::SLOT_CAPABILITIES,
+                capability.to_le_bytes(),
+            );
+            self.allow(EXPRESS + express::SLOT_CONTROL, [0x3f, 0x00]);
+            self.put(
+                EXPRESS + express::SLOT_STATUS,
+                express::SLOT_STATUS_PRESENT.to_le_bytes(),
+            );
         }
         if self.kind == PortKind::Root {
-            self.allow(EXPRESS + 0x1c, [0x0f, 0x00]);
+            self.allow(EXPRESS + express::ROOT_CONTROL, [0x0f, 0x00]);
         }
-        // Link capabilities 2: every speed up to the link's own; link control 2: that speed.
-        let speeds = ((1_u32 << link.speed.min(7)) - 1) << 1;
-        self.put(EXPRESS + 0x2c, speeds.to_le_bytes());
-        self.put(EXPRESS + 0x30, [link.speed, 0]);
-        self.allow(EXPRESS + 0x30, [0x0f, 0x00]);
+        // Every speed up to the link's own; that speed is the target.
+        let speeds = ((1_u32 << link.generation.min(7)) - 1) << 1;
+        self.put(EXPRESS + express::LINK_CAPABILITIES_2, speeds.to_le_bytes());
+        self.put(EXPRESS + express::LINK_CONTROL_2, [link.generation, 0]);
+        self.allow(EXPRESS + express::LINK_CONTROL_2, [0x0f, 0x00]);
     }
 
     /// PCI power management r1.2 §3.2: D0 and D3hot, no PME; state survives D3hot.
     fn power(&mut self) {
-        self.put(POWER, [0x01, low_byte(SUBSYSTEM), 0x03, 0x00, 0x08, 0x00]);
-        self.allow(POWER + 4, [0x03]);
+        let next = low_byte(SUBSYSTEM);
+        self.put(POWER, [cap::POWER_MANAGEMENT, next, 0x03, 0x00]);
+        self.put(POWER + pm::CONTROL, pm::CONTROL_NO_SOFT_RESET.to_le_bytes());
+        self.allow(POWER + pm::CONTROL, pm::CONTROL_STATE.to_le_bytes());
     }
 
     /// PCI-to-PCI bridge r1.2 §3.2.5.13.
     fn subsystem(&mut self) {
-        self.put(SUBSYSTEM, [0x0d, 0x00, 0x00, 0x00]);
+        self.put(SUBSYSTEM, [cap::SUBSYSTEM, 0x00, 0x00, 0x00]);
         self.put(SUBSYSTEM + 4, self.kind.identity());
     }
 
@@ -219,12 +222,12 @@ impl VirtualPort {
     /// drivers and peers use them. From that 0 on, the window is what it was until the limit's upper half is written
     /// again.
     pub fn config_write(&mut self, offset: u16, data: &[u8]) {
-        let limit_high = u16::from_le_bytes([low_byte(PREFETCHABLE_HIGH + 4), 0]);
         let before = self.prefetchable();
         self.write(offset, data);
-        if offset == limit_high && data.len() == 4 {
+        if offset == bridge::PREFETCH_LIMIT_UPPER && data.len() == 4 {
             let begins = self.rewritten.is_none() && data == [0; 4];
-            self.rewritten = before.filter(|_| begins && self.dword(PREFETCHABLE_HIGH) != 0);
+            self.rewritten =
+                before.filter(|_| begins && self.dword(bridge::PREFETCH_BASE_UPPER) != 0);
         }
         self.remember_windows();
     }
@@ -245,31 +248,39 @@ impl VirtualPort {
 
     /// Numbers the buses, as firmware does.
     pub fn set_buses(&mut self, buses: BusNumbers) {
-        self.put(PRIMARY, [buses.primary, buses.secondary, buses.subordinate]);
+        self.put(
+            bridge::PRIMARY_BUS,
+            [buses.primary, buses.secondary, buses.subordinate],
+        );
     }
 
     /// The bus numbers that the guest has programmed.
     pub fn buses(&self) -> BusNumbers {
         BusNumbers {
-            primary: self.bytes[PRIMARY],
-            secondary: self.bytes[SECONDARY],
-            subordinate: self.bytes[SUBORDINATE],
+            primary: self.byte(bridge::PRIMARY_BUS),
+            secondary: self.byte(bridge::SECONDARY_BUS),
+            subordinate: self.byte(bridge::SUBORDINATE_BUS),
         }
     }
 
     /// Both windows closed: base above limit.
     fn close_windows(&mut self) {
         self.rewritten = None;
-        self.put(MEMORY, [0xf0, 0xff, 0x00, 0x00]);
-        self.put(PREFETCHABLE, [0xf1, 0xff, 0x01, 0x00]);
-        self.put(PREFETCHABLE_HIGH, [0; 8]);
+        self.put(bridge::MEMORY_BASE, [0xf0, 0xff, 0x00, 0x00]);
+        self.put(bridge::PREFETCH_BASE, [0xf1, 0xff, 0x01, 0x00]);
+        self.put(bridge::PREFETCH_BASE_UPPER, [0; 8]);
     }
 
-    fn word(&self, at: usize) -> u16 {
-        u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
+    /// A byte of a register, all of which are in the space.
+    fn byte(&self, at: u16) -> u8 {
+        self.bytes.get(usize::from(at)).copied().unwrap_or(0)
     }
 
-    fn dword(&self, at: usize) -> u64 {
+    fn word(&self, at: u16) -> u16 {
+        u16::from_le_bytes([self.byte(at), self.byte(at + 1)])
+    }
+
+    fn dword(&self, at: u16) -> u64 {
         u64::from(self.word(at)) | u64::from(self.word(at + 2)) << 16
     }
 
@@ -287,21 +298,31 @@ impl VirtualPort {
             [low & 0xf0, high]
         };
         if let Some((base, limit)) = memory.map(bounds) {
-            self.put(MEMORY, upper(base));
-            self.put(MEMORY + 2, upper(limit));
+            self.put(bridge::MEMORY_BASE, upper(base));
+            self.put(bridge::MEMORY_LIMIT, upper(limit));
         }
         if let Some((base, limit)) = prefetchable.map(bounds) {
             let [[base_low, base_high], [limit_low, limit_high]] = [upper(base), upper(limit)];
-            self.put(PREFETCHABLE, [base_low | 1, base_high]);
-            self.put(PREFETCHABLE + 2, [limit_low | 1, limit_high]);
+            self.put(
+                bridge::PREFETCH_BASE,
+                [base_low | bridge::PREFETCH_64BIT, base_high],
+            );
+            self.put(
+                bridge::PREFETCH_LIMIT,
+                [limit_low | bridge::PREFETCH_64BIT, limit_high],
+            );
             let top = |address: u64| {
                 let [.., a, b, c, d] = address.to_le_bytes();
                 [a, b, c, d]
             };
-            self.put(PREFETCHABLE_HIGH, top(base));
-            self.put(PREFETCHABLE_HIGH + 4, top(limit));
+            self.put(bridge::PREFETCH_BASE_UPPER, top(base));
+            self.put(bridge::PREFETCH_LIMIT_UPPER, top(limit));
         }
-        self.bytes[COMMAND] |= 0x06;
+        let on = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;
+        self.put(
+            header::COMMAND,
+            (self.word(header::COMMAND) | on).to_le_bytes(),
+        );
         self.last = self.open_windows();
     }
 
@@ -318,21 +339,24 @@ impl VirtualPort {
     }
 
     fn open_windows(&self) -> [Option<AddressRange<Gpa>>; 2] {
-        match self.bytes[COMMAND] & 0x02 {
+        match self.word(header::COMMAND) & header::COMMAND_MEMORY {
             0 => [None; 2],
-            _ => [self.window(MEMORY, (0, 0)), self.prefetchable()],
+            _ => [
+                self.window(bridge::MEMORY_BASE, (0, 0)),
+                self.prefetchable(),
+            ],
         }
     }
 
     fn prefetchable(&self) -> Option<AddressRange<Gpa>> {
-        let base = self.dword(PREFETCHABLE_HIGH);
-        let limit = self.dword(PREFETCHABLE_HIGH + 4);
+        let base = self.dword(bridge::PREFETCH_BASE_UPPER);
+        let limit = self.dword(bridge::PREFETCH_LIMIT_UPPER);
         self.rewritten
-            .or_else(|| self.window(PREFETCHABLE, (base, limit)))
+            .or_else(|| self.window(bridge::PREFETCH_BASE, (base, limit)))
     }
 
     /// The window whose lower halves are at `at`; `None` if it is closed.
-    fn window(&self, at: usize, high: (u64, u64)) -> Option<AddressRange<Gpa>> {
+    fn window(&self, at: u16, high: (u64, u64)) -> Option<AddressRange<Gpa>> {
         let base = u64::from(self.word(at) & 0xfff0) << 16 | high.0 << 32;
         let limit = u64::from(self.word(at + 2) & 0xfff0) << 16 | 0xf_ffff | high.1 << 32;
         let len_bytes = limit.checked_sub(base)?.checked_add(1)?;
@@ -340,7 +364,7 @@ impl VirtualPort {
     }
 }
 
-fn low_byte(offset: usize) -> u8 {
+fn low_byte(offset: u16) -> u8 {
     offset.to_le_bytes()[0]
 }
 

@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+
+mod assignment;
+mod endpoint;
+mod fixed_bars;
+mod memory;
+mod port;
+mod resources;
+mod subtree;
+
+pub use assignment::{
+    AssignError, Demands, GuestTopology, PlacedEndpoint, SizeAlign, assign_resources,
+};
+pub use endpoint::{BarError, Endpoint, EndpointError};
+pub use fixed_bars::{BarMove, FixedBars};
+pub use memory::{MemoryError, check_memory};
+pub use port::{BusNumbers, PortKind, VirtualPort};
+pub use resources::{Apertures, BusResources, SWITCH_SLOTS};
+pub use subtree::{Reserve, Subtree};

@@ -1,0 +1,155 @@
+//! Whether guest memory is where devices can reach it.
+
+use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole};
+use thiserror::Error;
+
+use crate::Demands;
+
+/// Guest memory, or a window of a peer, is where a device cannot reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MemoryError {
+    /// The IOMMU does not translate all of it.
+    #[error("guest memory at {memory} is outside of what the IOMMU translates")]
+    Untranslated {
+        /// The memory.
+        memory: AddressRange<Gpa>,
+    },
+    /// Requests to it do not get to the IOMMU.
+    #[error("guest memory at {memory} is in {hole}")]
+    Hole {
+        /// The memory.
+        memory: AddressRange<Gpa>,
+        /// What is in the way.
+        hole: MemoryHole,
+    },
+    /// A peer's BARs must be there.
+    #[error("guest memory at {memory} overlaps {window}, where BARs of a peer must be")]
+    Window {
+        /// The memory.
+        memory: AddressRange<Gpa>,
+        /// The window.
+        window: AddressRange<Gpa>,
+    },
+    /// The IOMMU does not translate a window that must be at its bus address; a request that is redirected to the IOMMU
+    /// has to find the BAR at the same address.
+    #[error(
+        "BARs of a peer must be at the bus address {window}, outside of what the IOMMU translates"
+    )]
+    UntranslatedWindow {
+        /// The window.
+        window: AddressRange<Gpa>,
+    },
+}
+
+/// Checks regions of guest memory against the address ranges that the IOMMU translates for the devices, and against the
+/// memory holes and fixed windows of `demands`.
+///
+/// # Errors
+/// The first [`MemoryError`].
+pub fn check_memory(
+    memory: impl IntoIterator<Item = AddressRange<Gpa>>,
+    iova_ranges: &[AddressRange<Iova>],
+    demands: &Demands,
+) -> Result<(), MemoryError> {
+    let is_translated = |range: &AddressRange<Gpa>| {
+        let range = AddressRange::new(Iova::of_guest(range.start()), range.len_bytes());
+        range.is_some_and(|range| iova_ranges.iter().any(|usable| usable.contains(&range)))
+    };
+    for window in &demands.fixed_windows {
+        if !is_translated(window) {
+            return Err(MemoryError::UntranslatedWindow { window: *window });
+        }
+    }
+    for memory in memory {
+        if !is_translated(&memory) {
+            return Err(MemoryError::Untranslated { memory });
+        }
+        let last = memory.end().value().saturating_sub(1);
+        let addresses = memory.start().value()..=last;
+        if let Some(hole) = MemoryHole::worst(&demands.holes, &addresses) {
+            let hole = hole.clone();
+            return Err(MemoryError::Hole { memory, hole });
+        }
+        let mut windows = demands.fixed_windows.iter();
+        if let Some(window) = windows.find(|window| window.intersect(&memory).is_some()) {
+            let window = *window;
+            return Err(MemoryError::Window { memory, window });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu_group::{HoleCause, Sbdf};
+
+    use super::*;
+    use crate::SizeAlign;
+
+    fn range<A: Address>(start: u64, end: u64) -> AddressRange<A> {
+        AddressRange::new(A::new(start), end - start).unwrap()
+    }
+
+    fn demands(hole: (u64, u64), window: (u64, u64)) -> Demands {
+        let nothing = SizeAlign {
+            bytes: 0,
+            align_bytes: 1,
+        };
+        Demands {
+            buses: 0,
+            memory: nothing,
+            prefetchable: nothing,
+            fixed_windows: vec![range(window.0, window.1)],
+            holes: vec![MemoryHole {
+                range: hole.0..=hole.1 - 1,
+                port: Sbdf::from_devfn(0, 0, 0x20),
+                cause: HoleCause::Switch,
+                certain: true,
+            }],
+        }
+    }
+
+    #[test]
+    fn memory_is_inside_iova_ranges_and_clear_of_holes_and_windows() {
+        let demands = demands((0x4000, 0x5000), (0x8000, 0x9000));
+        let usable = [range(0, 0x1_0000), range(0x2_0000, 0x3_0000)];
+        let check = |start, end| check_memory([range(start, end)], &usable, &demands);
+        // Right up to each limit, and one byte beyond it.
+        for (start, end) in [
+            (0, 0x4000),
+            (0x5000, 0x8000),
+            (0x9000, 0x1_0000),
+            (0x2_0000, 0x3_0000),
+        ] {
+            assert_eq!(check(start, end), Ok(()), "{start:#x}..{end:#x}");
+        }
+        for (start, end, expected) in [
+            (0, 0x4001, "a hole"),
+            (0x4fff, 0x8000, "a hole"),
+            (0x5000, 0x8001, "a window"),
+            (0x8fff, 0x1_0000, "a window"),
+            (0x9000, 0x1_0001, "untranslated"),
+            (0x1_ffff, 0x3_0000, "untranslated"),
+            (0x9000, 0x2_1000, "untranslated"),
+        ] {
+            let found = match check(start, end) {
+                Ok(()) => "nothing",
+                Err(MemoryError::Hole { .. }) => "a hole",
+                Err(MemoryError::Window { .. }) => "a window",
+                Err(MemoryError::Untranslated { .. }) => "untranslated",
+                Err(MemoryError::UntranslatedWindow { .. }) => "an untranslated window",
+            };
+            assert_eq!(found, expected, "{start:#x}..{end:#x}");
+        }
+    }
+
+    #[test]
+    fn fixed_windows_must_be_translated() {
+        let demands = demands((0x4000, 0x5000), (0x8000, 0x1_1000));
+        let error = check_memory([], &[range(0, 0x1_0000)], &demands).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "BARs of a peer must be at the bus address 0x8000..0x11000, outside of what the IOMMU translates"
+        );
+    }
+}
