@@ -27,6 +27,8 @@ pub mod header {
     pub const REVISION: u16 = 0x08;
     /// Programming interface, subclass, class.
     pub const CLASS: u16 = 0x09;
+    pub const BASE_CLASS: u16 = 0x0b;
+    pub const BASE_CLASS_DISPLAY: u8 = 0x03;
     pub const CACHE_LINE_SIZE: u16 = 0x0c;
     pub const HEADER_TYPE: u16 = 0x0e;
     pub const HEADER_TYPE_LAYOUT: u8 = 0x7f;
@@ -99,7 +101,11 @@ pub mod ext {
     pub const ARI: u16 = 0x000e;
     pub const ATS: u16 = 0x000f;
     pub const SRIOV: u16 = 0x0010;
+    pub const PRI: u16 = 0x0013;
+    pub const RESIZABLE_BAR: u16 = 0x0015;
+    pub const PASID: u16 = 0x001b;
     pub const VENDOR_DESIGNATED: u16 = 0x0023;
+    pub const VF_RESIZABLE_BAR: u16 = 0x0024;
     /// As many as Linux follows (linux 7.2 drivers/pci/pci.h: `PCI_FIND_NEXT_EXT_CAP()`).
     pub const MOST: usize = (4096 - 256) / 8;
 }
@@ -115,18 +121,28 @@ pub mod pm {
 pub mod msi {
     pub const CONTROL: u16 = 0x02;
     pub const CONTROL_ENABLE: u16 = 1 << 0;
+    /// Multiple message capable, the logarithm of the number of vectors, is 3 bits from here.
+    pub const CONTROL_CAPABLE_SHIFT: u16 = 1;
+    /// Multiple message enable.
+    pub const CONTROL_VECTORS: u16 = 0x70;
+    pub const CONTROL_VECTORS_SHIFT: u16 = 4;
     pub const CONTROL_64BIT: u16 = 1 << 7;
     pub const CONTROL_MASKING: u16 = 1 << 8;
+    pub const ADDRESS: u16 = 0x04;
 }
 
 /// MSI-X (§7.7.2).
 pub mod msix {
     pub const CONTROL: u16 = 0x02;
     pub const CONTROL_TABLE_SIZE: u16 = 0x07ff;
+    pub const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
     pub const CONTROL_ENABLE: u16 = 1 << 15;
     pub const TABLE: u16 = 0x04;
     pub const PENDING: u16 = 0x08;
     pub const BAR_INDICATOR: u32 = 0x7;
+    pub const ENTRY_BYTES: u64 = 16;
+    /// In the last doubleword of an entry.
+    pub const ENTRY_MASKED: u32 = 1 << 0;
 }
 
 /// Conventional PCI Advanced Features (PCI-SIG ECN of 2006, "Advanced Capabilities for Conventional PCI").
@@ -134,6 +150,8 @@ pub mod af {
     pub const CAPABILITIES: u16 = 0x03;
     pub const TRANSACTIONS_PENDING: u8 = 1 << 0;
     pub const FLR: u8 = 1 << 1;
+    pub const CONTROL: u16 = 0x04;
+    pub const CONTROL_FLR: u8 = 1 << 0;
 }
 
 /// The PCI Express capability (§7.5.3).

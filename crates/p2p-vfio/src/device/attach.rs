@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use guest_topology::FixedBars;
 use iommu_group::Placement;
+use iommu_group::spec::{cap, msix};
 
 use crate::memory::HostMemory;
 use crate::pci::{PciBackend, Region, VectorKind};
@@ -19,9 +20,6 @@ use super::notices::Notices;
 use super::overlay::Overlay;
 use super::windows::Windows;
 use super::{AssignedDevice, AttachError, DeviceParams, HostDevice};
-
-const CAP_MSI: u16 = 0x05;
-const CAP_MSIX: u16 = 0x11;
 
 impl AssignedDevice {
     /// Makes an open device one of a guest. Memory decode is off and its BARs are at 0 until
@@ -119,25 +117,26 @@ impl AssignedDevice {
 }
 
 fn read_vectors(device: &dyn PciBackend, config: &[u8]) -> (Option<Msi>, Option<Msix>) {
-    let (mut msi, mut msix) = (None, None);
+    let (mut msi, mut msi_x) = (None, None);
     for Capability { id, offset } in capability::standard(config) {
         let Some(header) = capability::dword(config, offset) else {
             continue;
         };
         let [low, next, control_low, control_high] = header.to_le_bytes();
         let control = u16::from_le_bytes([control_low, control_high]);
-        if id == CAP_MSI && device.vectors(VectorKind::Msi).count > 0 {
+        if id == cap::MSI && device.vectors(VectorKind::Msi).count > 0 {
             msi = Some(Msi::new(offset, [low, next], control));
         }
-        if id == CAP_MSIX
-            && device.vectors(VectorKind::Msix).count > u32::from(control & 0x7ff)
+        if id == cap::MSI_X
+            && device.vectors(VectorKind::Msix).count
+                > u32::from(control & msix::CONTROL_TABLE_SIZE)
             && let (Some(table), Some(pending)) = (
-                capability::dword(config, offset.saturating_add(4)),
-                capability::dword(config, offset.saturating_add(8)),
+                capability::dword(config, offset.saturating_add(msix::TABLE)),
+                capability::dword(config, offset.saturating_add(msix::PENDING)),
             )
         {
-            msix = Some(Msix::new(offset, control, table, pending));
+            msi_x = Some(Msix::new(offset, control, table, pending));
         }
     }
-    (msi, msix)
+    (msi, msi_x)
 }

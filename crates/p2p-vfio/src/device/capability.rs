@@ -1,33 +1,32 @@
 //! The two capability lists of a configuration space.
 
-/// Status register bit: there is a capability list (PCI r3.0 §6.2.3).
-const STATUS: usize = 0x06;
-const STATUS_HAS_LIST: u8 = 0x10;
-const LIST_HEAD: usize = 0x34;
-const EXTENDED_HEAD: u16 = 0x100;
+use iommu_group::spec::{self, cap, header, msi};
 
-/// A capability and where its header is.
+/// A capability and where its header is. Its id is a byte in the first list and a word in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Capability {
-    pub(super) id: u16,
+pub(super) struct Capability<Id> {
+    pub(super) id: Id,
     pub(super) offset: u16,
 }
 
 /// The capabilities in the first 256 bytes. A list that loops or leaves the space ends there.
-pub(super) fn standard(config: &[u8]) -> Vec<Capability> {
-    let has_list = config.get(STATUS).is_some_and(|s| s & STATUS_HAS_LIST != 0);
-    let mut found: Vec<Capability> = Vec::new();
-    if !has_list {
+pub(super) fn standard(config: &[u8]) -> Vec<Capability<u8>> {
+    let mut found: Vec<Capability<u8>> = Vec::new();
+    let status = word(config, header::STATUS).unwrap_or(0);
+    if status & header::STATUS_CAPABILITIES == 0 {
         return found;
     }
-    let mut next = config.get(LIST_HEAD).copied().unwrap_or(0) & !3;
-    while next >= 0x40 && found.iter().all(|c| c.offset != u16::from(next)) {
+    let head = config.get(usize::from(header::CAPABILITIES));
+    let mut next = head.copied().unwrap_or(0) & !3;
+    while usize::from(next) >= spec::HEADER_BYTES
+        && found.iter().all(|c| c.offset != u16::from(next))
+    {
         let at = usize::from(next);
         let (Some(&id), Some(&link)) = (config.get(at), config.get(at + 1)) else {
             break;
         };
         found.push(Capability {
-            id: u16::from(id),
+            id,
             offset: u16::from(next),
         });
         next = link & !3;
@@ -36,10 +35,10 @@ pub(super) fn standard(config: &[u8]) -> Vec<Capability> {
 }
 
 /// The capabilities from 0x100 on. A list that loops or leaves the space ends there.
-pub(super) fn extended(config: &[u8]) -> Vec<Capability> {
-    let mut found: Vec<Capability> = Vec::new();
-    let mut next = EXTENDED_HEAD;
-    while next >= EXTENDED_HEAD && found.iter().all(|c| c.offset != next) {
+pub(super) fn extended(config: &[u8]) -> Vec<Capability<u16>> {
+    let mut found: Vec<Capability<u16>> = Vec::new();
+    let mut next = spec::LEGACY_BYTES;
+    while next >= spec::LEGACY_BYTES && found.iter().all(|c| c.offset != next) {
         let Some(header) = dword(config, next) else {
             break;
         };
@@ -57,21 +56,38 @@ pub(super) fn extended(config: &[u8]) -> Vec<Capability> {
 }
 
 /// How long a capability in the first 256 bytes is, in bytes; a header's four if its kind is not known.
-pub(super) fn len_bytes(config: &[u8], capability: Capability) -> u16 {
-    let at = usize::from(capability.offset);
-    let byte = |offset: usize| config.get(at + offset).copied().unwrap_or(0);
+pub(super) fn len_bytes(config: &[u8], capability: Capability<u8>) -> u16 {
+    let control = word(config, capability.offset.saturating_add(2)).unwrap_or(0);
     match capability.id {
-        // Power management (PCI PM r1.2 §3.2), MSI-X (PCI r3.0 §6.8.2), advanced features.
-        0x01 | 0x13 => 8,
-        0x11 => 12,
-        // MSI (PCI r3.0 §6.8.1): 64-bit addresses and per-vector masks make it longer.
-        0x05 => 12 + u16::from(byte(2) >> 7 & 1) * 4 + u16::from(byte(3) & 1) * 8,
-        // Vendor-specific: its third byte says (PCI r3.0 §6.7).
-        0x09 => u16::from(byte(2)).max(4),
-        // PCI Express, version 2 (PCIe r6.0 §7.5.3).
-        0x10 => 60,
+        cap::POWER_MANAGEMENT | cap::ADVANCED_FEATURES => 8,
+        cap::MSI_X => 12,
+        // 64-bit addresses and per-vector masks make it longer.
+        cap::MSI => {
+            let address = if control & msi::CONTROL_64BIT != 0 {
+                4
+            } else {
+                0
+            };
+            let masks = if control & msi::CONTROL_MASKING != 0 {
+                8
+            } else {
+                0
+            };
+            12 + address + masks
+        }
+        // The third byte is the length (PCIe r6.0 §7.9.4).
+        cap::VENDOR_SPECIFIC => (control & 0xff).max(4),
+        // Version 2 (§7.5.3).
+        cap::EXPRESS => 60,
         _ => 4,
     }
+}
+
+/// The little-endian word at `offset`, if the space reaches that far.
+fn word(config: &[u8], offset: u16) -> Option<u16> {
+    let at = usize::from(offset);
+    let bytes = config.get(at..at.checked_add(2)?)?;
+    Some(u16::from_le_bytes(bytes.try_into().ok()?))
 }
 
 /// The little-endian dword at `offset`, if the space reaches that far.
@@ -103,9 +119,10 @@ mod tests {
             (0x100, &0x1501_000d_u32.to_le_bytes()),
             (0x150, &0x0001_000f_u32.to_le_bytes()),
         ]);
-        let ids = |list: Vec<Capability>| list.iter().map(|c| c.id).collect::<Vec<_>>();
-        assert_eq!(ids(standard(&bytes)), [0x11, 0x05]);
-        assert_eq!(ids(extended(&bytes)), [0x0d, 0x0f]);
+        let ids: Vec<u8> = standard(&bytes).iter().map(|c| c.id).collect();
+        assert_eq!(ids, [0x11, 0x05]);
+        let ids: Vec<u16> = extended(&bytes).iter().map(|c| c.id).collect();
+        assert_eq!(ids, [0x0d, 0x0f]);
     }
 
     #[test]

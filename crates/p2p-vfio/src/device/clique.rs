@@ -5,18 +5,13 @@
 //! then the version in bits 2:0 (0) and the clique in bits 6:3. The driver looks for it along the list,
 //! so it may be wherever nothing else is.
 
+use iommu_group::spec::{self, cap, header};
+
 use super::capability::{self, Capability};
 use super::overlay::Overlay;
 
 const NVIDIA: [u8; 2] = [0xde, 0x10];
-const CLASS_DISPLAY: u8 = 0x03;
-const CLASS: usize = 0x0b;
-const LIST_HEAD: u16 = 0x34;
-const VENDOR_SPECIFIC: u8 = 0x09;
 const LEN: u8 = 8;
-/// Nothing but capabilities from here to the end of the first 256 bytes (PCI r3.0 §6.1).
-const FIRST: u16 = 0x40;
-const END: u16 = 0x100;
 
 /// Number of a clique, 0–15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +27,8 @@ impl Clique {
     /// Adds the capability in front of the list, if the function is a GPU of NVIDIA's.
     pub(super) fn show(self, config: &[u8], overlay: &mut Overlay) -> Result<(), &'static str> {
         let is_nvidia = config.starts_with(&NVIDIA);
-        if !is_nvidia || config.get(CLASS) != Some(&CLASS_DISPLAY) {
+        let class = config.get(usize::from(header::BASE_CLASS));
+        if !is_nvidia || class != Some(&header::BASE_CLASS_DISPLAY) {
             return Ok(());
         }
         let list = capability::standard(config);
@@ -42,19 +38,32 @@ impl Clique {
         let (Ok(at), Ok(next)) = (u8::try_from(place), u8::try_from(first.offset)) else {
             return Err("its list of capabilities is not in the first 256 bytes");
         };
-        let bytes = [VENDOR_SPECIFIC, next, LEN, b'P', b'2', b'P', self.0 << 3, 0];
-        overlay.replace(LIST_HEAD, &[at]);
+        let bytes = [
+            cap::VENDOR_SPECIFIC,
+            next,
+            LEN,
+            b'P',
+            b'2',
+            b'P',
+            self.0 << 3,
+            0,
+        ];
+        overlay.replace(header::CAPABILITIES, &[at]);
         overlay.replace(place, &bytes);
         Ok(())
     }
 }
 
 /// The last place with room for the capability: in none that the list has, and all zeros in hardware.
-fn gap(config: &[u8], list: &[Capability]) -> Option<u16> {
+fn gap(config: &[u8], list: &[Capability<u8>]) -> Option<u16> {
     let len = u16::from(LEN);
-    let mut candidates = (FIRST..=END - len).rev().filter(|at| at % 4 == 0);
+    // Between header and extended space there is nothing but capabilities (PCIe r6.0 §7.2.1).
+    let first = u16::try_from(spec::HEADER_BYTES).ok()?;
+    let mut candidates = (first..=spec::LEGACY_BYTES - len)
+        .rev()
+        .filter(|at| at % 4 == 0);
     let is_free = |at: &u16| {
-        let own = |c: &Capability| {
+        let own = |c: &Capability<u8>| {
             let end = c.offset.saturating_add(capability::len_bytes(config, *c));
             c.offset < *at + len && *at < end
         };

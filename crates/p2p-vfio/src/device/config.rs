@@ -2,9 +2,11 @@
 
 use std::io;
 
+use iommu_group::spec::header;
+use iommu_group::{AddressRange, Bar, Gpa};
+
 use crate::dma::DmaError;
 use crate::pci::{Region, VectorKind};
-use iommu_group::{AddressRange, Bar, Gpa};
 
 use super::bars;
 use super::controls::Control;
@@ -13,14 +15,16 @@ use super::msi::Msi;
 use super::msix::Msix;
 use super::{AssignedDevice, DeviceEvent};
 
-const COMMAND: u16 = 0x04;
-const COMMAND_END: u16 = 0x06;
-pub(super) const MEMORY_SPACE: u8 = 1 << 1;
-const BUS_MASTER: u8 = 1 << 2;
+const COMMAND: u16 = header::COMMAND;
+const COMMAND_END: u16 = COMMAND + 2;
+/// Bits of the two bytes of the command register.
+pub(super) const MEMORY_SPACE: u8 = header::COMMAND_MEMORY.to_le_bytes()[0];
+const BUS_MASTER: u8 = header::COMMAND_BUS_MASTER.to_le_bytes()[0];
+const INTERRUPT_DISABLE: u8 = header::COMMAND_INTERRUPT_DISABLE.to_le_bytes()[1];
+const IO_SPACE: u8 = header::COMMAND_IO.to_le_bytes()[0];
 /// Bits of the command register that the guest reads as it wrote them (PCI r3.0 §6.2.2): memory space
 /// in the lower byte, interrupt disable in the upper. I/O space stays off: I/O BARs are not offered.
-const OWN_BITS: [u8; 2] = [0b11, 0b100];
-const INTERRUPT_DISABLE: u8 = 1 << 2;
+const OWN_BITS: [u8; 2] = [IO_SPACE | MEMORY_SPACE, INTERRUPT_DISABLE];
 
 /// The parts of configuration space that are written in different ways.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,7 +153,7 @@ impl AssignedDevice {
         let ours = |read: Option<u8>| read.is_some();
         match offset {
             COMMAND..COMMAND_END => Register::Command,
-            0x10..bars::END => Register::Bar,
+            header::BAR0..bars::END => Register::Bar,
             _ if self.overlay.owns(offset) => Register::Ignored,
             _ if ours(self.msi.as_ref().and_then(|msi| msi.read(offset))) => Register::Vectors,
             _ if ours(self.msix.as_ref().and_then(|msix| msix.read(offset))) => Register::Vectors,
@@ -197,7 +201,7 @@ impl AssignedDevice {
     /// because the IOMMU can map a BAR only while it decodes.
     pub(super) fn write_command(&mut self, command: [u8; 2]) {
         let [low, high] = command;
-        let mut value = [low & !1, high];
+        let mut value = [low & !IO_SPACE, high];
         let on = low & MEMORY_SPACE != 0;
         if low & BUS_MASTER != 0
             && let Err(error) = self.add_initiator()

@@ -1,17 +1,12 @@
 //! The registers whose writes do more than store: resets and the power state.
 
+use iommu_group::spec::{af, cap, express, pm};
+
 use super::capability::{self, Capability};
 
-const CAP_POWER: u16 = 0x01;
-const CAP_EXPRESS: u16 = 0x10;
-const CAP_ADVANCED_FEATURES: u16 = 0x13;
-
-/// Device capabilities (PCIe r6.0 §7.5.3.3): function level reset is supported.
-const CAN_FLR: u32 = 1 << 28;
-/// Advanced features (PCI-SIG ECN "Advanced Capabilities for Conventional PCI"): FLR is supported.
-const AF_CAN_FLR: u8 = 1 << 1;
-/// Power management control/status (PCI PM r1.2 §3.2.4): D3hot to D0 keeps the device's state.
-const NO_SOFT_RESET: u8 = 1 << 3;
+/// Upper byte of PCI Express device control, and its bit that initiates a function level reset.
+const DEVICE_CONTROL_HIGH: u16 = express::DEVICE_CONTROL + 1;
+const DEVICE_CONTROL_HIGH_FLR: u8 = express::DEVICE_CONTROL_FLR.to_le_bytes()[1];
 
 /// A byte of configuration space that controls the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +23,8 @@ impl Control {
     /// The bit that initiates a reset, which reads as zero.
     pub(super) fn reset_bit(self) -> u8 {
         match self {
-            Self::Express => 0x80,
-            Self::AdvancedFeatures => 0x01,
+            Self::Express => DEVICE_CONTROL_HIGH_FLR,
+            Self::AdvancedFeatures => af::CONTROL_FLR,
             Self::Power => 0,
         }
     }
@@ -52,18 +47,21 @@ impl Controls {
         for Capability { id, offset } in capability::standard(config) {
             let register = |at: u16| capability::dword(config, offset.saturating_add(at));
             match id {
-                CAP_EXPRESS if register(4).is_some_and(|caps| caps & CAN_FLR != 0) => {
-                    found.device_control = offset.checked_add(9);
-                }
-                CAP_ADVANCED_FEATURES
-                    if register(0).is_some_and(|r| r.to_le_bytes()[3] & AF_CAN_FLR != 0) =>
+                cap::EXPRESS
+                    if register(express::DEVICE_CAPABILITIES)
+                        .is_some_and(|caps| caps & express::DEVICE_CAPABILITIES_FLR != 0) =>
                 {
-                    found.advanced = offset.checked_add(4);
+                    found.device_control = offset.checked_add(DEVICE_CONTROL_HIGH);
                 }
-                CAP_POWER => {
-                    found.power = offset.checked_add(4);
-                    let status = register(4).unwrap_or(0).to_le_bytes()[0];
-                    found.soft_reset = status & NO_SOFT_RESET == 0;
+                cap::ADVANCED_FEATURES
+                    if register(0).is_some_and(|r| r.to_le_bytes()[3] & af::FLR != 0) =>
+                {
+                    found.advanced = offset.checked_add(af::CONTROL);
+                }
+                cap::POWER_MANAGEMENT => {
+                    found.power = offset.checked_add(pm::CONTROL);
+                    let keeps_state = u32::from(pm::CONTROL_NO_SOFT_RESET);
+                    found.soft_reset = register(pm::CONTROL).unwrap_or(0) & keeps_state == 0;
                 }
                 _ => {}
             }

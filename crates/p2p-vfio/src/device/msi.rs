@@ -1,12 +1,9 @@
 //! The MSI capability as the guest programs it (PCI r3.0 §6.8.1).
 
+use iommu_group::spec::msi;
+
 use crate::vmm::MsiMessage;
 
-const CONTROL: u16 = 2;
-const ENABLE: u16 = 1;
-const IS_64BIT: u16 = 1 << 7;
-const PER_VECTOR_MASKING: u16 = 1 << 8;
-const ADDRESS: u16 = 4;
 const LEN: usize = 24;
 
 /// Shadow of the capability: the hardware's copy is programmed by VFIO.
@@ -21,16 +18,16 @@ pub(super) struct Msi {
 impl Msi {
     /// From the hardware's capability at `offset` with its message control register.
     pub(super) fn new(offset: u16, id_and_next: [u8; 2], control: u16) -> Self {
-        let is_64bit = control & IS_64BIT != 0;
-        let maskable = control & PER_VECTOR_MASKING != 0;
-        let data = ADDRESS + if is_64bit { 8 } else { 4 };
+        let is_64bit = control & msi::CONTROL_64BIT != 0;
+        let maskable = control & msi::CONTROL_MASKING != 0;
+        let data = msi::ADDRESS + if is_64bit { 8 } else { 4 };
         let len = data + if maskable { 12 } else { 2 };
         let mut writable = [0; LEN];
-        writable[usize::from(CONTROL)] = 0x71;
-        for at in ADDRESS..data + 2 {
+        writable[usize::from(msi::CONTROL)] = 0x71;
+        for at in msi::ADDRESS..data + 2 {
             writable[usize::from(at)] = 0xff;
         }
-        writable[usize::from(ADDRESS)] = 0xfc;
+        writable[usize::from(msi::ADDRESS)] = 0xfc;
         if maskable {
             for at in data + 4..data + 8 {
                 writable[usize::from(at)] = 0xff;
@@ -39,7 +36,9 @@ impl Msi {
         let mut bytes = [0; LEN];
         bytes[..2].copy_from_slice(&id_and_next);
         // Off, with one vector allotted.
-        bytes[2..4].copy_from_slice(&(control & !(ENABLE | 0x70)).to_le_bytes());
+        bytes[2..4].copy_from_slice(
+            &(control & !(msi::CONTROL_ENABLE | msi::CONTROL_VECTORS)).to_le_bytes(),
+        );
         Self {
             offset,
             len,
@@ -79,21 +78,23 @@ impl Msi {
 
     /// Message of every vector that is on, `None` for a masked one; `None` if MSI is off.
     pub(super) fn messages(&self) -> Option<Vec<Option<MsiMessage>>> {
-        let control = self.word(CONTROL);
-        if control & ENABLE == 0 {
+        let control = self.word(msi::CONTROL);
+        if control & msi::CONTROL_ENABLE == 0 {
             return None;
         }
-        let is_64bit = control & IS_64BIT != 0;
-        let data_at = ADDRESS + if is_64bit { 8 } else { 4 };
-        let mut address = u64::from(self.dword(ADDRESS));
+        let is_64bit = control & msi::CONTROL_64BIT != 0;
+        let data_at = msi::ADDRESS + if is_64bit { 8 } else { 4 };
+        let mut address = u64::from(self.dword(msi::ADDRESS));
         if is_64bit {
-            address |= u64::from(self.dword(ADDRESS + 4)) << 32;
+            address |= u64::from(self.dword(msi::ADDRESS + 4)) << 32;
         }
-        let capable = (control >> 1) & 0x7;
-        let enabled = ((control >> 4) & 0x7).min(capable).min(5);
+        let capable = (control >> msi::CONTROL_CAPABLE_SHIFT) & 0x7;
+        let enabled = ((control & msi::CONTROL_VECTORS) >> msi::CONTROL_VECTORS_SHIFT)
+            .min(capable)
+            .min(5);
         let count = 1_u32 << enabled;
         let data = u32::from(self.word(data_at)) & !(count - 1);
-        let masked = if control & PER_VECTOR_MASKING == 0 {
+        let masked = if control & msi::CONTROL_MASKING == 0 {
             0
         } else {
             self.dword(data_at + 4)

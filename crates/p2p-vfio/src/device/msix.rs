@@ -1,12 +1,8 @@
 //! The MSI-X capability and table as the guest programs them (PCI r3.0 §6.8.2).
 
-use crate::vmm::MsiMessage;
+use iommu_group::spec::msix;
 
-const CONTROL: u16 = 2;
-const ENABLE: u16 = 1 << 15;
-const FUNCTION_MASK: u16 = 1 << 14;
-const ENTRY_BYTES: u64 = 16;
-const VECTOR_MASKED: u32 = 1;
+use crate::vmm::MsiMessage;
 
 /// A structure that lies in a BAR: the vector table or the pending bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +14,10 @@ pub(super) struct InBar {
 
 impl InBar {
     fn new(offset_and_bar: u32, len_bytes: u64) -> Self {
-        let bar = u8::try_from(offset_and_bar & 7).unwrap_or(0);
+        let bar = u8::try_from(offset_and_bar & msix::BAR_INDICATOR).unwrap_or(0);
         Self {
             bar,
-            offset: u64::from(offset_and_bar & !7),
+            offset: u64::from(offset_and_bar & !msix::BAR_INDICATOR),
             len_bytes,
         }
     }
@@ -46,12 +42,12 @@ pub(super) struct Msix {
 impl Msix {
     /// From the hardware's capability at `offset`: message control, table and PBA registers.
     pub(super) fn new(offset: u16, control: u16, table: u32, pending: u32) -> Self {
-        let count = u64::from(control & 0x7ff) + 1;
+        let count = u64::from(control & msix::CONTROL_TABLE_SIZE) + 1;
         let mut msix = Self {
             offset,
-            control: control & 0x7ff,
-            entries: vec![[0; 4]; usize::from(control & 0x7ff) + 1],
-            table: InBar::new(table, count * ENTRY_BYTES),
+            control: control & msix::CONTROL_TABLE_SIZE,
+            entries: vec![[0; 4]; usize::from(control & msix::CONTROL_TABLE_SIZE) + 1],
+            table: InBar::new(table, count * msix::ENTRY_BYTES),
             pending: InBar::new(pending, count.div_ceil(64) * 8),
         };
         msix.reset();
@@ -60,16 +56,16 @@ impl Msix {
 
     /// What the guest reads at a configuration offset; `None` where that is not ours.
     pub(super) fn read(&self, offset: u16) -> Option<u8> {
-        let at = offset.checked_sub(self.offset + CONTROL)?;
+        let at = offset.checked_sub(self.offset + msix::CONTROL)?;
         self.control.to_le_bytes().get(usize::from(at)).copied()
     }
 
     /// Writes one byte of message control; whether the offset is there at all.
     pub(super) fn write(&mut self, offset: u16, value: u8) -> bool {
-        match offset.checked_sub(self.offset + CONTROL) {
+        match offset.checked_sub(self.offset + msix::CONTROL) {
             Some(0) => true,
             Some(1) => {
-                let writable = ENABLE | FUNCTION_MASK;
+                let writable = msix::CONTROL_ENABLE | msix::CONTROL_FUNCTION_MASK;
                 self.control = (self.control & !writable) | (u16::from(value) << 8 & writable);
                 true
             }
@@ -102,8 +98,8 @@ impl Msix {
     }
 
     fn position(at: u64) -> Option<(usize, usize)> {
-        let entry = usize::try_from(at / ENTRY_BYTES).ok()?;
-        let word = usize::try_from(at % ENTRY_BYTES / 4).ok()?;
+        let entry = usize::try_from(at / msix::ENTRY_BYTES).ok()?;
+        let word = usize::try_from(at % msix::ENTRY_BYTES / 4).ok()?;
         Some((entry, word))
     }
 
@@ -119,12 +115,12 @@ impl Msix {
 
     /// Message of every vector, `None` for a masked one; `None` if MSI-X is off.
     pub(super) fn messages(&self) -> Option<Vec<Option<MsiMessage>>> {
-        if self.control & ENABLE == 0 {
+        if self.control & msix::CONTROL_ENABLE == 0 {
             return None;
         }
-        let all_masked = self.control & FUNCTION_MASK != 0;
+        let all_masked = self.control & msix::CONTROL_FUNCTION_MASK != 0;
         let message = |[low, high, data, control]: &[u32; 4]| {
-            (!all_masked && control & VECTOR_MASKED == 0).then_some(MsiMessage {
+            (!all_masked && control & msix::ENTRY_MASKED == 0).then_some(MsiMessage {
                 address: u64::from(*high) << 32 | u64::from(*low),
                 data: *data,
             })
@@ -134,8 +130,8 @@ impl Msix {
 
     /// Back to the state after reset: off, every vector masked.
     pub(super) fn reset(&mut self) {
-        self.control &= !(ENABLE | FUNCTION_MASK);
-        self.entries.fill([0, 0, 0, VECTOR_MASKED]);
+        self.control &= !(msix::CONTROL_ENABLE | msix::CONTROL_FUNCTION_MASK);
+        self.entries.fill([0, 0, 0, msix::ENTRY_MASKED]);
     }
 }
 

@@ -3,23 +3,25 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::capability::{self, Capability};
+use iommu_group::spec::{acs, ext, header};
 
-const HEADER_TYPE: u16 = 0x0e;
-const EXPANSION_ROM: u16 = 0x30;
-const INTERRUPT_PIN: u16 = 0x3d;
+use super::capability::{self, Capability};
 
 /// Extended capabilities that would be untrue or harmful in the guest's topology (PCIe r6.0 §7.8,
 /// §7.9, §9.3, §10.5): their controls act on ports, IOMMU or functions that the guest does not see.
 const HIDDEN: [(u16, &str, Length); 8] = [
-    (0x000d, "ACS", Length::Acs),
-    (0x000e, "ARI", Length::Fixed(0x08)),
-    (0x000f, "ATS", Length::Fixed(0x08)),
-    (0x0010, "SR-IOV", Length::Fixed(0x40)),
-    (0x0013, "PRI", Length::Fixed(0x10)),
-    (0x0015, "resizable BAR", Length::ResizableBars),
-    (0x001b, "PASID", Length::Fixed(0x08)),
-    (0x0024, "VF resizable BAR", Length::ResizableBars),
+    (ext::ACS, "ACS", Length::Acs),
+    (ext::ARI, "ARI", Length::Fixed(0x08)),
+    (ext::ATS, "ATS", Length::Fixed(0x08)),
+    (ext::SRIOV, "SR-IOV", Length::Fixed(0x40)),
+    (ext::PRI, "PRI", Length::Fixed(0x10)),
+    (ext::RESIZABLE_BAR, "resizable BAR", Length::ResizableBars),
+    (ext::PASID, "PASID", Length::Fixed(0x08)),
+    (
+        ext::VF_RESIZABLE_BAR,
+        "VF resizable BAR",
+        Length::ResizableBars,
+    ),
 ];
 
 /// How long a capability is.
@@ -42,7 +44,7 @@ impl Length {
             Self::Acs => {
                 /// P2P egress control is supported.
                 const EGRESS: u8 = 1 << 5;
-                let [low, vector_bits, ..] = register(4).to_le_bytes();
+                let [low, vector_bits, ..] = register(acs::CAPABILITY).to_le_bytes();
                 match (low & EGRESS, vector_bits) {
                     (0, _) => 8,
                     // All of 256.
@@ -77,12 +79,12 @@ impl Overlay {
     pub(super) fn of_endpoint(config: &[u8], has_line: bool) -> Self {
         let mut overlay = Self::default();
         // A function of a multi-function device is alone in its slot of the guest.
-        overlay.set(HEADER_TYPE, 0x80, 0);
-        for byte in EXPANSION_ROM..EXPANSION_ROM + 4 {
+        overlay.set(header::HEADER_TYPE, header::HEADER_TYPE_MULTIFUNCTION, 0);
+        for byte in header::EXPANSION_ROM..header::EXPANSION_ROM + 4 {
             overlay.set(byte, 0xff, 0);
         }
         // The only function in its slot has INTA, whatever its pin is on the host (PCI r3.0 §2.2.6).
-        overlay.set(INTERRUPT_PIN, 0xff, u8::from(has_line));
+        overlay.set(header::INTERRUPT_PIN, 0xff, u8::from(has_line));
         for Capability { id, offset } in capability::extended(config) {
             let hidden = HIDDEN.iter().find(|(hidden, ..)| *hidden == id);
             if let Some((_, name, length)) = hidden {

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use hotplug::{Slot, SlotBus};
+use iommu_group::spec::HEADER_BYTES;
 use iommu_group::{AddressRange, Gpa};
 use vm_memory::GuestAddress;
 
@@ -90,9 +91,6 @@ pub(crate) struct PciBus {
     /// Held while a write to a header changes other functions, so that the last write determines the result.
     effects: Mutex<()>,
 }
-
-/// End of the header, whose registers affect other functions too (PCI r3.0 §6.1).
-const HEADER_END: u16 = 0x40;
 
 /// A bus, independent of its current number: the root bus, or the secondary bus of a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -274,7 +272,8 @@ impl PciBus {
         let Some((function, below)) = self.find(bdf) else {
             return;
         };
-        if offset >= HEADER_END {
+        // Only registers of the header have effects beyond the function.
+        if usize::from(offset) >= HEADER_BYTES {
             lock(&function).config_write(offset, data);
             return;
         }

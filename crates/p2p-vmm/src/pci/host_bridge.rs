@@ -1,13 +1,11 @@
 //! The host bridge at 00:00.0: identity only, no registers of its own.
 
+use iommu_group::spec::{HEADER_BYTES, header};
+
 use super::bus::PciFunction;
 
-/// Bytes of configuration space with content; the rest reads 0.
-const HEADER_BYTES: usize = 64;
-/// Command register (PCI r3.0 §6.2.2).
-const COMMAND: usize = 0x04;
-/// Writable bits of the command register: memory space and bus master.
-const COMMAND_MASK: [u8; 2] = [0x06, 0x00];
+/// Writable bits of the command register.
+const COMMAND_MASK: u16 = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;
 
 /// A generic PCIe host bridge, with Red Hat's identifiers for emulated bridges.
 ///
@@ -15,6 +13,7 @@ const COMMAND_MASK: [u8; 2] = [0x06, 0x00];
 /// peer-to-peer requests (linux 7.2 drivers/pci/p2pdma.c: pci_p2pdma_whitelist), which is correct.
 #[derive(Debug)]
 pub(crate) struct HostBridge {
+    /// The rest of configuration space reads as zero.
     header: [u8; HEADER_BYTES],
 }
 
@@ -42,8 +41,8 @@ impl PciFunction for HostBridge {
     fn config_write(&mut self, offset: u16, data: &[u8]) {
         for (register, value) in (usize::from(offset)..).zip(data) {
             let mask = register
-                .checked_sub(COMMAND)
-                .and_then(|index| COMMAND_MASK.get(index));
+                .checked_sub(usize::from(header::COMMAND))
+                .and_then(|index| COMMAND_MASK.to_le_bytes().get(index).copied());
             if let (Some(mask), Some(byte)) = (mask, self.header.get_mut(register)) {
                 *byte = *byte & !mask | value & mask;
             }
