@@ -87,6 +87,21 @@ pub struct AddressRange<A> {
     len_bytes: u64,
 }
 
+impl AddressRange<Gpa> {
+    /// The guest-physical addresses from `start` up to and without `end`, for constants.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub const fn of_constants(start: u64, end: u64) -> Self {
+        assert!(start < end, "a range is not empty");
+        Self {
+            start: Gpa(start),
+            len_bytes: end - start,
+        }
+    }
+}
+
 impl<A: Address> AddressRange<A> {
     /// The `len_bytes` bytes from `start`, or `None` if that is empty or passes the end of the space.
     pub fn new(start: A, len_bytes: u64) -> Option<Self> {
@@ -94,6 +109,11 @@ impl<A: Address> AddressRange<A> {
         // The end must be representable too, so that half-open arithmetic never wraps.
         last.checked_add(1)?;
         Some(Self { start, len_bytes })
+    }
+
+    /// The addresses from `start` up to and without `end`, or `None` if there are none.
+    pub fn between(start: A, end: A) -> Option<Self> {
+        Self::new(start, end.value().checked_sub(start.value())?)
     }
 
     /// First address.
@@ -149,6 +169,19 @@ mod tests {
         assert_eq!(AddressRange::new(Gpa::new(4096), 0), None);
         assert_eq!(AddressRange::new(Gpa::new(u64::MAX - 1), 3), None);
         assert_eq!(AddressRange::new(Gpa::new(u64::MAX), 1), None);
+    }
+
+    #[test]
+    fn ranges_between_addresses_are_half_open() {
+        let between = |start, end| AddressRange::between(Gpa::new(start), Gpa::new(end));
+        assert_eq!(between(0x1000, 0x3000), Some(range(0x1000, 0x2000)));
+        assert_eq!(between(0, u64::MAX), Some(range(0, u64::MAX)));
+        assert_eq!(between(0x1000, 0x1000), None);
+        assert_eq!(between(0x1000, 0xfff), None);
+        assert_eq!(
+            AddressRange::of_constants(0x1000, 0x3000),
+            range(0x1000, 0x2000)
+        );
     }
 
     #[test]

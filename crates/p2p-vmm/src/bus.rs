@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use iommu_group::{Address, Gpa};
 use vm_memory::GuestAddress;
 
 use crate::layout::GpaRange;
@@ -22,7 +23,7 @@ impl GuestBus {
 
     /// Reads memory-mapped I/O; all ones for unclaimed addresses.
     pub(crate) fn mmio_read(&self, gpa: GuestAddress, data: &mut [u8]) {
-        match self.ecam.offset_of(gpa) {
+        match self.ecam.offset_of(Gpa::new(gpa.0)) {
             Some(offset) => match decode_ecam(offset, data.len()) {
                 Some((bdf, register)) => self.pci.config_read(bdf, register, data),
                 None => data.fill(0xff),
@@ -39,7 +40,7 @@ impl GuestBus {
 
     /// Writes memory-mapped I/O; ignored for unclaimed addresses.
     pub(crate) fn mmio_write(&self, gpa: GuestAddress, data: &[u8]) {
-        match self.ecam.offset_of(gpa) {
+        match self.ecam.offset_of(Gpa::new(gpa.0)) {
             Some(offset) => {
                 if let Some((bdf, register)) = decode_ecam(offset, data.len()) {
                     self.pci.config_write(bdf, register, data);

@@ -11,10 +11,7 @@
 //! Fixed PCI windows may be anywhere: they are the windows of peers that the host's switch reaches by bus address.
 //! RAM and ECAM do not overlap them.
 
-use std::fmt;
-
 use iommu_group::{Address, AddressRange, Gpa};
-use vm_memory::GuestAddress;
 
 /// 1 GiB in bytes.
 const GIB: u64 = 1 << 30;
@@ -27,71 +24,17 @@ const FOUR_GIB: u64 = 4 * GIB;
 const MMIO32_START: u64 = 0xc000_0000;
 /// End of the 32-bit PCI window: the I/O APIC.
 const MMIO32_END: u64 = 0xfec0_0000;
+/// The 32-bit PCI window.
+const MMIO32: GpaRange = GpaRange::of_constants(MMIO32_START, MMIO32_END);
 /// Size of ECAM for 256 buses: 1 MiB per bus (PCIe r6.0 §7.2.2). ECAM is aligned to its size.
 const ECAM_BYTES: u64 = 256 << 20;
 
-/// Half-open range of guest-physical addresses.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct GpaRange {
-    start: u64,
-    end: u64,
-}
+/// A range of guest-physical addresses.
+pub(crate) type GpaRange = AddressRange<Gpa>;
 
-impl GpaRange {
-    /// The range from `start` up to `end`, which is not part of it; empty if `end` is not above `start`.
-    pub(crate) const fn new(start: u64, end: u64) -> Self {
-        Self { start, end }
-    }
-
-    /// First address.
-    pub(crate) fn start(&self) -> GuestAddress {
-        GuestAddress(self.start)
-    }
-
-    /// First address after the range.
-    pub(crate) fn end(&self) -> GuestAddress {
-        GuestAddress(self.end)
-    }
-
-    /// Length in bytes.
-    pub(crate) fn len_bytes(&self) -> u64 {
-        self.end.saturating_sub(self.start)
-    }
-
-    /// Offset of `gpa` in the range in bytes, if it is inside.
-    pub(crate) fn offset_of(&self, gpa: GuestAddress) -> Option<u64> {
-        (self.start..self.end)
-            .contains(&gpa.0)
-            .then(|| gpa.0 - self.start)
-    }
-
-    /// The range as `p2p-vfio` represents it; `None` if it is empty.
-    pub(crate) fn address_range(&self) -> Option<AddressRange<Gpa>> {
-        AddressRange::new(Gpa::new(self.start), self.len_bytes())
-    }
-
-    /// The overlap of both ranges.
-    pub(crate) fn intersect(&self, other: &Self) -> Self {
-        Self::new(self.start.max(other.start), self.end.min(other.end))
-    }
-}
-
-impl From<&AddressRange<Gpa>> for GpaRange {
-    fn from(range: &AddressRange<Gpa>) -> Self {
-        Self::new(range.start().value(), range.end().value())
-    }
-}
-
-impl fmt::Debug for GpaRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{:#x}, {:#x})", self.start, self.end)
-    }
-}
-
-impl fmt::Display for GpaRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
+/// The addresses from `start` up to and without `end`, if there are any.
+fn between(start: u64, end: u64) -> Option<GpaRange> {
+    GpaRange::between(Gpa::new(start), Gpa::new(end))
 }
 
 /// There is no layout for a request.
@@ -163,26 +106,27 @@ impl Layout {
         let taken: Vec<GpaRange> = holes.iter().chain(fixed).copied().collect();
 
         let room = [
-            GpaRange::new(0, ecam.start.min(limit)),
-            GpaRange::new(ecam.end, MMIO32_START.min(limit)),
-            GpaRange::new(FOUR_GIB, limit),
+            between(0, ecam.start().value().min(limit)),
+            between(ecam.end().value(), MMIO32_START.min(limit)),
+            between(FOUR_GIB, limit),
         ];
+        let room: Vec<GpaRange> = room.into_iter().flatten().collect();
         let (ram, missing_bytes) = fill(&subtract(&room, &taken)?, ram_bytes);
         if missing_bytes > 0 {
             return Err(too_large);
         }
-        let window = GpaRange::new(MMIO32_START, MMIO32_END);
-        let mmio32 = subtract(&[window], &taken)?;
-        let ram_end = ram.last().map_or(0, |region| region.end).max(FOUR_GIB);
-        let mmio64 = subtract(&[GpaRange::new(ram_end, limit)], &taken)?
+        let mmio32 = subtract(&[MMIO32], &taken)?;
+        let ram_end = ram.last().map_or(0, |region| region.end().value());
+        let above: Vec<GpaRange> = between(ram_end.max(FOUR_GIB), limit).into_iter().collect();
+        let mmio64 = subtract(&above, &taken)?
             .into_iter()
             .filter_map(|area| {
-                let start = area.start.checked_next_multiple_of(GIB)?;
-                (start < area.end).then_some(GpaRange::new(start, area.end))
+                let start = area.start().value().checked_next_multiple_of(GIB)?;
+                between(start, area.end().value())
             })
             .max_by_key(GpaRange::len_bytes)
             .ok_or(too_large)?;
-        let windows = [window, mmio64];
+        let windows = [MMIO32, mmio64];
         Ok(Self {
             ram,
             mmio32,
@@ -196,21 +140,21 @@ impl Layout {
 /// Checks that fixed windows are at addresses where a PCI window is possible.
 fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
     let forbidden = [
-        (GpaRange::new(0, 0x10_0000), "the first MiB of RAM"),
+        (GpaRange::of_constants(0, 0x10_0000), "the first MiB of RAM"),
         (
-            GpaRange::new(MMIO32_END, FOUR_GIB),
+            GpaRange::of_constants(MMIO32_END, FOUR_GIB),
             "the interrupt controllers",
         ),
     ];
     for window in fixed {
-        if window.end > limit {
+        if window.end().value() > limit {
             return Err(LayoutError::OutOfReach {
                 window: *window,
                 limit,
             });
         }
         for (range, what) in forbidden {
-            if range.intersect(window).len_bytes() > 0 {
+            if range.intersect(window).is_some() {
                 return Err(LayoutError::Fixed {
                     window: *window,
                     what,
@@ -225,18 +169,22 @@ fn check_fixed(fixed: &[GpaRange], limit: u64) -> Result<(), LayoutError> {
 fn place_ecam(fixed: &[GpaRange]) -> Option<GpaRange> {
     let candidates = (1..MMIO32_START / ECAM_BYTES).rev();
     candidates
-        .map(|n| GpaRange::new(n * ECAM_BYTES, (n + 1) * ECAM_BYTES))
-        .find(|ecam| fixed.iter().all(|w| w.intersect(ecam).len_bytes() == 0))
+        .filter_map(|n| between(n * ECAM_BYTES, (n + 1) * ECAM_BYTES))
+        .find(|ecam| fixed.iter().all(|w| w.intersect(ecam).is_none()))
 }
 
 /// The union of the ranges, ascending; overlapping and adjacent ranges are merged.
 fn union<'a>(ranges: impl Iterator<Item = &'a GpaRange>) -> Vec<GpaRange> {
     let mut sorted: Vec<GpaRange> = ranges.copied().collect();
-    sorted.sort_by_key(|range| range.start);
+    sorted.sort_unstable();
     let mut merged: Vec<GpaRange> = Vec::new();
     for range in sorted {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+        let joined = merged.last().and_then(|last| {
+            let touches = range.start() <= last.end();
+            GpaRange::between(last.start(), last.end().max(range.end())).filter(|_| touches)
+        });
+        match (merged.last_mut(), joined) {
+            (Some(last), Some(joined)) => *last = joined,
             _ => merged.push(range),
         }
     }
@@ -246,23 +194,22 @@ fn union<'a>(ranges: impl Iterator<Item = &'a GpaRange>) -> Vec<GpaRange> {
 /// The parts of `room` outside of `holes`, ascending.
 fn subtract(room: &[GpaRange], holes: &[GpaRange]) -> Result<Vec<GpaRange>, LayoutError> {
     let mut holes = holes.to_vec();
-    holes.sort_by_key(|hole| hole.start);
+    holes.sort_unstable();
     let mut free = Vec::new();
     for area in room {
-        let mut start = area.start;
+        let mut start = area.start();
         for hole in &holes {
-            if hole.start % PAGE_BYTES != 0 || hole.end % PAGE_BYTES != 0 {
+            let bounds = [hole.start(), hole.end()];
+            if bounds.iter().any(|at| at.value() % PAGE_BYTES != 0) {
                 return Err(LayoutError::UnalignedHole { hole: *hole });
             }
-            let cut = hole.intersect(area);
-            if cut.len_bytes() > 0 {
-                free.push(GpaRange::new(start, cut.start));
-                start = start.max(cut.end);
+            if let Some(cut) = hole.intersect(area) {
+                free.extend(GpaRange::between(start, cut.start()));
+                start = start.max(cut.end());
             }
         }
-        free.push(GpaRange::new(start, area.end));
+        free.extend(GpaRange::between(start, area.end()));
     }
-    free.retain(|area| area.len_bytes() > 0);
     Ok(free)
 }
 
@@ -271,8 +218,8 @@ fn fill(free: &[GpaRange], mut bytes: u64) -> (Vec<GpaRange>, u64) {
     let mut taken = Vec::new();
     for area in free {
         let len = area.len_bytes().min(bytes);
-        if len > 0 {
-            taken.push(GpaRange::new(area.start, area.start + len));
+        if let Some(range) = GpaRange::new(area.start(), len) {
+            taken.push(range);
             bytes -= len;
         }
     }
@@ -302,8 +249,8 @@ mod tests {
     #[test]
     fn small_memory_is_one_region_and_the_64_bit_window_starts_at_4_gib() {
         let layout = layout(512 * MIB, 40, &[]);
-        assert_eq!(layout.ram, [GpaRange::new(0, 512 * MIB)]);
-        assert_eq!(layout.mmio64, GpaRange::new(FOUR_GIB, 1 << 40));
+        assert_eq!(layout.ram, [GpaRange::of_constants(0, 512 * MIB)]);
+        assert_eq!(layout.mmio64, GpaRange::of_constants(FOUR_GIB, 1 << 40));
     }
 
     #[test]
@@ -312,11 +259,11 @@ mod tests {
         assert_eq!(
             layout.ram,
             [
-                GpaRange::new(0, 0xb000_0000),
-                GpaRange::new(FOUR_GIB, FOUR_GIB + 684 * MIB)
+                GpaRange::of_constants(0, 0xb000_0000),
+                GpaRange::of_constants(FOUR_GIB, FOUR_GIB + 684 * MIB)
             ]
         );
-        assert_eq!(layout.mmio64, GpaRange::new(5 * GIB, 1 << 40));
+        assert_eq!(layout.mmio64, GpaRange::of_constants(5 * GIB, 1 << 40));
     }
 
     #[test]
@@ -328,7 +275,7 @@ mod tests {
             all.extend([layout.ecam, layout.mmio64]);
             for (index, a) in all.iter().enumerate() {
                 for b in all.iter().skip(index + 1) {
-                    assert_eq!(a.intersect(b).len_bytes(), 0, "{a} and {b} for {size}");
+                    assert_eq!(a.intersect(b), None, "{a} and {b} for {size}");
                 }
             }
             assert_eq!(ram_bytes(&layout), size);
@@ -338,16 +285,16 @@ mod tests {
     #[test]
     fn holes_split_memory_and_do_not_change_its_size() {
         let holes = [
-            GpaRange::new(GIB, GIB + 256 * MIB),
-            GpaRange::new(256 * MIB, 512 * MIB),
-            GpaRange::new(400 * MIB, 600 * MIB),
-            GpaRange::new(FOUR_GIB - 18 * MIB, FOUR_GIB + MIB),
+            GpaRange::of_constants(GIB, GIB + 256 * MIB),
+            GpaRange::of_constants(256 * MIB, 512 * MIB),
+            GpaRange::of_constants(400 * MIB, 600 * MIB),
+            GpaRange::of_constants(FOUR_GIB - 18 * MIB, FOUR_GIB + MIB),
         ];
         let layout = layout(3 * GIB, 40, &holes);
         assert_eq!(ram_bytes(&layout), 3 * GIB);
         for region in &layout.ram {
             for hole in &holes {
-                assert_eq!(region.intersect(hole).len_bytes(), 0, "{region} and {hole}");
+                assert_eq!(region.intersect(hole), None, "{region} and {hole}");
             }
         }
         assert_eq!(layout.ram.len(), 4);
@@ -387,23 +334,23 @@ mod tests {
     #[test]
     fn the_64_bit_window_is_the_largest_space_that_is_left() {
         let holes = [
-            GpaRange::new(64 * GIB, 65 * GIB),
-            GpaRange::new(500 * GIB, 501 * GIB),
+            GpaRange::of_constants(64 * GIB, 65 * GIB),
+            GpaRange::of_constants(500 * GIB, 501 * GIB),
         ];
         let layout = layout(GIB, 39, &holes);
-        assert_eq!(layout.mmio64, GpaRange::new(65 * GIB, 500 * GIB));
+        assert_eq!(layout.mmio64, GpaRange::of_constants(65 * GIB, 500 * GIB));
     }
 
     #[test]
     fn holes_are_left_out_of_the_32_bit_window() {
-        let hole = GpaRange::new(MMIO32_START + MIB, MMIO32_START + 2 * MIB);
+        let hole = GpaRange::of_constants(MMIO32_START + MIB, MMIO32_START + 2 * MIB);
         let layout = layout(GIB, 39, &[hole]);
         let expected = [
-            GpaRange::new(MMIO32_START, hole.start),
-            GpaRange::new(hole.end, MMIO32_END),
+            GpaRange::between(MMIO32.start(), hole.start()).unwrap(),
+            GpaRange::between(hole.end(), MMIO32.end()).unwrap(),
         ];
         assert_eq!(layout.mmio32, expected);
-        assert_eq!(layout.pci[0], GpaRange::new(MMIO32_START, MMIO32_END));
+        assert_eq!(layout.pci[0], MMIO32);
     }
 
     fn with_fixed(fixed: &[GpaRange]) -> Result<Layout, LayoutError> {
@@ -418,22 +365,22 @@ mod tests {
     #[test]
     fn memory_and_ecam_do_not_overlap_fixed_windows() {
         let fixed = [
-            GpaRange::new(0x9000_0000, 0x9010_0000),
-            GpaRange::new(0xb800_0000, 0xb900_0000),
-            GpaRange::new(6 * GIB, 7 * GIB),
-            GpaRange::new(768 * GIB, 769 * GIB),
+            GpaRange::of_constants(0x9000_0000, 0x9010_0000),
+            GpaRange::of_constants(0xb800_0000, 0xb900_0000),
+            GpaRange::of_constants(6 * GIB, 7 * GIB),
+            GpaRange::of_constants(768 * GIB, 769 * GIB),
         ];
         let layout = with_fixed(&fixed).unwrap();
-        assert_eq!(layout.ecam.start, 0xa000_0000);
+        assert_eq!(layout.ecam.start().value(), 0xa000_0000);
         let ram = layout.ram.iter().chain([&layout.ecam, &layout.mmio64]);
         for region in ram.chain(&layout.mmio32) {
             for window in &fixed {
-                assert_eq!(region.intersect(window).len_bytes(), 0, "{region} {window}");
+                assert_eq!(region.intersect(window), None, "{region} {window}");
             }
         }
         assert_eq!(ram_bytes(&layout), 8 * GIB);
         for window in &fixed {
-            let forwarded = |pci: &GpaRange| pci.intersect(window) == *window;
+            let forwarded = |pci: &GpaRange| pci.contains(window);
             assert!(layout.pci.iter().any(forwarded), "{window}");
         }
     }
@@ -445,10 +392,10 @@ mod tests {
             (0xfee0_0000, "interrupt"),
             (1 << 40, "0x10000000000 on"),
         ] {
-            let error = with_fixed(&[GpaRange::new(start, start + MIB)]).unwrap_err();
+            let error = with_fixed(&[GpaRange::of_constants(start, start + MIB)]).unwrap_err();
             assert!(error.to_string().contains(what), "{error}");
             assert!(
-                error.to_string().contains(&format!("[{start:#x}")),
+                error.to_string().contains(&format!("{start:#x}..")),
                 "{error}"
             );
         }
@@ -459,21 +406,12 @@ mod tests {
         let request = LayoutRequest {
             ram_bytes: GIB,
             limit: 1 << 39,
-            holes: &[GpaRange::new(0x1000, 0x1800)],
+            holes: &[GpaRange::of_constants(0x1000, 0x1800)],
             fixed: &[],
         };
         assert!(matches!(
             Layout::new(&request),
             Err(LayoutError::UnalignedHole { .. })
         ));
-    }
-
-    #[test]
-    fn offset_is_known_inside_only() {
-        let range = GpaRange::new(0x1000, 0x2000);
-        assert_eq!(range.offset_of(GuestAddress(0xfff)), None);
-        assert_eq!(range.offset_of(GuestAddress(0x1000)), Some(0));
-        assert_eq!(range.offset_of(GuestAddress(0x1fff)), Some(0xfff));
-        assert_eq!(range.offset_of(GuestAddress(0x2000)), None);
     }
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use iommu_group::{Address, Gpa};
 use linux_loader::cmdline::Cmdline;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, KernelLoader, load_cmdline};
@@ -23,7 +24,7 @@ use reset_vector::RESET_VECTOR;
 use zero_page::{BootParameters, E820Error};
 
 /// Guest memory for the tables of [`crate::acpi`], in the BIOS area.
-pub(crate) const ACPI_AREA: GpaRange = GpaRange::new(0xe_0000, 0xf_f000);
+pub(crate) const ACPI_AREA: GpaRange = GpaRange::of_constants(0xe_0000, 0xf_f000);
 /// Boot parameters ("zero page").
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 /// Command line.
@@ -115,7 +116,7 @@ pub(crate) fn load(
     }
     load_cmdline(memory, CMDLINE, &cmdline).map_err(LoadError::WriteCmdline)?;
     let initramfs = match source.initramfs {
-        Some(path) => Some(load_initramfs(memory, &layout.ram, &kernel, path)?),
+        Some(path) => load_initramfs(memory, &layout.ram, &kernel, path)?,
         None => None,
     };
     write(memory, "ACPI tables", acpi.base(), acpi.bytes())?;
@@ -141,7 +142,7 @@ pub(crate) fn load(
             source,
         })?;
     Ok(BootEntry {
-        entry: GuestAddress(kernel.room.start().0 + ENTRY_64_OFFSET),
+        entry: GuestAddress(kernel.room.start().value() + ENTRY_64_OFFSET),
         zero_page: ZERO_PAGE,
     })
 }
@@ -160,21 +161,22 @@ fn load_kernel(
     let mut file = open(path)?;
     let header = read_header(&mut file, path)?;
     let bytes = u64::from(header.init_size);
-    let room = place_low(
-        ram,
-        bytes,
-        u64::from(header.kernel_alignment),
-        GpaRange::new(header.pref_address, FOUR_GIB),
-    )
-    .ok_or_else(|| LoadError::NoRoom {
+    let bounds = GpaRange::between(Gpa::new(header.pref_address), Gpa::new(FOUR_GIB));
+    let alignment = u64::from(header.kernel_alignment);
+    let room = bounds.and_then(|bounds| place_low(ram, bytes, alignment, bounds));
+    let room = room.ok_or_else(|| LoadError::NoRoom {
         path: path.to_owned(),
         bytes,
     })?;
-    let loaded = BzImage::load(memory, Some(room.start()), &mut file, None).map_err(|reason| {
-        LoadError::LoadKernel {
-            path: path.to_owned(),
-            reason,
-        }
+    let loaded = BzImage::load(
+        memory,
+        Some(GuestAddress(room.start().value())),
+        &mut file,
+        None,
+    )
+    .map_err(|reason| LoadError::LoadKernel {
+        path: path.to_owned(),
+        reason,
     })?;
     Ok(LoadedKernel {
         header: loaded.setup_header.unwrap_or(header),
@@ -204,38 +206,38 @@ fn read_header(file: &mut File, path: &Path) -> Result<setup_header, LoadError> 
     }
 }
 
+/// Loads the file; `None` if it is empty.
 fn load_initramfs(
     memory: &GuestMemoryMmap,
     ram: &[GpaRange],
     kernel: &LoadedKernel,
     path: &Path,
-) -> Result<GpaRange, LoadError> {
+) -> Result<Option<GpaRange>, LoadError> {
     let mut file = open(path)?;
     let read_error = |source| LoadError::Read {
         path: path.to_owned(),
         source,
     };
     let bytes = file.metadata().map_err(read_error)?.len();
+    if bytes == 0 {
+        return Ok(None);
+    }
     let ceiling = u64::from(kernel.header.initrd_addr_max) + 1;
-    let place = place_high(
-        ram,
-        bytes,
-        PAGE_BYTES,
-        GpaRange::new(kernel.room.end().0, ceiling),
-    )
-    .ok_or_else(|| LoadError::NoRoom {
+    let bounds = GpaRange::between(kernel.room.end(), Gpa::new(ceiling));
+    let place = bounds.and_then(|bounds| place_high(ram, bytes, PAGE_BYTES, bounds));
+    let place = place.ok_or_else(|| LoadError::NoRoom {
         path: path.to_owned(),
         bytes,
     })?;
     let len = usize::try_from(bytes).map_err(|_| read_error(io::ErrorKind::FileTooLarge.into()))?;
     memory
-        .read_exact_volatile_from(place.start(), &mut file, len)
+        .read_exact_volatile_from(GuestAddress(place.start().value()), &mut file, len)
         .map_err(|source| LoadError::Write {
             what: "initramfs",
-            gpa: place.start().0,
+            gpa: place.start().value(),
             source,
         })?;
-    Ok(place)
+    Ok(Some(place))
 }
 
 fn check_cmdline(source: &BootSource<'_>, kernel_limit: u32) -> Result<(), LoadError> {

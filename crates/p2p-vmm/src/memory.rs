@@ -6,7 +6,8 @@
 
 use std::io;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, MmapRegion};
+use iommu_group::Address;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, MmapRegion};
 
 use crate::layout::GpaRange;
 
@@ -27,7 +28,7 @@ pub(crate) fn allocate(regions: &[GpaRange]) -> Result<GuestMemoryMmap, MemoryEr
     for region in regions {
         let len = usize::try_from(region.len_bytes())
             .map_err(|_| MemoryError::TooLarge { region: *region })?;
-        ranges.push((region.start(), len));
+        ranges.push((GuestAddress(region.start().value()), len));
     }
     let memory = GuestMemoryMmap::from_ranges(&ranges)?;
     for region in memory.iter() {
@@ -72,15 +73,15 @@ fn prefer_huge_pages(region: &MmapRegion) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestMemoryRegion};
 
     use super::*;
 
     #[test]
     fn regions_are_mapped_where_asked_and_share_nothing() {
         let regions = [
-            GpaRange::new(0, 0x2000),
-            GpaRange::new(0x10_0000, 0x10_1000),
+            GpaRange::of_constants(0, 0x2000),
+            GpaRange::of_constants(0x10_0000, 0x10_1000),
         ];
         let memory = allocate(&regions).unwrap();
         memory.write_obj(0x11u8, GuestAddress(0x1fff)).unwrap();

@@ -7,6 +7,7 @@ use acpi_tables::aml::{
     Else, Equal, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, ONE, Or, Package,
     PackageBuilder, Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
+use iommu_group::Address;
 
 use super::hotplug;
 use super::raw::RawAml;
@@ -105,7 +106,7 @@ fn host_bridge(layout: &Layout) -> RawAml {
             &Name::new("_SEG".into(), &ZERO),
             &Name::new("_BBN".into(), &ZERO),
             &Name::new("_UID".into(), &ZERO),
-            &Name::new("_CBA".into(), &layout.ecam.start().0),
+            &Name::new("_CBA".into(), &layout.ecam.start().value()),
             // Cache coherent DMA.
             &Name::new("_CCA".into(), &ONE),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&windows])),
@@ -124,7 +125,7 @@ fn windows(layout: &Layout) -> RawAml {
         RawAml::concat(&[&IO::new(0xcf8, 0xcf8, 1, 8)]),
     ];
     for window in &layout.pci {
-        let (start, last) = (window.start().0, window.end().0 - 1);
+        let (start, last) = (window.start().value(), window.end().value() - 1);
         let resource = match (u32::try_from(start), u32::try_from(last)) {
             (Ok(start), Ok(last)) => {
                 RawAml::concat(&[&AddressSpace::new_memory(uncached, true, start, last, None)])
@@ -216,7 +217,7 @@ fn memory32(range: &GpaRange) -> Memory32Fixed {
         |number: u64| u32::try_from(number).expect("the layout keeps this below 4 GiB");
     Memory32Fixed::new(
         true,
-        below_4_gib(range.start().0),
+        below_4_gib(range.start().value()),
         below_4_gib(range.len_bytes()),
     )
 }

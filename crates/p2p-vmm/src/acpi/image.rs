@@ -9,6 +9,7 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use iommu_group::Address;
 use vm_memory::GuestAddress;
 
 use super::dsdt;
@@ -59,7 +60,7 @@ impl AcpiImage {
     pub(crate) fn build(request: &AcpiRequest<'_>) -> Result<Self, AcpiError> {
         let mut image = Self {
             bytes: Vec::new(),
-            base: request.area.start(),
+            base: GuestAddress(request.area.start().value()),
         };
         // The RSDP comes first but has the address of the XSDT, which comes last.
         image.append(&Rsdp::new(OEM_ID, 0));
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
     use crate::layout::LayoutRequest;
 
-    const AREA: GpaRange = GpaRange::new(0xe_0000, 0x10_0000);
+    const AREA: GpaRange = GpaRange::of_constants(0xe_0000, 0x10_0000);
 
     fn layout() -> Layout {
         Layout::new(&LayoutRequest {
@@ -195,7 +196,7 @@ mod tests {
 
     /// The table at a guest address, its length taken from its header.
     fn table(image: &AcpiImage, address: u64) -> &[u8] {
-        let offset = usize::try_from(address - AREA.start().0).unwrap();
+        let offset = usize::try_from(address - AREA.start().value()).unwrap();
         let rest = &image.bytes()[offset..];
         let len = u32::from_le_bytes(rest[4..8].try_into().unwrap());
         &rest[..usize::try_from(len).unwrap()]
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn host_bridge_has_the_address_of_ecam() {
         let (_, dsdt) = tables(&image(1, true)).pop().unwrap();
-        let ecam = u32::try_from(layout().ecam.start().0).unwrap();
+        let ecam = u32::try_from(layout().ecam.start().value()).unwrap();
         // Name, its four letters, a double word (ACPI 6.5 §20.2.5.1, §20.2.3).
         let object = [b"\x08_CBA\x0c", &ecam.to_le_bytes()[..]].concat();
         assert!(dsdt.windows(object.len()).any(|bytes| bytes == object));
@@ -273,7 +274,7 @@ mod tests {
     #[test]
     fn tables_that_do_not_fit_are_refused() {
         let error = AcpiImage::build(&AcpiRequest {
-            area: GpaRange::new(0xe_0000, 0xe_0100),
+            area: GpaRange::of_constants(0xe_0000, 0xe_0100),
             layout: &layout(),
             cpus: 1,
             serial: true,

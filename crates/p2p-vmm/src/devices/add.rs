@@ -19,7 +19,6 @@ use super::contexts::Domain;
 use super::registry::{Devices, GuestDevice};
 use super::slot_contents::{Opened, endpoint, prefer_bus_address};
 use crate::host_reader::HostReader;
-use crate::layout::GpaRange;
 use crate::lock::lock;
 
 /// A device was not added. Nothing of the attempt remains.
@@ -256,10 +255,8 @@ impl Devices {
                     // Addresses at which requests from or to this member do not reach the IOMMU.
                     let members = self.peers_of(candidate).map(|peer| &peer.candidate);
                     let holes = members.chain([candidate]).flat_map(|member| &member.holes);
-                    let holes = holes.map(|hole| whole_pages(&hole.range));
-                    resources
-                        .taken
-                        .extend(holes.filter_map(|hole| hole.address_range()));
+                    let holes = holes.filter_map(|hole| whole_pages(&hole.range));
+                    resources.taken.extend(holes);
                 }
                 let topology = assign_resources(&[subtree], resources)?;
                 Ok(PlannedTopology {
@@ -342,8 +339,7 @@ impl Devices {
 
     /// Guest memory.
     pub(crate) fn ram(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
-        let regions = self.guest.layout.ram.iter();
-        regions.filter_map(GpaRange::address_range)
+        self.guest.layout.ram.iter().copied()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use guest_topology::{Demands, GuestTopology, Subtree, assign_resources};
 use hotplug::SlotBus;
-use iommu_group::{AddressRange, Gpa, Placement};
+use iommu_group::Placement;
 use p2p_vfio::{Candidate, DomainName, HostDevice};
 
 use super::bus_resources::{bus_range, empty_root, reserve, whole_pages};
@@ -100,17 +100,15 @@ impl<'a> OpenDevices<'a> {
         let bridges = self.checked.host.bridge_windows();
         let bridges = bridges.iter().filter_map(bus_range);
         let mut demands = AddressDemands {
-            holes: holes.map(|hole| whole_pages(&hole.range)).collect(),
-            preferred: bridges.map(|window| GpaRange::from(&window)).collect(),
+            holes: holes.filter_map(|hole| whole_pages(&hole.range)).collect(),
+            preferred: bridges.collect(),
             ..AddressDemands::default()
         };
-        for window in Demands::new(&self.subtrees(None), &[])?.fixed_windows {
-            demands.fixed.push(GpaRange::from(&window));
-        }
+        demands.fixed = Demands::new(&self.subtrees(None), &[])?.fixed_windows;
         if let Some(ranges) = self.contexts.iova_ranges()? {
             let (gaps, end) = gaps(&ranges);
             demands.limit = Some(end);
-            demands.holes.extend(gaps.iter().map(GpaRange::from));
+            demands.holes.extend(&gaps);
             check_reachable(&demands.fixed, &gaps)?;
         }
         Ok(demands)
@@ -189,12 +187,10 @@ impl<'a> OpenDevices<'a> {
 
 /// Checks that the IOMMU can translate windows at fixed bus addresses. They are mapped there too, for peers whose
 /// requests are redirected.
-fn check_reachable(fixed: &[GpaRange], gaps: &[AddressRange<Gpa>]) -> anyhow::Result<()> {
+fn check_reachable(fixed: &[GpaRange], gaps: &[GpaRange]) -> anyhow::Result<()> {
     for window in fixed {
-        let gap = gaps
-            .iter()
-            .find(|gap| GpaRange::from(*gap).intersect(window).len_bytes() > 0);
-        if let Some(gap) = gap {
+        let mut gaps = gaps.iter();
+        if let Some(gap) = gaps.find(|gap| gap.intersect(window).is_some()) {
             bail!(
                 "a peer's window must be at its bus address {window}, but the IOMMU cannot translate {gap}"
             );

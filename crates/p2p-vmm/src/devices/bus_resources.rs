@@ -21,12 +21,11 @@ const MOST_PREFETCHABLE_BYTES: u64 = 256 << 30;
 
 /// An empty root bus.
 pub(super) fn empty_root(layout: &Layout) -> BusResources {
-    let ranges = |ranges: &[GpaRange]| ranges.iter().filter_map(GpaRange::address_range).collect();
     let apertures = Apertures {
-        memory: ranges(&layout.mmio32),
-        prefetchable: ranges(&[layout.mmio64]),
+        memory: layout.mmio32.clone(),
+        prefetchable: vec![layout.mmio64],
     };
-    BusResources::root(apertures, ranges(&layout.pci))
+    BusResources::root(apertures, layout.pci.clone())
 }
 
 /// A bus without the resources that the guest uses on it.
@@ -85,12 +84,10 @@ pub(super) fn bus_range(range: &RangeInclusive<u64>) -> Option<AddressRange<Gpa>
     AddressRange::new(Gpa::new(*range.start()), len_bytes)
 }
 
-/// A range of bus addresses, extended to whole pages.
-pub(super) fn whole_pages(range: &RangeInclusive<u64>) -> GpaRange {
+/// The same addresses in the guest, extended to whole pages; the last page of all is left out.
+pub(super) fn whole_pages(range: &RangeInclusive<u64>) -> Option<GpaRange> {
     const PAGE: u64 = 4096;
     let end = range.end().saturating_add(1).checked_next_multiple_of(PAGE);
-    GpaRange::new(
-        range.start() / PAGE * PAGE,
-        end.unwrap_or(u64::MAX / PAGE * PAGE),
-    )
+    let end = end.unwrap_or(u64::MAX / PAGE * PAGE);
+    GpaRange::between(Gpa::new(range.start() / PAGE * PAGE), Gpa::new(end))
 }

@@ -28,12 +28,14 @@ pub(super) fn program() -> [u8; 9] {
 
 #[cfg(test)]
 mod tests {
+    use iommu_group::Address;
+
     use super::*;
     use crate::loader::ACPI_AREA;
 
     #[test]
     fn program_ends_below_one_mib_and_above_the_tables() {
-        assert!(RESET_VECTOR.0 >= ACPI_AREA.end().0);
+        assert!(RESET_VECTOR.0 >= ACPI_AREA.end().value());
         assert!(program().len() <= 16);
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use iommu_group::Address;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{ByteValued, GuestAddress};
 
@@ -49,7 +50,7 @@ pub(super) fn build(parameters: &BootParameters<'_>) -> Result<boot_params, E820
     let (cmdline_low, cmdline_high) = split(parameters.cmdline.0);
     let (start, bytes) = parameters
         .initramfs
-        .map_or((0, 0), |range| (range.start().0, range.len_bytes()));
+        .map_or((0, 0), |range| (range.start().value(), range.len_bytes()));
     let (start_low, start_high) = split(start);
     let (bytes_low, bytes_high) = split(bytes);
     let mut page = boot_params {
@@ -78,23 +79,23 @@ pub(super) fn build(parameters: &BootParameters<'_>) -> Result<boot_params, E820
 
 /// The memory map: RAM without the BIOS area, and ECAM as reserved.
 fn e820(layout: &Layout) -> Vec<boot_e820_entry> {
-    let bios = GpaRange::new(LOW_RAM_END, HIGH_RAM_START);
-    let mut map = Vec::new();
+    let parts = [
+        (GpaRange::of_constants(0, LOW_RAM_END), E820_RAM),
+        (
+            GpaRange::of_constants(LOW_RAM_END, HIGH_RAM_START),
+            E820_RESERVED,
+        ),
+        (GpaRange::of_constants(HIGH_RAM_START, u64::MAX), E820_RAM),
+    ];
+    let mut map = vec![(layout.ecam, E820_RESERVED)];
     for region in &layout.ram {
-        let below = region.intersect(&GpaRange::new(0, LOW_RAM_END));
-        let above = region.intersect(&GpaRange::new(HIGH_RAM_START, u64::MAX));
-        map.extend([
-            (below, E820_RAM),
-            (region.intersect(&bios), E820_RESERVED),
-            (above, E820_RAM),
-        ]);
+        let parts = parts.iter();
+        map.extend(parts.filter_map(|(part, kind)| Some((region.intersect(part)?, *kind))));
     }
-    map.push((layout.ecam, E820_RESERVED));
-    map.retain(|(range, _)| range.len_bytes() > 0);
     map.sort_by_key(|(range, _)| range.start());
     map.into_iter()
         .map(|(range, kind)| boot_e820_entry {
-            addr: range.start().0,
+            addr: range.start().value(),
             size: range.len_bytes(),
             r#type: kind,
         })
@@ -148,7 +149,7 @@ mod tests {
 
     #[test]
     fn memory_map_leaves_holes_out() {
-        let hole = GpaRange::new(0x1000_0000, 0x2000_0000);
+        let hole = GpaRange::of_constants(0x1000_0000, 0x2000_0000);
         let map = map(&layout(1 << 30, &[hole]));
         assert_eq!(map[2], (0x10_0000, 0xff0_0000, E820_RAM));
         assert_eq!(map[3], (0x2000_0000, 0x3000_0000, E820_RAM));
@@ -157,7 +158,7 @@ mod tests {
     #[test]
     fn memory_map_with_too_many_entries_is_refused() {
         let holes: Vec<_> = (1..200u64)
-            .map(|n| GpaRange::new(n << 21, (n << 21) + 0x1000))
+            .map(|n| GpaRange::of_constants(n << 21, (n << 21) + 0x1000))
             .collect();
         let layout = layout(1 << 30, &holes);
         let parameters = BootParameters {
@@ -176,7 +177,7 @@ mod tests {
         let page = build(&BootParameters {
             header: setup_header::default(),
             cmdline: GuestAddress(0x2_0000),
-            initramfs: Some(GpaRange::new(0x3000_0000, 0x3010_0000)),
+            initramfs: Some(GpaRange::of_constants(0x3000_0000, 0x3010_0000)),
             rsdp: GuestAddress(0xe_0000),
             layout: &layout,
         })

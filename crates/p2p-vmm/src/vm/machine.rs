@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use hotplug::VmConfig;
-use iommu_group::Cpu;
+use iommu_group::{Address, Cpu};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use p2p_vfio::HostMemory;
@@ -70,9 +70,7 @@ impl Machine {
         }
         let routes = Arc::new(KvmRoutes::new(Arc::clone(&vm))?);
 
-        let windows = layout.pci.iter();
-        let windows = windows.filter_map(GpaRange::address_range).collect();
-        let pci = Arc::new(PciBus::new(windows));
+        let pci = Arc::new(PciBus::new(layout.pci.clone()));
         pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let serial =
             SerialConnection::open(&host.serial).context("cannot create the serial port")?;
@@ -196,7 +194,9 @@ fn plan_layout(
     if hotpluggable {
         // Windows beyond the limit can never be used. Devices that are added later may use the others.
         let preferred = demands.preferred.iter().copied();
-        let mut fixed: Vec<GpaRange> = preferred.filter(|window| window.end().0 <= limit).collect();
+        let mut fixed: Vec<GpaRange> = preferred
+            .filter(|window| window.end().value() <= limit)
+            .collect();
         fixed.extend(&demands.fixed);
         match plan_layout(&fixed) {
             Ok(layout) => return Ok(layout),
