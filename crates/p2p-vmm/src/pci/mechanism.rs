@@ -1,10 +1,12 @@
 //! Decoders of the two configuration mechanisms: ECAM (PCIe r6.0 §7.2.2) and the ports 0xcf8/0xcfc (PCI r3.0
 //! §3.2.2.3.2).
 
+use iommu_group::spec::EXTENDED_BYTES;
+
 use super::address::Bdf;
 
 /// Bytes of configuration space of one function.
-const FUNCTION_BYTES: u64 = 4096;
+const FUNCTION_BYTES: u64 = EXTENDED_BYTES as u64;
 
 /// Function and register at an offset into ECAM; `None` if the access crosses into the next function.
 pub(crate) fn decode_ecam(offset: u64, len_bytes: usize) -> Option<(Bdf, u16)> {
