@@ -189,6 +189,25 @@ fn a_rule_that_nothing_enforces_or_that_leaves_no_target_is_refused() {
 }
 
 #[test]
+fn invariant_3_where_interrupts_may_not_be_isolated_no_device_is_assigned_unless_accepted() {
+    const PARAMETER: &str = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    const POLICY: &str = "[unsafe-interrupts]\nwhy = 'a test'\n";
+    let lab = lab();
+    lab.sh(&format!("echo Y > {PARAMETER}")).unwrap();
+    let vm = Vm::new("guest-probe 1").device(FIRST).device(SECOND);
+    let output = refused(&lab, &vm);
+    lab.put_bytes(POLICY.as_bytes(), "/policy.toml", 0o644)
+        .unwrap();
+    let accepted = lab.vm(&vm.policy("/policy.toml")).run().unwrap();
+    lab.sh(&format!("echo N > {PARAMETER}")).unwrap();
+    let words = "allow_unsafe_interrupts of vfio_iommu_type1 is set";
+    assert!(output.stderr.contains(words), "{output:#?}");
+    assert_eq!(accepted.exit, Exit::Code(0), "{accepted:#?}");
+    let words = format!("{words}; accepted: a test (rule at /policy.toml:1)");
+    assert!(accepted.stderr.contains(&words), "{accepted:#?}");
+}
+
+#[test]
 fn a_path_that_is_not_there_is_named() {
     let lab = lab();
     let output = refused(&lab, &Vm::new("guest-probe").device("0000:77:00.0"));
