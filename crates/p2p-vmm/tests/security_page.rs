@@ -1,4 +1,4 @@
-//! docs/security.md lists the crates whose code is in the process of the VMM.
+//! docs/security.md lists the crates whose code is in the process of the VMM, and the tests that hold what it says.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -44,4 +44,48 @@ fn the_crates_of_the_vmm_are_those_that_are_documented() {
     let names = lines.lines().filter_map(|line| line.split(' ').next());
     let names: BTreeSet<String> = names.map(str::to_owned).collect();
     assert_eq!(names, documented());
+}
+
+/// The names of all test functions below a directory: functions without arguments behind an attribute.
+fn tests_below(dir: &Path, names: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name() != Some("target".as_ref()) {
+            tests_below(&path, names);
+        } else if path.extension() == Some("rs".as_ref()) {
+            let text = fs::read_to_string(&path).unwrap();
+            // Between the attribute and the function there may be others.
+            let tests = text.split("#[test]").skip(1);
+            let names_of = tests.filter_map(|text| text.split_once("fn ")?.1.split_once("()"));
+            names.extend(names_of.map(|(name, _)| name.to_owned()));
+        }
+    }
+}
+
+#[test]
+fn what_is_said_to_be_enforced_has_a_test() {
+    let mut tests = BTreeSet::new();
+    for dir in ["crates", "tests"] {
+        tests_below(&repository().join(dir), &mut tests);
+    }
+    let page = page();
+    let (_, model) = page.split_once("# Threat model\n").unwrap();
+    let (model, _) = model.split_once("\n# ").unwrap();
+    let mut rows = 0;
+    for row in model
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('.'))
+    {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let [_, named] = cells.as_slice() else {
+            panic!("two cells are wanted: {row}");
+        };
+        let named: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row}");
+        for name in named {
+            assert!(tests.contains(name), "no test is called {name}");
+        }
+        rows += 1;
+    }
+    assert!(rows > 20, "{rows} rows");
 }

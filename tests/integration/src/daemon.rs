@@ -94,6 +94,13 @@ impl<'lab> Daemon<'lab> {
         assert!(matches!(output.exit, Exit::Signal(_)), "{output:?}");
     }
 
+    /// Kills it as it is, in the midst of whatever it does.
+    pub fn kill(self) {
+        const SIGKILL: i32 = 9;
+        self.process.signal(SIGKILL).unwrap();
+        self.wait_for_death();
+    }
+
     /// Waits until no change is under way or unfinished.
     pub fn settle(&self) {
         // It says both: no answer is no sign that there is nothing.

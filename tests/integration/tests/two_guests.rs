@@ -7,6 +7,8 @@
 mod two_guests {
     mod contract;
     mod eight;
+    mod killed;
+    mod stopped;
     mod together;
     mod unwilling;
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! vm-call SOCKET GET|PUT CALL [BODY [FILE]]   prints the status, then the body in lines of their own
+//! vm-call SOCKET hold COUNT                   connects so often, asks nothing and prints `held`; ends with its input
 //! vm-call SOCKET                              passes on what it reads, and prints what comes back, as they are
 //! ```
 //!
@@ -25,10 +26,11 @@ fn main() -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [socket] => pass_on(connect(socket)?),
+        [socket, "hold", count] => hold(socket, count.parse()?),
         [socket, verb, call, rest @ ..] if rest.len() <= 2 => {
             ask(connect(socket)?, verb, call, rest)
         }
-        _ => bail!("usage: vm-call SOCKET [GET|PUT CALL [BODY [FILE]]]"),
+        _ => bail!("usage: vm-call SOCKET [hold COUNT|GET|PUT CALL [BODY [FILE]]]"),
     }
 }
 
@@ -36,6 +38,14 @@ fn connect(socket: &str) -> Result<UnixStream> {
     let stream = UnixStream::connect(socket).with_context(|| format!("connect to {socket}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+fn hold(socket: &str, count: usize) -> Result<()> {
+    let held: Vec<UnixStream> = (0..count).map(|_| connect(socket)).collect::<Result<_>>()?;
+    println!("held");
+    copy(&mut stdin(), &mut stdout())?;
+    drop(held);
+    Ok(())
 }
 
 fn pass_on(mut stream: UnixStream) -> Result<()> {
