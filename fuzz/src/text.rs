@@ -12,8 +12,8 @@ use hotplug::{
     ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, PlatformConfig, Record,
     SerialConfig, VmConfig,
 };
+use iommu_group::policy::Policy;
 use iommu_group::{AcsBits, Sbdf};
-use p2p_vfio::Policy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -2,14 +2,19 @@
 //!
 //! This crate reads and decides; it writes nothing. [`Sysfs`] reads a sysfs tree, which is the live `/sys` or any
 //! directory of the same shape. A function is named by its [`Sbdf`], a group by its [`GroupId`].
+//!
+//! [`assignment`] decides which devices a VM may have, by these facts and the operator's [`policy`].
 
 mod address;
+pub mod assignment;
 mod config;
 mod distinct;
+mod driver;
 mod fixture;
 mod group;
 mod kernel;
 mod plan;
+pub mod policy;
 mod quirks;
 mod reset;
 mod route;
@@ -27,6 +32,7 @@ pub use config::{
     HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
 };
 pub use distinct::distinct;
+pub use driver::DriverKind;
 pub use fixture::FixtureError;
 pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
@@ -37,7 +43,7 @@ pub use plan::{
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{
     Block, Crossing, Denial, Exposure, Fabric, HoleCause, Leak, MemoryHole, P2pDma, P2pMapping,
-    Placement, Policy, Reach, Role, Route, Scope, Verdict, is_vfio_driver,
+    Placement, Reach, Route, Scope, Verdict,
 };
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};

@@ -8,9 +8,11 @@
 #[path = "common/machine.rs"]
 mod machine;
 
+use iommu_group::assignment::HostSnapshot;
+use iommu_group::policy::{Policy, Role};
 use iommu_group::{
     Block, Denial, Fabric, Firmware, GroupModel, Hidden, Kernel, P2pMapping, Partition, Placement,
-    Policy, Reach, Role, Route, Scope, Topology, Verdict,
+    Reach, Route, Scope, Topology, Verdict,
 };
 use machine::{Machine, bdf};
 
@@ -388,28 +390,37 @@ fn verdicts_have_all_their_reasons() {
     let machine = |groups: [u32; 3]| {
         let [a, b, c] = groups;
         switch("acs=5f/1d", "acs=5f/11", "acs=5f/11")
-            .replace("03:00.0 endpoint", &format!("03:00.0 endpoint group={a}"))
-            .replace("04:00.0 endpoint", &format!("04:00.0 endpoint group={b}"))
+            .replace(
+                "03:00.0 endpoint",
+                &format!("03:00.0 endpoint id=1b36:0003 group={a}"),
+            )
+            .replace(
+                "04:00.0 endpoint",
+                &format!("04:00.0 endpoint id=1b36:0004 group={b}"),
+            )
             .replace(
                 "05:00.0 endpoint bar0=e0200000+4000",
-                &format!("05:00.0 endpoint group={c}"),
+                &format!("05:00.0 endpoint id=1b36:0005 group={c}"),
             )
     };
-    let verdict = |text: &str, policy: &Policy, from: &str, to: &str| {
-        let topology = topology(text);
-        let groups = Partition::found(&topology);
-        Fabric::found(&topology).verdict(&groups, policy, bdf(from), bdf(to))
+    let rule = |device: &str, role: &str| {
+        format!("[[device]]\nvendor = '1b36'\ndevice = '{device}'\np2p = '{role}'\nwhy = 'x'\n")
     };
-    let default = Policy::default();
+    let (same_group, same_vm) = (Scope::SameGroup, Scope::SameVm);
+    let verdict = |text: &str, scope: Scope, rules: &str, from: &str, to: &str| {
+        let policy = Policy::parse("p.toml", rules).unwrap();
+        let host = HostSnapshot::new(topology(text), policy);
+        host.pairs(scope).verdict(bdf(from), bdf(to))
+    };
     assert_eq!(
-        verdict(&machine([6, 6, 7]), &default, "03:00.0", "04:00.0"),
+        verdict(&machine([6, 6, 7]), same_group, "", "03:00.0", "04:00.0"),
         Verdict::Allowed {
             route: Route::SwitchLocal,
             placement: Placement::AtBusAddress
         }
     );
-    let Verdict::Denied { reasons } = verdict(&machine([6, 7, 7]), &default, "03:00.0", "04:00.0")
-    else {
+    let apart = machine([6, 7, 7]);
+    let Verdict::Denied { reasons } = verdict(&apart, same_group, "", "03:00.0", "04:00.0") else {
         panic!("allowed across groups");
     };
     assert_eq!(reasons.len(), 1);
@@ -417,16 +428,11 @@ fn verdicts_have_all_their_reasons() {
         reasons[0].to_string(),
         "they are in different IOMMU groups, 6 and 7"
     );
-    let same_vm = Policy {
-        scope: Scope::SameVm,
-        ..Policy::default()
-    };
-    assert!(verdict(&machine([6, 7, 7]), &same_vm, "03:00.0", "04:00.0").is_allowed());
+    assert!(verdict(&apart, same_vm, "", "03:00.0", "04:00.0").is_allowed());
     // Another group, no memory, and a role, all at once.
-    let mut strict = Policy::default();
-    strict.roles.insert(bdf("03:00.0"), Role::TargetOnly);
-    strict.roles.insert(bdf("05:00.0"), Role::Never);
-    let Verdict::Denied { reasons } = verdict(&machine([6, 6, 7]), &strict, "03:00.0", "05:00.0")
+    let pair = machine([6, 6, 7]);
+    let strict = rule("0003", "target-only") + &rule("0005", "never");
+    let Verdict::Denied { reasons } = verdict(&pair, same_group, &strict, "03:00.0", "05:00.0")
     else {
         panic!("allowed");
     };
@@ -444,13 +450,13 @@ fn verdicts_have_all_their_reasons() {
             },
         ]
     ));
-    assert!(verdict(&machine([6, 6, 7]), &strict, "04:00.0", "03:00.0").is_allowed());
-    strict.roles.insert(bdf("03:00.0"), Role::InitiatorOnly);
-    assert!(verdict(&machine([6, 6, 7]), &strict, "03:00.0", "04:00.0").is_allowed());
-    assert!(!verdict(&machine([6, 6, 7]), &strict, "04:00.0", "03:00.0").is_allowed());
+    assert!(verdict(&pair, same_group, &strict, "04:00.0", "03:00.0").is_allowed());
+    let initiates = rule("0003", "initiator-only");
+    assert!(verdict(&pair, same_group, &initiates, "03:00.0", "04:00.0").is_allowed());
+    assert!(!verdict(&pair, same_group, &initiates, "04:00.0", "03:00.0").is_allowed());
     // Without an IOMMU there is nobody to guard it.
     let none = switch("acs=5f/1d", "acs=5f/11", "acs=5f/11");
-    let Verdict::Denied { reasons } = verdict(&none, &same_vm, "03:00.0", "04:00.0") else {
+    let Verdict::Denied { reasons } = verdict(&none, same_vm, "", "03:00.0", "04:00.0") else {
         panic!("allowed without groups");
     };
     assert_eq!(reasons.len(), 2);
@@ -469,12 +475,8 @@ fn a_bar_of_io_ports_is_no_memory() {
         );
     let topology = Topology::from_fixture(&fixture).unwrap();
     let groups = Partition::found(&topology);
-    let verdict = Fabric::found(&topology).verdict(
-        &groups,
-        &Policy::default(),
-        bdf("03:00.0"),
-        bdf("04:00.0"),
-    );
+    let verdict =
+        Fabric::found(&topology).verdict(&groups, Scope::SameGroup, bdf("03:00.0"), bdf("04:00.0"));
     assert_eq!(
         verdict,
         Verdict::Denied {

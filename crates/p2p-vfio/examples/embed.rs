@@ -11,16 +11,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use guest_topology::{
     Apertures, BusResources, Demands, Reserve, Subtree, VirtualPort, assign_resources, check_memory,
 };
-use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
+use iommu_group::assignment::{
+    AssignmentRequest, ContextKind, DeviceInfo, DomainName, HostSnapshot, check_assignment,
+};
+use iommu_group::policy::Policy;
+use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf, Sysfs};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO,
     kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use p2p_vfio::{
-    AssignedDevice, Candidate, Clique, DescriptorLimit, DeviceEvent, DeviceParams, DomainName,
-    EventSink, HostDevice, HostIommu, HostMemory, HostView, IommuContext, MemorySlots, MsiMessage,
-    MsiRouter, Policy, Reach, RouteId, SlotId, admit,
+    AssignedDevice, Clique, DescriptorLimit, DeviceEvent, DeviceParams, EventSink, HostDevice,
+    HostIommu, HostMemory, IommuContext, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId,
 };
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 use vm_memory::bitmap::AtomicBitmap;
@@ -227,16 +230,19 @@ fn assign(
     mut windows: Vec<AddressRange<Gpa>>,
     paths: &[String],
 ) -> Result<Bus> {
-    // What the host says of them. Nothing is opened before that is judged.
-    let host = HostView::read(Policy::default())?;
+    // Nothing is opened before the check.
+    let (host, sysfs) = (HostSnapshot::read(Policy::default())?, Sysfs::default());
     let domain = Some(DomainName::Unnamed);
-    let candidates = paths
+    let devices = paths
         .iter()
-        .map(|path| Candidate::read(&host, Path::new(path), domain.clone()));
-    let candidates = candidates.collect::<std::result::Result<Vec<_>, _>>()?;
-    let devices = candidates.iter().map(|candidate| candidate.sbdf).collect();
-    let exposures = host.exposures(&devices, &BTreeSet::new());
-    let admitted = admit(candidates, host.verdicts(), exposures)?;
+        .map(|path| DeviceInfo::read(&host, &sysfs, Path::new(path), domain.clone()));
+    let request = AssignmentRequest {
+        devices: devices.collect::<std::result::Result<_, _>>()?,
+        others: &BTreeSet::new(),
+        expose: &BTreeSet::new(),
+        departed: None,
+    };
+    let assignment = check_assignment(&host, request)?;
 
     // One IOMMU context for each domain, one for all that are in none.
     let mut request = kvm_create_device {
@@ -247,21 +253,21 @@ fn assign(
     // iommufd where kernel and devices have what that takes, else VFIO containers.
     let iommu = Arc::new(HostIommu::choose(
         None,
-        &admitted.reaches(),
+        &assignment.context_kinds(),
         Some(kvm),
         &Arc::default(),
     )?);
     let (mut subtrees, mut devices) = (Vec::new(), Vec::new());
     let mut translated: Option<Vec<AddressRange<Iova>>> = None;
     let mut contexts = Vec::new();
-    let domains = admitted.domains.iter().map(|domain| &domain.members);
-    let groups = domains.map(|members| (Reach::Peers, members));
-    let groups = groups.chain([(Reach::GuestMemory, &admitted.others)]);
-    for (number, (reach, members)) in groups.enumerate() {
+    let domains = assignment.domains.iter();
+    let groups = domains.map(|members| (ContextKind::P2p, members));
+    let groups = groups.chain([(ContextKind::Isolated, &assignment.unshared)]);
+    for (number, (kind, members)) in groups.enumerate() {
         if members.is_empty() {
             continue;
         }
-        let context = IommuContext::new(&iommu, reach)?;
+        let context = IommuContext::new(&iommu, kind)?;
         let opened = members.iter().map(|one| HostDevice::open(&context, one));
         let opened = opened.collect::<std::result::Result<Vec<_>, _>>()?;
         // What the IOMMU translates for all of them.
@@ -274,21 +280,20 @@ fn assign(
                 .collect(),
         });
         let endpoints = opened.iter().map(|device| device.endpoint().clone());
-        match reach {
-            Reach::Peers => subtrees.push(Subtree::Switch {
+        match kind {
+            ContextKind::P2p => subtrees.push(Subtree::Switch {
                 members: endpoints.collect(),
                 reserve: Reserve::default(),
             }),
-            Reach::GuestMemory => subtrees.extend(endpoints.map(Subtree::Endpoint)),
+            ContextKind::Isolated => subtrees.extend(endpoints.map(Subtree::Endpoint)),
         }
         contexts.push(context);
-        let clique = Clique::of_domain(number).filter(|_| reach == Reach::Peers);
+        let clique = Clique::of_domain(number).filter(|_| kind == ContextKind::P2p);
         devices.extend(opened.into_iter().map(|device| (device, clique)));
     }
 
     // Memory must be where the IOMMU translates, and not where a switch of the host would take it for a device's.
-    let members = admitted.domains.iter().flat_map(|domain| &domain.members);
-    let holes = members.chain(&admitted.others).flat_map(|one| &one.holes);
+    let holes = assignment.devices().flat_map(|one| &one.holes);
     let demands = Demands::new(&subtrees, holes)?;
     let regions = memory
         .iter()

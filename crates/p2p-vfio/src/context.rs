@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use iommu_group::assignment::ContextKind;
 use iommu_group::{AddressRange, GroupId, Iova, Sbdf};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
@@ -47,21 +48,12 @@ pub enum ContextError {
     GuestMemory(#[source] DmaError),
 }
 
-/// What the devices of a context may reach besides guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Guest memory alone.
-    GuestMemory,
-    /// Guest memory and each other's BARs: the context of a P2P domain.
-    Peers,
-}
-
 /// One IOMMU context: all its devices see the same translation, which the IOMMU enforces.
 ///
 /// Devices are opened in it first, because only then does the kernel know which I/O addresses the
 /// IOMMU can translate; guest memory is laid out accordingly and given to the context after.
 pub struct IommuContext {
-    reach: Reach,
+    kind: ContextKind,
     iommu: Arc<HostIommu>,
     backend: Backend,
     /// The BARs that the members of a P2P domain can reach.
@@ -88,7 +80,7 @@ impl IommuContext {
     ///
     /// # Errors
     /// [`ContextError::Container`], [`ContextError::AddressSpace`].
-    pub fn new(iommu: &Arc<HostIommu>, reach: Reach) -> Result<Self, ContextError> {
+    pub fn new(iommu: &Arc<HostIommu>, kind: ContextKind) -> Result<Self, ContextError> {
         let backend = if let Some(iommufd) = iommu.iommufd() {
             let ioas = Ioas::new(iommufd.clone()).map_err(ContextError::AddressSpace)?;
             Backend::Iommufd(Arc::new(ioas))
@@ -96,9 +88,9 @@ impl IommuContext {
             let container = Type1::new(iommu.kvm()).map_err(ContextError::Container)?;
             Backend::Type1(Arc::new(container))
         };
-        let peers = (reach == Reach::Peers).then(|| Arc::new(PeerBars::new(backend.dma())));
+        let peers = (kind == ContextKind::P2p).then(|| Arc::new(PeerBars::new(backend.dma())));
         Ok(Self {
-            reach,
+            kind,
             iommu: Arc::clone(iommu),
             backend,
             peers,
@@ -113,8 +105,8 @@ impl IommuContext {
                 VfioPci::open(container.clone(), group, sbdf)
             }
             Backend::Iommufd(ioas) => {
-                let device = self.iommu.take(sbdf, self.reach)?;
-                VfioPci::attach(ioas.clone(), device, self.reach == Reach::Peers)
+                let device = self.iommu.take(sbdf, self.kind)?;
+                VfioPci::attach(ioas.clone(), device, self.kind == ContextKind::P2p)
             }
         };
         let opened = opened.map_err(|error| ContextError::Open { sbdf, group, error })?;

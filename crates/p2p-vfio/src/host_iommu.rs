@@ -6,10 +6,10 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use iommu_group::Sbdf;
+use iommu_group::assignment::ContextKind;
 use kvm_ioctls::DeviceFd;
 use thiserror::Error;
 
-use crate::context::Reach;
 use crate::handed::Handed;
 use crate::sys::{Cdev, Iommufd, try_sharing};
 
@@ -130,7 +130,7 @@ impl HostIommu {
     /// [`NoIommufd`] if iommufd is wanted and not possible.
     pub fn choose(
         wanted: Option<Interface>,
-        devices: &[(Sbdf, Reach)],
+        devices: &[(Sbdf, ContextKind)],
         kvm: Option<Arc<DeviceFd>>,
         handed: &Arc<Handed>,
     ) -> Result<Self, NoIommufd> {
@@ -187,7 +187,7 @@ impl HostIommu {
     }
 
     /// A device that is bound to the iommufd: since the choice, or from now on.
-    pub(crate) fn take(&self, sbdf: Sbdf, reach: Reach) -> Result<Cdev, NoIommufd> {
+    pub(crate) fn take(&self, sbdf: Sbdf, kind: ContextKind) -> Result<Cdev, NoIommufd> {
         let Way::Iommufd { iommufd, bound } = &self.way else {
             let error = io::Error::from(io::ErrorKind::Unsupported);
             return Err(NoIommufd::Bind { sbdf, error });
@@ -199,7 +199,7 @@ impl HostIommu {
         };
         match bound.remove(&sbdf) {
             Some(device) => Ok(device),
-            None => binder.bind(iommufd, sbdf, reach),
+            None => binder.bind(iommufd, sbdf, kind),
         }
     }
 
@@ -213,11 +213,11 @@ impl HostIommu {
 }
 
 impl Way {
-    fn iommufd(devices: &[(Sbdf, Reach)], binder: &Binder<'_>) -> Result<Self, NoIommufd> {
+    fn iommufd(devices: &[(Sbdf, ContextKind)], binder: &Binder<'_>) -> Result<Self, NoIommufd> {
         let iommufd = binder.handed.iommufd().map_err(NoIommufd::Kernel)?;
         let bound = devices
             .iter()
-            .map(|(sbdf, reach)| Ok((*sbdf, binder.bind(&iommufd, *sbdf, *reach)?)))
+            .map(|(sbdf, kind)| Ok((*sbdf, binder.bind(&iommufd, *sbdf, *kind)?)))
             .collect::<Result<_, NoIommufd>>()?;
         Ok(Self::Iommufd {
             bound: Mutex::new(bound),
@@ -233,7 +233,12 @@ struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    fn bind(&self, iommufd: &Arc<Iommufd>, sbdf: Sbdf, reach: Reach) -> Result<Cdev, NoIommufd> {
+    fn bind(
+        &self,
+        iommufd: &Arc<Iommufd>,
+        sbdf: Sbdf,
+        kind: ContextKind,
+    ) -> Result<Cdev, NoIommufd> {
         let device = match self.handed.bind(sbdf, iommufd, self.kvm.cloned()) {
             Some(device) => device,
             None => {
@@ -243,7 +248,7 @@ impl Binder<'_> {
             }
         };
         let device = device.map_err(|error| NoIommufd::Bind { sbdf, error })?;
-        if reach == Reach::Peers {
+        if kind == ContextKind::P2p {
             let shared = try_sharing(iommufd, &device);
             shared.map_err(|why| NoIommufd::Peers {
                 sbdf,
@@ -283,7 +288,7 @@ mod tests {
     fn a_device_without_a_file_of_its_own_is_named() {
         // Nobody has as many PCI domains.
         let absent: Sbdf = "ffffffe:00:00.0".parse().unwrap();
-        let (devices, handed) = ([(absent, Reach::Peers)], Arc::default());
+        let (devices, handed) = ([(absent, ContextKind::P2p)], Arc::default());
         let iommu = HostIommu::choose(None, &devices, None, &handed).unwrap();
         assert_eq!(iommu.choice().interface, Interface::Type1);
         let wanted = Some(Interface::Iommufd);

@@ -1,14 +1,15 @@
 //! Peer-to-peer DMA between the assigned devices of one virtual machine, enforced by the IOMMU.
 //!
 //! A VMM
-//! 1. reads what the host says of the devices it was asked for ([`HostView`], [`Candidate::read`]) and
-//!    has that judged ([`admit`]): devices with peer-to-peer must be in one IOMMU group, the hardware
+//! 1. reads the host and the devices it was asked for ([`HostSnapshot`], [`DeviceInfo::read`]) and checks
+//!    them ([`check_assignment`]): devices with peer-to-peer must be in one IOMMU group, the hardware
 //!    must carry requests between them, and the operator's [`Policy`] must leave something to share;
 //!    no device may reach a function outside of the VM without the IOMMU, nor be reached by another
-//!    VM's ([`HostView::exposures`]), unless the operator accepts that by name;
+//!    VM's ([`HostSnapshot::exposures`]), unless the operator accepts that by name. This part is in
+//!    [`iommu_group::assignment`];
 //! 2. chooses the kernel's interface for all of them ([`HostIommu::choose`]: iommufd or VFIO containers),
-//!    and makes an [`IommuContext`] for the devices that are peers ([`Reach::Peers`]) and one for those
-//!    that are not ([`Reach::GuestMemory`]): a BAR is mapped in the context of its own domain only,
+//!    and makes an [`IommuContext`] for the devices that are peers ([`ContextKind::P2p`]) and one for those
+//!    that are not ([`ContextKind::Isolated`]): a BAR is mapped in the context of its own domain only,
 //!    so a device outside of it faults in the IOMMU;
 //! 3. opens each device in its context ([`HostDevice::open`]) and asks which I/O addresses the IOMMU
 //!    can translate ([`IommuContext::iova_ranges`]); lays out guest memory inside them, and assigns
@@ -29,8 +30,15 @@
 //! ```no_run
 #![doc = include_str!("../examples/embed.rs")]
 //! ```
+//!
+//! [`HostSnapshot`]: iommu_group::assignment::HostSnapshot
+//! [`HostSnapshot::exposures`]: iommu_group::assignment::HostSnapshot::exposures
+//! [`DeviceInfo::read`]: iommu_group::assignment::DeviceInfo::read
+//! [`check_assignment`]: iommu_group::assignment::check_assignment
+//! [`ContextKind::P2p`]: iommu_group::assignment::ContextKind::P2p
+//! [`ContextKind::Isolated`]: iommu_group::assignment::ContextKind::Isolated
+//! [`Policy`]: iommu_group::policy::Policy
 
-mod admission;
 mod context;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
@@ -58,15 +66,10 @@ mod host_iommu;
 mod memory;
 mod pci;
 mod peers;
-mod policy;
 mod sys;
 mod vmm;
 
-pub use admission::{
-    Admitted, AdmittedDomain, Candidate, Change, DomainName, Exposed, HostView, Reason, Refusal,
-    UnsafeInterrupts, admit, has_unshared,
-};
-pub use context::{ContextError, IommuContext, Reach};
+pub use context::{ContextError, IommuContext};
 pub use descriptors::DescriptorLimit;
 pub use device::{
     AssignedDevice, AttachError, Clique, DetachError, DeviceEvent, DeviceParams, HostDevice,
@@ -76,5 +79,4 @@ pub use dma::DmaError;
 pub use handed::{Handed, HandedError};
 pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, NoIommufd};
 pub use memory::HostMemory;
-pub use policy::{Consent, Origin, Place, Policy, PolicyError, PolicyReason, Role, Ruling};
 pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

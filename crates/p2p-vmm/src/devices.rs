@@ -18,7 +18,7 @@ mod release;
 mod slot_contents;
 mod view;
 
-pub(crate) use add::{AddContext, AddError};
+pub(crate) use add::AddContext;
 pub(crate) use boot::OpenDevices;
 pub(crate) use check::{CheckedDevices, accepted, check_devices, domain_of};
 pub(crate) use contexts::Contexts;

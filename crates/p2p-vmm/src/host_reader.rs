@@ -11,14 +11,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use iommu_group::SysfsError;
-use p2p_vfio::{HostView, Policy};
+use iommu_group::assignment::HostSnapshot;
+use iommu_group::policy::Policy;
+
+use crate::error::VmmError;
 
 /// Timeout for a read of the host. A host with thousands of functions takes less than a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 struct Request {
     policy: Policy,
-    reply: Sender<Result<HostView, SysfsError>>,
+    reply: Sender<Result<HostSnapshot, SysfsError>>,
 }
 
 /// The thread, and the policy for its snapshots. The thread ends when this is dropped.
@@ -46,9 +49,7 @@ impl HostReader {
     }
 
     /// A snapshot of the host.
-    ///
-    /// Errors of sysfs are [`SysfsError`].
-    pub(crate) fn view(&self) -> anyhow::Result<HostView> {
+    pub(crate) fn view(&self) -> Result<HostSnapshot, VmmError> {
         let (reply, answer) = channel();
         let policy = self.policy.clone();
         let sent = self.requests.send(Request { policy, reply });
@@ -62,6 +63,6 @@ impl HostReader {
 fn serve(waiting: &Receiver<Request>) {
     for Request { policy, reply } in waiting {
         // The requester may have timed out.
-        let _ = reply.send(HostView::read(policy));
+        let _ = reply.send(HostSnapshot::read(policy));
     }
 }

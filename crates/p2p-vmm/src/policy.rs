@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use p2p_vfio::Policy;
+use iommu_group::policy::Policy;
 
 /// Reads the policy file of `--policy FILE`; an empty policy without the option.
 pub(crate) fn read(file: Option<&Path>) -> anyhow::Result<Policy> {

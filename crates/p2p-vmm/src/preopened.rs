@@ -2,24 +2,37 @@
 
 use std::os::fd::OwnedFd;
 
-use anyhow::Context;
 use hotplug::{DeviceConfig, VmConfig};
+use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
-use p2p_vfio::{Handed, HandedError, Reason, Refusal};
+use p2p_vfio::{Handed, HandedError};
+
+use crate::error::VmmError;
 
 /// Takes all inherited descriptors that the VM's description names, and replaces them by sysfs paths.
-pub(crate) fn take_inherited(config: &mut VmConfig) -> anyhow::Result<Handed> {
+pub(crate) fn take_inherited(config: &mut VmConfig) -> Result<Handed, VmmError> {
     let mut preopened = Handed::default();
     if let Some(fd) = config.platform.iommufd_fd {
         let file = fd.duplicate().map_err(HandedError::NoIommufd);
         let taken = file.and_then(|file| preopened.with_iommufd(file));
-        preopened = taken.with_context(|| format!("--platform iommufd_fd={fd}"))?;
+        preopened = taken.map_err(|source| VmmError::Option {
+            option: format!("--platform iommufd_fd={fd}"),
+            source,
+        })?;
     }
     for device in &mut config.devices {
         if let Some(fd) = device.fd {
-            let what = || format!("--device fd={fd}");
             let file = fd.duplicate().map_err(HandedError::NoDevice);
-            take_device(&preopened, device, file.with_context(what)?).with_context(what)?;
+            let taken = file
+                .map_err(VmmError::from)
+                .and_then(|file| take_device(&preopened, device, file));
+            taken.map_err(|error| match error {
+                VmmError::Descriptor(source) => VmmError::Option {
+                    option: format!("--device fd={fd}"),
+                    source,
+                },
+                error => error,
+            })?;
         }
     }
     Ok(preopened)
@@ -30,13 +43,10 @@ pub(crate) fn take_device(
     preopened: &Handed,
     device: &mut DeviceConfig,
     descriptor: OwnedFd,
-) -> anyhow::Result<Sbdf> {
+) -> Result<Sbdf, VmmError> {
     let sbdf = preopened.take(descriptor).map_err(|error| match error {
-        HandedError::Twice(sbdf) => {
-            let reasons = vec![Reason::Twice(sbdf)];
-            anyhow::Error::from(Refusal { reasons })
-        }
-        error => error.into(),
+        HandedError::Twice(sbdf) => Refusal::from(Reason::Twice(sbdf)).into(),
+        error => VmmError::from(error),
     })?;
     device.path = Some(Sysfs::default().device_dir(sbdf));
     device.fd = None;

@@ -2,20 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use iommu_group::{Exposure, Fabric, Partition, Sbdf};
-use p2p_vfio::Consent;
+use iommu_group::Sbdf;
+use iommu_group::assignment::Exposed;
 use serde::Serialize;
 
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
-/// An exposure that is accepted.
-pub(crate) struct Accepted {
-    exposure: Exposure,
-    consent: Consent,
-}
-
-/// The same in a document.
+/// An accepted exposure in a document.
 #[derive(Serialize)]
 pub(crate) struct AcceptedEntry {
     function: Sbdf,
@@ -24,50 +18,47 @@ pub(crate) struct AcceptedEntry {
     why: String,
 }
 
-impl Accepted {
-    /// Those in which one of these functions takes part, or all if none is named.
-    pub(crate) fn of(source: &Source, functions: &[Sbdf]) -> Vec<Self> {
-        let fabric = Fabric::found(&source.topology);
-        let groups = Partition::found(&source.topology);
-        let functions: BTreeSet<Sbdf> = functions.iter().copied().collect();
-        let reached = source.policy.exposed().flat_map(|function| {
-            let exposures = fabric.exposures(&groups, &[function].into()).into_iter();
-            exposures.filter(move |exposure| exposure.function == function)
-        });
-        reached
-            .filter(Exposure::needs_consent)
-            .filter(|exposure| functions.is_empty() || exposure.involves(&functions))
-            .filter_map(|exposure| {
-                let consent = source.policy.consent(exposure.function)?.clone();
-                Some(Self { exposure, consent })
-            })
-            .collect()
-    }
-
-    /// Whether one of the two reaches the other.
-    pub(crate) fn is_between(&self, [a, b]: [Sbdf; 2]) -> bool {
-        let reaches = |from, to| self.exposure.function == to && self.exposure.to.contains(&from);
-        reaches(a, b) || reaches(b, a)
-    }
-
-    pub(crate) fn entry(&self) -> AcceptedEntry {
-        AcceptedEntry {
-            function: self.exposure.function,
-            to: self.exposure.to.clone(),
-            through: self.exposure.through.clone(),
-            why: self.consent.to_string(),
+impl AcceptedEntry {
+    pub(crate) fn of(accepted: &Exposed) -> Self {
+        let consent = accepted.consent.as_ref();
+        Self {
+            function: accepted.exposure.function,
+            to: accepted.exposure.to.clone(),
+            through: accepted.exposure.through.clone(),
+            why: consent.map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
 
+/// Those in which one of these functions takes part, or all if none is named.
+pub(crate) fn of(source: &Source, functions: &[Sbdf]) -> Vec<Exposed> {
+    let functions: BTreeSet<Sbdf> = functions.iter().copied().collect();
+    let reached = source.host.policy().exposed().flat_map(|function| {
+        let exposures = source.host.exposures(&[function].into(), &BTreeSet::new());
+        let exposures = exposures.into_iter();
+        exposures.filter(move |exposed| exposed.exposure.function == function)
+    });
+    reached
+        .filter(|exposed| exposed.exposure.needs_consent())
+        .filter(|exposed| functions.is_empty() || exposed.exposure.involves(&functions))
+        .collect()
+}
+
+/// Whether one of the two reaches the other.
+pub(crate) fn is_between(accepted: &Exposed, [a, b]: [Sbdf; 2]) -> bool {
+    let exposure = &accepted.exposure;
+    let reaches = |from, to| exposure.function == to && exposure.to.contains(&from);
+    reaches(a, b) || reaches(b, a)
+}
+
 /// A line for each.
-pub(crate) fn lines(source: &Source, accepted: &[Accepted], width: usize) -> Text {
+pub(crate) fn lines(source: &Source, accepted: &[Exposed], width: usize) -> Text {
     let mut text = Text::new();
     if !accepted.is_empty() {
         text.blank();
     }
-    for Accepted { exposure, consent } in accepted {
-        let words = source.names.shorten(&format!("{exposure}; {consent}"));
+    for exposed in accepted {
+        let words = source.names.shorten(&exposed.to_string());
         text.push_wrapped(&Line::new().toned(Tone::Warn, words), width, 2);
     }
     text

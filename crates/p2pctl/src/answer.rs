@@ -1,6 +1,6 @@
 //! What a command has to say.
 
-use p2p_vfio::UnsafeInterrupts;
+use iommu_group::assignment::UnsafeInterrupts;
 use serde::Serialize;
 
 use crate::show::{Line, Text, Tone};
@@ -63,13 +63,13 @@ impl Answer {
     /// Adds what everybody who looks at this machine should know: what could not be read, and interrupts that may not be
     /// isolated.
     pub(crate) fn about(mut self, source: &Source) -> Self {
-        if source.topology.needs_privilege() {
+        if source.topology().needs_privilege() {
             self = self.note(format_args!(
                 "{} was read without root: port types, links and ACS are unknown, which is not off. Run as root",
                 source.from
             ));
         }
-        match UnsafeInterrupts::of(&source.topology, &source.policy) {
+        match UnsafeInterrupts::of(source.topology(), source.host.policy()) {
             Some(found) => self.note(found),
             None => self,
         }

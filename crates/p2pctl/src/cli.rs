@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use hotplug::DeviceConfig;
-use iommu_group::{Policy, ResetMask, Sbdf, Scope};
+use iommu_group::{ResetMask, Sbdf, Scope};
 
 use crate::daemon::{NamedSocket, SOCKET};
 use crate::goals::GoalArgs;
@@ -88,7 +88,7 @@ pub(crate) enum Command {
         /// Between which devices P2P is allowed at all
         #[arg(long, value_name = "POLICY", default_value = "same-group")]
         policy: PolicyName,
-        /// Also show which exposures this file accepts, as for p2p-vmm --policy
+        /// Judge by the rules in this file and show which exposures it accepts, as for p2p-vmm --policy
         #[arg(long, value_name = "FILE")]
         policy_file: Option<PathBuf>,
     },
@@ -101,7 +101,7 @@ pub(crate) enum Command {
         /// Between which devices P2P is allowed at all
         #[arg(long, value_name = "POLICY", default_value = "same-group")]
         policy: PolicyName,
-        /// Also show which exposures this file accepts, as for p2p-vmm --policy
+        /// Judge by the rules in this file and show which exposures it accepts, as for p2p-vmm --policy
         #[arg(long, value_name = "FILE")]
         policy_file: Option<PathBuf>,
     },
@@ -384,15 +384,11 @@ pub(crate) enum PolicyName {
     SameVm,
 }
 
-impl From<PolicyName> for Policy {
+impl From<PolicyName> for Scope {
     fn from(name: PolicyName) -> Self {
-        let scope = match name {
-            PolicyName::SameGroup => Scope::SameGroup,
-            PolicyName::SameVm => Scope::SameVm,
-        };
-        Self {
-            scope,
-            ..Self::default()
+        match name {
+            PolicyName::SameGroup => Self::SameGroup,
+            PolicyName::SameVm => Self::SameVm,
         }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             policy_file,
         } => {
             let request = topology::Request { below, all: *all };
-            let source = load()?.with_policy(policy_file.as_deref())?;
+            let source = load()?.with_policy_file(policy_file.as_deref())?;
             topology::run(&source, &request, json, terminal.width)
         }
         Command::Groups { of, why } => {
@@ -55,9 +55,8 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             policy,
             policy_file,
         } => {
-            let policy = (*policy).into();
-            let source = load()?.with_policy(policy_file.as_deref())?;
-            matrix::run(&source, functions, &policy, json, terminal.width)
+            let source = load()?.with_policy_file(policy_file.as_deref())?;
+            matrix::run(&source, functions, (*policy).into(), json, terminal.width)
         }
         Command::Explain {
             initiator,
@@ -65,10 +64,9 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             policy,
             policy_file,
         } => {
-            let policy = (*policy).into();
-            let source = load()?.with_policy(policy_file.as_deref())?;
+            let source = load()?.with_policy_file(policy_file.as_deref())?;
             let pair = [*initiator, *target];
-            explain::run(&source, pair, &policy, json, terminal.width)
+            explain::run(&source, pair, (*policy).into(), json, terminal.width)
         }
         Command::Plan { goals, output, at } => {
             let request = plan::Request {
@@ -180,7 +178,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
             output,
         } => {
             let request = draw::Request {
-                policy: &(*policy).into(),
+                scope: (*policy).into(),
                 title: title.as_deref(),
                 all: *all,
                 output: output.as_deref(),

@@ -19,7 +19,7 @@ impl Peers {
     /// The functions named, ports standing for the devices below them; or, if none is named, all that could take part.
     pub(crate) fn select(source: &Source, named: &[Sbdf]) -> Result<Self> {
         source.must_have(named)?;
-        let topology = &source.topology;
+        let topology = source.topology();
         let mut peers = if named.is_empty() {
             let able = topology
                 .functions()

@@ -1,11 +1,11 @@
-//! The operator's rules for devices that are no ordinary peers, and the exposures that he accepts.
+//! The operator's policy file.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use iommu_group::Sbdf;
-use p2p_vfio::Policy;
+use iommu_group::policy::Policy;
 
 /// Reads a file of rules, none without a file, and accepts that these functions are reachable without the IOMMU.
 pub(crate) fn read(file: Option<&Path>, expose: &[Sbdf]) -> Result<Policy> {

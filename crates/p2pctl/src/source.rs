@@ -5,9 +5,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use iommu_group::assignment::HostSnapshot;
+use iommu_group::policy::Policy;
 use iommu_group::{Host, Sbdf, Sysfs, Topology};
-
-use p2p_vfio::Policy;
 
 use crate::cli::Global;
 use crate::names::Names;
@@ -15,13 +15,11 @@ use crate::policy_file;
 
 /// A machine to talk about.
 pub(crate) struct Source {
-    pub(crate) topology: Topology,
+    pub(crate) host: HostSnapshot,
     /// What it was read from, for messages.
     pub(crate) from: String,
     /// How its functions are called.
     pub(crate) names: Names,
-    /// What its operator accepts.
-    pub(crate) policy: Policy,
 }
 
 impl Source {
@@ -39,24 +37,33 @@ impl Source {
         }
         Ok(Self {
             names: Names::new(topology.functions().iter().map(|f| f.sbdf())),
-            topology,
+            host: HostSnapshot::new(topology, Policy::default()),
             from,
-            policy: Policy::default(),
         })
     }
 
-    /// The same with what a policy file accepts.
-    pub(crate) fn with_policy(self, file: Option<&Path>) -> Result<Self> {
-        Ok(Self {
-            policy: policy_file::read(file, &[])?,
+    /// The same with the policy of a file.
+    pub(crate) fn with_policy_file(self, file: Option<&Path>) -> Result<Self> {
+        Ok(self.with_policy(policy_file::read(file, &[])?))
+    }
+
+    /// The same with another policy.
+    pub(crate) fn with_policy(self, policy: Policy) -> Self {
+        Self {
+            host: self.host.with_policy(policy),
             ..self
-        })
+        }
+    }
+
+    /// Its functions.
+    pub(crate) fn topology(&self) -> &Topology {
+        self.host.topology()
     }
 
     /// Fails for an address that the machine does not have.
     pub(crate) fn must_have(&self, functions: &[Sbdf]) -> Result<()> {
         for function in functions {
-            if self.topology.get(*function).is_none() {
+            if self.topology().get(*function).is_none() {
                 bail!(
                     "there is no PCI function {function} in {}: `p2pctl topology` shows those there are",
                     self.from

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    AcsBits, Exposure, Fabric, Firmware, Function, GroupModel, Kernel, Partition, Policy, PortType,
-    Reach, Reset, Sbdf, Topology,
+    AcsBits, Exposure, Fabric, Firmware, Function, GroupModel, Kernel, Partition, PortType, Reach,
+    Reset, Sbdf, Scope, Topology,
 };
 
 /// A topology and the text that is written of it say the same.
@@ -78,11 +78,10 @@ pub(crate) fn check_routes(topology: &Topology) {
     let kernel = Kernel::of(topology);
     let model = GroupModel::booted(topology, &kernel, Firmware::AsFound);
     let groups = model.partition();
-    let policy = Policy::default();
     for fabric in [Fabric::found(topology), Fabric::of(&model)] {
         for a in topology.functions().iter().map(|f| f.sbdf()) {
             for b in topology.functions().iter().map(|f| f.sbdf()) {
-                let verdict = fabric.verdict(&groups, &policy, a, b);
+                let verdict = fabric.verdict(&groups, Scope::SameGroup, a, b);
                 let crossing = fabric.crossing(a, b);
                 assert_eq!(crossing.route, fabric.route(a, b));
                 if verdict.is_allowed() {

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{Exposure, Fabric, Partition, Sbdf};
+use iommu_group::assignment::{self, Exposed};
+use iommu_group::policy::Consent;
+use iommu_group::{Fabric, Partition, Sbdf};
 
 use super::vmm::Assigned;
 
@@ -11,10 +13,8 @@ use super::vmm::Assigned;
 pub struct GuestExposure {
     /// Name of the virtual machine.
     pub vm: String,
-    /// Who is reached by whom.
-    pub exposure: Exposure,
-    /// Whether it is accepted: for one of the devices, or by the caller.
-    pub accepted: bool,
+    /// Who is reached by whom, and whether it is accepted: for one of the devices, or by the caller.
+    pub exposed: Exposed,
 }
 
 /// The exposures of all virtual machines that have to be accepted by name. `assigned` are all their devices; `accepted`
@@ -34,14 +34,16 @@ pub fn exposures(
     for (vm, devices) in guests {
         let functions = devices.iter().map(|device| device.function).collect();
         let named: BTreeSet<&Sbdf> = devices.iter().flat_map(|device| &device.expose).collect();
-        let exposures = fabric.exposures(groups, &functions).into_iter();
-        found.extend(exposures.filter(Exposure::needs_consent).map(|exposure| {
-            let function = exposure.function;
-            GuestExposure {
-                vm: vm.to_owned(),
-                accepted: named.contains(&function) || accepted.contains(&function),
-                exposure,
-            }
+        let consent = |function| {
+            let is_accepted = named.contains(&function) || accepted.contains(&function);
+            is_accepted.then_some(Consent::Named)
+        };
+        let exposures = assignment::exposures(fabric, groups, &functions, consent);
+        let certain = exposures.into_iter();
+        let certain = certain.filter(|exposed| exposed.exposure.needs_consent());
+        found.extend(certain.map(|exposed| GuestExposure {
+            vm: vm.to_owned(),
+            exposed,
         }));
     }
     found

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    Fabric, Function, GroupModel, Kernel, Objection, Partition, Plan, Sbdf, Step, Topology,
-    is_vfio_driver,
+    DriverKind, Fabric, Function, GroupModel, Kernel, Objection, Partition, Plan, Sbdf, Step,
+    Topology,
 };
 
 use super::blocker::Blocker;
@@ -56,12 +56,13 @@ impl Preflight {
             let model = after(topology, plan);
             blockers.extend(shared(&model, &assigned));
             for exposed in exposed_in(&Fabric::of(&model), &model.partition(), plan, &assigned) {
+                let GuestExposure { vm, exposed } = exposed;
                 let function = exposed.exposure.function;
                 if accepted.contains(&function) {
                     expose.insert(function);
-                } else if !exposed.accepted && !is_objected(plan, function) {
+                } else if exposed.is_refused() && !is_objected(plan, function) {
                     blockers.push(Blocker::Exposed {
-                        vm: exposed.vm,
+                        vm,
                         exposure: exposed.exposure,
                     });
                 }
@@ -69,7 +70,9 @@ impl Preflight {
         }
         let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
         let exposed = exposed_in(&fabric, &groups, plan, &assigned).into_iter();
-        let exposed = exposed.map(|exposed| exposed.exposure.function).collect();
+        let exposed = exposed
+            .map(|guest| guest.exposed.exposure.function)
+            .collect();
         let (assigned, staying): (Vec<_>, Vec<_>) = assigned
             .into_iter()
             .partition(|device| plan.unplug.contains(&device.function));
@@ -91,11 +94,11 @@ fn exposed_in(
     assigned: &[Assigned],
 ) -> Vec<GuestExposure> {
     let mut found = exposures(fabric, groups, assigned, &plan.options.expose);
-    found.retain(|exposed| {
-        let of_it = assigned.iter().filter(|device| device.vm == exposed.vm);
+    found.retain(|guest| {
+        let of_it = assigned.iter().filter(|device| device.vm == guest.vm);
         let back = of_it.map(|device| device.function);
         let back = back.filter(|function| plan.unplug.contains(function));
-        exposed.exposure.involves(&back.collect())
+        guest.exposed.exposure.involves(&back.collect())
     });
     found
 }
@@ -350,16 +353,15 @@ fn touched<'t>(topology: &'t Topology, plan: &Plan) -> Vec<&'t Function> {
 /// The driver that a function has to lose before it can be taken from where it is; none if that can be done at once.
 #[must_use]
 pub fn obstacle(function: &Function) -> Option<&str> {
-    function
-        .driver()
-        .filter(|driver| !is_harmless(function, driver))
+    function.driver().filter(|_| !is_idle(function))
 }
 
-/// Whether a driver does nothing with the function by itself: those that VFIO can live with
-/// (linux 7.2 drivers/vfio/pci/, `driver_managed_dma`).
-fn is_harmless(function: &Function, driver: &str) -> bool {
-    if function.is_bridge() {
-        return driver == "pcieport";
+/// Whether the driver of a function need not be unbound first: that of a port, or one that leaves a device idle.
+fn is_idle(function: &Function) -> bool {
+    match function.driver_kind() {
+        DriverKind::Port => function.is_bridge(),
+        DriverKind::Stub | DriverKind::Vfio => !function.is_bridge(),
+        DriverKind::Unbound => true,
+        DriverKind::Host => false,
     }
-    driver == "pci-stub" || is_vfio_driver(driver)
 }

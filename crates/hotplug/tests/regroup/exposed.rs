@@ -139,7 +139,11 @@ fn exposures_are_listed_for_each_guest_with_what_was_accepted() {
     );
     let found: Vec<_> = found
         .iter()
-        .map(|one| (one.vm.as_str(), one.exposure.function, one.accepted))
+        .map(|one| {
+            let exposed = &one.exposed;
+            let accepted = exposed.consent.is_some();
+            (one.vm.as_str(), exposed.exposure.function, accepted)
+        })
         .collect();
     assert_eq!(found, [("db", sbdf(D), false), ("web", sbdf(A), true)]);
 }

@@ -85,7 +85,7 @@ impl Fabric<'_> {
             for other in &others {
                 let out = (mine.sbdf(), other.sbdf());
                 let into = (other.sbdf(), mine.sbdf());
-                let guests = other.driver().is_some_and(is_vfio_driver);
+                let guests = other.driver_kind().is_vfio();
                 for (from, to) in std::iter::once(out).chain(guests.then_some(into)) {
                     if let Some((reach, at)) = self.gap(from, to) {
                         let [senders, through] = found.entry((to, reach)).or_default();
@@ -103,11 +103,4 @@ impl Fabric<'_> {
         };
         found.into_iter().map(entry).collect()
     }
-}
-
-/// Whether a driver gives devices to virtual machines: vfio-pci and the drivers of vendors that use its core, all of
-/// which are named after VFIO (`mlx5_vfio_pci`, `nvgrace_gpu_vfio_pci`, `virtio_vfio_pci`, …).
-#[must_use]
-pub fn is_vfio_driver(driver: &str) -> bool {
-    driver.replace('-', "_").ends_with("vfio_pci")
 }

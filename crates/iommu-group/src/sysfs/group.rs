@@ -5,7 +5,7 @@ use std::fs;
 use super::device::link_name;
 use super::error::is_missing;
 use super::{Sysfs, SysfsError};
-use crate::{GroupId, Sbdf};
+use crate::{DriverKind, GroupId, Sbdf};
 
 /// A member of an IOMMU group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,14 @@ pub struct GroupMember {
     pub name: String,
     /// The driver bound to it, if any.
     pub driver: Option<String>,
+}
+
+impl GroupMember {
+    /// The kind of the driver bound to it.
+    #[must_use]
+    pub fn driver_kind(&self) -> DriverKind {
+        DriverKind::of(self.driver.as_deref())
+    }
 }
 
 impl Sysfs {

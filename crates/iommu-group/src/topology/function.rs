@@ -3,7 +3,7 @@
 use super::tree::Tree;
 use super::{Facts, FunctionId, Parent, ResourceLines};
 use crate::config::{Acs, BridgeWindows, Config, ConfigSpace, HeaderLayout, Ids, PortType};
-use crate::{GroupId, Sbdf};
+use crate::{DriverKind, GroupId, Sbdf};
 
 /// A PCI function, as sysfs and its configuration space describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +132,12 @@ impl Function {
     #[must_use]
     pub fn driver(&self) -> Option<&str> {
         self.facts.driver.as_deref()
+    }
+
+    /// The kind of the driver bound to it.
+    #[must_use]
+    pub fn driver_kind(&self) -> DriverKind {
+        DriverKind::of(self.driver())
     }
 
     /// Its IOMMU group.

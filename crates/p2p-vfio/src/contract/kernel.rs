@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use iommu_group::assignment::ContextKind;
 use iommu_group::{Address, AddressRange, GroupId, Iova, Sbdf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::context::{IommuContext, Reach};
+use crate::context::IommuContext;
 use crate::dma::DmaBackend;
 use crate::host_iommu::{HostIommu, Interface};
 use crate::memory::HostMemory;
@@ -128,7 +129,7 @@ impl Rig for KernelRig {
 fn new_context(interface: Interface) -> Result<IommuContext, Failure> {
     let iommu = HostIommu::choose(Some(interface), &[], None, &Arc::default())
         .map_err(|e| e.to_string())?;
-    IommuContext::new(&Arc::new(iommu), Reach::Peers).map_err(|e| e.to_string())
+    IommuContext::new(&Arc::new(iommu), ContextKind::P2p).map_err(|e| e.to_string())
 }
 
 /// The first device of a context cannot be opened, the second one can: it has guest memory.

@@ -3,10 +3,11 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use iommu_group::assignment::ContextKind;
 use iommu_group::{Address, AddressRange, GroupId, Iova, Sbdf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::context::{IommuContext, Reach};
+use crate::context::IommuContext;
 use crate::dma::DmaBackend;
 use crate::host_iommu::{HostIommu, Interface};
 use crate::memory::HostMemory;
@@ -45,12 +46,12 @@ impl Exporter {
         let handed = Arc::default();
         let iommu = HostIommu::choose(
             Some(Interface::Iommufd),
-            &[(sbdf, Reach::Peers)],
+            &[(sbdf, ContextKind::P2p)],
             None,
             &handed,
         );
         let iommu = Arc::new(iommu.map_err(text)?);
-        let context = IommuContext::new(&iommu, Reach::Peers).map_err(text)?;
+        let context = IommuContext::new(&iommu, ContextKind::P2p).map_err(text)?;
         let device = context.open(sbdf, group).map_err(text)?;
         let page = device.map(Region::Bar(0), 0, 4096).map_err(text)?;
         Ok(Self {

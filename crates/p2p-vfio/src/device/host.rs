@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use guest_topology::Endpoint;
+use iommu_group::assignment::DeviceInfo;
 use iommu_group::{Address, Bar, BusAddress, Config, ConfigSpace, Sbdf, spec};
 
-use crate::admission::Candidate;
 use crate::context::IommuContext;
 use crate::pci::{PciBackend, Region};
 use crate::peers::PeerBars;
@@ -26,16 +26,16 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// Opens an admitted device in `context`. The kernel resets it.
+    /// Opens a checked device in `context`. The kernel resets it.
     ///
     /// # Errors
     /// [`AttachError`] names the device and what was attempted; it is closed then.
-    pub fn open(context: &IommuContext, candidate: &Candidate) -> Result<Self, AttachError> {
-        let device = Box::new(context.open(candidate.sbdf, candidate.group)?);
-        let mut this = Self::new(candidate.sbdf, device, &candidate.bus_addresses)?;
+    pub fn open(context: &IommuContext, info: &DeviceInfo) -> Result<Self, AttachError> {
+        let device = Box::new(context.open(info.sbdf, info.group)?);
+        let mut this = Self::new(info.sbdf, device, &info.bus_addresses)?;
         this.domain = context.peer_bars();
-        this.hidden = candidate.hidden;
-        this.endpoint = this.endpoint.placed(candidate.placement);
+        this.hidden = info.hidden;
+        this.endpoint = this.endpoint.placed(info.placement);
         Ok(this)
     }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::task::Poll;
 use std::time::Instant;
 
-use anyhow::Context;
-use guest_topology::{AssignError, GuestTopology, Subtree, assign_resources};
+use anyhow::{Context, anyhow};
+use guest_topology::{GuestTopology, Subtree, assign_resources};
 use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
-use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole, Placement, Sbdf, SysfsError};
-use p2p_vfio::{AttachError, Candidate, Exposed, HostDevice, Refusal, WindowError};
-use thiserror::Error;
+use iommu_group::assignment::{DeviceInfo, Exposed};
+use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole, Placement, Sbdf};
+use p2p_vfio::{AttachError, HostDevice, WindowError};
 use vmm_sys_util::epoll::ControlOperation;
 
 use super::bus_resources::{self, reserve, whole_pages};
@@ -18,42 +18,9 @@ use super::check::check_added_device;
 use super::contexts::Domain;
 use super::registry::{Devices, GuestDevice};
 use super::slot_contents::{Opened, endpoint, prefer_bus_address};
+use crate::error::VmmError;
 use crate::host_reader::HostReader;
 use crate::lock::lock;
-
-/// A device was not added. Nothing of the attempt remains.
-#[derive(Debug, Error)]
-pub(crate) enum AddError {
-    /// Policy or hardware forbids it.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The VM has no room for it in its current state.
-    #[error("{0}")]
-    NoRoom(String),
-    /// The host does not have it.
-    #[error(transparent)]
-    Host(#[from] SysfsError),
-    /// An operation failed.
-    #[error(transparent)]
-    Failed(anyhow::Error),
-}
-
-impl From<anyhow::Error> for AddError {
-    fn from(error: anyhow::Error) -> Self {
-        let error = match error.downcast::<SysfsError>() {
-            Ok(error) => return Self::Host(error),
-            Err(error) => error,
-        };
-        let error = match error.downcast::<Refusal>() {
-            Ok(refusal) => return Self::Refused(refusal),
-            Err(error) => error,
-        };
-        if error.is::<AssignError>() || error.is::<NoRoom>() {
-            return Self::NoRoom(format!("{error:#}"));
-        }
-        Self::Failed(error)
-    }
-}
 
 /// What an added device is checked against.
 pub(crate) struct AddContext<'a> {
@@ -71,11 +38,6 @@ struct PlannedTopology {
     fixed: bool,
 }
 
-/// The VM has no room for a device in its current state.
-#[derive(Debug, Error)]
-#[error("{0}")]
-struct NoRoom(String);
-
 impl Devices {
     /// Adds a device with a name to the running VM. Returns its address in the guest. Pending while the guest ejects
     /// an empty switch, until `deadline`.
@@ -84,7 +46,7 @@ impl Devices {
         config: &DeviceConfig,
         context: &AddContext<'_>,
         deadline: Instant,
-    ) -> Result<Poll<Sbdf>, AddError> {
+    ) -> Result<Poll<Sbdf>, VmmError> {
         let added = self.try_add(config, context, deadline);
         if let Err(error) = &added {
             self.pending_events.push(Event::DeviceAddFailed {
@@ -100,9 +62,9 @@ impl Devices {
         config: &DeviceConfig,
         context: &AddContext<'_>,
         deadline: Instant,
-    ) -> Result<Poll<Sbdf>, AddError> {
-        let (candidate, exposures) = self.check(config, context)?;
-        if candidate.domain.is_some() && self.switch_of(&candidate).is_none() {
+    ) -> Result<Poll<Sbdf>, VmmError> {
+        let (info, exposures) = self.check(config, context)?;
+        if info.domain.is_some() && self.switch_of(&info).is_none() {
             // An empty switch holds windows that a new switch may need.
             self.process_ejected();
             if self.has_empty_switches() && Instant::now() < deadline {
@@ -110,7 +72,7 @@ impl Devices {
             }
             self.remove_empty_switches();
         }
-        let attach = || self.attach(candidate.clone(), config.clone());
+        let attach = || self.attach(info.clone(), config.clone());
         let guest = retry_on_claim_conflict(attach)?;
         self.emit_exposures(&exposures);
         Ok(Poll::Ready(guest))
@@ -122,55 +84,52 @@ impl Devices {
         &self,
         config: &DeviceConfig,
         context: &AddContext<'_>,
-    ) -> Result<(Candidate, Vec<Exposed>), AddError> {
+    ) -> Result<(DeviceInfo, Vec<Exposed>), VmmError> {
         let configs: Vec<_> = self.list.iter().map(|entry| entry.config.clone()).collect();
         let checked = check_added_device(&configs, config, context.host, context.departed)?;
-        let admitted = checked.admitted;
-        let members = admitted.domains.iter().flat_map(|domain| &domain.members);
-        let all: Vec<&Candidate> = members.chain(&admitted.others).collect();
+        let assignment = checked.assignment;
+        let all: Vec<&DeviceInfo> = assignment.devices().collect();
         // A present device that already is at its bus addresses satisfies both placements, so its placement may
         // change.
         let running = self.list.iter().map(|entry| {
-            let mut running = entry.candidate.clone();
+            let mut running = entry.info.clone();
             let domain = self.contexts.domains.get(&running.domain);
-            let now = all.iter().find(|candidate| candidate.sbdf == running.sbdf);
+            let now = all.iter().find(|info| info.sbdf == running.sbdf);
             if let (Some(true), Some(now)) = (domain.map(|domain| domain.fixed), now) {
                 running.placement = now.placement;
             }
             running
         });
-        let running: Vec<Candidate> = running.collect();
-        admitted.keeps(running.iter())?;
-        let present: BTreeSet<_> = running.iter().map(|candidate| candidate.sbdf).collect();
-        let added_device = all
-            .iter()
-            .find(|candidate| !present.contains(&candidate.sbdf));
-        let added_device = added_device.map(|candidate| (*candidate).clone());
+        let running: Vec<DeviceInfo> = running.collect();
+        assignment.keeps(running.iter())?;
+        let present: BTreeSet<_> = running.iter().map(|info| info.sbdf).collect();
+        let added_device = all.iter().find(|info| !present.contains(&info.sbdf));
+        let added_device = added_device.map(|info| (*info).clone());
         let added_device = added_device.ok_or_else(|| {
             let text = format!("the VM already has {config}");
-            AddError::NoRoom(text)
+            VmmError::NoRoom(text)
         })?;
-        Ok((added_device, admitted.exposures))
+        Ok((added_device, assignment.exposures))
     }
 
     /// Opens the device and plugs it into the guest. An error undoes everything.
-    fn attach(&mut self, candidate: Candidate, config: DeviceConfig) -> anyhow::Result<Sbdf> {
+    fn attach(&mut self, info: DeviceInfo, config: DeviceConfig) -> Result<Sbdf, VmmError> {
         let room = self.guest.descriptors.check_room_for_device();
         room.map_err(|error| {
-            NoRoom(format!(
+            VmmError::NoRoom(format!(
                 "no file descriptors are left for {}: {error}\n       \
                  raise the hard limit of open files (RLIMIT_NOFILE) of p2p-vmm",
-                candidate.sbdf
+                info.sbdf
             ))
         })?;
-        let must = candidate.placement == Placement::AtBusAddress;
-        let candidate = prefer_bus_address(candidate);
-        let name = candidate.domain.clone();
+        let must = info.placement == Placement::AtBusAddress;
+        let info = prefer_bus_address(info);
+        let name = info.domain.clone();
         // Declared before the device, and so dropped after it.
         let created = match self.contexts.domains.contains_key(&name) {
             true => None,
             false => {
-                let added_device = (candidate.sbdf, candidate.reach());
+                let added_device = (info.sbdf, info.context_kind());
                 Some(self.contexts.create(name.as_ref(), &[added_device])?)
             }
         };
@@ -178,19 +137,22 @@ impl Devices {
             .as_ref()
             .or_else(|| self.contexts.domains.get(&name));
         let Some(domain) = domain else {
-            anyhow::bail!("there is no IOMMU context for {}", candidate.sbdf);
+            let text = anyhow!("there is no IOMMU context for {}", info.sbdf);
+            return Err(VmmError::failed(text));
         };
-        let host = HostDevice::open(&domain.context, &candidate)?;
-        let ranges = domain.context.iova_ranges()?;
-        candidate.reaches_memory(self.ram())?;
-        self.check_translated(&candidate, &ranges)?;
-        self.check_peers(&candidate, domain)?;
+        let host = HostDevice::open(&domain.context, &info)?;
+        let ranges = domain.context.iova_ranges();
+        let ranges = ranges.map_err(VmmError::failed)?;
+        info.reaches_memory(self.ram())?;
+        self.check_translated(&info, &ranges)?;
+        self.check_peers(&info, domain)?;
         if created.is_some() {
-            domain.context.map_guest(&self.guest.memory)?;
+            let mapped = domain.context.map_guest(&self.guest.memory);
+            mapped.map_err(VmmError::failed)?;
         }
         let clique = domain.clique;
-        let place = self.place(&host, &candidate, must, domain)?;
-        if candidate.domain.is_some() {
+        let place = self.place(&host, &info, must, domain)?;
+        if info.domain.is_some() {
             check_bar_addresses(&place.topology, &ranges)?;
         }
         let opened = vec![Opened { host, clique }];
@@ -198,15 +160,16 @@ impl Devices {
             .guest
             .plug(opened, place.topology, place.bus, &self.events)?;
         let Some(plugged) = plugged.into_iter().next() else {
-            anyhow::bail!("no device was plugged for {}", candidate.sbdf);
+            let text = anyhow!("no device was plugged for {}", info.sbdf);
+            return Err(VmmError::failed(text));
         };
         let guest = plugged.guest;
-        let mut assigned = GuestDevice::new(config, candidate, plugged);
+        let mut assigned = GuestDevice::new(config, info, plugged);
         assigned.state = State::Attaching;
         if let Err(error) = self.watch_device(&assigned, || ControlOperation::Add) {
             log::error!(
                 "{}: cannot wait for events of the host: {error}",
-                assigned.candidate.sbdf
+                assigned.info.sbdf
             );
         }
         if let Some(domain) = created {
@@ -222,8 +185,8 @@ impl Devices {
     }
 
     /// The switch of a domain, by its slot on the root bus, if members can be added to it.
-    fn switch_of(&self, candidate: &Candidate) -> Option<u8> {
-        let mut peers = self.peers_of(candidate).filter(|peer| peer.is_in_guest());
+    fn switch_of(&self, info: &DeviceInfo) -> Option<u8> {
+        let mut peers = self.peers_of(info).filter(|peer| peer.is_in_guest());
         peers.find_map(|peer| match peer.slot.bus() {
             SlotBus::Switch(root) => Some(root),
             SlotBus::Root => None,
@@ -236,13 +199,13 @@ impl Devices {
     fn place(
         &self,
         host: &HostDevice,
-        candidate: &Candidate,
+        info: &DeviceInfo,
         must: bool,
         domain: &Domain,
-    ) -> anyhow::Result<PlannedTopology> {
+    ) -> Result<PlannedTopology, VmmError> {
         let layout = &self.guest.layout;
         let plan =
-            |bus: SlotBus, subtree: Subtree, fixed: bool| -> anyhow::Result<PlannedTopology> {
+            |bus: SlotBus, subtree: Subtree, fixed: bool| -> Result<PlannedTopology, VmmError> {
                 let usage = self.guest.pci.bus_usage(bus);
                 let mut usage =
                     usage.with_context(|| format!("no bridge of the guest leads to {bus:?}"))?;
@@ -253,41 +216,42 @@ impl Devices {
                 resources.taken.extend(self.guest.slots.claimed());
                 if !fixed {
                     // Addresses at which requests from or to this member do not reach the IOMMU.
-                    let members = self.peers_of(candidate).map(|peer| &peer.candidate);
-                    let holes = members.chain([candidate]).flat_map(|member| &member.holes);
+                    let members = self.peers_of(info).map(|peer| &peer.info);
+                    let holes = members.chain([info]).flat_map(|member| &member.holes);
                     let holes = holes.filter_map(|hole| whole_pages(&hole.range));
                     resources.taken.extend(holes);
                 }
-                let topology = assign_resources(&[subtree], resources)?;
+                let topology = assign_resources(&[subtree], resources);
+                let topology = topology.map_err(|error| VmmError::NoRoom(error.to_string()))?;
                 Ok(PlannedTopology {
                     bus,
                     topology,
                     fixed,
                 })
             };
-        if candidate.domain.is_none() {
+        if info.domain.is_none() {
             let subtree = Subtree::Endpoint(endpoint(host, false));
             return plan(SlotBus::Root, subtree, false);
         }
-        if let Some(root) = self.switch_of(candidate) {
+        if let Some(root) = self.switch_of(info) {
             if must && !domain.fixed {
                 let text = format!(
                     "the peers of {} are not at their bus addresses, which it requires\n       \
                      unplug them first, then add all of them again",
-                    candidate.sbdf
+                    info.sbdf
                 );
-                return Err(NoRoom(text).into());
+                return Err(VmmError::NoRoom(text));
             }
             let subtree = Subtree::Endpoint(endpoint(host, domain.fixed));
             return plan(SlotBus::Switch(root), subtree, domain.fixed);
         }
         let switch = |fixed: bool| Subtree::Switch {
             members: vec![endpoint(host, fixed)],
-            reserve: reserve(candidate, layout),
+            reserve: reserve(info, layout),
         };
         match plan(SlotBus::Root, switch(true), true) {
             Err(error) if !must => {
-                log::info!("{} cannot be at its bus addresses: {error}", candidate.sbdf);
+                log::info!("{} cannot be at its bus addresses: {error}", info.sbdf);
                 plan(SlotBus::Root, switch(false), false)
             }
             placed => placed,
@@ -297,13 +261,13 @@ impl Devices {
     /// Checks that the device's IOMMU translates all guest memory.
     fn check_translated(
         &self,
-        candidate: &Candidate,
+        info: &DeviceInfo,
         ranges: &[AddressRange<Iova>],
-    ) -> Result<(), NoRoom> {
-        let sbdf = candidate.sbdf;
+    ) -> Result<(), VmmError> {
+        let sbdf = info.sbdf;
         match self.ram().find(|ram| !within(ram, ranges)) {
             None => Ok(()),
-            Some(ram) => Err(NoRoom(format!(
+            Some(ram) => Err(VmmError::NoRoom(format!(
                 "{sbdf} cannot reach guest memory at {ram}: its IOMMU does not translate these addresses\n       \
                  give it to the VM when it starts, so that memory is laid out for it"
             ))),
@@ -311,17 +275,17 @@ impl Devices {
     }
 
     /// Checks that requests of the device to peers at arbitrary addresses reach the IOMMU.
-    fn check_peers(&self, candidate: &Candidate, domain: &Domain) -> Result<(), NoRoom> {
+    fn check_peers(&self, info: &DeviceInfo, domain: &Domain) -> Result<(), VmmError> {
         // BARs at their bus addresses are reachable: ports route requests directly to them, or redirect the requests.
-        let peers = self.peers_of(candidate).filter(|_| !domain.fixed);
+        let peers = self.peers_of(info).filter(|_| !domain.fixed);
         for peer in peers {
             let device = peer.device.as_ref().map(|device| lock(device));
             for (bar, range) in device.iter().flat_map(|device| device.peer_windows()) {
                 let last = range.end().value().saturating_sub(1);
                 let window = range.start().value()..=last;
-                if let Some(hole) = MemoryHole::worst(&candidate.holes, &window) {
-                    let (sbdf, peer) = (candidate.sbdf, peer.candidate.sbdf);
-                    return Err(NoRoom(format!(
+                if let Some(hole) = MemoryHole::worst(&info.holes, &window) {
+                    let (sbdf, peer) = (info.sbdf, peer.info.sbdf);
+                    return Err(VmmError::NoRoom(format!(
                         "{sbdf} cannot reach BAR {bar} of {peer} at {hole}\n       \
                          unplug {peer} first, then add both again"
                     )));
@@ -332,9 +296,9 @@ impl Devices {
     }
 
     /// The other devices of the domain.
-    fn peers_of(&self, candidate: &Candidate) -> impl Iterator<Item = &GuestDevice> {
+    fn peers_of(&self, info: &DeviceInfo) -> impl Iterator<Item = &GuestDevice> {
         let peers = self.list.iter();
-        peers.filter(|peer| candidate.domain.is_some() && peer.candidate.domain == candidate.domain)
+        peers.filter(|peer| info.domain.is_some() && peer.info.domain == info.domain)
     }
 
     /// Guest memory.
@@ -345,7 +309,9 @@ impl Devices {
 
 /// Calls `attach` again if the guest has claimed the planned addresses in the meantime. Each call plans new
 /// addresses.
-fn retry_on_claim_conflict<T>(mut attach: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+fn retry_on_claim_conflict<T>(
+    mut attach: impl FnMut() -> Result<T, VmmError>,
+) -> Result<T, VmmError> {
     /// Limit of retries: a guest that keeps moving its BARs can only delay its own device.
     const RETRIES: u32 = 4;
     for _ in 0..RETRIES {
@@ -359,9 +325,9 @@ fn retry_on_claim_conflict<T>(mut attach: impl FnMut() -> anyhow::Result<T>) -> 
     attach()
 }
 
-fn is_claim_conflict(error: &anyhow::Error) -> bool {
-    match error.downcast_ref() {
-        Some(AttachError::Window(WindowError::Claim { error, .. })) => {
+fn is_claim_conflict(error: &VmmError) -> bool {
+    match error {
+        VmmError::Attach(AttachError::Window(WindowError::Claim { error, .. })) => {
             error.raw_os_error() == Some(libc::EEXIST)
         }
         _ => false,
@@ -380,7 +346,7 @@ fn within(range: &AddressRange<Gpa>, ranges: &[AddressRange<Iova>]) -> bool {
 fn check_bar_addresses(
     topology: &GuestTopology,
     ranges: &[AddressRange<Iova>],
-) -> Result<(), NoRoom> {
+) -> Result<(), VmmError> {
     for endpoint in &topology.endpoints {
         for (bar, gpa) in &endpoint.bars {
             let range = AddressRange::new(*gpa, bar.size_bytes);
@@ -389,7 +355,7 @@ fn check_bar_addresses(
                     "BAR {} would be at {range}, which the IOMMU does not translate",
                     bar.index
                 );
-                return Err(NoRoom(text));
+                return Err(VmmError::NoRoom(text));
             }
         }
     }
@@ -402,7 +368,7 @@ mod tests {
 
     use super::*;
 
-    fn claim_error(errno: i32) -> anyhow::Error {
+    fn claim_error(errno: i32) -> VmmError {
         let claim = WindowError::Claim {
             sbdf: "0000:03:00.0".parse().unwrap(),
             bar: 2,

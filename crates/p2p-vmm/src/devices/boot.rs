@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use guest_topology::{Demands, GuestTopology, Subtree, assign_resources};
 use hotplug::SlotBus;
 use iommu_group::Placement;
-use p2p_vfio::{Candidate, DomainName, HostDevice};
+use iommu_group::assignment::{DeviceInfo, DomainName};
+use p2p_vfio::HostDevice;
 
 use super::bus_resources::{bus_range, empty_root, reserve, whole_pages};
 use super::check::CheckedDevices;
@@ -14,6 +15,7 @@ use super::contexts::{Contexts, Domain, gaps};
 use super::events::DeviceEvents;
 use super::registry::{Devices, GuestDevice};
 use super::slot_contents::{Guest, Opened, endpoint, prefer_bus_address};
+use crate::error::VmmError;
 use crate::layout::{GpaRange, Layout};
 
 /// Open devices, before the guest's address space is laid out.
@@ -27,7 +29,7 @@ pub(crate) struct OpenDevices<'a> {
 /// Open devices that share a context.
 struct ContextDevices {
     domain: Option<DomainName>,
-    devices: Vec<(HostDevice, Candidate)>,
+    devices: Vec<(HostDevice, DeviceInfo)>,
     /// Whether they must be at their bus addresses.
     fixed: bool,
 }
@@ -46,44 +48,44 @@ pub(crate) struct AddressDemands {
 }
 
 impl<'a> OpenDevices<'a> {
-    /// Opens the admitted devices: those of each P2P domain in an IOMMU context of its own, the others in a common
+    /// Opens the devices: those of each P2P domain in an IOMMU context of its own, the others in a common
     /// one. Devices can be added later to a VM that is `hotpluggable`.
     pub(crate) fn open(
         contexts: Contexts,
         checked: &'a CheckedDevices,
         hotpluggable: bool,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, VmmError> {
         let mut this = Self {
             checked,
             hotpluggable,
             contexts,
             groups: Vec::new(),
         };
-        for domain in &checked.admitted.domains {
-            this.open_in(&domain.members)?;
+        for members in &checked.assignment.domains {
+            this.open_in(members)?;
         }
-        this.open_in(&checked.admitted.others)?;
+        this.open_in(&checked.assignment.unshared)?;
         Ok(this)
     }
 
-    fn open_in(&mut self, candidates: &[Candidate]) -> anyhow::Result<()> {
-        let Some(first) = candidates.first() else {
+    fn open_in(&mut self, infos: &[DeviceInfo]) -> Result<(), VmmError> {
+        let Some(first) = infos.first() else {
             return Ok(());
         };
         let fixed = first.placement == Placement::AtBusAddress;
         let name = first.domain.clone();
-        let added = self.checked.admitted.reaches();
+        let added = self.checked.assignment.context_kinds();
         let mut domain = self.contexts.create(name.as_ref(), &added)?;
         domain.fixed = fixed;
-        let open = |candidate: &Candidate| -> anyhow::Result<_> {
-            let mut candidate = candidate.clone();
+        let open = |info: &DeviceInfo| -> Result<_, VmmError> {
+            let mut info = info.clone();
             if self.hotpluggable {
-                candidate = prefer_bus_address(candidate);
+                info = prefer_bus_address(info);
             }
-            let device = HostDevice::open(&domain.context, &candidate)?;
-            Ok((device, candidate))
+            let device = HostDevice::open(&domain.context, &info)?;
+            Ok((device, info))
         };
-        let devices = candidates.iter().map(open).collect::<Result<_, _>>()?;
+        let devices = infos.iter().map(open).collect::<Result<_, _>>()?;
         self.contexts.domains.insert(name.clone(), domain);
         self.groups.push(ContextDevices {
             domain: name,
@@ -96,7 +98,7 @@ impl<'a> OpenDevices<'a> {
     /// The requirements of all devices on the guest's address space.
     pub(crate) fn demands(&self) -> anyhow::Result<AddressDemands> {
         let all = self.groups.iter().flat_map(|group| &group.devices);
-        let holes = all.flat_map(|(_, candidate)| &candidate.holes);
+        let holes = all.flat_map(|(_, info)| &info.holes);
         let bridges = self.checked.host.bridge_windows();
         let bridges = bridges.iter().filter_map(bus_range);
         let mut demands = AddressDemands {
@@ -128,7 +130,7 @@ impl<'a> OpenDevices<'a> {
             }
             let reserve = hotpluggable
                 .zip(group.devices.first())
-                .map(|(layout, (_, candidate))| reserve(candidate, layout));
+                .map(|(layout, (_, info))| reserve(info, layout));
             subtrees.push(Subtree::Switch {
                 members: endpoints.collect(),
                 reserve: reserve.unwrap_or_default(),
@@ -139,31 +141,32 @@ impl<'a> OpenDevices<'a> {
 
     /// Maps guest memory for the devices and plugs them into the guest: below a virtual switch for each P2P domain,
     /// and below a root port for each of the others.
-    pub(crate) fn assign(mut self, guest: Guest) -> anyhow::Result<Devices> {
+    pub(crate) fn assign(mut self, guest: Guest) -> Result<Devices, VmmError> {
         for Domain { context, .. } in self.contexts.domains.values() {
-            context.map_guest(&guest.memory)?;
+            let mapped = context.map_guest(&guest.memory);
+            mapped.map_err(VmmError::failed)?;
         }
         let topology = self.assign_resources(&guest.layout)?;
-        let events = Arc::new(DeviceEvents::new()?);
+        let events = Arc::new(DeviceEvents::new().map_err(VmmError::failed)?);
         let mut opened = Vec::new();
         let mut assigned = Vec::new();
-        for (device, candidate) in self.groups.drain(..).flat_map(|group| group.devices) {
-            let domain = self.contexts.domains.get(&candidate.domain);
+        for (device, info) in self.groups.drain(..).flat_map(|group| group.devices) {
+            let domain = self.contexts.domains.get(&info.domain);
             opened.push(Opened {
                 host: device,
                 clique: domain.and_then(|domain| domain.clique),
             });
-            assigned.push(candidate);
+            assigned.push(info);
         }
         let plugged = guest.plug(opened, topology, SlotBus::Root, &events)?;
         let mut list = Vec::new();
-        for (candidate, plugged) in assigned.into_iter().zip(plugged) {
-            let Some(config) = self.checked.configs.get(&candidate.sbdf) else {
-                bail!("{} was not requested", candidate.sbdf);
+        for (info, plugged) in assigned.into_iter().zip(plugged) {
+            let Some(config) = self.checked.configs.get(&info.sbdf) else {
+                return Err(VmmError::failed(anyhow!("{} was not requested", info.sbdf)));
             };
-            list.push(GuestDevice::new(config.clone(), candidate, plugged));
+            list.push(GuestDevice::new(config.clone(), info, plugged));
         }
-        Devices::new(guest, self.contexts, list, events)
+        Ok(Devices::new(guest, self.contexts, list, events)?)
     }
 
     fn assign_resources(&mut self, layout: &Layout) -> anyhow::Result<GuestTopology> {

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 
 use guest_topology::{Apertures, BusResources, PortKind, Reserve};
 use hotplug::SlotBus;
+use iommu_group::assignment::DeviceInfo;
 use iommu_group::{Address, AddressRange, Gpa};
-use p2p_vfio::Candidate;
 
 use crate::layout::{GpaRange, Layout};
 use crate::pci::{BusUsage, DEVICES};
@@ -64,10 +64,10 @@ fn inside_switch(usage: &BusUsage) -> BusResources {
 }
 
 /// What the switch of a domain reserves for members that are added later.
-pub(super) fn reserve(candidate: &Candidate, layout: &Layout) -> Reserve {
+pub(super) fn reserve(info: &DeviceInfo, layout: &Layout) -> Reserve {
     let share = layout.mmio64.len_bytes() / RESERVED_PREFETCHABLE_SHARE;
     let prefetchable = share.clamp(1, MOST_PREFETCHABLE_BYTES);
-    let bridges = candidate.bridges.iter();
+    let bridges = info.bridges.iter();
     Reserve {
         slots: RESERVED_SLOTS,
         memory_bytes: RESERVED_MEMORY_BYTES,

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use hotplug::PlatformConfig;
+use iommu_group::assignment::{ContextKind, DomainName};
 use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
-use p2p_vfio::{Choice, Clique, DomainName, Handed, HostIommu, Interface, IommuContext, Reach};
+use p2p_vfio::{Choice, Clique, Handed, HostIommu, Interface, IommuContext};
+
+use crate::error::VmmError;
 
 /// An IOMMU context, with the properties of its domain in the guest.
 pub(super) struct Domain {
@@ -49,7 +52,7 @@ impl Contexts {
 
     /// Chooses the interface for the first devices of the VM: iommufd if it supports all of them, otherwise their
     /// VFIO groups.
-    fn choose(&mut self, devices: &[(Sbdf, Reach)]) -> anyhow::Result<Arc<HostIommu>> {
+    fn choose(&mut self, devices: &[(Sbdf, ContextKind)]) -> Result<Arc<HostIommu>, VmmError> {
         if let Some(iommu) = &self.iommu {
             return Ok(Arc::clone(iommu));
         }
@@ -63,7 +66,7 @@ impl Contexts {
             Some(self.kvm_vfio_device()?),
             &self.preopened,
         );
-        let iommu = iommu.context("the devices cannot be assigned as configured")?;
+        let iommu = iommu.map_err(VmmError::NoIommufd)?;
         log::info!("devices are assigned by {}", iommu.choice());
         let iommu = Arc::new(iommu);
         self.iommu = Some(Arc::clone(&iommu));
@@ -75,17 +78,18 @@ impl Contexts {
     pub(super) fn create(
         &mut self,
         name: Option<&DomainName>,
-        added: &[(Sbdf, Reach)],
-    ) -> anyhow::Result<Domain> {
+        added: &[(Sbdf, ContextKind)],
+    ) -> Result<Domain, VmmError> {
         let iommu = self.choose(added)?;
-        let reach = match name {
-            Some(_) => Reach::Peers,
-            None => Reach::GuestMemory,
+        let kind = match name {
+            Some(_) => ContextKind::P2p,
+            None => ContextKind::Isolated,
         };
         let used: Vec<_> = self.domains.values().filter_map(|d| d.number).collect();
         let number = name.and_then(|_| (0..).find(|number| !used.contains(number)));
+        let context = IommuContext::new(&iommu, kind);
         Ok(Domain {
-            context: IommuContext::new(&iommu, reach)?,
+            context: context.map_err(VmmError::failed)?,
             clique: number.and_then(Clique::of_domain),
             number,
             fixed: false,

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
 use hotplug::{DeviceConfig, Event, Slot, SlotBus};
+use iommu_group::assignment::{DeviceInfo, Exposed};
 use iommu_group::{Address, Sbdf};
-use p2p_vfio::{AssignedDevice, Candidate, DeviceEvent, Exposed};
+use p2p_vfio::{AssignedDevice, DeviceEvent};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::contexts::Contexts;
 use super::events::DeviceEvents;
 use super::slot_contents::{Guest, SlotContents};
+use crate::error::VmmError;
 use crate::lock::lock;
 
 /// Time for the guest to eject a device that the host wants back. The process that unbinds the device waits in the
@@ -43,7 +45,7 @@ pub(crate) enum RemoveError {
 pub(super) struct GuestDevice {
     /// The requested configuration; it has a name.
     pub(super) config: DeviceConfig,
-    pub(super) candidate: Candidate,
+    pub(super) info: DeviceInfo,
     pub(super) state: State,
     /// The slot of the port directly above it.
     pub(super) slot: Slot,
@@ -61,10 +63,10 @@ pub(super) struct GuestDevice {
 }
 
 impl GuestDevice {
-    pub(super) fn new(config: DeviceConfig, candidate: Candidate, plugged: SlotContents) -> Self {
+    pub(super) fn new(config: DeviceConfig, info: DeviceInfo, plugged: SlotContents) -> Self {
         Self {
             config,
-            candidate,
+            info,
             state: State::Plugged,
             slot: plugged.slot,
             announced_slot: plugged.announced_slot,
@@ -204,7 +206,7 @@ impl Devices {
     /// Emits the number of suppressed events of a device.
     fn emit_suppressed(&mut self, sbdf: Sbdf, count: u64) {
         log::warn!("{sbdf}: {count} more events were suppressed");
-        if let Some(entry) = self.list.iter().find(|a| a.candidate.sbdf == sbdf) {
+        if let Some(entry) = self.list.iter().find(|a| a.info.sbdf == sbdf) {
             let id = entry.id().to_owned();
             self.pending_events
                 .push(Event::DeviceEventsSuppressed { id, count });
@@ -221,7 +223,7 @@ impl Devices {
             }
             _ => log::error!("{sbdf}: {event}"),
         }
-        let assigned = self.list.iter().find(|a| a.candidate.sbdf == sbdf);
+        let assigned = self.list.iter().find(|a| a.info.sbdf == sbdf);
         let Some(id) = assigned.map(|assigned| assigned.id().to_owned()) else {
             return;
         };
@@ -325,7 +327,7 @@ impl Devices {
         for exposed in accepted {
             log::warn!("{exposed}");
             let mut entries = self.list.iter();
-            let device = entries.find(|entry| entry.candidate.sbdf == exposed.device);
+            let device = entries.find(|entry| entry.info.sbdf == exposed.device);
             self.pending_events.push(Event::DeviceExposed {
                 id: device
                     .map(|entry| entry.id().to_owned())
@@ -360,11 +362,12 @@ impl Devices {
     }
 
     /// Closes the mappings of a device's BARs for its peers, or opens them again.
-    pub(crate) fn set_revoked(&mut self, id: &str, revoked: bool) -> anyhow::Result<()> {
+    pub(crate) fn set_revoked(&mut self, id: &str, revoked: bool) -> Result<(), VmmError> {
         let entry = self.list.iter().find(|entry| entry.id() == id);
         let entry = entry.ok_or_else(|| RemoveError::Unknown(id.to_owned()))?;
         if let Some(device) = &entry.device {
-            lock(device).set_revoked(revoked)?;
+            let set = lock(device).set_revoked(revoked);
+            set.map_err(VmmError::failed)?;
         }
         Ok(())
     }

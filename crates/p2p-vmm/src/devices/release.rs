@@ -119,7 +119,7 @@ impl Devices {
     /// Closes a device if only the main thread holds it. Returns whether it was closed.
     fn close(&self, assigned: &mut GuestDevice) -> bool {
         if let Err(error) = self.watch_device(assigned, || ControlOperation::Delete) {
-            log::debug!("{}: {error}", assigned.candidate.sbdf);
+            log::debug!("{}: {error}", assigned.info.sbdf);
         }
         let Some(device) = assigned.device.take() else {
             return true;
@@ -145,7 +145,7 @@ impl Devices {
         let list = &self.list;
         let domains = &mut self.contexts.domains;
         domains.retain(|name, _| {
-            let mut members = list.iter().filter(|a| a.candidate.domain == *name);
+            let mut members = list.iter().filter(|a| a.info.domain == *name);
             members.any(|member| member.device.is_some())
         });
     }

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use guest_topology::{Endpoint, GuestTopology, PlacedEndpoint, VirtualPort};
 use hotplug::{Slot, SlotBus};
+use iommu_group::assignment::DeviceInfo;
 use iommu_group::{AddressRange, Gpa, HoleCause, MemoryHole, Placement, Sbdf};
-use p2p_vfio::{AssignedDevice, Candidate, Clique, DeviceParams, HostDevice};
+use p2p_vfio::{AssignedDevice, Clique, DeviceParams, HostDevice};
 use vm_memory::GuestMemoryMmap;
 
 use super::events::DeviceEvents;
 use crate::descriptors::Descriptors;
+use crate::error::VmmError;
 use crate::irq::{KvmLine, KvmRoutes};
 use crate::layout::Layout;
 use crate::pci::{Bdf, PciBus, SharedFunction, gsi_of_slot};
@@ -57,12 +59,12 @@ pub(super) fn endpoint(device: &HostDevice, fixed: bool) -> Endpoint {
 
 /// Places a device at its bus addresses although that is not required yet: a peer that is added later may require it,
 /// if a port above routes by address.
-pub(super) fn prefer_bus_address(mut candidate: Candidate) -> Candidate {
+pub(super) fn prefer_bus_address(mut info: DeviceInfo) -> DeviceInfo {
     let by_address = |hole: &MemoryHole| hole.cause != HoleCause::Switch;
-    if candidate.domain.is_some() && candidate.holes.iter().any(by_address) {
-        candidate.placement = Placement::AtBusAddress;
+    if info.domain.is_some() && info.holes.iter().any(by_address) {
+        info.placement = Placement::AtBusAddress;
     }
-    candidate
+    info
 }
 
 /// The slots of a placed endpoint on its path from `bus`: the topmost one, which is plugged, and that of the port
@@ -87,7 +89,7 @@ impl Guest {
         topology: GuestTopology,
         bus: SlotBus,
         events: &Arc<DeviceEvents>,
-    ) -> anyhow::Result<Vec<SlotContents>> {
+    ) -> Result<Vec<SlotContents>, VmmError> {
         let GuestTopology { ports, endpoints } = topology;
         let mut plugged: Vec<SlotContents> = Vec::new();
         let mut tops = BTreeSet::new();
@@ -113,7 +115,7 @@ impl Guest {
         };
         let functions = ports.into_iter().map(port).chain(functions).collect();
         let tops: Vec<Slot> = tops.into_iter().collect();
-        self.pci.plug(&tops, functions)?;
+        self.pci.plug(&tops, functions).map_err(VmmError::failed)?;
         for slot in tops.iter().copied().chain(plugged.iter().map(|p| p.slot)) {
             self.control.occupy(slot);
         }
@@ -127,7 +129,7 @@ impl Guest {
         mmio: Vec<AddressRange<Gpa>>,
         place: &PlacedEndpoint,
         events: &Arc<DeviceEvents>,
-    ) -> anyhow::Result<AssignedDevice> {
+    ) -> Result<AssignedDevice, VmmError> {
         let line = KvmLine::new(self.routes.clone(), gsi_of_slot(slot));
         let params = DeviceParams {
             slots: self.slots.clone(),
@@ -141,7 +143,7 @@ impl Guest {
         let mut device = AssignedDevice::new(opened.host, params)?;
         log::info!("{} is {} in the guest", device.sbdf(), place.sbdf);
         for (bar, gpa) in &place.bars {
-            device.place_bar(bar, *gpa)?;
+            device.place_bar(bar, *gpa).map_err(VmmError::failed)?;
         }
         device.enable_memory()?;
         Ok(device)

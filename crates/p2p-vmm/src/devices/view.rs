@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use iommu_group::Sbdf;
-use p2p_vfio::{AssignedDevice, Choice, has_unshared};
+use iommu_group::assignment::has_unshared;
+use p2p_vfio::{AssignedDevice, Choice};
 
 use super::registry::Devices;
 use crate::lock::lock;
@@ -38,7 +39,7 @@ impl Devices {
     /// Whether any two of them are not peers.
     pub(crate) fn has_unshared(&self) -> bool {
         let attached = self.list.iter().filter(|entry| entry.device.is_some());
-        has_unshared(attached.map(|entry| entry.candidate.domain.clone()))
+        has_unshared(attached.map(|entry| entry.info.domain.clone()))
     }
 
     /// Number of BAR mappings for peers.

@@ -3,12 +3,12 @@
 use std::ops::ControlFlow;
 
 use hotplug::api::{Call, Failure, VmmPing};
-use iommu_group::SysfsError;
-use p2p_vfio::{HandedError, Refusal};
+use iommu_group::assignment::Refusal;
 
 use super::controller::VmController;
 use super::state::VmCommand;
-use crate::devices::{AddError, RemoveError};
+use crate::devices::RemoveError;
+use crate::error::VmmError;
 
 impl VmController {
     /// Executes `call` and sends the response. Breaks if the call ends the VMM.
@@ -57,37 +57,23 @@ fn ping() -> VmmPing {
 }
 
 /// The response for an error.
-pub(super) fn failure(error: anyhow::Error) -> Failure {
-    let error = match error.downcast::<Failure>() {
-        Ok(failure) => return failure,
-        Err(error) => error,
-    };
-    let error = match error.downcast::<AddError>() {
-        Ok(AddError::Refused(refusal)) => return refused(&refusal),
-        Ok(AddError::Host(error)) => return Failure::NoSuchDevice(error.to_string()),
-        Ok(AddError::Failed(error)) => error,
-        Ok(AddError::NoRoom(reason)) => {
-            let reasons = vec![trimmed(&reason)];
-            return Failure::Refused { reasons };
-        }
-        Err(error) => error,
-    };
-    let error = match error.downcast::<RemoveError>() {
-        Ok(RemoveError::Unknown(id)) => return Failure::UnknownDevice(id),
-        Ok(error @ RemoveError::Refused { .. }) => return Failure::State(error.to_string()),
-        Err(error) => error,
-    };
-    if let Some(refusal) = error.downcast_ref::<Refusal>() {
-        return refused(refusal);
+pub(super) fn failure(error: VmmError) -> Failure {
+    match error {
+        VmmError::Call(failure) => failure,
+        VmmError::Refused(refusal) => refused(&refusal),
+        VmmError::NoRoom(reason) => Failure::Refused {
+            reasons: vec![trimmed(&reason)],
+        },
+        VmmError::Host(error) => Failure::NoSuchDevice(error.to_string()),
+        VmmError::Descriptor(error) => Failure::NoSuchDevice(error.to_string()),
+        VmmError::Remove(RemoveError::Unknown(id)) => Failure::UnknownDevice(id),
+        VmmError::Remove(error @ RemoveError::Refused { .. }) => Failure::State(error.to_string()),
+        error @ (VmmError::Layout(_)
+        | VmmError::NoIommufd(_)
+        | VmmError::Option { .. }
+        | VmmError::Attach(_)
+        | VmmError::Failed(_)) => Failure::failed(&error),
     }
-    if let Some(error) = error.downcast_ref::<HandedError>() {
-        return Failure::NoSuchDevice(error.to_string());
-    }
-    if let Some(error) = error.downcast_ref::<SysfsError>() {
-        return Failure::NoSuchDevice(error.to_string());
-    }
-    let messages = error.chain().map(ToString::to_string).collect();
-    Failure::Failed { messages }
 }
 
 /// A refusal. The hints of a reason are lines of their own.

@@ -16,6 +16,7 @@ use super::pending_adds::PendingAdds;
 use super::running::Running;
 use super::state::{Effect, VmCommand, VmState};
 use crate::devices::{self, AddContext, RemoveOptions};
+use crate::error::VmmError;
 use crate::exit::VmExit;
 
 /// Default time for the guest to eject a device.
@@ -54,7 +55,7 @@ impl VmController {
     }
 
     /// Takes the configuration of a VM.
-    pub(super) fn create(&mut self, mut config: VmConfig) -> anyhow::Result<()> {
+    pub(super) fn create(&mut self, mut config: VmConfig) -> Result<(), VmmError> {
         self.state.next(VmCommand::Create)?;
         config.name_devices().map_err(Failure::from)?;
         paths::check_payload(&config.payload, &self.context.sandbox)?;
@@ -64,7 +65,7 @@ impl VmController {
     }
 
     /// Takes all steps of `command`. If a step fails and no VM runs, the state is `Created`.
-    pub(super) fn execute(&mut self, command: VmCommand) -> anyhow::Result<()> {
+    pub(super) fn execute(&mut self, command: VmCommand) -> Result<(), VmmError> {
         let (next, effects) = self.state.next(command)?;
         self.emit_before(command);
         for effect in effects {
@@ -80,7 +81,7 @@ impl VmController {
         Ok(())
     }
 
-    fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
+    fn perform(&mut self, effect: Effect) -> Result<(), VmmError> {
         match effect {
             // `create` has stored the configuration.
             Effect::Describe => Ok(()),
@@ -102,7 +103,7 @@ impl VmController {
                 self.departed.clear();
                 Ok(())
             }
-            Effect::Halt => Ok(self.guest()?.pause()?),
+            Effect::Halt => self.guest()?.pause().map_err(VmmError::failed),
             Effect::Continue => {
                 self.guest()?.resume();
                 Ok(())
@@ -118,7 +119,7 @@ impl VmController {
         self.running.as_ref().ok_or(Failure::NotRunning)
     }
 
-    fn start(&mut self) -> anyhow::Result<()> {
+    fn start(&mut self) -> Result<(), VmmError> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         // At every start, because the host may have changed, and before anything is opened: a refusal changes nothing.
         let checked = devices::check_devices(&config.devices, &self.context.host_reader)?;
@@ -239,7 +240,7 @@ impl VmController {
         &mut self,
         device: DeviceConfig,
         deadline: Instant,
-    ) -> anyhow::Result<Poll<Option<PciDevice>>> {
+    ) -> Result<Poll<Option<PciDevice>>, VmmError> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         let mut wanted = config.clone();
         wanted.devices.push(device);
@@ -270,7 +271,7 @@ impl VmController {
     }
 
     /// Opens or closes the mappings of a device's BARs for its peers.
-    pub(super) fn set_windows(&mut self, request: &P2pWindows) -> anyhow::Result<()> {
+    pub(super) fn set_windows(&mut self, request: &P2pWindows) -> Result<(), VmmError> {
         let running = self.running.as_mut().ok_or(Failure::NotRunning)?;
         let devices = &mut running.machine.devices;
         devices.set_revoked(&request.id, !request.open)?;
@@ -278,7 +279,7 @@ impl VmController {
     }
 
     /// Requests that the guest ejects a device. Without a guest the device is dropped from the configuration at once.
-    pub(super) fn remove_device(&mut self, request: &RemoveDevice) -> anyhow::Result<()> {
+    pub(super) fn remove_device(&mut self, request: &RemoveDevice) -> Result<(), VmmError> {
         let config = self.config.as_mut().ok_or(Failure::NotCreated)?;
         let Some(running) = &mut self.running else {
             let device = take_device(config, &request.id);

@@ -12,6 +12,7 @@ use super::host::{Host, VmContext};
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
 use crate::devices::{CheckedDevices, Contexts, Devices, Guest, OpenDevices, address_limit};
+use crate::error::VmmError;
 use crate::exit::ExitRequest;
 use crate::irq::KvmRoutes;
 use crate::layout::{GpaRange, Layout, LayoutRequest};
@@ -43,6 +44,14 @@ pub(super) struct Machine {
     cpu: Cpu,
 }
 
+/// The parts of a machine that can be refused: open devices, and the address space that they and the CPU allow.
+struct Parts<'a> {
+    vm: Arc<VmFd>,
+    cpuid: CpuidTemplate,
+    devices: OpenDevices<'a>,
+    layout: Layout,
+}
+
 impl Machine {
     /// Builds the VM of `config`. The end of the VM is requested from `exit`.
     pub(super) fn build(
@@ -51,8 +60,9 @@ impl Machine {
         config: &VmConfig,
         checked: &CheckedDevices,
         exit: &Arc<ExitRequest>,
-    ) -> anyhow::Result<Self> {
-        let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus())?;
+    ) -> Result<Self, VmmError> {
+        let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus());
+        let cpuid = cpuid.map_err(VmmError::failed)?;
         let vm = Arc::new(create_vm(host)?);
         let contexts = Contexts::new(
             Arc::clone(&vm),
@@ -62,6 +72,29 @@ impl Machine {
         let devices = OpenDevices::open(contexts, checked, context.hotpluggable)?;
         let layout = plan_layout(config, &cpuid, &devices, context.hotpluggable)?;
         log::debug!("guest layout: {layout:?}");
+        let parts = Parts {
+            vm,
+            cpuid,
+            devices,
+            layout,
+        };
+        Ok(Self::assemble(host, context, config, parts, exit)?)
+    }
+
+    /// Builds the machine from its parts. Nothing is refused from here on.
+    fn assemble(
+        host: &Host,
+        context: &VmContext,
+        config: &VmConfig,
+        parts: Parts<'_>,
+        exit: &Arc<ExitRequest>,
+    ) -> anyhow::Result<Self> {
+        let Parts {
+            vm,
+            cpuid,
+            devices,
+            layout,
+        } = parts;
         let memory = memory::allocate(&layout.ram)?;
         let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
         let slots = Arc::new(KvmSlots::new(Arc::clone(&vm), slot_limit));
@@ -176,7 +209,7 @@ fn plan_layout(
     cpuid: &CpuidTemplate,
     devices: &OpenDevices<'_>,
     hotpluggable: bool,
-) -> anyhow::Result<Layout> {
+) -> Result<Layout, VmmError> {
     let demands = devices.demands()?;
     let cpu_limit = 1_u64
         .checked_shl(cpuid.address_bits().into())

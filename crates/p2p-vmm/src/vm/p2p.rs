@@ -7,16 +7,18 @@ use hotplug::api::{
     Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory,
     P2pRoute, P2pVerdict, P2pWindow,
 };
-use iommu_group::{Address, Route, Sbdf, Verdict};
-use p2p_vfio::{Candidate, DomainName, HostView, Interface};
+use iommu_group::assignment::{DeviceInfo, DomainName, HostSnapshot};
+use iommu_group::{Address, Route, Sbdf, Scope, Sysfs, Verdict};
+use p2p_vfio::Interface;
 
 use super::controller::VmController;
 use crate::devices::{DeviceView, accepted, domain_of};
+use crate::error::VmmError;
 use crate::lock::lock;
 
 impl VmController {
     /// The current state. Routes are computed from a new host snapshot.
-    pub(super) fn p2p(&self) -> anyhow::Result<P2pInfo> {
+    pub(super) fn p2p(&self) -> Result<P2pInfo, VmmError> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         let host = self.context.host_reader.view()?;
         let exposures = exposures(&host, &config.devices)?;
@@ -78,12 +80,17 @@ impl VmController {
 
     fn peer(
         &self,
-        host: &HostView,
+        host: &HostSnapshot,
         id: String,
         device: &DeviceConfig,
         domain: DomainName,
-    ) -> anyhow::Result<Peer> {
-        let candidate = Candidate::read(host, device.directory()?, Some(domain.clone()))?;
+    ) -> Result<Peer, VmmError> {
+        let info = DeviceInfo::read(
+            host,
+            &Sysfs::default(),
+            device.directory()?,
+            Some(domain.clone()),
+        )?;
         let machine = self.running.as_ref().map(|running| &running.machine);
         let in_guest = machine.and_then(|machine| {
             let mut devices = machine.devices.iter();
@@ -91,15 +98,15 @@ impl VmController {
         });
         let member = P2pMember {
             id,
-            host: candidate.sbdf.to_string(),
-            group: candidate.group.0,
+            host: info.sbdf.to_string(),
+            group: info.group.0,
             bdf: in_guest.map(|assigned| assigned.bdf.to_string()),
             windows: in_guest.map(windows).unwrap_or_default(),
         };
         Ok(Peer {
             member,
             domain,
-            candidate,
+            info,
         })
     }
 }
@@ -108,7 +115,7 @@ impl VmController {
 struct Peer {
     member: P2pMember,
     domain: DomainName,
-    candidate: Candidate,
+    info: DeviceInfo,
 }
 
 fn windows(assigned: DeviceView<'_>) -> Vec<P2pWindow> {
@@ -122,11 +129,11 @@ fn windows(assigned: DeviceView<'_>) -> Vec<P2pWindow> {
 }
 
 /// Functions that are reachable without the IOMMU now, accepted or not.
-fn exposures(host: &HostView, devices: &[DeviceConfig]) -> anyhow::Result<Vec<P2pExposure>> {
+fn exposures(host: &HostSnapshot, devices: &[DeviceConfig]) -> Result<Vec<P2pExposure>, VmmError> {
     let mut names = BTreeMap::new();
     for device in devices {
-        let candidate = Candidate::read(host, device.directory()?, None)?;
-        names.insert(candidate.sbdf, device.id.clone().unwrap_or_default());
+        let info = DeviceInfo::read(host, &Sysfs::default(), device.directory()?, None)?;
+        names.insert(info.sbdf, device.id.clone().unwrap_or_default());
     }
     let own = names.keys().copied().collect();
     let exposures = host.exposures(&own, &accepted(devices.iter()));
@@ -142,15 +149,15 @@ fn exposures(host: &HostView, devices: &[DeviceConfig]) -> anyhow::Result<Vec<P2
     Ok(exposures.collect())
 }
 
-fn routes(host: &HostView, peers: &[Peer]) -> Vec<P2pRoute> {
-    let verdict = host.verdicts();
+fn routes(host: &HostSnapshot, peers: &[Peer]) -> Vec<P2pRoute> {
+    let rules = host.pairs(Scope::SameGroup);
     let pairs = peers
         .iter()
         .flat_map(|from| peers.iter().map(move |to| (from, to)))
-        .filter(|(from, to)| from.candidate.sbdf != to.candidate.sbdf);
+        .filter(|(from, to)| from.info.sbdf != to.info.sbdf);
     pairs
         .map(|(from, to)| {
-            let (verdict, route, reasons) = match verdict(from.candidate.sbdf, to.candidate.sbdf) {
+            let (verdict, route, reasons) = match rules.verdict(from.info.sbdf, to.info.sbdf) {
                 Verdict::Denied { reasons } => {
                     let reasons = reasons.iter().map(ToString::to_string).collect();
                     (P2pVerdict::Denied, None, reasons)

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use hotplug::api::Failure;
 use hotplug::{DeviceConfig, PayloadConfig};
+use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
-use p2p_vfio::{Reason, Refusal};
 
+use crate::error::VmmError;
 use crate::sandbox::Sandbox;
 
 /// Checks that the kernel and the initramfs can be read.
@@ -46,18 +47,14 @@ pub(super) fn function(device: &DeviceConfig) -> Option<Sbdf> {
 }
 
 /// Checks that every path is that of a PCI function of this host and that no function is given twice.
-///
-/// The errors are [`SysfsError`](iommu_group::SysfsError) for a path that is not of a PCI function, and [`Refusal`]
-/// for a function that is given twice.
-pub(super) fn check(devices: &[DeviceConfig]) -> anyhow::Result<()> {
+pub(super) fn check(devices: &[DeviceConfig]) -> Result<(), VmmError> {
     let sysfs = Sysfs::default();
     let mut seen = BTreeSet::new();
     for device in devices {
         let directory = device.directory().map_err(Failure::from)?;
         let sbdf = sysfs.resolve(directory)?;
         if !seen.insert(sbdf) {
-            let reasons = vec![Reason::Twice(sbdf)];
-            return Err(Refusal { reasons }.into());
+            return Err(Refusal::from(Reason::Twice(sbdf)).into());
         }
     }
     Ok(())

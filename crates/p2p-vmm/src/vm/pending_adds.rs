@@ -11,6 +11,7 @@ use iommu_group::Sbdf;
 
 use super::answer::failure;
 use super::controller::VmController;
+use crate::error::VmmError;
 use crate::preopened;
 
 /// How long a request waits. Guests usually take milliseconds.
@@ -64,7 +65,7 @@ impl VmController {
         &self,
         device: &mut DeviceConfig,
         descriptor: Option<OwnedFd>,
-    ) -> anyhow::Result<Option<Sbdf>> {
+    ) -> Result<Option<Sbdf>, VmmError> {
         let Some(descriptor) = descriptor else {
             return Ok(None);
         };

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use hotplug::api::{ApiServer, CallQueue};
 use hotplug::{Event, EventLog, EventMonitor};
@@ -17,6 +17,7 @@ use super::running::ExitWatcher;
 use super::state::VmCommand;
 use crate::cli::Request;
 use crate::descriptors::Descriptors;
+use crate::error::VmmError;
 use crate::exit::{ExitRequest, VmExit};
 use crate::host_reader::HostReader;
 use crate::logger::Logger;
@@ -33,7 +34,7 @@ pub(crate) struct Process {
 
 /// Runs until the guest powers off, or a client or a signal ends the VMM. `preopened` has the devices of the first
 /// VM.
-pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyhow::Result<()> {
+pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> Result<(), VmmError> {
     let events = EventLog::new();
     let monitor = request.event_monitor.as_ref();
     let enter = |role| {
@@ -45,7 +46,8 @@ pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyh
     let _log = log.context("cannot start the thread that writes the log")?;
     let monitor = monitor
         .map(|target| EventMonitor::start(&events, target, enter(Role::Events)))
-        .transpose()?;
+        .transpose()
+        .map_err(VmmError::failed)?;
     events.publish(&Event::VmmStarting);
 
     let mut event_loop = EventLoop::new()?;
@@ -55,7 +57,8 @@ pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyh
     let socket = request.api_socket.as_deref();
     let api = socket
         .map(|path| ApiServer::start(path, &events, enter(Role::Api)))
-        .transpose()?;
+        .transpose()
+        .map_err(VmmError::failed)?;
     let (server, calls) = api.unzip();
     let calls = calls.map(Arc::new);
     if let Some(calls) = &calls {
@@ -66,7 +69,8 @@ pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> anyh
     }
 
     // Threads that were started before have filters of their own; vCPUs will inherit this one.
-    request.sandbox.enter(Role::Main)?;
+    let entered = request.sandbox.enter(Role::Main);
+    entered.map_err(VmmError::failed)?;
     let context = VmContext {
         host_reader: process.host,
         preopened: Arc::new(preopened),
@@ -100,7 +104,7 @@ fn serve(
     controller: &mut VmController,
     calls: Option<&CallQueue>,
     exit: &ExitRequest,
-) -> anyhow::Result<()> {
+) -> Result<(), VmmError> {
     loop {
         if let Some(ended) = exit.requested().or_else(|| controller.ended()) {
             match ended {
@@ -117,7 +121,9 @@ fn serve(
                     controller.execute(VmCommand::Reboot)?;
                     continue;
                 }
-                VmExit::Failed(why) => bail!("the VM failed: {why}"),
+                VmExit::Failed(why) => {
+                    return Err(VmmError::failed(anyhow!("the VM failed: {why}")));
+                }
             }
         }
         controller.process_events();

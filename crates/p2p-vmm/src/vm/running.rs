@@ -11,6 +11,7 @@ use super::event_loop::EventLoop;
 use super::host::{Host, VmContext};
 use super::machine::Machine;
 use crate::devices::CheckedDevices;
+use crate::error::VmmError;
 use crate::exit::{ExitRequest, VmExit};
 use crate::memory;
 use crate::vcpu::{PauseError, VcpuThreads};
@@ -32,7 +33,7 @@ impl Running {
         config: &VmConfig,
         checked: CheckedDevices,
         event_loop: &mut EventLoop,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, VmmError> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
         let mut machine = Machine::build(host, context, config, &checked, &exit)?;
         machine.devices.emit_exposures(checked.exposures());
@@ -41,8 +42,10 @@ impl Running {
         log::info!("at the start: {}", machine.resource_summary());
 
         let vcpus = std::mem::take(&mut machine.vcpus);
-        context.sandbox.restrict_files_to(config)?;
-        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, &context.sandbox)?;
+        let restricted = context.sandbox.restrict_files_to(config);
+        restricted.map_err(VmmError::failed)?;
+        let threads = VcpuThreads::start(vcpus, &machine.bus, &exit, &context.sandbox);
+        let threads = threads.map_err(VmmError::failed)?;
         let mut subscribers = vec![event_loop.add(ExitWatcher(Arc::clone(&exit)))];
         if let Some(input) = machine.serial_input.take() {
             subscribers.push(event_loop.add(input));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use iommu_group::Sbdf;
+use iommu_group::assignment::DomainName;
 use thiserror::Error;
 
 use super::option_list::{OptionList, Unpaired, switch};
@@ -42,6 +43,11 @@ pub(crate) enum AskError {
 }
 
 impl Asked {
+    /// The P2P domain that it is to join.
+    pub(crate) fn domain_name(&self) -> Option<DomainName> {
+        DomainName::requested(self.p2p, self.domain.as_deref())
+    }
+
     pub(crate) fn parse(text: &str) -> Result<Self, AskError> {
         let mut options = OptionList::parse(text)?;
         let on = |key, value: Option<String>| match value.as_deref().map(switch) {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result};
 use hotplug::{Client, ClientError, Gate, GatedCall, Passage};
 use iommu_group::Sbdf;
-use p2p_vfio::Policy;
+use iommu_group::policy::Policy;
 use rustix::fs::{FileType, fstat, major, minor};
 use serde_json::{Value, json};
 

@@ -1,12 +1,15 @@
-//! What the host says of the devices that a VM is to have: all that is read for the rules.
+//! The check of a VM's devices, and the facts of the host that the rules for cloud-hypervisor need.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use iommu_group::assignment::{
+    Assignment, AssignmentRequest, DeviceInfo, HostSnapshot, check_assignment,
+};
+use iommu_group::policy::Policy;
 use iommu_group::{Cpu, Fabric, Placement, Sbdf, Space, Sysfs, SysfsError, Topology};
-use p2p_vfio::{Admitted, Candidate, DomainName, HostView, Policy, admit};
 
 use super::device::Asked;
 use super::refusal::Refusal;
@@ -31,7 +34,7 @@ pub(crate) struct Question<'a> {
     pub(crate) departed: Option<&'a BTreeSet<Sbdf>>,
 }
 
-/// Looks at the devices and has the VM judged as every VMM's is.
+/// Reads the devices and checks the VM as every VMM's is checked.
 pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, Refusal>> {
     let Question {
         asked,
@@ -41,15 +44,15 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         departed,
     } = question;
     let sysfs = Sysfs::new(root);
-    let topology = source::scan(root)?;
-    let view = HostView::new(sysfs.clone(), topology.clone(), policy);
-    let read = |device: &Asked| -> Result<Option<Candidate>, SysfsError> {
+    let snapshot = HostSnapshot::new(source::scan(root)?, policy);
+    let topology = snapshot.topology();
+    let read = |device: &Asked| -> Result<Option<DeviceInfo>, SysfsError> {
         let path = device.path.as_ref();
-        path.map(|path| Candidate::read(&view, path, domain_of(device)))
+        path.map(|path| DeviceInfo::read(&snapshot, &sysfs, path, device.domain_name()))
             .transpose()
     };
-    let candidates = match asked.iter().map(read).collect::<Result<Vec<_>, _>>() {
-        Ok(candidates) => candidates,
+    let devices = match asked.iter().map(read).collect::<Result<Vec<_>, _>>() {
+        Ok(devices) => devices,
         Err(error) => return Ok(Err(Refusal::Host { source: error })),
     };
     let mut host = Host {
@@ -67,32 +70,30 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         exposures: Vec::new(),
         unsafe_interrupts: None,
     };
-    for candidate in &candidates {
-        let sbdf = candidate.as_ref().map(|candidate| candidate.sbdf);
-        host.devices.push(sbdf.map(|sbdf| facts(&topology, sbdf)));
+    for device in &devices {
+        let sbdf = device.as_ref().map(|device| device.sbdf);
+        host.devices.push(sbdf.map(|sbdf| facts(topology, sbdf)));
         if let Some(bits) = sbdf.map(|sbdf| sysfs.iommu_address_bits(sbdf)) {
             host.iommu_bits = bits?.into_iter().chain(host.iommu_bits).min();
         }
     }
-    let candidates: Vec<Candidate> = candidates.into_iter().flatten().collect();
-    let vdpa = match vdpa::functions(&sysfs, &view, vdpa) {
-        Ok(functions) => functions.into_iter(),
+    let others = match vdpa::functions(&sysfs, &snapshot, vdpa) {
+        Ok(functions) => functions,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let own = candidates.iter().map(|candidate| candidate.sbdf);
-    let own = own.chain(vdpa).collect();
     let named = asked.iter().flat_map(|device| &device.expose).copied();
-    let named = named.collect();
-    let exposures = match departed.zip(candidates.last()) {
-        Some((departed, new)) => view.exposures_of_newcomer(new, &own, departed, &named),
-        None => view.exposures(&own, &named),
+    let request = AssignmentRequest {
+        devices: devices.into_iter().flatten().collect(),
+        others: &others.into_iter().collect(),
+        expose: &named.collect(),
+        departed,
     };
-    match admit(candidates, view.verdicts(), exposures) {
-        Ok(admitted) => {
-            host.by_bus_address = by_bus_address(&admitted);
-            host.hidden = hidden(&admitted);
-            host.exposures = admitted.exposures;
-            host.unsafe_interrupts = admitted.unsafe_interrupts;
+    match check_assignment(&snapshot, request) {
+        Ok(assignment) => {
+            host.by_bus_address = by_bus_address(&assignment);
+            host.hidden = hidden(&assignment);
+            host.exposures = assignment.exposures;
+            host.unsafe_interrupts = assignment.unsafe_interrupts;
             Ok(Ok(host))
         }
         Err(refusal) => Ok(Err(refusal.into())),
@@ -107,12 +108,6 @@ fn cpu_bits(root: &Path) -> Option<u8> {
         .find(|line| line.starts_with("address sizes"))?;
     let (_, sizes) = sizes.split_once(':')?;
     sizes.split_whitespace().next()?.parse().ok()
-}
-
-pub(crate) fn domain_of(device: &Asked) -> Option<DomainName> {
-    let name = device.domain.clone();
-    let domain = name.map_or(DomainName::Unnamed, DomainName::Named);
-    device.p2p.then_some(domain)
 }
 
 fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
@@ -131,9 +126,9 @@ fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
 }
 
 /// Two peers between which the BARs would have to be at their bus addresses.
-fn by_bus_address(admitted: &Admitted) -> Option<(Sbdf, Sbdf)> {
-    admitted.domains.iter().find_map(|domain| {
-        let [a, b, ..] = domain.members.as_slice() else {
+fn by_bus_address(assignment: &Assignment) -> Option<(Sbdf, Sbdf)> {
+    assignment.domains.iter().find_map(|members| {
+        let [a, b, ..] = members.as_slice() else {
             return None;
         };
         (a.placement == Placement::AtBusAddress).then_some((a.sbdf, b.sbdf))
@@ -141,8 +136,8 @@ fn by_bus_address(admitted: &Admitted) -> Option<(Sbdf, Sbdf)> {
 }
 
 /// Devices whose BARs are to be kept from their peers.
-fn hidden(admitted: &Admitted) -> Vec<Sbdf> {
-    let members = admitted.domains.iter().flat_map(|domain| &domain.members);
+fn hidden(assignment: &Assignment) -> Vec<Sbdf> {
+    let members = assignment.domains.iter().flatten();
     members
         .filter(|member| member.hidden)
         .map(|member| member.sbdf)

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use iommu_group::{MemoryHole, Sbdf, SysfsError};
+use iommu_group::{MemoryHole, Sbdf, SysfsError, assignment};
 use thiserror::Error;
 
 use super::version::Version;
@@ -13,7 +13,7 @@ use super::version::Version;
 pub(crate) enum Refusal {
     /// It may not have these devices like this, whatever the VMM.
     #[error(transparent)]
-    Admission(#[from] p2p_vfio::Refusal),
+    Assignment(#[from] assignment::Refusal),
     /// A device that the host does not have, or that no IOMMU guards.
     #[error("{source}\n       {}", way_out(source))]
     Host { source: SysfsError },
@@ -26,7 +26,7 @@ impl Refusal {
     /// Every reason, each with what to do about it.
     pub(crate) fn reasons(&self) -> Vec<String> {
         match self {
-            Self::Admission(refusal) => refusal.reasons.iter().map(ToString::to_string).collect(),
+            Self::Assignment(refusal) => refusal.reasons.iter().map(ToString::to_string).collect(),
             Self::Limits(limits) => limits.iter().map(ToString::to_string).collect(),
             Self::Host { .. } => vec![self.to_string()],
         }

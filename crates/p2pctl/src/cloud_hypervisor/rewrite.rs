@@ -5,12 +5,11 @@ use std::path::PathBuf;
 
 use hotplug::api::UNSHARED_TRANSFERS;
 use iommu_group::Sbdf;
-use p2p_vfio::{Exposed, has_unshared};
+use iommu_group::assignment::{Exposed, has_unshared};
 
 use super::command_line::{CommandLine, Value};
 use super::device::{AskError, Asked};
 use super::json::{ALL_BARS, EXCLUDED};
-use super::look::domain_of;
 use super::memory::GuestMemory;
 use super::option_list::{OptionList, Unpaired, switch};
 use super::refusal::Limit;
@@ -190,7 +189,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
                 .to_owned(),
         );
     }
-    if host.accepts_any_p2pdma && has_unshared(asked.iter().map(domain_of)) {
+    if host.accepts_any_p2pdma && has_unshared(asked.iter().map(Asked::domain_name)) {
         notes.push(UNSHARED_TRANSFERS.to_owned());
     }
     if !settings.p2p_off && !asked.is_empty() && iommufd == Some(true) {

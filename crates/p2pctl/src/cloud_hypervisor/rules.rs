@@ -1,7 +1,7 @@
 //! What a VM of cloud-hypervisor may have of what is asked for, and how it has to be told.
 
+use iommu_group::assignment::{Exposed, UnsafeInterrupts};
 use iommu_group::{MemoryHole, Sbdf};
-use p2p_vfio::{Exposed, UnsafeInterrupts};
 
 use super::device::Asked;
 use super::memory::{DEFAULT_BITS, GuestMemory, bars_32, overlap};

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use iommu_group::{Sbdf, Sysfs};
-use p2p_vfio::{Candidate, HostView};
+use iommu_group::assignment::{DeviceInfo, HostSnapshot};
+use iommu_group::{DriverKind, Sbdf, Sysfs};
 use rustix::fs::{major, minor};
 use serde_json::Value;
 
@@ -28,20 +28,18 @@ pub(super) fn path(device: &Value) -> Result<PathBuf, &'static str> {
 /// The functions behind vDPA devices, each of which must be alone with its driver in its IOMMU group.
 pub(super) fn functions(
     sysfs: &Sysfs,
-    view: &HostView,
+    host: &HostSnapshot,
     paths: &[PathBuf],
 ) -> Result<Vec<Sbdf>, Refusal> {
     let checked = paths.iter().map(|path| {
         let sbdf = function(sysfs, path).ok_or_else(|| Limit::Vdpa { path: path.clone() });
         let sbdf = sbdf.map_err(|limit| Refusal::Limits(vec![limit]))?;
-        let candidate = Candidate::read(view, &sysfs.device_dir(sbdf), None);
-        let candidate = candidate.map_err(|source| Refusal::Host { source })?;
-        let mut neighbours = candidate.members.iter().filter(|m| m.sbdf != Some(sbdf));
+        let info = DeviceInfo::read(host, sysfs, &sysfs.device_dir(sbdf), None);
+        let info = info.map_err(|source| Refusal::Host { source })?;
+        let mut neighbours = info.members.iter().filter(|m| m.sbdf != Some(sbdf));
         let driven = neighbours.find_map(|member| {
-            let driver = member
-                .driver
-                .as_ref()
-                .filter(|driver| *driver != "pcieport");
+            let driver = member.driver.as_ref();
+            let driver = driver.filter(|_| member.driver_kind() != DriverKind::Port);
             driver.map(|driver| (member.name.clone(), driver.clone()))
         });
         match driven {

@@ -43,11 +43,11 @@ pub(crate) fn run(
 ) -> Result<Answer> {
     let host = host::live(global)?;
     let source = Source::load(global)?;
-    if source.topology.needs_privilege() {
+    if source.topology().needs_privilege() {
         bail!("only root can change {}: run it as root", source.from);
     }
     let mut view = View {
-        topology: &source.topology,
+        topology: source.topology(),
         names: source.names,
         width: terminal.width,
         forecast: None,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use iommu_group::{Fabric, Partition, Policy};
+use iommu_group::Scope;
 
 use super::matrix::Matrix;
 use crate::answer::Answer;
@@ -18,25 +18,28 @@ use crate::source::Source;
 pub(crate) struct Request<'a> {
     pub(crate) title: Option<&'a str>,
     pub(crate) all: bool,
-    pub(crate) policy: &'a Policy,
+    pub(crate) scope: Scope,
     pub(crate) output: Option<&'a Path>,
 }
 
 /// Draws the machine as SVG.
 pub(crate) fn run(source: &Source, request: &Request<'_>) -> Result<Answer> {
-    let kernel = source.topology.host().kernel_release.as_deref();
+    let kernel = source.topology().host().kernel_release.as_deref();
     let title = match (request.title, kernel) {
         (Some(title), _) => title.to_owned(),
         (None, Some(kernel)) => format!("PCIe devices and IOMMU groups, Linux {kernel}"),
         (None, None) => "PCIe devices and IOMMU groups".to_owned(),
     };
-    let topology = &source.topology;
-    let fabric = Fabric::found(topology);
-    let groups = Partition::found(topology);
+    let topology = source.topology();
+    let pairs = source.host.pairs(request.scope);
     // A picture of many devices is still a picture; who may reach whom is then asked for with names.
     let peers = Peers::select(source, &[]).map_or_else(|_| Vec::new(), |peers| peers.functions);
-    let matrix = Matrix::new(&fabric, &groups, request.policy, peers);
-    let warnings = leaks::sentences(topology, source.names, &fabric.leaks(&groups));
+    let matrix = Matrix::new(&pairs, peers);
+    let warnings = leaks::sentences(
+        topology,
+        source.names,
+        &pairs.fabric().leaks(pairs.groups()),
+    );
     let svg = picture::draw(&picture::Request {
         topology,
         names: source.names,

@@ -5,12 +5,12 @@ mod way;
 
 use anyhow::{Result, bail};
 use iommu_group::{
-    Block, Denial, Fabric, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Policy,
-    Reason, Sbdf, Topology, Verdict,
+    Block, Denial, Fabric, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Reason,
+    Sbdf, Scope, Topology, Verdict,
 };
 
 use super::matrix::{Cell, common_switch};
-use crate::accepted::{self, Accepted};
+use crate::accepted;
 use crate::answer::Answer;
 use crate::json;
 use crate::leaks;
@@ -25,7 +25,7 @@ const LABEL: usize = 10;
 pub(crate) fn run(
     source: &Source,
     pair: [Sbdf; 2],
-    policy: &Policy,
+    scope: Scope,
     json: bool,
     width: usize,
 ) -> Result<Answer> {
@@ -34,20 +34,18 @@ pub(crate) fn run(
     if from == to {
         bail!("{from} and {to} are one function: name two");
     }
-    let topology = &source.topology;
-    let fabric = Fabric::found(topology);
-    let groups = Partition::found(topology);
-    let there = fabric.verdict(&groups, policy, from, to);
+    let topology = source.topology();
+    let pairs = source.host.pairs(scope);
+    let (fabric, groups) = (pairs.fabric(), pairs.groups());
+    let there = pairs.verdict(from, to);
     let refused = !there.is_allowed();
-    let mut accepted = Accepted::of(source, &pair);
-    accepted.retain(|accepted| accepted.is_between(pair));
+    let mut accepted = accepted::of(source, &pair);
+    accepted.retain(|accepted| accepted::is_between(accepted, pair));
     if json {
         let request = json::matrix::Request {
-            fabric: &fabric,
-            groups: &groups,
-            policy,
+            pairs: &pairs,
             functions: &pair,
-            leaks: &leaks_between(&fabric, &groups, pair),
+            leaks: &leaks_between(fabric, groups, pair),
             accepted: &accepted,
         };
         let document = json::matrix::explanation(&request);
@@ -56,12 +54,12 @@ pub(crate) fn run(
     let explanation = Explanation {
         topology,
         names: source.names,
-        fabric: &fabric,
-        groups: &groups,
+        fabric,
+        groups,
         width,
     };
     let mut text = explanation.direction(from, to, &there);
-    let back = fabric.verdict(&groups, policy, to, from);
+    let back = pairs.verdict(to, from);
     text.blank();
     if same(&there, &back) {
         text.push(
@@ -72,7 +70,7 @@ pub(crate) fn run(
     } else {
         text.extend(explanation.direction(to, from, &back));
     }
-    let leaks = leaks_between(&fabric, &groups, pair);
+    let leaks = leaks_between(fabric, groups, pair);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source).refused_if(refused))

@@ -23,7 +23,7 @@ pub(super) fn forecast(
     plan: &Plan,
     at: &PlaceArgs,
 ) -> Result<Option<Forecast>> {
-    if global.from.is_some() || source.topology.needs_privilege() {
+    if global.from.is_some() || source.topology().needs_privilege() {
         return Ok(None);
     }
     // The daemon knows no other host than its own.

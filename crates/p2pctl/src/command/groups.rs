@@ -37,7 +37,7 @@ pub(crate) fn run(
     json: bool,
     width: usize,
 ) -> Result<Answer> {
-    let topology = &source.topology;
+    let topology = source.topology();
     source.must_have(request.of)?;
     let groups = by_group(topology, request.of);
     let kernel = Kernel::of(topology);

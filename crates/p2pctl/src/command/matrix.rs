@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use iommu_group::{
-    Block, Denial, Fabric, Partition, Policy, PortType, Route, Sbdf, Topology, Verdict,
-};
+use iommu_group::assignment::PairRules;
+use iommu_group::{Block, Denial, Fabric, PortType, Route, Sbdf, Scope, Topology, Verdict};
 
-use crate::accepted::{self, Accepted};
+use crate::accepted;
 use crate::answer::Answer;
 use crate::describe;
 use crate::json;
@@ -146,18 +145,13 @@ pub(crate) struct Matrix {
 
 impl Matrix {
     /// Compares every function with every other.
-    pub(crate) fn new(
-        fabric: &Fabric<'_>,
-        groups: &Partition,
-        policy: &Policy,
-        functions: Vec<Sbdf>,
-    ) -> Self {
+    pub(crate) fn new(pairs: &PairRules<'_>, functions: Vec<Sbdf>) -> Self {
         let cell = |from: Sbdf, to: Sbdf| {
             if from == to {
                 return Cell::Itself;
             }
-            let verdict = fabric.verdict(groups, policy, from, to);
-            Cell::of(&verdict, common_switch(fabric, from, to).is_some())
+            let verdict = pairs.verdict(from, to);
+            Cell::of(&verdict, common_switch(pairs.fabric(), from, to).is_some())
         };
         let cells = functions
             .iter()
@@ -186,33 +180,30 @@ pub(crate) fn common_switch(fabric: &Fabric<'_>, from: Sbdf, to: Sbdf) -> Option
 pub(crate) fn run(
     source: &Source,
     named: &[Sbdf],
-    policy: &Policy,
+    scope: Scope,
     json: bool,
     width: usize,
 ) -> Result<Answer> {
-    let topology = &source.topology;
+    let topology = source.topology();
     let peers = Peers::select(source, named)?;
-    let fabric = Fabric::found(topology);
-    let groups = Partition::found(topology);
+    let pairs = source.host.pairs(scope);
     let concerned = if named.is_empty() {
         &[]
     } else {
         peers.functions.as_slice()
     };
-    let leaks = leaks::concerning(fabric.leaks(&groups), concerned);
-    let accepted = Accepted::of(source, concerned);
+    let leaks = leaks::concerning(pairs.fabric().leaks(pairs.groups()), concerned);
+    let accepted = accepted::of(source, concerned);
     if json {
         let request = json::matrix::Request {
-            fabric: &fabric,
-            groups: &groups,
-            policy,
+            pairs: &pairs,
             functions: &peers.functions,
             leaks: &leaks,
             accepted: &accepted,
         };
         return Answer::json(&json::matrix::matrix(&request));
     }
-    let matrix = Matrix::new(&fabric, &groups, policy, peers.functions);
+    let matrix = Matrix::new(&pairs, peers.functions);
     let mut text = Text::new();
     if matrix.functions.is_empty() {
         return Ok(Answer::text(text).note("no function here has memory that a peer could reach"));

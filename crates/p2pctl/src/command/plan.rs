@@ -48,7 +48,7 @@ pub(crate) fn run(
         _ => None,
     };
     let view = View {
-        topology: &source.topology,
+        topology: source.topology(),
         names: source.names,
         width,
         forecast,
@@ -93,7 +93,7 @@ pub(crate) fn kernel_args(
         }
         Err(refusal) => {
             let view = View {
-                topology: &source.topology,
+                topology: source.topology(),
                 names: source.names,
                 width,
                 forecast: None,
@@ -143,8 +143,8 @@ pub(super) fn make_wish(
     let named = joined.chain(&goals.isolate).chain(goals.acs.keys());
     let named = named.chain(&options.expose).chain(&options.with).copied();
     source.must_have(&named.collect::<Vec<Sbdf>>())?;
-    let kernel = Kernel::of(&source.topology);
-    Ok(Plan::make(&source.topology, &kernel, goals, options))
+    let kernel = Kernel::of(source.topology());
+    Ok(Plan::make(source.topology(), &kernel, goals, options))
 }
 
 /// A plan in words.

@@ -67,7 +67,7 @@ pub(crate) fn run(
         Answer::json(&json::apply::report(&report))?
     } else {
         let view = View {
-            topology: &source.topology,
+            topology: source.topology(),
             names: source.names,
             width: terminal.width,
             forecast: None,

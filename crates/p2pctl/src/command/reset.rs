@@ -42,7 +42,7 @@ pub(crate) fn run(
         Answer::json(&json::reset::result(order, &result))?
     } else {
         let view = View {
-            topology: &source.topology,
+            topology: source.topology(),
             names: source.names,
             width,
             forecast: None,

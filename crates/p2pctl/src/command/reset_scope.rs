@@ -31,7 +31,7 @@ pub(crate) fn run(
 ) -> Result<Answer> {
     source.must_have(&[request.function])?;
     source.must_have(request.owned)?;
-    let topology = &source.topology;
+    let topology = source.topology();
     let kernel = Kernel::of(topology);
     let all = topology.resets(&kernel, request.function);
     let chosen = topology.choose_reset(

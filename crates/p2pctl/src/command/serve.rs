@@ -41,7 +41,7 @@ pub(crate) struct Request {
 /// Serves until a signal comes. A change that is under way then comes to its end first.
 pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     let host = host::live(global)?;
-    if Source::load(global)?.topology.needs_privilege() {
+    if Source::load(global)?.topology().needs_privilege() {
         bail!("only root can change the host: run it as root");
     }
     log_to_stderr();

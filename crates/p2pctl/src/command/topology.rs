@@ -3,7 +3,7 @@
 use anyhow::Result;
 use iommu_group::{Fabric, Function, Partition, PortType, RootBus, Sbdf, Topology};
 
-use crate::accepted::{self, Accepted};
+use crate::accepted;
 use crate::answer::Answer;
 use crate::describe;
 use crate::json;
@@ -31,7 +31,7 @@ pub(crate) fn run(
     width: usize,
 ) -> Result<Answer> {
     source.must_have(request.below)?;
-    let topology = &source.topology;
+    let topology = source.topology();
     let shown: Vec<Sbdf> = request
         .below
         .iter()
@@ -40,7 +40,7 @@ pub(crate) fn run(
             below.chain([*top])
         })
         .collect();
-    let accepted = Accepted::of(source, &shown);
+    let accepted = accepted::of(source, &shown);
     if json {
         let document = json::topology::document(topology, request.below, &accepted);
         return Answer::json(&document);

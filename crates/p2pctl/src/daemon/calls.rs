@@ -34,12 +34,13 @@ impl Calls {
     fn source(&self) -> Result<Source, Failure> {
         let source = Source::load(&self.global).map_err(|error| failed(&error))?;
         let policy = self.changes.host().guests.policy().clone();
-        Ok(Source { policy, ..source })
+        Ok(source.with_policy(policy))
     }
 
     fn plan(&self, goals: &Goals, options: &PlanOptions) -> Result<Value, Failure> {
-        let topology = self.source()?.topology;
-        let made = Plan::make(&topology, &Kernel::of(&topology), goals, options);
+        let source = self.source()?;
+        let topology = source.topology();
+        let made = Plan::make(topology, &Kernel::of(topology), goals, options);
         let forecast = match &made {
             Ok(plan) if !plan.steps.is_empty() => Some(self.changes.check(plan)?),
             _ => None,
@@ -54,7 +55,8 @@ impl Calls {
             acs: words.ports,
             ..Goals::default()
         };
-        let topology = self.source()?.topology;
+        let source = self.source()?;
+        let topology = source.topology();
         let made = Plan::make(&topology, &Kernel::of(&topology), &goals, &words.options);
         let plan = made.map_err(|refusal| Failure::Refused {
             reasons: refusal.reasons.iter().map(ToString::to_string).collect(),
@@ -111,11 +113,8 @@ impl Calls {
                 document(groups::run(&self.source()?, &request, true, WIDTH))
             }
             "matrix" => {
-                let policy = iommu_group::Policy {
-                    scope: Scope::SameGroup,
-                    ..Default::default()
-                };
-                document(matrix::run(&self.source()?, &[], &policy, true, WIDTH))
+                let scope = Scope::SameGroup;
+                document(matrix::run(&self.source()?, &[], scope, true, WIDTH))
             }
             "plan" => {
                 let wanted: Wanted = inquiry.json()?;

@@ -216,7 +216,7 @@ impl World for Vm {
 
     fn look(&self) -> Option<Snapshot> {
         let source = Source::load(&self.shared.global).ok()?;
-        Some(Snapshot::of(Arc::new(source.topology)))
+        Some(Snapshot::of(Arc::new(source.host.into_topology())))
     }
 
     fn activity(&self) -> (bool, u64) {

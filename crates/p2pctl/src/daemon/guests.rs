@@ -12,7 +12,7 @@ use hotplug::Client;
 use hotplug::regroup::{
     Assigned, Prospect, RemoteVmm, StockVmm, VmAddress, Vmm, VmmError, VmmKind, Windows,
 };
-use p2p_vfio::Policy;
+use iommu_group::policy::Policy;
 
 use crate::cloud_hypervisor::StockGate;
 use crate::registry;

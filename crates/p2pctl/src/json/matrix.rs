@@ -1,13 +1,14 @@
 //! `p2pctl/matrix/1` and `p2pctl/explain/1`.
 
+use iommu_group::assignment::{Exposed, PairRules};
 use iommu_group::{
-    Block, Denial, Fabric, GroupId, HoleCause, Leak, P2pMapping, Partition, Placement, Policy,
-    Reach, Route, Sbdf, Scope, Verdict,
+    Block, Denial, Fabric, GroupId, HoleCause, Leak, P2pMapping, Placement, Reach, Route, Sbdf,
+    Scope, Verdict,
 };
 use serde::Serialize;
 
 use super::leak::LeakEntry;
-use crate::accepted::{Accepted, AcceptedEntry};
+use crate::accepted::AcceptedEntry;
 
 /// The document.
 #[derive(Serialize)]
@@ -69,12 +70,10 @@ struct Kernel {
 
 /// What a document is made of.
 pub(crate) struct Request<'a> {
-    pub(crate) fabric: &'a Fabric<'a>,
-    pub(crate) groups: &'a Partition,
-    pub(crate) policy: &'a Policy,
+    pub(crate) pairs: &'a PairRules<'a>,
     pub(crate) functions: &'a [Sbdf],
     pub(crate) leaks: &'a [Leak],
-    pub(crate) accepted: &'a [Accepted],
+    pub(crate) accepted: &'a [Exposed],
 }
 
 /// The document of `matrix`.
@@ -95,14 +94,14 @@ fn build(schema: &'static str, request: &Request<'_>) -> Document {
     });
     Document {
         schema,
-        policy: request.policy.scope,
+        policy: request.pairs.scope(),
         functions: all
             .iter()
-            .map(|sbdf| member(request.fabric, *sbdf))
+            .map(|sbdf| member(request.pairs.fabric(), *sbdf))
             .collect(),
         pairs: pairs.collect(),
         leaks: request.leaks.iter().map(LeakEntry::of).collect(),
-        accepted: request.accepted.iter().map(Accepted::entry).collect(),
+        accepted: request.accepted.iter().map(AcceptedEntry::of).collect(),
     }
 }
 
@@ -128,8 +127,8 @@ fn member(fabric: &Fabric<'_>, address: Sbdf) -> Member {
 }
 
 fn pair(request: &Request<'_>, from: Sbdf, to: Sbdf) -> Pair {
-    let fabric = request.fabric;
-    let verdict = fabric.verdict(request.groups, request.policy, from, to);
+    let fabric = request.pairs.fabric();
+    let verdict = request.pairs.verdict(from, to);
     let crossing = fabric.crossing(from, to);
     let (placement, reasons) = match &verdict {
         Verdict::Allowed { placement, .. } => (Some(*placement), Vec::new()),

@@ -1,5 +1,6 @@
 //! `p2pctl/topology/1`.
 
+use iommu_group::assignment::Exposed;
 use iommu_group::{
     Acs, AcsBits, Bar, Fabric, Function, GroupId, Hidden, Host, Partition, PortType, RootBus, Sbdf,
     Space, Topology,
@@ -7,7 +8,7 @@ use iommu_group::{
 use serde::Serialize;
 
 use super::leak::LeakEntry;
-use crate::accepted::{Accepted, AcceptedEntry};
+use crate::accepted::AcceptedEntry;
 
 /// The document.
 #[derive(Serialize)]
@@ -87,7 +88,7 @@ struct BarEntry {
 pub(crate) fn document<'a>(
     topology: &'a Topology,
     below: &[Sbdf],
-    accepted: &[Accepted],
+    accepted: &[Exposed],
 ) -> Document<'a> {
     let wanted = |function: &&Function| {
         below.is_empty()
@@ -115,7 +116,7 @@ pub(crate) fn document<'a>(
             .map(|function| entry(topology, function))
             .collect(),
         leaks: leaks.iter().map(LeakEntry::of).collect(),
-        accepted: accepted.iter().map(Accepted::entry).collect(),
+        accepted: accepted.iter().map(AcceptedEntry::of).collect(),
     }
 }
 

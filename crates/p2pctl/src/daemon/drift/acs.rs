@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use hotplug::regroup::AcsRegister;
-use iommu_group::{AcsSetting, Function, Sbdf, Sysfs, Topology, is_vfio_driver};
+use iommu_group::{AcsSetting, Function, Sbdf, Sysfs, Topology};
 
 use super::snapshot::Snapshot;
 
@@ -102,7 +102,7 @@ fn sleeps(sysfs: &Sysfs, port: Sbdf) -> bool {
 
 fn ports(topology: &Topology, held: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
     let all = topology.functions().iter();
-    let devices = all.filter(|function| function.driver().is_some_and(is_vfio_driver));
+    let devices = all.filter(|function| function.driver_kind().is_vfio());
     let above = devices.flat_map(|device| topology.ancestors(device.sbdf()));
     let ports = above.filter(|port| port.port_type().is_downstream());
     ports
@@ -149,8 +149,8 @@ mod tests {
     fn ports_above_devices_of_vfio_and_those_that_are_held_matter() {
         let topology = Topology::from_fixture(SWITCH).unwrap();
         let assigned = |sbdf: Sbdf| {
-            let driver = topology.get(sbdf).and_then(Function::driver);
-            driver.is_some_and(is_vfio_driver)
+            let function = topology.get(sbdf);
+            function.is_some_and(|function| function.driver_kind().is_vfio())
         };
         let none = BTreeSet::new();
         let matter = ports(&topology, &none);

@@ -105,7 +105,7 @@ impl Looker {
             self.schedule.news(self.started.elapsed());
             return;
         };
-        let topology = Arc::new(source.topology);
+        let topology = Arc::new(source.host.into_topology());
         let now = Arc::new(Snapshot::of(Arc::clone(&topology)));
         // One that has begun meanwhile has made the differences itself.
         if self.shared.changes.activity() != (false, count) {

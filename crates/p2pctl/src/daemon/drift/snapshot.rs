@@ -6,7 +6,6 @@ use std::sync::Arc;
 use hotplug::regroup::DeviceFacts;
 use iommu_group::{
     AcsBits, AcsSetting, Exposure, Fabric, Function, Partition, Reach, Sbdf, Topology,
-    is_vfio_driver,
 };
 
 /// The host at one moment.
@@ -30,7 +29,7 @@ impl Snapshot {
             let facts = DeviceFacts {
                 path: above.map(|port| (port.sbdf(), setting(port))).collect(),
                 group: function.group(),
-                is_assigned: function.driver().is_some_and(is_vfio_driver),
+                is_assigned: function.driver_kind().is_vfio(),
                 exposures: None,
             };
             (at, facts)

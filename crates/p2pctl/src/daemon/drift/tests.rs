@@ -49,7 +49,7 @@ impl Daemon {
             },
             Judgement {
                 sysfs: host.sysfs(),
-                policy: p2p_vfio::Policy::parse("policy.toml", policy).unwrap(),
+                policy: iommu_group::policy::Policy::parse("policy.toml", policy).unwrap(),
             },
         );
         let log = EventLog::new();

@@ -1,20 +1,38 @@
-//! Why devices are not given to a VM as asked, and what to do about it.
+//! Reasons to refuse an assignment.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use iommu_group::{AddressRange, Denial, Gpa, GroupId, MemoryHole, Reach, Sbdf, is_vfio_driver};
 use thiserror::Error;
 
 use super::{Exposed, UnsafeInterrupts};
 use crate::policy::PolicyReason;
+use crate::{AddressRange, Denial, DriverKind, Gpa, GroupId, MemoryHole, Reach, Sbdf};
 
-/// Why a set of devices may not be given to a VM as asked. Nothing was changed.
+/// A refused assignment. Nothing was changed.
 #[derive(Debug, Error)]
 #[error("{}", Lines(reasons))]
 pub struct Refusal {
     /// Every reason, most fundamental first; never empty.
     pub reasons: Vec<Reason>,
+}
+
+impl Refusal {
+    /// Refuses if there are reasons.
+    pub(super) fn of(reasons: Vec<Reason>) -> Result<(), Self> {
+        match reasons.is_empty() {
+            true => Ok(()),
+            false => Err(Self { reasons }),
+        }
+    }
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reasons: vec![reason],
+        }
+    }
 }
 
 struct Lines<'a>(&'a [Reason]);
@@ -34,7 +52,7 @@ impl fmt::Display for Lines<'_> {
 /// One reason of a [`Refusal`]; its text ends with what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Reason {
-    /// The same function twice, whatever the paths were.
+    /// One function twice, by whatever paths.
     #[error("{0} is given twice\n       name every device once")]
     Twice(Sbdf),
     /// Not bound to vfio-pci or one of its variants.
@@ -47,10 +65,10 @@ pub enum Reason {
     NotBound {
         /// The device asked for.
         sbdf: Sbdf,
-        /// What drives it.
+        /// Its driver.
         driver: Option<String>,
     },
-    /// A neighbour in the group is in the host's hands.
+    /// A neighbour in the group has a driver of the host.
     #[error(
         "{sbdf} cannot leave the host alone: {neighbour} in its IOMMU group {group} is driven by {driver}\n       \
          bind {neighbour} to vfio-pci as well, or unbind it from {driver}"
@@ -60,9 +78,9 @@ pub enum Reason {
         sbdf: Sbdf,
         /// The group of both.
         group: GroupId,
-        /// Who shares it.
+        /// The neighbour.
         neighbour: String,
-        /// What drives the neighbour.
+        /// The neighbour's driver.
         driver: String,
     },
     /// Peer-to-peer across groups.
@@ -94,7 +112,7 @@ pub enum Reason {
         /// Why not.
         reasons: Vec<Denial>,
     },
-    /// The operator's policy, or the table of devices that are no ordinary peers.
+    /// A rule of the policy.
     #[error(transparent)]
     Policy(#[from] PolicyReason),
     /// Devices of the VM reach functions of others without the IOMMU, or are reached so.
@@ -103,7 +121,7 @@ pub enum Reason {
     /// The kernel does not keep devices from raising interrupts of the host.
     #[error("{}", Interrupts(.0))]
     Interrupts(UnsafeInterrupts),
-    /// A device that comes would change one that runs.
+    /// The device that is added would change a running one.
     #[error(
         "{sbdf} runs, and {change} for the device that comes\n       \
          give both to the VM at one time: unplug {sbdf} first, or start the VM with both"
@@ -111,10 +129,10 @@ pub enum Reason {
     Runs {
         /// The device that runs.
         sbdf: Sbdf,
-        /// What would have to be done with it.
+        /// The change that it would need.
         change: Change,
     },
-    /// Guest memory that was there first is where a port above the device keeps requests from the IOMMU.
+    /// Existing guest memory is at addresses that a port above the device routes without the IOMMU.
     #[error(
         "{sbdf} cannot reach guest memory {memory} at {hole}\n       \
          give it to the VM when it starts, so that memory is laid out for it"
@@ -124,7 +142,7 @@ pub enum Reason {
         sbdf: Sbdf,
         /// The memory.
         memory: AddressRange<Gpa>,
-        /// Where it is out of reach, and why.
+        /// Which part is out of reach, and why.
         hole: MemoryHole,
     },
     /// One group cannot be in two IOMMU contexts.
@@ -142,14 +160,14 @@ pub enum Reason {
     },
 }
 
-/// What would have to be done with a device.
+/// A change that a running device would need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Its BARs taken from its peers.
+    /// Its BARs are hidden from its peers.
     Hide,
-    /// Its BARs shown to its peers.
+    /// Its BARs are shown to its peers.
     Show,
-    /// Its BARs put to their bus addresses, or anywhere.
+    /// Its BARs move to their bus addresses, or away from them.
     Move,
 }
 
@@ -182,7 +200,7 @@ impl fmt::Display for Interrupts<'_> {
     }
 }
 
-/// Exposures, a line for each, and what to do about them.
+/// Exposures, one line each, with advice.
 struct Exposures<'a>(&'a [Exposed]);
 
 impl fmt::Display for Exposures<'_> {
@@ -240,21 +258,19 @@ fn names(functions: BTreeSet<Sbdf>, gap: &str) -> String {
     names.join(gap)
 }
 
-/// Whose the function is that is reached, or those that reach it.
+/// The owner of the reached function, or of those that reach it.
 struct Whose<'a>(&'a Exposed);
 
 impl fmt::Display for Whose<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let function = self.0.exposure.function;
-        match &self.0.driver {
+        match (self.0.driver_kind(), &self.0.driver) {
             _ if function == self.0.device => {
                 f.write_str("those that reach it may be another VM's")
             }
-            Some(driver) if is_vfio_driver(driver) => {
-                write!(f, "{function} may be another VM's")
-            }
-            Some(driver) => write!(f, "{function} is the host's (driver {driver})"),
-            None => write!(f, "{function} is not the VM's"),
+            (DriverKind::Vfio, _) => write!(f, "{function} may be another VM's"),
+            (_, Some(driver)) => write!(f, "{function} is the host's (driver {driver})"),
+            (_, None) => write!(f, "{function} is not the VM's"),
         }
     }
 }

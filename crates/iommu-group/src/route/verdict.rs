@@ -1,11 +1,11 @@
-//! What may be made of a route.
+//! The verdict on a route: whether it may be used.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Block, Fabric, Route};
+use crate::policy::Role;
 use crate::{GroupId, Partition, Sbdf};
 
 /// Between which devices peer-to-peer is allowed at all.
@@ -15,29 +15,8 @@ pub enum Scope {
     /// Between devices of one IOMMU group.
     #[default]
     SameGroup,
-    /// Between devices of one virtual machine, whatever their groups. Only for who asks for it by name.
+    /// Between devices of one virtual machine, whatever their groups. It is never the default.
     SameVm,
-}
-
-/// What a device may do with peers: some have BARs that are not memory of their own, or do not bear it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Nothing.
-    Never,
-    /// Be reached.
-    TargetOnly,
-    /// Reach others.
-    InitiatorOnly,
-}
-
-/// Who may do what.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Between which devices.
-    pub scope: Scope,
-    /// Devices that are restricted.
-    pub roles: BTreeMap<Sbdf, Role>,
 }
 
 /// Where a peer's window must be in guest-physical addresses.
@@ -95,6 +74,7 @@ impl fmt::Display for Denial {
             Self::DifferentGroups { .. } => f.write_str("they are in different IOMMU groups"),
             Self::NoGroup { function } => write!(f, "{function} has no IOMMU group"),
             Self::Role { function, role } => match role {
+                Role::Peer => write!(f, "{function} may reach others and be reached"),
                 Role::Never => write!(f, "{function} takes no part in peer-to-peer"),
                 Role::TargetOnly => write!(f, "{function} may be reached but not reach others"),
                 Role::InitiatorOnly => write!(f, "{function} may reach others but not be reached"),
@@ -144,12 +124,13 @@ impl Route {
 }
 
 impl Fabric<'_> {
-    /// Whether `initiator` may reach the BARs of `target`.
+    /// Whether `initiator` may reach the BARs of `target`, by hardware and groups. The policy is not asked:
+    /// [`PairRules::verdict`](crate::assignment::PairRules::verdict) does that.
     #[must_use]
     pub fn verdict(
         &self,
         groups: &Partition,
-        policy: &Policy,
+        scope: Scope,
         initiator: Sbdf,
         target: Sbdf,
     ) -> Verdict {
@@ -158,10 +139,7 @@ impl Fabric<'_> {
             groups.group_of(*function).is_none() && self.find(*function).is_some()
         });
         reasons.extend(ungrouped.map(|function| Denial::NoGroup { function }));
-        if reasons.is_empty()
-            && policy.scope == Scope::SameGroup
-            && !groups.together(initiator, target)
-        {
+        if reasons.is_empty() && scope == Scope::SameGroup && !groups.together(initiator, target) {
             let number = |sbdf| self.topology().get(sbdf).and_then(crate::Function::group);
             // The numbers are those found; they say nothing about groups that were computed.
             let as_found = number(initiator) != number(target);
@@ -169,14 +147,6 @@ impl Fabric<'_> {
                 initiator: number(initiator).filter(|_| as_found),
                 target: number(target).filter(|_| as_found),
             });
-        }
-        for (function, unfit) in [(initiator, Role::TargetOnly), (target, Role::InitiatorOnly)] {
-            let role = policy.roles.get(&function).copied();
-            let forbids = |role: &Role| *role == Role::Never || *role == unfit;
-            reasons.extend(
-                role.filter(forbids)
-                    .map(|role| Denial::Role { function, role }),
-            );
         }
         let has_memory = |function: &crate::Function| {
             let bars = self.topology().bars(function);

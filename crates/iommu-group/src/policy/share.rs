@@ -1,62 +1,62 @@
-//! What the rules mean for the members of one domain.
+//! The rules applied to the members of one domain.
 
-use iommu_group::Sbdf;
 use thiserror::Error;
 
-use super::{Role, Ruling};
+use super::{PolicyMatch, Role};
+use crate::Sbdf;
 
-/// Why devices cannot share a domain as the policy wants it.
+/// A reason why the policy forbids a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PolicyReason {
-    /// It must not take part at all.
-    #[error("{sbdf} must not do P2P: {ruling}\n       leave p2p=on out for it")]
+    /// It takes no part in peer-to-peer.
+    #[error("{sbdf} must not do P2P: {rule}\n       leave p2p=on out for it")]
     Never {
         /// The device.
         sbdf: Sbdf,
-        /// What is said of it.
-        ruling: Ruling,
+        /// Its rule.
+        rule: PolicyMatch,
     },
     /// A device must not reach BARs that its domain has to map.
     #[error(
-        "{target} may only be a target: {ruling}\n       \
+        "{target} may only be a target: {rule}\n       \
          the IOMMU cannot keep it from the BARs of {other}, which it translates for the whole domain\n       \
          leave {other} out of the VM, or p2p=on out for all of the group"
     )]
     Reaches {
         /// The device that may only be a target.
         target: Sbdf,
-        /// Whose BAR would be in its reach.
+        /// The device whose BAR it would reach.
         other: Sbdf,
-        /// What is said of the target.
-        ruling: Ruling,
+        /// The rule of the target.
+        rule: PolicyMatch,
     },
-    /// A device reaches another against the rules, and the IOMMU never sees it.
+    /// A device reaches another against the rules, by requests that do not pass the IOMMU.
     #[error(
-        "{bound} may only {}: {ruling}\n       \
+        "{bound} may only {}: {rule}\n       \
          the IOMMU cannot enforce that: the switch carries requests from {from} to {to} without it\n       \
          p2pctl plan --join {from} {to} --route iommu   says what it takes to change that\n       \
          or leave p2p=on out",
-        verb(ruling.role)
+        verb(rule.role)
     )]
     Past {
         /// The device with the rule: one of the other two.
         bound: Sbdf,
-        /// Who sends.
+        /// The initiator.
         from: Sbdf,
-        /// Who is reached.
+        /// The target.
         to: Sbdf,
-        /// What is said of the first.
-        ruling: Ruling,
+        /// Its rule.
+        rule: PolicyMatch,
     },
     /// All BARs of a domain are hidden.
     #[error(
-        "{sbdf} may only initiate: {ruling}\n       nothing in its domain may be reached: leave p2p=on out"
+        "{sbdf} may only initiate: {rule}\n       nothing in its domain may be reached: leave p2p=on out"
     )]
     NoTarget {
-        /// One of the devices; all are like it.
+        /// One of the devices; the others have the same role.
         sbdf: Sbdf,
-        /// What is said of it.
-        ruling: Ruling,
+        /// Its rule.
+        rule: PolicyMatch,
     },
 }
 
@@ -70,33 +70,34 @@ fn verb(role: Role) -> &'static str {
 }
 
 /// A member of a domain.
-type Member<'a> = (Sbdf, &'a Ruling);
+type Member<'a> = (Sbdf, &'a PolicyMatch);
 
-/// Whose rule forbids requests from one member to another.
-fn forbids<'a>(from: Member<'a>, to: Member<'a>) -> Option<Member<'a>> {
+/// The members whose rules forbid requests from one member to another.
+pub(crate) fn forbidding<'a>(from: Member<'a>, to: Member<'a>) -> impl Iterator<Item = Member<'a>> {
     [(from, Role::TargetOnly), (to, Role::InitiatorOnly)]
         .into_iter()
-        .find_map(|(member, unfit)| (member.1.role == unfit).then_some(member))
+        .filter(|(member, unfit)| member.1.role == *unfit || member.1.role == Role::Never)
+        .map(|(member, _)| member)
 }
 
 /// Decides for each member of a domain whether its BARs are shown to the others, in the order of
-/// `members`. `direct` says between which the hardware carries requests past the IOMMU.
+/// `members`. `direct` says whether the hardware carries requests from one to another without the IOMMU.
 ///
-/// A domain is one IOMMU context, in which all members reach all that is mapped. So a device that may only
-/// initiate has no BAR mapped; and one that may only be a target is alone with its BAR in there, which is
-/// possible if its only partner is content to initiate. What the IOMMU never sees it cannot forbid.
+/// A domain is one IOMMU context, in which every member reaches everything that is mapped. So a device that may
+/// only initiate has no BAR mapped. A device that may only be a target is the only one with a BAR there, which is
+/// possible if its partners need not be targets. The IOMMU cannot enforce a rule on requests that do not pass it.
 ///
 /// # Errors
-/// Every reason there is.
+/// All reasons.
 pub(crate) fn share(
     members: &[Member<'_>],
     direct: impl Fn(Sbdf, Sbdf) -> bool,
 ) -> Result<Vec<bool>, Vec<PolicyReason>> {
     let mut reasons = Vec::new();
-    for (sbdf, ruling) in members.iter().copied() {
-        if ruling.role == Role::Never {
-            let ruling = ruling.clone();
-            reasons.push(PolicyReason::Never { sbdf, ruling });
+    for (sbdf, rule) in members.iter().copied() {
+        if rule.role == Role::Never {
+            let rule = rule.clone();
+            reasons.push(PolicyReason::Never { sbdf, rule });
         }
     }
     let count = |role| members.iter().filter(|(_, r)| r.role == role).count();
@@ -111,33 +112,35 @@ pub(crate) fn share(
     for from in members.iter().copied() {
         let others = members.iter().copied().zip(&shown);
         for (to, shown) in others.filter(|(to, _)| to.0 != from.0) {
-            let Some((bound, ruling)) = forbids(from, to) else {
+            // A member that takes no part has its reason already.
+            let mut bound = forbidding(from, to).filter(|(_, rule)| rule.role != Role::Never);
+            let Some((bound, rule)) = bound.next() else {
                 continue;
             };
-            let ruling = ruling.clone();
+            let rule = rule.clone();
             if direct(from.0, to.0) {
                 reasons.push(PolicyReason::Past {
                     bound,
                     from: from.0,
                     to: to.0,
-                    ruling,
+                    rule,
                 });
             } else if *shown {
                 reasons.push(PolicyReason::Reaches {
                     target: from.0,
                     other: to.0,
-                    ruling,
+                    rule,
                 });
             }
         }
     }
-    if let [(sbdf, ruling), _, ..] = members
+    if let [(sbdf, rule), _, ..] = members
         && reasons.is_empty()
         && !shown.contains(&true)
     {
         reasons.push(PolicyReason::NoTarget {
             sbdf: *sbdf,
-            ruling: (*ruling).clone(),
+            rule: (*rule).clone(),
         });
     }
     if !reasons.is_empty() {
@@ -160,13 +163,13 @@ mod tests {
         roles: &[Role],
         direct: impl Fn(Sbdf, Sbdf) -> bool,
     ) -> Result<Vec<bool>, Vec<PolicyReason>> {
-        let of = |role: &Role| Ruling {
+        let of = |role: &Role| PolicyMatch {
             role: *role,
             why: "because".to_owned(),
             origin: Origin::BuiltIn,
         };
-        let rulings: Vec<Ruling> = roles.iter().map(of).collect();
-        let members: Vec<_> = (1..).map(sbdf).zip(&rulings).collect();
+        let rules: Vec<PolicyMatch> = roles.iter().map(of).collect();
+        let members: Vec<_> = (1..).map(sbdf).zip(&rules).collect();
         share(&members, direct)
     }
 

@@ -1,12 +1,14 @@
 //! Which devices a VM may have.
 
-use iommu_group::{
-    Address, AddressRange, Block, Denial, Gpa, GroupId, GroupMember, HoleCause, MemoryHole, Route,
-};
+use std::collections::BTreeSet;
 
-use crate::policy::{Consent, Origin, PolicyReason, Role, Ruling};
-
+use super::check::decide;
 use super::*;
+use crate::policy::{Consent, Origin, PolicyMatch, PolicyReason, Role};
+use crate::{
+    Address, AddressRange, Block, Denial, Gpa, GroupId, GroupMember, HoleCause, MemoryHole,
+    Placement, Route, Sbdf, Verdict,
+};
 
 mod exposures;
 
@@ -22,8 +24,8 @@ fn member(text: &str, driver: Option<&str>) -> GroupMember {
     }
 }
 
-fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
-    Candidate {
+fn device(text: &str, group: u32, p2p: bool) -> DeviceInfo {
+    DeviceInfo {
         sbdf: sbdf(text),
         domain: p2p.then(DomainName::default),
         group: GroupId(group),
@@ -31,7 +33,7 @@ fn candidate(text: &str, group: u32, p2p: bool) -> Candidate {
         bus_addresses: Vec::new(),
         holes: Vec::new(),
         bridges: Vec::new(),
-        ruling: Ruling::default(),
+        policy: PolicyMatch::default(),
         unsafe_interrupts: None,
         hidden: false,
         placement: Placement::Anywhere,
@@ -45,17 +47,17 @@ fn through_host_bridge(_: Sbdf, _: Sbdf) -> Verdict {
     }
 }
 
-fn judge(candidates: Vec<Candidate>) -> Result<Admitted, Refusal> {
-    admit(candidates, through_host_bridge, Vec::new())
+fn check(devices: Vec<DeviceInfo>) -> Result<Assignment, Refusal> {
+    decide(devices, through_host_bridge, Vec::new())
 }
 
-fn reasons(candidates: Vec<Candidate>) -> Vec<Reason> {
-    judge(candidates).unwrap_err().reasons
+fn reasons(devices: Vec<DeviceInfo>) -> Vec<Reason> {
+    check(devices).unwrap_err().reasons
 }
 
 #[test]
 fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
-    let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
+    let pair = vec![device("03:00.0", 6, true), device("04:00.0", 6, true)];
     let one_way = |from: Sbdf, to: Sbdf| {
         if from < to {
             through_host_bridge(from, to)
@@ -65,7 +67,7 @@ fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
             }
         }
     };
-    let refusal = admit(pair, one_way, Vec::new()).unwrap_err();
+    let refusal = decide(pair, one_way, Vec::new()).unwrap_err();
     assert_eq!(refusal.reasons.len(), 1);
     let text = refusal.to_string();
     assert!(
@@ -88,9 +90,9 @@ fn weakness_1_neither_the_wish_nor_the_group_alone_gives_p2p() {
         ([6, 6], unknown),
     ] {
         let pair = ["03:00.0", "04:00.0"].into_iter().zip(groups);
-        let pair = pair.map(|(text, group)| candidate(text, group, true));
+        let pair = pair.map(|(text, group)| device(text, group, true));
         assert!(
-            admit(pair.collect(), verdict, Vec::new()).is_err(),
+            decide(pair.collect(), verdict, Vec::new()).is_err(),
             "{groups:?}"
         );
     }
@@ -98,7 +100,7 @@ fn weakness_1_neither_the_wish_nor_the_group_alone_gives_p2p() {
 
 #[test]
 fn one_direct_route_puts_all_members_at_their_bus_addresses() {
-    let pair = vec![candidate("03:00.0", 6, true), candidate("04:00.0", 6, true)];
+    let pair = vec![device("03:00.0", 6, true), device("04:00.0", 6, true)];
     let verdict = |from: Sbdf, to: Sbdf| {
         if from < to {
             through_host_bridge(from, to)
@@ -109,8 +111,8 @@ fn one_direct_route_puts_all_members_at_their_bus_addresses() {
             }
         }
     };
-    let admitted = admit(pair, verdict, Vec::new()).unwrap();
-    for member in &admitted.domains[0].members {
+    let assigned = decide(pair, verdict, Vec::new()).unwrap();
+    for member in &assigned.domains[0] {
         assert_eq!(member.placement, Placement::AtBusAddress);
     }
 }
@@ -118,12 +120,12 @@ fn one_direct_route_puts_all_members_at_their_bus_addresses() {
 #[test]
 fn invariant_3_interrupts_that_are_not_isolated_are_refused_unless_accepted() {
     let with = |consent: Option<Consent>| {
-        ["03:00.0", "04:00.0"].map(|text| Candidate {
+        ["03:00.0", "04:00.0"].map(|text| DeviceInfo {
             unsafe_interrupts: Some(UnsafeInterrupts {
                 modules: vec!["vfio_iommu_type1".to_owned()],
                 consent: consent.clone(),
             }),
-            ..candidate(text, 6, false)
+            ..device(text, 6, false)
         })
     };
     // The host is one: it is said once.
@@ -136,24 +138,24 @@ fn invariant_3_interrupts_that_are_not_isolated_are_refused_unless_accepted() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    let admitted = judge(with(Some(Consent::Named)).into()).unwrap();
-    let accepted = admitted.unsafe_interrupts.unwrap().to_string();
+    let assigned = check(with(Some(Consent::Named)).into()).unwrap();
+    let accepted = assigned.unsafe_interrupts.unwrap().to_string();
     assert!(accepted.ends_with("is set; accepted by name"), "{accepted}");
 }
 
-fn ruled(text: &str, role: Role) -> Candidate {
-    Candidate {
-        ruling: Ruling {
+fn ruled(text: &str, role: Role) -> DeviceInfo {
+    DeviceInfo {
+        policy: PolicyMatch {
             role,
             why: "measured".to_owned(),
             origin: Origin::BuiltIn,
         },
-        ..candidate(text, 6, true)
+        ..device(text, 6, true)
     }
 }
 
-fn hidden(admitted: &Admitted) -> Vec<bool> {
-    let domain = &admitted.domains[0].members;
+fn hidden(assigned: &Assignment) -> Vec<bool> {
+    let domain = &assigned.domains[0];
     domain.iter().map(|member| member.hidden).collect()
 }
 
@@ -173,7 +175,7 @@ fn weakness_2_what_is_no_target_is_hidden_and_needs_no_route_to_it() {
         }
     };
     assert_eq!(
-        hidden(&admit(pair, one_way, Vec::new()).unwrap()),
+        hidden(&decide(pair, one_way, Vec::new()).unwrap()),
         [false, true]
     );
 }
@@ -182,25 +184,25 @@ fn weakness_2_what_is_no_target_is_hidden_and_needs_no_route_to_it() {
 fn beside_a_target_its_partner_is_hidden() {
     let pair = vec![
         ruled("03:00.0", Role::TargetOnly),
-        candidate("04:00.0", 6, true),
+        device("04:00.0", 6, true),
     ];
-    assert_eq!(hidden(&judge(pair).unwrap()), [false, true]);
+    assert_eq!(hidden(&check(pair).unwrap()), [false, true]);
 }
 
 #[test]
 fn policy_refuses_by_device_and_rule() {
-    let pair = vec![ruled("03:00.0", Role::Never), candidate("04:00.0", 6, true)];
-    let text = judge(pair).unwrap_err().to_string();
+    let pair = vec![ruled("03:00.0", Role::Never), device("04:00.0", 6, true)];
+    let text = check(pair).unwrap_err().to_string();
     for part in ["0000:03:00.0", "measured", "built-in rule"] {
         assert!(text.contains(part), "{part} is not named in: {text}");
     }
-    let never = candidate("03:00.0", 6, false);
-    let never = Candidate {
+    let never = device("03:00.0", 6, false);
+    let never = DeviceInfo {
         domain: None,
-        ruling: ruled("03:00.0", Role::Never).ruling,
+        policy: ruled("03:00.0", Role::Never).policy,
         ..never
     };
-    assert!(judge(vec![never]).is_ok(), "policy is about P2P");
+    assert!(check(vec![never]).is_ok(), "policy is about P2P");
 }
 
 #[test]
@@ -215,7 +217,7 @@ fn invariant_2_a_rule_that_the_iommu_cannot_enforce_is_refused() {
         route: Route::SwitchLocal,
         placement: Placement::AtBusAddress,
     };
-    let reasons = admit(pair(), across, Vec::new()).unwrap_err().reasons;
+    let reasons = decide(pair(), across, Vec::new()).unwrap_err().reasons;
     assert!(
         matches!(reasons[..], [Reason::Policy(PolicyReason::Past { .. })]),
         "{reasons:?}"
@@ -225,27 +227,27 @@ fn invariant_2_a_rule_that_the_iommu_cannot_enforce_is_refused() {
         placement: Placement::Anywhere,
     };
     assert_eq!(
-        hidden(&admit(pair(), translated, Vec::new()).unwrap()),
+        hidden(&decide(pair(), translated, Vec::new()).unwrap()),
         [false, true]
     );
 }
 
 #[test]
 fn peers_of_one_group_share_a_domain() {
-    let a = candidate("03:00.0", 6, true);
-    let b = candidate("04:00.0", 6, true);
-    let c = candidate("05:00.0", 7, false);
-    let admitted = judge(vec![a, b, c]).unwrap();
-    assert_eq!(admitted.domains.len(), 1);
-    assert_eq!(admitted.domains[0].members.len(), 2);
-    assert_eq!(admitted.others.len(), 1);
+    let a = device("03:00.0", 6, true);
+    let b = device("04:00.0", 6, true);
+    let c = device("05:00.0", 7, false);
+    let assigned = check(vec![a, b, c]).unwrap();
+    assert_eq!(assigned.domains.len(), 1);
+    assert_eq!(assigned.domains[0].len(), 2);
+    assert_eq!(assigned.unshared.len(), 1);
 }
 
 #[test]
 fn invariant_1_peers_of_two_groups_are_refused_naming_both() {
-    let a = candidate("03:00.0", 6, true);
-    let b = candidate("04:00.0", 7, true);
-    let refusal = judge(vec![a, b]).unwrap_err();
+    let a = device("03:00.0", 6, true);
+    let b = device("04:00.0", 7, true);
+    let refusal = check(vec![a, b]).unwrap_err();
     let text = refusal.to_string();
     for part in ["0000:03:00.0", "0000:04:00.0", "group 6", "group 7"] {
         assert!(text.contains(part), "{part} is not named in: {text}");
@@ -254,29 +256,29 @@ fn invariant_1_peers_of_two_groups_are_refused_naming_both() {
 
 #[test]
 fn invariant_7_without_p2p_nothing_is_in_a_domain() {
-    let a = candidate("03:00.0", 6, false);
-    let b = candidate("04:00.0", 6, false);
-    let admitted = judge(vec![a, b]).unwrap();
-    assert!(admitted.domains.is_empty());
-    assert_eq!(admitted.others.len(), 2);
+    let a = device("03:00.0", 6, false);
+    let b = device("04:00.0", 6, false);
+    let assigned = check(vec![a, b]).unwrap();
+    assert!(assigned.domains.is_empty());
+    assert_eq!(assigned.unshared.len(), 2);
 }
 
-fn named(text: &str, group: u32, domain: &str) -> Candidate {
-    Candidate {
+fn named(text: &str, group: u32, domain: &str) -> DeviceInfo {
+    DeviceInfo {
         domain: Some(DomainName::Named(domain.to_owned())),
-        ..candidate(text, group, true)
+        ..device(text, group, true)
     }
 }
 
 #[test]
 fn a_vm_may_have_a_domain_for_each_of_its_groups() {
-    let admitted = judge(vec![
+    let assigned = check(vec![
         named("03:00.0", 6, "left"),
         named("05:00.0", 7, "right"),
         named("04:00.0", 6, "left"),
     ])
     .unwrap();
-    let sizes: Vec<_> = admitted.domains.iter().map(|d| d.members.len()).collect();
+    let sizes: Vec<_> = assigned.domains.iter().map(Vec::len).collect();
     assert_eq!(sizes, [2, 1]);
 }
 
@@ -288,8 +290,8 @@ fn a_group_is_not_split_between_domains() {
 
 #[test]
 fn a_group_is_not_split_between_contexts() {
-    let a = candidate("03:00.0", 6, true);
-    let b = candidate("04:00.0", 6, false);
+    let a = device("03:00.0", 6, true);
+    let b = device("04:00.0", 6, false);
     let expected = Reason::SplitGroup {
         a: sbdf("03:00.0"),
         b: sbdf("04:00.0"),
@@ -300,15 +302,15 @@ fn a_group_is_not_split_between_contexts() {
 
 #[test]
 fn a_device_given_twice_is_refused() {
-    let a = candidate("03:00.0", 6, true);
-    let b = candidate("03:00.0", 6, false);
+    let a = device("03:00.0", 6, true);
+    let b = device("03:00.0", 6, false);
     assert_eq!(reasons(vec![a, b]), [Reason::Twice(sbdf("03:00.0"))]);
 }
 
 #[test]
 fn a_device_of_the_host_is_refused() {
     for driver in [None, Some("nvme")] {
-        let mut a = candidate("03:00.0", 6, false);
+        let mut a = device("03:00.0", 6, false);
         a.members = vec![member("03:00.0", driver)];
         let expected = Reason::NotBound {
             sbdf: sbdf("03:00.0"),
@@ -320,9 +322,9 @@ fn a_device_of_the_host_is_refused() {
 
 #[test]
 fn a_neighbour_of_the_host_is_refused_by_name() {
-    let mut a = candidate("03:00.0", 6, false);
+    let mut a = device("03:00.0", 6, false);
     a.members.push(member("04:00.0", Some("e1000e")));
-    let text = judge(vec![a]).unwrap_err().to_string();
+    let text = check(vec![a]).unwrap_err().to_string();
     assert!(
         text.contains("0000:04:00.0") && text.contains("e1000e"),
         "{text}"
@@ -337,27 +339,27 @@ fn neighbours_that_do_no_dma_of_the_host_are_fine() {
         Some("pci-stub"),
         Some("mlx5_vfio_pci"),
     ] {
-        let mut a = candidate("03:00.0", 6, true);
+        let mut a = device("03:00.0", 6, true);
         a.members.push(member("02:00.0", driver));
-        assert!(judge(vec![a]).is_ok(), "{driver:?}");
+        assert!(check(vec![a]).is_ok(), "{driver:?}");
     }
 }
 
 #[test]
 fn every_reason_is_told_at_once() {
-    let a = candidate("03:00.0", 6, true);
-    let b = candidate("04:00.0", 7, true);
-    let mut c = candidate("05:00.0", 8, false);
+    let a = device("03:00.0", 6, true);
+    let b = device("04:00.0", 7, true);
+    let mut c = device("05:00.0", 8, false);
     c.members = vec![member("05:00.0", None)];
     assert_eq!(reasons(vec![a, b, c]).len(), 2);
 }
 
 #[test]
 fn a_device_that_runs_is_not_changed_by_one_that_comes() {
-    let alone = || judge(vec![candidate("04:00.0", 6, true)]).unwrap();
-    let running = alone().domains.remove(0).members;
-    let beside = |other: Candidate| judge(vec![running[0].clone(), other]).unwrap();
-    let peers = beside(candidate("03:00.0", 6, true));
+    let alone = || check(vec![device("04:00.0", 6, true)]).unwrap();
+    let running = alone().domains.remove(0);
+    let beside = |other: DeviceInfo| check(vec![running[0].clone(), other]).unwrap();
+    let peers = beside(device("03:00.0", 6, true));
     assert!(peers.keeps(running.iter()).is_ok());
     let target = beside(ruled("03:00.0", Role::TargetOnly));
     let expected = Reason::Runs {
@@ -368,7 +370,7 @@ fn a_device_that_runs_is_not_changed_by_one_that_comes() {
         target.keeps(running.iter()).unwrap_err().reasons,
         [expected]
     );
-    let hidden: Vec<_> = target.domains[0].members.to_vec();
+    let hidden: Vec<_> = target.domains[0].to_vec();
     assert!(target.keeps(hidden.iter()).is_ok());
     let shown = peers.keeps(hidden.iter()).unwrap_err().reasons;
     assert!(matches!(
@@ -378,12 +380,12 @@ fn a_device_that_runs_is_not_changed_by_one_that_comes() {
             ..
         }]
     ));
-    let pair = vec![candidate("03:00.0", 6, true), running[0].clone()];
+    let pair = vec![device("03:00.0", 6, true), running[0].clone()];
     let across = |_, _| Verdict::Allowed {
         route: Route::SwitchLocal,
         placement: Placement::AtBusAddress,
     };
-    let moved = admit(pair, across, Vec::new()).unwrap();
+    let moved = decide(pair, across, Vec::new()).unwrap();
     let reasons = moved.keeps(running.iter()).unwrap_err().reasons;
     assert!(matches!(
         reasons[..],
@@ -402,9 +404,9 @@ fn memory_that_is_there_first_must_be_out_of_every_hole() {
         cause: HoleCause::Switch,
         certain: true,
     };
-    let device = Candidate {
+    let device = DeviceInfo {
         holes: vec![hole.clone()],
-        ..candidate("03:00.0", 6, false)
+        ..device("03:00.0", 6, false)
     };
     let memory = |start, len| AddressRange::new(Gpa::new(start), len).unwrap();
     let (below, above) = (memory(0, 0x8000_0000), memory(0x8040_0000, 0x1000));

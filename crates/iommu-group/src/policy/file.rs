@@ -1,88 +1,64 @@
-//! The text of a policy file.
+//! The format of a policy file.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::ops::Range;
 use std::sync::Arc;
 
-use iommu_group::Sbdf;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
-use super::{Consent, Place, Policy};
+use super::rule::Rule;
+use super::{Consent, Location, Policy, Role};
+use crate::Sbdf;
 
-/// What a device may do in a P2P domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Reach the others and be reached.
-    Peer,
-    /// Be reached: it must not send requests to other devices.
-    TargetOnly,
-    /// Reach the others: its BARs are not plain device memory.
-    InitiatorOnly,
-    /// Nothing.
-    Never,
-}
-
-/// What rules ask about a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// Vendor id.
-    pub(crate) vendor: u16,
-    /// Device id.
-    pub(crate) device: u16,
-    /// Class, subclass and programming interface in bits 23:0.
-    pub(crate) class: u32,
-    /// Whether it is a part of the root complex, without a link of its own.
-    pub(crate) integrated: bool,
-}
-
-/// Why a policy file is none.
+/// A policy file that cannot be used.
 #[derive(Debug, Error)]
 pub enum PolicyError {
     /// Not TOML, or not of this form.
-    #[error("{place}: {message}\n       {line}")]
+    #[error("{location}: {message}\n       {line}")]
     Syntax {
         /// Where.
-        place: Place,
+        location: Location,
         /// What the parser says.
         message: String,
         /// The line.
         line: String,
     },
-    /// A number that is none.
-    #[error("{place}: {key} = {text:?} is not a number of four hexadecimal digits")]
+    /// Not a number.
+    #[error("{location}: {key} = {text:?} is not a number of four hexadecimal digits")]
     Number {
         /// Where.
-        place: Place,
-        /// Which key.
+        location: Location,
+        /// The key.
         key: &'static str,
-        /// What it says.
+        /// Its value.
         text: String,
     },
-    /// An address that is none.
-    #[error("{place}: function = {text:?} is not the address of a function, such as 0000:04:00.0")]
+    /// Not the address of a function.
+    #[error(
+        "{location}: function = {text:?} is not the address of a function, such as 0000:04:00.0"
+    )]
     Function {
         /// Where.
-        place: Place,
-        /// What it says.
+        location: Location,
+        /// Its value.
         text: String,
     },
     /// Two entries for one function.
-    #[error("{place}: {function} has an entry already")]
+    #[error("{location}: {function} has an entry already")]
     Repeated {
-        /// Where the second one is.
-        place: Place,
+        /// The second one.
+        location: Location,
         /// The function.
         function: Sbdf,
     },
     /// An entry without a reason.
-    #[error("{place}: why = \"\" says nothing; write down the reason")]
+    #[error("{location}: why = \"\" says nothing; write down the reason")]
     NoReason {
         /// Where.
-        place: Place,
+        location: Location,
     },
 }
 
@@ -119,24 +95,7 @@ struct InterruptsEntry {
     why: Spanned<String>,
 }
 
-/// A rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
-    vendor: u16,
-    device: Option<u16>,
-    pub(super) role: Role,
-    pub(super) why: String,
-    pub(super) place: Place,
-}
-
-impl Rule {
-    pub(super) fn fits(&self, identity: &Identity) -> bool {
-        let device = self.device.is_none_or(|device| device == identity.device);
-        self.vendor == identity.vendor && device
-    }
-}
-
-/// What a policy file says, its rules in its order.
+/// The policy in a file's text; `name` is the file's name in messages.
 pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
     let source = Source {
         name: name.into(),
@@ -151,12 +110,12 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
         match exposed.entry(function) {
             Slot::Vacant(slot) => slot.insert(consent),
             Slot::Occupied(_) => {
-                let place = consent.1;
-                return Err(PolicyError::Repeated { place, function });
+                let location = consent.1;
+                return Err(PolicyError::Repeated { location, function });
             }
         };
     }
-    let consent = |(function, (why, place))| (function, Consent::File { why, place });
+    let consent = |(function, (why, location))| (function, Consent::File { why, location });
     Ok(Policy {
         rules,
         exposed: exposed.into_iter().map(consent).collect(),
@@ -167,29 +126,29 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
     })
 }
 
-/// A file that is being read.
+/// A file being parsed.
 struct Source<'a> {
     name: Arc<str>,
     text: &'a str,
 }
 
 impl Source<'_> {
-    fn place(&self, span: Range<usize>) -> Place {
-        Place::of(&self.name, self.text, span.start)
+    fn location(&self, span: Range<usize>) -> Location {
+        Location::of(&self.name, self.text, span.start)
     }
 
     fn syntax(&self, error: &toml::de::Error) -> PolicyError {
-        let place = self.place(error.span().unwrap_or_default());
-        let line = self.text.lines().nth(place.line.saturating_sub(1));
+        let location = self.location(error.span().unwrap_or_default());
+        let line = self.text.lines().nth(location.line.saturating_sub(1));
         PolicyError::Syntax {
             line: line.unwrap_or_default().trim().to_owned(),
             message: error.message().to_owned(),
-            place,
+            location,
         }
     }
 
     fn rule(&self, entry: Spanned<Entry>) -> Result<Rule, PolicyError> {
-        let place = self.place(entry.span());
+        let location = self.location(entry.span());
         let Entry {
             vendor,
             device,
@@ -203,46 +162,53 @@ impl Source<'_> {
             device: device.transpose()?,
             role: p2p,
             why,
-            place,
+            location,
         })
     }
 
     /// An accepted exposure: the function, and why and where.
-    fn exposed(&self, entry: Spanned<ExposeEntry>) -> Result<(Sbdf, (String, Place)), PolicyError> {
-        let place = self.place(entry.span());
+    fn exposed(
+        &self,
+        entry: Spanned<ExposeEntry>,
+    ) -> Result<(Sbdf, (String, Location)), PolicyError> {
+        let location = self.location(entry.span());
         let ExposeEntry { function, why } = entry.into_inner();
         let why = self.reason(why)?;
-        let at = self.place(function.span());
+        let at = self.location(function.span());
         let text = function.into_inner();
         match text.parse() {
-            Ok(function) => Ok((function, (why, place))),
-            Err(_) => Err(PolicyError::Function { place: at, text }),
+            Ok(function) => Ok((function, (why, location))),
+            Err(_) => Err(PolicyError::Function { location: at, text }),
         }
     }
 
     fn unsafe_interrupts(&self, entry: Spanned<InterruptsEntry>) -> Result<Consent, PolicyError> {
-        let place = self.place(entry.span());
+        let location = self.location(entry.span());
         let why = self.reason(entry.into_inner().why)?;
-        Ok(Consent::File { why, place })
+        Ok(Consent::File { why, location })
     }
 
-    /// A reason, which must say something.
+    /// A reason, which must not be empty.
     fn reason(&self, why: Spanned<String>) -> Result<String, PolicyError> {
         if why.as_ref().trim().is_empty() {
-            let place = self.place(why.span());
-            return Err(PolicyError::NoReason { place });
+            let location = self.location(why.span());
+            return Err(PolicyError::NoReason { location });
         }
         Ok(why.into_inner())
     }
 
     /// Four hexadecimal digits, with or without `0x`, as lspci and sysfs write them.
     fn number(&self, key: &'static str, text: Spanned<String>) -> Result<u16, PolicyError> {
-        let place = self.place(text.span());
+        let location = self.location(text.span());
         let text = text.into_inner();
         let digits = text.strip_prefix("0x").unwrap_or(&text);
         let parsed = u16::from_str_radix(digits, 16).ok();
         let parsed = parsed.filter(|_| digits.len() == 4 && !digits.starts_with('+'));
-        parsed.ok_or(PolicyError::Number { place, key, text })
+        parsed.ok_or(PolicyError::Number {
+            location,
+            key,
+            text,
+        })
     }
 }
 

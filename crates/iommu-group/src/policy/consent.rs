@@ -1,10 +1,10 @@
-//! Exposures that the operator accepts.
+//! The operator's consent to an exposure.
 
 use std::fmt;
 
-use super::Place;
+use super::Location;
 
-/// Who accepts that a device is reachable without the IOMMU, or that interrupts are not isolated.
+/// How the operator accepts that a device is reachable without the IOMMU, or that interrupts are not isolated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Consent {
     /// An entry of the policy file.
@@ -12,7 +12,7 @@ pub enum Consent {
         /// The operator's reason.
         why: String,
         /// Where the entry is.
-        place: Place,
+        location: Location,
     },
     /// An option or a request names the device.
     Named,
@@ -21,7 +21,7 @@ pub enum Consent {
 impl fmt::Display for Consent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { why, place } => write!(f, "accepted: {why} (rule at {place})"),
+            Self::File { why, location } => write!(f, "accepted: {why} (rule at {location})"),
             Self::Named => f.write_str("accepted by name"),
         }
     }

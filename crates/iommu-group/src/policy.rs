@@ -1,8 +1,7 @@
-//! Which devices may take part in peer-to-peer, and how: the quirk table and the operator's rules.
+//! The operator's policy: built-in rules and the rules of a policy file.
 //!
-//! A pure decider: [`Policy::ruling`] says what one device may do, [`share()`] what that means for the
-//! members of one domain. Its file is TOML, the first rule that fits decides, and the built-in table comes
-//! after it:
+//! A rule says what one device may do in a P2P domain. `share` applies the rules to all members of a domain. The file
+//! is TOML. The first rule that matches decides, and the built-in rules come last:
 //!
 //! ```toml
 //! [[device]]
@@ -12,8 +11,8 @@
 //! why = "its large BAR is memory of the processor's node"
 //! ```
 //!
-//! It also names the devices of which the operator accepts that virtual machines reach them without the IOMMU, or that
-//! others reach them so in a virtual machine:
+//! The file also names the functions whose exposure the operator accepts: virtual machines reach them without the
+//! IOMMU, or other devices reach them so in a virtual machine:
 //!
 //! ```toml
 //! [[expose]]
@@ -28,7 +27,9 @@
 //! why = "one tenant, and no interrupt remapping"
 //! ```
 
-mod expose;
+mod consent;
+#[cfg(feature = "policy-file")]
+mod file;
 mod origin;
 mod quirks;
 mod rule;
@@ -37,16 +38,18 @@ mod share;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use iommu_group::Sbdf;
+use crate::Sbdf;
 
-pub use expose::Consent;
-pub use origin::{Origin, Place};
+pub use consent::Consent;
+#[cfg(feature = "policy-file")]
+pub use file::PolicyError;
+pub use origin::{Location, Origin};
 use quirks::QUIRKS;
 pub(crate) use rule::Identity;
+pub use rule::Role;
 use rule::Rule;
-pub use rule::{PolicyError, Role};
 pub use share::PolicyReason;
-pub(crate) use share::share;
+pub(crate) use share::{forbidding, share};
 
 /// Rules, in the order in which they are tried, and accepted exposures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,30 +59,31 @@ pub struct Policy {
     unsafe_interrupts: Option<Consent>,
 }
 
-/// What the policy says of a device, and why.
+/// The rule of a policy for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ruling {
+pub struct PolicyMatch {
     /// What it may do.
     pub role: Role,
-    /// The reason; empty for a device that no rule names.
+    /// The reason; empty if no rule matches the device.
     pub why: String,
-    /// Where the rule stands.
+    /// Where the rule is.
     pub origin: Origin,
 }
 
-impl fmt::Display for Ruling {
+impl fmt::Display for PolicyMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.why, self.origin)
     }
 }
 
 impl Policy {
-    /// From the text of a policy file; `name` is what messages call it.
+    /// The policy in the text of a file; `name` is the file's name in messages.
     ///
     /// # Errors
     /// [`PolicyError`] names the line of the text and the key.
+    #[cfg(feature = "policy-file")]
     pub fn parse(name: &str, text: &str) -> Result<Self, PolicyError> {
-        rule::parse(name, text)
+        file::parse(name, text)
     }
 
     /// Accepts that these are reachable without the IOMMU. An entry of the file keeps its reason.
@@ -89,7 +93,8 @@ impl Policy {
         }
     }
 
-    /// Who accepts that a function is reachable without the IOMMU, if anybody does.
+    /// How the operator accepts that a function is reachable without the IOMMU; `None` if he does not.
+    #[must_use]
     pub fn consent(&self, function: Sbdf) -> Option<&Consent> {
         self.exposed.get(&function)
     }
@@ -104,18 +109,18 @@ impl Policy {
         self.exposed.keys().copied()
     }
 
-    /// What a device may do.
-    pub(crate) fn ruling(&self, identity: &Identity) -> Ruling {
+    /// The rule for a device.
+    pub(crate) fn find(&self, identity: &Identity) -> PolicyMatch {
         let own = self.rules.iter().find(|rule| rule.fits(identity));
         if let Some(rule) = own {
-            return Ruling {
+            return PolicyMatch {
                 role: rule.role,
                 why: rule.why.clone(),
-                origin: Origin::File(rule.place.clone()),
+                origin: Origin::File(rule.location.clone()),
             };
         }
         let quirk = QUIRKS.iter().find(|quirk| quirk.fits(identity));
-        quirk.map_or_else(Ruling::default, |quirk| Ruling {
+        quirk.map_or_else(PolicyMatch::default, |quirk| PolicyMatch {
             role: quirk.role,
             why: quirk.why.to_owned(),
             origin: Origin::BuiltIn,
@@ -123,8 +128,8 @@ impl Policy {
     }
 }
 
-impl Default for Ruling {
-    /// Of a device that no rule names.
+impl Default for PolicyMatch {
+    /// For a device that no rule matches.
     fn default() -> Self {
         Self {
             role: Role::Peer,
@@ -153,21 +158,21 @@ mod tests {
 
     #[test]
     fn devices_without_a_rule_are_peers() {
-        let ruling = Policy::default().ruling(&identity(0x1b36, 0x0010, 0x01_0802));
-        assert_eq!(ruling, Ruling::default());
-        assert_eq!(ruling.role, Role::Peer);
+        let found = Policy::default().find(&identity(0x1b36, 0x0010, 0x01_0802));
+        assert_eq!(found, PolicyMatch::default());
+        assert_eq!(found.role, Role::Peer);
     }
 
     #[test]
     fn the_operators_rules_come_before_the_table_and_say_where_they_stand() {
         let gpu = identity(0x10de, 0x2342, 0x03_0200);
-        let ruling = Policy::default().ruling(&gpu);
-        assert_eq!(ruling.role, Role::InitiatorOnly);
-        assert!(ruling.to_string().ends_with("(built-in rule)"), "{ruling}");
+        let found = Policy::default().find(&gpu);
+        assert_eq!(found.role, Role::InitiatorOnly);
+        assert!(found.to_string().ends_with("(built-in rule)"), "{found}");
         let text = "[[device]]\nvendor = '10de'\ndevice = '2342'\np2p = 'peer'\nwhy = 'measured'";
-        let ruling = parse(text).ruling(&gpu);
-        assert_eq!(ruling.role, Role::Peer);
-        assert_eq!(ruling.to_string(), "measured (rule at p.toml:1)");
+        let found = parse(text).find(&gpu);
+        assert_eq!(found.role, Role::Peer);
+        assert_eq!(found.to_string(), "measured (rule at p.toml:1)");
     }
 
     #[test]
@@ -184,10 +189,10 @@ mod tests {
             why = 'all'
         ";
         let policy = parse(text);
-        let ruling = |device| policy.ruling(&identity(0x1b36, device, 0));
-        assert_eq!(ruling(0x10).role, Role::TargetOnly);
-        assert_eq!(ruling(0x11).role, Role::Never);
-        assert_eq!(ruling(0x11).to_string(), "all (rule at p.toml:7)");
+        let found = |device| policy.find(&identity(0x1b36, device, 0));
+        assert_eq!(found(0x10).role, Role::TargetOnly);
+        assert_eq!(found(0x11).role, Role::Never);
+        assert_eq!(found(0x11).to_string(), "all (rule at p.toml:7)");
     }
 
     #[test]
@@ -218,10 +223,10 @@ mod tests {
     fn graphics_in_the_processor_have_bars_of_system_memory() {
         let mut igd = identity(0x8086, 0x9a49, 0x03_0000);
         igd.integrated = true;
-        let ruling = Policy::default().ruling(&igd);
-        assert_eq!(ruling.role, Role::Never);
-        assert!(ruling.why.contains("system memory"), "{ruling:?}");
+        let found = Policy::default().find(&igd);
+        assert_eq!(found.role, Role::Never);
+        assert!(found.why.contains("system memory"), "{found:?}");
         igd.integrated = false;
-        assert_eq!(Policy::default().ruling(&igd).role, Role::Peer);
+        assert_eq!(Policy::default().find(&igd).role, Role::Peer);
     }
 }

@@ -1,4 +1,4 @@
-//! Devices that are known to be no ordinary peers.
+//! Built-in rules for devices that are not ordinary peers.
 
 use super::rule::{Identity, Role};
 

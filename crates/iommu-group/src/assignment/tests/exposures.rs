@@ -1,8 +1,7 @@
 //! Invariant 3: devices that reach others, or are reached, without the IOMMU.
 
-use iommu_group::{Sysfs, Topology};
-
 use super::*;
+use crate::Topology;
 use crate::policy::{Consent, Policy};
 
 /// 03:00.0 for a VM and the host's own drive 04:00.0 below a switch without ACS, 05:00.0 below another root port.
@@ -15,29 +14,29 @@ const WITH_ACS: &str = include_str!("../../../../../resources/topologies/switch-
 /// The same; 03:00.0 and 04:00.0 are joined, and so reach each other across the switch.
 const JOINED: &str = include_str!("../../../../../resources/topologies/switch-joined.json");
 
-fn host(text: &str, policy: Policy) -> HostView {
-    HostView::new(
-        Sysfs::default(),
-        Topology::from_fixture(text).unwrap(),
-        policy,
-    )
+fn host(text: &str, policy: Policy) -> HostSnapshot {
+    HostSnapshot::new(Topology::from_fixture(text).unwrap(), policy)
 }
 
 fn set(devices: &str) -> BTreeSet<Sbdf> {
     devices.split_whitespace().map(sbdf).collect()
 }
 
-/// The verdict on one device that asks for no P2P.
-fn judged(host: &HostView, device: &str, named: &str) -> Result<Admitted, Refusal> {
-    let exposures = host.exposures(&set(device), &set(named));
-    let candidate = candidate(device, 4, false);
-    admit(vec![candidate], through_host_bridge, exposures)
+/// The check of one device that asks for no P2P.
+fn check(host: &HostSnapshot, device: &str, named: &str) -> Result<Assignment, Refusal> {
+    let request = AssignmentRequest {
+        devices: vec![super::device(device, 4, false)],
+        others: &BTreeSet::new(),
+        expose: &set(named),
+        departed: None,
+    };
+    check_assignment(host, request)
 }
 
 #[test]
 fn invariant_3_a_device_that_reaches_the_hosts_drive_is_refused() {
     let host = host(WITHOUT_ACS, Policy::default());
-    let refusal = judged(&host, "03:00.0", "").unwrap_err();
+    let refusal = check(&host, "03:00.0", "").unwrap_err();
     assert!(matches!(refusal.reasons[..], [Reason::Exposed(_)]));
     assert_eq!(
         refusal.to_string(),
@@ -52,15 +51,15 @@ fn invariant_3_a_device_that_reaches_the_hosts_drive_is_refused() {
 #[test]
 fn invariant_3_ports_that_redirect_let_a_device_in() {
     let host = host(WITH_ACS, Policy::default());
-    let admitted = judged(&host, "03:00.0", "").unwrap();
-    assert_eq!(admitted.exposures, []);
+    let assigned = check(&host, "03:00.0", "").unwrap();
+    assert_eq!(assigned.exposures, []);
 }
 
 #[test]
 fn invariant_3_peers_that_reach_their_neighbours_are_refused_and_so_are_the_neighbours() {
     let host = host(JOINED, Policy::default());
     let exposed = |device: &str| -> Vec<Sbdf> {
-        let refusal = judged(&host, device, "").unwrap_err();
+        let refusal = check(&host, device, "").unwrap_err();
         let [Reason::Exposed(exposed)] = &refusal.reasons[..] else {
             panic!("{refusal}");
         };
@@ -69,15 +68,15 @@ fn invariant_3_peers_that_reach_their_neighbours_are_refused_and_so_are_the_neig
     // The peer shares the group, which one VM has as a whole.
     assert_eq!(exposed("03:00.0"), [sbdf("05:00.0"), sbdf("06:00.0")]);
     assert_eq!(exposed("05:00.0"), [sbdf("05:00.0")]);
-    assert!(judged(&host, "03:00.0", "05:00.0 06:00.0").is_ok());
-    assert!(judged(&host, "03:00.0", "05:00.0").is_err());
+    assert!(check(&host, "03:00.0", "05:00.0 06:00.0").is_ok());
+    assert!(check(&host, "03:00.0", "05:00.0").is_err());
 }
 
 #[test]
 fn an_exposure_that_can_be_closed_is_refused_with_the_command_that_closes_it() {
     let topology = WITH_ACS.replace("5f001d", "5f0011");
     let host = host(&topology, Policy::default());
-    let refusal = judged(&host, "03:00.0", "").unwrap_err().to_string();
+    let refusal = check(&host, "03:00.0", "").unwrap_err().to_string();
     for part in [
         "p2pctl apply --isolate 0000:03:00.0",
         "0000:04:00.0 may be another VM's",
@@ -93,23 +92,23 @@ fn an_exposure_that_can_be_closed_is_refused_with_the_command_that_closes_it() {
 fn an_exposure_is_accepted_by_name_and_is_told() {
     let text = "[[expose]]\nfunction = '04:00.0'\nwhy = 'encrypted'";
     let policy = Policy::parse("p.toml", text).unwrap();
-    let by_file = judged(&host(WITHOUT_ACS, policy), "03:00.0", "").unwrap();
+    let by_file = check(&host(WITHOUT_ACS, policy), "03:00.0", "").unwrap();
     assert_eq!(
         by_file.exposures[0].to_string(),
         "0000:03:00.0 reaches 0000:04:00.0 without the IOMMU, through 0000:02:00.0; accepted: encrypted (rule at p.toml:1)"
     );
     let host = host(WITHOUT_ACS, Policy::default());
-    let by_name = judged(&host, "03:00.0", "04:00.0").unwrap();
+    let by_name = check(&host, "03:00.0", "04:00.0").unwrap();
     assert_eq!(by_name.exposures[0].consent, Some(Consent::Named));
     // The device that is reached is to be named, not the one that reaches it.
-    assert!(judged(&host, "03:00.0", "03:00.0 02:00.0").is_err());
+    assert!(check(&host, "03:00.0", "03:00.0 02:00.0").is_err());
 }
 
 #[test]
 fn what_is_up_to_the_root_complex_is_told_and_not_refused() {
     let host = host(WITHOUT_ACS, Policy::default());
-    let admitted = judged(&host, "05:00.0", "").unwrap();
-    for exposed in &admitted.exposures {
+    let assigned = check(&host, "05:00.0", "").unwrap();
+    for exposed in &assigned.exposures {
         assert!(!exposed.exposure.needs_consent(), "{exposed}");
     }
 }
@@ -117,7 +116,7 @@ fn what_is_up_to_the_root_complex_is_told_and_not_refused() {
 #[test]
 fn what_departed_from_the_vm_comes_back_one_by_one() {
     let both = WITHOUT_ACS.replace("\"nvme\"", "\"vfio-pci\"");
-    let newcomer = candidate("03:00.0", 4, false);
+    let newcomer = device("03:00.0", 4, false);
     let exposed = |text: &str, others: &str, departed: &str| {
         let host = host(text, Policy::default());
         host.exposures_of_newcomer(&newcomer, &set(others), &set(departed), &set(""))
@@ -136,7 +135,7 @@ fn what_departed_from_the_vm_comes_back_one_by_one() {
 #[test]
 fn what_changed_around_others_does_not_keep_a_newcomer_out() {
     let host = host(WITHOUT_ACS, Policy::default());
-    let newcomer = candidate("05:00.0", 6, false);
+    let newcomer = device("05:00.0", 6, false);
     let exposures = host.exposures_of_newcomer(&newcomer, &set("03:00.0"), &set(""), &set(""));
     assert!(exposures.iter().all(|exposed| !exposed.is_refused()));
 }
@@ -144,7 +143,7 @@ fn what_changed_around_others_does_not_keep_a_newcomer_out() {
 #[test]
 fn what_could_not_be_read_is_refused_with_who_can_read_it() {
     let host = host(UNPRIVILEGED, Policy::default());
-    let refusal = judged(&host, "03:00.0", "").unwrap_err().to_string();
+    let refusal = check(&host, "03:00.0", "").unwrap_err().to_string();
     for part in [
         "0000:03:00.0 may reach 0000:04:00.0 without the IOMMU, through 0000:01:00.0, which could not be read",
         "run as root if 0000:01:00.0 cannot be read",

@@ -1,43 +1,47 @@
-//! Where a rule comes from.
+//! The origin of a rule.
 
 use std::fmt;
 use std::sync::Arc;
 
 /// A line of a policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// Name of the file, as it was given.
     pub file: Arc<str>,
     /// Number of the line, from 1.
     pub line: usize,
 }
 
-impl Place {
-    /// The line of `text` that has the byte at `offset`.
+impl Location {
+    /// The line of `text` with the byte at `offset`.
+    #[cfg(feature = "policy-file")]
     pub(super) fn of(file: &Arc<str>, text: &str, offset: usize) -> Self {
         let before = text.bytes().take(offset);
         Self {
             file: Arc::clone(file),
-            line: before.filter(|byte| *byte == b'\n').count() + 1,
+            line: before
+                .filter(|byte| *byte == b'\n')
+                .count()
+                .saturating_add(1),
         }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
 }
 
-/// Who made a rule.
+/// The origin of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody: there is none for the device.
+    /// No rule matches the device.
     NoRule,
-    /// The quirk table.
+    /// The built-in table.
     BuiltIn,
-    /// The operator.
-    File(Place),
+    /// The operator's policy file.
+    File(Location),
 }
 
 impl fmt::Display for Origin {
@@ -45,7 +49,7 @@ impl fmt::Display for Origin {
         match self {
             Self::NoRule => f.write_str("no rule"),
             Self::BuiltIn => f.write_str("built-in rule"),
-            Self::File(place) => write!(f, "rule at {place}"),
+            Self::File(location) => write!(f, "rule at {location}"),
         }
     }
 }

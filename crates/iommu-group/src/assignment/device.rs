@@ -1,0 +1,140 @@
+//! A device that a VM is to have.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use super::{ContextKind, HostSnapshot, Reason, Refusal, UnsafeInterrupts};
+use crate::policy::PolicyMatch;
+use crate::{
+    Address, AddressRange, Bar, Fabric, Function, Gpa, GroupId, GroupMember, MemoryHole, Placement,
+    Sbdf, Sysfs, SysfsError, Topology,
+};
+
+/// A function that is requested for a VM, with the facts about it that the check needs.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// Its address.
+    pub sbdf: Sbdf,
+    /// The P2P domain that it was asked to join; `None` if peer-to-peer was not asked for.
+    pub domain: Option<DomainName>,
+    /// Its IOMMU group.
+    pub group: GroupId,
+    /// All members of that group, itself included.
+    pub members: Vec<GroupMember>,
+    /// Bus addresses of its memory BARs, by number.
+    pub bus_addresses: Vec<(u8, u64)>,
+    /// Bus addresses at which its requests do not reach the IOMMU: no guest memory may be there.
+    pub holes: Vec<MemoryHole>,
+    /// Windows of the bridges above it on the host, those of the topmost first: BARs of its peers may come to be there.
+    pub bridges: Vec<Vec<RangeInclusive<u64>>>,
+    /// The rule of the policy for it.
+    pub policy: PolicyMatch,
+    /// Set if the kernel would assign it although its interrupts were not isolated.
+    pub unsafe_interrupts: Option<UnsafeInterrupts>,
+    /// Whether its BARs are kept from its peers. [`check_assignment`](super::check_assignment) sets it.
+    pub hidden: bool,
+    /// Where its BARs must be in guest-physical addresses. [`check_assignment`](super::check_assignment) sets it.
+    pub placement: Placement,
+}
+
+/// Name of a P2P domain of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DomainName {
+    /// The domain of devices that name none.
+    #[default]
+    Unnamed,
+    /// A name that the operator chose.
+    Named(String),
+}
+
+impl DomainName {
+    /// The domain that a request asks for, by its `p2p` and `p2p_domain` options; `None` without peer-to-peer.
+    #[must_use]
+    pub fn requested(p2p: bool, name: Option<&str>) -> Option<Self> {
+        let named = |name: &str| Self::Named(name.to_owned());
+        p2p.then(|| name.map_or(Self::Unnamed, named))
+    }
+}
+
+impl DeviceInfo {
+    /// Reads group and neighbours of the function at `path`, which may be any alias of it. `host` was read from `sysfs`.
+    ///
+    /// # Errors
+    /// If the path is not a PCI function of this host or has no IOMMU group.
+    pub fn read(
+        host: &HostSnapshot,
+        sysfs: &Sysfs,
+        path: &Path,
+        domain: Option<DomainName>,
+    ) -> Result<Self, SysfsError> {
+        let topology = host.topology();
+        let sbdf = sysfs.resolve(path)?;
+        let group = sysfs.group_of(sbdf)?;
+        Ok(Self {
+            sbdf,
+            domain,
+            group,
+            members: sysfs.group_members(group)?,
+            bus_addresses: bus_addresses(topology, sbdf),
+            holes: Fabric::found(topology).memory_holes(sbdf),
+            bridges: bridges(topology, sbdf),
+            policy: host.policy_match(sbdf),
+            unsafe_interrupts: UnsafeInterrupts::of(topology, host.policy()),
+            hidden: false,
+            placement: Placement::Anywhere,
+        })
+    }
+
+    /// The kind of context that it needs: that of its domain if it is in one.
+    #[must_use]
+    pub fn context_kind(&self) -> ContextKind {
+        match self.domain {
+            Some(_) => ContextKind::P2p,
+            None => ContextKind::Isolated,
+        }
+    }
+
+    /// Checks that its requests reach existing guest memory. Memory that comes later is laid out for it.
+    ///
+    /// # Errors
+    /// The [`Refusal`] names the first memory that they do not reach, and the port that is in the way.
+    pub fn reaches_memory(
+        &self,
+        memory: impl IntoIterator<Item = AddressRange<Gpa>>,
+    ) -> Result<(), Refusal> {
+        let unreachable = memory.into_iter().find_map(|memory| {
+            let last = memory.end().value().checked_sub(1)?;
+            let hole = MemoryHole::worst(&self.holes, &(memory.start().value()..=last))?.clone();
+            Some(Reason::Memory {
+                sbdf: self.sbdf,
+                memory,
+                hole,
+            })
+        });
+        Refusal::of(unreachable.into_iter().collect())
+    }
+
+    /// The device as a member of its group.
+    pub(super) fn member(&self) -> Option<&GroupMember> {
+        self.members.iter().find(|m| m.sbdf == Some(self.sbdf))
+    }
+}
+
+fn bridges(topology: &Topology, sbdf: Sbdf) -> Vec<Vec<RangeInclusive<u64>>> {
+    let mut bridges: Vec<_> = topology.ancestors(sbdf).map(windows).collect();
+    bridges.reverse();
+    bridges
+}
+
+pub(super) fn windows(bridge: &Function) -> Vec<RangeInclusive<u64>> {
+    let windows = bridge.windows().into_iter();
+    windows.flat_map(|w| w.memory_windows().cloned()).collect()
+}
+
+fn bus_addresses(topology: &Topology, sbdf: Sbdf) -> Vec<(u8, u64)> {
+    let bars = topology.get(sbdf).map(|function| topology.bars(function));
+    let memory = bars.into_iter().flatten().filter(Bar::is_memory);
+    memory
+        .filter_map(|bar| Some((bar.index, bar.bus_address?.value())))
+        .collect()
+}

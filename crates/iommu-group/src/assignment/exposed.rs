@@ -1,0 +1,128 @@
+//! Exposures with the operator's consent.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::{DeviceInfo, HostSnapshot};
+use crate::policy::Consent;
+use crate::{AcsBits, DriverKind, Exposure, Fabric, Function, Partition, Reach, Sbdf, Topology};
+
+/// A function that devices reach without the IOMMU, and who accepts that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposed {
+    /// Who is reached by whom, and where.
+    pub exposure: Exposure,
+    /// The device of the VM that reaches or is reached.
+    pub device: Sbdf,
+    /// The driver of the function that is reached.
+    pub driver: Option<String>,
+    /// Whether all ports that requests go straight through could redirect them.
+    pub closable: bool,
+    /// Who accepts it.
+    pub consent: Option<Consent>,
+}
+
+impl Exposed {
+    /// Whether the devices may not be given to the VM because of it.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.exposure.needs_consent() && self.consent.is_none()
+    }
+
+    /// The kind of driver of the function that is reached.
+    pub(super) fn driver_kind(&self) -> DriverKind {
+        DriverKind::of(self.driver.as_deref())
+    }
+}
+
+impl fmt::Display for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.exposure)?;
+        match &self.consent {
+            Some(consent) => write!(f, "; {consent}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The exposures of a VM with these devices, for the groups as they are or as they will be. `consent` says who accepts
+/// the exposure of a function.
+#[must_use]
+pub fn exposures(
+    fabric: &Fabric<'_>,
+    groups: &Partition,
+    devices: &BTreeSet<Sbdf>,
+    consent: impl Fn(Sbdf) -> Option<Consent>,
+) -> Vec<Exposed> {
+    let topology = fabric.topology();
+    let own = |function: &Sbdf| {
+        let mut devices = devices.iter();
+        devices.find(|device| *device == function || groups.together(**device, *function))
+    };
+    let exposed = |exposure: Exposure| {
+        let mut ends = std::iter::once(&exposure.function).chain(&exposure.to);
+        let function = topology.get(exposure.function);
+        let mut through = exposure.through.iter();
+        Exposed {
+            device: ends.find_map(own).copied().unwrap_or(exposure.function),
+            driver: function.and_then(Function::driver).map(str::to_owned),
+            closable: exposure.reach != Reach::Unknown
+                && through.all(|port| can_redirect(topology, *port)),
+            consent: consent(exposure.function),
+            exposure,
+        }
+    };
+    let exposures = fabric.exposures(groups, devices);
+    exposures.into_iter().map(exposed).collect()
+}
+
+fn can_redirect(topology: &Topology, port: Sbdf) -> bool {
+    let registers = topology.get(port).and_then(|f| f.acs().registers());
+    registers.is_some_and(|acs| acs.capability.contains(AcsBits::RR))
+}
+
+impl HostSnapshot {
+    /// The exposures of a VM with these devices. `named` are functions whose exposure a request accepts; the policy may
+    /// accept others.
+    #[must_use]
+    pub fn exposures(&self, devices: &BTreeSet<Sbdf>, named: &BTreeSet<Sbdf>) -> Vec<Exposed> {
+        let topology = self.topology();
+        let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
+        let consent = |function| {
+            let consent = self.policy().consent(function).cloned();
+            consent.or_else(|| named.contains(&function).then_some(Consent::Named))
+        };
+        exposures(&fabric, &groups, devices, consent)
+    }
+
+    /// The exposures that a device causes which comes to a VM with the devices `others`: those in which its group takes
+    /// part. Other changes on the host are no reason to refuse it. Functions that `departed` from the VM count as the
+    /// VM's own unless a driver of the host has them: devices that are removed for a moment come back one by one.
+    #[must_use]
+    pub fn exposures_of_newcomer(
+        &self,
+        newcomer: &DeviceInfo,
+        others: &BTreeSet<Sbdf>,
+        departed: &BTreeSet<Sbdf>,
+        named: &BTreeSet<Sbdf>,
+    ) -> Vec<Exposed> {
+        let idle = departed.iter().filter(|function| self.is_idle(**function));
+        let mut own: BTreeSet<Sbdf> = others.iter().chain(idle).copied().collect();
+        own.insert(newcomer.sbdf);
+        let group = newcomer.members.iter().filter_map(|member| member.sbdf);
+        let group: BTreeSet<Sbdf> = group.collect();
+        let mut exposures = self.exposures(&own, named);
+        exposures.retain(|exposed| exposed.exposure.involves(&group));
+        exposures
+    }
+
+    fn is_idle(&self, function: Sbdf) -> bool {
+        let function = self.topology().get(function);
+        function.is_some_and(|function| {
+            matches!(
+                function.driver_kind(),
+                DriverKind::Unbound | DriverKind::Vfio
+            )
+        })
+    }
+}

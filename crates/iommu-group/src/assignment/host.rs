@@ -1,0 +1,87 @@
+//! A host as it was at one moment, with its operator's policy.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use super::PairRules;
+use super::device::windows;
+use crate::policy::{Identity, Policy, PolicyMatch};
+use crate::{Host, PortType, Sbdf, Scope, Sysfs, SysfsError, Topology};
+
+/// The functions of a host at one moment, and the policy of its operator.
+pub struct HostSnapshot {
+    topology: Topology,
+    policy: Policy,
+}
+
+impl HostSnapshot {
+    /// Reads the running host.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read.
+    pub fn read(policy: Policy) -> Result<Self, SysfsError> {
+        let sysfs = Sysfs::default();
+        let host = Host::read(Path::new("/proc"), &sysfs);
+        Ok(Self::new(Topology::scan(&sysfs, host)?, policy))
+    }
+
+    /// A host that was read already.
+    #[must_use]
+    pub fn new(topology: Topology, policy: Policy) -> Self {
+        Self { topology, policy }
+    }
+
+    /// The same host with another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// The functions without the policy.
+    #[must_use]
+    pub fn into_topology(self) -> Topology {
+        self.topology
+    }
+
+    /// The functions.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The rules for pairs of functions. With [`Scope::SameVm`] the groups of a pair may differ.
+    #[must_use]
+    pub fn pairs(&self, scope: Scope) -> PairRules<'_> {
+        PairRules::new(self, scope)
+    }
+
+    /// Windows of all bridges on the root buses. Every device of the host has its bus addresses in them.
+    #[must_use]
+    pub fn bridge_windows(&self) -> Vec<RangeInclusive<u64>> {
+        let roots = self.topology.root_buses().iter();
+        let bridges = roots.flat_map(|root| self.topology.on_root_bus(root));
+        bridges.flat_map(windows).collect()
+    }
+
+    /// The rule of the policy for a function.
+    #[must_use]
+    pub fn policy_match(&self, sbdf: Sbdf) -> PolicyMatch {
+        let Some(function) = self.topology.get(sbdf) else {
+            return PolicyMatch::default();
+        };
+        let ids = function.ids();
+        self.policy.find(&Identity {
+            vendor: ids.vendor,
+            device: ids.device,
+            class: function.class(),
+            integrated: function.port_type() == PortType::RcEndpoint
+                || self.topology.upstream(sbdf).is_none(),
+        })
+    }
+}

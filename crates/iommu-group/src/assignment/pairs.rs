@@ -1,0 +1,69 @@
+//! The decision on pairs of functions.
+
+use super::HostSnapshot;
+use crate::policy::forbidding;
+use crate::{Denial, Fabric, Partition, Sbdf, Scope, Verdict};
+
+/// The rules for pairs of a host's functions, by its hardware, its groups and its policy.
+pub struct PairRules<'h> {
+    host: &'h HostSnapshot,
+    fabric: Fabric<'h>,
+    groups: Partition,
+    scope: Scope,
+}
+
+impl<'h> PairRules<'h> {
+    pub(super) fn new(host: &'h HostSnapshot, scope: Scope) -> Self {
+        Self {
+            host,
+            fabric: Fabric::found(host.topology()),
+            groups: Partition::found(host.topology()),
+            scope,
+        }
+    }
+
+    /// How the hardware carries requests.
+    #[must_use]
+    pub fn fabric(&self) -> &Fabric<'h> {
+        &self.fabric
+    }
+
+    /// The IOMMU groups.
+    #[must_use]
+    pub fn groups(&self) -> &Partition {
+        &self.groups
+    }
+
+    /// Between which devices peer-to-peer is allowed at all.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Whether `initiator` may reach the BARs of `target`.
+    #[must_use]
+    pub fn verdict(&self, initiator: Sbdf, target: Sbdf) -> Verdict {
+        let hardware = self.hardware(initiator, target);
+        let [from, to] = [initiator, target].map(|at| (at, self.host.policy_match(at)));
+        let roles: Vec<Denial> = forbidding((from.0, &from.1), (to.0, &to.1))
+            .map(|(function, rule)| Denial::Role {
+                function,
+                role: rule.role,
+            })
+            .collect();
+        match hardware {
+            allowed @ Verdict::Allowed { .. } if roles.is_empty() => allowed,
+            Verdict::Allowed { .. } => Verdict::Denied { reasons: roles },
+            Verdict::Denied { mut reasons } => {
+                reasons.extend(roles);
+                Verdict::Denied { reasons }
+            }
+        }
+    }
+
+    /// The same without the policy.
+    pub(super) fn hardware(&self, initiator: Sbdf, target: Sbdf) -> Verdict {
+        self.fabric
+            .verdict(&self.groups, self.scope, initiator, target)
+    }
+}

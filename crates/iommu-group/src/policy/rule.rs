@@ -1,0 +1,50 @@
+//! A rule of a policy, and what it is compared with.
+
+use serde::{Deserialize, Serialize};
+
+use super::Location;
+
+/// What a device may do in a P2P domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Initiate requests to other devices, and be a target of theirs.
+    Peer,
+    /// Be a target only: it must not send requests to other devices.
+    TargetOnly,
+    /// Initiate only: its BARs are not plain device memory.
+    InitiatorOnly,
+    /// Take no part in peer-to-peer.
+    Never,
+}
+
+/// The identity of a device, which rules are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// Vendor id.
+    pub(crate) vendor: u16,
+    /// Device id.
+    pub(crate) device: u16,
+    /// Class, subclass and programming interface in bits 23:0.
+    pub(crate) class: u32,
+    /// Whether it is part of the root complex, without a link of its own.
+    pub(crate) integrated: bool,
+}
+
+/// A rule of the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) vendor: u16,
+    /// `None` is every device of the vendor.
+    pub(super) device: Option<u16>,
+    pub(super) role: Role,
+    pub(super) why: String,
+    pub(super) location: Location,
+}
+
+impl Rule {
+    pub(super) fn fits(&self, identity: &Identity) -> bool {
+        let device = self.device.is_none_or(|device| device == identity.device);
+        self.vendor == identity.vendor && device
+    }
+}
