@@ -89,3 +89,45 @@ fn trimmed(reason: &str) -> String {
     let lines: Vec<_> = reason.lines().map(str::trim).collect();
     lines.join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use iommu_group::assignment::Reason;
+    use iommu_group::{Sbdf, SysfsError};
+
+    use super::*;
+
+    fn sbdf() -> Sbdf {
+        "0000:03:00.0".parse().unwrap()
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_type_to_the_exit_status_and_the_answer() {
+        let error = VmmError::from(Refusal::from(Reason::Twice(sbdf())));
+        assert!(error.is_refusal());
+        let Failure::Refused { reasons } = failure(error) else {
+            panic!("no refusal");
+        };
+        assert_eq!(
+            reasons,
+            ["0000:03:00.0 is given twice\nname every device once"]
+        );
+        let full = failure(VmmError::NoRoom("full\n       unplug one".to_owned()));
+        assert!(matches!(full, Failure::Refused { reasons } if reasons == ["full\nunplug one"]));
+    }
+
+    #[test]
+    fn a_failure_is_told_with_all_its_causes_and_is_no_refusal() {
+        let cause = anyhow::anyhow!("the cause").context("the attempt");
+        let error = VmmError::from(cause);
+        assert!(!error.is_refusal() && error.hint().is_none());
+        let Failure::Failed { messages } = failure(error) else {
+            panic!("no failure");
+        };
+        assert_eq!(messages, ["the attempt", "the cause"]);
+        let gone = SysfsError::NoGroup { sbdf: sbdf() };
+        let error = VmmError::from(gone);
+        assert!(error.is_refusal() && error.hint().is_some());
+        assert!(matches!(failure(error), Failure::NoSuchDevice(_)));
+    }
+}

@@ -8,6 +8,7 @@ mod remove;
 use anyhow::Result;
 use hotplug::{Client, ClientError, DeviceConfig};
 use serde_json::json;
+use thiserror::Error;
 
 use crate::answer::Answer;
 use crate::cli::VmVerb;
@@ -34,17 +35,28 @@ pub(crate) fn run(verb: &VmVerb, json: bool, terminal: &Terminal) -> Result<Answ
             remove::run(&Client::new(&at.api_socket), &request, json)
         }
     };
-    answer.or_else(|error| match error.downcast::<ClientError>() {
-        Ok(ClientError::Refused { reasons, .. }) => refused(&reasons, json),
-        Ok(error) => Err(error.into()),
-        Err(error) => Err(error),
-    })
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(CallError::Client(ClientError::Refused { reasons, .. })) => refused(&reasons, json),
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn add(client: &Client, device: &DeviceConfig, json: bool) -> Result<Answer> {
+/// Why a call to the VMM has no answer.
+#[derive(Debug, Error)]
+pub(super) enum CallError {
+    /// The VMM refused it, or could not be asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What the VMM said could not be shown, or is not what was waited for.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+fn add(client: &Client, device: &DeviceConfig, json: bool) -> Result<Answer, CallError> {
     let added = client.add_device(device)?;
     if json {
-        return Answer::json(&added);
+        return Ok(Answer::json(&added)?);
     }
     let mut text = Text::new();
     text.push(match added {

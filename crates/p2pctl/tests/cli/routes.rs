@@ -183,3 +183,42 @@ fn what_is_no_pair_of_devices_is_an_error() {
         run.stdout
     );
 }
+
+#[test]
+fn rules_of_a_policy_file_count_in_matrix_and_explain() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p2p.toml");
+    let rule = "[[device]]\nvendor = '1b36'\np2p = 'never'\nwhy = 'not here'\n";
+    std::fs::write(&file, rule).unwrap();
+    let flag = ["--policy-file", file.to_str().unwrap()];
+    let pair = ["03:00.0", "04:00.0"];
+    let allowed = on(
+        "switch-joined",
+        &[&["explain", "--json"], &pair[..]].concat(),
+    );
+    assert_eq!(allowed.status, 0, "{allowed:?}");
+    for command in ["explain", "matrix"] {
+        let run = on(
+            "switch-joined",
+            &[&[command, "--json"], &pair[..], &flag[..]].concat(),
+        );
+        let document = run.json();
+        let first = &document["pairs"][0];
+        assert_eq!(first["allowed"], false, "{command}: {document}");
+        let kinds: Vec<_> = first["reasons"].as_array().unwrap().iter().collect();
+        assert_eq!(kinds.len(), 2, "one for each device: {kinds:?}");
+        for reason in kinds {
+            assert_eq!(reason["kind"], "role", "{reason}");
+        }
+    }
+    let refused = on(
+        "switch-joined",
+        &[&["explain"], &pair[..], &flag[..]].concat(),
+    );
+    assert_eq!(refused.status, 2, "{refused:?}");
+    assert!(
+        refused.stdout.contains("takes no part in peer-to-peer"),
+        "{}",
+        refused.stdout
+    );
+}

@@ -3,16 +3,17 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::Context;
 use hotplug::{Client, Next, Record};
 
+use super::CallError;
 use crate::answer::Answer;
 use crate::show::Text;
 
 /// How long to wait at a time; the next wait follows at once.
 const WAIT: Duration = Duration::from_secs(3600);
 
-pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer> {
+pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer, CallError> {
     let mut events = client.events()?;
     // Nothing may happen for long; what happens from here on is told.
     eprintln!("waiting for events (Ctrl-C ends it)");
@@ -24,7 +25,7 @@ pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer> {
             Next::End => return Ok(Answer::text(Text::new())),
         };
         let line = match json {
-            true => serde_json::to_string(&record)?,
+            true => serde_json::to_string(&record).context("cannot write an event")?,
             false => line(&record),
         };
         // Who reads sees it at once; who stops reading, such as `head`, has seen enough.
@@ -32,7 +33,7 @@ pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer> {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return Ok(Answer::text(Text::new()));
             }
-            written => written?,
+            written => written.context("cannot write to standard output")?,
         }
     }
 }

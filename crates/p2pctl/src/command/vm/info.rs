@@ -2,17 +2,17 @@
 //!
 //! Also of cloud-hypervisor, whose description of a VM has more than this project's: what is not known is passed over.
 
-use anyhow::Result;
 use hotplug::Client;
 use serde_json::Value;
 
+use super::CallError;
 use crate::answer::Answer;
 use crate::show::{Line, Table, Text, Tone};
 
-pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer> {
+pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, CallError> {
     let info: Value = client.get("vm.info")?;
     if json {
-        return Answer::json(&info);
+        return Ok(Answer::json(&info)?);
     }
     let text_at = |pointer: &str| info.pointer(pointer).and_then(Value::as_str);
     let number_at = |pointer: &str| info.pointer(pointer).and_then(Value::as_u64);

@@ -1,20 +1,20 @@
 //! `p2pctl vm p2p`: who may reach whom.
 
-use anyhow::Result;
 use hotplug::Client;
 use hotplug::api::{
     P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict,
     UNSHARED_TRANSFERS,
 };
 
+use super::CallError;
 use super::info::bytes;
 use crate::answer::Answer;
 use crate::show::{Line, Table, Text, Tone};
 
-pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer> {
+pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, CallError> {
     let info = client.p2p()?;
     if json {
-        return Answer::json(&info);
+        return Ok(Answer::json(&info)?);
     }
     Ok(Answer::text(show(&info, width)))
 }

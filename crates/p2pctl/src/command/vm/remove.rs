@@ -3,11 +3,12 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::anyhow;
 use hotplug::api::RemoveDevice;
 use hotplug::{Client, ClientError, EventStream, Next, Record};
 use serde_json::{Value, json};
 
+use super::CallError;
 use crate::answer::Answer;
 use crate::show::{Line, Text};
 
@@ -24,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often progress is shown, and a VMM without events asked.
 const TICK: Duration = Duration::from_millis(500);
 
-pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<Answer> {
+pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<Answer, CallError> {
     let milliseconds = u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX);
     // Before the call, so that no event is missed.
     let events = match client.events() {
@@ -51,7 +52,9 @@ pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<
     ended?;
     let took = started.elapsed().as_secs_f64();
     if json {
-        return Answer::json(&json!({ "removed": request.id, "seconds": took }));
+        return Ok(Answer::json(
+            &json!({ "removed": request.id, "seconds": took }),
+        )?);
     }
     let mut text = Text::new();
     text.push(
@@ -63,32 +66,40 @@ pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<
 }
 
 /// Waits for the event that ends it.
-fn wait(mut events: EventStream, request: &Request<'_>, progress: &mut Progress) -> Result<()> {
+fn wait(
+    mut events: EventStream,
+    request: &Request<'_>,
+    progress: &mut Progress,
+) -> Result<(), CallError> {
     let deadline = Instant::now() + request.timeout + GRACE;
     while Instant::now() < deadline {
         match events.next(TICK)? {
             Next::Event(record) => {
                 if let Some(ended) = ended(&record, request.id) {
-                    return ended;
+                    return Ok(ended?);
                 }
             }
             Next::Quiet => {}
-            Next::End => bail!("the VMM ended while {} was being removed", request.id),
+            Next::End => {
+                let id = request.id;
+                return Err(anyhow!("the VMM ended while {id} was being removed").into());
+            }
         }
         progress.tick();
     }
-    bail!("{}: the VMM does not say what became of it", request.id)
+    let id = request.id;
+    Err(anyhow!("{id}: the VMM does not say what became of it").into())
 }
 
 /// What an event says of the removal of `id`; none if it says nothing.
-fn ended(record: &Record, id: &str) -> Option<Result<()>> {
+fn ended(record: &Record, id: &str) -> Option<anyhow::Result<()>> {
     let property = |key: &str| record.properties.as_ref()?.get(key);
     if property("id").map(String::as_str) != Some(id) {
         return None;
     }
     match record.event.as_str() {
         "device-removed" => Some(Ok(())),
-        "device-unplug-timeout" => Some(Err(anyhow::anyhow!(
+        "device-unplug-timeout" => Some(Err(anyhow!(
             "{id}: the guest did not let go in time; the device is still attached\n       \
              see what the guest's kernel says, try again, or add --force to take it away"
         ))),
@@ -97,14 +108,14 @@ fn ended(record: &Record, id: &str) -> Option<Result<()>> {
 }
 
 /// Whether no guest has the device.
-fn is_gone(client: &Client, id: &str) -> Result<bool> {
+fn is_gone(client: &Client, id: &str) -> Result<bool, ClientError> {
     let info: Value = client.get("vm.info")?;
     let tree = info.get("device_tree").and_then(Value::as_object);
     Ok(tree.is_none_or(|tree| !tree.contains_key(id)))
 }
 
 /// Asks until the device is gone.
-fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Result<()> {
+fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Result<(), CallError> {
     let deadline = Instant::now() + request.timeout;
     while Instant::now() < deadline {
         if is_gone(client, request.id)? {
@@ -113,10 +124,8 @@ fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Resu
         progress.tick();
         std::thread::sleep(TICK);
     }
-    bail!(
-        "{}: the guest did not let go in time; the device is still attached",
-        request.id
-    )
+    let id = request.id;
+    Err(anyhow!("{id}: the guest did not let go in time; the device is still attached").into())
 }
 
 /// What is shown on stderr while waiting: a line that counts on a terminal, one line that stays elsewhere.
