@@ -42,8 +42,8 @@ pub use plan::{
 };
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{
-    Block, Crossing, Denial, Exposure, Fabric, HoleCause, Leak, MemoryHole, P2pDma, P2pMapping,
-    Placement, Reach, Route, Scope, Verdict,
+    BlockReason, Denial, Exposure, HoleCause, IsolationHole, MemoryHole, P2pDma, P2pMapping, Path,
+    Placement, Route, RoutingModel, Scope, UntranslatedReach, Verdict,
 };
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};

@@ -40,7 +40,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
-use crate::{Exposure, Leak, Sbdf, Topology};
+use crate::{Exposure, IsolationHole, Sbdf, Topology};
 use workshop::Workshop;
 
 /// How goals are reached, step by step, and all that changes on the way and in the end.
@@ -70,7 +70,7 @@ pub struct Plan {
     /// The functions that become reachable without the IOMMU.
     pub exposures: Vec<Exposure>,
     /// Ways past the IOMMU between functions of different groups that are there in the end, most of them before too.
-    pub leaks: Vec<Leak>,
+    pub leaks: Vec<IsolationHole>,
     /// Virtual functions that are lost: no scan finds them, their physical functions have to make them again.
     pub lost: BTreeSet<Sbdf>,
     /// The kernel argument that comes nearest to this at boot; `None` if none is needed.

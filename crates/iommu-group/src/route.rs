@@ -1,21 +1,21 @@
 //! How the hardware carries requests between functions, and which of that may be used.
 
-mod block;
+mod block_reason;
 mod exposure;
-mod fabric;
 mod holes;
-mod leak;
+mod isolation_hole;
+mod model;
 mod p2pdma;
 mod path;
 mod requester;
 mod root_complex;
 mod verdict;
 
-pub use block::Block;
+pub use block_reason::BlockReason;
 pub use exposure::Exposure;
-pub use fabric::Fabric;
 pub use holes::{HoleCause, MemoryHole};
-pub use leak::{Leak, Reach};
+pub use isolation_hole::{IsolationHole, UntranslatedReach};
+pub use model::RoutingModel;
 pub use p2pdma::{P2pDma, P2pMapping};
-pub use path::{Crossing, Route};
+pub use path::{Path, Route};
 pub use verdict::{Denial, Placement, Scope, Verdict};

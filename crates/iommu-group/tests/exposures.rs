@@ -13,7 +13,8 @@ mod random;
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    Exposure, Fabric, Function, GroupModel, Kernel, Partition, Reach, Sbdf, Topology,
+    Exposure, Function, GroupModel, Kernel, Partition, RoutingModel, Sbdf, Topology,
+    UntranslatedReach,
 };
 use machine::{Machine, bdf};
 use random::Random;
@@ -41,7 +42,7 @@ fn set(devices: &str) -> BTreeSet<Sbdf> {
 }
 
 fn of(topology: &Topology, devices: &str) -> Vec<Exposure> {
-    Fabric::found(topology).exposures(&Partition::found(topology), &set(devices))
+    RoutingModel::found(topology).exposures(&Partition::found(topology), &set(devices))
 }
 
 fn texts(text: &str, devices: &str) -> Vec<String> {
@@ -150,7 +151,7 @@ fn invariant_3_conventional_buses_and_multifunction_devices() {
     // One without ACS is not supposed to; that is a warning.
     let topology = Machine::new(text).topology();
     let [exposure] = of(&topology, "04:00.0").try_into().unwrap();
-    assert_eq!(exposure.reach, Reach::Perhaps);
+    assert_eq!(exposure.reach, UntranslatedReach::Perhaps);
     assert!(!exposure.needs_consent());
 }
 
@@ -174,7 +175,7 @@ fn what_is_up_to_the_root_complex_is_a_warning_and_what_cannot_be_read_is_not() 
     let hidden = switch("acs=5f/1d visible=40", REDIRECTS, REDIRECTS);
     let topology = Machine::new(&hidden).topology();
     for exposure in of(&topology, "03:00.0") {
-        assert_eq!(exposure.reach, Reach::Unknown);
+        assert_eq!(exposure.reach, UntranslatedReach::Unknown);
         assert!(exposure.needs_consent());
         let said = exposure.to_string();
         assert!(
@@ -189,13 +190,13 @@ fn exposures_of_a_model_follow_its_registers() {
     let topology = Machine::new(&switch(REDIRECTS, REDIRECTS, REDIRECTS)).topology();
     let mut model = GroupModel::as_found(&topology, &Kernel::of(&topology));
     model.set_acs_control(bdf("02:00.0"), "0011".parse().unwrap());
-    let exposures = Fabric::of(&model).exposures(&model.partition(), &set("03:00.0"));
+    let exposures = RoutingModel::of(&model).exposures(&model.partition(), &set("03:00.0"));
     assert_eq!(exposures.len(), 2);
     assert!(exposures[0].involves(&set("03:00.0 09:00.0")));
     assert!(exposures[0].involves(&set("04:00.0")));
     assert!(!exposures[0].involves(&set("05:00.0")));
     model.remove(bdf("04:00.0"));
-    let exposures = Fabric::of(&model).exposures(&model.partition(), &set("03:00.0"));
+    let exposures = RoutingModel::of(&model).exposures(&model.partition(), &set("03:00.0"));
     assert_eq!(exposures.len(), 1, "what is not there is not reached");
 }
 
@@ -215,7 +216,7 @@ fn invariant_3_holds_for_every_admitted_set() {
             .collect::<String>();
         let topology = Machine::new(&text).started();
         let groups = Partition::found(&topology);
-        let fabric = Fabric::found(&topology);
+        let routing = RoutingModel::found(&topology);
         let is_bridge = |f: &Function| f.is_bridge() || f.class() >> 16 == 6;
         let devices = topology.functions().iter().filter(|f| !is_bridge(f));
         let devices: Vec<Sbdf> = devices.map(|f| f.sbdf()).collect();
@@ -223,7 +224,7 @@ fn invariant_3_holds_for_every_admitted_set() {
             continue;
         };
         let given: BTreeSet<Sbdf> = [first, random.pick(&devices)].into();
-        let exposures = fabric.exposures(&groups, &given);
+        let exposures = routing.exposures(&groups, &given);
         let free = exposures.iter().all(|exposure| !exposure.needs_consent());
         if free {
             admitted += 1;
@@ -235,8 +236,9 @@ fn invariant_3_holds_for_every_admitted_set() {
             for other in devices.iter().copied().filter(|f| !own(*f)) {
                 let guests = topology.get(other).unwrap().driver() == Some("vfio-pci");
                 for (from, to, counts) in [(mine, other, true), (other, mine, guests)] {
-                    let reach = fabric.reach(from, to);
-                    let certain = matches!(reach, Reach::Yes | Reach::Unknown);
+                    let reach = routing.reach(from, to);
+                    let certain =
+                        matches!(reach, UntranslatedReach::Yes | UntranslatedReach::Unknown);
                     assert!(
                         !(free && counts && certain),
                         "seed {seed}: {from} {to}\n{text}"
@@ -245,8 +247,9 @@ fn invariant_3_holds_for_every_admitted_set() {
                     let told = exposures
                         .iter()
                         .filter(|exposure| exposure.function == to && exposure.to.contains(&from));
-                    let told: Vec<Reach> = told.map(|exposure| exposure.reach).collect();
-                    let expected = if counts && reach != Reach::No {
+                    let told: Vec<UntranslatedReach> =
+                        told.map(|exposure| exposure.reach).collect();
+                    let expected = if counts && reach != UntranslatedReach::No {
                         vec![reach]
                     } else {
                         vec![]

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::slice;
 
 use iommu_group::{
-    AcsBits, Address, Fabric, GroupModel, HoleCause, Kernel, MemoryHole, Sbdf, Topology,
+    AcsBits, Address, GroupModel, HoleCause, Kernel, MemoryHole, RoutingModel, Sbdf, Topology,
 };
 use machine::{Machine, bdf};
 use random::Random;
@@ -44,7 +44,7 @@ fn switch(root_port: &str, port0: &str, port1: &str) -> String {
 /// The holes of a device: addresses, whose they are, what becomes of requests.
 fn holes(text: &str, device: &str) -> Vec<(u64, u64, String, HoleCause)> {
     let topology = Machine::new(text).topology();
-    let holes = Fabric::found(&topology).memory_holes(bdf(device));
+    let holes = RoutingModel::found(&topology).memory_holes(bdf(device));
     let hole = |hole: &MemoryHole| {
         let (start, end) = hole.range.clone().into_inner();
         (
@@ -121,7 +121,7 @@ fn a_root_port_that_does_not_redirect_may_pass_requests_on_to_its_root_bus() {
     assert!(holes(root, "04:00.0").contains(&own));
     // Only that the last one forwards nothing is known.
     let topology = Machine::new(root).topology();
-    let holes = Fabric::found(&topology).memory_holes(bdf("04:00.0"));
+    let holes = RoutingModel::found(&topology).memory_holes(bdf("04:00.0"));
     let certain = holes.iter().filter(|hole| hole.certain);
     let ports: Vec<Sbdf> = certain.map(|hole| hole.port).collect();
     assert_eq!(ports, [bdf("00:04.0")]);
@@ -213,12 +213,12 @@ fn outside_of_the_holes_every_request_gets_to_the_iommu() {
         let topology = Machine::new(&text).topology();
         let kernel = Kernel::of(&topology);
         let model = written(&topology, &kernel, &mut random);
-        let fabric = Fabric::of(&model);
+        let routing = RoutingModel::of(&model);
         let walk = Walk::new(&topology, &model);
         let addresses = interesting(&topology, &mut random);
         let devices = topology.functions().iter().filter(|f| !f.is_bridge());
         for device in devices.map(|function| function.sbdf()) {
-            let holes = fabric.memory_holes(device);
+            let holes = routing.memory_holes(device);
             for address in &addresses {
                 let end = walk.end(device, *address);
                 *seen.entry(end).or_default() += 1;

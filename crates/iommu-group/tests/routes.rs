@@ -11,8 +11,8 @@ mod machine;
 use iommu_group::assignment::HostSnapshot;
 use iommu_group::policy::{Policy, Role};
 use iommu_group::{
-    Block, Denial, Fabric, Firmware, GroupModel, Hidden, Kernel, P2pMapping, Partition, Placement,
-    Reach, Route, Scope, Topology, Verdict,
+    BlockReason, Denial, Firmware, GroupModel, Hidden, Kernel, P2pMapping, Partition, Placement,
+    Route, RoutingModel, Scope, Topology, UntranslatedReach, Verdict,
 };
 use machine::{Machine, bdf};
 
@@ -39,7 +39,7 @@ fn topology(text: &str) -> Topology {
 }
 
 fn route(topology: &Topology, from: &str, to: &str) -> Route {
-    Fabric::found(topology).route(bdf(from), bdf(to))
+    RoutingModel::found(topology).route(bdf(from), bdf(to))
 }
 
 const RC: &str = "root complex";
@@ -50,11 +50,17 @@ fn word(route: Route) -> String {
         Route::SwitchLocal => "straight".into(),
         Route::SwitchLocalTranslated => "translated".into(),
         Route::HostBridge => "host bridge".into(),
-        Route::Blocked(Block::RootComplex { .. }) => RC.into(),
-        Route::Blocked(Block::NoUpstreamForwarding { port }) => format!("no forwarding at {port}"),
-        Route::Blocked(Block::EgressControl { port, egress }) => format!("egress {port} {egress}"),
-        Route::Blocked(Block::PciBridge { bridge }) => format!("bridge {bridge}"),
-        Route::Blocked(Block::Unreadable { function, .. }) => format!("unknown at {function}"),
+        Route::Blocked(BlockReason::RootComplex { .. }) => RC.into(),
+        Route::Blocked(BlockReason::NoUpstreamForwarding { port }) => {
+            format!("no forwarding at {port}")
+        }
+        Route::Blocked(BlockReason::EgressControl { port, egress }) => {
+            format!("egress {port} {egress}")
+        }
+        Route::Blocked(BlockReason::PciBridge { bridge }) => format!("bridge {bridge}"),
+        Route::Blocked(BlockReason::Unreadable { function, .. }) => {
+            format!("unknown at {function}")
+        }
         Route::Blocked(other) => format!("{other:?}"),
     }
 }
@@ -143,11 +149,11 @@ fn routes_have_a_direction() {
 fn completions_may_take_another_way() {
     for (port1, detour) in [("acs=5f/1d", true), ("acs=5f/15", false), ("", false)] {
         let topology = topology(&switch("acs=5f/1d", "acs=5f/11", port1));
-        let crossing = Fabric::found(&topology).crossing(bdf("03:00.0"), bdf("04:00.0"));
-        assert_eq!(crossing.completions_detour, detour, "{port1}");
-        assert_eq!(crossing.common, Some(bdf("01:00.0")));
-        assert_eq!(crossing.ingress, Some(bdf("02:00.0")));
-        assert_eq!(crossing.egress, Some(bdf("02:01.0")));
+        let path = RoutingModel::found(&topology).path(bdf("03:00.0"), bdf("04:00.0"));
+        assert_eq!(path.completions_detour, detour, "{port1}");
+        assert_eq!(path.common, Some(bdf("01:00.0")));
+        assert_eq!(path.ingress, Some(bdf("02:00.0")));
+        assert_eq!(path.egress, Some(bdf("02:01.0")));
     }
 }
 
@@ -340,7 +346,7 @@ fn what_is_in_the_way() {
         word(route(&topology, "03:00.0", "02:01.0")),
         "bridge 0000:01:00.0"
     );
-    let provided = Route::Blocked(Block::ProvidedBus {
+    let provided = Route::Blocked(BlockReason::ProvidedBus {
         provider: bdf("00:0e.0"),
     });
     assert_eq!(route(&topology, "10000:e1:00.0", "03:00.0"), provided);
@@ -348,17 +354,17 @@ fn what_is_in_the_way() {
     assert_eq!(route(&topology, "10000:e1:00.0", "10000:e2:00.0"), provided);
     assert_eq!(
         route(&topology, "03:00.0", "03:00.0"),
-        Route::Blocked(Block::Itself)
+        Route::Blocked(BlockReason::Itself)
     );
     assert_eq!(
         route(&topology, "03:00.0", "00:01.0"),
-        Route::Blocked(Block::NotADevice {
+        Route::Blocked(BlockReason::NotADevice {
             function: bdf("00:01.0")
         })
     );
     assert_eq!(
         route(&topology, "03:00.0", "09:00.0"),
-        Route::Blocked(Block::Missing {
+        Route::Blocked(BlockReason::Missing {
             function: bdf("09:00.0")
         })
     );
@@ -370,17 +376,17 @@ fn what_cannot_be_read_is_not_guessed() {
     let topology = topology(&text);
     assert_eq!(
         route(&topology, "03:00.0", "04:00.0"),
-        Route::Blocked(Block::Unreadable {
+        Route::Blocked(BlockReason::Unreadable {
             function: bdf("02:00.0"),
             hidden: Hidden::Unprivileged
         })
     );
     assert_eq!(
-        Fabric::found(&topology).reach(bdf("03:00.0"), bdf("04:00.0")),
-        Reach::Unknown
+        RoutingModel::found(&topology).reach(bdf("03:00.0"), bdf("04:00.0")),
+        UntranslatedReach::Unknown
     );
     assert_eq!(
-        Fabric::found(&topology).p2pdma(bdf("03:00.0"), bdf("04:00.0")),
+        RoutingModel::found(&topology).p2pdma(bdf("03:00.0"), bdf("04:00.0")),
         None
     );
 }
@@ -475,8 +481,12 @@ fn a_bar_of_io_ports_is_no_memory() {
         );
     let topology = Topology::from_fixture(&fixture).unwrap();
     let groups = Partition::found(&topology);
-    let verdict =
-        Fabric::found(&topology).verdict(&groups, Scope::SameGroup, bdf("03:00.0"), bdf("04:00.0"));
+    let verdict = RoutingModel::found(&topology).verdict(
+        &groups,
+        Scope::SameGroup,
+        bdf("03:00.0"),
+        bdf("04:00.0"),
+    );
     assert_eq!(
         verdict,
         Verdict::Denied {
@@ -493,8 +503,8 @@ fn leaks_between_groups_are_found() {
     let topology = topology(&text);
     let kernel = Kernel::of(&topology);
     let model = GroupModel::booted(&topology, &kernel, Firmware::Cleared);
-    let fabric = Fabric::of(&model);
-    let leaks = fabric.leaks(&model.partition());
+    let routing = RoutingModel::of(&model);
+    let leaks = routing.isolation_holes(&model.partition());
     let seen: Vec<_> = leaks
         .iter()
         .map(|l| (l.port, l.into, l.exposed.clone()))
@@ -520,7 +530,10 @@ fn no_leak_within_a_group_or_where_ports_redirect() {
     let open = topology(&switch("", "", ""));
     let kernel = Kernel::of(&open);
     let model = GroupModel::booted(&open, &kernel, Firmware::Cleared);
-    assert_eq!(Fabric::of(&model).leaks(&model.partition()), []);
+    assert_eq!(
+        RoutingModel::of(&model).isolation_holes(&model.partition()),
+        []
+    );
     let closed = topology(&switch(
         "acs=5f/1d",
         "acs=5f/1d",
@@ -528,10 +541,18 @@ fn no_leak_within_a_group_or_where_ports_redirect() {
     ));
     let kernel = Kernel::of(&closed);
     let mut model = GroupModel::booted(&closed, &kernel, Firmware::Cleared);
-    assert_eq!(Fabric::of(&model).leaks(&model.partition()), []);
+    assert_eq!(
+        RoutingModel::of(&model).isolation_holes(&model.partition()),
+        []
+    );
     // Cleared at run time: a leak at once, for groups do not follow.
     model.set_acs_control(bdf("02:00.0"), "0011".parse().unwrap());
-    assert_eq!(Fabric::of(&model).leaks(&model.partition()).len(), 2);
+    assert_eq!(
+        RoutingModel::of(&model)
+            .isolation_holes(&model.partition())
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -554,23 +575,23 @@ fn reach() {
   06:00.0 endpoint
 ";
     let topology = topology(text);
-    let fabric = Fabric::found(&topology);
+    let routing = RoutingModel::found(&topology);
     for (from, to, expected) in [
-        ("01:00.0", "01:00.1", Reach::Perhaps),
-        ("02:00.0", "02:10.0", Reach::No),
-        ("02:10.0", "02:00.0", Reach::No),
-        ("02:10.1", "02:00.0", Reach::Yes),
-        ("04:00.0", "04:01.0", Reach::Yes),
+        ("01:00.0", "01:00.1", UntranslatedReach::Perhaps),
+        ("02:00.0", "02:10.0", UntranslatedReach::No),
+        ("02:10.0", "02:00.0", UntranslatedReach::No),
+        ("02:10.1", "02:00.0", UntranslatedReach::Yes),
+        ("04:00.0", "04:01.0", UntranslatedReach::Yes),
         // Root ports: switched off, on, absent, not implemented, absent but vouched for.
-        ("01:00.0", "02:00.0", Reach::Perhaps),
-        ("02:00.0", "01:00.0", Reach::No),
-        ("04:00.0", "01:00.0", Reach::Perhaps),
-        ("05:00.0", "01:00.0", Reach::No),
-        ("06:00.0", "01:00.0", Reach::No),
-        ("01:00.0", "01:00.0", Reach::No),
-        ("01:00.0", "09:00.0", Reach::No),
+        ("01:00.0", "02:00.0", UntranslatedReach::Perhaps),
+        ("02:00.0", "01:00.0", UntranslatedReach::No),
+        ("04:00.0", "01:00.0", UntranslatedReach::Perhaps),
+        ("05:00.0", "01:00.0", UntranslatedReach::No),
+        ("06:00.0", "01:00.0", UntranslatedReach::No),
+        ("01:00.0", "01:00.0", UntranslatedReach::No),
+        ("01:00.0", "09:00.0", UntranslatedReach::No),
     ] {
-        assert_eq!(fabric.reach(bdf(from), bdf(to)), expected, "{from} {to}");
+        assert_eq!(routing.reach(bdf(from), bdf(to)), expected, "{from} {to}");
     }
 }
 
@@ -578,7 +599,7 @@ fn reach() {
 fn what_the_kernels_own_code_thinks() {
     let p2pdma = |text: &str, provider: &str, client: &str| {
         let topology = topology(text);
-        let found = Fabric::found(&topology)
+        let found = RoutingModel::found(&topology)
             .p2pdma(bdf(provider), bdf(client))
             .unwrap();
         let redirecting: Vec<String> = found
@@ -636,7 +657,7 @@ fn what_the_kernels_own_code_thinks() {
     );
     let topology = topology(two);
     assert_eq!(
-        Fabric::found(&topology).p2pdma(bdf("09:00.0"), bdf("01:00.0")),
+        RoutingModel::found(&topology).p2pdma(bdf("09:00.0"), bdf("01:00.0")),
         None
     );
 }
@@ -648,14 +669,14 @@ fn a_model_is_asked_as_it_is_now() {
     let mut model = GroupModel::as_found(&topology, &kernel);
     model.set_acs_control(bdf("02:00.0"), "0011".parse().unwrap());
     assert_eq!(
-        Fabric::of(&model).route(bdf("03:00.0"), bdf("04:00.0")),
+        RoutingModel::of(&model).route(bdf("03:00.0"), bdf("04:00.0")),
         Route::SwitchLocal
     );
     assert_eq!(word(route(&topology, "03:00.0", "04:00.0")), RC);
     model.remove(bdf("04:00.0"));
     assert_eq!(
-        Fabric::of(&model).route(bdf("03:00.0"), bdf("04:00.0")),
-        Route::Blocked(Block::Missing {
+        RoutingModel::of(&model).route(bdf("03:00.0"), bdf("04:00.0")),
+        Route::Blocked(BlockReason::Missing {
             function: bdf("04:00.0")
         })
     );
@@ -678,8 +699,8 @@ fn requests_in_the_name_of_another_function_end_at_the_first_port_that_validates
         ("acs=5f/1d", "acs=5f/1d", "03:00.1", None),
     ] {
         let topology = topology(&switch(root_port, port, "acs=5f/1d"));
-        let fabric = Fabric::found(&topology);
-        let found = fabric.validating_port(bdf("03:00.0"), bdf(other));
+        let routing = RoutingModel::found(&topology);
+        let found = routing.validating_port(bdf("03:00.0"), bdf(other));
         assert_eq!(found, blocks.map(bdf), "{root_port} {port} {other}");
     }
 }
@@ -693,7 +714,7 @@ fn translated_requests_end_at_the_first_port_that_blocks_them() {
         ("acs=5f/1d", "acs=5d/1f", None),
     ] {
         let topology = topology(&switch(root_port, port, "acs=5f/1d"));
-        let found = Fabric::found(&topology).translation_blocking_port(bdf("03:00.0"));
+        let found = RoutingModel::found(&topology).translation_blocking_port(bdf("03:00.0"));
         assert_eq!(found, blocks.map(bdf), "{root_port} {port}");
     }
 }

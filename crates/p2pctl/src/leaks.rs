@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{GroupId, Leak, Sbdf, Topology};
+use iommu_group::{GroupId, IsolationHole, Sbdf, Topology};
 
 use crate::names::Names;
 use crate::show::{Line, Text, Tone};
@@ -24,7 +24,7 @@ struct Way {
 }
 
 /// The leaks that lead from or to these functions, or all leaks if none is named.
-pub(crate) fn concerning(mut leaks: Vec<Leak>, functions: &[Sbdf]) -> Vec<Leak> {
+pub(crate) fn concerning(mut leaks: Vec<IsolationHole>, functions: &[Sbdf]) -> Vec<IsolationHole> {
     if !functions.is_empty() {
         leaks.retain(|leak| {
             let mut ends = leak.from.iter().chain(&leak.exposed);
@@ -35,7 +35,12 @@ pub(crate) fn concerning(mut leaks: Vec<Leak>, functions: &[Sbdf]) -> Vec<Leak> 
 }
 
 /// A warning for every switch that routes between groups without the IOMMU. Empty if there is none.
-pub(crate) fn warning(topology: &Topology, names: Names, leaks: &[Leak], width: usize) -> Text {
+pub(crate) fn warning(
+    topology: &Topology,
+    names: Names,
+    leaks: &[IsolationHole],
+    width: usize,
+) -> Text {
     let mut text = Text::new();
     for hole in holes(leaks) {
         text.blank();
@@ -47,7 +52,7 @@ pub(crate) fn warning(topology: &Topology, names: Names, leaks: &[Leak], width: 
 }
 
 /// The same as sentences without tones, for pictures.
-pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[Leak]) -> Vec<String> {
+pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[IsolationHole]) -> Vec<String> {
     holes(leaks)
         .iter()
         .flat_map(|hole| words(topology, names, hole))
@@ -56,8 +61,8 @@ pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[Leak]) -> Ve
         .collect()
 }
 
-fn holes(leaks: &[Leak]) -> Vec<Hole> {
-    let mut by_switch: BTreeMap<Sbdf, Vec<&Leak>> = BTreeMap::new();
+fn holes(leaks: &[IsolationHole]) -> Vec<Hole> {
+    let mut by_switch: BTreeMap<Sbdf, Vec<&IsolationHole>> = BTreeMap::new();
     for leak in leaks {
         by_switch.entry(leak.switch).or_default().push(leak);
     }
@@ -83,7 +88,7 @@ fn holes(leaks: &[Leak]) -> Vec<Hole> {
 }
 
 /// Who reaches whom, in as few sentences as possible.
-fn one_way(leaks: &[&Leak]) -> Vec<Way> {
+fn one_way(leaks: &[&IsolationHole]) -> Vec<Way> {
     let mut sources: BTreeMap<Sbdf, BTreeSet<Sbdf>> = BTreeMap::new();
     for leak in leaks {
         for exposed in &leak.exposed {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    AcsBits, Exposure, Fabric, Firmware, Function, GroupModel, Kernel, Partition, PortType, Reach,
-    Reset, Sbdf, Scope, Topology,
+    AcsBits, Exposure, Firmware, Function, GroupModel, Kernel, Partition, PortType, Reset,
+    RoutingModel, Sbdf, Scope, Topology, UntranslatedReach,
 };
 
 /// A topology and the text that is written of it say the same.
@@ -78,11 +78,11 @@ pub(crate) fn check_routes(topology: &Topology) {
     let kernel = Kernel::of(topology);
     let model = GroupModel::booted(topology, &kernel, Firmware::AsFound);
     let groups = model.partition();
-    for fabric in [Fabric::found(topology), Fabric::of(&model)] {
+    for fabric in [RoutingModel::found(topology), RoutingModel::of(&model)] {
         for a in topology.functions().iter().map(|f| f.sbdf()) {
             for b in topology.functions().iter().map(|f| f.sbdf()) {
                 let verdict = fabric.verdict(&groups, Scope::SameGroup, a, b);
-                let crossing = fabric.crossing(a, b);
+                let crossing = fabric.path(a, b);
                 assert_eq!(crossing.route, fabric.route(a, b));
                 if verdict.is_allowed() {
                     assert_ne!(a, b);
@@ -100,7 +100,7 @@ pub(crate) fn check_routes(topology: &Topology) {
             }
             check_exposures(topology, &fabric, &groups, a);
         }
-        for leak in fabric.leaks(&groups) {
+        for leak in fabric.isolation_holes(&groups) {
             assert!(!leak.from.is_empty() && !leak.exposed.is_empty());
             for exposed in &leak.exposed {
                 assert!(
@@ -114,7 +114,12 @@ pub(crate) fn check_routes(topology: &Topology) {
 }
 
 /// Whoever has a device without an exposure reaches nobody outside of its group for certain.
-fn check_exposures(topology: &Topology, fabric: &Fabric<'_>, groups: &Partition, device: Sbdf) {
+fn check_exposures(
+    topology: &Topology,
+    fabric: &RoutingModel<'_>,
+    groups: &Partition,
+    device: Sbdf,
+) {
     let exposures = fabric.exposures(groups, &BTreeSet::from([device]));
     let free = !exposures.iter().any(Exposure::needs_consent);
     let is_device = |f: &Function| !f.is_bridge() && f.class() >> 16 != 0x06;
@@ -124,7 +129,10 @@ fn check_exposures(topology: &Topology, fabric: &Fabric<'_>, groups: &Partition,
     for other in topology.functions().iter().filter(|f| is_device(f)) {
         let other = other.sbdf();
         let mine = other == device || groups.together(device, other);
-        let certain = matches!(fabric.reach(device, other), Reach::Yes | Reach::Unknown);
+        let certain = matches!(
+            fabric.reach(device, other),
+            UntranslatedReach::Yes | UntranslatedReach::Unknown
+        );
         assert!(mine || !certain, "{device} reaches {other}");
     }
 }

@@ -9,7 +9,7 @@ mod fabric {
 #[path = "kernel_groups/reach.rs"]
 mod reach;
 
-use iommu_group::{AcsBits, Fabric, GroupModel, Kernel, PortType, Sbdf, Topology};
+use iommu_group::{AcsBits, GroupModel, Kernel, PortType, RoutingModel, Sbdf, Topology};
 use lab::report::Finding;
 use lab::{Lab, SharedLab};
 
@@ -62,7 +62,7 @@ fn one_bit_of_the_model_changed_is_noticed() {
     let (topology, observed) = (scan(&lab), reach::observe(&lab));
     set_acs(&lab, PORT_A, REDIRECT);
     assert_eq!(observed.values().filter(|arrived| **arrived).count(), 5);
-    let found = Fabric::found(&topology);
+    let found = RoutingModel::found(&topology);
     assert!(reach::differences(&found, &observed).is_empty());
     let kernel = Kernel::of(&topology);
     let ports = topology.functions().iter();
@@ -70,7 +70,7 @@ fn one_bit_of_the_model_changed_is_noticed() {
         let mut model = GroupModel::as_found(&topology, &kernel);
         let control = port.acs().registers().unwrap().control;
         model.set_acs_control(port.sbdf(), control ^ AcsBits::RR);
-        let wrong = reach::differences(&Fabric::of(&model), &observed);
+        let wrong = reach::differences(&RoutingModel::of(&model), &observed);
         assert_eq!(wrong.len(), 5, "{}: {wrong:?}", port.sbdf());
     }
 }
@@ -126,7 +126,9 @@ fn memory_in_a_switchs_window_is_lost_and_what_the_product_keeps_free_covers_it(
     lab.bind_vfio(A).unwrap();
     let (neighbour, unclaimed) = (mailbox(&lab, B), mailbox(&lab, F));
     let holes = |topology: &Topology| -> Vec<_> {
-        let holes = Fabric::found(topology).memory_holes(at(A)).into_iter();
+        let holes = RoutingModel::found(topology)
+            .memory_holes(at(A))
+            .into_iter();
         holes.map(|hole| hole.range).collect()
     };
     let kept = |holes: &[std::ops::RangeInclusive<u64>], address: u64| {

@@ -18,7 +18,7 @@ use std::env;
 use std::hash::{BuildHasher, RandomState};
 
 use fastrand::Rng;
-use iommu_group::{Fabric, Firmware, GroupModel, Kernel, Partition, Topology};
+use iommu_group::{Firmware, GroupModel, Kernel, Partition, RoutingModel, Topology};
 use lab::Lab;
 
 use change::Change;
@@ -57,7 +57,7 @@ impl Tally {
     /// Aims at everything and compares.
     fn reach(&mut self, lab: &Lab, topology: &Topology, what: &str) {
         let observed = reach::observe(lab);
-        let differences = reach::differences(&Fabric::found(topology), &observed);
+        let differences = reach::differences(&RoutingModel::found(topology), &observed);
         assert!(differences.is_empty(), "{what}: {differences:#?}");
         self.pairs += observed.len();
         self.arrived += observed.values().filter(|arrived| **arrived).count();

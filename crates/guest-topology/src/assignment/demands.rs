@@ -30,7 +30,7 @@ pub struct Demands {
 
 impl Demands {
     /// What `subtrees` need, whose endpoints have these memory holes on the host
-    /// ([`Fabric::memory_holes`](iommu_group::Fabric::memory_holes)).
+    /// ([`RoutingModel::memory_holes`](iommu_group::RoutingModel::memory_holes)).
     ///
     /// # Errors
     /// [`AssignError`] if no root bus has room for them, or if a BAR that must be at its bus address cannot be there.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::assignment::{self, Exposed};
 use iommu_group::policy::Consent;
-use iommu_group::{Fabric, Partition, Sbdf};
+use iommu_group::{Partition, RoutingModel, Sbdf};
 
 use super::vmm::Assigned;
 
@@ -21,7 +21,7 @@ pub struct GuestExposure {
 /// are functions whose exposure is accepted besides those that the devices' own [`expose`](Assigned::expose) names.
 #[must_use]
 pub fn exposures(
-    fabric: &Fabric<'_>,
+    routing: &RoutingModel<'_>,
     groups: &Partition,
     assigned: &[Assigned],
     accepted: &BTreeSet<Sbdf>,
@@ -38,7 +38,7 @@ pub fn exposures(
             let is_accepted = named.contains(&function) || accepted.contains(&function);
             is_accepted.then_some(Consent::Named)
         };
-        let exposures = assignment::exposures(fabric, groups, &functions, consent);
+        let exposures = assignment::exposures(routing, groups, &functions, consent);
         let certain = exposures.into_iter();
         let certain = certain.filter(|exposed| exposed.exposure.needs_consent());
         found.extend(certain.map(|exposed| GuestExposure {

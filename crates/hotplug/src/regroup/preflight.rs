@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    DriverKind, Fabric, Function, GroupModel, Kernel, Objection, Partition, Plan, Sbdf, Step,
+    DriverKind, Function, GroupModel, Kernel, Objection, Partition, Plan, RoutingModel, Sbdf, Step,
     Topology,
 };
 
@@ -55,7 +55,12 @@ impl Preflight {
         if fits {
             let model = after(topology, plan);
             blockers.extend(shared(&model, &assigned));
-            for exposed in exposed_in(&Fabric::of(&model), &model.partition(), plan, &assigned) {
+            for exposed in exposed_in(
+                &RoutingModel::of(&model),
+                &model.partition(),
+                plan,
+                &assigned,
+            ) {
                 let GuestExposure { vm, exposed } = exposed;
                 let function = exposed.exposure.function;
                 if accepted.contains(&function) {
@@ -68,8 +73,8 @@ impl Preflight {
                 }
             }
         }
-        let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
-        let exposed = exposed_in(&fabric, &groups, plan, &assigned).into_iter();
+        let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
+        let exposed = exposed_in(&routing, &groups, plan, &assigned).into_iter();
         let exposed = exposed
             .map(|guest| guest.exposed.exposure.function)
             .collect();
@@ -88,12 +93,12 @@ impl Preflight {
 
 /// The exposures in which devices take part that virtual machines lose and get back.
 fn exposed_in(
-    fabric: &Fabric<'_>,
+    routing: &RoutingModel<'_>,
     groups: &Partition,
     plan: &Plan,
     assigned: &[Assigned],
 ) -> Vec<GuestExposure> {
-    let mut found = exposures(fabric, groups, assigned, &plan.options.expose);
+    let mut found = exposures(routing, groups, assigned, &plan.options.expose);
     found.retain(|guest| {
         let of_it = assigned.iter().filter(|device| device.vm == guest.vm);
         let back = of_it.map(|device| device.function);
@@ -119,14 +124,14 @@ pub(super) fn unwilling(
     homecoming: &[Assigned],
     staying: &[Assigned],
 ) -> Vec<Blocker> {
-    let fabric = Fabric::of(&after(topology, plan));
+    let routing = RoutingModel::of(&after(topology, plan));
     let refused = |vmm: &&dyn Vmm| {
         let of_it = |device: &&Assigned| device.vm == vmm.name();
         if !homecoming.iter().any(|device| of_it(&device)) {
             return None;
         }
         let back = homecoming.iter().filter(of_it);
-        let holes = |device: &Assigned| (device.function, fabric.memory_holes(device.function));
+        let holes = |device: &Assigned| (device.function, routing.memory_holes(device.function));
         let devices = back.clone().chain(staying.iter().filter(of_it));
         let prospect = Prospect {
             devices: &devices.cloned().collect::<Vec<_>>(),

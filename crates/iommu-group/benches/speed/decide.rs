@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
-use iommu_group::{Fabric, Firmware, GroupModel, Kernel, Sbdf, Scope, Topology, Verdict};
+use iommu_group::{Firmware, GroupModel, Kernel, RoutingModel, Sbdf, Scope, Topology, Verdict};
 
 /// A group of benches with many samples of a few milliseconds: some of them are not interrupted on a busy machine.
 fn short_samples<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
@@ -50,11 +50,11 @@ pub(crate) fn peers(criterion: &mut Criterion, topology: &Topology) {
 /// Groups, then the verdict on every ordered pair.
 fn verdicts(topology: &Topology, peers: &[Sbdf]) -> Vec<Verdict> {
     let model = GroupModel::booted(topology, &Kernel::of(topology), Firmware::Cleared);
-    let (groups, fabric) = (model.partition(), Fabric::of(&model));
+    let (groups, routing) = (model.partition(), RoutingModel::of(&model));
     peers
         .iter()
         .flat_map(|a| peers.iter().map(move |b| (*a, *b)))
         .filter(|(a, b)| a != b)
-        .map(|(a, b)| fabric.verdict(&groups, Scope::SameGroup, a, b))
+        .map(|(a, b)| routing.verdict(&groups, Scope::SameGroup, a, b))
         .collect()
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::{ContextKind, HostSnapshot, Reason, Refusal, UnsafeInterrupts};
 use crate::policy::PolicyMatch;
 use crate::{
-    Address, AddressRange, Bar, Fabric, Function, Gpa, GroupId, GroupMember, MemoryHole, Placement,
-    Sbdf, Sysfs, SysfsError, Topology,
+    Address, AddressRange, Bar, Function, Gpa, GroupId, GroupMember, MemoryHole, Placement,
+    RoutingModel, Sbdf, Sysfs, SysfsError, Topology,
 };
 
 /// A function that is requested for a VM, with the facts about it that the check needs.
@@ -76,7 +76,7 @@ impl DeviceInfo {
             group,
             members: sysfs.group_members(group)?,
             bus_addresses: bus_addresses(topology, sbdf),
-            holes: Fabric::found(topology).memory_holes(sbdf),
+            holes: RoutingModel::found(topology).memory_holes(sbdf),
             bridges: bridges(topology, sbdf),
             policy: host.policy_match(sbdf),
             unsafe_interrupts: UnsafeInterrupts::of(topology, host.policy()),

@@ -5,7 +5,10 @@ use std::fmt;
 
 use super::{DeviceInfo, HostSnapshot};
 use crate::policy::Consent;
-use crate::{AcsBits, DriverKind, Exposure, Fabric, Function, Partition, Reach, Sbdf, Topology};
+use crate::{
+    AcsBits, DriverKind, Exposure, Function, Partition, RoutingModel, Sbdf, Topology,
+    UntranslatedReach,
+};
 
 /// A function that devices reach without the IOMMU, and who accepts that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +52,12 @@ impl fmt::Display for Exposed {
 /// the exposure of a function.
 #[must_use]
 pub fn exposures(
-    fabric: &Fabric<'_>,
+    routing: &RoutingModel<'_>,
     groups: &Partition,
     devices: &BTreeSet<Sbdf>,
     consent: impl Fn(Sbdf) -> Option<Consent>,
 ) -> Vec<Exposed> {
-    let topology = fabric.topology();
+    let topology = routing.topology();
     let own = |function: &Sbdf| {
         let mut devices = devices.iter();
         devices.find(|device| *device == function || groups.together(**device, *function))
@@ -66,13 +69,13 @@ pub fn exposures(
         Exposed {
             device: ends.find_map(own).copied().unwrap_or(exposure.function),
             driver: function.and_then(Function::driver).map(str::to_owned),
-            closable: exposure.reach != Reach::Unknown
+            closable: exposure.reach != UntranslatedReach::Unknown
                 && through.all(|port| can_redirect(topology, *port)),
             consent: consent(exposure.function),
             exposure,
         }
     };
-    let exposures = fabric.exposures(groups, devices);
+    let exposures = routing.exposures(groups, devices);
     exposures.into_iter().map(exposed).collect()
 }
 
@@ -87,12 +90,12 @@ impl HostSnapshot {
     #[must_use]
     pub fn exposures(&self, devices: &BTreeSet<Sbdf>, named: &BTreeSet<Sbdf>) -> Vec<Exposed> {
         let topology = self.topology();
-        let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
+        let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
         let consent = |function| {
             let consent = self.policy().consent(function).cloned();
             consent.or_else(|| named.contains(&function).then_some(Consent::Named))
         };
-        exposures(&fabric, &groups, devices, consent)
+        exposures(&routing, &groups, devices, consent)
     }
 
     /// The exposures that a device causes which comes to a VM with the devices `others`: those in which its group takes

@@ -2,12 +2,12 @@
 
 use super::HostSnapshot;
 use crate::policy::forbidding;
-use crate::{Denial, Fabric, Partition, Sbdf, Scope, Verdict};
+use crate::{Denial, Partition, RoutingModel, Sbdf, Scope, Verdict};
 
 /// The rules for pairs of a host's functions, by its hardware, its groups and its policy.
 pub struct PairRules<'h> {
     host: &'h HostSnapshot,
-    fabric: Fabric<'h>,
+    routing: RoutingModel<'h>,
     groups: Partition,
     scope: Scope,
 }
@@ -16,7 +16,7 @@ impl<'h> PairRules<'h> {
     pub(super) fn new(host: &'h HostSnapshot, scope: Scope) -> Self {
         Self {
             host,
-            fabric: Fabric::found(host.topology()),
+            routing: RoutingModel::found(host.topology()),
             groups: Partition::found(host.topology()),
             scope,
         }
@@ -24,8 +24,8 @@ impl<'h> PairRules<'h> {
 
     /// How the hardware carries requests.
     #[must_use]
-    pub fn fabric(&self) -> &Fabric<'h> {
-        &self.fabric
+    pub fn routing(&self) -> &RoutingModel<'h> {
+        &self.routing
     }
 
     /// The IOMMU groups.
@@ -63,7 +63,7 @@ impl<'h> PairRules<'h> {
 
     /// The same without the policy.
     pub(super) fn hardware(&self, initiator: Sbdf, target: Sbdf) -> Verdict {
-        self.fabric
+        self.routing
             .verdict(&self.groups, self.scope, initiator, target)
     }
 }

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{Exposed, UnsafeInterrupts};
 use crate::policy::PolicyReason;
-use crate::{AddressRange, Denial, DriverKind, Gpa, GroupId, MemoryHole, Reach, Sbdf};
+use crate::{AddressRange, Denial, DriverKind, Gpa, GroupId, MemoryHole, Sbdf, UntranslatedReach};
 
 /// A refused assignment. Nothing was changed.
 #[derive(Debug, Error)]
@@ -217,7 +217,7 @@ impl fmt::Display for Exposures<'_> {
                 exposure.function
             )?;
         }
-        let unread = |exposed: &&Exposed| exposed.exposure.reach == Reach::Unknown;
+        let unread = |exposed: &&Exposed| exposed.exposure.reach == UntranslatedReach::Unknown;
         let (unread, read): (Vec<_>, Vec<_>) = self.0.iter().partition(unread);
         let (closable, open): (Vec<_>, Vec<_>) = read.into_iter().partition(|one| one.closable);
         if !unread.is_empty() {

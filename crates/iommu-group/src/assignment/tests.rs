@@ -6,7 +6,7 @@ use super::check::decide;
 use super::*;
 use crate::policy::{Consent, Origin, PolicyMatch, PolicyReason, Role};
 use crate::{
-    Address, AddressRange, Block, Denial, Gpa, GroupId, GroupMember, HoleCause, MemoryHole,
+    Address, AddressRange, BlockReason, Denial, Gpa, GroupId, GroupMember, HoleCause, MemoryHole,
     Placement, Route, Sbdf, Verdict,
 };
 
@@ -82,7 +82,7 @@ fn weakness_1_neither_the_wish_nor_the_group_alone_gives_p2p() {
     let unknown = |from: Sbdf, to: Sbdf| match from < to {
         true => through_host_bridge(from, to),
         false => Verdict::Denied {
-            reasons: vec![Denial::Route(Block::PciBridge { bridge: to })],
+            reasons: vec![Denial::Route(BlockReason::PciBridge { bridge: to })],
         },
     };
     for (groups, verdict) in [

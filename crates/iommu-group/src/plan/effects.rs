@@ -7,17 +7,19 @@ use super::open::pairs;
 use super::workshop::Workshop;
 use super::{Impossible, Objection, Plan, Refusal, RouteWish, Step};
 use crate::config::AcsBits;
-use crate::{Exposure, Fabric, Function, Leak, PortType, Reach, Route, Sbdf};
+use crate::{
+    Exposure, Function, IsolationHole, PortType, Route, RoutingModel, Sbdf, UntranslatedReach,
+};
 
 /// Two ports next to each other, and how certainly the first lets requests to the second go straight.
-type Opened = (Sbdf, Sbdf, Reach);
+type Opened = (Sbdf, Sbdf, UntranslatedReach);
 
 impl Workshop<'_> {
     /// Puts the plan together.
     pub(super) fn finish(mut self) -> Result<Plan, Refusal> {
         self.check_goals()?;
-        let before = Fabric::of(&self.before);
-        let after = Fabric::of(&self.model);
+        let before = RoutingModel::of(&self.before);
+        let after = RoutingModel::of(&self.model);
         let newly_open = self.difference(&after, &before);
         let newly_closed = self.difference(&before, &after);
         let unplug = self.unplugged(&newly_open, &newly_closed);
@@ -32,7 +34,7 @@ impl Workshop<'_> {
         let routes = self.route_changes(&before, &after);
         let mut objections = self.objections(&exposures, &groups, &routes, &unplug, &lost);
         let ports = self.port_changes();
-        let leaks = self.leaks(&after);
+        let leaks = self.isolation_holes(&after);
         objections.extend(self.not_apart(&leaks));
         let boot = self.boot_argument(&ports);
         self.frame(&unplug);
@@ -54,7 +56,7 @@ impl Workshop<'_> {
     }
 
     /// Functions that were to be isolated and have ways past the IOMMU in the end.
-    fn not_apart(&self, leaks: &[Leak]) -> Vec<Objection> {
+    fn not_apart(&self, leaks: &[IsolationHole]) -> Vec<Objection> {
         let accepted = |function: &&Sbdf| !self.options.expose.contains(*function);
         let isolated = self.goals.isolate.iter().filter(accepted);
         isolated
@@ -103,7 +105,7 @@ impl Workshop<'_> {
 
     /// The pairs of neighbouring ports of the switches and root buses concerned between which requests go straight in
     /// one state and not in the other.
-    fn difference(&self, open: &Fabric<'_>, closed: &Fabric<'_>) -> Vec<Opened> {
+    fn difference(&self, open: &RoutingModel<'_>, closed: &RoutingModel<'_>) -> Vec<Opened> {
         let written: BTreeSet<Sbdf> = self
             .steps
             .iter()
@@ -139,8 +141,8 @@ impl Workshop<'_> {
                 .is_some_and(|acs| inside.is_some() || acs.capability.contains(AcsBits::RR));
             // Between root ports it is up to the root complex.
             let reach = match inside {
-                Some(_) => Reach::Yes,
-                None => Reach::Perhaps,
+                Some(_) => UntranslatedReach::Yes,
+                None => UntranslatedReach::Perhaps,
             };
             found.extend(
                 neighbours
@@ -187,7 +189,7 @@ impl Workshop<'_> {
     }
 
     fn exposures(&self, newly_open: &[Opened]) -> Vec<Exposure> {
-        let mut found: BTreeMap<(Sbdf, Reach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
+        let mut found: BTreeMap<(Sbdf, UntranslatedReach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
         for (port, other, reach) in newly_open {
             for function in self.devices_at(*other) {
                 let [to, through] = found.entry((function, *reach)).or_default();
@@ -220,7 +222,11 @@ impl Workshop<'_> {
     }
 
     /// The ways between named functions, and between those and others where they changed.
-    fn route_changes(&self, before: &Fabric<'_>, after: &Fabric<'_>) -> Vec<RouteChange> {
+    fn route_changes(
+        &self,
+        before: &RoutingModel<'_>,
+        after: &RoutingModel<'_>,
+    ) -> Vec<RouteChange> {
         let named = self.goals.functions();
         let concerned: BTreeSet<Sbdf> = self
             .concerned()
@@ -274,9 +280,9 @@ impl Workshop<'_> {
             .collect()
     }
 
-    fn leaks(&self, after: &Fabric<'_>) -> Vec<crate::Leak> {
+    fn isolation_holes(&self, after: &RoutingModel<'_>) -> Vec<crate::IsolationHole> {
         let concerned = self.concerned();
-        let mut leaks = after.leaks(&self.model.partition());
+        let mut leaks = after.isolation_holes(&self.model.partition());
         leaks.retain(|leak| concerned.contains(&leak.switch));
         leaks
     }

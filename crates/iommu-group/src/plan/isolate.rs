@@ -70,7 +70,7 @@ impl Workshop<'_> {
     /// The ports with ACS that let requests to or from a function go straight: those of every switch above it, and its
     /// root port.
     fn open_ports_towards(&self, function: Sbdf) -> BTreeSet<Sbdf> {
-        let fabric = self.fabric();
+        let routing = self.routing();
         let mut open = BTreeSet::new();
         let path: Vec<Sbdf> = std::iter::once(function)
             .chain(self.topology.ancestors(function).map(Function::sbdf))
@@ -92,10 +92,10 @@ impl Workshop<'_> {
                 .map(Function::sbdf)
                 .filter(|port| *port != own)
             {
-                if fabric.goes_straight(port, own) {
+                if routing.goes_straight(port, own) {
                     open.insert(port);
                 }
-                if fabric.goes_straight(own, port) {
+                if routing.goes_straight(own, port) {
                     open.insert(own);
                 }
             }

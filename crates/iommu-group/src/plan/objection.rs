@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AcsBits, Exposure, Reach, Route, Sbdf};
+use crate::{AcsBits, Exposure, Route, Sbdf, UntranslatedReach};
 
 /// Something that a plan would do and that was not asked for. It has to be accepted by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,8 +93,10 @@ impl fmt::Display for Objection {
         match self {
             Self::Exposes(exposure) => {
                 let may = match exposure.reach {
-                    Reach::Yes => "becomes",
-                    Reach::No | Reach::Perhaps | Reach::Unknown => "may become",
+                    UntranslatedReach::Yes => "becomes",
+                    UntranslatedReach::No
+                    | UntranslatedReach::Perhaps
+                    | UntranslatedReach::Unknown => "may become",
                 };
                 write!(
                     f,

@@ -30,10 +30,10 @@ impl Workshop<'_> {
 
     /// The ports at which requests between functions of a set turn: directly below what two of them have in common.
     pub(super) fn junctions(&self, set: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
-        let fabric = self.fabric();
+        let routing = self.routing();
         let pairs = pairs(set);
         pairs
-            .filter_map(|(from, to)| fabric.crossing(from, to).ingress)
+            .filter_map(|(from, to)| routing.path(from, to).ingress)
             .filter(|port| self.port_acs(*port).is_some())
             .collect()
     }
@@ -51,10 +51,10 @@ impl Workshop<'_> {
         port: Sbdf,
         set: &'m BTreeSet<Sbdf>,
     ) -> impl Iterator<Item = (Sbdf, Sbdf, Route)> + use<'m> {
-        let fabric = crate::Fabric::of(model);
+        let routing = crate::RoutingModel::of(model);
         pairs(set).filter_map(move |(from, to)| {
-            let crossing = fabric.crossing(from, to);
-            (crossing.ingress == Some(port)).then_some((from, to, crossing.route))
+            let path = routing.path(from, to);
+            (path.ingress == Some(port)).then_some((from, to, path.route))
         })
     }
 
@@ -89,10 +89,10 @@ impl Workshop<'_> {
 
     /// Completions go back by the way the request came, if that was straight.
     fn let_completions_pass(&mut self, port: Sbdf, set: &BTreeSet<Sbdf>) {
-        let fabric = self.fabric();
+        let routing = self.routing();
         let detour = pairs(set).any(|(from, to)| {
-            let crossing = fabric.crossing(from, to);
-            crossing.egress == Some(port) && crossing.completions_detour
+            let path = routing.path(from, to);
+            path.egress == Some(port) && path.completions_detour
         });
         if detour {
             let control = self.control(port) & !AcsBits::CR;
@@ -119,16 +119,16 @@ impl Workshop<'_> {
         if !acs.capability.contains(needed) {
             return None;
         }
-        let fabric = self.fabric();
+        let routing = self.routing();
         let numbers: Option<Vec<u8>> = ways
             .iter()
-            .map(|(from, to, _)| fabric.egress_port_number(fabric.crossing(*from, *to).egress?))
+            .map(|(from, to, _)| routing.egress_port_number(routing.path(*from, *to).egress?))
             .collect();
         let vector = self.model.egress(port)?.open_only_to(&numbers?);
         // The vector must know every port of the switch, or there is no telling what becomes of the rest.
         let switch = self.topology.upstream(port)?;
         let knows = |other: &Function| {
-            let number = fabric.egress_port_number(other.sbdf());
+            let number = routing.egress_port_number(other.sbdf());
             number.and_then(|number| vector.stops(number)).is_some()
         };
         if !self.topology.children(switch.sbdf()).all(knows) {
@@ -169,9 +169,9 @@ impl Workshop<'_> {
 
     /// The devices that become reachable at the port, other than those that are to be.
     fn newly_exposed(&self, port: Sbdf, means: &Means, set: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
-        let before = self.fabric();
+        let before = self.routing();
         let trial = self.with_means(port, means);
-        let after = crate::Fabric::of(&trial);
+        let after = crate::RoutingModel::of(&trial);
         let Some(switch) = self.topology.upstream(port).map(Function::sbdf) else {
             return BTreeSet::new();
         };

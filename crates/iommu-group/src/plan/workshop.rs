@@ -6,7 +6,7 @@ use super::change::Transient;
 use super::{Goals, Impossible, PlanOptions, Purpose, Refusal, Step};
 use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, Hidden, PortType};
 use crate::kernel::Kernel;
-use crate::{Doubt, Fabric, Function, GroupModel, Sbdf, Topology};
+use crate::{Doubt, Function, GroupModel, RoutingModel, Sbdf, Topology};
 
 /// A plan in the making.
 pub(super) struct Workshop<'a> {
@@ -130,8 +130,8 @@ impl<'a> Workshop<'a> {
         self.model.acs_control(port).unwrap_or(AcsBits::NONE)
     }
 
-    pub(super) fn fabric(&self) -> Fabric<'a> {
-        Fabric::of(&self.model)
+    pub(super) fn routing(&self) -> RoutingModel<'a> {
+        RoutingModel::of(&self.model)
     }
 
     /// The set of functions that one is to be joined with, itself included.

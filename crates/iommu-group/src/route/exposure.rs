@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fabric::Fabric;
-use super::leak::{Reach, list};
+use super::isolation_hole::{UntranslatedReach, list};
+use super::model::RoutingModel;
 use crate::{Function, Partition, Sbdf};
 
 /// Base class of bridges, those without a bus below them included: host bridges, and bridges to ISA.
@@ -24,8 +24,8 @@ pub struct Exposure {
     /// Where their requests go straight: ports that do not redirect, the bridge of a conventional bus, or the sender
     /// itself within a multifunction device.
     pub through: Vec<Sbdf>,
-    /// How certain that is; never [`Reach::No`].
-    pub reach: Reach,
+    /// How certain that is; never [`UntranslatedReach::No`].
+    pub reach: UntranslatedReach,
 }
 
 impl Exposure {
@@ -34,8 +34,8 @@ impl Exposure {
     #[must_use]
     pub fn needs_consent(&self) -> bool {
         match self.reach {
-            Reach::Yes | Reach::Unknown => true,
-            Reach::No | Reach::Perhaps => false,
+            UntranslatedReach::Yes | UntranslatedReach::Unknown => true,
+            UntranslatedReach::No | UntranslatedReach::Perhaps => false,
         }
     }
 
@@ -51,20 +51,20 @@ impl fmt::Display for Exposure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         list(f, &self.to)?;
         f.write_str(match (self.reach, self.to.len()) {
-            (Reach::Perhaps | Reach::Unknown, _) => " may reach ",
-            (Reach::Yes | Reach::No, 1) => " reaches ",
-            (Reach::Yes | Reach::No, _) => " reach ",
+            (UntranslatedReach::Perhaps | UntranslatedReach::Unknown, _) => " may reach ",
+            (UntranslatedReach::Yes | UntranslatedReach::No, 1) => " reaches ",
+            (UntranslatedReach::Yes | UntranslatedReach::No, _) => " reach ",
         })?;
         write!(f, "{} without the IOMMU, through ", self.function)?;
         list(f, &self.through)?;
         f.write_str(match self.reach {
-            Reach::Unknown => ", which could not be read",
-            Reach::Yes | Reach::No | Reach::Perhaps => "",
+            UntranslatedReach::Unknown => ", which could not be read",
+            UntranslatedReach::Yes | UntranslatedReach::No | UntranslatedReach::Perhaps => "",
         })
     }
 }
 
-impl Fabric<'_> {
+impl RoutingModel<'_> {
     /// The exposures of one owner's devices: the functions of others that they reach without the IOMMU, and those of
     /// them that devices for other virtual machines reach.
     ///
@@ -80,7 +80,7 @@ impl Fabric<'_> {
         let all = all.filter(|function| !function.is_bridge() && function.class() >> 16 != BRIDGE);
         let (own, others): (Vec<&Function>, Vec<&Function>) =
             all.partition(|function| own.contains(&function.sbdf()));
-        let mut found: BTreeMap<(Sbdf, Reach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
+        let mut found: BTreeMap<(Sbdf, UntranslatedReach), [BTreeSet<Sbdf>; 2]> = BTreeMap::new();
         for mine in &own {
             for other in &others {
                 let out = (mine.sbdf(), other.sbdf());

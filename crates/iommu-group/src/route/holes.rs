@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::fabric::{Fabric, Ingress, Turn};
+use super::model::{Ingress, RequestRoute, RoutingModel};
 use crate::address::Address;
 use crate::config::AcsBits;
 use crate::topology::FunctionId;
@@ -72,7 +72,7 @@ impl fmt::Display for MemoryHole {
     }
 }
 
-impl Fabric<'_> {
+impl RoutingModel<'_> {
     /// The bus addresses that the memory of a guest, and anything else mapped for it, must keep clear of if it is
     /// given this device: requests of the device do not get to the IOMMU there.
     ///
@@ -173,7 +173,8 @@ impl Fabric<'_> {
         };
         for other in neighbours.iter().filter(|other| **other != id) {
             let same = one_link || self.sbdf(*other).device() == self.sbdf(id).device();
-            let redirected = ingress.untranslated(self.egress_number(*other)) == Turn::Redirected;
+            let redirected =
+                ingress.untranslated(self.egress_number(*other)) == RequestRoute::Redirected;
             if same && !redirected && !self.port_type(*other).is_downstream() {
                 self.holes_of(*other, TAKEN, holes);
             }
@@ -194,7 +195,7 @@ impl Fabric<'_> {
         // Without a number only request redirect for all counts: with egress control some peer may be open.
         let redirects = match self.control(port) {
             Some(control) if control.contains(AcsBits::EC) => false,
-            _ => ingress.untranslated(None) == Turn::Redirected,
+            _ => ingress.untranslated(None) == RequestRoute::Redirected,
         };
         let root_port_without_peers = port_type == PortType::RootPort
             && self.control(port).is_some()

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::fabric::Fabric;
+use super::model::RoutingModel;
 use super::root_complex;
 use crate::Sbdf;
 use crate::config::{Acs, AcsBits};
@@ -36,7 +36,7 @@ pub struct P2pDma {
     pub host_bridge_listed: bool,
 }
 
-impl Fabric<'_> {
+impl RoutingModel<'_> {
     /// What `pci_p2pdma` thinks of memory of `provider` for DMA by `client`; `None` if one of them is not there, or if
     /// the ACS of a function that counts could not be read (linux 7.2 drivers/pci/p2pdma.c:
     /// `calc_map_type_and_dist()`).

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Block;
-use super::fabric::{Fabric, Ingress, Turn};
+use super::BlockReason;
+use super::model::{Ingress, RequestRoute, RoutingModel};
 use super::root_complex;
 use crate::Sbdf;
 use crate::config::{Hidden, PortType};
@@ -22,13 +22,13 @@ pub enum Route {
     /// Up to the root complex, through the IOMMU, and down again.
     HostBridge,
     /// Not at all, or not as far as is known.
-    Blocked(Block),
+    Blocked(BlockReason),
 }
 
 /// The way of a request, with where it was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Crossing {
+pub struct Path {
     /// How the request is carried.
     pub route: Route,
     /// The lowest bridge above both functions.
@@ -51,11 +51,11 @@ pub(super) struct Meeting {
     pub(super) egress: FunctionId,
 }
 
-impl<'t> Fabric<'t> {
+impl<'t> RoutingModel<'t> {
     /// The way of a request from `initiator` to a BAR of `target`.
     #[must_use]
-    pub fn crossing(&self, initiator: Sbdf, target: Sbdf) -> Crossing {
-        let blocked = |block| Crossing {
+    pub fn path(&self, initiator: Sbdf, target: Sbdf) -> Path {
+        let blocked = |block| Path {
             route: Route::Blocked(block),
             common: None,
             ingress: None,
@@ -64,22 +64,22 @@ impl<'t> Fabric<'t> {
         };
         let (from, to) = match (self.find(initiator), self.find(target)) {
             (None, _) => {
-                return blocked(Block::Missing {
+                return blocked(BlockReason::Missing {
                     function: initiator,
                 });
             }
-            (_, None) => return blocked(Block::Missing { function: target }),
+            (_, None) => return blocked(BlockReason::Missing { function: target }),
             (Some(from), Some(to)) => (from, to),
         };
         if from == to {
-            return blocked(Block::Itself);
+            return blocked(BlockReason::Itself);
         }
         for id in [from, to] {
             if self
                 .function(id)
                 .is_some_and(|function| function.is_bridge())
             {
-                return blocked(Block::NotADevice {
+                return blocked(BlockReason::NotADevice {
                     function: self.sbdf(id),
                 });
             }
@@ -87,7 +87,7 @@ impl<'t> Fabric<'t> {
         let meeting = self.meeting(from, to);
         let route = self.route_between(from, to, &meeting);
         let straight = matches!(route, Route::SwitchLocal | Route::SwitchLocalTranslated);
-        Crossing {
+        Path {
             route,
             common: meeting.common.map(|id| self.sbdf(id)),
             ingress: Some(self.sbdf(meeting.ingress)),
@@ -99,7 +99,7 @@ impl<'t> Fabric<'t> {
     /// How a request from `initiator` to a BAR of `target` is carried.
     #[must_use]
     pub fn route(&self, initiator: Sbdf, target: Sbdf) -> Route {
-        self.crossing(initiator, target).route
+        self.path(initiator, target).route
     }
 
     pub(super) fn meeting(&self, from: FunctionId, to: FunctionId) -> Meeting {
@@ -134,16 +134,18 @@ impl<'t> Fabric<'t> {
             return self.inside_device(from, to, common, ingress, number);
         }
         match ingress.untranslated(number) {
-            Turn::Straight => Route::SwitchLocal,
-            Turn::Unknown(hidden) => self.unreadable(meeting.ingress, hidden),
-            Turn::Redirected | Turn::Blocked
+            RequestRoute::Straight => Route::SwitchLocal,
+            RequestRoute::Unknown(hidden) => self.unreadable(meeting.ingress, hidden),
+            RequestRoute::Redirected | RequestRoute::Blocked
                 if self.sends_translated(from, common)
                     && ingress.translated_goes_straight(number) =>
             {
                 Route::SwitchLocalTranslated
             }
-            Turn::Redirected => self.turn_around(from, to, self.topology().tree().parent(common)),
-            Turn::Blocked => Route::Blocked(Block::EgressControl {
+            RequestRoute::Redirected => {
+                self.turn_around(from, to, self.topology().tree().parent(common))
+            }
+            RequestRoute::Blocked => Route::Blocked(BlockReason::EgressControl {
                 port: self.sbdf(meeting.ingress),
                 egress: self.sbdf(meeting.egress),
             }),
@@ -151,14 +153,14 @@ impl<'t> Fabric<'t> {
     }
 
     fn unreadable(&self, id: FunctionId, hidden: Hidden) -> Route {
-        Route::Blocked(Block::Unreadable {
+        Route::Blocked(BlockReason::Unreadable {
             function: self.sbdf(id),
             hidden,
         })
     }
 
     /// What lies in the way whatever the ports do: bridges to conventional PCI, buses that a function provides.
-    fn obstacle(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Option<Block> {
+    fn obstacle(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Option<BlockReason> {
         let up_to = |id: FunctionId, last: FunctionId| {
             let mut chain = self.chain(id);
             if let Some(end) = chain.iter().position(|at| *at == last) {
@@ -178,20 +180,20 @@ impl<'t> Fabric<'t> {
         // Different sides of a provided bus, or nothing but root buses above both.
         self.provider(from)
             .or_else(|| self.provider(to))
-            .map(|provider| Block::ProvidedBus { provider })
+            .map(|provider| BlockReason::ProvidedBus { provider })
     }
 
     /// The first of these bridges that does not route as PCI Express does.
-    fn first_unfit(&self, mut bridges: impl Iterator<Item = FunctionId>) -> Option<Block> {
+    fn first_unfit(&self, mut bridges: impl Iterator<Item = FunctionId>) -> Option<BlockReason> {
         bridges.find_map(|bridge| match self.port_type(bridge) {
             PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
-                Some(Block::PciBridge {
+                Some(BlockReason::PciBridge {
                     bridge: self.sbdf(bridge),
                 })
             }
             PortType::Unknown => {
                 let hidden = self.function(bridge).and_then(|f| f.config().hidden);
-                Some(Block::Unreadable {
+                Some(BlockReason::Unreadable {
                     function: self.sbdf(bridge),
                     hidden: hidden.unwrap_or(Hidden::Unreachable),
                 })
@@ -227,7 +229,7 @@ impl<'t> Fabric<'t> {
         number: Option<u8>,
     ) -> Route {
         let internal = ingress.implements(crate::AcsBits::RR);
-        if internal && ingress.untranslated(number) == Turn::Straight {
+        if internal && ingress.untranslated(number) == RequestRoute::Straight {
             return Route::SwitchLocal;
         }
         if internal
@@ -249,7 +251,7 @@ impl<'t> Fabric<'t> {
             return Route::Blocked(block);
         }
         if let Some(provider) = self.provider(from) {
-            return Route::Blocked(Block::ProvidedBus { provider });
+            return Route::Blocked(BlockReason::ProvidedBus { provider });
         }
         for port in ports
             .into_iter()
@@ -260,7 +262,7 @@ impl<'t> Fabric<'t> {
                 return self.unreadable(port, hidden);
             }
             if ingress.forwards_upstream(self.port_type(port)) == Some(false) {
-                return Route::Blocked(Block::NoUpstreamForwarding {
+                return Route::Blocked(BlockReason::NoUpstreamForwarding {
                     port: self.sbdf(port),
                 });
             }
@@ -271,8 +273,8 @@ impl<'t> Fabric<'t> {
     fn between_root_ports(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Route {
         // Redirected to the IOMMU or not, what routes between root ports is the root complex. Only a block counts.
         let ingress = self.ingress(meeting.ingress);
-        if ingress.untranslated(self.egress_number(meeting.egress)) == Turn::Blocked {
-            return Route::Blocked(Block::EgressControl {
+        if ingress.untranslated(self.egress_number(meeting.egress)) == RequestRoute::Blocked {
+            return Route::Blocked(BlockReason::EgressControl {
                 port: self.sbdf(meeting.ingress),
                 egress: self.sbdf(meeting.egress),
             });
@@ -294,8 +296,8 @@ impl<'t> Fabric<'t> {
                 .copied()
         };
         match (root(from), root(to)) {
-            (Some(from), Some(to)) => Route::Blocked(Block::RootComplex { from, to }),
-            _ => Route::Blocked(Block::Missing {
+            (Some(from), Some(to)) => Route::Blocked(BlockReason::RootComplex { from, to }),
+            _ => Route::Blocked(BlockReason::Missing {
                 function: self.sbdf(from),
             }),
         }

@@ -1,12 +1,12 @@
 //! Ports that block requests which no well-behaved function sends: with the requester ID of another function, or marked
 //! as translated though the IOMMU has not translated the address.
 
-use super::fabric::Fabric;
+use super::model::RoutingModel;
 use crate::Sbdf;
 use crate::config::AcsBits;
 use crate::topology::FunctionId;
 
-impl Fabric<'_> {
+impl RoutingModel<'_> {
     /// The first port above `from` that blocks requests of `from` with the requester ID of `other`: source validation is on,
     /// and the bus of `other` is not among the buses below the port (PCIe r6.0 §6.12.1.1).
     ///

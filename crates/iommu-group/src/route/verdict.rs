@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Block, Fabric, Route};
+use super::{BlockReason, Route, RoutingModel};
 use crate::policy::Role;
 use crate::{GroupId, Partition, Sbdf};
 
@@ -58,7 +58,7 @@ pub enum Denial {
         function: Sbdf,
     },
     /// The hardware does not carry it.
-    Route(Block),
+    Route(BlockReason),
 }
 
 impl fmt::Display for Denial {
@@ -123,7 +123,7 @@ impl Route {
     }
 }
 
-impl Fabric<'_> {
+impl RoutingModel<'_> {
     /// Whether `initiator` may reach the BARs of `target`, by hardware and groups. The policy is not asked:
     /// [`PairRules::verdict`](crate::assignment::PairRules::verdict) does that.
     #[must_use]

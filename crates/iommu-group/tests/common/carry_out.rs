@@ -9,7 +9,8 @@
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    AcsBits, Fabric, Function, GroupModel, Kernel, Plan, PortType, Reach, Sbdf, Step, Topology,
+    AcsBits, Function, GroupModel, Kernel, Plan, PortType, RoutingModel, Sbdf, Step, Topology,
+    UntranslatedReach,
 };
 
 /// Does every step to a model of the machine. Panics if the model is not as a step expects it, if a device is reachable
@@ -209,12 +210,15 @@ impl<'t, 'p> Watch<'t, 'p> {
     }
 
     fn check(&self, when: &str) {
-        let (before, now) = (Fabric::of(&self.before), Fabric::of(&self.model));
+        let (before, now) = (
+            RoutingModel::of(&self.before),
+            RoutingModel::of(&self.model),
+        );
         let alive = self.alive();
         for from in &alive {
             for to in &alive {
-                let newly =
-                    now.reach(*from, *to) == Reach::Yes && before.reach(*from, *to) != Reach::Yes;
+                let newly = now.reach(*from, *to) == UntranslatedReach::Yes
+                    && before.reach(*from, *to) != UntranslatedReach::Yes;
                 assert!(
                     !newly || self.accepted(*from, *to),
                     "{when}: {from} reaches {to}"
@@ -255,7 +259,7 @@ impl<'t, 'p> Watch<'t, 'p> {
 
     /// What is isolated is reached by nobody, but through ports that have nothing to stop it with.
     fn check_isolation(&self) {
-        let fabric = Fabric::of(&self.model);
+        let routing = RoutingModel::of(&self.model);
         for to in self
             .plan
             .goals
@@ -263,8 +267,8 @@ impl<'t, 'p> Watch<'t, 'p> {
             .difference(&self.plan.options.expose)
         {
             for from in self.alive().into_iter().filter(|from| from != to) {
-                let Some(port) = fabric
-                    .crossing(from, *to)
+                let Some(port) = routing
+                    .path(from, *to)
                     .ingress
                     .and_then(|at| self.topology.get(at))
                 else {
@@ -278,7 +282,11 @@ impl<'t, 'p> Watch<'t, 'p> {
                 let can_stop = port.port_type().is_downstream() && redirects(port);
                 let asked = self.plan.goals.acs.contains_key(&port.sbdf());
                 if can_stop && !asked {
-                    assert_ne!(fabric.reach(from, *to), Reach::Yes, "{from} reaches {to}");
+                    assert_ne!(
+                        routing.reach(from, *to),
+                        UntranslatedReach::Yes,
+                        "{from} reaches {to}"
+                    );
                 }
             }
         }
@@ -302,7 +310,7 @@ impl<'t, 'p> Watch<'t, 'p> {
                 change.after
             );
         }
-        let after = Fabric::of(&self.model);
+        let after = RoutingModel::of(&self.model);
         for change in &self.plan.routes {
             assert_eq!(after.route(change.from, change.to), change.after);
         }

@@ -15,10 +15,10 @@ pub(crate) enum End {
 
 /// What a port does with a request for another port of its switch.
 #[derive(Debug, PartialEq, Eq)]
-enum Turn {
+enum RequestRoute {
     Straight,
     Redirect,
-    Block,
+    BlockReason,
 }
 
 /// A machine in which requests walk.
@@ -67,9 +67,9 @@ impl<'t> Walk<'t> {
         for other in others.filter(|other| other.sbdf() != port.sbdf()) {
             if claims(self.topology, other, address) {
                 return match self.turn(port, other) {
-                    Turn::Straight => Some(End::Taken),
-                    Turn::Block => Some(End::Dropped),
-                    Turn::Redirect => None,
+                    RequestRoute::Straight => Some(End::Taken),
+                    RequestRoute::BlockReason => Some(End::Dropped),
+                    RequestRoute::Redirect => None,
                 };
             }
         }
@@ -82,7 +82,7 @@ impl<'t> Walk<'t> {
         }
         let acs = port.acs().registers();
         let alone = acs.is_some_and(|acs| !acs.capability.contains(AcsBits::RR));
-        if alone || self.turn(port, port) == Turn::Redirect {
+        if alone || self.turn(port, port) == RequestRoute::Redirect {
             return None;
         }
         // The root complex may route it to whatever else is there.
@@ -117,7 +117,7 @@ impl<'t> Walk<'t> {
             && capability.is_some_and(|capability| capability.contains(bit))
     }
 
-    fn turn(&self, ingress: &Function, egress: &Function) -> Turn {
+    fn turn(&self, ingress: &Function, egress: &Function) -> RequestRoute {
         let redirect = self.has(ingress, AcsBits::RR);
         if self.has(ingress, AcsBits::EC) {
             let number = egress
@@ -132,15 +132,15 @@ impl<'t> Walk<'t> {
                 .and_then(|(vector, number)| vector.stops(number));
             // A vector without a bit for the port may have it open.
             return match (stops, redirect) {
-                (Some(true), true) => Turn::Redirect,
-                (Some(true), false) => Turn::Block,
-                (Some(false) | None, _) => Turn::Straight,
+                (Some(true), true) => RequestRoute::Redirect,
+                (Some(true), false) => RequestRoute::BlockReason,
+                (Some(false) | None, _) => RequestRoute::Straight,
             };
         }
         if redirect {
-            Turn::Redirect
+            RequestRoute::Redirect
         } else {
-            Turn::Straight
+            RequestRoute::Straight
         }
     }
 }

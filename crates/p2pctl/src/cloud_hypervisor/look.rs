@@ -9,7 +9,7 @@ use iommu_group::assignment::{
     Assignment, AssignmentRequest, DeviceInfo, HostSnapshot, check_assignment,
 };
 use iommu_group::policy::Policy;
-use iommu_group::{Cpu, Fabric, Placement, Sbdf, Space, Sysfs, SysfsError, Topology};
+use iommu_group::{Cpu, Placement, RoutingModel, Sbdf, Space, Sysfs, SysfsError, Topology};
 
 use super::device::Asked;
 use super::refusal::Refusal;
@@ -121,7 +121,7 @@ fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
             .is_some_and(|f| f.ids().vendor == NVIDIA && f.class() >> 16 == DISPLAY),
         bars_32: bars.iter().any(|bar| bar.space == Space::Memory32),
         bars_64: bars.iter().any(|bar| bar.space == Space::Memory64),
-        holes: Fabric::found(topology).memory_holes(sbdf),
+        holes: RoutingModel::found(topology).memory_holes(sbdf),
     }
 }
 

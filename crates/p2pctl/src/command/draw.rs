@@ -38,7 +38,7 @@ pub(crate) fn run(source: &Source, request: &Request<'_>) -> Result<Answer> {
     let warnings = leaks::sentences(
         topology,
         source.names,
-        &pairs.fabric().leaks(pairs.groups()),
+        &pairs.routing().isolation_holes(pairs.groups()),
     );
     let svg = picture::draw(&picture::Request {
         topology,

@@ -5,8 +5,8 @@ mod way;
 
 use anyhow::{Result, bail};
 use iommu_group::{
-    Block, Denial, Fabric, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Reason,
-    Sbdf, Scope, Topology, Verdict,
+    BlockReason, Denial, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Reason,
+    RoutingModel, Sbdf, Scope, Topology, Verdict,
 };
 
 use super::matrix::{Cell, common_switch};
@@ -36,7 +36,7 @@ pub(crate) fn run(
     }
     let topology = source.topology();
     let pairs = source.host.pairs(scope);
-    let (fabric, groups) = (pairs.fabric(), pairs.groups());
+    let (routing, groups) = (pairs.routing(), pairs.groups());
     let there = pairs.verdict(from, to);
     let refused = !there.is_allowed();
     let mut accepted = accepted::of(source, &pair);
@@ -45,7 +45,7 @@ pub(crate) fn run(
         let request = json::matrix::Request {
             pairs: &pairs,
             functions: &pair,
-            leaks: &leaks_between(fabric, groups, pair),
+            leaks: &leaks_between(routing, groups, pair),
             accepted: &accepted,
         };
         let document = json::matrix::explanation(&request);
@@ -54,7 +54,7 @@ pub(crate) fn run(
     let explanation = Explanation {
         topology,
         names: source.names,
-        fabric,
+        routing,
         groups,
         width,
     };
@@ -70,7 +70,7 @@ pub(crate) fn run(
     } else {
         text.extend(explanation.direction(to, from, &back));
     }
-    let leaks = leaks_between(fabric, groups, pair);
+    let leaks = leaks_between(routing, groups, pair);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source).refused_if(refused))
@@ -78,11 +78,11 @@ pub(crate) fn run(
 
 /// The leaks by which one of the two reaches the other.
 fn leaks_between(
-    fabric: &Fabric<'_>,
+    routing: &RoutingModel<'_>,
     groups: &Partition,
     [a, b]: [Sbdf; 2],
-) -> Vec<iommu_group::Leak> {
-    let mut leaks = fabric.leaks(groups);
+) -> Vec<iommu_group::IsolationHole> {
+    let mut leaks = routing.isolation_holes(groups);
     leaks.retain(|leak| {
         let has = |from, to| leak.from.contains(&from) && leak.exposed.contains(&to);
         has(a, b) || has(b, a)
@@ -102,8 +102,8 @@ fn same(there: &Verdict, back: &Verdict) -> bool {
             .iter()
             .map(|reason| match reason {
                 Denial::DifferentGroups { .. } => "groups".to_owned(),
-                Denial::Route(Block::RootComplex { .. }) => "root complex".to_owned(),
-                Denial::Route(Block::Unreadable { .. }) => "unreadable".to_owned(),
+                Denial::Route(BlockReason::RootComplex { .. }) => "root complex".to_owned(),
+                Denial::Route(BlockReason::Unreadable { .. }) => "unreadable".to_owned(),
                 Denial::NoGroup { .. } => "no group".to_owned(),
                 other => format!("{other:?}"),
             })
@@ -115,7 +115,7 @@ fn same(there: &Verdict, back: &Verdict) -> bool {
 struct Explanation<'a> {
     topology: &'a Topology,
     names: Names,
-    fabric: &'a Fabric<'a>,
+    routing: &'a RoutingModel<'a>,
     groups: &'a Partition,
     width: usize,
 }
@@ -126,16 +126,16 @@ impl Explanation<'_> {
     }
 
     fn direction(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Text {
-        let crossing = self.fabric.crossing(from, to);
+        let path = self.routing.path(from, to);
         let mut text = Text::new();
         text.push(self.answer(from, to, verdict));
         text.blank();
         self.section(&mut text, "group", self.group_lines(from, to));
-        self.section(&mut text, "way", vec![self.way(from, to, &crossing)]);
-        self.section(&mut text, "hardware", self.hardware(from, to, &crossing));
+        self.section(&mut text, "way", vec![self.way(from, to, &path)]);
+        self.section(&mut text, "hardware", self.hardware(from, to, &path));
         let others = self.other_reasons(verdict);
         self.section(&mut text, "also", others);
-        if let Some(p2pdma) = self.fabric.p2pdma(to, from) {
+        if let Some(p2pdma) = self.routing.p2pdma(to, from) {
             self.section(&mut text, "kernel", vec![kernel(&p2pdma)]);
         }
         self.section(&mut text, "so", self.advice(from, to, verdict));
@@ -144,7 +144,7 @@ impl Explanation<'_> {
 
     /// The first line: who to whom, and whether.
     fn answer(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Line {
-        let common = common_switch(self.fabric, from, to).is_some();
+        let common = common_switch(self.routing, from, to).is_some();
         let cell = Cell::of(verdict, common);
         let words = match (verdict, cell) {
             (Verdict::Allowed { .. }, cell) => cell.meaning(),

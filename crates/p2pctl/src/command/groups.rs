@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use iommu_group::{
-    Difference, Fabric, Firmware, Function, GroupId, GroupModel, Kernel, Partition, Reason, Sbdf,
-    Topology,
+    Difference, Firmware, Function, GroupId, GroupModel, Kernel, Partition, Reason, RoutingModel,
+    Sbdf, Topology,
 };
 
 use crate::answer::Answer;
@@ -62,7 +62,7 @@ pub(crate) fn run(
         [] => Vec::new(),
         _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
     };
-    let leaks = Fabric::found(topology).leaks(&Partition::found(topology));
+    let leaks = RoutingModel::found(topology).isolation_holes(&Partition::found(topology));
     let leaks = leaks::concerning(leaks, &shown);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     let answer = Answer::text(text).about(source);

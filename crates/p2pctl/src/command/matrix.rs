@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use iommu_group::assignment::PairRules;
-use iommu_group::{Block, Denial, Fabric, PortType, Route, Sbdf, Scope, Topology, Verdict};
+use iommu_group::{
+    BlockReason, Denial, PortType, Route, RoutingModel, Sbdf, Scope, Topology, Verdict,
+};
 
 use crate::accepted;
 use crate::answer::Answer;
@@ -76,9 +78,9 @@ impl Cell {
             Denial::DifferentGroups { .. } => Self::Groups,
             Denial::NoGroup { .. } => Self::NoGroup,
             Denial::NoMemory { .. } => Self::NoMemory,
-            Denial::Route(Block::Unreadable { .. }) => Self::Unknown,
-            Denial::Route(Block::RootComplex { .. }) if common => Self::Redirected,
-            Denial::Route(Block::RootComplex { .. }) => Self::RootComplex,
+            Denial::Route(BlockReason::Unreadable { .. }) => Self::Unknown,
+            Denial::Route(BlockReason::RootComplex { .. }) if common => Self::Redirected,
+            Denial::Route(BlockReason::RootComplex { .. }) => Self::RootComplex,
             Denial::Role { .. } | Denial::Route(_) => Self::Blocked,
         }
     }
@@ -151,7 +153,7 @@ impl Matrix {
                 return Cell::Itself;
             }
             let verdict = pairs.verdict(from, to);
-            Cell::of(&verdict, common_switch(pairs.fabric(), from, to).is_some())
+            Cell::of(&verdict, common_switch(pairs.routing(), from, to).is_some())
         };
         let cells = functions
             .iter()
@@ -171,8 +173,8 @@ impl Matrix {
 }
 
 /// The upstream port of the lowest switch above both.
-pub(crate) fn common_switch(fabric: &Fabric<'_>, from: Sbdf, to: Sbdf) -> Option<Sbdf> {
-    let common = fabric.topology().get(fabric.crossing(from, to).common?)?;
+pub(crate) fn common_switch(routing: &RoutingModel<'_>, from: Sbdf, to: Sbdf) -> Option<Sbdf> {
+    let common = routing.topology().get(routing.path(from, to).common?)?;
     (common.port_type() == PortType::SwitchUpstream).then(|| common.sbdf())
 }
 
@@ -192,7 +194,7 @@ pub(crate) fn run(
     } else {
         peers.functions.as_slice()
     };
-    let leaks = leaks::concerning(pairs.fabric().leaks(pairs.groups()), concerned);
+    let leaks = leaks::concerning(pairs.routing().isolation_holes(pairs.groups()), concerned);
     let accepted = accepted::of(source, concerned);
     if json {
         let request = json::matrix::Request {

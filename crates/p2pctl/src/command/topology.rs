@@ -1,7 +1,7 @@
 //! `p2pctl topology`: the tree of functions.
 
 use anyhow::Result;
-use iommu_group::{Fabric, Function, Partition, PortType, RootBus, Sbdf, Topology};
+use iommu_group::{Function, Partition, PortType, RootBus, RoutingModel, Sbdf, Topology};
 
 use crate::accepted;
 use crate::answer::Answer;
@@ -46,7 +46,7 @@ pub(crate) fn run(
         return Answer::json(&document);
     }
     let mut text = show(topology, source.names, request);
-    let leaks = Fabric::found(topology).leaks(&Partition::found(topology));
+    let leaks = RoutingModel::found(topology).isolation_holes(&Partition::found(topology));
     let leaks = leaks::concerning(leaks, &shown);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     text.extend(accepted::lines(source, &accepted, width));
@@ -112,7 +112,7 @@ impl Tree<'_> {
             .topology
             .on_root_bus(root)
             .find(|f| f.port_type() == PortType::RootPort)?;
-        let opinion = Fabric::found(self.topology).p2pdma(port.sbdf(), port.sbdf())?;
+        let opinion = RoutingModel::found(self.topology).p2pdma(port.sbdf(), port.sbdf())?;
         Some(if opinion.cpu_supports || opinion.host_bridge_listed {
             "routes P2P"
         } else {

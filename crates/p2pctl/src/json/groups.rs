@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iommu_group::{
-    Difference, Fabric, Function, GroupId, GroupModel, Partition, Reason, Sbdf, Topology,
+    Difference, Function, GroupId, GroupModel, Partition, Reason, RoutingModel, Sbdf, Topology,
 };
 use serde::Serialize;
 
@@ -53,7 +53,7 @@ pub(crate) fn document<'a>(
 ) -> Document<'a> {
     let found = Partition::found(topology);
     let ungrouped = topology.functions().iter().filter(|f| f.group().is_none());
-    let leaks = Fabric::found(topology).leaks(&found);
+    let leaks = RoutingModel::found(topology).isolation_holes(&found);
     let differences = found.differences(&booted.partition());
     Document {
         schema: "p2pctl/groups/1",

@@ -1,6 +1,6 @@
 //! The leaks that several documents have.
 
-use iommu_group::{Leak, Sbdf};
+use iommu_group::{IsolationHole, Sbdf};
 use serde::Serialize;
 
 /// A way across a switch, past the IOMMU, between functions of different groups.
@@ -14,7 +14,7 @@ pub(crate) struct LeakEntry {
 }
 
 impl LeakEntry {
-    pub(crate) fn of(leak: &Leak) -> Self {
+    pub(crate) fn of(leak: &IsolationHole) -> Self {
         Self {
             switch: leak.switch,
             port: leak.port,

@@ -2,8 +2,8 @@
 
 use iommu_group::assignment::{Exposed, PairRules};
 use iommu_group::{
-    Block, Denial, Fabric, GroupId, HoleCause, Leak, P2pMapping, Placement, Reach, Route, Sbdf,
-    Scope, Verdict,
+    BlockReason, Denial, GroupId, HoleCause, IsolationHole, P2pMapping, Placement, Route,
+    RoutingModel, Sbdf, Scope, UntranslatedReach, Verdict,
 };
 use serde::Serialize;
 
@@ -49,7 +49,7 @@ struct Pair {
     ingress: Option<Sbdf>,
     egress: Option<Sbdf>,
     completions_detour: bool,
-    reach_without_iommu: Reach,
+    reach_without_iommu: UntranslatedReach,
     p2pdma: Option<Kernel>,
 }
 
@@ -72,7 +72,7 @@ struct Kernel {
 pub(crate) struct Request<'a> {
     pub(crate) pairs: &'a PairRules<'a>,
     pub(crate) functions: &'a [Sbdf],
-    pub(crate) leaks: &'a [Leak],
+    pub(crate) leaks: &'a [IsolationHole],
     pub(crate) accepted: &'a [Exposed],
 }
 
@@ -97,7 +97,7 @@ fn build(schema: &'static str, request: &Request<'_>) -> Document {
         policy: request.pairs.scope(),
         functions: all
             .iter()
-            .map(|sbdf| member(request.pairs.fabric(), *sbdf))
+            .map(|sbdf| member(request.pairs.routing(), *sbdf))
             .collect(),
         pairs: pairs.collect(),
         leaks: request.leaks.iter().map(LeakEntry::of).collect(),
@@ -105,11 +105,11 @@ fn build(schema: &'static str, request: &Request<'_>) -> Document {
     }
 }
 
-fn member(fabric: &Fabric<'_>, address: Sbdf) -> Member {
-    let holes = fabric.memory_holes(address);
+fn member(routing: &RoutingModel<'_>, address: Sbdf) -> Member {
+    let holes = routing.memory_holes(address);
     Member {
         address,
-        group: fabric
+        group: routing
             .topology()
             .get(address)
             .and_then(iommu_group::Function::group),
@@ -127,9 +127,9 @@ fn member(fabric: &Fabric<'_>, address: Sbdf) -> Member {
 }
 
 fn pair(request: &Request<'_>, from: Sbdf, to: Sbdf) -> Pair {
-    let fabric = request.pairs.fabric();
+    let routing = request.pairs.routing();
     let verdict = request.pairs.verdict(from, to);
-    let crossing = fabric.crossing(from, to);
+    let path = routing.path(from, to);
     let (placement, reasons) = match &verdict {
         Verdict::Allowed { placement, .. } => (Some(*placement), Vec::new()),
         Verdict::Denied { reasons } => (None, reasons.iter().map(reason).collect()),
@@ -139,19 +139,19 @@ fn pair(request: &Request<'_>, from: Sbdf, to: Sbdf) -> Pair {
         to,
         allowed: verdict.is_allowed(),
         reasons,
-        route: match crossing.route {
+        route: match path.route {
             Route::SwitchLocal => "switch-local",
             Route::SwitchLocalTranslated => "switch-local-translated",
             Route::HostBridge => "host-bridge",
             Route::Blocked(_) => "blocked",
         },
         placement,
-        common: crossing.common,
-        ingress: crossing.ingress,
-        egress: crossing.egress,
-        completions_detour: crossing.completions_detour,
-        reach_without_iommu: fabric.reach(from, to),
-        p2pdma: fabric.p2pdma(to, from).map(|opinion| Kernel {
+        common: path.common,
+        ingress: path.ingress,
+        egress: path.egress,
+        completions_detour: path.completions_detour,
+        reach_without_iommu: routing.reach(from, to),
+        p2pdma: routing.p2pdma(to, from).map(|opinion| Kernel {
             mapping: opinion.mapping,
             distance: opinion.distance,
             redirecting: opinion.redirecting,
@@ -169,15 +169,15 @@ fn reason(denial: &Denial) -> Reason {
             Denial::Role { .. } => "role",
             Denial::NoMemory { .. } => "no-memory",
             Denial::Route(block) => match block {
-                Block::Missing { .. } => "missing",
-                Block::Itself => "itself",
-                Block::NotADevice { .. } => "not-a-device",
-                Block::Unreadable { .. } => "unreadable",
-                Block::PciBridge { .. } => "pci-bridge",
-                Block::EgressControl { .. } => "egress-control",
-                Block::NoUpstreamForwarding { .. } => "no-upstream-forwarding",
-                Block::RootComplex { .. } => "root-complex",
-                Block::ProvidedBus { .. } => "provided-bus",
+                BlockReason::Missing { .. } => "missing",
+                BlockReason::Itself => "itself",
+                BlockReason::NotADevice { .. } => "not-a-device",
+                BlockReason::Unreadable { .. } => "unreadable",
+                BlockReason::PciBridge { .. } => "pci-bridge",
+                BlockReason::EgressControl { .. } => "egress-control",
+                BlockReason::NoUpstreamForwarding { .. } => "no-upstream-forwarding",
+                BlockReason::RootComplex { .. } => "root-complex",
+                BlockReason::ProvidedBus { .. } => "provided-bus",
             },
         },
         text: denial.to_string(),

@@ -1,7 +1,7 @@
 //! Requests that only a hostile or faulty function sends: with the requester ID of another function, or marked as
 //! translated without having been. Ports block them or nobody does, as the model of the ports says.
 
-use iommu_group::{Fabric, Sbdf};
+use iommu_group::{RoutingModel, Sbdf};
 use lab::report::Finding;
 use lab::{Lab, TracedRequest, Way};
 
@@ -56,7 +56,7 @@ fn a_function_uses_memory_of_another_in_its_name_unless_its_port_validates_sourc
     for (control, blocks) in [("001d", Some(PORT_A)), ("001c", None), ("005e", None)] {
         set_acs(&lab, PORT_A, control);
         let topology = scan(&lab);
-        let predicted = Fabric::found(&topology).validating_port(at(A), at(C));
+        let predicted = RoutingModel::found(&topology).validating_port(at(A), at(C));
         assert_eq!(predicted, blocks.map(at), "{control}");
         let mut used = (false, false);
         let requests = ways(&lab, || used = hazard(&lab, &["--as", C, IOVA]));
@@ -80,7 +80,7 @@ fn the_root_port_validates_sources_outside_of_its_buses() {
         set_acs(&lab, PORT_A, port);
         set_acs(&lab, ROOT_PORT, root_port);
         let topology = scan(&lab);
-        let predicted = Fabric::found(&topology).validating_port(at(A), at(INTEGRATED));
+        let predicted = RoutingModel::found(&topology).validating_port(at(A), at(INTEGRATED));
         let spoofed = format!("spoofed={INTEGRATED}");
         let requests = ways(&lab, || {
             let send = ["guest-probe", "send", IOVA, &spoofed];
@@ -100,7 +100,7 @@ fn forged_translated_requests_reach_memory_of_anybody_unless_a_port_blocks_trans
     for (control, blocks) in [("001d", None), ("001f", Some(PORT_A))] {
         set_acs(&lab, PORT_A, control);
         let topology = scan(&lab);
-        let predicted = Fabric::found(&topology).translation_blocking_port(at(A));
+        let predicted = RoutingModel::found(&topology).translation_blocking_port(at(A));
         assert_eq!(predicted, blocks.map(at), "{control}");
         let mut used = (false, false);
         let requests = ways(&lab, || used = hazard(&lab, &["--forged"]));

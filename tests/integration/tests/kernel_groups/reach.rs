@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iommu_group::{Fabric, Reach, Sbdf};
+use iommu_group::{RoutingModel, Sbdf, UntranslatedReach};
 use lab::Lab;
 use lab::report::Finding;
 
@@ -36,20 +36,20 @@ pub(crate) fn observe(lab: &Lab) -> Observed {
 pub(crate) struct Difference {
     from: Sbdf,
     to: Sbdf,
-    predicted: Reach,
+    predicted: UntranslatedReach,
     arrived: bool,
 }
 
-/// Where prediction and observation differ. What the specification leaves open ([`Reach::Perhaps`]) is decided by the
-/// lab's parts: its root complex does not route between root ports, and devices that route between their functions have
-/// ACS, as they must.
-pub(crate) fn differences(fabric: &Fabric<'_>, observed: &Observed) -> Vec<Difference> {
+/// Where prediction and observation differ. What the specification leaves open ([`UntranslatedReach::Perhaps`]) is
+/// decided by the lab's parts: its root complex does not route between root ports, and devices that route between their
+/// functions have ACS, as they must.
+pub(crate) fn differences(routing: &RoutingModel<'_>, observed: &Observed) -> Vec<Difference> {
     let compare = |(&(from, to), &arrived): (&(Sbdf, Sbdf), &bool)| {
-        let predicted = fabric.reach(from, to);
+        let predicted = routing.reach(from, to);
         let same = match predicted {
-            Reach::Yes => arrived,
-            Reach::No | Reach::Perhaps => !arrived,
-            Reach::Unknown => false,
+            UntranslatedReach::Yes => arrived,
+            UntranslatedReach::No | UntranslatedReach::Perhaps => !arrived,
+            UntranslatedReach::Unknown => false,
         };
         (!same).then_some(Difference {
             from,

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use iommu_group::{Block, Denial, MemoryHole, Placement, Sbdf, Verdict};
+use iommu_group::{BlockReason, Denial, MemoryHole, Placement, Sbdf, Verdict};
 
 use super::Explanation;
 use crate::command::matrix::{Cell, common_switch};
@@ -29,7 +29,7 @@ impl Explanation<'_> {
                     ),
                 };
                 let mut lines = vec![address.into()];
-                let holes: Vec<String> = merged(&self.fabric.memory_holes(from))
+                let holes: Vec<String> = merged(&self.routing.memory_holes(from))
                     .iter()
                     .map(|range| format!("{:#x}–{:#x}", range.start(), range.end()))
                     .collect();
@@ -48,7 +48,7 @@ impl Explanation<'_> {
 
     fn way_out(&self, from: Sbdf, to: Sbdf, reasons: &[Denial]) -> Vec<Line> {
         let (a, b) = (self.of(from), self.of(to));
-        let switch = common_switch(self.fabric, from, to).is_some();
+        let switch = common_switch(self.routing, from, to).is_some();
         let command = |text: String| Line::new().strong(text);
         let groups = reasons
             .iter()
@@ -126,10 +126,10 @@ fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
         return None;
     };
     match block {
-        Block::PciBridge { .. } => {
+        BlockReason::PciBridge { .. } => {
             Some("conventional PCI takes no part in P2P: use PCI Express cards below one switch")
         }
-        Block::ProvidedBus { .. } => Some(
+        BlockReason::ProvidedBus { .. } => Some(
             "have the firmware switch that off, so that the devices behind it stand on their own",
         ),
         _ => None,

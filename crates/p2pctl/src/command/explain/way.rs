@@ -1,6 +1,6 @@
 //! The way of a request: what it passes, and what the hardware does with it there.
 
-use iommu_group::{Block, Crossing, Function, Route, Sbdf};
+use iommu_group::{BlockReason, Function, Path, Route, Sbdf};
 
 use super::Explanation;
 use crate::command::matrix::common_switch;
@@ -9,7 +9,7 @@ use crate::show::{Line, Tone};
 
 impl Explanation<'_> {
     /// The functions that a request passes, with the ACS of the ports.
-    pub(super) fn way(&self, from: Sbdf, to: Sbdf, crossing: &Crossing) -> Line {
+    pub(super) fn way(&self, from: Sbdf, to: Sbdf, path: &Path) -> Line {
         let chain = |start: Sbdf| -> Vec<Sbdf> {
             std::iter::once(start)
                 .chain(self.topology.ancestors(start).map(Function::sbdf))
@@ -17,11 +17,11 @@ impl Explanation<'_> {
         };
         let (up, down) = (chain(from), chain(to));
         let straight = matches!(
-            crossing.route,
+            path.route,
             Route::SwitchLocal | Route::SwitchLocalTranslated
         );
         // What goes straight turns at the common bridge, the rest at the root.
-        let top = |chain: &[Sbdf]| match crossing.common.filter(|_| straight) {
+        let top = |chain: &[Sbdf]| match path.common.filter(|_| straight) {
             Some(common) => chain
                 .iter()
                 .position(|f| *f == common)
@@ -33,13 +33,13 @@ impl Explanation<'_> {
             .take(top(&up))
             .map(|f| self.stop(*f, *f != from))
             .collect();
-        if let Route::Blocked(Block::Unreadable { function, .. }) = crossing.route {
+        if let Route::Blocked(BlockReason::Unreadable { function, .. }) = path.route {
             let seen = up.iter().position(|f| *f == function).unwrap_or(0);
             stops.truncate(seen.saturating_add(1));
             stops.push(Line::new().toned(Tone::Warn, "?"));
             return joined(&stops);
         }
-        let turn = match crossing.common.filter(|_| straight) {
+        let turn = match path.common.filter(|_| straight) {
             Some(common) => Line::new().plain(format_args!("[{}]", self.of(common))),
             None => Line::new().plain("[root complex]"),
         };
@@ -67,14 +67,14 @@ impl Explanation<'_> {
     }
 
     /// What the hardware does with a request.
-    pub(super) fn hardware(&self, from: Sbdf, to: Sbdf, crossing: &Crossing) -> Vec<Line> {
-        let ingress = crossing.ingress.map(|f| self.of(f)).unwrap_or_default();
-        let switch = common_switch(self.fabric, from, to).map(|f| self.of(f));
+    pub(super) fn hardware(&self, from: Sbdf, to: Sbdf, path: &Path) -> Vec<Line> {
+        let ingress = path.ingress.map(|f| self.of(f)).unwrap_or_default();
+        let switch = common_switch(self.routing, from, to).map(|f| self.of(f));
         let across = switch.map_or_else(
             || "inside the device".to_owned(),
             |switch| format!("straight across switch {switch}"),
         );
-        let mut lines: Vec<Line> = match crossing.route {
+        let mut lines: Vec<Line> = match path.route {
             Route::SwitchLocal => vec![
                 format!(
                     "a request goes {across}, untranslated: {ingress} does not redirect it, the IOMMU does not see it"
@@ -105,7 +105,7 @@ impl Explanation<'_> {
             }
             Route::Blocked(block) => vec![self.names.shorten(&block.to_string()).into()],
         };
-        if crossing.completions_detour {
+        if path.completions_detour {
             lines.push("completions of reads take the way through the root complex (completion redirect is on)".into());
         }
         lines

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hotplug::regroup::obstacle;
-use iommu_group::{Block, Plan, Reach, Route, Sbdf};
+use iommu_group::{BlockReason, Plan, Route, Sbdf, UntranslatedReach};
 
 use super::{LABEL, View};
 use crate::describe;
@@ -125,7 +125,8 @@ impl View<'_> {
 
     pub(super) fn isolation(&self, plan: &Plan) -> Vec<Line> {
         // Those who become reachable for the same devices, under the same title.
-        let mut exposed: BTreeMap<(&str, Reach, Vec<Sbdf>), Vec<Sbdf>> = BTreeMap::new();
+        let mut exposed: BTreeMap<(&str, UntranslatedReach, Vec<Sbdf>), Vec<Sbdf>> =
+            BTreeMap::new();
         let mut asked: BTreeSet<Sbdf> = BTreeSet::new();
         for exposure in &plan.exposures {
             let wanted = plan.goals.asks_for(exposure);
@@ -155,9 +156,12 @@ impl View<'_> {
         }
         for ((status, reach, to), functions) in exposed {
             let become_so = match (reach, functions.len()) {
-                (Reach::Yes, 1) => "becomes",
-                (Reach::Yes, _) => "become",
-                (Reach::No | Reach::Perhaps | Reach::Unknown, _) => "may become",
+                (UntranslatedReach::Yes, 1) => "becomes",
+                (UntranslatedReach::Yes, _) => "become",
+                (
+                    UntranslatedReach::No | UntranslatedReach::Perhaps | UntranslatedReach::Unknown,
+                    _,
+                ) => "may become",
             };
             let tone = if status == "refused" {
                 Tone::Bad
@@ -235,7 +239,7 @@ fn route(route: Route) -> (Tone, &'static str) {
         Route::SwitchLocal => (Tone::Good, "direct in the switch"),
         Route::SwitchLocalTranslated => (Tone::Good, "direct in the switch, translated (ATS)"),
         Route::HostBridge => (Tone::Good, "through the IOMMU"),
-        Route::Blocked(Block::RootComplex { .. }) => (
+        Route::Blocked(BlockReason::RootComplex { .. }) => (
             Tone::Warn,
             "up to a root complex that is not known to route it",
         ),

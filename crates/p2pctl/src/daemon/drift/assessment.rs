@@ -112,7 +112,7 @@ pub(super) fn assess(
 
 #[cfg(test)]
 mod tests {
-    use iommu_group::{GroupId, Reach, Topology};
+    use iommu_group::{GroupId, Topology, UntranslatedReach};
 
     use super::*;
 
@@ -200,7 +200,7 @@ mod tests {
             function: at("05:00.0"),
             to: vec![at("03:00.0")],
             through: vec![at("02:00.0")],
-            reach: Reach::Yes,
+            reach: UntranslatedReach::Yes,
         };
         let mut now = host.clone();
         now.functions.get_mut(&peer.function).unwrap().exposures =

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use hotplug::regroup::DeviceFacts;
 use iommu_group::{
-    AcsBits, AcsSetting, Exposure, Fabric, Function, Partition, Reach, Sbdf, Topology,
+    AcsBits, AcsSetting, Exposure, Function, Partition, RoutingModel, Sbdf, Topology,
+    UntranslatedReach,
 };
 
 /// The host at one moment.
@@ -126,7 +127,7 @@ impl Snapshot {
         let Some(topology) = now.topology.as_deref() else {
             return BTreeSet::new();
         };
-        let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
+        let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
         let arrived = now.functions.iter();
         let arrived = arrived.filter(|(at, _)| !self.functions.contains_key(at));
         let mut lost = BTreeSet::new();
@@ -137,7 +138,8 @@ impl Snapshot {
             for device in known.filter(|device| !groups.together(*device, *other)) {
                 let into = facts.is_assigned.then_some((*other, device));
                 let pairs = [(device, *other)].into_iter().chain(into);
-                let certain = pairs.filter(|(from, to)| fabric.reach(*from, *to) == Reach::Yes);
+                let certain =
+                    pairs.filter(|(from, to)| routing.reach(*from, *to) == UntranslatedReach::Yes);
                 lost.extend(certain.map(|(from, to)| one_sender(topology, from, to)));
             }
         }
@@ -163,9 +165,11 @@ fn setting(port: &Function) -> Option<AcsSetting> {
 }
 
 fn exposures(topology: &Topology, device: Sbdf) -> BTreeSet<Exposure> {
-    let (fabric, groups) = (Fabric::found(topology), Partition::found(topology));
-    let found = fabric.exposures(&groups, &BTreeSet::from([device]));
-    let certain = found.iter().filter(|exposure| exposure.reach == Reach::Yes);
+    let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
+    let found = routing.exposures(&groups, &BTreeSet::from([device]));
+    let certain = found
+        .iter()
+        .filter(|exposure| exposure.reach == UntranslatedReach::Yes);
     certain
         .flat_map(|exposure| {
             let senders = exposure.to.iter();
@@ -188,7 +192,7 @@ fn one_sender(topology: &Topology, from: Sbdf, function: Sbdf) -> Exposure {
         function,
         to: vec![from],
         through: through.into_iter().collect(),
-        reach: Reach::Yes,
+        reach: UntranslatedReach::Yes,
     }
 }
 

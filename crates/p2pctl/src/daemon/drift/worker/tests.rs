@@ -9,7 +9,7 @@ use hotplug::EventLog;
 use hotplug::regroup::{
     Assigned, DeviceFacts, Prospect, VmAddress, Vmm, VmmError, Windows, WithheldDevice,
 };
-use iommu_group::{GroupId, Reach, Topology};
+use iommu_group::{GroupId, Topology, UntranslatedReach};
 
 use super::*;
 
@@ -117,7 +117,7 @@ impl Fake {
             function: at(to),
             to: vec![at(function)],
             through: Vec::new(),
-            reach: Reach::Yes,
+            reach: UntranslatedReach::Yes,
         };
         self.facts(function, |facts| {
             facts.exposures.get_or_insert_default().insert(exposure);

@@ -11,7 +11,8 @@ use crate::{RootBus, Sbdf};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Block {
+#[cfg_attr(feature = "schema", schemars(rename = "Block"))]
+pub enum BlockReason {
     /// There is no such function.
     Missing {
         /// The address.
@@ -62,7 +63,7 @@ pub enum Block {
     },
 }
 
-impl fmt::Display for Block {
+impl fmt::Display for BlockReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing { function } => write!(f, "there is no {function}"),

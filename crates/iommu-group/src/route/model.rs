@@ -27,7 +27,7 @@ pub(super) enum Ingress {
 
 /// Where an untranslated request goes that has a peer's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum RequestRoute {
     /// To the peer.
     Straight,
     /// Upstream.
@@ -51,11 +51,11 @@ impl Ingress {
 
     /// What becomes of an untranslated request whose address belongs to the peer with this number in egress control
     /// vectors (PCIe r6.0 §6.12.3: interaction of request redirect and egress control).
-    pub(super) fn untranslated(&self, egress_number: Option<u8>) -> Turn {
+    pub(super) fn untranslated(&self, egress_number: Option<u8>) -> RequestRoute {
         match self {
-            Self::Plain => Turn::Straight,
-            Self::Apart => Turn::Redirected,
-            Self::Hidden(hidden) => Turn::Unknown(*hidden),
+            Self::Plain => RequestRoute::Straight,
+            Self::Apart => RequestRoute::Redirected,
+            Self::Hidden(hidden) => RequestRoute::Unknown(*hidden),
             Self::Acs { egress, .. } => {
                 let redirect = self.has(AcsBits::RR);
                 let stops = if self.has(AcsBits::EC) {
@@ -67,10 +67,10 @@ impl Ingress {
                 };
                 match (stops, redirect) {
                     // No vector could be read, or it has no bit for this peer: there is no telling.
-                    (None, _) => Turn::Unknown(Hidden::Truncated),
-                    (Some(false), _) => Turn::Straight,
-                    (Some(true), true) => Turn::Redirected,
-                    (Some(true), false) => Turn::Blocked,
+                    (None, _) => RequestRoute::Unknown(Hidden::Truncated),
+                    (Some(false), _) => RequestRoute::Straight,
+                    (Some(true), true) => RequestRoute::Redirected,
+                    (Some(true), false) => RequestRoute::Blocked,
                 }
             }
         }
@@ -80,7 +80,7 @@ impl Ingress {
     /// Translated P2P is on; not where translated requests are blocked.
     pub(super) fn translated_goes_straight(&self, egress_number: Option<u8>) -> bool {
         !self.has(AcsBits::TB)
-            && (self.has(AcsBits::DT) || self.untranslated(egress_number) == Turn::Straight)
+            && (self.has(AcsBits::DT) || self.untranslated(egress_number) == RequestRoute::Straight)
     }
 
     /// Whether completions without Relaxed Ordering go upstream.
@@ -112,7 +112,7 @@ impl Ingress {
 /// Routes, reach and exposure are asked of it. It is made from a topology as it was found, or from a
 /// [`GroupModel`] after changes.
 #[derive(Debug, Clone)]
-pub struct Fabric<'t> {
+pub struct RoutingModel<'t> {
     topology: &'t Topology,
     kernel: Kernel,
     /// The control register of each function and whether the function is there, if not as found.
@@ -121,7 +121,7 @@ pub struct Fabric<'t> {
     egress: BTreeMap<Sbdf, EgressVector>,
 }
 
-impl<'t> Fabric<'t> {
+impl<'t> RoutingModel<'t> {
     /// The machine as it was found.
     #[must_use]
     pub fn found(topology: &'t Topology) -> Self {
@@ -241,7 +241,7 @@ impl<'t> Fabric<'t> {
             return false;
         };
         let turn = self.ingress(port).untranslated(self.egress_number(other));
-        self.port_type(port).is_downstream() && turn == Turn::Straight
+        self.port_type(port).is_downstream() && turn == RequestRoute::Straight
     }
 
     /// A function and the bridges above it, the lowest first.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fabric::{Fabric, Ingress, Turn};
+use super::model::{Ingress, RequestRoute, RoutingModel};
 use super::path::Meeting;
 use crate::config::{AcsBits, PortType};
 use crate::topology::FunctionId;
@@ -14,7 +14,8 @@ use crate::{Partition, Sbdf};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Reach {
+#[cfg_attr(feature = "schema", schemars(rename = "Reach"))]
+pub enum UntranslatedReach {
     /// No: what is on their way keeps them apart.
     No,
     /// The specification leaves it to the root complex or the device.
@@ -29,7 +30,8 @@ pub enum Reach {
 /// one of them can reach the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Leak {
+#[cfg_attr(feature = "schema", schemars(rename = "Leak"))]
+pub struct IsolationHole {
     /// The upstream port of the switch.
     pub switch: Sbdf,
     /// The port that does not redirect what it receives from below.
@@ -42,7 +44,7 @@ pub struct Leak {
     pub exposed: Vec<Sbdf>,
 }
 
-impl fmt::Display for Leak {
+impl fmt::Display for IsolationHole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "switch {} routes from ", self.switch)?;
         list(f, &self.from)?;
@@ -60,17 +62,18 @@ pub(super) fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Resul
     Ok(())
 }
 
-impl Fabric<'_> {
+impl RoutingModel<'_> {
     /// Whether untranslated requests of `from` can reach `to` without the IOMMU, by the rules of PCI Express. In
     /// doubt the answer is not no.
     #[must_use]
-    pub fn reach(&self, from: Sbdf, to: Sbdf) -> Reach {
-        self.gap(from, to).map_or(Reach::No, |(reach, _)| reach)
+    pub fn reach(&self, from: Sbdf, to: Sbdf) -> UntranslatedReach {
+        self.gap(from, to)
+            .map_or(UntranslatedReach::No, |(reach, _)| reach)
     }
 
     /// How untranslated requests of `from` can reach `to` without the IOMMU, and where they go straight; `None` if
     /// they cannot.
-    pub(super) fn gap(&self, from: Sbdf, to: Sbdf) -> Option<(Reach, Sbdf)> {
+    pub(super) fn gap(&self, from: Sbdf, to: Sbdf) -> Option<(UntranslatedReach, Sbdf)> {
         let (from, to) = (self.find(from)?, self.find(to)?);
         if from == to {
             return None;
@@ -83,7 +86,7 @@ impl Fabric<'_> {
             }
             Some(common) => self.reach_below(common, from, to, &meeting),
         };
-        (reach != Reach::No).then(|| (reach, self.sbdf(at)))
+        (reach != UntranslatedReach::No).then(|| (reach, self.sbdf(at)))
     }
 
     /// The same of functions below one bridge.
@@ -93,13 +96,13 @@ impl Fabric<'_> {
         from: FunctionId,
         to: FunctionId,
         meeting: &Meeting,
-    ) -> (Reach, FunctionId) {
+    ) -> (UntranslatedReach, FunctionId) {
         match self.port_type(common) {
             // All that is on a conventional bus shares it.
             PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
-                return (Reach::Yes, common);
+                return (UntranslatedReach::Yes, common);
             }
-            PortType::Unknown => return (Reach::Unknown, common),
+            PortType::Unknown => return (UntranslatedReach::Unknown, common),
             _ => {}
         }
         let ingress = self.ingress(meeting.ingress);
@@ -108,9 +111,9 @@ impl Fabric<'_> {
             self.reach_inside_device(from, to, ingress, turn)
         } else {
             match turn {
-                Turn::Straight => Reach::Yes,
-                Turn::Redirected | Turn::Blocked => Reach::No,
-                Turn::Unknown(_) => Reach::Unknown,
+                RequestRoute::Straight => UntranslatedReach::Yes,
+                RequestRoute::Redirected | RequestRoute::Blocked => UntranslatedReach::No,
+                RequestRoute::Unknown(_) => UntranslatedReach::Unknown,
             }
         };
         (reach, meeting.ingress)
@@ -124,28 +127,32 @@ impl Fabric<'_> {
         from: FunctionId,
         to: FunctionId,
         ingress: Ingress,
-        turn: Turn,
-    ) -> Reach {
+        turn: RequestRoute,
+    ) -> UntranslatedReach {
         if let Ingress::Hidden(_) = ingress {
-            return Reach::Unknown;
+            return UntranslatedReach::Unknown;
         }
         if ingress.implements(AcsBits::RR) {
-            return if turn == Turn::Straight {
-                Reach::Yes
+            return if turn == RequestRoute::Straight {
+                UntranslatedReach::Yes
             } else {
-                Reach::No
+                UntranslatedReach::No
             };
         }
         let is_virtual = |id| self.function(id).is_some_and(|f| f.is_virtual());
         match ingress {
-            Ingress::Plain if !is_virtual(from) && !is_virtual(to) => Reach::Perhaps,
-            _ => Reach::No,
+            Ingress::Plain if !is_virtual(from) && !is_virtual(to) => UntranslatedReach::Perhaps,
+            _ => UntranslatedReach::No,
         }
     }
 
     /// Whether a root port passes requests on to others is up to the root complex, unless ACS says that it does not. A
     /// port that could not be read makes that no more certain.
-    fn reach_between_root_ports(&self, ingress: FunctionId, egress: FunctionId) -> Reach {
+    fn reach_between_root_ports(
+        &self,
+        ingress: FunctionId,
+        egress: FunctionId,
+    ) -> UntranslatedReach {
         let port = self.ingress(ingress);
         let turn = port.untranslated(self.egress_number(egress));
         let slot = |id| {
@@ -154,26 +161,26 @@ impl Fabric<'_> {
         };
         match self.port_type(ingress) {
             PortType::RootPort => {}
-            PortType::Unknown => return Reach::Perhaps,
+            PortType::Unknown => return UntranslatedReach::Perhaps,
             // A device of the root complex that says that it routes between its functions.
             _ if slot(ingress) == slot(egress)
                 && port.implements(AcsBits::RR)
-                && turn == Turn::Straight =>
+                && turn == RequestRoute::Straight =>
             {
-                return Reach::Yes;
+                return UntranslatedReach::Yes;
             }
-            _ => return Reach::No,
+            _ => return UntranslatedReach::No,
         }
         match (port, turn) {
-            (Ingress::Acs { .. }, _) if !port.implements(AcsBits::RR) => Reach::No,
-            (_, Turn::Straight | Turn::Unknown(_)) => Reach::Perhaps,
-            (_, Turn::Redirected | Turn::Blocked) => Reach::No,
+            (Ingress::Acs { .. }, _) if !port.implements(AcsBits::RR) => UntranslatedReach::No,
+            (_, RequestRoute::Straight | RequestRoute::Unknown(_)) => UntranslatedReach::Perhaps,
+            (_, RequestRoute::Redirected | RequestRoute::Blocked) => UntranslatedReach::No,
         }
     }
 
     /// Every way across a switch that passes the IOMMU by between functions of different groups.
     #[must_use]
-    pub fn leaks(&self, groups: &Partition) -> Vec<Leak> {
+    pub fn isolation_holes(&self, groups: &Partition) -> Vec<IsolationHole> {
         let tree = self.topology().tree();
         let mut leaks = Vec::new();
         for switch in tree.top_down() {
@@ -190,7 +197,7 @@ impl Fabric<'_> {
                 for (into, devices) in ports.iter().filter(|(into, _)| into != port) {
                     let exposed = self.exposed_across(*port, from, *into, devices, groups);
                     if !exposed.is_empty() {
-                        leaks.push(Leak {
+                        leaks.push(IsolationHole {
                             switch: self.sbdf(switch),
                             port: self.sbdf(*port),
                             into: self.sbdf(*into),
@@ -214,7 +221,7 @@ impl Fabric<'_> {
         devices: &[Sbdf],
         groups: &Partition,
     ) -> Vec<Sbdf> {
-        if self.ingress(port).untranslated(self.egress_number(into)) != Turn::Straight {
+        if self.ingress(port).untranslated(self.egress_number(into)) != RequestRoute::Straight {
             return Vec::new();
         }
         let one_group = from
