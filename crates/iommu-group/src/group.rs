@@ -1,16 +1,16 @@
 //! IOMMU groups: what Linux makes of a topology, why, and what it would make of it after a change.
 
-mod buses;
+mod bus_index;
 mod find;
+mod groups;
 mod id;
 mod isolation;
 mod model;
 mod node;
-mod partition;
 mod reason;
 
+pub use groups::{Difference, Groups};
 pub use id::GroupId;
-pub use isolation::Lack;
-pub use model::{Doubt, Firmware, GroupModel};
-pub use partition::{Difference, Partition};
+pub use isolation::AcsDeficiency;
+pub use model::{Firmware, GroupModel, Uncertainty};
 pub use reason::Reason;

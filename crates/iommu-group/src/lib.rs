@@ -34,7 +34,9 @@ pub use config::{
 pub use distinct::distinct;
 pub use driver::DriverKind;
 pub use fixture::FixtureError;
-pub use group::{Difference, Doubt, Firmware, GroupId, GroupModel, Lack, Partition, Reason};
+pub use group::{
+    AcsDeficiency, Difference, Firmware, GroupId, GroupModel, Groups, Reason, Uncertainty,
+};
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
 pub use plan::{
     BootArgument, Goals, GroupChange, Impossible, Objection, Plan, PlanError, PlanOptions,

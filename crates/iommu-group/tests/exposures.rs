@@ -13,8 +13,7 @@ mod random;
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    Exposure, Function, GroupModel, Kernel, Partition, RoutingModel, Sbdf, Topology,
-    UntranslatedReach,
+    Exposure, Function, GroupModel, Groups, Kernel, RoutingModel, Sbdf, Topology, UntranslatedReach,
 };
 use machine::{Machine, bdf};
 use random::Random;
@@ -42,7 +41,7 @@ fn set(devices: &str) -> BTreeSet<Sbdf> {
 }
 
 fn of(topology: &Topology, devices: &str) -> Vec<Exposure> {
-    RoutingModel::found(topology).exposures(&Partition::found(topology), &set(devices))
+    RoutingModel::found(topology).exposures(&Groups::found(topology), &set(devices))
 }
 
 fn texts(text: &str, devices: &str) -> Vec<String> {
@@ -190,13 +189,13 @@ fn exposures_of_a_model_follow_its_registers() {
     let topology = Machine::new(&switch(REDIRECTS, REDIRECTS, REDIRECTS)).topology();
     let mut model = GroupModel::as_found(&topology, &Kernel::of(&topology));
     model.set_acs_control(bdf("02:00.0"), "0011".parse().unwrap());
-    let exposures = RoutingModel::of(&model).exposures(&model.partition(), &set("03:00.0"));
+    let exposures = RoutingModel::of(&model).exposures(&model.groups(), &set("03:00.0"));
     assert_eq!(exposures.len(), 2);
     assert!(exposures[0].involves(&set("03:00.0 09:00.0")));
     assert!(exposures[0].involves(&set("04:00.0")));
     assert!(!exposures[0].involves(&set("05:00.0")));
     model.remove(bdf("04:00.0"));
-    let exposures = RoutingModel::of(&model).exposures(&model.partition(), &set("03:00.0"));
+    let exposures = RoutingModel::of(&model).exposures(&model.groups(), &set("03:00.0"));
     assert_eq!(exposures.len(), 1, "what is not there is not reached");
 }
 
@@ -215,7 +214,7 @@ fn invariant_3_holds_for_every_admitted_set() {
             })
             .collect::<String>();
         let topology = Machine::new(&text).started();
-        let groups = Partition::found(&topology);
+        let groups = Groups::found(&topology);
         let routing = RoutingModel::found(&topology);
         let is_bridge = |f: &Function| f.is_bridge() || f.class() >> 16 == 6;
         let devices = topology.functions().iter().filter(|f| !is_bridge(f));

@@ -10,8 +10,8 @@
 mod machine;
 
 use iommu_group::{
-    AcsBits, Doubt, Firmware, GroupModel, Hidden, Kernel, Lack, Partition, Reason, Rules, Sbdf,
-    Topology,
+    AcsBits, AcsDeficiency, Firmware, GroupModel, Groups, Hidden, Kernel, Reason, Rules, Sbdf,
+    Topology, Uncertainty,
 };
 use machine::{Machine, bdf};
 
@@ -23,7 +23,7 @@ fn short(sbdf: &Sbdf) -> String {
 }
 
 /// Groups as text: members by blanks, one group per item. Groups of one are left out.
-fn shared(partition: &Partition) -> Vec<String> {
+fn shared(partition: &Groups) -> Vec<String> {
     partition
         .groups()
         .iter()
@@ -32,9 +32,9 @@ fn shared(partition: &Partition) -> Vec<String> {
         .collect()
 }
 
-fn boot(machine: &Machine) -> Partition {
+fn boot(machine: &Machine) -> Groups {
     let topology = machine.topology();
-    GroupModel::booted(&topology, &Kernel::of(&topology), Firmware::Cleared).partition()
+    GroupModel::booted(&topology, &Kernel::of(&topology), Firmware::Cleared).groups()
 }
 
 fn boot_shared(text: &str) -> Vec<String> {
@@ -164,7 +164,7 @@ fn changes_at_run_time_seen() {
             let bench = Bench::new(LAB, release);
             let mut model = bench.booted();
             run(&mut model, steps);
-            assert_eq!(shared(&model.partition()), groups, "{release}: {steps}");
+            assert_eq!(shared(&model.groups()), groups, "{release}: {steps}");
             assert_eq!(model.doubts().count(), 0);
         }
     }
@@ -191,7 +191,7 @@ fn a_switch_with_acs_seen() {
             let bench = Bench::new(ACS_SWITCH, release);
             let mut model = bench.booted();
             run(&mut model, &steps);
-            assert_eq!(shared(&model.partition()), groups, "{release}: {steps}");
+            assert_eq!(shared(&model.groups()), groups, "{release}: {steps}");
         }
     }
     let bench = Bench::new(ACS_SWITCH, "7.2.12");
@@ -214,7 +214,7 @@ fn the_least_invasive_merge_and_split_seen() {
             let bench = Bench::new(&text, release);
             let mut model = bench.booted();
             let neighbours = |model: &GroupModel<'_>| {
-                let partition = model.partition();
+                let partition = model.groups();
                 let with = |f| partition.group_of(bdf(f)).unwrap().to_vec();
                 (with("05:00.0"), with("06:00.0"))
             };
@@ -223,7 +223,7 @@ fn the_least_invasive_merge_and_split_seen() {
                 &mut model,
                 "00:04.0=0015 -02:00.0 -02:01.0 rescan 00:04.0=001d",
             );
-            let merged = model.partition();
+            let merged = model.groups();
             assert_eq!(
                 merged.group_of(bdf("03:00.0")).unwrap(),
                 ["01:00.0", "02:00.0", "02:01.0", "03:00.0", "04:00.0"].map(bdf)
@@ -324,9 +324,9 @@ fn a_later_function_that_does_not_say_so_is_alone_after_a_rescan_seen() {
             release,
         );
         let mut model = bench.booted();
-        assert_eq!(shared(&model.partition()), ["05:00.0 05:00.1"]);
+        assert_eq!(shared(&model.groups()), ["05:00.0 05:00.1"]);
         run(&mut model, "-05:00.0 -05:00.1 rescan");
-        assert_eq!(shared(&model.partition()), [""; 0]);
+        assert_eq!(shared(&model.groups()), [""; 0]);
         let bench = Bench::new(
             "\n00:05.0 root-port acs=5f/0\n 05:00.0 endpoint mf\n 05:00.1 endpoint mf",
             release,
@@ -338,7 +338,7 @@ fn a_later_function_that_does_not_say_so_is_alone_after_a_rescan_seen() {
         ] {
             let mut model = bench.booted();
             run(&mut model, steps);
-            assert_eq!(shared(&model.partition()), ["05:00.0 05:00.1"], "{steps}");
+            assert_eq!(shared(&model.groups()), ["05:00.0 05:00.1"], "{steps}");
         }
     }
     // The scan has noted the second function when it comes to the third.
@@ -348,14 +348,14 @@ fn a_later_function_that_does_not_say_so_is_alone_after_a_rescan_seen() {
     );
     let mut model = bench.booted();
     run(&mut model, "-00:05.0 -00:05.1 -00:05.2 rescan");
-    assert_eq!(shared(&model.partition()), ["00:05.0 00:05.2"]);
+    assert_eq!(shared(&model.groups()), ["00:05.0 00:05.2"]);
     let bench = Bench::new(
         "\n00:05.0 endpoint mf acs=5f/0\n00:05.1 endpoint\n00:05.2 endpoint mf",
         "7.2",
     );
     let mut model = bench.booted();
     run(&mut model, "-00:05.0 -00:05.1 -00:05.2 rescan");
-    assert_eq!(shared(&model.partition()), ["00:05.1 00:05.2"]);
+    assert_eq!(shared(&model.groups()), ["00:05.1 00:05.2"]);
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn the_iommu_below_the_root() {
     // The bridge has no ACS, so the path is not isolated all the same.
     assert!(matches!(
         model.reason(bdf("02:00.0")),
-        Some(Reason::NotIsolated { culprit, lack: Lack::Conventional, .. }) if culprit == bdf("00:00.0")
+        Some(Reason::NotIsolated { culprit, lack: AcsDeficiency::Conventional, .. }) if culprit == bdf("00:00.0")
     ));
     let other = Machine::new(&text.replace("14e4:9000", "14e4:9001")).topology();
     let model = GroupModel::booted(&other, &Kernel::of(&other), Firmware::Cleared);
@@ -473,9 +473,9 @@ fn at_boot_aliases_see_devices_that_a_scan_has_yet_to_find() {
   01:00.2 endpoint mf id=1b4b:9230";
     let bench = Bench::new(text, "7.2");
     let mut model = bench.booted();
-    assert_eq!(shared(&model.partition()), ["01:00.0 01:00.1 01:00.2"]);
+    assert_eq!(shared(&model.groups()), ["01:00.0 01:00.1 01:00.2"]);
     run(&mut model, "-01:00.0 -01:00.1 -01:00.2 rescan");
-    assert_eq!(shared(&model.partition()), ["01:00.1 01:00.2"]);
+    assert_eq!(shared(&model.groups()), ["01:00.1 01:00.2"]);
 }
 
 #[test]
@@ -495,7 +495,7 @@ fn aliases_in_device_memory_are_doubted() {
     assert!(
         model
             .doubts()
-            .any(|d| d == (bdf("01:00.1"), Doubt::AliasesInDeviceMemory))
+            .any(|d| d == (bdf("01:00.1"), Uncertainty::AliasesInDeviceMemory))
     );
 }
 
@@ -539,7 +539,7 @@ fn virtual_functions() {
     let mut model = bench.booted();
     run(&mut model, "-01:00.0 rescan");
     assert!(!model.is_present(bdf("01:10.0")) && !model.is_present(bdf("02:00.0")));
-    assert_eq!(shared(&model.partition()), ["00:01.0 01:00.0 01:00.1"]);
+    assert_eq!(shared(&model.groups()), ["00:01.0 01:00.0 01:00.1"]);
 }
 
 #[test]
@@ -560,7 +560,7 @@ fn ports_that_linux_knows_by_their_ids() {
     let kernel = Kernel::of(&topology);
     assert!(!kernel.requests_acs);
     assert_eq!(
-        shared(&GroupModel::booted(&topology, &kernel, Firmware::Cleared).partition()),
+        shared(&GroupModel::booted(&topology, &kernel, Firmware::Cleared).groups()),
         ["00:01.0 01:00.0"]
     );
 }
@@ -597,7 +597,7 @@ fn idt_switches_need_no_source_validation_from_7_2_on() {
             control.parse().ok(),
             "{release}"
         );
-        assert_eq!(shared(&model.partition()), [""; 0]);
+        assert_eq!(shared(&model.groups()), [""; 0]);
     }
 }
 
@@ -771,7 +771,7 @@ fn functions_without_an_iommu_have_no_group_and_give_none() {
     let topology = Machine::new(text).topology();
     let kernel = Kernel::of(&topology);
     let model = GroupModel::booted(&topology, &kernel, Firmware::Cleared);
-    assert_eq!(model.partition().groups(), [vec![bdf("01:00.0")]]);
+    assert_eq!(model.groups().groups(), [vec![bdf("01:00.0")]]);
     assert_eq!(model.reason(bdf("00:01.0")), Some(Reason::NoIommu));
 }
 
@@ -785,15 +785,15 @@ fn as_found_starts_from_the_kernels_groups() {
     let topology = Machine::new(text).topology();
     let kernel = Kernel::of(&topology);
     let mut model = GroupModel::as_found(&topology, &kernel);
-    assert_eq!(model.partition(), Partition::found(&topology));
+    assert_eq!(model.groups(), Groups::found(&topology));
     assert_eq!(model.reason(bdf("01:00.0")), Some(Reason::Kept));
     // Removing nothing changes nothing, and ids of other groups are not used again.
     run(&mut model, "rescan");
-    assert_eq!(model.partition(), Partition::found(&topology));
+    assert_eq!(model.groups(), Groups::found(&topology));
     run(&mut model, "-01:00.0 rescan");
-    assert_eq!(shared(&model.partition()), [""; 0]);
+    assert_eq!(shared(&model.groups()), [""; 0]);
     run(&mut model, "-02:00.0 rescan");
-    assert_eq!(shared(&model.partition()), ["00:02.0 02:00.0"]);
+    assert_eq!(shared(&model.groups()), ["00:02.0 02:00.0"]);
 }
 
 #[test]
@@ -854,7 +854,10 @@ fn what_cannot_be_read_is_doubted_and_not_trusted() {
     let doubts: Vec<_> = model.doubts().collect();
     assert_eq!(
         doubts,
-        [(bdf("00:01.0"), Doubt::Unreadable(Hidden::Unprivileged))]
+        [(
+            bdf("00:01.0"),
+            Uncertainty::Unreadable(Hidden::Unprivileged)
+        )]
     );
 }
 
@@ -868,7 +871,7 @@ fn every_set_of_rules_gives_the_same_groups_where_no_table_differs() {
         };
         let model = GroupModel::booted(&topology, &kernel, Firmware::Cleared);
         assert_eq!(
-            shared(&model.partition()),
+            shared(&model.groups()),
             ["02:00.0 03:00.0", "02:01.0 04:00.0"]
         );
     }

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use carry_out::{as_topology, carry_out};
 use iommu_group::{
-    AcsBits, Goals, Kernel, Objection, Partition, Plan, PlanOptions, RouteWish, Sbdf, Topology,
+    AcsBits, Goals, Groups, Kernel, Objection, Plan, PlanOptions, RouteWish, Sbdf, Topology,
 };
 use machine::Machine;
 use random::Random;
@@ -152,7 +152,7 @@ fn what_was_joined_can_be_isolated_again() {
         let topology = Machine::new(&text).started();
         let kernel = Kernel::of(&topology);
         let _guard = OnPanic(seed, &text, String::new());
-        let before = Partition::found(&topology);
+        let before = Groups::found(&topology);
         // Only those that are alone to begin with can be alone again.
         let device = |f: &&Sbdf| topology.get(**f).is_some_and(|f| !f.is_bridge());
         let alone = |f: &Sbdf| {
@@ -196,7 +196,7 @@ fn what_was_joined_can_be_isolated_again() {
         };
         let kernel = Kernel::of(&joined);
         let back = Plan::make(&joined, &kernel, &isolate, &PlanOptions::default()).unwrap();
-        let end = Partition::found(&as_topology(&carry_out(&joined, &kernel, &back)));
+        let end = Groups::found(&as_topology(&carry_out(&joined, &kernel, &back)));
         for function in &set {
             let mates = end
                 .group_of(*function)

@@ -217,7 +217,7 @@ fn a_third_joins_and_one_is_split_off_again() {
             ],
         );
         let end = after(&three, &split);
-        let groups = iommu_group::Partition::found(&end);
+        let groups = iommu_group::Groups::found(&end);
         assert!(groups.together(bdf("03:00.0"), bdf("05:00.0")));
         assert!(!groups.together(bdf("03:00.0"), bdf("04:00.0")));
     }
@@ -657,7 +657,7 @@ fn one_joins_while_another_leaves() {
     };
     let found = make(&two, &goals, &accepted).unwrap();
     assert!(found.is_acceptable(), "{:?}", found.objections);
-    let end = iommu_group::Partition::found(&after(&two, &found));
+    let end = iommu_group::Groups::found(&after(&two, &found));
     assert!(end.together(bdf("03:00.0"), bdf("05:00.0")));
     assert_eq!(
         end.group_of(bdf("04:00.0")).unwrap(),
@@ -799,7 +799,7 @@ fn functions_of_a_device_leave_their_port_together() {
     );
     let found = plan(&joined, &isolate("03:00.0 03:00.1"));
     assert!(found.is_acceptable(), "{:?}", found.objections);
-    let end = iommu_group::Partition::found(&after(&joined, &found));
+    let end = iommu_group::Groups::found(&after(&joined, &found));
     assert_eq!(
         end.group_of(bdf("03:00.0")).unwrap(),
         ["03:00.0", "03:00.1"].map(bdf)
@@ -897,7 +897,7 @@ fn a_root_port_that_stops_redirecting_may_expose_its_neighbours() {
     assert_eq!(objections[1].0, ("expose", bdf("05:00.0")));
     assert!(objections[1].1.contains("may become reachable"));
     // What is below joins its port.
-    let end = iommu_group::Partition::found(&after(&topology, &found));
+    let end = iommu_group::Groups::found(&after(&topology, &found));
     assert!(end.together(bdf("00:04.0"), bdf("04:00.0")));
 }
 
@@ -1020,7 +1020,7 @@ fn the_kernel_argument_for_the_same_at_boot() {
     let restarted = Machine::new(&switch("acs=5f/1d", ""))
         .arguments(&boot.argument)
         .started();
-    assert!(iommu_group::Partition::found(&restarted).together(bdf("03:00.0"), bdf("04:00.0")));
+    assert!(iommu_group::Groups::found(&restarted).together(bdf("03:00.0"), bdf("04:00.0")));
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod random;
 
 use std::collections::BTreeSet;
 
-use iommu_group::{AcsBits, Firmware, GroupModel, Kernel, Partition, Sbdf, Topology};
+use iommu_group::{AcsBits, Firmware, GroupModel, Groups, Kernel, Sbdf, Topology};
 use machine::Machine;
 use random::Random;
 
@@ -40,7 +40,7 @@ fn booted(topology: &Topology) -> GroupModel<'_> {
     GroupModel::booted(topology, &Kernel::of(topology), Firmware::Cleared)
 }
 
-fn everybody(partition: &Partition) -> Vec<Sbdf> {
+fn everybody(partition: &Groups) -> Vec<Sbdf> {
     let mut all: Vec<Sbdf> = partition.groups().iter().flatten().copied().collect();
     all.sort();
     all
@@ -49,7 +49,7 @@ fn everybody(partition: &Partition) -> Vec<Sbdf> {
 #[test]
 fn a_partition_is_a_partition() {
     for_machines(300, |topology, _| {
-        let partition = booted(topology).partition();
+        let partition = booted(topology).groups();
         let all: Vec<Sbdf> = topology.functions().iter().map(|f| f.sbdf()).collect();
         assert_eq!(everybody(&partition), all, "everybody once");
         for group in partition.groups() {
@@ -65,7 +65,7 @@ fn a_partition_is_a_partition() {
 fn every_group_that_is_shared_is_explained_by_a_member() {
     for_machines(300, |topology, _| {
         let model = booted(topology);
-        for group in model.partition().groups() {
+        for group in model.groups().groups() {
             let founders = group
                 .iter()
                 .filter(|f| model.reason(**f) == Some(iommu_group::Reason::New))
@@ -79,9 +79,9 @@ fn every_group_that_is_shared_is_explained_by_a_member() {
 fn a_scan_without_a_removal_changes_nothing() {
     for_machines(200, |topology, _| {
         let mut model = booted(topology);
-        let before = model.partition();
+        let before = model.groups();
         model.rescan();
-        assert_eq!(model.partition(), before);
+        assert_eq!(model.groups(), before);
     });
 }
 
@@ -90,7 +90,7 @@ fn those_that_stay_stay_together() {
     for_machines(300, |topology, random| {
         let mut model = booted(topology);
         for _ in 0..4 {
-            let before = model.partition();
+            let before = model.groups();
             for _ in 0..random.below(3) {
                 let port = topology.functions()[random.below(topology.functions().len())].sbdf();
                 let bits = AcsBits::from_bits(u16::try_from(random.below(0x80)).unwrap());
@@ -98,9 +98,9 @@ fn those_that_stay_stay_together() {
             }
             let gone = topology.functions()[random.below(topology.functions().len())].sbdf();
             model.remove(gone);
-            let stayed: BTreeSet<Sbdf> = everybody(&model.partition()).into_iter().collect();
+            let stayed: BTreeSet<Sbdf> = everybody(&model.groups()).into_iter().collect();
             model.rescan();
-            let after = model.partition();
+            let after = model.groups();
             for a in &stayed {
                 for b in &stayed {
                     assert_eq!(before.together(*a, *b), after.together(*a, *b), "{a} {b}");
@@ -129,7 +129,7 @@ fn to_remove_everything_is_to_boot_again() {
             return;
         }
         let mut model = booted(topology);
-        let fresh: Vec<_> = model.partition().groups().to_vec();
+        let fresh: Vec<_> = model.groups().groups().to_vec();
         for function in topology.functions() {
             let bits = AcsBits::from_bits(u16::try_from(random.below(0x80)).unwrap());
             model.set_acs_control(function.sbdf(), bits & AcsBits::REQUIRED);
@@ -137,9 +137,9 @@ fn to_remove_everything_is_to_boot_again() {
         for function in topology.functions() {
             model.remove(function.sbdf());
         }
-        assert_eq!(model.partition().groups().len(), 0);
+        assert_eq!(model.groups().groups().len(), 0);
         model.rescan();
-        let again = model.partition();
+        let again = model.groups();
         let virtuals = |group: &Vec<Sbdf>| -> Vec<Sbdf> {
             let real = |f: &&Sbdf| !topology.get(**f).unwrap().is_virtual();
             group.iter().filter(real).copied().collect()
@@ -180,7 +180,7 @@ fn damaged_files_are_refused_or_read_but_never_panic() {
                     model.remove(function.sbdf());
                 }
                 model.rescan();
-                let _ = model.partition();
+                let _ = model.groups();
             }
         }
     });

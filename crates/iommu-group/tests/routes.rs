@@ -11,7 +11,7 @@ mod machine;
 use iommu_group::assignment::HostSnapshot;
 use iommu_group::policy::{Policy, Role};
 use iommu_group::{
-    BlockReason, Denial, Firmware, GroupModel, Hidden, Kernel, P2pMapping, Partition, Placement,
+    BlockReason, Denial, Firmware, GroupModel, Groups, Hidden, Kernel, P2pMapping, Placement,
     Route, RoutingModel, Scope, Topology, UntranslatedReach, Verdict,
 };
 use machine::{Machine, bdf};
@@ -480,7 +480,7 @@ fn a_bar_of_io_ports_is_no_memory() {
             100,
         );
     let topology = Topology::from_fixture(&fixture).unwrap();
-    let groups = Partition::found(&topology);
+    let groups = Groups::found(&topology);
     let verdict = RoutingModel::found(&topology).verdict(
         &groups,
         Scope::SameGroup,
@@ -504,7 +504,7 @@ fn leaks_between_groups_are_found() {
     let kernel = Kernel::of(&topology);
     let model = GroupModel::booted(&topology, &kernel, Firmware::Cleared);
     let routing = RoutingModel::of(&model);
-    let leaks = routing.isolation_holes(&model.partition());
+    let leaks = routing.isolation_holes(&model.groups());
     let seen: Vec<_> = leaks
         .iter()
         .map(|l| (l.port, l.into, l.exposed.clone()))
@@ -531,7 +531,7 @@ fn no_leak_within_a_group_or_where_ports_redirect() {
     let kernel = Kernel::of(&open);
     let model = GroupModel::booted(&open, &kernel, Firmware::Cleared);
     assert_eq!(
-        RoutingModel::of(&model).isolation_holes(&model.partition()),
+        RoutingModel::of(&model).isolation_holes(&model.groups()),
         []
     );
     let closed = topology(&switch(
@@ -542,14 +542,14 @@ fn no_leak_within_a_group_or_where_ports_redirect() {
     let kernel = Kernel::of(&closed);
     let mut model = GroupModel::booted(&closed, &kernel, Firmware::Cleared);
     assert_eq!(
-        RoutingModel::of(&model).isolation_holes(&model.partition()),
+        RoutingModel::of(&model).isolation_holes(&model.groups()),
         []
     );
     // Cleared at run time: a leak at once, for groups do not follow.
     model.set_acs_control(bdf("02:00.0"), "0011".parse().unwrap());
     assert_eq!(
         RoutingModel::of(&model)
-            .isolation_holes(&model.partition())
+            .isolation_holes(&model.groups())
             .len(),
         2
     );

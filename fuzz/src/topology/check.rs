@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use iommu_group::{
-    AcsBits, Exposure, Firmware, Function, GroupModel, Kernel, Partition, PortType, Reset,
+    AcsBits, Exposure, Firmware, Function, GroupModel, Groups, Kernel, PortType, Reset,
     RoutingModel, Sbdf, Scope, Topology, UntranslatedReach,
 };
 
@@ -27,12 +27,12 @@ pub(crate) fn check_groups(topology: &Topology) {
         .map(|f| f.sbdf())
         .collect();
 
-    let found = GroupModel::as_found(topology, &kernel).partition();
-    assert_eq!(found, Partition::found(topology));
+    let found = GroupModel::as_found(topology, &kernel).groups();
+    assert_eq!(found, Groups::found(topology));
 
     for firmware in [Firmware::Cleared, Firmware::AsFound] {
         let model = GroupModel::booted(topology, &kernel, firmware);
-        let partition = model.partition();
+        let partition = model.groups();
         assert_eq!(check_partition(&partition), covered, "everybody once");
         assert!(all.iter().all(|sbdf| model.is_present(*sbdf)));
         assert!(all.iter().all(|sbdf| model.reason(*sbdf).is_some()));
@@ -41,14 +41,14 @@ pub(crate) fn check_groups(topology: &Topology) {
 
     let mut model = GroupModel::booted(topology, &kernel, Firmware::Cleared);
     for gone in all.iter().take(6) {
-        let before = model.partition();
+        let before = model.groups();
         model.set_acs_control(*gone, AcsBits::NONE);
         model.remove(*gone);
         assert!(!model.is_present(*gone));
-        assert!(model.partition().group_of(*gone).is_none());
-        let stayed = check_partition(&model.partition());
+        assert!(model.groups().group_of(*gone).is_none());
+        let stayed = check_partition(&model.groups());
         model.rescan();
-        let after = model.partition();
+        let after = model.groups();
         for a in &stayed {
             assert!(model.is_present(*a));
             for b in &stayed {
@@ -61,7 +61,7 @@ pub(crate) fn check_groups(topology: &Topology) {
 }
 
 /// The members of all groups, none of which may be in two of them.
-pub(crate) fn check_partition(partition: &Partition) -> BTreeSet<Sbdf> {
+pub(crate) fn check_partition(partition: &Groups) -> BTreeSet<Sbdf> {
     let mut seen = BTreeSet::new();
     for group in partition.groups() {
         assert!(!group.is_empty(), "a group without members");
@@ -77,7 +77,7 @@ pub(crate) fn check_partition(partition: &Partition) -> BTreeSet<Sbdf> {
 pub(crate) fn check_routes(topology: &Topology) {
     let kernel = Kernel::of(topology);
     let model = GroupModel::booted(topology, &kernel, Firmware::AsFound);
-    let groups = model.partition();
+    let groups = model.groups();
     for fabric in [RoutingModel::found(topology), RoutingModel::of(&model)] {
         for a in topology.functions().iter().map(|f| f.sbdf()) {
             for b in topology.functions().iter().map(|f| f.sbdf()) {
@@ -114,12 +114,7 @@ pub(crate) fn check_routes(topology: &Topology) {
 }
 
 /// Whoever has a device without an exposure reaches nobody outside of its group for certain.
-fn check_exposures(
-    topology: &Topology,
-    fabric: &RoutingModel<'_>,
-    groups: &Partition,
-    device: Sbdf,
-) {
+fn check_exposures(topology: &Topology, fabric: &RoutingModel<'_>, groups: &Groups, device: Sbdf) {
     let exposures = fabric.exposures(groups, &BTreeSet::from([device]));
     let free = !exposures.iter().any(Exposure::needs_consent);
     let is_device = |f: &Function| !f.is_bridge() && f.class() >> 16 != 0x06;

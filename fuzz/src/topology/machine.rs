@@ -119,7 +119,7 @@ pub(crate) fn machine_with_groups(bytes: &[u8]) -> String {
     }
     let bare = Topology::from_fixture(&document.to_string()).expect("it is a machine");
     let model = GroupModel::booted(&bare, &Kernel::of(&bare), Firmware::AsFound);
-    for (number, group) in model.partition().groups().iter().enumerate() {
+    for (number, group) in model.groups().groups().iter().enumerate() {
         for member in group {
             document["functions"][member.to_string()]["iommu_group"] = json!(number);
         }

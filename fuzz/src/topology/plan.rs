@@ -40,7 +40,7 @@ pub(crate) fn plan(input: &[u8]) {
     let mut model = GroupModel::as_found(&TOPOLOGY, &kernel);
     for step in plan.steps.iter().take(MOST_STEPS) {
         step.apply(&mut model);
-        check_partition(&model.partition());
+        check_partition(&model.groups());
     }
     for objection in &plan.objections {
         let _ = (objection.remedy(), objection.to_string());

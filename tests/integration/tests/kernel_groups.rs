@@ -18,7 +18,7 @@ use std::env;
 use std::hash::{BuildHasher, RandomState};
 
 use fastrand::Rng;
-use iommu_group::{Firmware, GroupModel, Kernel, Partition, RoutingModel, Topology};
+use iommu_group::{Firmware, GroupModel, Groups, Kernel, RoutingModel, Topology};
 use lab::Lab;
 
 use change::Change;
@@ -64,8 +64,8 @@ impl Tally {
     }
 }
 
-fn assert_same(predicted: &Partition, topology: &Topology, seed: u64, what: &str) {
-    let differences = predicted.differences(&Partition::found(topology));
+fn assert_same(predicted: &Groups, topology: &Topology, seed: u64, what: &str) {
+    let differences = predicted.differences(&Groups::found(topology));
     assert!(
         differences.is_empty(),
         "seed {seed}, {what}: predicted (here) and kernel (there) differ: {differences:#?}"
@@ -84,7 +84,7 @@ fn compare(seed: u64, changes: usize, tally: &mut Tally) {
     let mut before = scan(&lab);
     let kernel = Kernel::of(&before);
     let booted = GroupModel::booted(&before, &kernel, Firmware::Cleared);
-    assert_same(&booted.partition(), &before, seed, "at boot");
+    assert_same(&booted.groups(), &before, seed, "at boot");
     tally.boots += 1;
     tally.reach(&lab, &before, &format!("seed {seed}, at boot"));
     change::make_virtual_functions(&lab, &before, &mut rng);
@@ -104,7 +104,7 @@ fn compare(seed: u64, changes: usize, tally: &mut Tally) {
             &after,
             &format!("seed {seed}, after change {number} ({change})"),
         );
-        let predicted = model.partition();
+        let predicted = model.groups();
         let there = |t: &Topology| -> Vec<_> { t.functions().iter().map(|f| f.sbdf()).collect() };
         let expected: Vec<_> = there(&before)
             .into_iter()

@@ -11,7 +11,7 @@ mod regroup {
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use iommu_group::{Goals, GroupModel, Kernel, Partition, Plan, PlanOptions, Sbdf, Topology};
+use iommu_group::{Goals, GroupModel, Groups, Kernel, Plan, PlanOptions, Sbdf, Topology};
 use lab::protocol::Exit;
 use lab::{Lab, Output, SharedLab, Turn};
 
@@ -44,7 +44,7 @@ fn scan(lab: &Lab) -> Topology {
 /// All that a transaction must leave as it was, or as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Snapshot {
-    groups: Partition,
+    groups: Groups,
     /// Driver, `driver_override`, `power/control` and ACS of each function.
     functions: BTreeMap<Sbdf, [String; 4]>,
     autoprobe: String,
@@ -71,7 +71,7 @@ fn snapshot(lab: &Lab) -> Snapshot {
         functions.insert(at, facts);
     }
     Snapshot {
-        groups: Partition::found(&topology),
+        groups: Groups::found(&topology),
         functions,
         autoprobe: lab.read("/sys/bus/pci/drivers_autoprobe").unwrap(),
     }
@@ -84,7 +84,7 @@ fn lab(count: usize) -> Turn<'static> {
         lab.bind_vfio(endpoint).unwrap();
     }
     let [a, b, ..] = ENDPOINTS;
-    if Partition::found(&scan(&lab)).together(sbdf(a), sbdf(b)) {
+    if Groups::found(&scan(&lab)).together(sbdf(a), sbdf(b)) {
         isolate(&lab);
     }
     lab
@@ -117,7 +117,7 @@ fn reach(lab: &Lab, goals: &Goals, options: &PlanOptions) -> Plan {
     let mut model = GroupModel::as_found(&before, &kernel);
     plan.steps.iter().for_each(|step| step.apply(&mut model));
     let after = snapshot(lab);
-    let differences = model.partition().differences(&after.groups);
+    let differences = model.groups().differences(&after.groups);
     assert!(differences.is_empty(), "{differences:#?}");
     assert_eq!(after.functions, facts.functions);
     assert_eq!(after.autoprobe, facts.autoprobe);
@@ -363,7 +363,7 @@ fn virtual_functions_of_what_is_taken_away_are_made_again() {
     assert_eq!(lab.read(&made).unwrap().trim(), "2");
     let after = scan(&lab);
     assert!(virtuals.iter().all(|at| after.get(*at).is_some()));
-    assert!(Partition::found(&after).together(sbdf(a), sbdf(card)));
+    assert!(Groups::found(&after).together(sbdf(a), sbdf(card)));
     lab.sh(&format!("echo 0 > {made}")).unwrap();
     apply(&lab, &["--isolate", a, card, "--expose", a, card])
         .ok()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    AcsBits, EgressVector, Function, GroupModel, Kernel, Partition, Plan, Sbdf, Step, Topology,
+    AcsBits, EgressVector, Function, GroupModel, Groups, Kernel, Plan, Sbdf, Step, Topology,
 };
 use serde::{Deserialize, Serialize};
 
@@ -153,7 +153,7 @@ impl Baseline {
             };
             functions.insert(sbdf, was);
         }
-        let mut groups = Partition::found(topology).groups().to_vec();
+        let mut groups = Groups::found(topology).groups().to_vec();
         groups.retain(|group| group.iter().any(|member| functions.contains_key(member)));
         Ok(Self {
             functions,

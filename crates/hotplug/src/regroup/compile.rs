@@ -73,7 +73,7 @@ pub(super) fn script(
 
 /// The groups of the functions concerned, on a model.
 fn after(baseline: &Baseline, model: &GroupModel<'_>) -> Vec<Vec<Sbdf>> {
-    let mut groups = model.partition().groups().to_vec();
+    let mut groups = model.groups().groups().to_vec();
     groups.retain(|group| group.iter().any(|f| baseline.functions.contains_key(f)));
     groups
 }

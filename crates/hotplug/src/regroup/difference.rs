@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use iommu_group::{Partition, Sbdf, Topology};
+use iommu_group::{Groups, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::baseline::{Baseline, Was};
@@ -251,7 +251,7 @@ pub(super) fn differences(
 fn group_differences(baseline: &Baseline, now: &Topology) -> Vec<Difference> {
     let then = baseline.renamed(now);
     let old = |function: Sbdf| then.get(&function).copied().unwrap_or(function);
-    let partition = Partition::found(now);
+    let partition = Groups::found(now);
     let mut found = Vec::new();
     for group in baseline.groups_with_devices() {
         for function in group {

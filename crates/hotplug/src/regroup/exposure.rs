@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::assignment::{self, Exposed};
 use iommu_group::policy::Consent;
-use iommu_group::{Partition, RoutingModel, Sbdf};
+use iommu_group::{Groups, RoutingModel, Sbdf};
 
 use super::vmm::Assigned;
 
@@ -22,7 +22,7 @@ pub struct GuestExposure {
 #[must_use]
 pub fn exposures(
     routing: &RoutingModel<'_>,
-    groups: &Partition,
+    groups: &Groups,
     assigned: &[Assigned],
     accepted: &BTreeSet<Sbdf>,
 ) -> Vec<GuestExposure> {

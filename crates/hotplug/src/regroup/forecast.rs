@@ -38,7 +38,7 @@ impl Forecast {
             ..
         } = preflight;
         let plug = if fits(&blockers) {
-            let groups = after(topology, plan).partition();
+            let groups = after(topology, plan).groups();
             let homecoming = Homecoming {
                 assigned: &unplug,
                 staying: &staying,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu_group::{AcsBits, Function, Partition, Sbdf};
+use iommu_group::{AcsBits, Function, Groups, Sbdf};
 
 use super::action::Action;
 use super::baseline::{AcsWas, Baseline, Was};
@@ -233,7 +233,7 @@ impl Performer<'_> {
         let now = self.machine.scan()?;
         let then = self.baseline.renamed(&now);
         let old = |function: &Sbdf| then.get(function).copied().unwrap_or(*function);
-        let partition = Partition::found(&now);
+        let partition = Groups::found(&now);
         for group in groups {
             // No plan knows of virtual functions that its end makes again: they are theirs whose physical one is.
             let made_again = |at: &Sbdf| {

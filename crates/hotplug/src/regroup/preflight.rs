@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    DriverKind, Function, GroupModel, Kernel, Objection, Partition, Plan, RoutingModel, Sbdf, Step,
+    DriverKind, Function, GroupModel, Groups, Kernel, Objection, Plan, RoutingModel, Sbdf, Step,
     Topology,
 };
 
@@ -55,12 +55,7 @@ impl Preflight {
         if fits {
             let model = after(topology, plan);
             blockers.extend(shared(&model, &assigned));
-            for exposed in exposed_in(
-                &RoutingModel::of(&model),
-                &model.partition(),
-                plan,
-                &assigned,
-            ) {
+            for exposed in exposed_in(&RoutingModel::of(&model), &model.groups(), plan, &assigned) {
                 let GuestExposure { vm, exposed } = exposed;
                 let function = exposed.exposure.function;
                 if accepted.contains(&function) {
@@ -73,7 +68,7 @@ impl Preflight {
                 }
             }
         }
-        let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
+        let (routing, groups) = (RoutingModel::found(topology), Groups::found(topology));
         let exposed = exposed_in(&routing, &groups, plan, &assigned).into_iter();
         let exposed = exposed
             .map(|guest| guest.exposed.exposure.function)
@@ -94,7 +89,7 @@ impl Preflight {
 /// The exposures in which devices take part that virtual machines lose and get back.
 fn exposed_in(
     routing: &RoutingModel<'_>,
-    groups: &Partition,
+    groups: &Groups,
     plan: &Plan,
     assigned: &[Assigned],
 ) -> Vec<GuestExposure> {
@@ -189,7 +184,7 @@ pub(super) fn after<'t>(topology: &'t Topology, plan: &Plan) -> GroupModel<'t> {
 /// Groups that would have devices of several virtual machines. One process at a time has a group open
 /// (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so that all but one could not get theirs back.
 fn shared(model: &GroupModel<'_>, assigned: &[Assigned]) -> Vec<Blocker> {
-    let partition = model.partition();
+    let partition = model.groups();
     let blocker = |group: &Vec<Sbdf>| {
         let here = assigned
             .iter()
@@ -328,7 +323,7 @@ fn mates<'t>(
     if fits {
         let mut model = GroupModel::as_found(topology, kernel);
         plan.steps.iter().for_each(|step| step.apply(&mut model));
-        let partition = model.partition();
+        let partition = model.groups();
         let groups = partition.groups().iter();
         let with = groups.filter(|group| group.iter().any(|at| mates.contains(at)));
         let with: Vec<Sbdf> = with.flatten().copied().collect();

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    Function, Goals, GroupModel, Kernel, Partition, Plan, PlanOptions, Purpose, RouteWish, Sbdf,
-    Step, Topology,
+    Function, Goals, GroupModel, Groups, Kernel, Plan, PlanOptions, Purpose, RouteWish, Sbdf, Step,
+    Topology,
 };
 
 use super::action::Action;
@@ -144,12 +144,12 @@ fn old_words(baseline: &Baseline, now: &Topology) -> Vec<Action> {
 fn regroup(baseline: &Baseline, now: &Topology) -> Vec<Action> {
     let kernel = Kernel::of(now);
     let wanted = old_groups(baseline, now);
-    let mut least = missed(&wanted, &Partition::found(now));
+    let mut least = missed(&wanted, &Groups::found(now));
     let mut best = None;
     for steps in candidates(baseline, now, &kernel, &wanted) {
         let mut model = GroupModel::as_found(now, &kernel);
         steps.iter().for_each(|step| step.apply(&mut model));
-        let missed = missed(&wanted, &model.partition());
+        let missed = missed(&wanted, &model.groups());
         if missed < least {
             (least, best) = (missed, Some(steps));
         }
@@ -179,7 +179,7 @@ fn old_groups(baseline: &Baseline, now: &Topology) -> Vec<Vec<Sbdf>> {
 }
 
 /// How many functions are not with those that they should be with.
-fn missed(wanted: &[Vec<Sbdf>], partition: &Partition) -> usize {
+fn missed(wanted: &[Vec<Sbdf>], partition: &Groups) -> usize {
     wanted
         .iter()
         .flat_map(|group| group.iter().map(move |function| (group, function)))
@@ -197,7 +197,7 @@ fn candidates(
 ) -> Vec<Vec<Step>> {
     let mut candidates = vec![again(baseline, now)];
     let is_device = |function: &Sbdf| now.get(*function).is_some_and(|f| !f.is_bridge());
-    let partition = Partition::found(now);
+    let partition = Groups::found(now);
     let mut goals = Goals::default();
     for group in wanted {
         let moved = group

@@ -1,7 +1,7 @@
 //! Plans that give devices back to a virtual machine where they reach others without the IOMMU, or are reached so.
 
 use hotplug::regroup::{Assigned, Blocker, Regroup, RegroupError, Vmm, exposures};
-use iommu_group::{Goals, Partition, Plan, PlanOptions, RouteWish, RoutingModel, Sbdf};
+use iommu_group::{Goals, Groups, Plan, PlanOptions, RouteWish, RoutingModel, Sbdf};
 
 use crate::guests::{Guest, Mood};
 use crate::{A, B, Bench, C, D, sbdf, set};
@@ -133,7 +133,7 @@ fn exposures_are_listed_for_each_guest_with_what_was_accepted() {
     let assigned = [device("db", D, &[]), device("web", A, &[A])];
     let found = exposures(
         &RoutingModel::found(&topology),
-        &Partition::found(&topology),
+        &Groups::found(&topology),
         &assigned,
         &set(&[]),
     );

@@ -380,7 +380,7 @@ impl Machine {
             facts.push(acs.map_or(String::new(), |acs| format!("{:04x}", acs.control)));
             (at, facts)
         });
-        let mut groups = iommu_group::Partition::found(&now).groups().to_vec();
+        let mut groups = iommu_group::Groups::found(&now).groups().to_vec();
         let is_device = |at: &Sbdf| !now.get(*at).unwrap().is_bridge();
         groups.retain(|group| group.iter().any(is_device));
         for group in &mut groups {
@@ -479,7 +479,7 @@ impl Machine {
     fn link_groups(&self) {
         let state = &mut *self.state.borrow_mut();
         let groups = self.sysfs.root().join("kernel/iommu_groups");
-        let mut now = state.model.partition().groups().to_vec();
+        let mut now = state.model.groups().groups().to_vec();
         for group in &mut now {
             group.retain(|at| state.present.contains(at));
         }

@@ -25,7 +25,7 @@ pub(crate) fn groups(criterion: &mut Criterion, topology: &Topology) {
     group.bench_function(BenchmarkId::new("groups", size), |b| {
         b.iter(|| {
             let kernel = Kernel::of(topology);
-            GroupModel::booted(topology, &kernel, Firmware::Cleared).partition()
+            GroupModel::booted(topology, &kernel, Firmware::Cleared).groups()
         });
     });
     group.finish();
@@ -50,7 +50,7 @@ pub(crate) fn peers(criterion: &mut Criterion, topology: &Topology) {
 /// Groups, then the verdict on every ordered pair.
 fn verdicts(topology: &Topology, peers: &[Sbdf]) -> Vec<Verdict> {
     let model = GroupModel::booted(topology, &Kernel::of(topology), Firmware::Cleared);
-    let (groups, routing) = (model.partition(), RoutingModel::of(&model));
+    let (groups, routing) = (model.groups(), RoutingModel::of(&model));
     peers
         .iter()
         .flat_map(|a| peers.iter().map(move |b| (*a, *b)))

@@ -6,7 +6,7 @@ use std::fmt;
 use super::{DeviceInfo, HostSnapshot};
 use crate::policy::Consent;
 use crate::{
-    AcsBits, DriverKind, Exposure, Function, Partition, RoutingModel, Sbdf, Topology,
+    AcsBits, DriverKind, Exposure, Function, Groups, RoutingModel, Sbdf, Topology,
     UntranslatedReach,
 };
 
@@ -53,7 +53,7 @@ impl fmt::Display for Exposed {
 #[must_use]
 pub fn exposures(
     routing: &RoutingModel<'_>,
-    groups: &Partition,
+    groups: &Groups,
     devices: &BTreeSet<Sbdf>,
     consent: impl Fn(Sbdf) -> Option<Consent>,
 ) -> Vec<Exposed> {
@@ -90,7 +90,7 @@ impl HostSnapshot {
     #[must_use]
     pub fn exposures(&self, devices: &BTreeSet<Sbdf>, named: &BTreeSet<Sbdf>) -> Vec<Exposed> {
         let topology = self.topology();
-        let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
+        let (routing, groups) = (RoutingModel::found(topology), Groups::found(topology));
         let consent = |function| {
             let consent = self.policy().consent(function).cloned();
             consent.or_else(|| named.contains(&function).then_some(Consent::Named))

@@ -2,13 +2,13 @@
 
 use super::HostSnapshot;
 use crate::policy::forbidding;
-use crate::{Denial, Partition, RoutingModel, Sbdf, Scope, Verdict};
+use crate::{Denial, Groups, RoutingModel, Sbdf, Scope, Verdict};
 
 /// The rules for pairs of a host's functions, by its hardware, its groups and its policy.
 pub struct PairRules<'h> {
     host: &'h HostSnapshot,
     routing: RoutingModel<'h>,
-    groups: Partition,
+    groups: Groups,
     scope: Scope,
 }
 
@@ -17,7 +17,7 @@ impl<'h> PairRules<'h> {
         Self {
             host,
             routing: RoutingModel::found(host.topology()),
-            groups: Partition::found(host.topology()),
+            groups: Groups::found(host.topology()),
             scope,
         }
     }
@@ -30,7 +30,7 @@ impl<'h> PairRules<'h> {
 
     /// The IOMMU groups.
     #[must_use]
-    pub fn groups(&self) -> &Partition {
+    pub fn groups(&self) -> &Groups {
         &self.groups
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::buses::Buses;
-use super::isolation::{Lack, lack};
-use super::model::Doubt;
+use super::bus_index::BusIndex;
+use super::isolation::{AcsDeficiency, lack};
+use super::model::Uncertainty;
 use super::node::{LocalGroup, Node, Passes};
 use super::reason::Reason;
 use crate::config::{Hidden, PortType};
@@ -14,13 +14,13 @@ use crate::{Sbdf, Topology};
 
 /// The search for the group of a function that is being added (linux 7.2 drivers/iommu/iommu.c:
 /// `pci_device_group()`, the same in 6.12 and 7.3).
-pub(super) struct Finder<'a> {
+pub(super) struct GroupFinder<'a> {
     pub(super) topology: &'a Topology,
     pub(super) kernel: &'a Kernel,
     pub(super) nodes: &'a [Node],
-    pub(super) buses: &'a Buses,
+    pub(super) buses: &'a BusIndex,
     /// What the answer depends on and cannot be known.
-    pub(super) doubts: &'a mut BTreeMap<Sbdf, Doubt>,
+    pub(super) doubts: &'a mut BTreeMap<Sbdf, Uncertainty>,
 }
 
 /// The functions of one bus that were looked at, so that aliases of aliases come to an end.
@@ -40,7 +40,7 @@ impl Visited {
     }
 }
 
-impl<'a> Finder<'a> {
+impl<'a> GroupFinder<'a> {
     /// The group that a function gets, or `None` if it gets a new one; and why.
     pub(super) fn find(&mut self, id: FunctionId) -> (Option<LocalGroup>, Reason) {
         // Whose id its requests bear at the IOMMU: its own, or that of a bridge or of what provides its bus.
@@ -127,7 +127,7 @@ impl<'a> Finder<'a> {
 
     /// The lowest function from a bridge up to the root that does not keep peers apart (linux 7.2
     /// drivers/pci/pci.c: `pci_acs_path_enabled()`).
-    fn lack_up_from(&mut self, bridge: FunctionId) -> Option<(Sbdf, Lack)> {
+    fn lack_up_from(&mut self, bridge: FunctionId) -> Option<(Sbdf, AcsDeficiency)> {
         let own = self.node(bridge).map(|node| (bridge, node));
         let nodes = own.into_iter().chain(self.bridges_above(bridge));
         for (_, node) in nodes {
@@ -138,10 +138,11 @@ impl<'a> Finder<'a> {
         None
     }
 
-    fn lack(&mut self, node: &Node) -> Option<Lack> {
+    fn lack(&mut self, node: &Node) -> Option<AcsDeficiency> {
         let found = lack(node, self.kernel);
-        if let Some(Lack::Unreadable(hidden)) = found {
-            self.doubts.insert(node.sbdf, Doubt::Unreadable(hidden));
+        if let Some(AcsDeficiency::Unreadable(hidden)) = found {
+            self.doubts
+                .insert(node.sbdf, Uncertainty::Unreadable(hidden));
         }
         found
     }
@@ -150,7 +151,8 @@ impl<'a> Finder<'a> {
     fn doubt_type(&mut self, node: &Node) {
         if node.port_type == PortType::Unknown {
             let hidden = node.hidden.unwrap_or(Hidden::Unreachable);
-            self.doubts.insert(node.sbdf, Doubt::Unreadable(hidden));
+            self.doubts
+                .insert(node.sbdf, Uncertainty::Unreadable(hidden));
         }
     }
 
@@ -191,7 +193,7 @@ impl<'a> Finder<'a> {
         {
             if holder.aliases_unknown {
                 self.doubts
-                    .insert(holder.sbdf, Doubt::AliasesInDeviceMemory);
+                    .insert(holder.sbdf, Uncertainty::AliasesInDeviceMemory);
             }
         }
         let aliases = |of: &Node, devfn| {

@@ -12,7 +12,7 @@ use crate::quirks::acs::AcsRule;
 /// Why Linux does not trust a function to keep peers apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Lack {
+pub enum AcsDeficiency {
     /// It has no ACS capability.
     NoAcs,
     /// It has one, but these bits of the control register are off.
@@ -29,7 +29,7 @@ pub enum Lack {
     Unreadable(Hidden),
 }
 
-impl fmt::Display for Lack {
+impl fmt::Display for AcsDeficiency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoAcs => f.write_str("has no ACS"),
@@ -45,10 +45,10 @@ impl fmt::Display for Lack {
 
 /// Whether Linux trusts a function to keep peers apart: whether it has all of [`AcsBits::REQUIRED`] that it
 /// implements (linux 7.2 drivers/pci/pci.c: `pci_acs_enabled()`).
-pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<Lack> {
+pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<AcsDeficiency> {
     match node.rule {
         Some(AcsRule::Isolated(_)) => return None,
-        Some(AcsRule::NotIsolated(why)) => return Some(Lack::Quirk(why)),
+        Some(AcsRule::NotIsolated(why)) => return Some(AcsDeficiency::Quirk(why)),
         Some(AcsRule::AmdSouthbridge)
             if node.multifunction && node.on_root_bus && kernel.has_ivrs =>
         {
@@ -56,7 +56,7 @@ pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<Lack> {
         }
         Some(AcsRule::IntelPch) if node.intel_pch_enabled => return None,
         Some(AcsRule::IntelPch) => {
-            return Some(Lack::Quirk(
+            return Some(AcsDeficiency::Quirk(
                 "a root port without ACS that the kernel has not set up in its own way",
             ));
         }
@@ -66,10 +66,12 @@ pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<Lack> {
         return None;
     }
     match node.port_type {
-        PortType::Unknown => Some(Lack::Unreadable(node.hidden.unwrap_or(Hidden::Unreachable))),
-        PortType::Conventional => Some(Lack::Conventional),
-        PortType::PcieToPciBridge | PortType::PciToPcieBridge => Some(Lack::Bridge),
-        PortType::RcEventCollector => Some(Lack::EventCollector),
+        PortType::Unknown => Some(AcsDeficiency::Unreadable(
+            node.hidden.unwrap_or(Hidden::Unreachable),
+        )),
+        PortType::Conventional => Some(AcsDeficiency::Conventional),
+        PortType::PcieToPciBridge | PortType::PciToPcieBridge => Some(AcsDeficiency::Bridge),
+        PortType::RcEventCollector => Some(AcsDeficiency::EventCollector),
         PortType::RootPort | PortType::SwitchDownstream => registers(node),
         PortType::Endpoint
         | PortType::LegacyEndpoint
@@ -87,15 +89,15 @@ pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<Lack> {
 
 /// What is missing in the registers. A bit that is not implemented counts as set: the specification requires it only
 /// where it would make a difference (linux 7.2 drivers/pci/pci.c: `pci_acs_flags_enabled()`).
-fn registers(node: &Node) -> Option<Lack> {
+fn registers(node: &Node) -> Option<AcsDeficiency> {
     if let Some(hidden) = node.acs_hidden {
-        return Some(Lack::Unreadable(hidden));
+        return Some(AcsDeficiency::Unreadable(hidden));
     }
     let Some(capability) = node.capability else {
-        return Some(Lack::NoAcs);
+        return Some(AcsDeficiency::NoAcs);
     };
     let off = AcsBits::REQUIRED & capability & !node.control;
-    (!off.is_empty()).then_some(Lack::Off(off))
+    (!off.is_empty()).then_some(AcsDeficiency::Off(off))
 }
 
 /// Whether a patched kernel was told to take the function for isolated. The patch adds a last entry to the table of

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::buses::Buses;
-use super::find::Finder;
+use super::bus_index::BusIndex;
+use super::find::GroupFinder;
+use super::groups::Groups;
 use super::node::{LocalGroup, Node};
-use super::partition::Partition;
 use super::reason::Reason;
 use crate::config::{AcsBits, EgressVector, Hidden};
 use crate::kernel::Kernel;
@@ -24,7 +24,7 @@ pub enum Firmware {
 
 /// Something that cannot be known and that a computed group depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Doubt {
+pub enum Uncertainty {
     /// What the function is, or its ACS capability, could not be read.
     Unreadable(Hidden),
     /// The requester ids that the device uses are in its own memory (Switchtec non-transparent bridges).
@@ -38,7 +38,7 @@ pub enum Doubt {
 /// # use iommu_group::{Firmware, GroupModel, Kernel, Topology};
 /// # fn show(topology: &Topology) {
 /// let kernel = Kernel::of(topology);
-/// for group in GroupModel::booted(topology, &kernel, Firmware::Cleared).partition().groups() {
+/// for group in GroupModel::booted(topology, &kernel, Firmware::Cleared).groups().groups() {
 ///     println!("{group:?}");
 /// }
 /// # }
@@ -48,12 +48,12 @@ pub struct GroupModel<'t> {
     topology: &'t Topology,
     kernel: Kernel,
     nodes: Vec<Node>,
-    buses: Buses,
+    buses: BusIndex,
     /// The functions that a scan finds, in its order.
     scan_order: Vec<FunctionId>,
     next_group: u32,
     clock: u32,
-    doubts: BTreeMap<Sbdf, Doubt>,
+    doubts: BTreeMap<Sbdf, Uncertainty>,
     /// Egress control vectors that were written.
     egress: BTreeMap<Sbdf, EgressVector>,
 }
@@ -133,7 +133,7 @@ impl<'t> GroupModel<'t> {
     }
 
     fn new(topology: &'t Topology, kernel: &Kernel) -> Self {
-        let buses = Buses::number(topology);
+        let buses = BusIndex::number(topology);
         let covers_all = !topology.has_groups();
         let nodes: Vec<Node> = topology
             .functions()
@@ -297,8 +297,8 @@ impl<'t> GroupModel<'t> {
 
     /// Who is in one group with whom.
     #[must_use]
-    pub fn partition(&self) -> Partition {
-        Partition::new(
+    pub fn groups(&self) -> Groups {
+        Groups::new(
             self.nodes
                 .iter()
                 .filter_map(|node| Some((node.sbdf, node.group?))),
@@ -306,7 +306,7 @@ impl<'t> GroupModel<'t> {
     }
 
     /// What the computed groups depend on and cannot be known.
-    pub fn doubts(&self) -> impl Iterator<Item = (Sbdf, Doubt)> {
+    pub fn doubts(&self) -> impl Iterator<Item = (Sbdf, Uncertainty)> {
         self.doubts.iter().map(|(sbdf, doubt)| (*sbdf, *doubt))
     }
 
@@ -353,7 +353,7 @@ impl<'t> GroupModel<'t> {
             }
             return;
         }
-        let (found, reason) = Finder {
+        let (found, reason) = GroupFinder {
             topology: self.topology,
             kernel: &self.kernel,
             nodes: &self.nodes,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Lack;
+use super::AcsDeficiency;
 use crate::Sbdf;
 
 /// Why a function is in the group that it is in: the step of linux 7.2 drivers/iommu/iommu.c: `pci_device_group()`
@@ -37,7 +37,7 @@ pub enum Reason {
         /// The lowest function from there up that Linux does not trust.
         culprit: Sbdf,
         /// Why not.
-        lack: Lack,
+        lack: AcsDeficiency,
     },
     /// It and another function of its bus send requests with each other's ids.
     Alias {
@@ -51,11 +51,11 @@ pub enum Reason {
         /// The function whose group is searched: itself, or the bridge that stands for it.
         of: Sbdf,
         /// Why Linux does not trust it.
-        lack: Lack,
+        lack: AcsDeficiency,
         /// The other one.
         with: Sbdf,
         /// Why Linux does not trust that.
-        with_lack: Lack,
+        with_lack: AcsDeficiency,
     },
 }
 

@@ -33,7 +33,7 @@ impl Workshop<'_> {
             trial.set_acs_control(port, bits);
             children.iter().for_each(|child| trial.remove(*child));
             trial.rescan();
-            if trial.partition() == self.model.partition() {
+            if trial.groups() == self.model.groups() {
                 self.set_acs_word(port, bits, Purpose::Asked);
                 continue;
             }

@@ -210,7 +210,7 @@ impl Workshop<'_> {
     }
 
     fn group_changes(&self) -> Vec<GroupChange> {
-        let differences = self.before.partition().differences(&self.model.partition());
+        let differences = self.before.groups().differences(&self.model.groups());
         differences
             .into_iter()
             .map(|difference| GroupChange {
@@ -282,7 +282,7 @@ impl Workshop<'_> {
 
     fn isolation_holes(&self, after: &RoutingModel<'_>) -> Vec<crate::IsolationHole> {
         let concerned = self.concerned();
-        let mut leaks = after.isolation_holes(&self.model.partition());
+        let mut leaks = after.isolation_holes(&self.model.groups());
         leaks.retain(|leak| concerned.contains(&leak.switch));
         leaks
     }

@@ -239,7 +239,11 @@ impl Workshop<'_> {
     }
 
     /// What keeps a function in its group even when it is added anew.
-    fn culprit(&self, function: Sbdf, removal: &BTreeSet<Sbdf>) -> Option<(Sbdf, crate::Lack)> {
+    fn culprit(
+        &self,
+        function: Sbdf,
+        removal: &BTreeSet<Sbdf>,
+    ) -> Option<(Sbdf, crate::AcsDeficiency)> {
         let mut trial: GroupModel<'_> = self.model.clone();
         if removal.is_empty() {
             trial.remove(function);

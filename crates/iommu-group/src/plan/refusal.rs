@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::{AcsBits, Hidden, Lack, Sbdf};
+use crate::{AcsBits, AcsDeficiency, Hidden, Sbdf};
 
 /// Why a goal cannot be reached at run time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,7 +81,7 @@ pub enum Impossible {
         /// Those that it stays with.
         from: Vec<Sbdf>,
         /// A port or function that Linux does not trust to keep them apart, if that is why.
-        because: Option<(Sbdf, Lack)>,
+        because: Option<(Sbdf, AcsDeficiency)>,
     },
     /// One goal undoes another.
     Conflict {

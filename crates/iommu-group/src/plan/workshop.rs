@@ -6,7 +6,7 @@ use super::change::Transient;
 use super::{Goals, Impossible, PlanOptions, Purpose, Refusal, Step};
 use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, Hidden, PortType};
 use crate::kernel::Kernel;
-use crate::{Doubt, Function, GroupModel, RoutingModel, Sbdf, Topology};
+use crate::{Function, GroupModel, RoutingModel, Sbdf, Topology, Uncertainty};
 
 /// A plan in the making.
 pub(super) struct Workshop<'a> {
@@ -101,7 +101,7 @@ impl<'a> Workshop<'a> {
         let concerned: BTreeSet<Sbdf> = self.concerned();
         let expect = self
             .model
-            .partition()
+            .groups()
             .groups()
             .iter()
             .filter(|group| group.iter().any(|function| concerned.contains(function)))
@@ -179,11 +179,11 @@ impl<'a> Workshop<'a> {
         let mut reason = Hidden::Unprivileged;
         for (sbdf, doubt) in self.model.doubts() {
             match doubt {
-                Doubt::Unreadable(hidden) => {
+                Uncertainty::Unreadable(hidden) => {
                     unreadable.push(sbdf);
                     reason = hidden;
                 }
-                Doubt::AliasesInDeviceMemory => functions.push(sbdf),
+                Uncertainty::AliasesInDeviceMemory => functions.push(sbdf),
             }
         }
         if !unreadable.is_empty() {

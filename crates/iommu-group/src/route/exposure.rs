@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::isolation_hole::{UntranslatedReach, list};
 use super::model::RoutingModel;
-use crate::{Function, Partition, Sbdf};
+use crate::{Function, Groups, Sbdf};
 
 /// Base class of bridges, those without a bus below them included: host bridges, and bridges to ISA.
 const BRIDGE: u32 = 0x06;
@@ -72,7 +72,7 @@ impl RoutingModel<'_> {
     /// machines may have what a VFIO driver is bound to. Ports, bridges and host bridges are nobody's. One entry for each device that
     /// is reached and each degree of certainty, in ascending order.
     #[must_use]
-    pub fn exposures(&self, groups: &Partition, devices: &BTreeSet<Sbdf>) -> Vec<Exposure> {
+    pub fn exposures(&self, groups: &Groups, devices: &BTreeSet<Sbdf>) -> Vec<Exposure> {
         let mates = devices.iter().filter_map(|device| groups.group_of(*device));
         let mut own: BTreeSet<Sbdf> = mates.flatten().copied().collect();
         own.extend(devices);

@@ -8,7 +8,7 @@ use super::model::{Ingress, RequestRoute, RoutingModel};
 use super::path::Meeting;
 use crate::config::{AcsBits, PortType};
 use crate::topology::FunctionId;
-use crate::{Partition, Sbdf};
+use crate::{Groups, Sbdf};
 
 /// Whether requests of a function can reach another one without the IOMMU having a say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ impl RoutingModel<'_> {
 
     /// Every way across a switch that passes the IOMMU by between functions of different groups.
     #[must_use]
-    pub fn isolation_holes(&self, groups: &Partition) -> Vec<IsolationHole> {
+    pub fn isolation_holes(&self, groups: &Groups) -> Vec<IsolationHole> {
         let tree = self.topology().tree();
         let mut leaks = Vec::new();
         for switch in tree.top_down() {
@@ -219,7 +219,7 @@ impl RoutingModel<'_> {
         from: &[Sbdf],
         into: FunctionId,
         devices: &[Sbdf],
-        groups: &Partition,
+        groups: &Groups,
     ) -> Vec<Sbdf> {
         if self.ingress(port).untranslated(self.egress_number(into)) != RequestRoute::Straight {
             return Vec::new();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BlockReason, Route, RoutingModel};
 use crate::policy::Role;
-use crate::{GroupId, Partition, Sbdf};
+use crate::{GroupId, Groups, Sbdf};
 
 /// Between which devices peer-to-peer is allowed at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -127,13 +127,7 @@ impl RoutingModel<'_> {
     /// Whether `initiator` may reach the BARs of `target`, by hardware and groups. The policy is not asked:
     /// [`PairRules::verdict`](crate::assignment::PairRules::verdict) does that.
     #[must_use]
-    pub fn verdict(
-        &self,
-        groups: &Partition,
-        scope: Scope,
-        initiator: Sbdf,
-        target: Sbdf,
-    ) -> Verdict {
+    pub fn verdict(&self, groups: &Groups, scope: Scope, initiator: Sbdf, target: Sbdf) -> Verdict {
         let mut reasons = Vec::new();
         let ungrouped = [initiator, target].into_iter().filter(|function| {
             groups.group_of(*function).is_none() && self.find(*function).is_some()

@@ -32,7 +32,7 @@ pub(crate) fn carry_out<'t>(
 pub(crate) fn as_topology(model: &GroupModel<'_>) -> Topology {
     let mut document: serde_json::Value =
         serde_json::from_str(&model.topology().to_fixture()).unwrap();
-    for (number, group) in model.partition().groups().iter().enumerate() {
+    for (number, group) in model.groups().groups().iter().enumerate() {
         for member in group {
             document["functions"][member.to_string()]["iommu_group"] = number.into();
         }
@@ -140,7 +140,7 @@ impl<'t, 'p> Watch<'t, 'p> {
                 assert!(below.iter().all(|port| self.awake.contains(port)));
             }
             Step::CheckGroups { expect } => {
-                let partition = self.model.partition();
+                let partition = self.model.groups();
                 for group in expect {
                     assert_eq!(partition.group_of(group[0]), Some(group.as_slice()));
                 }
@@ -153,7 +153,7 @@ impl<'t, 'p> Watch<'t, 'p> {
                     assert_eq!(
                         partition.group_of(neighbour.sbdf()).map(<[Sbdf]>::len),
                         self.before
-                            .partition()
+                            .groups()
                             .group_of(neighbour.sbdf())
                             .map(<[Sbdf]>::len),
                         "{} keeps its group",
@@ -304,7 +304,7 @@ impl<'t, 'p> Watch<'t, 'p> {
         }
         self.check_isolation();
         for change in &self.plan.groups {
-            let partition = self.model.partition();
+            let partition = self.model.groups();
             assert_eq!(
                 partition.group_of(change.function).unwrap_or_default(),
                 change.after

@@ -441,7 +441,7 @@ impl Machine {
     pub(crate) fn started(&self) -> Topology {
         let bare = self.topology();
         let kernel = Kernel::of(&bare);
-        let groups = GroupModel::booted(&bare, &kernel, Firmware::AsFound).partition();
+        let groups = GroupModel::booted(&bare, &kernel, Firmware::AsFound).groups();
         let mut document: Value = serde_json::from_str(&self.fixture()).unwrap();
         for (number, group) in groups.groups().iter().enumerate() {
             for member in group {

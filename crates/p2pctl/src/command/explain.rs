@@ -5,7 +5,7 @@ mod way;
 
 use anyhow::{Result, bail};
 use iommu_group::{
-    BlockReason, Denial, Firmware, GroupModel, Kernel, P2pDma, P2pMapping, Partition, Reason,
+    BlockReason, Denial, Firmware, GroupModel, Groups, Kernel, P2pDma, P2pMapping, Reason,
     RoutingModel, Sbdf, Scope, Topology, Verdict,
 };
 
@@ -79,7 +79,7 @@ pub(crate) fn run(
 /// The leaks by which one of the two reaches the other.
 fn leaks_between(
     routing: &RoutingModel<'_>,
-    groups: &Partition,
+    groups: &Groups,
     [a, b]: [Sbdf; 2],
 ) -> Vec<iommu_group::IsolationHole> {
     let mut leaks = routing.isolation_holes(groups);
@@ -116,7 +116,7 @@ struct Explanation<'a> {
     topology: &'a Topology,
     names: Names,
     routing: &'a RoutingModel<'a>,
-    groups: &'a Partition,
+    groups: &'a Groups,
     width: usize,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use iommu_group::{
-    Difference, Firmware, Function, GroupId, GroupModel, Kernel, Partition, Reason, RoutingModel,
+    Difference, Firmware, Function, GroupId, GroupModel, Groups, Kernel, Reason, RoutingModel,
     Sbdf, Topology,
 };
 
@@ -27,7 +27,7 @@ pub(crate) struct Request<'a> {
 /// The groups that a fresh boot of the machine would give.
 struct Booted<'t> {
     model: GroupModel<'t>,
-    partition: Partition,
+    partition: Groups,
 }
 
 /// Shows the groups.
@@ -43,7 +43,7 @@ pub(crate) fn run(
     let kernel = Kernel::of(topology);
     let model = GroupModel::booted(topology, &kernel, Firmware::Cleared);
     let booted = Booted {
-        partition: model.partition(),
+        partition: model.groups(),
         model,
     };
     if json {
@@ -62,11 +62,11 @@ pub(crate) fn run(
         [] => Vec::new(),
         _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
     };
-    let leaks = RoutingModel::found(topology).isolation_holes(&Partition::found(topology));
+    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
     let leaks = leaks::concerning(leaks, &shown);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     let answer = Answer::text(text).about(source);
-    let differences = Partition::found(topology).differences(&booted.partition);
+    let differences = Groups::found(topology).differences(&booted.partition);
     if differences.is_empty() || topology.needs_privilege() {
         return Ok(answer);
     }

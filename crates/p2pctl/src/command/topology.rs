@@ -1,7 +1,7 @@
 //! `p2pctl topology`: the tree of functions.
 
 use anyhow::Result;
-use iommu_group::{Function, Partition, PortType, RootBus, RoutingModel, Sbdf, Topology};
+use iommu_group::{Function, Groups, PortType, RootBus, RoutingModel, Sbdf, Topology};
 
 use crate::accepted;
 use crate::answer::Answer;
@@ -46,7 +46,7 @@ pub(crate) fn run(
         return Answer::json(&document);
     }
     let mut text = show(topology, source.names, request);
-    let leaks = RoutingModel::found(topology).isolation_holes(&Partition::found(topology));
+    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
     let leaks = leaks::concerning(leaks, &shown);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     text.extend(accepted::lines(source, &accepted, width));

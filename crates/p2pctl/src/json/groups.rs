@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iommu_group::{
-    Difference, Function, GroupId, GroupModel, Partition, Reason, RoutingModel, Sbdf, Topology,
+    Difference, Function, GroupId, GroupModel, Groups, Reason, RoutingModel, Sbdf, Topology,
 };
 use serde::Serialize;
 
@@ -51,10 +51,10 @@ pub(crate) fn document<'a>(
     groups: &BTreeMap<GroupId, Vec<&'a Function>>,
     booted: &GroupModel<'_>,
 ) -> Document<'a> {
-    let found = Partition::found(topology);
+    let found = Groups::found(topology);
     let ungrouped = topology.functions().iter().filter(|f| f.group().is_none());
     let leaks = RoutingModel::found(topology).isolation_holes(&found);
-    let differences = found.differences(&booted.partition());
+    let differences = found.differences(&booted.groups());
     Document {
         schema: "p2pctl/groups/1",
         groups: groups

@@ -2,7 +2,7 @@
 
 use iommu_group::assignment::Exposed;
 use iommu_group::{
-    Acs, AcsBits, Bar, Function, GroupId, Hidden, Host, Partition, PortType, RootBus, RoutingModel,
+    Acs, AcsBits, Bar, Function, GroupId, Groups, Hidden, Host, PortType, RootBus, RoutingModel,
     Sbdf, Space, Topology,
 };
 use serde::Serialize;
@@ -97,7 +97,7 @@ pub(crate) fn document<'a>(
                 .ancestors(function.sbdf())
                 .any(|bridge| below.contains(&bridge.sbdf()))
     };
-    let leaks = RoutingModel::found(topology).isolation_holes(&Partition::found(topology));
+    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
     Document {
         schema: "p2pctl/topology/1",
         host: topology.host(),

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use iommu_group::{Firmware, GroupModel, Kernel, Partition, Topology};
+use iommu_group::{Firmware, GroupModel, Groups, Kernel, Topology};
 
 use crate::machines;
 use crate::run::{OnDisk, fixture};
@@ -40,8 +40,8 @@ fn the_groups_of_the_machines_are_those_that_linux_would_make() {
         let text = fs::read_to_string(fixture(name)).unwrap();
         let topology = Topology::from_fixture(&text).unwrap();
         let kernel = Kernel::of(&topology);
-        let booted = GroupModel::booted(&topology, &kernel, Firmware::Cleared).partition();
-        let differences = Partition::found(&topology).differences(&booted);
+        let booted = GroupModel::booted(&topology, &kernel, Firmware::Cleared).groups();
+        let differences = Groups::found(&topology).differences(&booted);
         assert!(differences.is_empty(), "{name}: {differences:#?}");
     }
 }
@@ -54,8 +54,8 @@ fn the_groups_of_lab_hosts_as_dumped_are_those_that_the_model_gives() {
         let topology = Topology::from_fixture(&text).unwrap();
         assert!(topology.has_groups(), "{name}");
         let kernel = Kernel::of(&topology);
-        let booted = GroupModel::booted(&topology, &kernel, Firmware::Cleared).partition();
-        let differences = Partition::found(&topology).differences(&booted);
+        let booted = GroupModel::booted(&topology, &kernel, Firmware::Cleared).groups();
+        let differences = Groups::found(&topology).differences(&booted);
         assert!(differences.is_empty(), "{name}: {differences:#?}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hotplug::regroup::DeviceFacts;
 use iommu_group::{
-    AcsBits, AcsSetting, Exposure, Function, Partition, RoutingModel, Sbdf, Topology,
+    AcsBits, AcsSetting, Exposure, Function, Groups, RoutingModel, Sbdf, Topology,
     UntranslatedReach,
 };
 
@@ -127,7 +127,7 @@ impl Snapshot {
         let Some(topology) = now.topology.as_deref() else {
             return BTreeSet::new();
         };
-        let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
+        let (routing, groups) = (RoutingModel::found(topology), Groups::found(topology));
         let arrived = now.functions.iter();
         let arrived = arrived.filter(|(at, _)| !self.functions.contains_key(at));
         let mut lost = BTreeSet::new();
@@ -165,7 +165,7 @@ fn setting(port: &Function) -> Option<AcsSetting> {
 }
 
 fn exposures(topology: &Topology, device: Sbdf) -> BTreeSet<Exposure> {
-    let (routing, groups) = (RoutingModel::found(topology), Partition::found(topology));
+    let (routing, groups) = (RoutingModel::found(topology), Groups::found(topology));
     let found = routing.exposures(&groups, &BTreeSet::from([device]));
     let certain = found
         .iter()

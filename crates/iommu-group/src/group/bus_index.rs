@@ -9,7 +9,7 @@ use crate::topology::FunctionId;
 /// The buses of a topology, as the kernel has them: a bus for every bridge and root, and one for every bus number
 /// beyond that virtual functions have.
 #[derive(Debug, Clone)]
-pub(super) struct Buses {
+pub(super) struct BusIndex {
     /// The bus of each function.
     pub(super) of: Vec<u32>,
     /// The functions of each bus, in ascending order.
@@ -18,7 +18,7 @@ pub(super) struct Buses {
     alias_holders: HashMap<u32, Vec<FunctionId>>,
 }
 
-impl Buses {
+impl BusIndex {
     pub(super) fn number(topology: &Topology) -> Self {
         let tree = topology.tree();
         let mut numbers: HashMap<(Option<FunctionId>, usize, Option<u8>), u32> = HashMap::new();

@@ -7,14 +7,14 @@ use crate::{Sbdf, Topology};
 /// Functions, divided into groups. Groups have no numbers here: Linux uses the numbers of dead groups again, so only
 /// who is together with whom can be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Partition {
+pub struct Groups {
     /// Each group's members ascending, the groups in the order of their first members.
     groups: Vec<Vec<Sbdf>>,
     /// Function to place in `groups`, ascending.
     places: Vec<(Sbdf, usize)>,
 }
 
-/// A function that is with others in one partition than in another.
+/// A function that is with others in one set of groups than in another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The function.
@@ -25,7 +25,7 @@ pub struct Difference {
     pub there: Vec<Sbdf>,
 }
 
-impl Partition {
+impl Groups {
     /// The groups that the kernel has now.
     #[must_use]
     pub fn found(topology: &Topology) -> Self {
@@ -107,7 +107,7 @@ impl Partition {
     }
 }
 
-impl Serialize for Partition {
+impl Serialize for Groups {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.groups.serialize(serializer)
     }
@@ -117,8 +117,8 @@ impl Serialize for Partition {
 mod tests {
     use super::*;
 
-    fn partition(groups: &[&[&str]]) -> Partition {
-        Partition::new(groups.iter().enumerate().flat_map(|(number, group)| {
+    fn groups_of(groups: &[&[&str]]) -> Groups {
+        Groups::new(groups.iter().enumerate().flat_map(|(number, group)| {
             group
                 .iter()
                 .map(move |text| (text.parse().unwrap(), number))
@@ -127,8 +127,8 @@ mod tests {
 
     #[test]
     fn numbers_of_groups_do_not_matter() {
-        let a = partition(&[&["01:00.0", "00:01.0"], &["02:00.0"]]);
-        let b = partition(&[&["02:00.0"], &["00:01.0", "01:00.0"]]);
+        let a = groups_of(&[&["01:00.0", "00:01.0"], &["02:00.0"]]);
+        let b = groups_of(&[&["02:00.0"], &["00:01.0", "01:00.0"]]);
         assert_eq!(a, b);
         assert_eq!(a.differences(&b), []);
         assert!(a.together("00:01.0".parse().unwrap(), "01:00.0".parse().unwrap()));
@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn differences_name_both_sides() {
-        let a = partition(&[&["00:01.0", "01:00.0"], &["02:00.0"]]);
-        let b = partition(&[&["00:01.0"], &["01:00.0"], &["03:00.0"]]);
+        let a = groups_of(&[&["00:01.0", "01:00.0"], &["02:00.0"]]);
+        let b = groups_of(&[&["00:01.0"], &["01:00.0"], &["03:00.0"]]);
         let seen: Vec<_> = a
             .differences(&b)
             .iter()
