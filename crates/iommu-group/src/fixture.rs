@@ -7,7 +7,7 @@
 mod config;
 mod format;
 
-use crate::topology::Facts;
+use crate::topology::RawFunction;
 use crate::{Sbdf, Topology};
 
 use format::{Document, FORMAT, VERSION};
@@ -63,7 +63,7 @@ impl Topology {
     /// Reads a topology from the text of a file.
     pub fn from_fixture(text: &str) -> Result<Self, FixtureError> {
         let document: Document = serde_json::from_str(text)?;
-        let (host, facts): (_, Vec<Facts>) = document.into_facts()?;
-        Ok(Self::build(host, facts))
+        let (host, raw): (_, Vec<RawFunction>) = document.into_raw()?;
+        Ok(Self::build(host, raw))
     }
 }

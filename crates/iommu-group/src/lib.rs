@@ -28,8 +28,8 @@ pub use address::{Address, AddressRange, BusAddress, Gpa, Iova};
 pub use config::spec;
 pub use config::{
     Acs, AcsBits, AcsBitsError, AcsRegisters, AcsSetting, AdvancedFeatures, Ari, Ats, BarRegister,
-    BridgeWindows, Config, ConfigSource, ConfigSpace, EgressVector, Express, Fault, Header,
-    HeaderLayout, Hidden, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov,
+    BridgeWindows, Config, ConfigError, ConfigSource, ConfigSpace, EgressVector, Express, Header,
+    HeaderLayout, Ids, Link, Msi, MsiX, PortType, PowerManagement, Slot, Space, Sriov, Unreadable,
 };
 pub use distinct::distinct;
 pub use driver::DriverKind;

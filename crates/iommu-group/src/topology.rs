@@ -1,8 +1,8 @@
 //! The PCI functions of a host and how they hang together.
 
-mod facts;
 mod function;
 mod host;
+mod raw_function;
 mod resource;
 mod scan;
 mod tree;
@@ -13,7 +13,7 @@ pub use host::{Cpu, Host, Iommu};
 pub use resource::Bar;
 pub use tree::RootBus;
 
-pub(crate) use facts::{Facts, KnownAs, Parent};
+pub(crate) use raw_function::{KernelIds, Parent, RawFunction};
 pub(crate) use resource::{Resource, ResourceLines};
 pub(crate) use tree::FunctionId;
 
@@ -33,10 +33,10 @@ pub struct Topology {
 
 impl Topology {
     /// Puts facts about functions together. Two facts with one address: the first counts.
-    pub(crate) fn build(host: Host, mut facts: Vec<Facts>) -> Self {
-        facts.sort_by_key(|facts| facts.sbdf);
-        facts.dedup_by_key(|facts| facts.sbdf);
-        let mut functions: Vec<Function> = facts.into_iter().map(Function::new).collect();
+    pub(crate) fn build(host: Host, mut raw: Vec<RawFunction>) -> Self {
+        raw.sort_by_key(|raw| raw.sbdf);
+        raw.dedup_by_key(|raw| raw.sbdf);
+        let mut functions: Vec<Function> = raw.into_iter().map(Function::new).collect();
         let tree = Tree::build(&functions);
         function::settle(&mut functions, &tree);
         Self {
@@ -149,7 +149,7 @@ impl Topology {
     pub fn needs_privilege(&self) -> bool {
         self.functions
             .iter()
-            .any(|f| f.config().hidden == Some(crate::Hidden::Unprivileged))
+            .any(|f| f.config().hidden == Some(crate::Unreadable::Unprivileged))
     }
 
     pub(crate) fn id(&self, sbdf: Sbdf) -> Option<FunctionId> {

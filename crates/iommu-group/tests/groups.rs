@@ -10,8 +10,8 @@
 mod machine;
 
 use iommu_group::{
-    AcsBits, AcsDeficiency, Firmware, GroupModel, Groups, Hidden, Kernel, Reason, Rules, Sbdf,
-    Topology, Uncertainty,
+    AcsBits, AcsDeficiency, Firmware, GroupModel, Groups, Kernel, Reason, Rules, Sbdf, Topology,
+    Uncertainty, Unreadable,
 };
 use machine::{Machine, bdf};
 
@@ -856,7 +856,7 @@ fn what_cannot_be_read_is_doubted_and_not_trusted() {
         doubts,
         [(
             bdf("00:01.0"),
-            Uncertainty::Unreadable(Hidden::Unprivileged)
+            Uncertainty::Unreadable(Unreadable::Unprivileged)
         )]
     );
 }

@@ -11,8 +11,8 @@ mod machine;
 use iommu_group::assignment::HostSnapshot;
 use iommu_group::policy::{Policy, Role};
 use iommu_group::{
-    BlockReason, Denial, Firmware, GroupModel, Groups, Hidden, Kernel, P2pMapping, Placement,
-    Route, RoutingModel, Scope, Topology, UntranslatedReach, Verdict,
+    BlockReason, Denial, Firmware, GroupModel, Groups, Kernel, P2pMapping, Placement, Route,
+    RoutingModel, Scope, Topology, Unreadable, UntranslatedReach, Verdict,
 };
 use machine::{Machine, bdf};
 
@@ -378,7 +378,7 @@ fn what_cannot_be_read_is_not_guessed() {
         route(&topology, "03:00.0", "04:00.0"),
         Route::Blocked(BlockReason::Unreadable {
             function: bdf("02:00.0"),
-            hidden: Hidden::Unprivileged
+            hidden: Unreadable::Unprivileged
         })
     );
     assert_eq!(

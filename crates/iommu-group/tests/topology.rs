@@ -11,8 +11,8 @@ mod machine;
 use std::fs;
 
 use iommu_group::{
-    Acs, AcsBits, Address, BusAddress, Hidden, Host, PortType, Sbdf, Space, Sysfs, SysfsError,
-    Topology,
+    Acs, AcsBits, Address, BusAddress, Host, PortType, Sbdf, Space, Sysfs, SysfsError, Topology,
+    Unreadable,
 };
 use machine::{Machine, bdf};
 
@@ -268,7 +268,7 @@ fn unprivileged_readers_know_that_they_do_not_know() {
     .scanned();
     let port = topology.get(bdf("00:01.0")).unwrap();
     assert_eq!(port.port_type(), PortType::Unknown);
-    assert_eq!(*port.acs(), Acs::Unknown(Hidden::Unprivileged));
+    assert_eq!(*port.acs(), Acs::Unknown(Unreadable::Unprivileged));
     assert!(port.is_bridge(), "the header is not hidden");
     assert!(topology.needs_privilege());
 }
@@ -278,7 +278,7 @@ fn functions_that_do_not_answer_keep_their_names() {
     let topology = Machine::new("00:01.0 endpoint dead id=10de:2342").scanned();
     let dead = topology.get(bdf("00:01.0")).unwrap();
     assert_eq!(dead.ids().to_string(), "10de:2342");
-    assert_eq!(*dead.acs(), Acs::Unknown(Hidden::Unreachable));
+    assert_eq!(*dead.acs(), Acs::Unknown(Unreadable::Unreachable));
     assert_eq!(dead.port_type(), PortType::Unknown);
     assert!(!topology.needs_privilege());
 }

@@ -1,6 +1,6 @@
 //! Words for what functions are and how they are set, few enough for a column.
 
-use iommu_group::{Acs, AcsBits, Function, HeaderLayout, Hidden, PortType, Topology};
+use iommu_group::{Acs, AcsBits, Function, HeaderLayout, PortType, Topology, Unreadable};
 
 use crate::show::{Line, Tone};
 
@@ -18,7 +18,7 @@ pub(crate) fn what(function: &Function) -> String {
         _ => {
             let kind = if function.is_virtual() {
                 "VF"
-            } else if function.config().hidden == Some(Hidden::Unreachable) {
+            } else if function.config().hidden == Some(Unreadable::Unreachable) {
                 "no answer from"
             } else {
                 class_word(function.class())

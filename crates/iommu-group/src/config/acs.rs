@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::spec::acs;
-use super::{ConfigSpace, Hidden};
+use super::{ConfigSpace, Unreadable};
 
 mod egress;
 mod setting;
@@ -255,7 +255,7 @@ pub enum Acs {
     /// It has none.
     Absent,
     /// It could not be read. That is not the same as off.
-    Unknown(Hidden),
+    Unknown(Unreadable),
     /// It has these registers.
     Known(AcsRegisters),
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::ConfigSpace;
-use super::list::{Offsets, next_extended};
+use super::list::{CapOffsets, next_extended};
 use super::spec::{self, acs, ext, header};
 
 /// Something to read a configuration space from.
@@ -55,7 +55,7 @@ impl ConfigSpace {
         if !space.fetch::<{ spec::LEGACY_BYTES as usize - spec::HEADER_BYTES }>(source, 64) {
             return space;
         }
-        let found = Offsets::find(&space, layout, header::STATUS_CAPABILITIES, &mut Vec::new());
+        let found = CapOffsets::find(&space, layout, header::STATUS_CAPABILITIES, &mut Vec::new());
         if found.express != 0 {
             space.collect_extended(source);
         }
@@ -252,7 +252,10 @@ mod tests {
     fn a_list_that_leaves_the_file_is_cut_short() {
         let space = watch(&endpoint()[..0x150]).0;
         let config = Config::decode(&space);
-        assert_eq!(config.acs, crate::Acs::Unknown(crate::Hidden::Truncated));
+        assert_eq!(
+            config.acs,
+            crate::Acs::Unknown(crate::Unreadable::Truncated)
+        );
         assert!(!config.faults.is_empty());
     }
 

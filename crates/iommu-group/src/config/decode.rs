@@ -4,11 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::list::Offsets;
+use super::list::CapOffsets;
 use super::spec::{self, dvsec};
 use super::{
-    Acs, AcsRegisters, AdvancedFeatures, Ari, Ats, ConfigSpace, Express, Fault, Header, Msi, MsiX,
-    PowerManagement, Sriov,
+    Acs, AcsRegisters, AdvancedFeatures, Ari, Ats, ConfigError, ConfigSpace, Express, Header, Msi,
+    MsiX, PowerManagement, Sriov,
 };
 
 use crate::quirks::acs::has_dword_registers;
@@ -17,7 +17,8 @@ use crate::quirks::acs::has_dword_registers;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Hidden {
+#[cfg_attr(feature = "schema", schemars(rename = "Hidden"))]
+pub enum Unreadable {
     /// Only the header was shown: the reader lacked `CAP_SYS_ADMIN`.
     Unprivileged,
     /// Nobody answered: all bits read as one, or nothing could be read.
@@ -26,7 +27,7 @@ pub enum Hidden {
     Truncated,
 }
 
-impl fmt::Display for Hidden {
+impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unprivileged => "not readable without root",
@@ -43,7 +44,7 @@ pub struct Config {
     /// The header; `None` if it could not be read.
     pub header: Option<Header>,
     /// Why the capabilities are not all known, if they are not.
-    pub hidden: Option<Hidden>,
+    pub hidden: Option<Unreadable>,
     /// The PCI Express capability.
     pub express: Option<Express>,
     /// Access Control Services.
@@ -65,7 +66,7 @@ pub struct Config {
     /// A CXL port; the value tells whether it passes secondary bus resets on.
     pub cxl_port_unmasks_reset: Option<bool>,
     /// What was wrong.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<ConfigError>,
 }
 
 impl Config {
@@ -74,9 +75,9 @@ impl Config {
     pub fn decode(space: &ConfigSpace) -> Self {
         let mut config = Self {
             header: None,
-            hidden: Some(Hidden::Unreachable),
+            hidden: Some(Unreadable::Unreachable),
             express: None,
-            acs: Acs::Unknown(Hidden::Unreachable),
+            acs: Acs::Unknown(Unreadable::Unreachable),
             ats: None,
             ari: None,
             sriov: None,
@@ -91,8 +92,8 @@ impl Config {
             return config;
         }
         let Some(header) = Header::decode(space) else {
-            config.hidden = Some(Hidden::Truncated);
-            config.acs = Acs::Unknown(Hidden::Truncated);
+            config.hidden = Some(Unreadable::Truncated);
+            config.acs = Acs::Unknown(Unreadable::Truncated);
             return config;
         };
         let status = if header.has_capabilities {
@@ -100,7 +101,7 @@ impl Config {
         } else {
             0
         };
-        let found = Offsets::find(space, header.layout_number(), status, &mut config.faults);
+        let found = CapOffsets::find(space, header.layout_number(), status, &mut config.faults);
         config.hidden = hidden(space, &header, found.cut);
         let at = |offset: u16| (offset != 0).then_some(offset);
         config.express = at(found.express).and_then(|o| Express::decode(space, o));
@@ -135,8 +136,8 @@ impl Config {
             .is_some_and(|express| has_dword_registers(header.ids, express.port_type));
         AcsRegisters::decode(space, offset, dword_layout).map_or_else(
             || {
-                self.faults.push(Fault::Truncated { at: offset });
-                Acs::Unknown(Hidden::Truncated)
+                self.faults.push(ConfigError::Truncated { at: offset });
+                Acs::Unknown(Unreadable::Truncated)
             },
             Acs::Known,
         )
@@ -144,18 +145,18 @@ impl Config {
 }
 
 /// Whether anything that matters is out of sight.
-fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Hidden> {
+fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Unreadable> {
     let len = space.visible();
     if len < spec::LEGACY_BYTES {
         // What an unprivileged reader gets: 64 bytes, or 128 of a CardBus bridge.
         let shown_to_all = if header.layout_number() == 2 { 128 } else { 64 };
         return header.has_capabilities.then_some(if len == shown_to_all {
-            Hidden::Unprivileged
+            Unreadable::Unprivileged
         } else {
-            Hidden::Truncated
+            Unreadable::Truncated
         });
     }
-    cut.then_some(Hidden::Truncated)
+    cut.then_some(Unreadable::Truncated)
 }
 
 #[cfg(test)]
@@ -204,25 +205,28 @@ mod tests {
         for (len, acs, hidden) in [
             (
                 64,
-                Acs::Unknown(Hidden::Unprivileged),
-                Some(Hidden::Unprivileged),
+                Acs::Unknown(Unreadable::Unprivileged),
+                Some(Unreadable::Unprivileged),
             ),
             (
                 100,
-                Acs::Unknown(Hidden::Truncated),
-                Some(Hidden::Truncated),
+                Acs::Unknown(Unreadable::Truncated),
+                Some(Unreadable::Truncated),
             ),
             // Linux itself sees no extended capabilities here.
             (256, Acs::Absent, None),
-            (0x106, Acs::Unknown(Hidden::Truncated), None),
+            (0x106, Acs::Unknown(Unreadable::Truncated), None),
         ] {
             let config = decode(&all[..len]);
             assert_eq!((config.acs, config.hidden), (acs, hidden), "{len}");
         }
-        assert_eq!(decode(&all[..63]).acs, Acs::Unknown(Hidden::Truncated));
+        assert_eq!(decode(&all[..63]).acs, Acs::Unknown(Unreadable::Truncated));
         assert_eq!(decode(&all[..63]).header, None);
-        assert_eq!(decode(&[0xff; 64]).acs, Acs::Unknown(Hidden::Unreachable));
-        assert_eq!(decode(&[]).acs, Acs::Unknown(Hidden::Unreachable));
+        assert_eq!(
+            decode(&[0xff; 64]).acs,
+            Acs::Unknown(Unreadable::Unreachable)
+        );
+        assert_eq!(decode(&[]).acs, Acs::Unknown(Unreadable::Unreachable));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::spec::{self, cap, ext, header};
 
 /// Something wrong with a configuration space, found while it was read. Reading went on without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fault {
+pub enum ConfigError {
     /// A list of capabilities comes back to where it has been, or is longer than the space has room for.
     Endless {
         /// Where the list was left.
@@ -27,7 +27,7 @@ pub enum Fault {
     },
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Endless { at } => write!(f, "the list of capabilities at {at:#05x} has no end"),
@@ -45,7 +45,7 @@ impl fmt::Display for Fault {
 /// Where the capabilities that matter here are, 0 if there is none. The first of each kind counts, as for Linux
 /// (linux 7.2 drivers/pci/pci.c: `pci_find_capability()`, `pci_find_ext_capability()`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Offsets {
+pub(super) struct CapOffsets {
     pub(super) power_management: u16,
     pub(super) msi: u16,
     pub(super) msi_x: u16,
@@ -66,13 +66,13 @@ fn note(slot: &mut u16, at: u16) {
     }
 }
 
-impl Offsets {
+impl CapOffsets {
     /// Follows both lists. `layout` is the header's; `status` tells whether there is a list at all.
     pub(super) fn find(
         space: &ConfigSpace,
         layout: u8,
         status: u16,
-        faults: &mut Vec<Fault>,
+        faults: &mut Vec<ConfigError>,
     ) -> Self {
         let mut found = Self::default();
         if status & header::STATUS_CAPABILITIES != 0 {
@@ -84,7 +84,7 @@ impl Offsets {
         found
     }
 
-    fn follow(&mut self, space: &ConfigSpace, layout: u8, faults: &mut Vec<Fault>) {
+    fn follow(&mut self, space: &ConfigSpace, layout: u8, faults: &mut Vec<ConfigError>) {
         let mut at = match layout {
             0 | 1 => header::CAPABILITIES,
             2 => header::CARDBUS_CAPABILITIES,
@@ -97,14 +97,14 @@ impl Offsets {
                 return;
             }
             if pointer < 0x40 {
-                faults.push(Fault::StrayPointer { at, to: pointer });
+                faults.push(ConfigError::StrayPointer { at, to: pointer });
                 return;
             }
             at = pointer & 0xfc;
             let (Some(id), Some(pointer)) = (space.u8(at), space.u8(at.saturating_add(1))) else {
                 self.cut = true;
                 if space.visible() >= spec::LEGACY_BYTES {
-                    faults.push(Fault::Truncated { at });
+                    faults.push(ConfigError::Truncated { at });
                 }
                 return;
             };
@@ -120,16 +120,16 @@ impl Offsets {
             next = Some(u16::from(pointer));
         }
         if next.is_some_and(|pointer| pointer != 0) {
-            faults.push(Fault::Endless { at });
+            faults.push(ConfigError::Endless { at });
         }
     }
 
-    fn follow_extended(&mut self, space: &ConfigSpace, faults: &mut Vec<Fault>) {
+    fn follow_extended(&mut self, space: &ConfigSpace, faults: &mut Vec<ConfigError>) {
         let mut at = spec::LEGACY_BYTES;
         for _ in 0..ext::MOST {
             let Some(entry) = space.u32(at) else {
                 self.cut = true;
-                faults.push(Fault::Truncated { at });
+                faults.push(ConfigError::Truncated { at });
                 return;
             };
             if entry == 0 || entry == u32::MAX {
@@ -148,12 +148,12 @@ impl Offsets {
                 return;
             };
             if next < spec::LEGACY_BYTES {
-                faults.push(Fault::StrayPointer { at, to: next });
+                faults.push(ConfigError::StrayPointer { at, to: next });
                 return;
             }
             at = next;
         }
-        faults.push(Fault::Endless { at });
+        faults.push(ConfigError::Endless { at });
     }
 }
 
@@ -182,9 +182,9 @@ mod tests {
         ConfigSpace::new(&all)
     }
 
-    fn find(space: &ConfigSpace, layout: u8) -> (Offsets, Vec<Fault>) {
+    fn find(space: &ConfigSpace, layout: u8) -> (CapOffsets, Vec<ConfigError>) {
         let mut faults = Vec::new();
-        let found = Offsets::find(space, layout, header::STATUS_CAPABILITIES, &mut faults);
+        let found = CapOffsets::find(space, layout, header::STATUS_CAPABILITIES, &mut faults);
         (found, faults)
     }
 
@@ -217,7 +217,10 @@ mod tests {
     fn without_the_status_bit_there_is_no_list() {
         let mut faults = Vec::new();
         let space = space(256, &[(0x34, 0x40), (0x40, 0x10)]);
-        assert_eq!(Offsets::find(&space, 0, 0, &mut faults), Offsets::default());
+        assert_eq!(
+            CapOffsets::find(&space, 0, 0, &mut faults),
+            CapOffsets::default()
+        );
     }
 
     #[test]
@@ -225,16 +228,16 @@ mod tests {
         let bytes = [(0x14, 0x80), (0x34, 0x40), (0x40, 0x10), (0x80, 0x01)];
         let (found, _) = find(&space(256, &bytes), 2);
         assert_eq!((found.express, found.power_management), (0, 0x80));
-        assert_eq!(find(&space(256, &bytes), 3).0, Offsets::default());
+        assert_eq!(find(&space(256, &bytes), 3).0, CapOffsets::default());
     }
 
     #[test]
     fn loops_end() {
         let (_, faults) = find(&space(256, &[(0x34, 0x40), (0x40, 0x05), (0x41, 0x40)]), 0);
-        assert_eq!(faults, [Fault::Endless { at: 0x40 }]);
+        assert_eq!(faults, [ConfigError::Endless { at: 0x40 }]);
         let bytes = [(0x100, 0x01), (0x102, 0x01), (0x103, 0x10)];
         let (_, faults) = find(&space(4096, &bytes), 0);
-        assert_eq!(faults, [Fault::Endless { at: 0x100 }]);
+        assert_eq!(faults, [ConfigError::Endless { at: 0x100 }]);
     }
 
     #[test]
@@ -253,7 +256,7 @@ mod tests {
     #[test]
     fn stray_pointers_end_a_list() {
         let (_, faults) = find(&space(256, &[(0x34, 0x10)]), 0);
-        assert_eq!(faults, [Fault::StrayPointer { at: 0x34, to: 0x10 }]);
+        assert_eq!(faults, [ConfigError::StrayPointer { at: 0x34, to: 0x10 }]);
         // An extended capability at 0x100 that points to 0x0fc.
         let (_, faults) = find(
             &space(4096, &[(0x100, 0x01), (0x102, 0xc0), (0x103, 0x0f)]),
@@ -261,7 +264,7 @@ mod tests {
         );
         assert_eq!(
             faults,
-            [Fault::StrayPointer {
+            [ConfigError::StrayPointer {
                 at: 0x100,
                 to: 0xfc
             }]
@@ -282,7 +285,7 @@ mod tests {
             0,
         );
         assert!(found.cut);
-        assert_eq!(faults, [Fault::Truncated { at: 0x200 }]);
+        assert_eq!(faults, [ConfigError::Truncated { at: 0x200 }]);
     }
 
     #[test]
@@ -290,7 +293,7 @@ mod tests {
         let mut all = vec![0xff; 4096];
         all[0x34] = 0x40;
         let (found, faults) = find(&ConfigSpace::new(&all), 0);
-        assert_eq!((found, faults), (Offsets::default(), vec![]));
+        assert_eq!((found, faults), (CapOffsets::default(), vec![]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Register offsets and bits of configuration space, by the names of the specifications.
 //!
-//! Offsets inside a module of a capability count from the start of that capability. Constants without a comment are
+//! CapOffsets inside a module of a capability count from the start of that capability. Constants without a comment are
 //! what the specification says under that name.
 //!
 //! Sections are those of the PCI Express Base Specification r6.0; the same registers are in

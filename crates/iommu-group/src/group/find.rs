@@ -7,7 +7,7 @@ use super::isolation::{AcsDeficiency, lack};
 use super::model::Uncertainty;
 use super::node::{LocalGroup, Node, Passes};
 use super::reason::Reason;
-use crate::config::{Hidden, PortType};
+use crate::config::{PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
@@ -150,7 +150,7 @@ impl<'a> GroupFinder<'a> {
     /// A bridge that cannot be read may change requester ids or not.
     fn doubt_type(&mut self, node: &Node) {
         if node.port_type == PortType::Unknown {
-            let hidden = node.hidden.unwrap_or(Hidden::Unreachable);
+            let hidden = node.hidden.unwrap_or(Unreadable::Unreachable);
             self.doubts
                 .insert(node.sbdf, Uncertainty::Unreadable(hidden));
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::node::Node;
-use crate::config::{AcsBits, Hidden, PortType};
+use crate::config::{AcsBits, PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::quirks::acs::AcsRule;
 
@@ -26,7 +26,7 @@ pub enum AcsDeficiency {
     /// Linux has a rule for this device that says so.
     Quirk(&'static str),
     /// What it has could not be read, so nothing is certain.
-    Unreadable(Hidden),
+    Unreadable(Unreadable),
 }
 
 impl fmt::Display for AcsDeficiency {
@@ -67,7 +67,7 @@ pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<AcsDeficiency> {
     }
     match node.port_type {
         PortType::Unknown => Some(AcsDeficiency::Unreadable(
-            node.hidden.unwrap_or(Hidden::Unreachable),
+            node.hidden.unwrap_or(Unreadable::Unreachable),
         )),
         PortType::Conventional => Some(AcsDeficiency::Conventional),
         PortType::PcieToPciBridge | PortType::PciToPcieBridge => Some(AcsDeficiency::Bridge),

@@ -7,7 +7,7 @@ use super::find::GroupFinder;
 use super::groups::Groups;
 use super::node::{LocalGroup, Node};
 use super::reason::Reason;
-use crate::config::{AcsBits, EgressVector, Hidden};
+use crate::config::{AcsBits, EgressVector, Unreadable};
 use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
@@ -26,7 +26,7 @@ pub enum Firmware {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Uncertainty {
     /// What the function is, or its ACS capability, could not be read.
-    Unreadable(Hidden),
+    Unreadable(Unreadable),
     /// The requester ids that the device uses are in its own memory (Switchtec non-transparent bridges).
     AliasesInDeviceMemory,
 }

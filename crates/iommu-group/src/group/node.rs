@@ -1,6 +1,6 @@
 //! A function as the computation of groups sees it.
 
-use crate::config::{Acs, AcsBits, Hidden, PortType};
+use crate::config::{Acs, AcsBits, PortType, Unreadable};
 use crate::kernel::{AcsSubject, Kernel};
 use crate::quirks::acs::{self, AcsRule};
 use crate::quirks::alias::{self, AliasRule, Aliases};
@@ -43,8 +43,8 @@ pub(super) struct Node {
     pub(super) rule: Option<AcsRule>,
     /// The implemented bits of an ACS capability.
     pub(super) capability: Option<AcsBits>,
-    pub(super) acs_hidden: Option<Hidden>,
-    pub(super) hidden: Option<Hidden>,
+    pub(super) acs_hidden: Option<Unreadable>,
+    pub(super) hidden: Option<Unreadable>,
     /// Whether an IOMMU serves it at all.
     pub(super) covered: bool,
 

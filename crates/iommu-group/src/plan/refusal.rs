@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::{AcsBits, AcsDeficiency, Hidden, Sbdf};
+use crate::{AcsBits, AcsDeficiency, Sbdf, Unreadable};
 
 /// Why a goal cannot be reached at run time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,7 +44,7 @@ pub enum Impossible {
         /// The functions.
         functions: Vec<Sbdf>,
         /// Why not.
-        hidden: Hidden,
+        hidden: Unreadable,
     },
     /// What these functions do cannot be told, and groups depend on it.
     Doubtful {
@@ -142,7 +142,7 @@ impl fmt::Display for Impossible {
             }
             Self::Unreadable {
                 functions,
-                hidden: Hidden::Unprivileged,
+                hidden: Unreadable::Unprivileged,
             } => write!(
                 f,
                 "the ACS of {} is not readable without root: run as root",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::change::Transient;
 use super::{Goals, Impossible, PlanOptions, Purpose, Refusal, Step};
-use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, Hidden, PortType};
+use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::{Function, GroupModel, RoutingModel, Sbdf, Topology, Uncertainty};
 
@@ -176,7 +176,7 @@ impl<'a> Workshop<'a> {
     pub(super) fn doubtful(&self) -> Option<Impossible> {
         let mut unreadable = Vec::new();
         let mut functions = Vec::new();
-        let mut reason = Hidden::Unprivileged;
+        let mut reason = Unreadable::Unprivileged;
         for (sbdf, doubt) in self.model.doubts() {
             match doubt {
                 Uncertainty::Unreadable(hidden) => {
@@ -278,7 +278,7 @@ fn unfit(topology: &Topology, goals: &Goals) -> Vec<Impossible> {
             });
         }
     }
-    let mut unreadable: BTreeMap<Hidden, Vec<Sbdf>> = BTreeMap::new();
+    let mut unreadable: BTreeMap<Unreadable, Vec<Sbdf>> = BTreeMap::new();
     for sbdf in concerned(topology, named.iter().chain(goals.acs.keys()).copied()) {
         // Of devices that were not named it matters only where groups depend on them, and then it is doubted there.
         let matters = |function: &&Function| {
@@ -299,7 +299,7 @@ fn unfit(topology: &Topology, goals: &Goals) -> Vec<Impossible> {
 }
 
 /// Why it is not known what a function is or does.
-fn hidden(function: &Function) -> Option<Hidden> {
+fn hidden(function: &Function) -> Option<Unreadable> {
     match function.acs() {
         Acs::Unknown(hidden) => Some(*hidden),
         _ if function.port_type() == PortType::Unknown => function.config().hidden,

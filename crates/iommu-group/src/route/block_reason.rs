@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Hidden;
+use crate::config::Unreadable;
 use crate::{RootBus, Sbdf};
 
 /// Why a request from one function to another does not arrive, or cannot be counted on to.
@@ -30,7 +30,7 @@ pub enum BlockReason {
         /// The port.
         function: Sbdf,
         /// Why not.
-        hidden: Hidden,
+        hidden: Unreadable,
     },
     /// A bridge to conventional PCI is in the way: its bus is shared and it takes requests over as its own.
     PciBridge {

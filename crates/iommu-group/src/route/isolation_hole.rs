@@ -129,7 +129,7 @@ impl RoutingModel<'_> {
         ingress: Ingress,
         turn: RequestRoute,
     ) -> UntranslatedReach {
-        if let Ingress::Hidden(_) = ingress {
+        if let Ingress::Unreadable(_) = ingress {
             return UntranslatedReach::Unknown;
         }
         if ingress.implements(AcsBits::RR) {

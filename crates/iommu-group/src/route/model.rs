@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Acs, AcsBits, EgressVector, Hidden, PortType};
+use crate::config::{Acs, AcsBits, EgressVector, PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::quirks::acs::{self, AcsRule};
 use crate::topology::FunctionId;
@@ -22,7 +22,7 @@ pub(super) enum Ingress {
     /// Its vendor says that it keeps peers apart, by other means.
     Apart,
     /// Nobody knows.
-    Hidden(Hidden),
+    Unreadable(Unreadable),
 }
 
 /// Where an untranslated request goes that has a peer's address.
@@ -35,7 +35,7 @@ pub(super) enum RequestRoute {
     /// Nowhere.
     Blocked,
     /// Nobody knows.
-    Unknown(Hidden),
+    Unknown(Unreadable),
 }
 
 impl Ingress {
@@ -55,7 +55,7 @@ impl Ingress {
         match self {
             Self::Plain => RequestRoute::Straight,
             Self::Apart => RequestRoute::Redirected,
-            Self::Hidden(hidden) => RequestRoute::Unknown(*hidden),
+            Self::Unreadable(hidden) => RequestRoute::Unknown(*hidden),
             Self::Acs { egress, .. } => {
                 let redirect = self.has(AcsBits::RR);
                 let stops = if self.has(AcsBits::EC) {
@@ -67,7 +67,7 @@ impl Ingress {
                 };
                 match (stops, redirect) {
                     // No vector could be read, or it has no bit for this peer: there is no telling.
-                    (None, _) => RequestRoute::Unknown(Hidden::Truncated),
+                    (None, _) => RequestRoute::Unknown(Unreadable::Truncated),
                     (Some(false), _) => RequestRoute::Straight,
                     (Some(true), true) => RequestRoute::Redirected,
                     (Some(true), false) => RequestRoute::Blocked,
@@ -195,10 +195,12 @@ impl<'t> RoutingModel<'t> {
             return Ingress::Plain;
         };
         if function.port_type() == PortType::Unknown {
-            return Ingress::Hidden(function.config().hidden.unwrap_or(Hidden::Unreachable));
+            return Ingress::Unreadable(
+                function.config().hidden.unwrap_or(Unreadable::Unreachable),
+            );
         }
         match function.acs() {
-            Acs::Unknown(hidden) => Ingress::Hidden(*hidden),
+            Acs::Unknown(hidden) => Ingress::Unreadable(*hidden),
             Acs::Absent => match acs::rule(function.ids(), function.port_type()) {
                 Some(AcsRule::Isolated(_)) => Ingress::Apart,
                 Some(AcsRule::IntelPch) if self.kernel.requests_acs => Ingress::Apart,

@@ -6,7 +6,7 @@ use super::BlockReason;
 use super::model::{Ingress, RequestRoute, RoutingModel};
 use super::root_complex;
 use crate::Sbdf;
-use crate::config::{Hidden, PortType};
+use crate::config::{PortType, Unreadable};
 use crate::topology::FunctionId;
 
 /// How the hardware carries a request from one function to a BAR of another.
@@ -152,7 +152,7 @@ impl<'t> RoutingModel<'t> {
         }
     }
 
-    fn unreadable(&self, id: FunctionId, hidden: Hidden) -> Route {
+    fn unreadable(&self, id: FunctionId, hidden: Unreadable) -> Route {
         Route::Blocked(BlockReason::Unreadable {
             function: self.sbdf(id),
             hidden,
@@ -195,7 +195,7 @@ impl<'t> RoutingModel<'t> {
                 let hidden = self.function(bridge).and_then(|f| f.config().hidden);
                 Some(BlockReason::Unreadable {
                     function: self.sbdf(bridge),
-                    hidden: hidden.unwrap_or(Hidden::Unreachable),
+                    hidden: hidden.unwrap_or(Unreadable::Unreachable),
                 })
             }
             _ => None,
@@ -238,7 +238,7 @@ impl<'t> RoutingModel<'t> {
         {
             return Route::SwitchLocalTranslated;
         }
-        if let Ingress::Hidden(hidden) = ingress {
+        if let Ingress::Unreadable(hidden) = ingress {
             return self.unreadable(from, hidden);
         }
         self.turn_around(from, to, Some(common))
@@ -258,7 +258,7 @@ impl<'t> RoutingModel<'t> {
             .filter(|port| self.port_type(*port).is_downstream())
         {
             let ingress = self.ingress(port);
-            if let Ingress::Hidden(hidden) = ingress {
+            if let Ingress::Unreadable(hidden) = ingress {
                 return self.unreadable(port, hidden);
             }
             if ingress.forwards_upstream(self.port_type(port)) == Some(false) {

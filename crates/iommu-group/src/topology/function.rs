@@ -1,29 +1,29 @@
 //! One PCI function.
 
 use super::tree::Tree;
-use super::{Facts, FunctionId, Parent, ResourceLines};
+use super::{FunctionId, Parent, RawFunction, ResourceLines};
 use crate::config::{Acs, BridgeWindows, Config, ConfigSpace, HeaderLayout, Ids, PortType};
 use crate::{DriverKind, GroupId, Sbdf};
 
 /// A PCI function, as sysfs and its configuration space describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
-    facts: Facts,
+    raw: RawFunction,
     config: Config,
     port_type: PortType,
     multifunction: bool,
 }
 
 impl Function {
-    pub(super) fn new(facts: Facts) -> Self {
-        let config = Config::decode(&facts.space);
+    pub(super) fn new(raw: RawFunction) -> Self {
+        let config = Config::decode(&raw.space);
         let port_type = match (config.express, config.hidden) {
             (Some(express), _) => express.port_type,
             (None, Some(_)) => PortType::Unknown,
             (None, None) => PortType::Conventional,
         };
         Self {
-            facts,
+            raw,
             config,
             port_type,
             multifunction: false,
@@ -33,13 +33,13 @@ impl Function {
     /// The address.
     #[must_use]
     pub fn sbdf(&self) -> Sbdf {
-        self.facts.sbdf
+        self.raw.sbdf
     }
 
     /// Vendor, device and subsystem; of a virtual function as the kernel knows it, not as it reads itself.
     #[must_use]
     pub fn ids(&self) -> Ids {
-        match (&self.facts.known_as, &self.config.header) {
+        match (&self.raw.known_as, &self.config.header) {
             (Some(known), _) => known.ids,
             (None, Some(header)) => header.ids,
             (None, None) => Ids {
@@ -53,7 +53,7 @@ impl Function {
     /// Class, subclass and programming interface in bits 23:0.
     #[must_use]
     pub fn class(&self) -> u32 {
-        match (&self.facts.known_as, &self.config.header) {
+        match (&self.raw.known_as, &self.config.header) {
             (Some(known), _) => known.class,
             (None, Some(header)) => header.class,
             (None, None) => 0xff_ffff,
@@ -83,7 +83,7 @@ impl Function {
     /// The bytes of its configuration space.
     #[must_use]
     pub fn space(&self) -> &ConfigSpace {
-        &self.facts.space
+        &self.raw.space
     }
 
     /// Its ACS capability.
@@ -131,7 +131,7 @@ impl Function {
     /// The driver bound to it.
     #[must_use]
     pub fn driver(&self) -> Option<&str> {
-        self.facts.driver.as_deref()
+        self.raw.driver.as_deref()
     }
 
     /// The kind of the driver bound to it.
@@ -143,18 +143,18 @@ impl Function {
     /// Its IOMMU group.
     #[must_use]
     pub fn group(&self) -> Option<GroupId> {
-        self.facts.group
+        self.raw.group
     }
 
     /// The NUMA node it is attached to.
     #[must_use]
     pub fn numa_node(&self) -> Option<u32> {
-        self.facts.numa_node
+        self.raw.numa_node
     }
 
     /// The words of `reset_method`, in the order in which Linux tries them; `None` if it has none at all.
     pub fn reset_method_words(&self) -> Option<impl Iterator<Item = &str>> {
-        self.facts
+        self.raw
             .reset_methods
             .as_deref()
             .map(str::split_ascii_whitespace)
@@ -163,39 +163,39 @@ impl Function {
     /// The physical function of a virtual one.
     #[must_use]
     pub fn physical_function(&self) -> Option<Sbdf> {
-        self.facts.physical_function
+        self.raw.physical_function
     }
 
     /// Whether it is a virtual function.
     #[must_use]
     pub fn is_virtual(&self) -> bool {
-        self.facts.physical_function.is_some()
+        self.raw.physical_function.is_some()
     }
 
     /// Whether the driver for native PCI Express hot-plug serves this port.
     #[must_use]
     pub fn has_native_hotplug(&self) -> bool {
-        self.facts.native_hotplug
+        self.raw.native_hotplug
     }
 
     /// Whether the bus of a virtual function has no bridge of its own, because its number is not that of its
     /// physical function's bus (linux 7.2 drivers/pci/iov.c: `virtfn_add_bus()`).
     pub(crate) fn on_virtual_bus(&self) -> bool {
-        self.facts
+        self.raw
             .physical_function
             .is_some_and(|physical| physical.bus() != self.sbdf().bus())
     }
 
-    pub(crate) fn facts(&self) -> &Facts {
-        &self.facts
+    pub(crate) fn raw(&self) -> &RawFunction {
+        &self.raw
     }
 
     pub(crate) fn parent(&self) -> Parent {
-        self.facts.parent
+        self.raw.parent
     }
 
     pub(crate) fn resources(&self) -> &ResourceLines {
-        &self.facts.resources
+        &self.raw.resources
     }
 
     /// Bit 7 of the header type; a virtual function's is ignored (linux 7.2 drivers/pci/iov.c:

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::facts::KnownAs;
-use super::{Facts, Host, Parent, ResourceLines, Topology};
+use super::raw_function::KernelIds;
+use super::{Host, Parent, RawFunction, ResourceLines, Topology};
 use crate::config::{ConfigSpace, Ids};
 use crate::sysfs::{SysfsError, is_missing};
 use crate::{GroupId, Sbdf, Sysfs};
@@ -25,7 +25,7 @@ impl Topology {
         })?;
         let hotplug = native_hotplug_ports(sysfs);
         let mut scanner = Scanner::default();
-        let mut facts = Vec::new();
+        let mut raw = Vec::new();
         for entry in entries {
             let entry = entry.map_err(SysfsError::io("list", &dir))?;
             let Some(sbdf) = entry
@@ -37,10 +37,10 @@ impl Topology {
             };
             if let Some(mut found) = scanner.function(entry.path(), sbdf)? {
                 found.native_hotplug = hotplug.contains(&sbdf);
-                facts.push(found);
+                raw.push(found);
             }
         }
-        Ok(Self::build(host, facts))
+        Ok(Self::build(host, raw))
     }
 }
 
@@ -72,7 +72,11 @@ impl Default for Scanner {
 
 impl Scanner {
     /// Reads a function; `None` if it vanished.
-    fn function(&mut self, mut dir: PathBuf, sbdf: Sbdf) -> Result<Option<Facts>, SysfsError> {
+    fn function(
+        &mut self,
+        mut dir: PathBuf,
+        sbdf: Sbdf,
+    ) -> Result<Option<RawFunction>, SysfsError> {
         let parent = match fs::read_link(&dir) {
             Ok(target) => parent_in(&target),
             // EINVAL: a plain directory. Trees that were copied have those.
@@ -119,7 +123,7 @@ impl Scanner {
             .map(str::trim_end)
             .filter(|words| !words.is_empty())
             .map(Into::into);
-        Ok(Some(Facts {
+        Ok(Some(RawFunction {
             sbdf,
             parent,
             known_as,
@@ -147,7 +151,7 @@ impl Scanner {
         std::str::from_utf8(self.text.get(..len)?).ok()
     }
 
-    fn known_as(&mut self, dir: &mut PathBuf, space: &ConfigSpace) -> Option<KnownAs> {
+    fn known_as(&mut self, dir: &mut PathBuf, space: &ConfigSpace) -> Option<KernelIds> {
         let mut number = |name| {
             let text = self.read(dir, name)?.trim_end();
             u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
@@ -161,7 +165,7 @@ impl Scanner {
             Some(value) if value != u32::MAX => value >> 8,
             _ => number("class")?,
         };
-        Some(KnownAs {
+        Some(KernelIds {
             ids: Ids {
                 vendor,
                 device,

@@ -2,8 +2,8 @@
 
 use iommu_group::assignment::Exposed;
 use iommu_group::{
-    Acs, AcsBits, Bar, Function, GroupId, Groups, Hidden, Host, PortType, RootBus, RoutingModel,
-    Sbdf, Space, Topology,
+    Acs, AcsBits, Bar, Function, GroupId, Groups, Host, PortType, RootBus, RoutingModel, Sbdf,
+    Space, Topology, Unreadable,
 };
 use serde::Serialize;
 
@@ -49,7 +49,7 @@ struct Entry<'a> {
     bars: Vec<BarEntry>,
     reset_methods: Vec<&'a str>,
     /// Why part of its configuration space is not known.
-    hidden: Option<Hidden>,
+    hidden: Option<Unreadable>,
     /// What is wrong with its configuration space.
     faults: Vec<String>,
 }
@@ -59,7 +59,7 @@ struct Entry<'a> {
 enum AcsEntry {
     Absent,
     Unknown {
-        why: Hidden,
+        why: Unreadable,
     },
     Known {
         capability: AcsBits,

@@ -6,12 +6,12 @@ use crate::{GroupId, Sbdf};
 
 /// What sysfs says of one function. A scan gathers it, a fixture stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct RawFunction {
     pub(crate) sbdf: Sbdf,
     pub(crate) parent: Parent,
     /// Vendor, device and class as the kernel knows them, where configuration space does not show them: a virtual
     /// function reads `ffff:ffff`.
-    pub(crate) known_as: Option<KnownAs>,
+    pub(crate) known_as: Option<KernelIds>,
     pub(crate) space: ConfigSpace,
     pub(crate) resources: ResourceLines,
     pub(crate) driver: Option<Box<str>>,
@@ -26,7 +26,7 @@ pub(crate) struct Facts {
 
 /// What the kernel knows a function as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KnownAs {
+pub(crate) struct KernelIds {
     pub(crate) ids: Ids,
     /// Class, subclass and programming interface in bits 23:0.
     pub(crate) class: u32,
