@@ -39,8 +39,8 @@ pub use group::{
 };
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
 pub use plan::{
-    BootArgument, Goals, GroupChange, Impossible, Objection, Plan, PlanError, PlanOptions,
-    PortChange, Purpose, Refusal, RouteChange, RouteWish, Step, Transient,
+    BootArgument, Goals, GroupChange, Infeasible, Plan, PlanError, PlanOptions, PortChange,
+    Purpose, Refusal, RouteChange, RoutePreference, Step, Transient, Warning,
 };
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{

@@ -15,25 +15,25 @@
 
 mod acs;
 mod boot;
-mod change;
+mod diff;
+mod direct_route;
 mod document;
 mod effects;
 mod goal;
 mod isolate;
 mod join;
-mod objection;
-mod open;
+mod planner;
 mod refusal;
 mod step;
-mod workshop;
+mod warning;
 
 pub use boot::BootArgument;
-pub use change::{GroupChange, PortChange, RouteChange, Transient};
+pub use diff::{GroupChange, PortChange, RouteChange, Transient};
 pub use document::PlanError;
-pub use goal::{Goals, PlanOptions, RouteWish};
-pub use objection::Objection;
-pub use refusal::{Impossible, Refusal};
+pub use goal::{Goals, PlanOptions, RoutePreference};
+pub use refusal::{Infeasible, Refusal};
 pub use step::{Purpose, Step};
+pub use warning::Warning;
 
 use std::collections::BTreeSet;
 
@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
 use crate::{Exposure, IsolationHole, Sbdf, Topology};
-use workshop::Workshop;
+use planner::Planner;
 
 /// How goals are reached, step by step, and all that changes on the way and in the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub struct Plan {
     /// How it was asked for.
     pub options: PlanOptions,
     /// What has to be accepted before the plan may be carried out. If there is any, it is refused as it stands.
-    pub objections: Vec<Objection>,
+    pub objections: Vec<Warning>,
     /// The devices that drivers and guests have to let go of, once, from the first step to the last.
     pub unplug: BTreeSet<Sbdf>,
     /// The steps, in their order. None if all goals are reached already.
@@ -88,13 +88,13 @@ impl Plan {
         goals: &Goals,
         options: &PlanOptions,
     ) -> Result<Self, Refusal> {
-        let mut workshop = Workshop::new(topology, kernel, goals, options)?;
-        workshop.close_routes();
-        workshop.join()?;
-        workshop.isolate()?;
-        workshop.set_acs()?;
-        workshop.open_routes();
-        workshop.finish()
+        let mut planner = Planner::new(topology, kernel, goals, options)?;
+        planner.close_routes();
+        planner.join()?;
+        planner.isolate()?;
+        planner.set_acs()?;
+        planner.open_routes();
+        planner.finish()
     }
 
     /// Whether the plan may be carried out.

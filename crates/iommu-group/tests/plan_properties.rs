@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use carry_out::{as_topology, carry_out};
 use iommu_group::{
-    AcsBits, Goals, Groups, Kernel, Objection, Plan, PlanOptions, RouteWish, Sbdf, Topology,
+    AcsBits, Goals, Groups, Kernel, Plan, PlanOptions, RoutePreference, Sbdf, Topology, Warning,
 };
 use machine::Machine;
 use random::Random;
@@ -97,7 +97,11 @@ fn plans_are_safe_and_do_what_they_say() {
             let kernel = Kernel::of(&topology);
             let goals = goals(&mut random, &topology);
             let mut options = PlanOptions {
-                route: random.pick(&[RouteWish::Mildest, RouteWish::Direct, RouteWish::Iommu]),
+                route: random.pick(&[
+                    RoutePreference::Mildest,
+                    RoutePreference::Direct,
+                    RoutePreference::Iommu,
+                ]),
                 ..PlanOptions::default()
             };
             let said = format!("{}\n{goals:?} {options:?}\n", topology.to_fixture().len());
@@ -110,7 +114,7 @@ fn plans_are_safe_and_do_what_they_say() {
             made += 1;
             assert_eq!(Plan::from_json(&plan.to_json()).unwrap(), plan);
             // Once every objection is met by name, none is left but those that cannot be met.
-            for (option, function) in plan.objections.iter().filter_map(Objection::remedy) {
+            for (option, function) in plan.objections.iter().filter_map(Warning::remedy) {
                 match option {
                     "expose" => options.expose.insert(function),
                     "with" => options.with.insert(function),
@@ -118,12 +122,8 @@ fn plans_are_safe_and_do_what_they_say() {
                 };
             }
             let plan = Plan::make(&topology, &kernel, &goals, &options).unwrap();
-            let remedies: Vec<_> = plan
-                .objections
-                .iter()
-                .filter_map(Objection::remedy)
-                .collect();
-            if options.route != RouteWish::Mildest {
+            let remedies: Vec<_> = plan.objections.iter().filter_map(Warning::remedy).collect();
+            if options.route != RoutePreference::Mildest {
                 assert_eq!(remedies, []);
             }
             if plan.is_acceptable() {

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use carry_out::{as_topology, carry_out};
 use iommu_group::{
-    Goals, Impossible, Kernel, Objection, Plan, PlanError, PlanOptions, Route, RouteWish, Sbdf,
-    Step, Topology,
+    Goals, Infeasible, Kernel, Plan, PlanError, PlanOptions, Route, RoutePreference, Sbdf, Step,
+    Topology, Warning,
 };
 use machine::{Machine, bdf};
 
@@ -69,7 +69,7 @@ fn make(
     topology: &Topology,
     goals: &Goals,
     options: &PlanOptions,
-) -> Result<Plan, Vec<Impossible>> {
+) -> Result<Plan, Vec<Infeasible>> {
     let kernel = Kernel::of(topology);
     let plan = Plan::make(topology, &kernel, goals, options).map_err(|refusal| refusal.reasons)?;
     carry_out(topology, &kernel, &plan);
@@ -81,7 +81,7 @@ fn plan(topology: &Topology, goals: &Goals) -> Plan {
     make(topology, goals, &PlanOptions::default()).unwrap()
 }
 
-fn route(wish: RouteWish) -> PlanOptions {
+fn route(wish: RoutePreference) -> PlanOptions {
     PlanOptions {
         route: wish,
         ..PlanOptions::default()
@@ -195,7 +195,7 @@ fn a_third_joins_and_one_is_split_off_again() {
         assert!(third.is_acceptable(), "{:?}", third.objections);
         let three = after(&two, &third);
         let split = plan(&three, &isolate("04:00.0"));
-        let not_apart = Objection::NotApart {
+        let not_apart = Warning::NotApart {
             function: bdf("04:00.0"),
             from: ["03:00.0", "05:00.0", "06:00.0"].map(bdf).to_vec(),
         };
@@ -384,7 +384,7 @@ fn a_known_root_complex_spares_the_neighbours() {
     let direct = make(
         &topology,
         &join("03:00.0 04:00.0"),
-        &route(RouteWish::Direct),
+        &route(RoutePreference::Direct),
     )
     .unwrap();
     assert_eq!(ways(&direct, "03:00.0", "04:00.0").1, Route::SwitchLocal);
@@ -397,7 +397,7 @@ fn through_the_iommu_when_asked() {
     let found = make(
         &topology,
         &join("03:00.0 04:00.0"),
-        &route(RouteWish::Iommu),
+        &route(RoutePreference::Iommu),
     )
     .unwrap();
     assert!(found.is_acceptable());
@@ -414,19 +414,24 @@ fn through_the_iommu_when_asked() {
     let found = make(
         &topology,
         &join("03:00.0 05:00.0"),
-        &route(RouteWish::Iommu),
+        &route(RoutePreference::Iommu),
     )
     .unwrap();
     assert!(steps(&found).contains(&"02:00.0 0011>001d".to_owned()));
     assert_eq!(ways(&found, "03:00.0", "05:00.0").1, Route::HostBridge);
     // Ports without ACS cannot be closed.
     let bare = Machine::new(&switch("", "")).started();
-    let found = make(&bare, &join("03:00.0 04:00.0"), &route(RouteWish::Iommu)).unwrap();
+    let found = make(
+        &bare,
+        &join("03:00.0 04:00.0"),
+        &route(RoutePreference::Iommu),
+    )
+    .unwrap();
     assert!(matches!(
         found.objections[..],
         [
-            Objection::RouteNotAsAsked { .. },
-            Objection::RouteNotAsAsked { .. }
+            Warning::RouteNotAsAsked { .. },
+            Warning::RouteNotAsAsked { .. }
         ]
     ));
 }
@@ -442,7 +447,7 @@ fn straight_is_not_to_be_had_everywhere() {
     let found = make(
         &topology,
         &join("01:00.0 01:00.1"),
-        &route(RouteWish::Direct),
+        &route(RoutePreference::Direct),
     )
     .unwrap();
     assert_eq!(found.objections.len(), 2);
@@ -489,7 +494,7 @@ fn what_a_port_lacks_for_the_moment() {
                 );
             }
             (Err(reasons), None) => assert!(
-                matches!(&reasons[..], [Impossible::CannotOpen { anchor, .. }] if *anchor == bdf("01:00.0")),
+                matches!(&reasons[..], [Infeasible::CannotOpen { anchor, .. }] if *anchor == bdf("01:00.0")),
                 "{root_port}: {reasons:?}"
             ),
             (found, _) => panic!("{root_port}: {found:?}"),
@@ -569,10 +574,10 @@ fn what_had_to_come_along_is_taken_out_again() {
     assert_eq!(
         found.objections,
         [
-            Objection::Interrupts {
+            Warning::Interrupts {
                 function: bdf("06:00.0")
             },
-            Objection::Interrupts {
+            Warning::Interrupts {
                 function: bdf("07:00.0")
             }
         ]
@@ -600,11 +605,11 @@ fn those_that_cannot_be_left_behind_need_to_be_accepted() {
     assert_eq!(
         found.objections,
         [
-            Objection::Regroups {
+            Warning::Regroups {
                 function: bdf("04:00.1"),
                 with: vec![bdf("03:00.0")]
             },
-            Objection::Interrupts {
+            Warning::Interrupts {
                 function: bdf("04:00.1")
             },
         ]
@@ -630,7 +635,7 @@ fn two_sets_of_one_switch_become_one() {
     let found = make(&topology, &goals, &PlanOptions::default()).unwrap();
     assert!(found.objections.iter().any(|o| matches!(
         o,
-        Objection::Merges { function, with } if *function == bdf("03:00.0") && *with == ["05:00.0", "06:00.0"].map(bdf)
+        Warning::Merges { function, with } if *function == bdf("03:00.0") && *with == ["05:00.0", "06:00.0"].map(bdf)
     )));
     // Sets that share a function are one set from the start.
     let goals = Goals {
@@ -693,10 +698,10 @@ fn to_isolate_routes_are_closed_before_groups_split() {
     assert_eq!(
         found.objections,
         [
-            Objection::Interrupts {
+            Warning::Interrupts {
                 function: bdf("03:00.0")
             },
-            Objection::Interrupts {
+            Warning::Interrupts {
                 function: bdf("04:00.0")
             }
         ]
@@ -751,7 +756,7 @@ fn what_cannot_be_isolated() {
     ] {
         let reasons = refused(function);
         let [
-            Impossible::Inseparable {
+            Infeasible::Inseparable {
                 function: named,
                 from: others,
                 because,
@@ -826,7 +831,7 @@ fn words_that_were_asked_for() {
     let exposed: Vec<_> = found
         .objections
         .iter()
-        .filter_map(Objection::remedy)
+        .filter_map(Warning::remedy)
         .collect();
     assert_eq!(
         exposed,
@@ -853,7 +858,7 @@ fn words_that_must_not_or_cannot_be() {
     let found = plan(&topology, &acs("02:00.0", "000c"));
     assert!(found.objections.iter().any(|o| matches!(
         o,
-        Objection::ClearsSafety { bits, .. } if bits.to_string() == "SV UF"
+        Warning::ClearsSafety { bits, .. } if bits.to_string() == "SV UF"
     )));
     for (port, bits, expected) in [
         ("01:00.0", "0011", "NotAPort"),
@@ -871,7 +876,7 @@ fn words_that_must_not_or_cannot_be() {
     let reasons = make(&bare, &acs("02:00.0", "0011"), &PlanOptions::default()).unwrap_err();
     assert_eq!(
         reasons,
-        [Impossible::NoAcs {
+        [Infeasible::NoAcs {
             port: bdf("02:00.0")
         }]
     );
@@ -906,16 +911,16 @@ fn goals_that_cannot_be_reached() {
     let text = switch("acs=5f/1d", "");
     let topology = Machine::new(&text).started();
     let refused = |goals: &Goals| make(&topology, goals, &PlanOptions::default()).unwrap_err();
-    assert_eq!(refused(&Goals::default()), [Impossible::NoGoal]);
+    assert_eq!(refused(&Goals::default()), [Infeasible::NoGoal]);
     assert_eq!(
         refused(&join("03:00.0")),
-        [Impossible::Alone {
+        [Infeasible::Alone {
             function: bdf("03:00.0")
         }]
     );
     assert_eq!(
         refused(&join("03:00.0 07:00.0")),
-        [Impossible::DifferentRootPorts {
+        [Infeasible::DifferentRootPorts {
             a: bdf("03:00.0"),
             b: bdf("07:00.0")
         }]
@@ -923,10 +928,10 @@ fn goals_that_cannot_be_reached() {
     assert_eq!(
         refused(&join("03:00.0 09:00.0 02:00.0")),
         [
-            Impossible::Missing {
+            Infeasible::Missing {
                 function: bdf("09:00.0")
             },
-            Impossible::NotADevice {
+            Infeasible::NotADevice {
                 function: bdf("02:00.0")
             }
         ]
@@ -938,13 +943,13 @@ fn goals_that_cannot_be_reached() {
     };
     assert_eq!(
         refused(&both),
-        [Impossible::Contradiction {
+        [Infeasible::Contradiction {
             function: bdf("03:00.0")
         }]
     );
     let none = Machine::new(&text).topology();
     let reasons = make(&none, &join("03:00.0 04:00.0"), &PlanOptions::default()).unwrap_err();
-    assert_eq!(reasons, [Impossible::NoIommu]);
+    assert_eq!(reasons, [Infeasible::NoIommu]);
 }
 
 #[test]
@@ -976,7 +981,7 @@ fn virtual_functions_stay_where_they_are_made() {
     let reasons = make(&topology, &join("03:10.0 03:10.1"), &PlanOptions::default()).unwrap_err();
     assert!(matches!(
         reasons[..],
-        [Impossible::VirtualFunction { physical, .. }] if physical == bdf("03:00.0")
+        [Infeasible::VirtualFunction { physical, .. }] if physical == bdf("03:00.0")
     ));
     // With their port goes their physical function, and with that they do.
     let found = plan(&topology, &join("03:00.0 04:00.0"));
@@ -984,17 +989,17 @@ fn virtual_functions_stay_where_they_are_made() {
     assert_eq!(
         found.objections,
         [
-            Objection::Loses {
+            Warning::Loses {
                 function: bdf("03:10.0")
             },
-            Objection::Loses {
+            Warning::Loses {
                 function: bdf("03:10.1")
             }
         ]
     );
     let reasons = make(&topology, &join("03:10.0 04:00.0"), &PlanOptions::default()).unwrap_err();
     assert!(
-        matches!(reasons[..], [Impossible::VirtualFunction { .. }]),
+        matches!(reasons[..], [Infeasible::VirtualFunction { .. }]),
         "{reasons:?}"
     );
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, ValueEnum, value_parser};
-use iommu_group::{AcsBits, Goals, PlanOptions, RouteWish, Sbdf};
+use iommu_group::{AcsBits, Goals, PlanOptions, RoutePreference, Sbdf};
 
 /// What is asked of a plan.
 #[derive(Debug, Args)]
@@ -50,9 +50,9 @@ impl GoalArgs {
     pub(crate) fn options(&self) -> PlanOptions {
         PlanOptions {
             route: match self.route {
-                RouteName::Mildest => RouteWish::Mildest,
-                RouteName::Direct => RouteWish::Direct,
-                RouteName::Iommu => RouteWish::Iommu,
+                RouteName::Mildest => RoutePreference::Mildest,
+                RouteName::Direct => RoutePreference::Direct,
+                RouteName::Iommu => RoutePreference::Iommu,
             },
             expose: self.expose.iter().copied().collect(),
             with: self.with.iter().copied().collect(),

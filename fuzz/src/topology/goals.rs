@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use iommu_group::{AcsBits, Goals, PlanOptions, RouteWish, Sbdf, Topology};
+use iommu_group::{AcsBits, Goals, PlanOptions, RoutePreference, Sbdf, Topology};
 
 /// What the bytes ask of a machine. Functions that can be joined are named most of the time.
 pub(crate) fn goals(bytes: &[u8], topology: &Topology) -> (Goals, PlanOptions) {
@@ -41,9 +41,9 @@ pub(crate) fn goals(bytes: &[u8], topology: &Topology) -> (Goals, PlanOptions) {
     }
     let options = PlanOptions {
         route: match flags >> 4 & 3 {
-            0 => RouteWish::Mildest,
-            1 => RouteWish::Direct,
-            _ => RouteWish::Iommu,
+            0 => RoutePreference::Mildest,
+            1 => RoutePreference::Direct,
+            _ => RoutePreference::Iommu,
         },
         expose: set(&all, &[10]),
         with: set(&all, &[11]),

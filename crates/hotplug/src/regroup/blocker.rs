@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use iommu_group::{Exposure, MemoryHole, Objection, Sbdf};
+use iommu_group::{Exposure, MemoryHole, Sbdf, Warning};
 use serde::{Deserialize, Serialize};
 
 /// Something that has to be dealt with before a plan may be carried out.
@@ -15,7 +15,7 @@ pub enum Blocker {
     /// The plan does something that was not asked for.
     Objection {
         /// What.
-        objection: Objection,
+        objection: Warning,
     },
     /// The same goals give another plan now.
     Stale,

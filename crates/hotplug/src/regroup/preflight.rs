@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    DriverKind, Function, GroupModel, Groups, Kernel, Objection, Plan, RoutingModel, Sbdf, Step,
-    Topology,
+    DriverKind, Function, GroupModel, Groups, Kernel, Plan, RoutingModel, Sbdf, Step, Topology,
+    Warning,
 };
 
 use super::blocker::Blocker;
@@ -106,7 +106,7 @@ fn exposed_in(
 /// Whether the plan itself says that a function becomes reachable.
 fn is_objected(plan: &Plan, function: Sbdf) -> bool {
     plan.objections.iter().any(|objection| match objection {
-        Objection::Exposes(exposure) => exposure.function == function,
+        Warning::Exposes(exposure) => exposure.function == function,
         _ => false,
     })
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    Function, Goals, GroupModel, Groups, Kernel, Plan, PlanOptions, Purpose, RouteWish, Sbdf, Step,
-    Topology,
+    Function, Goals, GroupModel, Groups, Kernel, Plan, PlanOptions, Purpose, RoutePreference, Sbdf,
+    Step, Topology,
 };
 
 use super::action::Action;
@@ -219,7 +219,11 @@ fn candidates(
     };
     // Routes are what the words of the ports make them, and those are written in the end. Which of these touches the
     // fewest depends on how they are now.
-    for route in [RouteWish::Mildest, RouteWish::Direct, RouteWish::Iommu] {
+    for route in [
+        RoutePreference::Mildest,
+        RoutePreference::Direct,
+        RoutePreference::Iommu,
+    ] {
         let options = PlanOptions {
             route,
             expose: everybody.clone(),

@@ -1,7 +1,7 @@
 //! Plans that give devices back to a virtual machine where they reach others without the IOMMU, or are reached so.
 
 use hotplug::regroup::{Assigned, Blocker, Regroup, RegroupError, Vmm, exposures};
-use iommu_group::{Goals, Groups, Plan, PlanOptions, RouteWish, RoutingModel, Sbdf};
+use iommu_group::{Goals, Groups, Plan, PlanOptions, RoutePreference, RoutingModel, Sbdf};
 
 use crate::guests::{Guest, Mood};
 use crate::{A, B, Bench, C, D, sbdf, set};
@@ -20,7 +20,7 @@ fn plan(bench: &Bench, expose: &[&str]) -> Plan {
         ..Goals::default()
     };
     let options = PlanOptions {
-        route: RouteWish::Iommu,
+        route: RoutePreference::Iommu,
         expose: set(expose),
         ..PlanOptions::default()
     };

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use super::workshop::Workshop;
-use super::{Impossible, Purpose, Refusal, Step};
+use super::planner::Planner;
+use super::{Infeasible, Purpose, Refusal, Step};
 use crate::config::{Acs, AcsBits};
 use crate::{Function, Sbdf};
 
-impl Workshop<'_> {
+impl Planner<'_> {
     /// Sets the words that were asked for. Where that changes what Linux makes of the functions below, these are
     /// removed and found again: before the word is written if it lets more pass, so that nothing alive is below.
     pub(super) fn set_acs(&mut self) -> Result<(), Refusal> {
         let asked = self.goals.acs.clone();
-        let reasons: Vec<Impossible> = asked
+        let reasons: Vec<Infeasible> = asked
             .iter()
             .filter_map(|(port, bits)| self.unfit_word(*port, *bits))
             .collect();
@@ -49,13 +49,13 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    fn unfit_word(&self, port: Sbdf, bits: AcsBits) -> Option<Impossible> {
+    fn unfit_word(&self, port: Sbdf, bits: AcsBits) -> Option<Infeasible> {
         let function = self.topology.get(port)?;
         if !function.port_type().is_downstream() {
-            return Some(Impossible::NotAPort { function: port });
+            return Some(Infeasible::NotAPort { function: port });
         }
         match function.acs() {
-            Acs::Absent | Acs::Unknown(_) => Some(Impossible::NoAcs { port }),
+            Acs::Absent | Acs::Unknown(_) => Some(Infeasible::NoAcs { port }),
             Acs::Known(acs) => {
                 // The bit that says in the capability that there are enhanced controls allows for all of them.
                 let enhanced = if acs.enhanced() {
@@ -64,7 +64,7 @@ impl Workshop<'_> {
                     AcsBits::NONE
                 };
                 let missing = bits & !(acs.capability | enhanced);
-                (!missing.is_empty()).then_some(Impossible::NotImplemented {
+                (!missing.is_empty()).then_some(Infeasible::NotImplemented {
                     port,
                     bits: missing,
                 })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::PortChange;
-use super::workshop::Workshop;
+use super::planner::Planner;
 use crate::config::AcsBits;
 use crate::kernel::Kernel;
 use crate::{Firmware, Function, GroupModel, Sbdf};
@@ -23,7 +23,7 @@ pub struct BootArgument {
     pub wider: BTreeSet<Sbdf>,
 }
 
-impl Workshop<'_> {
+impl Planner<'_> {
     /// The argument for the ports that differ in the end and those that were opened for a rescan.
     pub(super) fn boot_argument(&self, changes: &[PortChange]) -> Option<BootArgument> {
         let mut words: BTreeMap<Sbdf, AcsBits> = changes
@@ -47,7 +47,8 @@ impl Workshop<'_> {
         kernel.parameters.config_acs = Some(value.clone());
         let booted = GroupModel::booted(self.topology, &kernel, Firmware::Cleared);
         let mut sets = self.goals.join.iter();
-        let joins = sets.all(|set| super::open::pairs(set).all(|(a, b)| booted.together(a, b)));
+        let joins =
+            sets.all(|set| super::direct_route::pairs(set).all(|(a, b)| booted.together(a, b)));
         let named = self.goals.functions();
         let wider = self
             .topology

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::change::{GroupChange, PortChange, RouteChange};
-use super::open::pairs;
-use super::workshop::Workshop;
-use super::{Impossible, Objection, Plan, Refusal, RouteWish, Step};
+use super::diff::{GroupChange, PortChange, RouteChange};
+use super::direct_route::pairs;
+use super::planner::Planner;
+use super::{Infeasible, Plan, Refusal, RoutePreference, Step, Warning};
 use crate::config::AcsBits;
 use crate::{
     Exposure, Function, IsolationHole, PortType, Route, RoutingModel, Sbdf, UntranslatedReach,
@@ -14,7 +14,7 @@ use crate::{
 /// Two ports next to each other, and how certainly the first lets requests to the second go straight.
 type Opened = (Sbdf, Sbdf, UntranslatedReach);
 
-impl Workshop<'_> {
+impl Planner<'_> {
     /// Puts the plan together.
     pub(super) fn finish(mut self) -> Result<Plan, Refusal> {
         self.check_goals()?;
@@ -56,7 +56,7 @@ impl Workshop<'_> {
     }
 
     /// Functions that were to be isolated and have ways past the IOMMU in the end.
-    fn not_apart(&self, leaks: &[IsolationHole]) -> Vec<Objection> {
+    fn not_apart(&self, leaks: &[IsolationHole]) -> Vec<Warning> {
         let accepted = |function: &&Sbdf| !self.options.expose.contains(*function);
         let isolated = self.goals.isolate.iter().filter(accepted);
         isolated
@@ -72,7 +72,7 @@ impl Workshop<'_> {
                 }
                 from.remove(function);
                 let from: Vec<Sbdf> = from.into_iter().collect();
-                (!from.is_empty()).then_some(Objection::NotApart {
+                (!from.is_empty()).then_some(Warning::NotApart {
                     function: *function,
                     from,
                 })
@@ -87,7 +87,7 @@ impl Workshop<'_> {
         }
         for set in &self.goals.join {
             if pairs(set).any(|(a, b)| !self.model.together(a, b)) {
-                return Err(Impossible::Conflict {
+                return Err(Infeasible::Conflict {
                     functions: set.iter().copied().collect(),
                 }
                 .into());
@@ -97,7 +97,7 @@ impl Workshop<'_> {
             let mates = self.mates(&self.model, *function);
             if mates.iter().any(|mate| !self.goals.isolate.contains(mate)) {
                 let functions = std::iter::once(*function).chain(mates).collect();
-                return Err(Impossible::Conflict { functions }.into());
+                return Err(Infeasible::Conflict { functions }.into());
             }
         }
         Ok(())
@@ -294,14 +294,14 @@ impl Workshop<'_> {
         routes: &[RouteChange],
         unplug: &BTreeSet<Sbdf>,
         lost: &BTreeSet<Sbdf>,
-    ) -> Vec<Objection> {
+    ) -> Vec<Warning> {
         let named = self.goals.functions();
         let with = &self.options.with;
         let mut objections = Vec::new();
         for exposure in exposures {
             let asked = self.goals.asks_for(exposure);
             if !asked && !self.options.expose.contains(&exposure.function) {
-                objections.push(Objection::Exposes(exposure.clone()));
+                objections.push(Warning::Exposes(exposure.clone()));
             }
         }
         for change in groups {
@@ -319,13 +319,13 @@ impl Workshop<'_> {
                 && !with.contains(function)
                 && !below_asked.contains(function)
             {
-                objections.push(Objection::Interrupts {
+                objections.push(Warning::Interrupts {
                     function: *function,
                 });
             }
         }
         let unaccepted = lost.iter().filter(|function| !with.contains(function));
-        objections.extend(unaccepted.map(|function| Objection::Loses {
+        objections.extend(unaccepted.map(|function| Warning::Loses {
             function: *function,
         }));
         objections.extend(self.routes_not_as_asked(routes));
@@ -333,7 +333,7 @@ impl Workshop<'_> {
             let safety = AcsBits::SV | AcsBits::UF;
             let lost = self.before.acs_control(*port).unwrap_or(AcsBits::NONE) & safety & !*bits;
             if !lost.is_empty() {
-                objections.push(Objection::ClearsSafety {
+                objections.push(Warning::ClearsSafety {
                     port: *port,
                     bits: lost,
                 });
@@ -344,7 +344,7 @@ impl Workshop<'_> {
     }
 
     /// Whether a function comes to share its group with devices that it was not asked to.
-    fn regrouped(&self, change: &GroupChange, named: &BTreeSet<Sbdf>) -> Option<Objection> {
+    fn regrouped(&self, change: &GroupChange, named: &BTreeSet<Sbdf>) -> Option<Warning> {
         let function = change.function;
         if self.topology.get(function).is_none_or(Function::is_bridge) {
             return None;
@@ -364,7 +364,7 @@ impl Workshop<'_> {
                 .into_iter()
                 .filter(|other| named.contains(other))
                 .collect();
-            return (!others.is_empty()).then_some(Objection::Merges {
+            return (!others.is_empty()).then_some(Warning::Merges {
                 function,
                 with: others,
             });
@@ -373,13 +373,13 @@ impl Workshop<'_> {
             .into_iter()
             .filter(|other| !with.contains(other))
             .collect();
-        (!with.contains(&function) && !unaccepted.is_empty()).then_some(Objection::Regroups {
+        (!with.contains(&function) && !unaccepted.is_empty()).then_some(Warning::Regroups {
             function,
             with: unaccepted,
         })
     }
 
-    fn routes_not_as_asked(&self, routes: &[RouteChange]) -> Vec<Objection> {
+    fn routes_not_as_asked(&self, routes: &[RouteChange]) -> Vec<Warning> {
         let straight = |route| matches!(route, Route::SwitchLocal | Route::SwitchLocalTranslated);
         routes
             .iter()
@@ -388,11 +388,11 @@ impl Workshop<'_> {
                     .is_some_and(|set| set.contains(&change.to))
             })
             .filter(|change| match self.options.route {
-                RouteWish::Mildest => false,
-                RouteWish::Direct => !straight(change.after),
-                RouteWish::Iommu => straight(change.after),
+                RoutePreference::Mildest => false,
+                RoutePreference::Direct => !straight(change.after),
+                RoutePreference::Iommu => straight(change.after),
             })
-            .map(|change| Objection::RouteNotAsAsked {
+            .map(|change| Warning::RouteNotAsAsked {
                 from: change.from,
                 to: change.to,
                 route: change.after,

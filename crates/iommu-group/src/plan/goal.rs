@@ -43,7 +43,8 @@ impl Goals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum RouteWish {
+#[cfg_attr(feature = "schema", schemars(rename = "RouteWish"))]
+pub enum RoutePreference {
     /// By the mildest means that there is: straight if that exposes nobody, else through the IOMMU if the root complex
     /// is known to route, else straight.
     #[default]
@@ -61,7 +62,7 @@ pub enum RouteWish {
 pub struct PlanOptions {
     /// How requests between joined functions shall go.
     #[serde(default)]
-    pub route: RouteWish,
+    pub route: RoutePreference,
     /// Functions that may become reachable without the IOMMU for devices that they are not joined with.
     #[serde(default, deserialize_with = "distinct")]
     pub expose: BTreeSet<Sbdf>,

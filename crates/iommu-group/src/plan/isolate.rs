@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::workshop::Workshop;
-use super::{Impossible, Purpose, Refusal, RouteWish, Step};
+use super::planner::Planner;
+use super::{Infeasible, Purpose, Refusal, RoutePreference, Step};
 use crate::config::AcsBits;
 use crate::{Function, GroupModel, PortType, Sbdf};
 
-impl Workshop<'_> {
+impl Planner<'_> {
     /// Closes the ways across switches that are to be closed: from and to functions to be isolated, and between
     /// joined ones if their requests are to go through the IOMMU. That comes first: no group splits while its members
     /// still reach each other.
@@ -27,7 +27,7 @@ impl Workshop<'_> {
                 }
             }
         }
-        if self.options.route != RouteWish::Iommu {
+        if self.options.route != RoutePreference::Iommu {
             return;
         }
         for set in self.goals.join.clone() {
@@ -152,13 +152,13 @@ impl Workshop<'_> {
     }
 
     /// The smallest removal that leaves a function with as few others as can be.
-    fn removal_for(&self, function: Sbdf) -> Result<BTreeSet<Sbdf>, Impossible> {
+    fn removal_for(&self, function: Sbdf) -> Result<BTreeSet<Sbdf>, Infeasible> {
         let mut best = self.mates(&self.model, function);
         let mut removal = BTreeSet::new();
         let found = self.topology.get(function);
         let physical = found.and_then(Function::physical_function);
         if let Some(physical) = physical.filter(|_| !best.is_empty()) {
-            return Err(Impossible::VirtualFunction { function, physical });
+            return Err(Infeasible::VirtualFunction { function, physical });
         }
         for candidate in self.removals(function) {
             if best.is_empty() {
@@ -175,7 +175,7 @@ impl Workshop<'_> {
         }
         // Those that it cannot be without must be meant to leave with it.
         if best.iter().any(|mate| !self.goals.isolate.contains(mate)) {
-            return Err(Impossible::Inseparable {
+            return Err(Infeasible::Inseparable {
                 because: self.culprit(function, &removal),
                 from: best,
                 function,

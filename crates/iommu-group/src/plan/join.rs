@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::change::Transient;
-use super::workshop::Workshop;
-use super::{Impossible, Purpose, Refusal, Step};
+use super::diff::Transient;
+use super::planner::Planner;
+use super::{Infeasible, Purpose, Refusal, Step};
 use crate::config::AcsBits;
 use crate::{Function, GroupModel, Sbdf};
 
@@ -32,7 +32,7 @@ struct Round {
 /// requests are lost. Without request redirect requests go straight, so that is for ports with nothing alive below.
 const OPENINGS: [AcsBits; 3] = [AcsBits::CR, AcsBits::UF, AcsBits::RR];
 
-impl Workshop<'_> {
+impl Planner<'_> {
     /// Joins every set.
     pub(super) fn join(&mut self) -> Result<(), Refusal> {
         let mut reasons = Vec::new();
@@ -59,7 +59,7 @@ impl Workshop<'_> {
     }
 
     /// The removal and rescan that joins a set with the fewest functions touched; `None` if it is joined already.
-    fn round_for(&self, set: &BTreeSet<Sbdf>) -> Result<Option<Round>, Impossible> {
+    fn round_for(&self, set: &BTreeSet<Sbdf>) -> Result<Option<Round>, Infeasible> {
         if Self::are_together(&self.model, set) {
             return Ok(None);
         }
@@ -71,7 +71,7 @@ impl Workshop<'_> {
                 Err(reason) => obstacle = obstacle.or(Some(reason)),
             }
         }
-        Err(obstacle.unwrap_or(Impossible::CannotOpen {
+        Err(obstacle.unwrap_or(Infeasible::CannotOpen {
             functions: set.iter().copied().collect(),
             anchor: anchors
                 .first()
@@ -82,7 +82,7 @@ impl Workshop<'_> {
     }
 
     /// The bridges above all of a set, the lowest first.
-    fn common_bridges(&self, set: &BTreeSet<Sbdf>) -> Result<Vec<Sbdf>, Impossible> {
+    fn common_bridges(&self, set: &BTreeSet<Sbdf>) -> Result<Vec<Sbdf>, Infeasible> {
         let ancestors = |function: Sbdf| -> Vec<Sbdf> {
             self.topology
                 .ancestors(function)
@@ -97,7 +97,7 @@ impl Workshop<'_> {
             let above: BTreeSet<Sbdf> = ancestors(*other).into_iter().collect();
             common.retain(|bridge| above.contains(bridge));
             if common.is_empty() {
-                return Err(Impossible::DifferentRootPorts {
+                return Err(Infeasible::DifferentRootPorts {
                     a: *first,
                     b: *other,
                 });
@@ -106,7 +106,7 @@ impl Workshop<'_> {
         Ok(common)
     }
 
-    fn round_at(&self, anchor: Sbdf, set: &BTreeSet<Sbdf>) -> Result<Round, Impossible> {
+    fn round_at(&self, anchor: Sbdf, set: &BTreeSet<Sbdf>) -> Result<Round, Infeasible> {
         // What is in the group of the anchor already stays where it is.
         let moving: Vec<Sbdf> = set
             .iter()
@@ -116,7 +116,7 @@ impl Workshop<'_> {
         for function in &moving {
             let found = self.topology.get(*function);
             if let Some(physical) = found.and_then(Function::physical_function) {
-                return Err(Impossible::VirtualFunction {
+                return Err(Infeasible::VirtualFunction {
                     function: *function,
                     physical,
                 });
@@ -142,7 +142,7 @@ impl Workshop<'_> {
                 return Ok(round);
             }
         }
-        Err(Impossible::CannotOpen {
+        Err(Infeasible::CannotOpen {
             functions: set.iter().copied().collect(),
             anchor,
             ports: std::iter::once(anchor)

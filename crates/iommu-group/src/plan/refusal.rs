@@ -9,7 +9,7 @@ use crate::{AcsBits, AcsDeficiency, Sbdf, Unreadable};
 /// Why a goal cannot be reached at run time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Impossible {
+pub enum Infeasible {
     /// No function has a group: no IOMMU is in use.
     NoIommu,
     /// Nothing was asked for.
@@ -120,7 +120,7 @@ impl fmt::Display for List<'_> {
     }
 }
 
-impl fmt::Display for Impossible {
+impl fmt::Display for Infeasible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoIommu => f.write_str("there are no IOMMU groups: no IOMMU is in use"),
@@ -213,7 +213,7 @@ impl fmt::Display for Impossible {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct Refusal {
     /// The reasons; at least one.
-    pub reasons: Vec<Impossible>,
+    pub reasons: Vec<Infeasible>,
 }
 
 impl fmt::Display for Refusal {
@@ -226,8 +226,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl From<Impossible> for Refusal {
-    fn from(reason: Impossible) -> Self {
+impl From<Infeasible> for Refusal {
+    fn from(reason: Infeasible) -> Self {
         Self {
             reasons: vec![reason],
         }

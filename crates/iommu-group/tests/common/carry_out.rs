@@ -201,7 +201,7 @@ impl<'t, 'p> Watch<'t, 'p> {
             .objections
             .iter()
             .any(|objection| match objection {
-                iommu_group::Objection::Exposes(exposure) => exposure.function == to,
+                iommu_group::Warning::Exposes(exposure) => exposure.function == to,
                 _ => false,
             });
         (joined && self.model.together(from, to))

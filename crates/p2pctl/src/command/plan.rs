@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use hotplug::regroup::Forecast;
 use iommu_group::{
-    Goals, Impossible, Kernel, Objection, Plan, PlanOptions, Refusal, Route, RouteChange, Sbdf,
-    Topology,
+    Goals, Infeasible, Kernel, Plan, PlanOptions, Refusal, Route, RouteChange, Sbdf, Topology,
+    Warning,
 };
 
 use super::forecast::forecast;
@@ -267,7 +267,7 @@ impl View<'_> {
             let mut functions: Vec<Sbdf> = plan
                 .objections
                 .iter()
-                .filter_map(Objection::remedy)
+                .filter_map(Warning::remedy)
                 .filter(|(name, _)| *name == option)
                 .map(|(_, function)| function)
                 .collect();
@@ -371,18 +371,18 @@ impl View<'_> {
 }
 
 /// What to do about a goal that cannot be reached.
-fn way_out(reason: &Impossible) -> Option<&'static str> {
+fn way_out(reason: &Infeasible) -> Option<&'static str> {
     Some(match reason {
-        Impossible::NoIommu | Impossible::NoGroup { .. } => {
+        Infeasible::NoIommu | Infeasible::NoGroup { .. } => {
             "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel"
         }
-        Impossible::DifferentRootPorts { .. } => {
+        Infeasible::DifferentRootPorts { .. } => {
             "put the cards below one switch; routes through the IOMMU between two groups: p2pctl matrix --policy same-vm"
         }
-        Impossible::VirtualFunction { .. } => {
+        Infeasible::VirtualFunction { .. } => {
             "name the physical function, or destroy and make the virtual functions (sriov_numvfs)"
         }
-        Impossible::NoAcs { .. } | Impossible::NotImplemented { .. } => {
+        Infeasible::NoAcs { .. } | Infeasible::NotImplemented { .. } => {
             "p2pctl topology shows what each port has"
         }
         _ => return None,

@@ -57,7 +57,7 @@ impl Calls {
         };
         let source = self.source()?;
         let topology = source.topology();
-        let made = Plan::make(&topology, &Kernel::of(&topology), &goals, &words.options);
+        let made = Plan::make(topology, &Kernel::of(topology), &goals, &words.options);
         let plan = made.map_err(|refusal| Failure::Refused {
             reasons: refusal.reasons.iter().map(ToString::to_string).collect(),
         })?;

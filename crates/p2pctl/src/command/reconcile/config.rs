@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use iommu_group::{Goals, PlanOptions, RouteWish, Sbdf};
+use iommu_group::{Goals, PlanOptions, RoutePreference, Sbdf};
 use serde::Deserialize;
 
 /// What a host should be.
@@ -17,7 +17,7 @@ pub(crate) struct Config {
     isolate: BTreeSet<Sbdf>,
     /// How requests within the domains shall go.
     #[serde(default)]
-    route: RouteWish,
+    route: RoutePreference,
     /// Functions that may become reachable without the IOMMU.
     #[serde(default)]
     expose: BTreeSet<Sbdf>,

@@ -10,7 +10,8 @@ use crate::{AcsBits, Exposure, Route, Sbdf, UntranslatedReach};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Objection {
+#[cfg_attr(feature = "schema", schemars(rename = "Objection"))]
+pub enum Warning {
     /// A function becomes reachable, without the IOMMU, from devices that it is not joined with.
     Exposes(Exposure),
     /// A function that was to be isolated is so for Linux only: it and other devices still reach each other without the
@@ -64,7 +65,7 @@ pub enum Objection {
     },
 }
 
-impl Objection {
+impl Warning {
     /// The function to name, and the option to name it in, for those objections that can be met like that.
     #[must_use]
     pub fn remedy(&self) -> Option<(&'static str, Sbdf)> {
@@ -88,7 +89,7 @@ fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
     Ok(())
 }
 
-impl fmt::Display for Objection {
+impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exposes(exposure) => {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::workshop::Workshop;
-use super::{Purpose, RouteWish};
+use super::planner::Planner;
+use super::{Purpose, RoutePreference};
 use crate::config::{AcsBits, EgressVector};
 use crate::{Function, GroupModel, Route, Sbdf};
 
@@ -13,10 +13,10 @@ struct Means {
     egress: Option<EgressVector>,
 }
 
-impl Workshop<'_> {
+impl Planner<'_> {
     /// Opens routes between the functions of every joined set, as was wished.
     pub(super) fn open_routes(&mut self) {
-        if self.options.route == RouteWish::Iommu {
+        if self.options.route == RoutePreference::Iommu {
             return;
         }
         for set in self.goals.join.clone() {
@@ -79,7 +79,7 @@ impl Workshop<'_> {
         let through_iommu = ways
             .iter()
             .all(|(_, _, route)| is_straight(*route) || *route == Route::HostBridge);
-        let stay = self.options.route == RouteWish::Mildest
+        let stay = self.options.route == RoutePreference::Mildest
             && through_iommu
             && !self.newly_exposed(port, &means, set).is_empty();
         if !stay {

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::change::Transient;
-use super::{Goals, Impossible, PlanOptions, Purpose, Refusal, Step};
+use super::diff::Transient;
+use super::{Goals, Infeasible, PlanOptions, Purpose, Refusal, Step};
 use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::{Function, GroupModel, RoutingModel, Sbdf, Topology, Uncertainty};
 
 /// A plan in the making.
-pub(super) struct Workshop<'a> {
+pub(super) struct Planner<'a> {
     pub(super) topology: &'a Topology,
     pub(super) kernel: &'a Kernel,
     pub(super) goals: Goals,
@@ -26,7 +26,7 @@ pub(super) struct Workshop<'a> {
     pub(super) opened: BTreeMap<Sbdf, AcsBits>,
 }
 
-impl<'a> Workshop<'a> {
+impl<'a> Planner<'a> {
     pub(super) fn new(
         topology: &'a Topology,
         kernel: &'a Kernel,
@@ -173,7 +173,7 @@ impl<'a> Workshop<'a> {
     }
 
     /// What of the model's answers so far cannot be relied on.
-    pub(super) fn doubtful(&self) -> Option<Impossible> {
+    pub(super) fn doubtful(&self) -> Option<Infeasible> {
         let mut unreadable = Vec::new();
         let mut functions = Vec::new();
         let mut reason = Unreadable::Unprivileged;
@@ -187,12 +187,12 @@ impl<'a> Workshop<'a> {
             }
         }
         if !unreadable.is_empty() {
-            return Some(Impossible::Unreadable {
+            return Some(Infeasible::Unreadable {
                 functions: unreadable,
                 hidden: reason,
             });
         }
-        (!functions.is_empty()).then_some(Impossible::Doubtful { functions })
+        (!functions.is_empty()).then_some(Infeasible::Doubtful { functions })
     }
 }
 
@@ -236,44 +236,44 @@ fn united(goals: &Goals) -> Goals {
 }
 
 /// Why goals cannot even be considered.
-fn unfit(topology: &Topology, goals: &Goals) -> Vec<Impossible> {
+fn unfit(topology: &Topology, goals: &Goals) -> Vec<Infeasible> {
     let named = goals.functions();
     let mut reasons = Vec::new();
     if named.is_empty() && goals.acs.is_empty() {
-        return vec![Impossible::NoGoal];
+        return vec![Infeasible::NoGoal];
     }
     for set in &goals.join {
         if let (Some(function), 1) = (set.first(), set.len()) {
-            reasons.push(Impossible::Alone {
+            reasons.push(Infeasible::Alone {
                 function: *function,
             });
         }
         let both = set
             .iter()
             .filter(|function| goals.isolate.contains(function));
-        reasons.extend(both.map(|function| Impossible::Contradiction {
+        reasons.extend(both.map(|function| Infeasible::Contradiction {
             function: *function,
         }));
     }
     for function in named.iter().chain(goals.acs.keys()) {
         if topology.get(*function).is_none() {
-            reasons.push(Impossible::Missing {
+            reasons.push(Infeasible::Missing {
                 function: *function,
             });
         }
     }
     if !topology.has_groups() {
-        reasons.push(Impossible::NoIommu);
+        reasons.push(Infeasible::NoIommu);
         return reasons;
     }
     for function in named.iter().filter_map(|sbdf| topology.get(*sbdf)) {
         let function_at = function.sbdf();
         if function.is_bridge() {
-            reasons.push(Impossible::NotADevice {
+            reasons.push(Infeasible::NotADevice {
                 function: function_at,
             });
         } else if function.group().is_none() {
-            reasons.push(Impossible::NoGroup {
+            reasons.push(Infeasible::NoGroup {
                 function: function_at,
             });
         }
@@ -293,7 +293,7 @@ fn unfit(topology: &Topology, goals: &Goals) -> Vec<Impossible> {
     reasons.extend(
         unreadable
             .into_iter()
-            .map(|(hidden, functions)| Impossible::Unreadable { functions, hidden }),
+            .map(|(hidden, functions)| Infeasible::Unreadable { functions, hidden }),
     );
     reasons
 }
