@@ -22,7 +22,7 @@ use check::{check_groups, check_resets, check_routes, check_text};
 const MOST_FUNCTIONS: usize = 32;
 
 /// The text of a topology file. It is refused, or what is written of it reads back the same, and the machine passes the
-/// checks of [`machine`].
+/// checks of [`machine()`].
 pub(crate) fn fixture(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else {
         return;

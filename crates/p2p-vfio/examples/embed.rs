@@ -187,7 +187,7 @@ impl Bus {
             self.spread();
         }
         for device in self.devices.values_mut() {
-            device.settle();
+            device.retry_mappings();
         }
     }
 
@@ -375,7 +375,7 @@ fn main() -> Result<()> {
             println!("{}: peers reach BAR {bar} at {iova}", device.sbdf());
         }
         // Readable `device.notices()` are the VMM's event loop's business: the host has something to say.
-        device.heed();
+        device.process_events();
     }
     let mut word = [0; 4];
     bus.mmio_read(Gpa::new(0xc000_0000), &mut word);

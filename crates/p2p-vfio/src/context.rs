@@ -11,7 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
 use crate::dma::{DmaBackend, DmaError};
-use crate::host_iommu::{HostIommu, NoIommufd};
+use crate::host_iommu::{HostIommu, IommufdError};
 use crate::memory::HostMemory;
 use crate::peers::PeerBars;
 use crate::sys::{Ioas, Type1, VfioPci};
@@ -29,7 +29,7 @@ pub enum ContextError {
     AddressSpace(io::Error),
     /// The device does not go with iommufd, which the VM has.
     #[error("{0}, which the other devices of the VM are assigned by")]
-    NoIommufd(#[from] NoIommufd),
+    IommufdError(#[from] IommufdError),
     /// The group or the device could not be opened.
     #[error("cannot open {sbdf} of IOMMU group {group} through VFIO: {error}")]
     Open {

@@ -1,35 +1,34 @@
 //! An assigned device: a host function as the guest sees it.
 //!
 //! ```text
-//!  guest ──config──▶ overlay, BARs, MSI, MSI-X ──rest──▶ VFIO
+//!  guest ──config──▶ config mask, BARs, MSI, MSI-X ──rest──▶ VFIO
 //!        ──MMIO────▶ memory slot (whole pages)  or  read/write through VFIO
 //!  peer  ──DMA─────▶ IOMMU context of the P2P domain ──▶ BAR
 //! ```
-//! BAR windows follow what the guest has programmed: each configuration write first changes the
-//! registers, then [`Windows::place`](windows::Windows) makes the world agree with them. A BAR has no
-//! window anywhere while memory decode is off, the function sleeps or is being reset, the bridges above
-//! do not let its address through, or somebody else answers there: the registers keep what the guest
-//! wrote, as hardware's do, and the VMM is told ([`DeviceEvent`]).
+//! BAR mappings follow what the guest has programmed: each configuration write first changes the registers, then
+//! [`BarMappings::place`](bar_mappings::BarMappings) updates the mappings. A BAR is unmapped while memory decode is off,
+//! the function is in a low-power state or in reset, the bridges above do not forward its address, or another device
+//! claims the address. The registers keep what the guest wrote, as in hardware, and the VMM gets a [`DeviceEvent`].
 
-mod areas;
 mod attach;
+mod bar_mappings;
 mod bars;
 mod capability;
 mod clique;
 mod config;
-mod controls;
+mod config_mask;
 mod error;
 mod event;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod host;
 mod interrupts;
+mod mmap_ranges;
 mod mmio;
 mod msi;
 mod msix;
-mod notices;
-mod overlay;
-mod windows;
+mod reset_regs;
+mod vfio_events;
 
 #[cfg(test)]
 mod tests;
@@ -42,68 +41,68 @@ use iommu_group::{AddressRange, Bar, Gpa, Iova, Sbdf};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::descriptors::DescriptorLimit;
-use crate::pci::{Notice, PciBackend};
+use crate::pci::{PciBackend, VfioEvent};
 use crate::peers::PeerBars;
 use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiRouter};
 
+pub use bar_mappings::BarMappingError;
+use bar_mappings::BarMappings;
 use bars::Bars;
 pub use clique::Clique;
-use controls::Controls;
+use config_mask::ConfigMask;
 pub use error::{AttachError, DetachError};
 pub use event::DeviceEvent;
 pub use host::HostDevice;
 use interrupts::Interrupts;
 use msi::Msi;
 use msix::Msix;
-use notices::Notices;
-use overlay::Overlay;
-pub use windows::WindowError;
-use windows::Windows;
+use reset_regs::ResetRegs;
+use vfio_events::VfioEvents;
 
 /// What a VMM gives to an assigned device.
 pub struct DeviceParams {
-    /// Where its BARs are shown to the guest.
+    /// Memory slots and address claims for its BARs.
     pub slots: Arc<dyn MemorySlots>,
-    /// Where its message-signalled interrupts go.
+    /// Routes of its message-signalled interrupts.
     pub msi: Arc<dyn MsiRouter>,
-    /// Which descriptors its vectors may take: the guest decides how many it enables.
+    /// Limit of the descriptors for its vectors, because the guest decides how many it enables.
     pub vector_fds: DescriptorLimit,
-    /// Where its pin INTA leads; `None` hides the pin.
+    /// The line of its pin INTA; `None` hides the pin.
     pub intx: Option<Arc<dyn IntxLine>>,
-    /// Who is told what happens to it.
+    /// Receives its events.
     pub events: Arc<dyn EventSink>,
-    /// Guest-physical ranges that lead to it: a BAR elsewhere is not decoded.
+    /// Guest-physical ranges that the bridges above forward: a BAR elsewhere is not mapped.
     pub mmio: Vec<AddressRange<Gpa>>,
-    /// What an NVIDIA GPU in a P2P domain says to its driver in the guest: GPUs of one number may use
-    /// peer-to-peer. Other devices ignore it.
+    /// The clique id of an NVIDIA GPU in a P2P domain: the guest's driver uses P2P between GPUs of one id. Other devices
+    /// ignore it.
     pub clique: Option<Clique>,
 }
 
 /// A host function that a guest owns.
 ///
-/// Fields are in the order of their release: windows first, so that nobody reaches the device when
-/// it goes, then interrupts, then the device, which holds its context.
+/// Fields are dropped in order: the BAR mappings first, so that no peer reaches the device while it is closed, then the
+/// interrupts, then the device, which holds its context.
 pub struct AssignedDevice {
     sbdf: Sbdf,
-    windows: Windows,
-    /// The BARs of its P2P domain, which it reaches as a bus master.
+    mappings: BarMappings,
+    /// The table of its P2P domain, whose BARs it reaches as a bus master.
     domain: Option<Arc<PeerBars>>,
     fixed_bars: FixedBars,
     interrupts: Interrupts,
-    notices: Notices,
+    vfio_events: VfioEvents,
     events: Arc<dyn EventSink>,
     command: [u8; 2],
     /// 0 is D0, 3 is D3hot.
     power: u8,
-    /// Given up: the guest finds nothing any more.
+    /// The guest reads all ones.
     stopped: bool,
     detached: bool,
     has_line: bool,
     bars: Bars,
     msi: Option<Msi>,
     msix: Option<Msix>,
-    controls: Controls,
-    overlay: Overlay,
+    reset_regs: ResetRegs,
+    mask: ConfigMask,
     reach: Vec<AddressRange<Gpa>>,
     device: Box<dyn PciBackend>,
 }
@@ -122,38 +121,38 @@ impl AssignedDevice {
     /// Where each BAR answers to the guest now; one that does not is left out.
     pub fn live_bars(&self) -> impl Iterator<Item = (&Bar, AddressRange<Gpa>)> {
         let infos = self.bars.infos().iter();
-        infos.filter_map(|info| Some((info, self.windows.live(info.index)?)))
+        infos.filter_map(|info| Some((info, self.mappings.live(info.index)?)))
     }
 
-    /// Where its peers reach it, as long as they are bus masters: the BAR, and a part of the domain's I/O addresses.
+    /// Ranges of its BARs, in I/O addresses, that its peers reach while they are bus masters, with the index of the BAR.
     pub fn peer_windows(&self) -> impl Iterator<Item = (u8, AddressRange<Iova>)> {
-        self.windows.peers()
+        self.mappings.peers()
     }
 
-    /// Takes the windows from its peers, wherever the guest puts them, or lets the peers have them again. The guest
-    /// notices nothing: what peers try meanwhile faults in the IOMMU.
+    /// Unmaps its BARs for its peers, wherever the guest places them, until it is called with `false`. Requests of
+    /// peers fault in the IOMMU meanwhile; the guest's own accesses are not affected.
     ///
     /// # Errors
-    /// [`WindowError`] if a window could not be closed or opened; the others are as wanted.
-    pub fn set_revoked(&mut self, revoked: bool) -> Result<(), WindowError> {
-        let errors = self.windows.set_revoked(revoked);
+    /// [`BarMappingError`] if a BAR could not be mapped or unmapped; the others are as requested.
+    pub fn set_revoked(&mut self, revoked: bool) -> Result<(), BarMappingError> {
+        let errors = self.mappings.set_revoked(revoked);
         errors.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Gives a BAR its address, before the guest looks.
+    /// Sets the address of a BAR, as firmware does.
     ///
     /// # Errors
-    /// [`WindowError`] if memory decode is on and the window could not follow.
-    pub fn place_bar(&mut self, info: &Bar, gpa: Gpa) -> Result<(), WindowError> {
+    /// [`BarMappingError`] if memory decode is on and the mapping could not follow.
+    pub fn place_bar(&mut self, info: &Bar, gpa: Gpa) -> Result<(), BarMappingError> {
         self.bars.set(info, gpa);
         self.try_place().into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Turns memory decode on, so that the guest finds its BARs mapped and peers reach them.
+    /// Turns memory decode on and maps the BARs.
     ///
     /// # Errors
-    /// [`AttachError`] if the device does not take it, or a BAR is where no bridge leads or its window
-    /// could not be opened. Memory decode and every window is off then.
+    /// [`AttachError`] if the register cannot be written, no bridge forwards the address of a BAR, or a BAR cannot be
+    /// mapped. Then memory decode is off and no BAR is mapped.
     pub fn enable_memory(&mut self) -> Result<(), AttachError> {
         let sbdf = self.sbdf;
         let [low, high] = self.command;
@@ -162,17 +161,17 @@ impl AssignedDevice {
             .map_err(|error| AttachError::Config { sbdf, error })?;
         self.command = on;
         let stuck = self.try_place().into_iter().next();
-        let Some(error) = stuck.map(AttachError::Window).or_else(|| self.beyond()) else {
+        let Some(error) = stuck.map(AttachError::BarMapping).or_else(|| self.beyond()) else {
             return Ok(());
         };
         self.write_command([low, high]);
         Err(error)
     }
 
-    /// A BAR that is not decoded although memory decode is on.
+    /// A BAR that is not mapped although memory decode is on.
     fn beyond(&self) -> Option<AttachError> {
         let mut infos = self.bars.infos().iter();
-        let info = infos.find(|info| self.windows.live(info.index).is_none())?;
+        let info = infos.find(|info| self.mappings.live(info.index).is_none())?;
         Some(AttachError::Beyond {
             sbdf: self.sbdf,
             bar: info.index,
@@ -180,52 +179,52 @@ impl AssignedDevice {
         })
     }
 
-    /// Says which guest-physical ranges lead to the device now: those that every bridge above it lets
-    /// through. To be called when the guest has reprogrammed one of them.
+    /// Sets the guest-physical ranges that every bridge above the device forwards. Call it when the guest has
+    /// reprogrammed a bridge.
     pub fn set_reach(&mut self, ranges: &[AddressRange<Gpa>]) {
         if self.reach != ranges {
             self.reach = ranges.to_vec();
-            self.place_windows();
+            self.update_mappings();
         }
     }
 
-    /// Tries again what was refused before. To be called when another device may have made room.
-    pub fn settle(&mut self) {
-        if self.windows.is_unsettled() {
-            self.place_windows();
+    /// Tries again to map BARs whose address another device had claimed. Call it when that device may have moved.
+    pub fn retry_mappings(&mut self) {
+        if self.mappings.is_unsettled() {
+            self.update_mappings();
         }
     }
 
-    /// The eventfds that are signalled when the host has something to tell of the device; a VMM waits
-    /// for them and calls [`heed`](Self::heed).
+    /// The eventfds by which VFIO reports an error, or requests the device back. A VMM waits for them and calls
+    /// [`process_events`](Self::process_events).
     pub fn notices(&self) -> impl Iterator<Item = &EventFd> {
-        self.notices.events()
+        self.vfio_events.events()
     }
 
-    /// Takes what the host has told, acts on it and passes it on to the event sink.
-    pub fn heed(&mut self) {
-        for notice in self.notices.take() {
+    /// Reads the events that VFIO has reported, acts on them and emits them to the event sink.
+    pub fn process_events(&mut self) {
+        for notice in self.vfio_events.take() {
             match notice {
-                Notice::Error => self.stop(DeviceEvent::Error),
-                Notice::Request => self.tell(DeviceEvent::Requested),
+                VfioEvent::Error => self.stop(DeviceEvent::Error),
+                VfioEvent::Request => self.emit(DeviceEvent::Requested),
             }
         }
     }
 
-    /// Resets the function and nothing else, and brings the guest's view of it to the state after
-    /// power-on: nothing decoded, BARs at 0, no interrupts. Peers lose their windows before the device
-    /// loses its state; they have them back when the guest has programmed it again.
+    /// Resets the function alone and puts the guest's view of it into the state after power-on: memory decode off, BARs
+    /// at 0, no interrupts. Its BARs are unmapped for peers before the reset, and mapped when the guest has programmed it
+    /// again.
     ///
     /// # Errors
-    /// The errno of VFIO; `ENOTTY` for a device that cannot be reset by itself. The device is quiet
-    /// then, all the same.
+    /// The errno of VFIO; `ENOTTY` for a device that cannot be reset alone. Bus mastering and memory decode are off
+    /// also after an error.
     pub fn reset(&mut self) -> io::Result<()> {
         self.forget();
         let stuck = self.try_place().into_iter().next();
         let closed = stuck.map_or(Ok(()), |error| Err(io::Error::other(error)));
         let off = self.interrupts.turn_off(&*self.device);
         let silent = self.write_silent();
-        // Only with all of that: peers must not reach into a reset.
+        // Reset only after all of that succeeded: peers must not reach a device in reset.
         let result = closed.and(off).and(silent);
         let result = result.and_then(|()| self.device.reset());
         self.sync_initiator();
@@ -236,15 +235,15 @@ impl AssignedDevice {
         result
     }
 
-    /// [`reset`](Self::reset) because of what the guest did: what came of it goes to the event sink.
+    /// [`reset`](Self::reset) by the guest; the event sink gets the result.
     pub fn reset_by_guest(&mut self) {
         match self.reset() {
-            Ok(()) => self.tell(DeviceEvent::Reset),
-            Err(error) => self.tell(DeviceEvent::ResetFailed(error)),
+            Ok(()) => self.emit(DeviceEvent::Reset),
+            Err(error) => self.emit(DeviceEvent::ResetFailed(error)),
         }
     }
 
-    /// What the guest has programmed is gone.
+    /// Puts the emulated registers into their state after reset.
     fn forget(&mut self) {
         self.command = [0; 2];
         self.power = 0;
@@ -257,11 +256,11 @@ impl AssignedDevice {
         }
     }
 
-    /// Takes the device from the guest: no bus mastering, no windows, no decode, no interrupts.
+    /// Takes the device from the guest: turns off bus mastering, unmaps its BARs, turns off memory decode and interrupts.
     ///
     /// # Errors
-    /// [`DetachError`] says what is left; calling again tries again. Dropping the device is possible
-    /// in any case: what is still mapped stays alive, and where it is stays taken.
+    /// [`DetachError`] names the first failure; a second call tries again. The device can be dropped in any case: memory
+    /// that is still mapped is kept, and its address stays claimed.
     pub fn detach(&mut self) -> Result<(), DetachError> {
         let sbdf = self.sbdf;
         let mut result = Ok(());
@@ -270,7 +269,7 @@ impl AssignedDevice {
                 result = Err(error);
             }
         };
-        // A device that is gone cannot be written any more, and does not do DMA either.
+        // A device that is gone cannot be written and does no DMA.
         let config = |written: io::Result<()>| match written {
             Err(error) if !is_absence(&error) => Err(DetachError::Config { sbdf, error }),
             _ => Ok(()),
@@ -288,7 +287,7 @@ impl AssignedDevice {
         result
     }
 
-    /// Gives the device up: it is quiet, and the guest finds nothing in its place.
+    /// Detaches the device. The guest reads all ones in its place from then on.
     fn stop(&mut self, why: DeviceEvent) {
         if self.stopped {
             return;
@@ -297,22 +296,22 @@ impl AssignedDevice {
         if let Err(error) = self.detach() {
             log::error!("{}: {error}", self.sbdf);
         }
-        self.tell(why);
+        self.emit(why);
     }
 
-    /// Stops the device if an error says that it is not there any more.
+    /// Stops the device if an error says that it is gone.
     fn look_for_absence(&mut self, error: &io::Error) {
         if is_absence(error) {
             self.stop(DeviceEvent::Vanished);
         }
     }
 
-    fn tell(&self, event: DeviceEvent) {
+    fn emit(&self, event: DeviceEvent) {
         self.events.device_event(self.sbdf, event);
     }
 }
 
-/// Whether the kernel says that there is no such device (any more).
+/// Whether the kernel reports that the device does not exist.
 fn is_absence(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO))
 }

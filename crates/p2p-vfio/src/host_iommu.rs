@@ -10,8 +10,8 @@ use iommu_group::assignment::ContextKind;
 use kvm_ioctls::DeviceFd;
 use thiserror::Error;
 
-use crate::handed::Handed;
-use crate::sys::{Cdev, Iommufd, try_sharing};
+use crate::preopened::PreopenedDevices;
+use crate::sys::{Cdev, Iommufd, probe_dmabuf};
 
 /// An interface of the kernel to IOMMU contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl fmt::Display for Interface {
 
 /// What a VM's devices would need of the host for iommufd, and do not have.
 #[derive(Debug, Error)]
-pub enum NoIommufd {
+pub enum IommufdError {
     /// The kernel has none, or it may not be opened.
     #[error("/dev/iommu cannot be opened: {0}")]
     Kernel(io::Error),
@@ -86,7 +86,7 @@ pub enum ChoiceReason {
     /// Kernel and devices have all that is needed for iommufd.
     Possible,
     /// Something is missing for iommufd.
-    Lacking(NoIommufd),
+    Lacking(IommufdError),
 }
 
 impl fmt::Display for ChoiceReason {
@@ -110,7 +110,7 @@ pub struct HostIommu {
     choice: Choice,
     way: Way,
     kvm: Option<Arc<DeviceFd>>,
-    handed: Arc<Handed>,
+    handed: Arc<PreopenedDevices>,
 }
 
 enum Way {
@@ -127,17 +127,17 @@ impl HostIommu {
     /// With `wanted`, this one or none; what is `handed` in is for iommufd only. `kvm` is the VM's KVM-VFIO device.
     ///
     /// # Errors
-    /// [`NoIommufd`] if iommufd is wanted and not possible.
+    /// [`IommufdError`] if iommufd is wanted and not possible.
     pub fn choose(
         wanted: Option<Interface>,
         devices: &[(Sbdf, ContextKind)],
         kvm: Option<Arc<DeviceFd>>,
-        handed: &Arc<Handed>,
-    ) -> Result<Self, NoIommufd> {
+        handed: &Arc<PreopenedDevices>,
+    ) -> Result<Self, IommufdError> {
         let open = devices.iter().find(|(sbdf, _)| handed.has(*sbdf));
         let wanted = match (wanted, open) {
             (Some(Interface::Type1), Some((sbdf, _))) => {
-                return Err(NoIommufd::Excluded { sbdf: *sbdf });
+                return Err(IommufdError::Excluded { sbdf: *sbdf });
             }
             (None, Some(_)) => Some(Interface::Iommufd),
             (wanted, _) => wanted,
@@ -187,10 +187,10 @@ impl HostIommu {
     }
 
     /// A device that is bound to the iommufd: since the choice, or from now on.
-    pub(crate) fn take(&self, sbdf: Sbdf, kind: ContextKind) -> Result<Cdev, NoIommufd> {
+    pub(crate) fn take(&self, sbdf: Sbdf, kind: ContextKind) -> Result<Cdev, IommufdError> {
         let Way::Iommufd { iommufd, bound } = &self.way else {
             let error = io::Error::from(io::ErrorKind::Unsupported);
-            return Err(NoIommufd::Bind { sbdf, error });
+            return Err(IommufdError::Bind { sbdf, error });
         };
         let mut bound = bound.lock().unwrap_or_else(PoisonError::into_inner);
         let binder = Binder {
@@ -204,21 +204,21 @@ impl HostIommu {
     }
 
     /// Whether a device, which comes to a VM with containers, must not: it is handed in open.
-    pub(crate) fn excludes(&self, sbdf: Sbdf) -> Result<(), NoIommufd> {
+    pub(crate) fn excludes(&self, sbdf: Sbdf) -> Result<(), IommufdError> {
         match self.handed.has(sbdf) {
-            true => Err(NoIommufd::Excluded { sbdf }),
+            true => Err(IommufdError::Excluded { sbdf }),
             false => Ok(()),
         }
     }
 }
 
 impl Way {
-    fn iommufd(devices: &[(Sbdf, ContextKind)], binder: &Binder<'_>) -> Result<Self, NoIommufd> {
-        let iommufd = binder.handed.iommufd().map_err(NoIommufd::Kernel)?;
+    fn iommufd(devices: &[(Sbdf, ContextKind)], binder: &Binder<'_>) -> Result<Self, IommufdError> {
+        let iommufd = binder.handed.iommufd().map_err(IommufdError::Kernel)?;
         let bound = devices
             .iter()
             .map(|(sbdf, kind)| Ok((*sbdf, binder.bind(&iommufd, *sbdf, *kind)?)))
-            .collect::<Result<_, NoIommufd>>()?;
+            .collect::<Result<_, IommufdError>>()?;
         Ok(Self::Iommufd {
             bound: Mutex::new(bound),
             iommufd,
@@ -228,7 +228,7 @@ impl Way {
 
 /// Where devices come from, and the VM that they come to.
 struct Binder<'a> {
-    handed: &'a Handed,
+    handed: &'a PreopenedDevices,
     kvm: Option<&'a Arc<DeviceFd>>,
 }
 
@@ -238,19 +238,19 @@ impl Binder<'_> {
         iommufd: &Arc<Iommufd>,
         sbdf: Sbdf,
         kind: ContextKind,
-    ) -> Result<Cdev, NoIommufd> {
+    ) -> Result<Cdev, IommufdError> {
         let device = match self.handed.bind(sbdf, iommufd, self.kvm.cloned()) {
             Some(device) => device,
             None => {
                 let path = Cdev::find(sbdf);
-                let path = path.map_err(|error| NoIommufd::DeviceFile { sbdf, error })?;
+                let path = path.map_err(|error| IommufdError::DeviceFile { sbdf, error })?;
                 Cdev::open(&path).and_then(|file| Cdev::bind(file, iommufd, self.kvm.cloned()))
             }
         };
-        let device = device.map_err(|error| NoIommufd::Bind { sbdf, error })?;
+        let device = device.map_err(|error| IommufdError::Bind { sbdf, error })?;
         if kind == ContextKind::P2p {
-            let shared = try_sharing(iommufd, &device);
-            shared.map_err(|why| NoIommufd::Peers {
+            let shared = probe_dmabuf(iommufd, &device);
+            shared.map_err(|why| IommufdError::Peers {
                 sbdf,
                 why: why.to_string(),
             })?;
@@ -268,7 +268,7 @@ mod tests {
         let error = io::Error::from_raw_os_error(libc::ENOENT);
         let choice = Choice {
             interface: Interface::Type1,
-            reason: ChoiceReason::Lacking(NoIommufd::Kernel(error)),
+            reason: ChoiceReason::Lacking(IommufdError::Kernel(error)),
         };
         let text = choice.to_string();
         assert!(

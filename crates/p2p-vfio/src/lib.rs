@@ -61,22 +61,22 @@ pub mod fuzzing {
     //! Assigned devices on a fake kernel, for fuzz targets.
     pub use crate::device::fuzzing::{FakeFunction, FakeHost, FakeRegisters};
 }
-mod handed;
 mod host_iommu;
 mod memory;
 mod pci;
 mod peers;
+mod preopened;
 mod sys;
 mod vmm;
 
 pub use context::{ContextError, IommuContext};
 pub use descriptors::DescriptorLimit;
 pub use device::{
-    AssignedDevice, AttachError, Clique, DetachError, DeviceEvent, DeviceParams, HostDevice,
-    WindowError,
+    AssignedDevice, AttachError, BarMappingError, Clique, DetachError, DeviceEvent, DeviceParams,
+    HostDevice,
 };
 pub use dma::DmaError;
-pub use handed::{Handed, HandedError};
-pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, NoIommufd};
+pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, IommufdError};
 pub use memory::HostMemory;
+pub use preopened::{PreopenedDevices, PreopenedError};
 pub use vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
-use crate::sys::BarMapping;
+use crate::sys::BarMmap;
 use iommu_group::{Address, Gpa};
 
 /// A piece of guest RAM or of a device's BAR, mapped in this process.
@@ -21,7 +21,7 @@ pub struct HostMemory(Owner);
 #[derive(Clone, Debug)]
 enum Owner {
     Ram(Arc<dyn Ram>),
-    Bar(Arc<BarMapping>),
+    Bar(Arc<BarMmap>),
 }
 
 /// A mapping of guest RAM, whatever the VMM tracks writes of its own with.
@@ -64,7 +64,7 @@ impl HostMemory {
             .collect()
     }
 
-    pub(crate) fn of_bar(mapping: Arc<BarMapping>) -> Self {
+    pub(crate) fn of_bar(mapping: Arc<BarMmap>) -> Self {
         Self(Owner::Bar(mapping))
     }
 

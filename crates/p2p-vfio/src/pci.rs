@@ -4,7 +4,7 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::sys::BarMapping;
+use crate::sys::BarMmap;
 
 /// A region of a PCI function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub(crate) struct Vectors {
 
 /// What the host tells the owner of a device besides the device's own interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
+pub(crate) enum VfioEvent {
     /// An uncorrectable error was reported for it (`VFIO_PCI_ERR_IRQ_INDEX`).
     Error,
     /// The host wants it back (`VFIO_PCI_REQ_IRQ_INDEX`).
@@ -77,7 +77,7 @@ pub(crate) trait PciBackend: Send {
     fn region(&self, region: Region) -> RegionInfo;
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> io::Result<()>;
     fn write(&self, region: Region, offset: u64, data: &[u8]) -> io::Result<()>;
-    fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping>;
+    fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMmap>;
     /// What vectors of a kind the function has.
     fn vectors(&self, kind: VectorKind) -> Vectors;
     /// Lets vector `first + n` signal `events[n]`, or nobody. Turns the kind on if it is off; it has
@@ -94,9 +94,9 @@ pub(crate) trait PciBackend: Send {
     /// Turns the pin on or off.
     fn set_line(&self, line: Option<Line<'_>>) -> io::Result<()>;
     /// Whether this is ever told.
-    fn has_notice(&self, notice: Notice) -> bool;
+    fn has_notice(&self, notice: VfioEvent) -> bool;
     /// Lets a notice signal `event`.
-    fn set_notice(&self, notice: Notice, event: &EventFd) -> io::Result<()>;
+    fn set_notice(&self, notice: VfioEvent, event: &EventFd) -> io::Result<()>;
     /// Resets this function and nothing else (`VFIO_DEVICE_RESET`).
     fn reset(&self) -> io::Result<()>;
 }

@@ -12,17 +12,17 @@
 //!
 //! Containers or iommufd: a VM has all its devices through one of the two.
 
-mod bar_mapping;
+mod bar_mmap;
 mod cdev;
 mod container;
 mod dma_buf;
+mod dmabuf_probe;
 mod group;
 mod info;
 mod ioas;
 mod iommufd;
 mod irq;
 mod kvm;
-mod trial;
 mod type1;
 mod vfio_pci;
 
@@ -30,10 +30,10 @@ use std::io;
 
 use iommu_group::{Address, AddressRange, Iova};
 
-pub(crate) use bar_mapping::BarMapping;
+pub(crate) use bar_mmap::BarMmap;
 pub(crate) use cdev::Cdev;
+pub(crate) use dmabuf_probe::probe_dmabuf;
 pub(crate) use ioas::{Ioas, Iommufd};
-pub(crate) use trial::try_sharing;
 pub(crate) use type1::Type1;
 pub(crate) use vfio_pci::VfioPci;
 

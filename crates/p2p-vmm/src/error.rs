@@ -4,7 +4,7 @@ use hotplug::ConfigError;
 use hotplug::api::Failure;
 use iommu_group::SysfsError;
 use iommu_group::assignment::Refusal;
-use p2p_vfio::{AttachError, HandedError, NoIommufd};
+use p2p_vfio::{AttachError, IommufdError, PreopenedError};
 use thiserror::Error;
 
 use crate::devices::RemoveError;
@@ -27,17 +27,17 @@ pub(crate) enum VmmError {
     NoRoom(String),
     /// iommufd was asked for and is not possible.
     #[error("the devices cannot be assigned as configured")]
-    NoIommufd(#[source] NoIommufd),
+    IommufdError(#[source] IommufdError),
     /// A descriptor cannot be used.
     #[error(transparent)]
-    Descriptor(#[from] HandedError),
+    Descriptor(#[from] PreopenedError),
     /// A descriptor that an option names cannot be used.
     #[error("{option}")]
     Option {
         /// The option.
         option: String,
         /// Why not.
-        source: HandedError,
+        source: PreopenedError,
     },
     /// A call does not fit the VM's state or description.
     #[error(transparent)]
@@ -65,7 +65,7 @@ impl VmmError {
             Self::Refused(_)
             | Self::Host(_)
             | Self::Layout(_)
-            | Self::NoIommufd(_)
+            | Self::IommufdError(_)
             | Self::Descriptor(_)
             | Self::Option { .. } => true,
             Self::NoRoom(_)
@@ -85,10 +85,10 @@ impl VmmError {
             Self::Host(_) => Some(
                 "give the directory of a PCI function, path=/sys/bus/pci/devices/0000:03:00.0 (lspci -D lists them)",
             ),
-            Self::NoIommufd(NoIommufd::Excluded { .. }) => {
+            Self::IommufdError(IommufdError::Excluded { .. }) => {
                 Some("remove iommufd=off, or give the device's path")
             }
-            Self::NoIommufd(_) => {
+            Self::IommufdError(_) => {
                 Some("without --platform iommufd=on the devices are assigned by type1")
             }
             Self::Descriptor(error) | Self::Option { source: error, .. } => Some(example_of(error)),
@@ -110,9 +110,9 @@ impl From<ConfigError> for VmmError {
 }
 
 /// An example of a descriptor that can be used.
-fn example_of(error: &HandedError) -> &'static str {
+fn example_of(error: &PreopenedError) -> &'static str {
     match error {
-        HandedError::NoIommufd(_) => {
+        PreopenedError::IommufdError(_) => {
             "pass a descriptor that is open for reading and writing: --platform iommufd_fd=4 4<>/dev/iommu"
         }
         _ => {

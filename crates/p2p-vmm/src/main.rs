@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use p2p_vfio::Handed;
+use p2p_vfio::PreopenedDevices;
 
 use crate::cli::Cli;
 use crate::descriptors::Descriptors;
@@ -82,7 +82,7 @@ fn start(cli: Cli) -> Result<(), VmmError> {
     let mut policy = policy::read(request.policy.as_deref())?;
     policy.expose(request.expose.iter().copied());
     let host = host.with_policy(policy);
-    let mut preopened = Handed::default();
+    let mut preopened = PreopenedDevices::default();
     if let Some(config) = &mut request.vm {
         config.name_devices()?;
         // The VM's description, which clients and the host's daemon read, lists the accepted exposures.

@@ -5,15 +5,15 @@ use std::os::fd::OwnedFd;
 use hotplug::{DeviceConfig, VmConfig};
 use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
-use p2p_vfio::{Handed, HandedError};
+use p2p_vfio::{PreopenedDevices, PreopenedError};
 
 use crate::error::VmmError;
 
 /// Takes all inherited descriptors that the VM's description names, and replaces them by sysfs paths.
-pub(crate) fn take_inherited(config: &mut VmConfig) -> Result<Handed, VmmError> {
-    let mut preopened = Handed::default();
+pub(crate) fn take_inherited(config: &mut VmConfig) -> Result<PreopenedDevices, VmmError> {
+    let mut preopened = PreopenedDevices::default();
     if let Some(fd) = config.platform.iommufd_fd {
-        let file = fd.duplicate().map_err(HandedError::NoIommufd);
+        let file = fd.duplicate().map_err(PreopenedError::IommufdError);
         let taken = file.and_then(|file| preopened.with_iommufd(file));
         preopened = taken.map_err(|source| VmmError::Option {
             option: format!("--platform iommufd_fd={fd}"),
@@ -22,7 +22,7 @@ pub(crate) fn take_inherited(config: &mut VmConfig) -> Result<Handed, VmmError> 
     }
     for device in &mut config.devices {
         if let Some(fd) = device.fd {
-            let file = fd.duplicate().map_err(HandedError::NoDevice);
+            let file = fd.duplicate().map_err(PreopenedError::NoDevice);
             let taken = file
                 .map_err(VmmError::from)
                 .and_then(|file| take_device(&preopened, device, file));
@@ -40,12 +40,12 @@ pub(crate) fn take_inherited(config: &mut VmConfig) -> Result<Handed, VmmError> 
 
 /// Takes the descriptor of `device`, and replaces it by the device's sysfs path.
 pub(crate) fn take_device(
-    preopened: &Handed,
+    preopened: &PreopenedDevices,
     device: &mut DeviceConfig,
     descriptor: OwnedFd,
 ) -> Result<Sbdf, VmmError> {
     let sbdf = preopened.take(descriptor).map_err(|error| match error {
-        HandedError::Twice(sbdf) => Refusal::from(Reason::Twice(sbdf)).into(),
+        PreopenedError::Twice(sbdf) => Refusal::from(Reason::Twice(sbdf)).into(),
         error => VmmError::from(error),
     })?;
     device.path = Some(Sysfs::default().device_dir(sbdf));

@@ -116,7 +116,7 @@ impl Rig {
             18 => device.reset_by_guest(),
             19 => {
                 slot.registers.signal(bytes.next() & 1 != 0);
-                device.heed();
+                device.process_events();
             }
             20 => {
                 device.memory_fault(Gpa::new(address(bytes)));
@@ -164,7 +164,7 @@ impl Rig {
     fn settle(&mut self) {
         self.host.stop_failing();
         for slot in &mut self.slots {
-            slot.device.settle();
+            slot.device.retry_mappings();
         }
         self.failing = false;
     }

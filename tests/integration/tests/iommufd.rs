@@ -5,7 +5,7 @@
 
 mod iommufd {
     mod chosen;
-    mod handed;
+    mod preopened;
 }
 
 use std::time::Duration;

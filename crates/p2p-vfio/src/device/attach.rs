@@ -9,16 +9,16 @@ use iommu_group::spec::{cap, msix};
 use crate::memory::HostMemory;
 use crate::pci::{PciBackend, Region, VectorKind};
 
-use super::areas::mappable_areas;
+use super::bar_mappings::BarMappings;
 use super::bars::Bars;
 use super::capability::{self, Capability};
-use super::controls::Controls;
+use super::config_mask::ConfigMask;
 use super::interrupts::Interrupts;
+use super::mmap_ranges::mmap_ranges;
 use super::msi::Msi;
 use super::msix::Msix;
-use super::notices::Notices;
-use super::overlay::Overlay;
-use super::windows::Windows;
+use super::reset_regs::ResetRegs;
+use super::vfio_events::VfioEvents;
 use super::{AssignedDevice, AttachError, DeviceParams, HostDevice};
 
 impl AssignedDevice {
@@ -44,23 +44,23 @@ impl AssignedDevice {
         };
         let pin = endpoint.interrupt_pin().is_some();
         let has_line = pin && params.intx.is_some() && device.has_line();
-        let mut overlay = Overlay::of_endpoint(&config, has_line);
+        let mut mask = ConfigMask::of_endpoint(&config, has_line);
         if let Some(clique) = params.clique
             && shown.is_some()
         {
-            let told = clique.show(&config, &mut overlay);
+            let told = clique.show(&config, &mut mask);
             told.map_err(|why| AttachError::Clique { sbdf, why })?;
         }
-        let notices =
-            Notices::listen(&*device).map_err(|error| AttachError::Notices { sbdf, error })?;
+        let vfio_events = VfioEvents::listen(&*device)
+            .map_err(|error| AttachError::VfioEvents { sbdf, error })?;
         let (msi, msix) = read_vectors(&*device, &config);
         let mut this = Self {
             sbdf,
             fixed_bars,
-            windows: Windows::new(sbdf, params.slots, shown),
+            mappings: BarMappings::new(sbdf, params.slots, shown),
             domain,
             interrupts: Interrupts::new(params.msi, params.vector_fds, params.intx),
-            notices,
+            vfio_events,
             events: params.events,
             command: [0; 2],
             power: 0,
@@ -70,8 +70,8 @@ impl AssignedDevice {
             bars: Bars::new(endpoint.bars()),
             msi,
             msix,
-            controls: Controls::find(&config),
-            overlay,
+            reset_regs: ResetRegs::find(&config),
+            mask,
             reach: params.mmio,
             device,
         };
@@ -100,7 +100,7 @@ impl AssignedDevice {
                 .collect();
             let region = Region::Bar(bar);
             let mut areas = Vec::new();
-            for (offset, len_bytes) in mappable_areas(&self.device.region(region), &traps) {
+            for (offset, len_bytes) in mmap_ranges(&self.device.region(region), &traps) {
                 let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
                 let mapping = self.device.map(region, offset, len);
                 let mapping = mapping.map_err(|error| AttachError::MapBar {
@@ -110,7 +110,7 @@ impl AssignedDevice {
                 })?;
                 areas.push((offset, HostMemory::of_bar(Arc::new(mapping))));
             }
-            self.windows.add(bar, areas);
+            self.mappings.add(bar, areas);
         }
         Ok(())
     }

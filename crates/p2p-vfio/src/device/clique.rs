@@ -8,7 +8,7 @@
 use iommu_group::spec::{self, cap, header};
 
 use super::capability::{self, Capability};
-use super::overlay::Overlay;
+use super::config_mask::ConfigMask;
 
 const NVIDIA: [u8; 2] = [0xde, 0x10];
 const LEN: u8 = 8;
@@ -25,7 +25,7 @@ impl Clique {
     }
 
     /// Adds the capability in front of the list, if the function is a GPU of NVIDIA's.
-    pub(super) fn show(self, config: &[u8], overlay: &mut Overlay) -> Result<(), &'static str> {
+    pub(super) fn show(self, config: &[u8], mask: &mut ConfigMask) -> Result<(), &'static str> {
         let is_nvidia = config.starts_with(&NVIDIA);
         let class = config.get(usize::from(header::BASE_CLASS));
         if !is_nvidia || class != Some(&header::BASE_CLASS_DISPLAY) {
@@ -48,8 +48,8 @@ impl Clique {
             self.0 << 3,
             0,
         ];
-        overlay.replace(header::CAPABILITIES, &[at]);
-        overlay.replace(place, &bytes);
+        mask.replace(header::CAPABILITIES, &[at]);
+        mask.replace(place, &bytes);
         Ok(())
     }
 }
@@ -91,10 +91,10 @@ mod tests {
     }
 
     fn seen(config: &[u8], clique: Clique) -> Vec<u8> {
-        let mut overlay = Overlay::default();
-        clique.show(config, &mut overlay).unwrap();
+        let mut mask = ConfigMask::default();
+        clique.show(config, &mut mask).unwrap();
         let mut bytes = config.to_vec();
-        overlay.apply(0, &mut bytes);
+        mask.apply(0, &mut bytes);
         bytes
     }
 
@@ -136,8 +136,8 @@ mod tests {
         let mut full = gpu();
         full[0x40..0x60].fill(1);
         full[0x7c..].fill(1);
-        let mut overlay = Overlay::default();
+        let mut mask = ConfigMask::default();
         let clique = Clique::of_domain(0).unwrap();
-        assert!(clique.show(&full, &mut overlay).is_err());
+        assert!(clique.show(&full, &mut mask).is_err());
     }
 }

@@ -9,10 +9,10 @@ use crate::dma::DmaError;
 use crate::pci::{Region, VectorKind};
 
 use super::bars;
-use super::controls::Control;
 use super::interrupts::Wanted;
 use super::msi::Msi;
 use super::msix::Msix;
+use super::reset_regs::ResetReg;
 use super::{AssignedDevice, DeviceEvent};
 
 const COMMAND: u16 = header::COMMAND;
@@ -26,13 +26,13 @@ const IO_SPACE: u8 = header::COMMAND_IO.to_le_bytes()[0];
 /// in the lower byte, interrupt disable in the upper. I/O space stays off: I/O BARs are not offered.
 const OWN_BITS: [u8; 2] = [IO_SPACE | MEMORY_SPACE, INTERRUPT_DISABLE];
 
-/// The parts of configuration space that are written in different ways.
+/// Parts of configuration space, by how a write is handled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Register {
     Command,
     Bar,
     Vectors,
-    Control(Control),
+    Reset(ResetReg),
     Ignored,
     Hardware,
 }
@@ -59,7 +59,7 @@ impl AssignedDevice {
             data.fill(0xff);
             return;
         }
-        self.overlay.apply(offset, data);
+        self.mask.apply(offset, data);
         for (at, byte) in (offset..).zip(data) {
             if let Some(own) = self.own_byte(at, *byte) {
                 *byte = own;
@@ -67,7 +67,7 @@ impl AssignedDevice {
         }
     }
 
-    /// The byte at `offset` if it is not the hardware's, which says `hardware`.
+    /// The byte at `offset` if it is emulated; `hardware` is what the device has there.
     fn own_byte(&self, offset: u16, hardware: u8) -> Option<u8> {
         if let Some(at) = offset.checked_sub(COMMAND).map(usize::from)
             && let (Some(own), Some(value)) = (OWN_BITS.get(at), self.command.get(at))
@@ -129,7 +129,7 @@ impl AssignedDevice {
                 for (at, byte) in (offset..).zip(data) {
                     self.bars.write(at, *byte);
                 }
-                self.place_windows();
+                self.update_mappings();
             }
             Register::Vectors => {
                 for (at, byte) in (offset..).zip(data) {
@@ -140,65 +140,65 @@ impl AssignedDevice {
                 }
                 self.apply_interrupts();
             }
-            Register::Control(control) => {
+            Register::Reset(control) => {
                 for byte in data {
-                    self.write_control(control, offset, *byte);
+                    self.write_reset_reg(control, offset, *byte);
                 }
             }
         }
     }
 
-    /// Which part of the device the configuration byte at `offset` belongs to.
+    /// The register that the configuration byte at `offset` belongs to.
     fn register(&self, offset: u16) -> Register {
         let ours = |read: Option<u8>| read.is_some();
         match offset {
             COMMAND..COMMAND_END => Register::Command,
             header::BAR0..bars::END => Register::Bar,
-            _ if self.overlay.owns(offset) => Register::Ignored,
+            _ if self.mask.owns(offset) => Register::Ignored,
             _ if ours(self.msi.as_ref().and_then(|msi| msi.read(offset))) => Register::Vectors,
             _ if ours(self.msix.as_ref().and_then(|msix| msix.read(offset))) => Register::Vectors,
-            _ => match self.controls.at(offset) {
-                Some(control) => Register::Control(control),
+            _ => match self.reset_regs.at(offset) {
+                Some(control) => Register::Reset(control),
                 None => Register::Hardware,
             },
         }
     }
 
-    fn write_control(&mut self, control: Control, offset: u16, value: u8) {
-        match control {
-            Control::Express | Control::AdvancedFeatures => {
-                let rest = value & !control.reset_bit();
+    fn write_reset_reg(&mut self, register: ResetReg, offset: u16, value: u8) {
+        match register {
+            ResetReg::Express | ResetReg::AdvancedFeatures => {
+                let rest = value & !register.reset_bit();
                 self.forward(offset, &[rest]);
                 if rest != value {
                     self.reset_by_guest();
                 }
             }
-            Control::Power => self.write_power(offset, value),
+            ResetReg::Power => self.write_power(offset, value),
         }
     }
 
-    /// A function that is not in D0 answers to configuration accesses only (PCI PM r1.2 §5.3), and the
-    /// kernel takes its BARs away: windows close before, and open after.
+    /// A function that is not in D0 answers to configuration accesses only (PCI PM r1.2 §5.3), and the kernel revokes its
+    /// BARs: they are unmapped before the write, and mapped after it.
     fn write_power(&mut self, offset: u16, value: u8) {
         let (before, after) = (self.power, value & 0b11);
         if after != 0 {
             self.power = after;
-            self.place_windows();
+            self.update_mappings();
             self.forward(offset, &[value]);
             return;
         }
         self.forward(offset, &[value]);
         self.power = 0;
-        if before == 0b11 && self.controls.soft_reset {
+        if before == 0b11 && self.reset_regs.soft_reset {
             self.forget();
             self.write_command([0; 2]);
         } else {
-            self.place_windows();
+            self.update_mappings();
         }
     }
 
-    /// Writes the command register: windows close before decode goes off, and open after it is on,
-    /// because the IOMMU can map a BAR only while it decodes.
+    /// Writes the command register. BARs are unmapped before decode goes off, and mapped after it is on, because the
+    /// IOMMU can map a BAR only while it decodes.
     pub(super) fn write_command(&mut self, command: [u8; 2]) {
         let [low, high] = command;
         let mut value = [low & !IO_SPACE, high];
@@ -207,16 +207,16 @@ impl AssignedDevice {
             && let Err(error) = self.add_initiator()
         {
             value[0] &= !BUS_MASTER;
-            self.tell(DeviceEvent::Initiator(error));
+            self.emit(DeviceEvent::Initiator(error));
         }
         if !on {
             self.command = value;
-            self.place_windows();
+            self.update_mappings();
         }
         let written = self.forward(COMMAND, &value);
         if on && written {
             self.command = value;
-            self.place_windows();
+            self.update_mappings();
         }
         self.sync_initiator();
         self.apply_interrupts();
@@ -239,7 +239,7 @@ impl AssignedDevice {
         }
     }
 
-    /// Bus mastering off: from now on the device reads and writes nothing by itself.
+    /// Turns bus mastering off: the device sends no requests from then on.
     pub(super) fn write_quiet(&mut self) -> io::Result<()> {
         let [low, high] = self.command;
         let quiet = [low & !BUS_MASTER, high];
@@ -248,30 +248,30 @@ impl AssignedDevice {
         Ok(())
     }
 
-    /// Memory decode off too. The windows are closed by now.
+    /// Turns memory decode off too. BARs are unmapped by now.
     pub(super) fn write_silent(&mut self) -> io::Result<()> {
         self.write_raw_command([0; 2])
     }
 
-    /// Memory decode on, before windows can open.
+    /// Writes the command register, before BARs can be mapped.
     pub(super) fn write_raw_command(&mut self, command: [u8; 2]) -> io::Result<()> {
         self.device
             .write(Region::Config, u64::from(COMMAND), &command)
     }
 
-    /// Writes the hardware's register; whether that worked. If not, it is told.
+    /// Writes the hardware's register and returns whether that worked. An error is emitted.
     fn forward(&mut self, offset: u16, data: &[u8]) -> bool {
         let at = u64::from(offset);
         let Err(error) = self.device.write(Region::Config, at, data) else {
             return true;
         };
         self.look_for_absence(&error);
-        self.tell(DeviceEvent::Config { offset, error });
+        self.emit(DeviceEvent::Config { offset, error });
         false
     }
 
-    /// Where a BAR is decoded: the function is awake, memory decode is on and the address is one that
-    /// the bridges above let through.
+    /// The range that a BAR decodes: the function is in D0, memory decode is on, and the bridges above forward the
+    /// range.
     fn decoded(&self, info: &Bar) -> Option<AddressRange<Gpa>> {
         let range = self.bars.range(info)?;
         let on = self.command[0] & MEMORY_SPACE != 0 && self.power == 0 && !self.stopped;
@@ -279,36 +279,36 @@ impl AssignedDevice {
         (on && inside).then_some(range)
     }
 
-    /// Makes the world agree with the registers, and tells what it does not agree to.
-    pub(super) fn place_windows(&mut self) {
+    /// Updates BAR mappings by the registers, and emits errors.
+    pub(super) fn update_mappings(&mut self) {
         for error in self.try_place() {
-            self.tell(DeviceEvent::Window(error));
+            self.emit(DeviceEvent::BarMapping(error));
         }
     }
 
-    pub(super) fn try_place(&mut self) -> Vec<super::WindowError> {
+    pub(super) fn try_place(&mut self) -> Vec<super::BarMappingError> {
         let at: Vec<_> = self
             .bars
             .infos()
             .iter()
             .filter_map(|info| Some((info.index, self.decoded(info)?)))
             .collect();
-        let errors = self.windows.place(|bar| {
+        let errors = self.mappings.place(|bar| {
             let found = at.iter().find(|(index, _)| *index == bar);
             found.map(|(_, range)| *range)
         });
-        for moved in self.fixed_bars.scan(|bar| self.windows.live(bar)) {
-            self.tell(moved.into());
+        for moved in self.fixed_bars.scan(|bar| self.mappings.live(bar)) {
+            self.emit(moved.into());
         }
         errors
     }
 
-    /// Makes interrupts what the registers say, and tells if that is not possible.
+    /// Sets interrupts up by the registers, and emits an error.
     pub(super) fn apply_interrupts(&mut self) {
         let wanted = self.wanted_interrupts();
         if let Err(error) = self.interrupts.apply(&*self.device, &wanted) {
             self.look_for_absence(&error);
-            self.tell(DeviceEvent::Interrupts(error));
+            self.emit(DeviceEvent::Interrupts(error));
         }
     }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::context::ContextError;
 
-use super::windows::WindowError;
+use super::bar_mappings::BarMappingError;
 
 /// Why a device could not be assigned. It was given back to VFIO as it was found.
 #[derive(Debug, Error)]
@@ -50,7 +50,7 @@ pub enum AttachError {
     },
     /// The host could not be asked to tell of errors, or when it wants the device back.
     #[error("cannot listen to what the host tells of {sbdf}: {error}")]
-    Notices {
+    VfioEvents {
         /// The device.
         sbdf: Sbdf,
         /// What the kernel said.
@@ -66,7 +66,7 @@ pub enum AttachError {
     },
     /// A BAR could not be shown.
     #[error(transparent)]
-    Window(#[from] WindowError),
+    BarMapping(#[from] BarMappingError),
     /// A BAR was placed where no bridge leads to the device.
     #[error("BAR {bar} of {sbdf} is at {range}, to which no bridge leads")]
     Beyond {
@@ -93,7 +93,7 @@ pub enum AttachError {
 pub enum DetachError {
     /// It is still visible somewhere.
     #[error(transparent)]
-    Window(#[from] WindowError),
+    BarMapping(#[from] BarMappingError),
     /// Its interrupts could not be turned off.
     #[error("cannot turn interrupts of {sbdf} off: {error}")]
     Interrupts {

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::dma::DmaError;
 
-use super::windows::WindowError;
+use super::bar_mappings::BarMappingError;
 
 /// Something that a VMM is told of one of its devices.
 #[derive(Debug, Error)]
@@ -16,7 +16,7 @@ pub enum DeviceEvent {
     /// The guest put a BAR where it cannot be, or it could not be taken from where it was. The BAR is
     /// visible to nobody until the guest puts it elsewhere or the place becomes free.
     #[error(transparent)]
-    Window(WindowError),
+    BarMapping(BarMappingError),
     /// The guest moved a BAR off the bus address at which a switch of the host carries requests to it. The
     /// IOMMU has it at the new place, but what is sent there goes up to the root complex, if no other
     /// device below the switch takes it for its own.

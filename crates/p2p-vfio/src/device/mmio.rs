@@ -11,7 +11,7 @@ impl AssignedDevice {
     /// Which BAR an access of `len` bytes is in, with the offset.
     fn locate(&self, gpa: Gpa, len: usize) -> Option<(u8, u64)> {
         self.bars.infos().iter().find_map(|info| {
-            let range = self.windows.live(info.index)?;
+            let range = self.mappings.live(info.index)?;
             let offset = range.offset_of(gpa)?;
             let fits = offset.checked_add(len as u64)? <= range.len_bytes();
             fits.then_some((info.index, offset))

@@ -1,5 +1,6 @@
 //! An assigned device against a fake kernel.
 
+mod bar_mappings;
 mod config;
 mod descriptors;
 mod endpoint;
@@ -10,7 +11,6 @@ mod resets;
 mod transactions;
 mod vanished;
 mod weaknesses;
-mod windows;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 

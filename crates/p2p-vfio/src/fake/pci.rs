@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::pci::{Line, Mappable, Notice, PciBackend, Region, RegionInfo, VectorKind, Vectors};
-use crate::sys::BarMapping;
+use crate::pci::{Line, Mappable, PciBackend, Region, RegionInfo, VectorKind, Vectors, VfioEvent};
+use crate::sys::BarMmap;
 
 use super::vm::FakeVm;
 
@@ -127,13 +127,13 @@ impl PciBackend for FakePci {
         }
     }
 
-    fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping> {
+    fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMmap> {
         self.call()?;
         let Region::Bar(bar) = region else {
             return Err(invalid());
         };
         let at = u64::from(bar) * BAR_STRIDE + offset;
-        let mapping = BarMapping::new(self.file.as_fd(), at, offset, len_bytes)?;
+        let mapping = BarMmap::new(self.file.as_fd(), at, offset, len_bytes)?;
         self.vm.know_bar(mapping.as_ptr(), &self.hardware);
         Ok(mapping)
     }
@@ -201,17 +201,17 @@ impl PciBackend for FakePci {
         Ok(())
     }
 
-    fn has_notice(&self, _notice: Notice) -> bool {
+    fn has_notice(&self, _notice: VfioEvent) -> bool {
         true
     }
 
-    fn set_notice(&self, notice: Notice, event: &EventFd) -> io::Result<()> {
+    fn set_notice(&self, notice: VfioEvent, event: &EventFd) -> io::Result<()> {
         self.call()?;
         let mut hardware = self.hardware.lock().unwrap();
         let event = event.try_clone()?;
         hardware
             .notices
-            .insert(u8::from(notice == Notice::Request), event);
+            .insert(u8::from(notice == VfioEvent::Request), event);
         Ok(())
     }
 

@@ -18,13 +18,13 @@ use vfio_bindings::bindings::vfio::{
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
 
-use crate::pci::{Line, Mappable, Notice, PciBackend, Region, RegionInfo, VectorKind, Vectors};
+use crate::pci::{Line, Mappable, PciBackend, Region, RegionInfo, VectorKind, Vectors, VfioEvent};
 
 use super::cdev::{AttachedCdev, Cdev};
 use super::dma_buf::DmaBuf;
 use super::group::Group;
 use super::info::Info;
-use super::{BarMapping, Ioas, Type1, check, irq, vfio_ioctl};
+use super::{BarMmap, Ioas, Type1, check, irq, vfio_ioctl};
 
 const GET_REGION_INFO: libc::c_ulong = vfio_ioctl(8);
 const RESET: libc::c_ulong = vfio_ioctl(11);
@@ -193,10 +193,10 @@ fn vector_index(kind: VectorKind) -> u32 {
     }
 }
 
-fn notice_index(notice: Notice) -> u32 {
+fn notice_index(notice: VfioEvent) -> u32 {
     match notice {
-        Notice::Error => VFIO_PCI_ERR_IRQ_INDEX,
-        Notice::Request => VFIO_PCI_REQ_IRQ_INDEX,
+        VfioEvent::Error => VFIO_PCI_ERR_IRQ_INDEX,
+        VfioEvent::Request => VFIO_PCI_REQ_IRQ_INDEX,
     }
 }
 
@@ -221,9 +221,9 @@ impl PciBackend for VfioPci {
         self.file().write_all_at(data, at)
     }
 
-    fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMapping> {
+    fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMmap> {
         let at = self.locate(region, offset, len_bytes)?;
-        let mapping = BarMapping::new(self.file().as_fd(), at, offset, len_bytes)?;
+        let mapping = BarMmap::new(self.file().as_fd(), at, offset, len_bytes)?;
         match region {
             Region::Bar(bar) if self.shares => {
                 let dma_buf = DmaBuf::export(self.file(), bar, offset, len_bytes)?;
@@ -268,11 +268,11 @@ impl PciBackend for VfioPci {
         unmask
     }
 
-    fn has_notice(&self, notice: Notice) -> bool {
+    fn has_notice(&self, notice: VfioEvent) -> bool {
         irq::info(self.file(), notice_index(notice)).is_ok_and(|info| info.count > 0)
     }
 
-    fn set_notice(&self, notice: Notice, event: &EventFd) -> io::Result<()> {
+    fn set_notice(&self, notice: VfioEvent, event: &EventFd) -> io::Result<()> {
         irq::signal(self.file(), notice_index(notice), 0, &[Some(event)])
     }
 

@@ -10,7 +10,7 @@ use hotplug::lifecycle::{Event as Step, State};
 use hotplug::{DeviceConfig, Event, SlotBus};
 use iommu_group::assignment::{DeviceInfo, Exposed};
 use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole, Placement, Sbdf};
-use p2p_vfio::{AttachError, HostDevice, WindowError};
+use p2p_vfio::{AttachError, BarMappingError, HostDevice};
 use vmm_sys_util::epoll::ControlOperation;
 
 use super::bus_resources::{self, reserve, whole_pages};
@@ -327,7 +327,7 @@ fn retry_on_claim_conflict<T>(
 
 fn is_claim_conflict(error: &VmmError) -> bool {
     match error {
-        VmmError::Attach(AttachError::Window(WindowError::Claim { error, .. })) => {
+        VmmError::Attach(AttachError::BarMapping(BarMappingError::Claim { error, .. })) => {
             error.raw_os_error() == Some(libc::EEXIST)
         }
         _ => false,
@@ -369,7 +369,7 @@ mod tests {
     use super::*;
 
     fn claim_error(errno: i32) -> VmmError {
-        let claim = WindowError::Claim {
+        let claim = BarMappingError::Claim {
             sbdf: "0000:03:00.0".parse().unwrap(),
             bar: 2,
             range: AddressRange::new(Gpa::new(1 << 32), 1 << 24).unwrap(),

@@ -9,7 +9,7 @@ use iommu_group::assignment::{ContextKind, DomainName};
 use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
-use p2p_vfio::{Choice, Clique, Handed, HostIommu, Interface, IommuContext};
+use p2p_vfio::{Choice, Clique, HostIommu, Interface, IommuContext, PreopenedDevices};
 
 use crate::error::VmmError;
 
@@ -27,7 +27,7 @@ pub(super) struct Domain {
 pub(crate) struct Contexts {
     vm: Arc<VmFd>,
     platform: PlatformConfig,
-    preopened: Arc<Handed>,
+    preopened: Arc<PreopenedDevices>,
     /// The host IOMMU interface of all contexts, for the lifetime of the VM; `None` before the first device.
     iommu: Option<Arc<HostIommu>>,
     pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
@@ -35,7 +35,11 @@ pub(crate) struct Contexts {
 
 impl Contexts {
     /// No contexts. Devices in `preopened` are not opened again.
-    pub(crate) fn new(vm: Arc<VmFd>, platform: PlatformConfig, preopened: Arc<Handed>) -> Self {
+    pub(crate) fn new(
+        vm: Arc<VmFd>,
+        platform: PlatformConfig,
+        preopened: Arc<PreopenedDevices>,
+    ) -> Self {
         Self {
             vm,
             platform,
@@ -66,7 +70,7 @@ impl Contexts {
             Some(self.kvm_vfio_device()?),
             &self.preopened,
         );
-        let iommu = iommu.map_err(VmmError::NoIommufd)?;
+        let iommu = iommu.map_err(VmmError::IommufdError)?;
         log::info!("devices are assigned by {}", iommu.choice());
         let iommu = Arc::new(iommu);
         self.iommu = Some(Arc::clone(&iommu));

@@ -172,7 +172,7 @@ impl Devices {
     pub(crate) fn process_events(&mut self) -> Vec<Event> {
         for entry in &self.list {
             if let Some(device) = &entry.device {
-                lock(device).heed();
+                lock(device).process_events();
             }
         }
         let now = Instant::now();

@@ -32,7 +32,7 @@ impl PciFunction for AssignedDevice {
     }
 
     fn retry_mappings(&mut self) {
-        AssignedDevice::settle(self);
+        AssignedDevice::retry_mappings(self);
     }
 
     fn reset(&mut self) {

@@ -69,7 +69,7 @@ pub(super) fn failure(error: VmmError) -> Failure {
         VmmError::Remove(RemoveError::Unknown(id)) => Failure::UnknownDevice(id),
         VmmError::Remove(error @ RemoveError::Refused { .. }) => Failure::State(error.to_string()),
         error @ (VmmError::Layout(_)
-        | VmmError::NoIommufd(_)
+        | VmmError::IommufdError(_)
         | VmmError::Option { .. }
         | VmmError::Attach(_)
         | VmmError::Failed(_)) => Failure::failed(&error),

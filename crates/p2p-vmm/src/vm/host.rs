@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
-use p2p_vfio::Handed;
+use p2p_vfio::PreopenedDevices;
 
 use crate::descriptors::Descriptors;
 use crate::host_reader::HostReader;
@@ -27,7 +27,7 @@ pub(super) struct VmContext {
     /// Source of host snapshots.
     pub(super) host_reader: Arc<HostReader>,
     /// Devices that were passed as open descriptors.
-    pub(super) preopened: Arc<Handed>,
+    pub(super) preopened: Arc<PreopenedDevices>,
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) descriptors: Descriptors,
     /// Whether devices can be added while a VM runs. If so, VMs reserve address space and bus numbers for them.

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use hotplug::api::{ApiServer, CallQueue};
 use hotplug::{Event, EventLog, EventMonitor};
-use p2p_vfio::Handed;
+use p2p_vfio::PreopenedDevices;
 
 use super::controller::VmController;
 use super::event_loop::EventLoop;
@@ -34,7 +34,11 @@ pub(crate) struct Process {
 
 /// Runs until the guest powers off, or a client or a signal ends the VMM. `preopened` has the devices of the first
 /// VM.
-pub(crate) fn run(request: Request, preopened: Handed, process: Process) -> Result<(), VmmError> {
+pub(crate) fn run(
+    request: Request,
+    preopened: PreopenedDevices,
+    process: Process,
+) -> Result<(), VmmError> {
     let events = EventLog::new();
     let monitor = request.event_monitor.as_ref();
     let enter = |role| {

@@ -149,7 +149,7 @@ fn a_move() {
                 rig.vm.dma().contains(&BAR0),
                 "the other BAR is where it was"
             );
-            rig.device.settle();
+            rig.device.retry_mappings();
             rig.assert_coherent(true);
             assert!(rig.vm.dma().contains(&0xd000_0000), "call {calls}");
             assert!(!rig.vm.dma().contains(&BAR1), "call {calls}");

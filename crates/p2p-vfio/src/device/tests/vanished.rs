@@ -12,14 +12,14 @@ fn an_error_stops_the_device_and_is_told() {
     rig.write32(0x40, 0x0001_0000);
     assert_eq!(rig.device.notices().count(), 2);
     signal(&rig, false);
-    rig.device.heed();
+    rig.device.process_events();
     assert!(rig.vm.told()[0].contains("uncorrectable error"));
     assert!(rig.vm.is_empty());
     assert_eq!(rig.hardware().config[4] & 6, 0, "no more DMA");
     assert_eq!(rig.read32(0x00), u32::MAX);
     rig.write32(0x04, 6);
     assert!(rig.vm.is_empty(), "it stays stopped");
-    rig.device.heed();
+    rig.device.process_events();
     assert!(rig.vm.told().is_empty());
 }
 
@@ -27,10 +27,10 @@ fn an_error_stops_the_device_and_is_told() {
 fn a_request_of_the_host_is_told_and_changes_nothing() {
     let mut rig = running();
     signal(&rig, true);
-    rig.device.heed();
+    rig.device.process_events();
     assert!(rig.vm.told()[0].contains("wants the device back"));
     rig.assert_coherent(true);
-    rig.device.heed();
+    rig.device.process_events();
     assert!(rig.vm.told().is_empty());
 }
 

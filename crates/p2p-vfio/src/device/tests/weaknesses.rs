@@ -77,7 +77,7 @@ fn weakness_7_what_the_iommu_does_not_let_go_is_not_forgotten() {
         rig.vm.claims().contains(&BAR0),
         "nobody else may have the place"
     );
-    rig.device.settle();
+    rig.device.retry_mappings();
     assert!(!rig.vm.dma().contains(&BAR0) && rig.vm.dma().contains(&0xd000_0000));
 }
 

@@ -18,18 +18,18 @@ const PAGE: usize = 4096;
 /// the next access (linux drivers/vfio/pci/vfio_pci_core.c: vfio_pci_mmap_huge_fault()), so the
 /// mapping outlives every state of the device. Nothing in this process reads or writes it.
 #[derive(Debug)]
-pub(crate) struct BarMapping {
+pub(crate) struct BarMmap {
     addr: NonNull<u8>,
     len_bytes: usize,
     dma_buf: Option<DmaBuf>,
 }
 
 // SAFETY: the mapping is only an address for KVM and the IOMMU; no thread dereferences it here.
-unsafe impl Send for BarMapping {}
+unsafe impl Send for BarMmap {}
 // SAFETY: as for Send.
-unsafe impl Sync for BarMapping {}
+unsafe impl Sync for BarMmap {}
 
-impl BarMapping {
+impl BarMmap {
     /// Maps `len_bytes` bytes at `file_offset` of the VFIO device `device`, which are `bar_offset` bytes
     /// into their BAR.
     ///
@@ -120,7 +120,7 @@ impl BarMapping {
     }
 }
 
-impl Drop for BarMapping {
+impl Drop for BarMmap {
     fn drop(&mut self) {
         // SAFETY: the range was returned by mmap with this length and is unmapped only here; KVM
         // slots and IOMMU mappings of it hold this object through `HostMemory`, so none is left.
@@ -176,7 +176,7 @@ mod tests {
     fn map(bar_offset: u64, len_bytes: usize) -> usize {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4 << 30).unwrap();
-        let mapping = BarMapping::new(file.as_fd(), bar_offset, bar_offset, len_bytes).unwrap();
+        let mapping = BarMmap::new(file.as_fd(), bar_offset, bar_offset, len_bytes).unwrap();
         assert_eq!(mapping.len_bytes(), len_bytes);
         mapping.as_ptr().addr()
     }
@@ -200,7 +200,7 @@ mod tests {
     fn odd_lengths_are_refused() {
         let file = tempfile::tempfile().unwrap();
         for len_bytes in [0, 100, PAGE + 1] {
-            let error = BarMapping::new(file.as_fd(), 0, 0, len_bytes).unwrap_err();
+            let error = BarMmap::new(file.as_fd(), 0, 0, len_bytes).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         }
     }
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn a_failed_mapping_leaves_no_room_reserved() {
         let (read_only, _) = std::os::unix::net::UnixStream::pair().unwrap();
-        let error = BarMapping::new(read_only.as_fd(), 0, 0, PAGE).unwrap_err();
+        let error = BarMmap::new(read_only.as_fd(), 0, 0, PAGE).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
     }
 }

@@ -10,7 +10,7 @@ const DEVICE_CONTROL_HIGH_FLR: u8 = express::DEVICE_CONTROL_FLR.to_le_bytes()[1]
 
 /// A byte of configuration space that controls the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Control {
+pub(super) enum ResetReg {
     /// Upper half of PCI Express device control; bit 7 initiates a function level reset (PCIe r6.0 §7.5.3.4).
     Express,
     /// Advanced features control; bit 0 initiates a function level reset.
@@ -19,7 +19,7 @@ pub(super) enum Control {
     Power,
 }
 
-impl Control {
+impl ResetReg {
     /// The bit that initiates a reset, which reads as zero.
     pub(super) fn reset_bit(self) -> u8 {
         match self {
@@ -32,7 +32,7 @@ impl Control {
 
 /// Where a function's controls are.
 #[derive(Debug, Default)]
-pub(super) struct Controls {
+pub(super) struct ResetRegs {
     device_control: Option<u16>,
     advanced: Option<u16>,
     power: Option<u16>,
@@ -40,7 +40,7 @@ pub(super) struct Controls {
     pub(super) soft_reset: bool,
 }
 
-impl Controls {
+impl ResetRegs {
     /// From configuration space as it is at the start.
     pub(super) fn find(config: &[u8]) -> Self {
         let mut found = Self::default();
@@ -70,11 +70,11 @@ impl Controls {
     }
 
     /// What the byte at `offset` controls, if anything.
-    pub(super) fn at(&self, offset: u16) -> Option<Control> {
+    pub(super) fn at(&self, offset: u16) -> Option<ResetReg> {
         [
-            (self.device_control, Control::Express),
-            (self.advanced, Control::AdvancedFeatures),
-            (self.power, Control::Power),
+            (self.device_control, ResetReg::Express),
+            (self.advanced, ResetReg::AdvancedFeatures),
+            (self.power, ResetReg::Power),
         ]
         .into_iter()
         .find_map(|(at, control)| (at == Some(offset)).then_some(control))
@@ -98,10 +98,10 @@ mod tests {
 
     #[test]
     fn controls_are_where_the_capabilities_are() {
-        let controls = Controls::find(&config());
-        assert_eq!(controls.at(0x59), Some(Control::Express));
-        assert_eq!(controls.at(0x94), Some(Control::AdvancedFeatures));
-        assert_eq!(controls.at(0x44), Some(Control::Power));
+        let controls = ResetRegs::find(&config());
+        assert_eq!(controls.at(0x59), Some(ResetReg::Express));
+        assert_eq!(controls.at(0x94), Some(ResetReg::AdvancedFeatures));
+        assert_eq!(controls.at(0x44), Some(ResetReg::Power));
         assert_eq!(controls.at(0x58), None);
         assert!(!controls.soft_reset);
     }
@@ -112,7 +112,7 @@ mod tests {
         bytes[0x57] = 0;
         bytes[0x93] = 0x01;
         bytes[0x44] = 0;
-        let controls = Controls::find(&bytes);
+        let controls = ResetRegs::find(&bytes);
         assert_eq!(controls.at(0x59), None);
         assert_eq!(controls.at(0x94), None);
         assert!(controls.soft_reset);
@@ -124,6 +124,6 @@ mod tests {
         bytes[0x06] = 0x10;
         bytes[0x34] = 0xfc;
         bytes[0xfc] = 0x10;
-        assert_eq!(Controls::find(&bytes).at(0x105), None);
+        assert_eq!(ResetRegs::find(&bytes).at(0x105), None);
     }
 }

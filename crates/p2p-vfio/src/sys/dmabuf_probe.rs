@@ -17,7 +17,7 @@ const PAGE: usize = 4096;
 
 /// Why a device's BARs cannot be mapped for peers on iommufd.
 #[derive(Debug, Error)]
-pub(crate) enum NoSharing {
+pub(crate) enum DmabufUnsupported {
     /// The driver does not export them (linux: `CONFIG_VFIO_PCI_DMABUF`, since 6.19).
     #[error("its driver does not export BARs as dma-bufs: {0}")]
     Export(io::Error),
@@ -30,18 +30,22 @@ pub(crate) enum NoSharing {
 ///
 /// # Errors
 /// What the kernel cannot do. A device without a BAR that can be mapped has nothing to share, and lacks nothing.
-pub(crate) fn try_sharing(iommufd: &Iommufd, device: &Cdev) -> Result<(), NoSharing> {
-    DmaBuf::probe(device.file()).map_err(NoSharing::Export)?;
+pub(crate) fn probe_dmabuf(iommufd: &Iommufd, device: &Cdev) -> Result<(), DmabufUnsupported> {
+    DmaBuf::probe(device.file()).map_err(DmabufUnsupported::Export)?;
     let Some((bar, offset)) = (0..6).find_map(|bar| Some((bar, first_page(device.file(), bar)?)))
     else {
         return Ok(());
     };
-    let page = DmaBuf::export(device.file(), bar, offset, PAGE).map_err(NoSharing::Export)?;
+    let page =
+        DmaBuf::export(device.file(), bar, offset, PAGE).map_err(DmabufUnsupported::Export)?;
     let range = AddressRange::new(Iova::new(0), PAGE as u64);
-    let range = range.ok_or_else(|| NoSharing::Import(io::ErrorKind::InvalidInput.into()))?;
+    let range =
+        range.ok_or_else(|| DmabufUnsupported::Import(io::ErrorKind::InvalidInput.into()))?;
     match iommufd.try_map(range, &page) {
         // The device need not decode memory at this moment, and iommufd looks at that last.
-        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(NoSharing::Import(error)),
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+            Err(DmabufUnsupported::Import(error))
+        }
         _ => Ok(()),
     }
 }

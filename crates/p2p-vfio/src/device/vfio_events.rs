@@ -4,16 +4,16 @@ use std::io;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::pci::{Notice, PciBackend};
+use crate::pci::{PciBackend, VfioEvent};
 
 /// The eventfds that the kernel signals; a VMM waits for them.
 #[derive(Debug, Default)]
-pub(super) struct Notices {
+pub(super) struct VfioEvents {
     error: Option<EventFd>,
     request: Option<EventFd>,
 }
 
-impl Notices {
+impl VfioEvents {
     /// Asks the kernel for every notice that it has for this device.
     pub(super) fn listen(device: &dyn PciBackend) -> io::Result<Self> {
         let listen = |notice| -> io::Result<Option<EventFd>> {
@@ -25,8 +25,8 @@ impl Notices {
             Ok(Some(event))
         };
         Ok(Self {
-            error: listen(Notice::Error)?,
-            request: listen(Notice::Request)?,
+            error: listen(VfioEvent::Error)?,
+            request: listen(VfioEvent::Request)?,
         })
     }
 
@@ -36,10 +36,10 @@ impl Notices {
     }
 
     /// What has been told since the last time, errors first.
-    pub(super) fn take(&self) -> Vec<Notice> {
+    pub(super) fn take(&self) -> Vec<VfioEvent> {
         let told = |event: &Option<EventFd>| event.as_ref().is_some_and(|e| e.read().is_ok());
-        let error = told(&self.error).then_some(Notice::Error);
-        let request = told(&self.request).then_some(Notice::Request);
+        let error = told(&self.error).then_some(VfioEvent::Error);
+        let request = told(&self.request).then_some(VfioEvent::Request);
         error.into_iter().chain(request).collect()
     }
 }

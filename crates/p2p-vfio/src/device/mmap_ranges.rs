@@ -9,7 +9,7 @@ const PAGE: u64 = 4096;
 /// `traps` (MSI-X structures, which the VMM emulates), as (offset, length) in bytes.
 ///
 /// A BAR of less than a page has none: the rest of its page is somebody else's.
-pub(super) fn mappable_areas(info: &RegionInfo, traps: &[(u64, u64)]) -> Vec<(u64, u64)> {
+pub(super) fn mmap_ranges(info: &RegionInfo, traps: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let allowed = match &info.mappable {
         Mappable::Nothing => return Vec::new(),
         Mappable::AllButMsix if !traps.is_empty() => return Vec::new(),
@@ -54,24 +54,24 @@ mod tests {
 
     #[test]
     fn a_plain_bar_is_mapped_whole() {
-        assert_eq!(mappable_areas(&whole(1 << 20), &[]), [(0, 1 << 20)]);
+        assert_eq!(mmap_ranges(&whole(1 << 20), &[]), [(0, 1 << 20)]);
     }
 
     #[test]
     fn pages_with_msix_structures_are_left_out() {
-        let areas = mappable_areas(&whole(0x4000), &[(0x2000, 0x410), (0x3000, 8)]);
+        let areas = mmap_ranges(&whole(0x4000), &[(0x2000, 0x410), (0x3000, 8)]);
         assert_eq!(areas, [(0, 0x2000)]);
     }
 
     #[test]
     fn structures_that_are_not_page_aligned_take_their_pages_with_them() {
-        let areas = mappable_areas(&whole(0x8000), &[(0x2ff8, 0x10)]);
+        let areas = mmap_ranges(&whole(0x8000), &[(0x2ff8, 0x10)]);
         assert_eq!(areas, [(0, 0x2000), (0x4000, 0x4000)]);
     }
 
     #[test]
     fn less_than_a_page_is_not_mapped() {
-        assert_eq!(mappable_areas(&whole(256), &[]), []);
+        assert_eq!(mmap_ranges(&whole(256), &[]), []);
     }
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
             mappable: Mappable::Areas(vec![(0x800, 0x2800), (0xf000, 0x8000)]),
         };
         assert_eq!(
-            mappable_areas(&info, &[]),
+            mmap_ranges(&info, &[]),
             [(0x1000, 0x2000), (0xf000, 0x1000)]
         );
     }
@@ -92,7 +92,7 @@ mod tests {
             size_bytes: 0x4000,
             mappable: Mappable::AllButMsix,
         };
-        assert_eq!(mappable_areas(&info, &[(0x2000, 16)]), []);
-        assert_eq!(mappable_areas(&info, &[]), [(0, 0x4000)]);
+        assert_eq!(mmap_ranges(&info, &[(0x2000, 16)]), []);
+        assert_eq!(mmap_ranges(&info, &[]), [(0, 0x4000)]);
     }
 }

@@ -1,8 +1,8 @@
-//! Where a device's BARs are visible: to the guest and to the peers.
+//! Mappings of a device's BARs, for the guest and for the peers.
 //!
-//! A BAR is visible to both or to nobody, with all its areas or with none, and in a range that this
-//! device alone has claimed. [`Windows::place`] brings every BAR from wherever it is to where it shall
-//! be; a BAR that cannot go there is nowhere, and the next call tries again.
+//! A BAR is mapped for both or for none, with all its areas, in a range that this device alone has claimed.
+//! [`BarMappings::place`] moves every BAR to its new range. A BAR whose range is not available is unmapped, and the next
+//! call tries again.
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::memory::HostMemory;
 use crate::peers::{PeerBars, PublishedArea};
 use crate::vmm::{MemorySlots, SlotId};
 
-/// Why a window could not be opened or closed.
+/// A BAR could not be mapped or unmapped.
 #[derive(Debug, Error)]
-pub enum WindowError {
-    /// Somebody else answers there.
+pub enum BarMappingError {
+    /// Another device has claimed the range.
     #[error("cannot put BAR {bar} of {sbdf} at {range}: {error}")]
     Claim {
         /// The device.
@@ -30,7 +30,7 @@ pub enum WindowError {
         /// What the VMM said.
         error: io::Error,
     },
-    /// The guest cannot have it.
+    /// No memory slot for the guest.
     #[error("cannot show BAR {bar} of {sbdf} to the guest at {gpa}: {error}")]
     Show {
         /// The device.
@@ -42,7 +42,7 @@ pub enum WindowError {
         /// What the hypervisor said.
         error: io::Error,
     },
-    /// The guest still has it.
+    /// The memory slot could not be removed.
     #[error("cannot take BAR {bar} of {sbdf} from the guest: {error}")]
     Hide {
         /// The device.
@@ -52,7 +52,7 @@ pub enum WindowError {
         /// What the hypervisor said.
         error: io::Error,
     },
-    /// The peers cannot have it, or still do.
+    /// The BAR could not be mapped or unmapped for peers.
     #[error("BAR {bar} of {sbdf} and its peers: {error}")]
     Peers {
         /// The device.
@@ -64,7 +64,7 @@ pub enum WindowError {
     },
 }
 
-/// A part of a BAR that is mapped in this process, and by what it is visible now.
+/// A part of a BAR that is mapped into this process, with its current mappings.
 struct Area {
     /// Bytes from the start of the BAR.
     offset: u64,
@@ -75,51 +75,51 @@ struct Area {
 }
 
 /// One BAR.
-struct Window {
+struct BarMapping {
     bar: u8,
     areas: Vec<Area>,
-    /// What is claimed; areas are visible inside only.
+    /// The claimed range, in which areas are mapped.
     at: Option<AddressRange<Gpa>>,
-    /// Where it could not be put, so that this is told once.
+    /// The range that was not available, so that this is reported once.
     refused: Option<AddressRange<Gpa>>,
-    /// Part of it could not be taken from where it was.
+    /// Part of it could not be unmapped.
     stuck: bool,
 }
 
-/// The surroundings of a window.
-struct World {
+/// What all BARs of a device share.
+struct MappingEnv {
     sbdf: Sbdf,
     slots: Arc<dyn MemorySlots>,
     /// The table of the P2P domain; `None` for a device outside of any, and for one whose BARs policy hides.
     domain: Option<Arc<PeerBars>>,
-    /// The peers have been told to stay out, whatever the guest does.
+    /// BARs are not mapped for peers, whatever the guest does.
     revoked: bool,
 }
 
 /// All BARs of one device.
-pub(super) struct Windows {
-    world: World,
-    windows: Vec<Window>,
+pub(super) struct BarMappings {
+    env: MappingEnv,
+    mappings: Vec<BarMapping>,
 }
 
-impl Windows {
+impl BarMappings {
     pub(super) fn new(
         sbdf: Sbdf,
         slots: Arc<dyn MemorySlots>,
         domain: Option<Arc<PeerBars>>,
     ) -> Self {
         Self {
-            world: World {
+            env: MappingEnv {
                 sbdf,
                 slots,
                 domain,
                 revoked: false,
             },
-            windows: Vec::new(),
+            mappings: Vec::new(),
         }
     }
 
-    /// Adds a BAR with the areas (offset, memory) that are mapped of it; it is visible nowhere yet.
+    /// Adds a BAR with its areas (offset, memory). It is not mapped yet.
     pub(super) fn add(&mut self, bar: u8, areas: Vec<(u64, HostMemory)>) {
         let area = |(offset, memory)| Area {
             offset,
@@ -127,7 +127,7 @@ impl Windows {
             slot: None,
             peers: None,
         };
-        self.windows.push(Window {
+        self.mappings.push(BarMapping {
             bar,
             areas: areas.into_iter().map(area).collect(),
             at: None,
@@ -138,28 +138,28 @@ impl Windows {
 
     /// Puts every BAR where `target` says, nowhere if that is `None`.
     ///
-    /// Windows are closed before others are opened, so that BARs can trade places. Returns what went
+    /// BarMappings are closed before others are opened, so that BARs can trade places. Returns what went
     /// wrong; a refusal that was told before and still stands is not told again.
     pub(super) fn place(
         &mut self,
         target: impl Fn(u8) -> Option<AddressRange<Gpa>>,
-    ) -> Vec<WindowError> {
+    ) -> Vec<BarMappingError> {
         let mut errors = Vec::new();
-        for window in &mut self.windows {
+        for window in &mut self.mappings {
             let goal = target(window.bar);
             if window.refused != goal {
                 window.refused = None;
             }
             let settled = window.at == goal && !window.stuck;
             if window.at.is_some() && !settled {
-                errors.extend(window.close(&self.world));
+                errors.extend(window.close(&self.env));
             }
         }
-        for window in &mut self.windows {
+        for window in &mut self.mappings {
             let (Some(range), None) = (target(window.bar), window.at) else {
                 continue;
             };
-            if let Err(error) = window.open(&self.world, range) {
+            if let Err(error) = window.open(&self.env, range) {
                 if window.refused.replace(range).is_none() {
                     errors.push(error);
                 }
@@ -170,35 +170,35 @@ impl Windows {
         errors
     }
 
-    /// Takes every BAR from the peers, and keeps it from them until they may have it again. The guest notices nothing.
-    /// Returns what went wrong: a BAR that could not be taken is still theirs.
-    pub(super) fn set_revoked(&mut self, revoked: bool) -> Vec<WindowError> {
-        self.world.revoked = revoked;
+    /// Unmaps every BAR for peers until it is called with `false`. The guest's accesses are not affected. Returns errors:
+    /// such a BAR is still mapped.
+    pub(super) fn set_revoked(&mut self, revoked: bool) -> Vec<BarMappingError> {
+        self.env.revoked = revoked;
         let mut errors = Vec::new();
-        for window in &mut self.windows {
+        for window in &mut self.mappings {
             if revoked {
-                errors.extend(window.hide_from_peers(&self.world));
+                errors.extend(window.hide_from_peers(&self.env));
             } else if let Some(range) = window.at {
-                errors.extend(window.show_to_peers(&self.world, range).err());
+                errors.extend(window.show_to_peers(&self.env, range).err());
             }
         }
         errors
     }
 
-    /// Whether some BAR is not where it should be: [`place`](Self::place) may do better now.
+    /// Whether a BAR is not mapped as requested, so that [`place`](Self::place) should be called again.
     pub(super) fn is_unsettled(&self) -> bool {
-        self.windows.iter().any(|w| w.refused.is_some() || w.stuck)
+        self.mappings.iter().any(|w| w.refused.is_some() || w.stuck)
     }
 
-    /// Where a BAR answers now.
+    /// The range at which a BAR is mapped.
     pub(super) fn live(&self, bar: u8) -> Option<AddressRange<Gpa>> {
-        let window = self.windows.iter().find(|window| window.bar == bar)?;
+        let window = self.mappings.iter().find(|window| window.bar == bar)?;
         window.at.filter(|_| !window.stuck)
     }
 
     /// Where members of the domain that are bus masters reach BARs: the BAR and the part of the address space.
     pub(super) fn peers(&self) -> impl Iterator<Item = (u8, AddressRange<Iova>)> {
-        let of = |w: &Window| {
+        let of = |w: &BarMapping| {
             let bar = w.bar;
             let ranges: Vec<_> = w
                 .areas
@@ -207,38 +207,38 @@ impl Windows {
                 .collect();
             ranges.into_iter().map(move |range| (bar, range))
         };
-        self.windows.iter().flat_map(of)
+        self.mappings.iter().flat_map(of)
     }
 }
 
-impl Window {
-    /// Shows the BAR to the peers, then to the guest; to nobody if anything fails.
-    fn open(&mut self, world: &World, range: AddressRange<Gpa>) -> Result<(), WindowError> {
-        let (sbdf, bar) = (world.sbdf, self.bar);
-        let claimed = world.slots.claim(range);
-        claimed.map_err(|error| WindowError::Claim {
+impl BarMapping {
+    /// Maps the BAR for peers, then for the guest; for none if anything fails.
+    fn open(&mut self, env: &MappingEnv, range: AddressRange<Gpa>) -> Result<(), BarMappingError> {
+        let (sbdf, bar) = (env.sbdf, self.bar);
+        let claimed = env.slots.claim(range);
+        claimed.map_err(|error| BarMappingError::Claim {
             sbdf,
             bar,
             range,
             error,
         })?;
         self.at = Some(range);
-        let opened = self.show(world, range);
+        let opened = self.show(env, range);
         if opened.is_err() {
-            for undo in self.close(world) {
+            for undo in self.close(env) {
                 log::error!("while undoing: {undo}");
             }
         }
         opened
     }
 
-    fn show(&mut self, world: &World, range: AddressRange<Gpa>) -> Result<(), WindowError> {
-        let (sbdf, bar) = (world.sbdf, self.bar);
-        self.show_to_peers(world, range)?;
+    fn show(&mut self, env: &MappingEnv, range: AddressRange<Gpa>) -> Result<(), BarMappingError> {
+        let (sbdf, bar) = (env.sbdf, self.bar);
+        self.show_to_peers(env, range)?;
         for area in &mut self.areas {
             let gpa = place_of(area, range);
-            let slot = world.slots.add(gpa, area.memory.clone());
-            let slot = slot.map_err(|error| WindowError::Show {
+            let slot = env.slots.add(gpa, area.memory.clone());
+            let slot = slot.map_err(|error| BarMappingError::Show {
                 sbdf,
                 bar,
                 gpa,
@@ -249,50 +249,51 @@ impl Window {
         Ok(())
     }
 
-    /// Gives the peers what they do not have yet, if they may have anything.
+    /// Publishes the areas that are not published yet, unless the BAR is hidden or revoked.
     fn show_to_peers(
         &mut self,
-        world: &World,
+        env: &MappingEnv,
         range: AddressRange<Gpa>,
-    ) -> Result<(), WindowError> {
-        let (sbdf, bar) = (world.sbdf, self.bar);
-        let domain = world.domain.as_ref().filter(|_| !world.revoked);
+    ) -> Result<(), BarMappingError> {
+        let (sbdf, bar) = (env.sbdf, self.bar);
+        let domain = env.domain.as_ref().filter(|_| !env.revoked);
         let Some(domain) = domain else {
             return Ok(());
         };
         for area in self.areas.iter_mut().filter(|area| area.peers.is_none()) {
             let iova = Iova::of_guest(place_of(area, range));
             let published = domain.publish(sbdf, iova, area.memory.clone());
-            let published = published.map_err(|error| WindowError::Peers { sbdf, bar, error })?;
+            let published =
+                published.map_err(|error| BarMappingError::Peers { sbdf, bar, error })?;
             area.peers = Some(published);
         }
         Ok(())
     }
 
-    fn hide_from_peers(&mut self, world: &World) -> Vec<WindowError> {
-        let (sbdf, bar) = (world.sbdf, self.bar);
+    fn hide_from_peers(&mut self, env: &MappingEnv) -> Vec<BarMappingError> {
+        let (sbdf, bar) = (env.sbdf, self.bar);
         let mut errors = Vec::new();
         for area in &mut self.areas {
-            if let (Some(published), Some(domain)) = (&area.peers, &world.domain) {
+            if let (Some(published), Some(domain)) = (&area.peers, &env.domain) {
                 match domain.withdraw(published) {
                     Ok(()) => area.peers = None,
-                    Err(error) => errors.push(WindowError::Peers { sbdf, bar, error }),
+                    Err(error) => errors.push(BarMappingError::Peers { sbdf, bar, error }),
                 }
             }
         }
         errors
     }
 
-    /// Takes the BAR from the peers, then from the guest, as much of it as goes. What could not be
-    /// taken keeps its claim, so that nothing else can be put there.
-    fn close(&mut self, world: &World) -> Vec<WindowError> {
-        let (sbdf, bar) = (world.sbdf, self.bar);
-        let mut errors = self.hide_from_peers(world);
+    /// Unmaps the BAR for peers, then for the guest, as far as possible. A BAR that is still mapped keeps its claim, so
+    /// that no other device can be mapped there.
+    fn close(&mut self, env: &MappingEnv) -> Vec<BarMappingError> {
+        let (sbdf, bar) = (env.sbdf, self.bar);
+        let mut errors = self.hide_from_peers(env);
         for area in &mut self.areas {
             if let Some(slot) = area.slot {
-                match world.slots.remove(slot) {
+                match env.slots.remove(slot) {
                     Ok(()) => area.slot = None,
-                    Err(error) => errors.push(WindowError::Hide { sbdf, bar, error }),
+                    Err(error) => errors.push(BarMappingError::Hide { sbdf, bar, error }),
                 }
             }
         }
@@ -300,18 +301,18 @@ impl Window {
         if !self.stuck
             && let Some(range) = self.at.take()
         {
-            world.slots.release(range);
+            env.slots.release(range);
         }
         errors
     }
 }
 
-/// Where the guest finds an area of a BAR that is at `range`.
+/// Guest-physical address of an area of a BAR at `range`.
 fn place_of(area: &Area, range: AddressRange<Gpa>) -> Gpa {
     Gpa::new(range.start().value() + area.offset)
 }
 
-impl Drop for Windows {
+impl Drop for BarMappings {
     fn drop(&mut self) {
         for error in self.place(|_| None) {
             log::error!("{error}");

@@ -152,7 +152,7 @@ fn a_move_onto_another_devices_range_is_refused_and_told() {
     assert!(vm.told().is_empty(), "it is told once");
 
     other.device.config_write(0x04, &[0]);
-    rig.device.settle();
+    rig.device.retry_mappings();
     assert_eq!(
         vm.dma(),
         [BAR1, BAR1 + 0x3000, 0xd000_0000],

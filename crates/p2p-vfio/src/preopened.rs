@@ -2,7 +2,7 @@
 //!
 //! A device's file can be bound to an iommufd once only, and to no other after (linux drivers/vfio/device_cdev.c:
 //! vfio_df_ioctl_bind_iommufd()). What was opened by somebody else cannot be opened again here, so it stays open and
-//! bound from one start of the VM to the next, until it is [given up](Handed::give_up).
+//! bound from one start of the VM to the next, until it is [given up](PreopenedDevices::give_up).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -20,13 +20,13 @@ use crate::sys::{Cdev, Iommufd};
 
 /// Why a descriptor cannot be used.
 #[derive(Debug, Error)]
-pub enum HandedError {
+pub enum PreopenedError {
     /// It is something else than a device of VFIO.
     #[error("the descriptor is not an open /dev/vfio/devices/vfioN: {0}")]
     NoDevice(io::Error),
     /// It is something else than an iommufd.
     #[error("the descriptor is not an open /dev/iommu: {0}")]
-    NoIommufd(io::Error),
+    IommufdError(io::Error),
     /// Its device is no function of this host.
     #[error(transparent)]
     Host(#[from] SysfsError),
@@ -37,7 +37,7 @@ pub enum HandedError {
 
 /// What was handed in for one VM. It outlives each start of the VM.
 #[derive(Default)]
-pub struct Handed(Mutex<Things>);
+pub struct PreopenedDevices(Mutex<Things>);
 
 #[derive(Default)]
 struct Things {
@@ -51,16 +51,17 @@ struct HandedDevice {
     bound: bool,
 }
 
-impl Handed {
+impl PreopenedDevices {
     /// Takes an open `/dev/iommu`, which is used instead of one of our own.
     ///
     /// # Errors
-    /// [`HandedError::NoIommufd`].
-    pub fn with_iommufd(self, descriptor: OwnedFd) -> Result<Self, HandedError> {
+    /// [`PreopenedError::IommufdError`].
+    pub fn with_iommufd(self, descriptor: OwnedFd) -> Result<Self, PreopenedError> {
         let file = File::from(descriptor);
-        let directory = directory_of(&Sysfs::default(), &file).map_err(HandedError::NoIommufd)?;
+        let directory =
+            directory_of(&Sysfs::default(), &file).map_err(PreopenedError::IommufdError)?;
         if !directory.ends_with("misc/iommu") {
-            return Err(HandedError::NoIommufd(other_than(&directory)));
+            return Err(PreopenedError::IommufdError(other_than(&directory)));
         }
         self.things().iommufd = Some(Arc::new(Iommufd::of(file.into())));
         Ok(self)
@@ -69,14 +70,14 @@ impl Handed {
     /// Takes a device's file, and says which function it is of.
     ///
     /// # Errors
-    /// [`HandedError`]; the descriptor is closed then.
-    pub fn take(&self, descriptor: OwnedFd) -> Result<Sbdf, HandedError> {
+    /// [`PreopenedError`]; the descriptor is closed then.
+    pub fn take(&self, descriptor: OwnedFd) -> Result<Sbdf, PreopenedError> {
         let file = File::from(descriptor);
         let sysfs = Sysfs::default();
         let sbdf = function_of(&sysfs, &file)?;
         let mut things = self.things();
         if things.devices.contains_key(&sbdf) {
-            return Err(HandedError::Twice(sbdf));
+            return Err(PreopenedError::Twice(sbdf));
         }
         let bound = false;
         things.devices.insert(sbdf, HandedDevice { file, bound });
@@ -138,18 +139,18 @@ impl HandedDevice {
 }
 
 /// The function that a device's file is of.
-fn function_of(sysfs: &Sysfs, file: &File) -> Result<Sbdf, HandedError> {
-    let directory = directory_of(sysfs, file).map_err(HandedError::NoDevice)?;
+fn function_of(sysfs: &Sysfs, file: &File) -> Result<Sbdf, PreopenedError> {
+    let directory = directory_of(sysfs, file).map_err(PreopenedError::NoDevice)?;
     function_at(sysfs, &directory)
 }
 
 /// A device's file is that of `vfio-dev/vfioN` below the function's directory.
-fn function_at(sysfs: &Sysfs, directory: &Path) -> Result<Sbdf, HandedError> {
+fn function_at(sysfs: &Sysfs, directory: &Path) -> Result<Sbdf, PreopenedError> {
     let class = directory.parent();
     let function = class
         .filter(|class| class.ends_with("vfio-dev"))
         .and_then(Path::parent);
-    let function = function.ok_or_else(|| HandedError::NoDevice(other_than(directory)))?;
+    let function = function.ok_or_else(|| PreopenedError::NoDevice(other_than(directory)))?;
     Ok(sysfs.resolve(function)?)
 }
 
@@ -194,11 +195,14 @@ mod tests {
 
     #[test]
     fn what_is_no_device_is_not_taken() {
-        let handed = Handed::default();
+        let handed = PreopenedDevices::default();
         for path in ["/dev/null", "/proc/self/exe"] {
             let file = File::open(path).unwrap();
             let error = handed.take(file.into()).unwrap_err();
-            assert!(matches!(error, HandedError::NoDevice(_)), "{path}: {error}");
+            assert!(
+                matches!(error, PreopenedError::NoDevice(_)),
+                "{path}: {error}"
+            );
         }
         assert!(handed.things().devices.is_empty());
         let file = File::open("/dev/null").unwrap();

@@ -62,7 +62,7 @@ impl Length {
 
 /// Bytes of configuration space of which some bits are replaced: `(hw & !mask) | value`.
 #[derive(Debug, Default)]
-pub(super) struct Overlay {
+pub(super) struct ConfigMask {
     bytes: BTreeMap<u16, Patch>,
     /// Hidden capabilities, headers included: no write gets there, and what is not patched reads as zero.
     hidden: Vec<Range<u16>>,
@@ -74,30 +74,30 @@ struct Patch {
     value: u8,
 }
 
-impl Overlay {
-    /// The overlay of an endpoint: one function, no ROM, pin INTA or none, no capability of [`HIDDEN`].
+impl ConfigMask {
+    /// The mask of an endpoint: one function, no ROM, pin INTA or none, no capability of [`HIDDEN`].
     pub(super) fn of_endpoint(config: &[u8], has_line: bool) -> Self {
-        let mut overlay = Self::default();
+        let mut mask = Self::default();
         // A function of a multi-function device is alone in its slot of the guest.
-        overlay.set(header::HEADER_TYPE, header::HEADER_TYPE_MULTIFUNCTION, 0);
+        mask.set(header::HEADER_TYPE, header::HEADER_TYPE_MULTIFUNCTION, 0);
         for byte in header::EXPANSION_ROM..header::EXPANSION_ROM + 4 {
-            overlay.set(byte, 0xff, 0);
+            mask.set(byte, 0xff, 0);
         }
         // The only function in its slot has INTA, whatever its pin is on the host (PCI r3.0 §2.2.6).
-        overlay.set(header::INTERRUPT_PIN, 0xff, u8::from(has_line));
+        mask.set(header::INTERRUPT_PIN, 0xff, u8::from(has_line));
         for Capability { id, offset } in capability::extended(config) {
             let hidden = HIDDEN.iter().find(|(hidden, ..)| *hidden == id);
             if let Some((_, name, length)) = hidden {
                 log::debug!("{name} capability at {offset:#x} is hidden");
                 // The null capability keeps its place and its next pointer (PCIe r6.0 §7.9.28).
-                for (at, mask) in (offset..).zip([0xff, 0xff, 0x0f, 0]) {
-                    overlay.set(at, mask, 0);
+                for (at, bits) in (offset..).zip([0xff, 0xff, 0x0f, 0]) {
+                    mask.set(at, bits, 0);
                 }
                 let end = offset.saturating_add(length.bytes(config, offset));
-                overlay.hidden.push(offset..end);
+                mask.hidden.push(offset..end);
             }
         }
-        overlay
+        mask
     }
 
     /// Replaces what the hardware has from `offset` on.
@@ -138,18 +138,18 @@ mod tests {
 
     #[test]
     fn what_is_not_patched_is_the_hardwares() {
-        let overlay = Overlay::of_endpoint(&[], false);
+        let mask = ConfigMask::of_endpoint(&[], false);
         let mut header = [0x12, 0x34, 0x80, 0xff];
-        overlay.apply(0x0c, &mut header);
+        mask.apply(0x0c, &mut header);
         assert_eq!(header, [0x12, 0x34, 0x00, 0xff]);
     }
 
     #[test]
     fn there_is_no_rom_and_no_intx() {
-        let overlay = Overlay::of_endpoint(&[], false);
+        let mask = ConfigMask::of_endpoint(&[], false);
         let mut rom = [0xff; 4];
-        overlay.apply(0x30, &mut rom);
+        mask.apply(0x30, &mut rom);
         assert_eq!(rom, [0; 4]);
-        assert!(overlay.owns(0x33) && overlay.owns(0x3d) && !overlay.owns(0x0e));
+        assert!(mask.owns(0x33) && mask.owns(0x3d) && !mask.owns(0x0e));
     }
 }
