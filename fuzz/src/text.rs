@@ -7,15 +7,14 @@ pub(crate) use launch::launch;
 use std::fmt::{Debug, Display};
 use std::str::{self, FromStr};
 
-use hotplug::api::{P2pInfo, P2pWindows, RemoveDevice, VmInfo};
-use hotplug::{
-    ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, PlatformConfig, Record,
-    SerialConfig, VmConfig,
-};
 use iommu_group::policy::Policy;
 use iommu_group::{AcsBits, Sbdf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use vmm_api::{
+    ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, P2pInfo, P2pWindows,
+    PlatformConfig, Record, RemoveDevice, SerialConfig, VmConfig, VmInfo,
+};
 
 use domains::Config;
 

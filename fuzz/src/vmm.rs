@@ -8,9 +8,8 @@ pub(crate) use removals::monitor;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hotplug::api::{P2pInfo, VmInfo, VmmPing};
 use hotplug::regroup::{RemoteVmm, StockVmm, Vmm};
-use hotplug::{Client, ClientError, Next};
+use vmm_api::{Client, ClientError, Next, P2pInfo, VmInfo, VmmPing};
 
 use crate::http::Judge;
 use server::Server;

@@ -30,7 +30,7 @@ const OF_CLOUD_HYPERVISOR: [&str; 3] = [
 ];
 
 /// Packages with tests that are ignored because not every machine can run them.
-const WITH_NEEDS: [&str; 3] = ["hotplug", "p2p-vmm", "p2pctl"];
+const WITH_NEEDS: [&str; 3] = ["vmm-api", "p2p-vmm", "p2pctl"];
 
 /// What such tests need of a machine.
 struct Need {

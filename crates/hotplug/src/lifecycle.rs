@@ -25,6 +25,8 @@ mod tests;
 
 use thiserror::Error;
 
+pub use vmm_api::Departure;
+
 /// Where a device is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
@@ -42,17 +44,6 @@ pub enum State {
     Releasing(Departure),
     /// The host has it back.
     Released,
-}
-
-/// How a device left the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Departure {
-    /// The guest let go of it when it was asked.
-    Asked,
-    /// The guest let go of it unasked.
-    Unasked,
-    /// It was taken from the guest.
-    Forced,
 }
 
 /// What happens to a device.

@@ -18,8 +18,8 @@ use std::thread;
 
 use hotplug::regroup::contract::willing;
 use hotplug::regroup::{StockVmm, Vmm};
-use hotplug::{Client, Gate, GatedCall, Passage};
 use serde_json::Value;
+use vmm_api::{Client, Gate, GatedCall, Passage};
 
 struct Open;
 

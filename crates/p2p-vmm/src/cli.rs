@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{ArgAction, Parser, ValueEnum};
-use hotplug::{
+use iommu_group::Sbdf;
+use log::LevelFilter;
+use vmm_api::{
     ConsoleConfig, CpusConfig, DeviceConfig, MemoryConfig, MonitorTarget, OptionError, Options,
     PayloadConfig, PlatformConfig, SerialConfig, VmConfig,
 };
-use iommu_group::Sbdf;
-use log::LevelFilter;
 
 use crate::sandbox::{FileRule, Files, Sandbox, ViolationAction};
 

@@ -1,11 +1,10 @@
 //! The error of a request, typed from the check to the exit status and the HTTP status.
 
-use hotplug::ConfigError;
-use hotplug::api::Failure;
 use iommu_group::SysfsError;
 use iommu_group::assignment::Refusal;
 use p2p_vfio::{AttachError, IommufdError, PreopenedError};
 use thiserror::Error;
+use vmm_api::{ConfigError, Failure};
 
 use crate::devices::RemoveError;
 use crate::layout::LayoutError;

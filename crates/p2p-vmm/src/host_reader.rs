@@ -36,7 +36,7 @@ impl HostReader {
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
         let (requests, waiting) = channel();
-        hotplug::start_thread("host", first, move || serve(&waiting))?;
+        vmm_api::start_thread("host", first, move || serve(&waiting))?;
         Ok(Self {
             policy: Policy::default(),
             requests,

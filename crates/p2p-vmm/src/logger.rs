@@ -170,7 +170,7 @@ impl Logger {
         let queue = Arc::clone(&self.0);
         // Before the thread starts: it ends at once in mode `Direct`.
         lock(&self.0.state).mode = Mode::Queued;
-        let started = hotplug::start_thread("log", first, move || queue.drain(io::stderr()));
+        let started = vmm_api::start_thread("log", first, move || queue.drain(io::stderr()));
         if started.is_err() {
             lock(&self.0.state).mode = Mode::Direct;
         }

@@ -2,10 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
-use hotplug::{DeviceConfig, VmConfig};
 use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
 use p2p_vfio::{PreopenedDevices, PreopenedError};
+use vmm_api::{DeviceConfig, VmConfig};
 
 use crate::error::VmmError;
 

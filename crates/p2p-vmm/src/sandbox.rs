@@ -24,7 +24,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hotplug::VmConfig;
+use vmm_api::VmConfig;
 
 use crate::memory;
 

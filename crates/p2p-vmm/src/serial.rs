@@ -153,7 +153,7 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt;
 
     use super::*;
-    use hotplug::SerialConfig;
+    use vmm_api::SerialConfig;
 
     #[test]
     fn output_reaches_the_file_and_survives_a_second_port() {

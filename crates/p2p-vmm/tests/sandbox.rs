@@ -13,8 +13,8 @@ mod vmm;
 use std::collections::BTreeMap;
 use std::fs;
 
-use hotplug::Client;
 use vmm::Vmm;
+use vmm_api::Client;
 
 /// Of a thread: seccomp mode, number of filters, no_new_privs, effective capabilities.
 type Status = [String; 4];

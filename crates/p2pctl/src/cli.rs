@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use hotplug::DeviceConfig;
 use iommu_group::{ResetMask, Sbdf, Scope};
+use vmm_api::DeviceConfig;
 
 use crate::daemon::{NamedSocket, SOCKET};
 use crate::goals::GoalArgs;
@@ -334,7 +334,7 @@ fn device(text: &str) -> Result<DeviceConfig, String> {
     };
     spelled
         .parse()
-        .map_err(|error: hotplug::OptionError| error.to_string())
+        .map_err(|error: vmm_api::OptionError| error.to_string())
 }
 
 /// Where changes leave their journals.

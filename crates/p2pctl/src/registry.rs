@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::connect;
+use vmm_api::connect;
 
 /// Where the links are: `NAME.sock`.
 pub(crate) const VMS: &str = "/run/p2pctl/vms";

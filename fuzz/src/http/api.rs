@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use hotplug::EventLog;
-use hotplug::api::{ApiServer, Desk, Failure, Inquiry, Verb};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vmm_api::{ApiServer, Desk, EventLog, Failure, Inquiry, Verb};
 
 use super::ask;
 use super::parser::{Parser, Request};

@@ -8,10 +8,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use hotplug::api::ApiServer;
-use hotplug::{Gate, GatedCall, Passage};
 use serde_json::Value;
 use tempfile::TempDir;
+use vmm_api::{ApiServer, Gate, GatedCall, Passage};
 
 use super::ask;
 use super::parser::{Parser, Request};

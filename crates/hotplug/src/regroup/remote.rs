@@ -10,8 +10,7 @@ use iommu_group::Sbdf;
 use serde::Deserialize;
 
 use super::vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
-use crate::api::{P2pMemory, P2pWindows, RemoveDevice};
-use crate::{Client, ClientError, DeviceConfig};
+use vmm_api::{Client, ClientError, DeviceConfig, P2pMemory, P2pWindows, RemoveDevice};
 
 /// How often is looked whether a device has gone.
 const POLL: Duration = Duration::from_millis(100);

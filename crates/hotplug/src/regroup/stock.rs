@@ -25,10 +25,10 @@ use serde_json::{Value, json};
 
 use super::remote::{in_one_line, is_gone};
 use super::vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
-use crate::{Client, ClientError, Gate, GatedCall, Passage};
 use events::Removals;
 use held::Held;
 use info::{Found, Info};
+use vmm_api::{Client, ClientError, Gate, GatedCall, Passage};
 
 /// How often is looked whether a device has gone.
 const POLL: Duration = Duration::from_millis(50);

@@ -9,7 +9,7 @@ use iommu_group::{MemoryHole, RouteChange, Sbdf};
 use serde::{Deserialize, Serialize};
 
 use super::remote::{is_gone, reason};
-use crate::ClientError;
+use vmm_api::ClientError;
 
 /// A device that a virtual machine has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use hotplug::regroup::{Outcome, Regroup, RegroupError, RemoteVmm, Vmm};
-use hotplug::{Client, connect};
 use tempfile::TempDir;
+use vmm_api::{Client, connect};
 
 use crate::guests::Guest;
 use crate::{A, B, Bench, C, sbdf};

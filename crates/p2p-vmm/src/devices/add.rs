@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use guest_topology::{GuestTopology, Subtree, assign_resources};
+use hotplug::SlotBus;
 use hotplug::lifecycle::{Event as Step, State};
-use hotplug::{DeviceConfig, Event, SlotBus};
 use iommu_group::assignment::{DeviceInfo, Exposed};
 use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole, Placement, Sbdf};
 use p2p_vfio::{AttachError, BarMappingError, HostDevice};
+use vmm_api::{DeviceConfig, Event};
 use vmm_sys_util::epoll::ControlOperation;
 
 use super::bus_resources::{self, reserve, whole_pages};

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hotplug::DeviceConfig;
 use iommu_group::assignment::{
     Assignment, AssignmentRequest, DeviceInfo, DomainName, Exposed, HostSnapshot, check_assignment,
 };
 use iommu_group::{Sbdf, Sysfs};
+use vmm_api::DeviceConfig;
 
 use crate::error::VmmError;
 use crate::host_reader::HostReader;

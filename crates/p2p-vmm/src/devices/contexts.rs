@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use hotplug::PlatformConfig;
 use iommu_group::assignment::{ContextKind, DomainName};
 use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
 use p2p_vfio::{Choice, Clique, HostIommu, Interface, IommuContext, PreopenedDevices};
+use vmm_api::PlatformConfig;
 
 use crate::error::VmmError;
 

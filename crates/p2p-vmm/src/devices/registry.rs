@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
-use hotplug::{DeviceConfig, Event, Slot, SlotBus};
+use hotplug::{Slot, SlotBus};
 use iommu_group::assignment::{DeviceInfo, Exposed};
 use iommu_group::{Address, Sbdf};
 use p2p_vfio::{AssignedDevice, DeviceEvent};
 use thiserror::Error;
+use vmm_api::{DeviceConfig, Event};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::contexts::Contexts;

@@ -4,7 +4,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use hotplug::lifecycle::{Event as Step, State};
-use hotplug::{Event, Slot, SlotBus};
+use hotplug::{Slot, SlotBus};
+use vmm_api::Event;
 use vmm_sys_util::epoll::ControlOperation;
 
 use super::registry::{Devices, GuestDevice};

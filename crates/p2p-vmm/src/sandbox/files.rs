@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use hotplug::{OptionError, Options, SerialConfig, VmConfig};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use vmm_api::{OptionError, Options, SerialConfig, VmConfig};
 
 /// The newest Landlock ABI that this code knows; an older kernel enforces the rules that it supports.
 const KNOWN: ABI = ABI::V6;

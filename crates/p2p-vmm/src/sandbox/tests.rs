@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use hotplug::{PayloadConfig, SerialConfig};
+use vmm_api::{PayloadConfig, SerialConfig};
 
 use super::*;
 

@@ -10,7 +10,7 @@ use vmm_sys_util::terminal::Terminal;
 
 use super::output::LossyOutput;
 use crate::lock::lock;
-use hotplug::SerialConfig;
+use vmm_api::SerialConfig;
 
 /// The host's end of the serial port could not be opened.
 #[derive(Debug, thiserror::Error)]

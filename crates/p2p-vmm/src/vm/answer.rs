@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use hotplug::api::{Call, Failure, VmmPing};
 use iommu_group::assignment::Refusal;
+use vmm_api::{Call, Failure, VmmPing};
 
 use super::controller::VmController;
 use super::state::VmCommand;

@@ -1,13 +1,13 @@
 //! The controller of the VM: executes commands and publishes events.
 
-use hotplug::api::{
-    self, Failure, P2pWindows, PciDevice, RemoveDevice, UNSHARED_TRANSFERS, VmInfo,
-};
-use hotplug::{DeviceConfig, Event, EventLog, VmConfig};
 use iommu_group::Sbdf;
 use std::collections::BTreeSet;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use vmm_api::{
+    self, DeviceConfig, Event, EventLog, Failure, P2pWindows, PciDevice, RemoveDevice,
+    UNSHARED_TRANSFERS, VmConfig, VmInfo,
+};
 
 use super::event_loop::EventLoop;
 use super::host::{Host, VmContext};
@@ -217,9 +217,9 @@ impl VmController {
         Ok(VmInfo {
             state: match self.state {
                 VmState::Absent => return Err(Failure::NotCreated),
-                VmState::Created => api::VmState::Created,
-                VmState::Running => api::VmState::Running,
-                VmState::Paused => api::VmState::Paused,
+                VmState::Created => vmm_api::VmState::Created,
+                VmState::Running => vmm_api::VmState::Running,
+                VmState::Paused => vmm_api::VmState::Paused,
             },
             memory_actual_size: config.memory.size_bytes(),
             config,
@@ -230,7 +230,7 @@ impl VmController {
         })
     }
 
-    pub(super) fn counters(&self) -> Result<hotplug::api::Counters, Failure> {
+    pub(super) fn counters(&self) -> Result<vmm_api::Counters, Failure> {
         Ok(self.guest()?.machine.counters())
     }
 

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use hotplug::VmConfig;
 use kvm_ioctls::{Cap, Kvm};
 use p2p_vfio::PreopenedDevices;
+use vmm_api::VmConfig;
 
 use crate::descriptors::Descriptors;
 use crate::host_reader::HostReader;

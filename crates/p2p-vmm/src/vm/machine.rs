@@ -2,11 +2,11 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
-use hotplug::VmConfig;
 use iommu_group::{Address, Cpu};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use p2p_vfio::HostMemory;
+use vmm_api::VmConfig;
 
 use super::host::{Host, VmContext};
 use crate::acpi::{AcpiImage, AcpiRequest};

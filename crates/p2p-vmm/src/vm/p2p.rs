@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use hotplug::DeviceConfig;
-use hotplug::api::{
-    Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory,
-    P2pRoute, P2pVerdict, P2pWindow,
-};
 use iommu_group::assignment::{DeviceInfo, DomainName, HostSnapshot};
 use iommu_group::{Address, Route, Sbdf, Scope, Sysfs, Verdict};
 use p2p_vfio::Interface;
+use vmm_api::{
+    DeviceConfig, Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember,
+    P2pMemory, P2pRoute, P2pVerdict, P2pWindow,
+};
 
 use super::controller::VmController;
 use crate::devices::{DeviceView, accepted, domain_of};

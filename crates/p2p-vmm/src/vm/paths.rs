@@ -5,10 +5,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use hotplug::api::Failure;
-use hotplug::{DeviceConfig, PayloadConfig};
 use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
+use vmm_api::{DeviceConfig, Failure, PayloadConfig};
 
 use crate::error::VmmError;
 use crate::sandbox::Sandbox;

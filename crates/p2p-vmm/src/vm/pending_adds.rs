@@ -5,9 +5,8 @@ use std::os::fd::OwnedFd;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use hotplug::DeviceConfig;
-use hotplug::api::{Failure, PciDevice, Reply};
 use iommu_group::Sbdf;
+use vmm_api::{DeviceConfig, Failure, PciDevice, Reply};
 
 use super::answer::failure;
 use super::controller::VmController;

@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use hotplug::api::{ApiServer, CallQueue};
-use hotplug::{Event, EventLog, EventMonitor};
 use p2p_vfio::PreopenedDevices;
+use vmm_api::{ApiServer, CallQueue, Event, EventLog, EventMonitor};
 
 use super::controller::VmController;
 use super::event_loop::EventLoop;

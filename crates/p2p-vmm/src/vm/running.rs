@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
-use hotplug::{Event, VmConfig};
+use vmm_api::{Event, VmConfig};
 use vmm_sys_util::epoll::Epoll;
 
 use super::event_loop::EventLoop;

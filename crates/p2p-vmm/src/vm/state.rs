@@ -10,7 +10,7 @@
 //! ```
 //! `delete` shuts a running VM down first, and succeeds without a VM.
 
-use hotplug::api::Failure;
+use vmm_api::Failure;
 
 /// State of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

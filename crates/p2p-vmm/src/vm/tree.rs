@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hotplug::api::{BarKind, Counters, DeviceNode, DeviceTree, Resource};
 use iommu_group::Address;
+use vmm_api::{BarKind, Counters, DeviceNode, DeviceTree, Resource};
 
 use super::machine::Machine;
 use crate::lock::lock;

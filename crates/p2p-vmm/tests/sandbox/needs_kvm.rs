@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use hotplug::{Client, ClientError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vmm_api::{Client, ClientError};
 
 use crate::vmm::Vmm;
 use crate::{HOST, MAIN, NO_CAPABILITIES, expected, kept, kernel, status, threads};

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use hotplug::{Client, ClientError, Gate, GatedCall, Passage};
 use iommu_group::Sbdf;
 use iommu_group::policy::Policy;
 use rustix::fs::{FileType, fstat, major, minor};
 use serde_json::{Value, json};
+use vmm_api::{Client, ClientError, Gate, GatedCall, Passage};
 
 use super::device::Asked;
 use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, misshapen, strip, wishes};

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use hotplug::api::UNSHARED_TRANSFERS;
 use iommu_group::Sbdf;
 use iommu_group::assignment::{Exposed, has_unshared};
+use vmm_api::UNSHARED_TRANSFERS;
 
 use super::command_line::{CommandLine, Value};
 use super::device::{AskError, Asked};

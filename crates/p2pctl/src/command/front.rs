@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use hotplug::Client;
-use hotplug::api::ApiServer;
 use iommu_group::Sbdf;
+use vmm_api::{ApiServer, Client};
 
 use crate::answer::Answer;
 use crate::cli::Global;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hotplug::regroup::{Forecast, Progress, Report, ResetDone, ResetOrder};
-use hotplug::{Client, ClientError, Next, connect};
 use iommu_group::Plan;
 use serde_json::{Map, Value};
+use vmm_api::{Client, ClientError, Next, connect};
 
 use crate::daemon::{Apply, Began, Check, STEP, STUCK, Told};
 

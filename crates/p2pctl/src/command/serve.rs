@@ -7,12 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use hotplug::EventLog;
-use hotplug::api::ApiServer;
 use hotplug::regroup::StateDir;
 use log::{Level, LevelFilter};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vmm_api::{ApiServer, EventLog};
 
 use crate::answer::Answer;
 use crate::cli::Global;
@@ -105,7 +104,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
 fn log_to_stderr() {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Info)
-        .filter_module(&format!("{}{STEP}", hotplug::EVENTS), LevelFilter::Off)
+        .filter_module(&format!("{}{STEP}", vmm_api::EVENTS), LevelFilter::Off)
         .format(|to, record| match record.level() {
             Level::Info => writeln!(to, "p2pctl: {}", record.args()),
             level => {
@@ -116,10 +115,10 @@ fn log_to_stderr() {
         .init();
 }
 
-fn error_text(error: &hotplug::api::Failure) -> String {
+fn error_text(error: &vmm_api::Failure) -> String {
     match error {
-        hotplug::api::Failure::Refused { reasons } => reasons.join("; "),
-        hotplug::api::Failure::Failed { messages } => messages.join(": "),
+        vmm_api::Failure::Refused { reasons } => reasons.join("; "),
+        vmm_api::Failure::Failed { messages } => messages.join(": "),
         other => other.to_string(),
     }
 }

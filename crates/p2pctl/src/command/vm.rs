@@ -6,9 +6,9 @@ mod p2p;
 mod remove;
 
 use anyhow::Result;
-use hotplug::{Client, ClientError, DeviceConfig};
 use serde_json::json;
 use thiserror::Error;
+use vmm_api::{Client, ClientError, DeviceConfig};
 
 use crate::answer::Answer;
 use crate::cli::VmVerb;

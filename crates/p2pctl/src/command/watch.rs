@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use hotplug::Client;
+use vmm_api::Client;
 
 use super::vm::events;
 use crate::answer::Answer;

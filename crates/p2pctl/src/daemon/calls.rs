@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hotplug::api::{Desk, Failure, Inquiry, Verb};
 use hotplug::regroup::{Regroup, StateDir};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Scope};
 use serde::Serialize;
 use serde_json::Value;
+use vmm_api::{Desk, Failure, Inquiry, Verb};
 
 use super::changes::Changes;
 use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};

@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use hotplug::EventLog;
-use hotplug::api::Failure;
 use hotplug::regroup::{
     Assigned, Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report,
     ResetDone, ResetOrder, StateDir, StateError, Vmm,
 };
 use iommu_group::{Plan, Sbdf, Step};
+use vmm_api::{EventLog, Failure};
 
 use super::guests::{Guest, Guests};
 use super::messages::{STEP, STUCK, Told};

@@ -4,11 +4,10 @@
 
 use std::borrow::Cow;
 
-use hotplug::Record;
-use hotplug::api::{CallSpec, Description};
 use hotplug::regroup::{Forecast, Report, ResetDone, ResetOrder};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
+use vmm_api::{CallSpec, Description, Record};
 
 use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
 use crate::json::apply::StatusDocument;

@@ -35,9 +35,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::Client;
 use hotplug::regroup::{Assigned, DeviceFacts, Regroup, VmmError, WithheldDevice};
 use iommu_group::Exposure;
+use vmm_api::Client;
 
 use super::changes::Changes;
 use super::guests::{Guest, NamedSocket};

@@ -8,11 +8,11 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hotplug::Client;
 use hotplug::regroup::{
     Assigned, Prospect, RemoteVmm, StockVmm, VmAddress, Vmm, VmmError, VmmKind, Windows,
 };
 use iommu_group::policy::Policy;
+use vmm_api::Client;
 
 use crate::cloud_hypervisor::StockGate;
 use crate::registry;

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotplug::{Client, connect};
 use serde_json::{Value, json};
+use vmm_api::{Client, connect};
 
 use crate::machines::small;
 use crate::run::OnDisk;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::Context;
-use hotplug::{Client, Next, Record};
+use vmm_api::{Client, Next, Record};
 
 use super::CallError;
 use crate::answer::Answer;

@@ -2,8 +2,8 @@
 //!
 //! Also of cloud-hypervisor, whose description of a VM has more than this project's: what is not known is passed over.
 
-use hotplug::Client;
 use serde_json::Value;
+use vmm_api::Client;
 
 use super::CallError;
 use crate::answer::Answer;

@@ -1,8 +1,7 @@
 //! `p2pctl vm p2p`: who may reach whom.
 
-use hotplug::Client;
-use hotplug::api::{
-    P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict,
+use vmm_api::{
+    Client, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict,
     UNSHARED_TRANSFERS,
 };
 
@@ -111,7 +110,7 @@ fn exposed(exposure: &P2pExposure) -> Line {
 
 #[cfg(test)]
 mod tests {
-    use hotplug::api::P2pInterface;
+    use vmm_api::P2pInterface;
 
     use super::*;
 

@@ -4,9 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use hotplug::api::RemoveDevice;
-use hotplug::{Client, ClientError, EventStream, Next, Record};
 use serde_json::{Value, json};
+use vmm_api::{Client, ClientError, EventStream, Next, Record, RemoveDevice};
 
 use super::CallError;
 use crate::answer::Answer;

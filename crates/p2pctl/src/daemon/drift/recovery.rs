@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use hotplug::Client;
 use hotplug::regroup::{Regroup, RegroupError, WithheldDevice};
+use vmm_api::Client;
 
 use super::Shared;
 

@@ -6,7 +6,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotplug::EventLog;
+use vmm_api::EventLog;
 
 /// Events that may come at once …
 const BURST: u32 = 40;

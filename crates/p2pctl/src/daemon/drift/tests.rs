@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hotplug::api::ApiServer;
 use hotplug::regroup::{LinuxHost, StateDir};
-use hotplug::{Client, EventLog, Next};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sysfs};
+use vmm_api::{ApiServer, Client, EventLog, Next};
 
 use super::super::{Calls, Changes, Guests, Host, Judgement, NamedSocket, Places};
 use super::Drift;

@@ -73,11 +73,11 @@ fn a_device_that_comes_as_a_descriptor_is_judged_as_the_device_that_it_is() {
         running(&[device(machine, "0000:03:00.0")], true)
     });
     let open = std::fs::File::open("/dev/null").unwrap();
-    let by_descriptor: hotplug::DeviceConfig =
+    let by_descriptor: vmm_api::DeviceConfig =
         format!("fd={},id=x", std::os::fd::AsRawFd::as_raw_fd(&open))
             .parse()
             .unwrap();
-    let client = hotplug::Client::new(stage.dir.path().join("front"));
+    let client = vmm_api::Client::new(stage.dir.path().join("front"));
     let refused = |words: &str| {
         let error = client.add_device(&by_descriptor).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");

@@ -19,9 +19,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use hotplug::regroup::contract::{Results, dead, unwilling, willing};
 use hotplug::regroup::{Assigned, RemoteVmm, StockVmm, Vmm};
-use hotplug::{Client, Gate, GatedCall, Passage};
 use lab::report::tell;
 use serde_json::Value;
+use vmm_api::{Client, Gate, GatedCall, Passage};
 
 use crate::recorder::Recorder;
 

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotplug::EventLog;
 use hotplug::regroup::{
     Assigned, DeviceFacts, Prospect, VmAddress, Vmm, VmmError, Windows, WithheldDevice,
 };
 use iommu_group::{GroupId, Topology, UntranslatedReach};
+use vmm_api::EventLog;
 
 use super::*;
 

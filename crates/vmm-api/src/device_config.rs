@@ -20,10 +20,10 @@ const KEYS: [&str; 6] = ["path", "fd", "id", "p2p", "p2p_domain", "expose"];
 /// As text it is an option list, as cloud-hypervisor spells it plus `p2p`; as JSON an object with the same keys.
 ///
 /// ```
-/// let device: hotplug::DeviceConfig = "path=/sys/bus/pci/devices/0000:03:00.0,id=nvme0,p2p=on".parse()?;
+/// let device: vmm_api::DeviceConfig = "path=/sys/bus/pci/devices/0000:03:00.0,id=nvme0,p2p=on".parse()?;
 /// assert_eq!(device.id.as_deref(), Some("nvme0"));
 /// assert!(device.p2p);
-/// # Ok::<(), hotplug::OptionError>(())
+/// # Ok::<(), vmm_api::OptionError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

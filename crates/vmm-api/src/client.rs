@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::DeviceConfig;
-use crate::api::{P2pInfo, PciDevice, RemoveDevice, VmInfo, VmmPing};
+use crate::{P2pInfo, PciDevice, RemoveDevice, VmInfo, VmmPing};
 
 pub use connect::connect;
 pub use error::ClientError;
@@ -29,9 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A client of the VMM at one socket.
 ///
 /// ```no_run
-/// let client = hotplug::Client::new("/run/vm.sock");
+/// let client = vmm_api::Client::new("/run/vm.sock");
 /// println!("{}", client.ping()?.version);
-/// # Ok::<(), hotplug::ClientError>(())
+/// # Ok::<(), vmm_api::ClientError>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Client {

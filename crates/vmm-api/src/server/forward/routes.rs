@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Method;
 
 use crate::GatedCall;
-use crate::api::Verb;
+use crate::Verb;
 
 /// For calls that are answered at once, though perhaps behind others.
 const SHORT: Duration = Duration::from_secs(60);

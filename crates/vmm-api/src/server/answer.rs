@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::request::Asked;
 use super::stream::EventBody;
-use crate::api::failure::Failure;
+use crate::failure::Failure;
 
 /// An answer: whole, or events as they come.
 pub(super) type Response = hyper::Response<Either<Full<Bytes>, EventBody>>;

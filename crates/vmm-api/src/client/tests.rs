@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use super::*;
 use crate::Event;
-use crate::api::puppet::{Puppet, REASON};
+use crate::puppet::{Puppet, REASON};
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -17,9 +17,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
-use crate::api::ApiServer;
-use crate::api::server::forward::Forward;
-use crate::api::server::riders::receive;
+use crate::ApiServer;
+use crate::server::forward::Forward;
+use crate::server::riders::receive;
 use crate::{EventLog, Gate, GatedCall, Passage, descriptors};
 
 /// What the VMM answers to everything.

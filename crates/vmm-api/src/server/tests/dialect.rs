@@ -1,6 +1,6 @@
 use super::*;
-use crate::api::openapi;
-use crate::api::puppet::{Puppet, REASON};
+use crate::openapi;
+use crate::puppet::{Puppet, REASON};
 
 /// Status line and body of the answer.
 fn told(puppet: &Puppet, verb: &str, call: &str, sent: &str) -> (String, String) {

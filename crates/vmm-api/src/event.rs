@@ -16,8 +16,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::Departure;
-
 #[cfg(feature = "server")]
 pub(crate) use log::Line;
 pub use log::{EVENTS, EventLog};
@@ -123,6 +121,17 @@ pub enum Event {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// How a device left the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Departure {
+    /// The guest let go of it when it was asked.
+    Asked,
+    /// The guest let go of it unasked.
+    Unasked,
+    /// It was taken from the guest.
+    Forced,
 }
 
 /// An event with its time, as clients see it.

@@ -4,10 +4,10 @@ use std::os::unix::net::UnixListener;
 
 use super::super::{ApiServer, ServerError};
 use super::*;
+use crate::Call;
 use crate::EventLog;
 use crate::SocketError;
-use crate::api::Call;
-use crate::api::puppet::Puppet;
+use crate::puppet::Puppet;
 
 #[test]
 fn the_socket_is_its_owners_only_and_goes_with_the_server() {

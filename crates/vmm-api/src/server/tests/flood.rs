@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::api::puppet::Puppet;
+use crate::puppet::Puppet;
 
 /// As many as try to keep the VM's own client out.
 const CLIENTS: usize = 1000;

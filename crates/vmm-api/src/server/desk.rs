@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::answer::{Answers, BadRequest, Response, empty, failure, json};
 use super::request::{Asked, parse};
 use super::stream::{EVENTS, Streams};
-use crate::api::failure::Failure;
+use crate::failure::Failure;
 
 /// HTTP's verb of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

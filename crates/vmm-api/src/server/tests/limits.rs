@@ -1,6 +1,6 @@
 use super::*;
-use crate::api::puppet::Puppet;
 use crate::descriptors::send;
+use crate::puppet::Puppet;
 
 #[test]
 fn a_body_that_is_too_long_is_refused() {

@@ -90,7 +90,7 @@ mod tests {
         let checked_in = std::fs::read_to_string(&path).unwrap();
         assert!(
             now == checked_in,
-            "resources/openapi.json is not current: UPDATE_OPENAPI=1 cargo test -p hotplug --features server checked_in"
+            "resources/openapi.json is not current: UPDATE_OPENAPI=1 cargo test -p vmm-api --features server checked_in"
         );
     }
 

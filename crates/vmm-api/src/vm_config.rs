@@ -21,7 +21,7 @@ pub use platform::PlatformConfig;
 /// Everything that describes one VM.
 ///
 /// ```
-/// let config: hotplug::VmConfig = serde_json::from_str(
+/// let config: vmm_api::VmConfig = serde_json::from_str(
 ///     r#"{"payload":{"kernel":"/vmlinuz"},"cpus":{"boot_vcpus":2,"max_vcpus":2}}"#,
 /// )?;
 /// assert_eq!(config.cpus.boot_vcpus(), 2);

@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::answer::{Answers, BadRequest, Response, empty, failure, json};
 use super::request::Asked;
 use super::stream::{EVENTS, Streams};
-use crate::api::call::{Call, Caller, Reply};
-use crate::api::failure::Failure;
+use crate::call::{Call, Caller, Reply};
+use crate::failure::Failure;
 
 /// Who hands calls to the thread of the VM, and tells events.
 #[derive(Clone)]
