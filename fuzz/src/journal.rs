@@ -8,7 +8,7 @@ use hotplug::regroup::{Regroup, StateDir};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sbdf};
 use serde_json::Value;
 
-use crate::machine::{Killed, Machine};
+use crate::fake_host::{FakeHost, Killed};
 
 /// Two endpoints below a switch, and a port above one of them.
 const JOINED: [&str; 2] = ["0000:03:00.0", "0000:04:00.0"];
@@ -81,8 +81,8 @@ fn sbdf(text: &str) -> Sbdf {
     text.parse().expect("an address")
 }
 
-fn small_machine() -> Machine {
-    Machine::new("switch-four-nvme.json", "7.2.12", |document| {
+fn small_machine() -> FakeHost {
+    FakeHost::new("switch-four-nvme.json", "7.2.12", |document| {
         if let Some(functions) = document.get_mut("functions").and_then(Value::as_object_mut) {
             functions
                 .retain(|at, _| !OTHERS.contains(&at.as_str()) && !at.starts_with("0000:00:1"));
@@ -91,7 +91,7 @@ fn small_machine() -> Machine {
 }
 
 /// Joins two endpoints, in a process that is killed when it has written so many records.
-fn join(machine: &Machine, state: &Path, records: usize) {
+fn join(machine: &FakeHost, state: &Path, records: usize) {
     let topology = machine.topology();
     let joined = JOINED.map(sbdf);
     let goals = Goals {

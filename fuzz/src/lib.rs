@@ -6,6 +6,9 @@
 mod bytes;
 #[allow(dead_code, reason = "p2pctl uses what targets do not")]
 mod cloud_hypervisor;
+#[path = "../../crates/hotplug/tests/regroup/fake_host.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with tests")]
+mod fake_host;
 #[path = "../../crates/hotplug/tests/regroup/faults.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "shared with tests")]
 mod faults;
@@ -14,9 +17,6 @@ mod http;
 mod journal;
 #[path = "../../crates/p2p-vmm/src/lock.rs"]
 mod lock;
-#[path = "../../crates/hotplug/tests/regroup/machine.rs"]
-#[allow(dead_code, clippy::unwrap_used, reason = "shared with tests")]
-mod machine;
 mod mutate;
 #[allow(dead_code, unused_imports, reason = "the VMM uses what targets do not")]
 mod pci;

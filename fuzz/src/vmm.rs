@@ -8,7 +8,7 @@ pub(crate) use removals::monitor;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{RemoteVmm, StockVmm, Vmm};
+use hotplug::regroup::{CloudHypervisorVmm, RemoteVmm, Vmm};
 use vmm_api::{Client, ClientError, Next, P2pInfo, VmInfo, VmmPing};
 
 use crate::http::Judge;
@@ -36,9 +36,10 @@ pub(crate) fn answer(input: &[u8]) {
         2 => explained(client.ping().map(|_: VmmPing| ())),
         3 => explained(client.act("vm.pause")),
         4 => drop(RemoteVmm::new("vm", client).devices()),
-        5 => {
-            drop(StockVmm::new("vm", client, Box::new(Judge::default()), "/nonexistent").devices())
-        }
+        5 => drop(
+            CloudHypervisorVmm::new("vm", client, Box::new(Judge::default()), "/nonexistent")
+                .devices(),
+        ),
         _ => events(&client),
     }
     let took = started.elapsed();

@@ -1,4 +1,4 @@
-//! Life of one assigned device, from the wish to have it until the host has it back.
+//! Lifecycle of one assigned device in a VM.
 //!
 //! ```text
 //!            attach             attached                request
@@ -15,10 +15,10 @@
 //!                                                             ▼
 //!                                                          Released
 //! ```
-//! In `Plugged`, `UnplugRequested` and `Overdue` the guest has the device and uses it. In `Releasing` the guest finds
-//! nothing any more while the host closes what it had open; only then is a device reported as removed.
+//! In `Plugged`, `UnplugRequested` and `Overdue` the guest has the device. In `Releasing` the guest no longer finds it
+//! and the VMM closes it; the device is reported as removed when it is closed.
 //!
-//! [`State::next`] decides and does nothing: one thread owns the state and carries out the effects, in their order.
+//! [`State::next`] only decides. One thread owns the state and carries out the effects in order.
 
 #[cfg(test)]
 mod tests;
@@ -27,110 +27,110 @@ use thiserror::Error;
 
 pub use vmm_api::Departure;
 
-/// Where a device is in its life.
+/// State of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// The VM does not have it.
     Absent,
-    /// It is being opened; the guest knows nothing of it.
+    /// The VMM opens it; the guest does not see it.
     Attaching,
     /// The guest has it.
     Plugged,
-    /// The guest has it and was asked to let go.
+    /// The guest has it and was asked to release it.
     UnplugRequested,
-    /// The guest has it and did not let go in time.
+    /// The guest has it and did not release it in time.
     Overdue,
-    /// The guest has it no more, and this is how it left; it is being closed.
+    /// It left the guest in this way and is being closed.
     Releasing(Departure),
-    /// The host has it back.
+    /// It is closed and free for the host.
     Released,
 }
 
-/// What happens to a device.
+/// An event in the life of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// Somebody wants it in the VM.
+    /// A client adds it to the VM.
     Attach,
-    /// It is open, and in its slot.
+    /// It is open and in its slot.
     Attached,
     /// It could not be opened or placed.
     Failed,
-    /// Somebody wants it out of the VM, with the guest's consent.
+    /// A client requests its removal with the guest's consent.
     Request,
-    /// The guest's time to let go is over.
+    /// The guest's deadline has passed.
     Deadline,
-    /// The wish to have it out is taken back.
+    /// The removal request is cancelled.
     Cancel,
-    /// The guest has let go of it.
+    /// The guest has released it.
     Ejected,
-    /// Somebody wants it out of the VM at once.
+    /// A client requests its removal without the guest's consent.
     Force,
-    /// It is closed: no descriptor, no window, no mapping is left.
+    /// It is closed: no descriptor and no mapping is left.
     Closed,
 }
 
-/// What is to be done after an event.
+/// An action that follows from an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Open the device and put it into a slot.
     Open,
-    /// Tell the guest that something is in the slot.
+    /// Notify the guest of the device in the slot.
     Announce,
-    /// Ask the guest to let go, and start its time anew.
-    Ask,
-    /// Take the question back, if the guest has not seen it.
-    Withdraw,
-    /// Close its windows, those to the peers first, and take it from the guest, who learns of it after.
-    Vanish,
+    /// Ask the guest to release the device, and restart the deadline.
+    RequestUnplug,
+    /// Cancel the request, if the guest has not seen it.
+    CancelUnplug,
+    /// Unmap its BARs, first for the peers, and remove it from the guest, which is notified afterwards.
+    RemoveFromGuest,
     /// Close the device.
     Close,
-    /// Tell whoever watches.
-    Tell(Notice),
+    /// Emit a notice.
+    Emit(Notice),
 }
 
-/// What those who watch are told.
+/// A notice about a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Notice {
-    /// The guest was given the device.
+    /// The device was added to the guest.
     Added,
-    /// The device could not be given to the guest; nothing is left of the attempt.
+    /// The device could not be added; nothing of it is left.
     AddFailed,
-    /// The guest was asked to let go.
+    /// The guest was asked to release the device.
     UnplugRequested,
-    /// The guest did not let go in time. It still has the device.
+    /// The guest did not release the device in time. It still has it.
     UnplugTimeout,
-    /// The host has the device back.
+    /// The device was removed and closed.
     Removed(Departure),
 }
 
-/// Why an event is not possible now; the state is as it was.
+/// The event is not possible in this state. The state is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 pub enum Refused {
-    /// There is no such device.
-    #[error("the VM does not have it")]
+    /// The VM does not have the device.
+    #[error("the VM does not have the device")]
     NotThere,
-    /// There is one already.
-    #[error("the VM has it already")]
+    /// The VM has the device already.
+    #[error("the VM has the device already")]
     AlreadyThere,
-    /// It is still on its way into the VM.
-    #[error("it is still being attached")]
+    /// The device is still being attached.
+    #[error("the device is still being attached")]
     Attaching,
-    /// Nobody has asked for its removal.
-    #[error("its removal was not asked for")]
+    /// Its removal was not requested.
+    #[error("the removal of the device was not requested")]
     NotLeaving,
-    /// The guest has let go of it already.
-    #[error("the guest has let go of it; it is being closed")]
+    /// The device is being closed.
+    #[error("the guest has released the device; it is being closed")]
     Releasing,
-    /// What happened belongs to a step that is over, or has not begun.
-    #[error("this belongs to another step of its life")]
-    OutOfTurn,
+    /// The event belongs to another state.
+    #[error("the event does not fit the state of the device")]
+    WrongState,
 }
 
 impl State {
-    /// What comes after `event`, and what is to be done.
+    /// The next state and the effects of `event`.
     ///
     /// # Errors
-    /// [`Refused`] if that cannot happen in this state.
+    /// [`Refused`] if the event is not possible in this state.
     pub fn next(self, event: Event) -> Result<(Self, Vec<Effect>), Refused> {
         match self {
             Self::Absent => absent(event),
@@ -164,12 +164,12 @@ fn attaching(event: Event) -> Next {
     match event {
         Event::Attached => Ok((
             State::Plugged,
-            vec![Effect::Announce, Effect::Tell(Notice::Added)],
+            vec![Effect::Announce, Effect::Emit(Notice::Added)],
         )),
-        Event::Failed => Ok((State::Absent, vec![Effect::Tell(Notice::AddFailed)])),
+        Event::Failed => Ok((State::Absent, vec![Effect::Emit(Notice::AddFailed)])),
         Event::Attach => Err(Refused::AlreadyThere),
         Event::Request | Event::Cancel | Event::Force => Err(Refused::Attaching),
-        Event::Deadline | Event::Ejected | Event::Closed => Err(Refused::OutOfTurn),
+        Event::Deadline | Event::Ejected | Event::Closed => Err(Refused::WrongState),
     }
 }
 
@@ -177,40 +177,43 @@ fn plugged(event: Event) -> Next {
     match event {
         Event::Request => Ok((
             State::UnplugRequested,
-            vec![Effect::Ask, Effect::Tell(Notice::UnplugRequested)],
+            vec![Effect::RequestUnplug, Effect::Emit(Notice::UnplugRequested)],
         )),
-        Event::Ejected => Ok((State::Releasing(Departure::Unasked), vec![Effect::Close])),
+        Event::Ejected => Ok((
+            State::Releasing(Departure::GuestInitiated),
+            vec![Effect::Close],
+        )),
         Event::Force => Ok(forced()),
         Event::Attach => Err(Refused::AlreadyThere),
         Event::Cancel => Err(Refused::NotLeaving),
         Event::Attached | Event::Failed | Event::Deadline | Event::Closed => {
-            Err(Refused::OutOfTurn)
+            Err(Refused::WrongState)
         }
     }
 }
 
-/// Asked to leave, in time or not.
+/// Removal was requested; `in_time` is false after the deadline.
 fn leaving(event: Event, in_time: bool) -> Next {
     match event {
         Event::Request => Ok((
             State::UnplugRequested,
-            vec![Effect::Ask, Effect::Tell(Notice::UnplugRequested)],
+            vec![Effect::RequestUnplug, Effect::Emit(Notice::UnplugRequested)],
         )),
         Event::Deadline if in_time => {
-            Ok((State::Overdue, vec![Effect::Tell(Notice::UnplugTimeout)]))
+            Ok((State::Overdue, vec![Effect::Emit(Notice::UnplugTimeout)]))
         }
-        Event::Cancel => Ok((State::Plugged, vec![Effect::Withdraw])),
-        Event::Ejected => Ok((State::Releasing(Departure::Asked), vec![Effect::Close])),
+        Event::Cancel => Ok((State::Plugged, vec![Effect::CancelUnplug])),
+        Event::Ejected => Ok((State::Releasing(Departure::Requested), vec![Effect::Close])),
         Event::Force => Ok(forced()),
         Event::Attach => Err(Refused::AlreadyThere),
         Event::Deadline | Event::Attached | Event::Failed | Event::Closed => {
-            Err(Refused::OutOfTurn)
+            Err(Refused::WrongState)
         }
     }
 }
 
 fn forced() -> (State, Vec<Effect>) {
-    let effects = vec![Effect::Vanish, Effect::Close];
+    let effects = vec![Effect::RemoveFromGuest, Effect::Close];
     (State::Releasing(Departure::Forced), effects)
 }
 
@@ -218,11 +221,11 @@ fn releasing(event: Event, departure: Departure) -> Next {
     match event {
         Event::Closed => Ok((
             State::Released,
-            vec![Effect::Tell(Notice::Removed(departure))],
+            vec![Effect::Emit(Notice::Removed(departure))],
         )),
         Event::Attach | Event::Request | Event::Cancel | Event::Force => Err(Refused::Releasing),
         Event::Attached | Event::Failed | Event::Deadline | Event::Ejected => {
-            Err(Refused::OutOfTurn)
+            Err(Refused::WrongState)
         }
     }
 }

@@ -1,32 +1,31 @@
-//! Changing groups and routes on a live host: a plan is carried out as one transaction.
+//! Changes IOMMU groups and routes on a live host. A plan is carried out as one transaction.
 //!
 //! ```text
-//! unplug ─ unbind ─ keep awake ─ words ─ remove ─ open ─ rescan ─ restore ─ check ─ routes ─┃─ bind ─ check ─ plug
+//! unplug ─ unbind ─ keep awake ─ ACS ─── remove ─ open ─ rescan ─ restore ─ check ─ routes ─┃─ bind ─ check ─ plug
 //!                                                                                           ┃
 //!          a failure or a crash on this side is undone                                      ┃ a crash on this side is
 //!                                                                                           ┃ continued, a failure undone
 //! ```
 //!
-//! Every action is written to a journal before it is done, and its result after. What to do next follows from the
-//! records alone, whether the process that wrote them is still there or not. Undoing does not play the actions
-//! backwards: it compares the host with what it was and does what is missing, so that it copes with a host that was
-//! changed by somebody else meanwhile, has lost a device or has other bus numbers. A reboot undoes everything by itself.
-//! Nothing is written to a function whose place or ids are not the recorded ones.
+//! Every action is written to the journal before it is done, and its result afterwards. The records alone determine the
+//! next action, in the process that wrote them and in one that recovers. Undo does not reverse the actions: it compares
+//! the host with the recorded snapshot and restores what differs. So it also works if other programs changed the host
+//! meanwhile, if a device is gone, or if bus numbers changed. A reboot undoes a transaction by itself. A function is
+//! written to only if its topology path and its IDs are the recorded ones.
 //!
-//! The kernel is reached through [`Host`], virtual machines through [`Vmm`].
+//! [`Host`] is the interface to the kernel, [`Vmm`] the interface to virtual machines.
 
 mod acs_register;
 mod action;
-mod baseline;
 mod blocker;
-mod compile;
-#[cfg(feature = "contract")]
-pub mod contract;
-mod course;
+mod cloud_hypervisor;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod difference;
 mod disk;
 mod drive;
 mod error;
+mod executor;
 mod exposure;
 mod forecast;
 mod held;
@@ -34,19 +33,20 @@ mod holdings;
 mod host;
 mod identity;
 mod journal;
-mod machine;
+mod lowering;
 mod peers;
-mod perform;
-mod place;
 mod preflight;
 mod record;
 mod recover;
 mod remote;
 mod reset;
 mod restore;
+mod saga_state;
 mod sealed;
+mod snapshot;
 mod state_dir;
-mod stock;
+mod sysfs_ops;
+mod topology_path;
 mod transaction;
 mod usage;
 mod vmm;
@@ -55,20 +55,20 @@ mod withheld;
 pub use acs_register::AcsRegister;
 pub use action::Action;
 pub use blocker::{Blocker, Refusal};
+pub use cloud_hypervisor::CloudHypervisorVmm;
 pub use difference::Difference;
 pub use disk::Disk;
 pub use error::{RegroupError, StateError};
 pub use exposure::{GuestExposure, exposures};
 pub use forecast::Forecast;
 pub use host::{Host, HostError, LinuxHost};
-pub use place::{Place, PlaceError};
 pub use preflight::obstacle;
 pub use record::{Outcome, Record};
 pub use recover::Recovered;
 pub use remote::RemoteVmm;
 pub use reset::{ResetDone, ResetOrder};
 pub use state_dir::{Finished, HeldPort, StateDir, Status, Unfinished};
-pub use stock::StockVmm;
+pub use topology_path::{TopologyPath, TopologyPathError};
 pub use transaction::{Progress, Regroup, Report};
-pub use vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
+pub use vmm::{PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind};
 pub use withheld::{DeviceFacts, WithheldDevice};

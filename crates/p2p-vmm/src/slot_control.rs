@@ -111,13 +111,13 @@ impl SlotControl {
 
     /// Requests that the guest ejects the device in `slot`.
     pub(crate) fn request_unplug(&self, slot: Slot) {
-        lock(&self.registers).ask(slot);
+        lock(&self.registers).request_unplug(slot);
         signal(&self.interrupt);
     }
 
     /// Withdraws the eject request. Returns whether the guest had not read it yet.
     pub(crate) fn withdraw_request(&self, slot: Slot) -> bool {
-        lock(&self.registers).withdraw(slot)
+        lock(&self.registers).cancel_unplug(slot)
     }
 
     /// Removes the device in `slot` without a request to the guest. Returns whether the slot was occupied.

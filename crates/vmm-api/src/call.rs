@@ -1,4 +1,4 @@
-//! What clients ask, on its way to the owner of the VM and back.
+//! Calls of clients on their way to the thread that owns the VM, and the replies.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,74 +14,74 @@ use super::p2p::P2pInfo;
 use super::types::{P2pWindows, PciDevice, RemoveDevice, VmInfo, VmmPing};
 use crate::{DeviceConfig, VmConfig};
 
-/// Calls that the owner of the VM may find at once. Those of other connections wait in the order in which they came.
+/// Size of the queue of calls. Further calls wait in the order of their arrival.
 const WAITING: usize = 64;
 
-/// Something that a client asks of the owner of the VM, who answers through the [`Reply`].
+/// A call of a client. The owner of the VM answers it through the [`Reply`].
 #[derive(Debug)]
 pub enum Call {
-    /// Whether somebody is there.
+    /// Returns the version of the VMM.
     Ping(Reply<VmmPing>),
-    /// The end of the VMM.
+    /// Ends the VMM.
     ShutdownVmm(Reply<()>),
-    /// To have a VM, not yet running.
+    /// Creates a VM. It does not run yet.
     Create(Box<VmConfig>, Reply<()>),
-    /// To start the VM.
+    /// Starts the VM.
     Boot(Reply<()>),
-    /// To stop the VM, and keep its description.
+    /// Stops the VM and keeps its configuration.
     Shutdown(Reply<()>),
-    /// To forget the VM.
+    /// Deletes the VM and its configuration.
     Delete(Reply<()>),
-    /// To start the VM again from its beginning.
+    /// Starts the VM again from its beginning.
     Reboot(Reply<()>),
-    /// To stop the vCPUs.
+    /// Stops the vCPUs.
     Pause(Reply<()>),
-    /// To start the vCPUs again.
+    /// Starts the vCPUs again.
     Resume(Reply<()>),
-    /// To tell the guest that somebody pressed its power button.
+    /// Presses the guest's power button.
     PowerButton(Reply<()>),
-    /// How the VM is.
+    /// Returns configuration and state of the VM.
     Info(Reply<VmInfo>),
-    /// What there is to count, by device.
+    /// Returns the counters of all devices.
     Counters(Reply<Counters>),
-    /// Who may reach whom.
+    /// Returns the P2P domains, routes and exposures.
     P2p(Reply<P2pInfo>),
-    /// To let the peers of a device reach it, or no more.
+    /// Opens or closes the mappings through which peers reach a device.
     P2pWindows(P2pWindows, Reply<()>),
-    /// To add a device, which may have come open; its place in the guest, if there is a guest.
+    /// Adds a device, with its descriptor if one came with the request. Returns its place in the guest if the VM runs.
     AddDevice(DeviceConfig, Option<OwnedFd>, Reply<Option<PciDevice>>),
-    /// To ask the guest to let go of a device.
+    /// Asks the guest to release a device.
     RemoveDevice(RemoveDevice, Reply<()>),
 }
 
-/// What there is to count: for every device its counters.
+/// Counters by name, by device.
 pub type Counters = BTreeMap<String, BTreeMap<String, u64>>;
 
-/// Where the answer to one call goes.
+/// Destination of the answer to one call.
 #[derive(Debug)]
 pub struct Reply<T>(oneshot::Sender<Result<T, Failure>>);
 
 impl<T> Reply<T> {
-    /// Answers. A client that went away in the meantime does not matter.
+    /// Sends the answer. It is dropped if the client has gone.
     pub fn send(self, answer: Result<T, Failure>) {
         let _ = self.0.send(answer);
     }
 }
 
-/// The owner's end of the calls.
+/// The receiving end of the calls, for the owner of the VM.
 pub struct CallQueue {
     calls: Mutex<Receiver<Call>>,
     event: Arc<EventFd>,
 }
 
-/// The API's end of the calls.
+/// The sending end of the calls, for the API thread.
 #[derive(Clone)]
 pub(super) struct Caller {
     calls: Sender<Call>,
     event: Arc<EventFd>,
 }
 
-/// Both ends of a new queue.
+/// Creates a queue and returns both ends.
 pub(super) fn queue() -> io::Result<(Caller, CallQueue)> {
     let (sender, receiver) = channel(WAITING);
     let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
@@ -97,12 +97,12 @@ pub(super) fn queue() -> io::Result<(Caller, CallQueue)> {
 }
 
 impl CallQueue {
-    /// Readable when there are calls.
+    /// Readable when calls are waiting.
     pub fn event(&self) -> &EventFd {
         &self.event
     }
 
-    /// The next call, if there is one.
+    /// The next call, if one is waiting.
     pub fn next(&self) -> Option<Call> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.try_recv().ok()
@@ -110,7 +110,7 @@ impl CallQueue {
 }
 
 impl Caller {
-    /// Hands over the call that `make` makes when it is its turn, and waits for its answer.
+    /// Queues the call that `make` builds and waits for the answer.
     pub(super) async fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Call) -> Result<T, Failure> {
         let (sender, answer) = oneshot::channel();
         let sent = self.calls.send(make(Reply(sender))).await;

@@ -1,11 +1,11 @@
-//! A client of the REST API of a VMM: this project's, or cloud-hypervisor's.
+//! Client of a VMM's REST API: a VMM of this project, or cloud-hypervisor.
 //!
-//! Synchronous, one connection per call, and no call takes longer than the client's patience.
+//! Calls are synchronous and use one connection each. No call takes longer than the client's timeout.
 
 mod connect;
-mod conversation;
 mod error;
 mod events;
+mod http_exchange;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,9 @@ pub use connect::connect;
 pub use error::ClientError;
 pub use events::{EventStream, Next};
 
-pub(crate) use conversation::Conversation;
+pub(crate) use http_exchange::HttpExchange;
 
-/// How long a call may take, unless said. To add a device with much memory takes seconds.
+/// Default timeout of a call. To add a device with much memory takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client of the VMM at one socket.
@@ -40,7 +40,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the VMM that listens at `socket`.
+    /// Creates a client of the VMM that listens at `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
@@ -48,38 +48,39 @@ impl Client {
         }
     }
 
-    /// The same with another patience: how long a call may take in all.
+    /// Sets the time that a call may take in all.
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
     }
 
-    /// Where the VMM listens.
+    /// The socket of the VMM's API.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Whether the VMM is there, and which it is.
+    /// Build, version and process ID of the VMM.
     ///
     /// # Errors
-    /// See [`ClientError`]; so for all calls.
+    /// [`ClientError`], as for all calls.
     pub fn ping(&self) -> Result<VmmPing, ClientError> {
         self.get("vmm.ping")
     }
 
-    /// How the VM is.
+    /// Configuration, state and devices of the VM.
     pub fn info(&self) -> Result<VmInfo, ClientError> {
         self.get("vm.info")
     }
 
-    /// Who may reach whom.
+    /// P2P domains, routes and exposures of the VM.
     pub fn p2p(&self) -> Result<P2pInfo, ClientError> {
         self.get("vm.p2p")
     }
 
-    /// Adds a device; where it is in the guest, if there is a guest. If it is an inherited descriptor, that is sent.
+    /// Adds a device. Returns its place in the guest if the VM runs. A device given as an inherited descriptor is sent
+    /// with the request.
     pub fn add_device(&self, device: &DeviceConfig) -> Result<Option<PciDevice>, ClientError> {
         let call = "vm.add-device";
-        let riders = match device.fd {
+        let fds = match device.fd {
             Some(fd) => vec![
                 fd.duplicate()
                     .map_err(|source| ClientError::Descriptor { fd, source })?,
@@ -88,47 +89,47 @@ impl Client {
         };
         let body =
             serde_json::to_vec(device).map_err(|error| ClientError::malformed(call, error))?;
-        let answer = self.talk("PUT", call, Some(&body), &riders)?;
+        let answer = self.call("PUT", call, Some(&body), &fds)?;
         answer.map(|body| parse(call, &body)).transpose()
     }
 
-    /// Asks the guest to let go of a device. An event says when it has.
+    /// Asks the guest to release a device. An event reports when the device is gone.
     pub fn remove_device(&self, request: &RemoveDevice) -> Result<(), ClientError> {
         self.put("vm.remove-device", request).map(|_| ())
     }
 
-    /// Makes a call that has no body, such as `vm.pause`.
+    /// Makes a call without a body, such as `vm.pause`.
     pub fn act(&self, call: &str) -> Result<(), ClientError> {
-        self.talk("PUT", call, None, &[]).map(|_| ())
+        self.call("PUT", call, None, &[]).map(|_| ())
     }
 
-    /// What a call answers, such as `vm.info`.
+    /// Makes a call that only reads, such as `vm.info`, and returns the answer.
     pub fn get<T: DeserializeOwned>(&self, call: &str) -> Result<T, ClientError> {
-        let body = self.talk("GET", call, None, &[])?.unwrap_or_default();
+        let body = self.call("GET", call, None, &[])?.unwrap_or_default();
         parse(call, &body)
     }
 
-    /// Makes a call with a body, such as `vm.create`; what it answers, if anything.
+    /// Makes a call with a body, such as `vm.create`. Returns the body of the answer, if there is one.
     pub fn put(&self, call: &str, body: &impl Serialize) -> Result<Option<Vec<u8>>, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::malformed(call, error))?;
-        self.talk("PUT", call, Some(&body), &[])
+        self.call("PUT", call, Some(&body), &[])
     }
 
-    /// What happens from now on. A VMM of this project only: cloud-hypervisor has no such call.
+    /// Opens the stream of events, from now on. cloud-hypervisor has no such call.
     pub fn events(&self) -> Result<EventStream, ClientError> {
         EventStream::open(&self.socket, self.patience)
     }
 
-    fn talk(
+    fn call(
         &self,
-        verb: &str,
+        method: &str,
         call: &str,
         body: Option<&[u8]>,
-        riders: &[OwnedFd],
+        fds: &[OwnedFd],
     ) -> Result<Option<Vec<u8>>, ClientError> {
-        let mut conversation = Conversation::open(&self.socket, call, self.patience)?;
-        conversation.ask(&format!("{verb} /api/v1/{call} HTTP/1.1"), body, riders)?;
-        conversation.answer()
+        let mut exchange = HttpExchange::open(&self.socket, call, self.patience)?;
+        exchange.send_request(&format!("{method} /api/v1/{call} HTTP/1.1"), body, fds)?;
+        exchange.answer()
     }
 }
 

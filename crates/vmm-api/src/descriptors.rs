@@ -1,4 +1,4 @@
-//! Bytes on unix sockets, with the descriptors that ride on them (unix(7): `SCM_RIGHTS`).
+//! Sending bytes and descriptors on a unix socket (unix(7): `SCM_RIGHTS`).
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// Most descriptors on one message (linux include/net/scm.h: `SCM_MAX_FD`).
+/// Largest number of descriptors on one message (linux include/net/scm.h: `SCM_MAX_FD`).
 pub(crate) const MOST_DESCRIPTORS: usize = 253;
 
-/// Writes as much as there is room for; descriptors ride on the first byte.
+/// Sends as many bytes as there is room for. The descriptors go with the first byte.
 pub(crate) fn send(
     stream: impl AsFd,
     bytes: &[u8],
@@ -18,8 +18,8 @@ pub(crate) fn send(
 ) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let riders: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    if !riders.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&riders)) {
+    let fds: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Errno::TOOMANYREFS);
     }
     let flags = SendFlags::NOSIGNAL;

@@ -1,4 +1,4 @@
-//! Description of a device to assign: one type for command line, REST and tests.
+//! Configuration of an assigned device: one type for command line, REST and tests.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,15 +9,16 @@ use iommu_group::Sbdf;
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
-use crate::inherited::Inherited;
-use crate::lacking::Lacking;
+use crate::inherited_fd::InheritedFd;
 use crate::options::{OptionError, Options, quote};
+use crate::unsupported::Unsupported;
 
 const KEYS: [&str; 6] = ["path", "fd", "id", "p2p", "p2p_domain", "expose"];
 
 /// A device to assign to a virtual machine.
 ///
-/// As text it is an option list, as cloud-hypervisor spells it plus `p2p`; as JSON an object with the same keys.
+/// The text form is an option list in cloud-hypervisor's syntax plus `p2p`. The JSON form is an object with the same
+/// keys.
 ///
 /// ```
 /// let device: vmm_api::DeviceConfig = "path=/sys/bus/pci/devices/0000:03:00.0,id=nvme0,p2p=on".parse()?;
@@ -33,33 +34,34 @@ const KEYS: [&str; 6] = ["path", "fd", "id", "p2p", "p2p_domain", "expose"];
     schemars(description = "A device to assign to a VM")
 )]
 pub struct DeviceConfig {
-    /// The device's directory in sysfs. Where the device comes as a descriptor, none until somebody has looked.
+    /// The device's directory in sysfs. For a device given as a descriptor it is absent until the VMM has found it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// What somebody else has opened the device by, `/dev/vfio/devices/vfioN`. A number says something in the process
-    /// that has inherited the descriptor only: in a request of the API the descriptor rides on the message.
+    /// A descriptor of `/dev/vfio/devices/vfioN`, opened by another process. The number is valid only in the process
+    /// that inherited it; a request to the API carries the descriptor itself.
     #[serde(skip)]
-    pub fd: Option<Inherited>,
-    /// Name by which the device is known in the API; chosen by the VMM if absent.
+    pub fd: Option<InheritedFd>,
+    /// Name of the device in the API; chosen by the VMM if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Whether the device may take part in peer-to-peer DMA. Off unless asked for.
+    /// Whether the device may take part in peer-to-peer DMA. Off by default.
     pub p2p: bool,
-    /// Which of the VM's P2P domains it joins; the one without a name if absent. Members of a domain are peers of
-    /// each other and of nobody else. Means something with `p2p` only.
+    /// Name of the P2P domain that it joins; the unnamed domain if absent. Members of a domain are peers of each other
+    /// only. Needs `p2p`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p2p_domain: Option<String>,
-    /// Functions that may be reachable without the IOMMU because of this device: others that it reaches, or itself if
-    /// others reach it. Without that the device is refused. As text they are joined by `+`.
+    /// Functions that may be reachable without the IOMMU because of this device: functions that it reaches, or the
+    /// device itself if others reach it. An exposure that is not listed is refused. The text form joins the functions
+    /// by `+`.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub expose: BTreeSet<Sbdf>,
 }
 
-/// The JSON of a device as cloud-hypervisor spells it, with what this VMM lacks.
+/// JSON of a device in cloud-hypervisor's form, with the fields that this VMM does not support.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 struct DeviceFields {
     path: Option<PathBuf>,
     id: Option<String>,
@@ -68,19 +70,19 @@ struct DeviceFields {
     p2p_domain: Option<String>,
     #[serde(default)]
     expose: BTreeSet<Sbdf>,
-    /// Says nothing: a descriptor rides on the message, as cloud-hypervisor has it.
+    /// Ignored: the descriptor comes with the message, as in cloud-hypervisor.
     #[serde(default)]
     fd: Option<i64>,
     #[serde(default)]
-    iommu: Lacking,
+    iommu: Unsupported,
     #[serde(default)]
-    pci_segment: Lacking,
+    pci_segment: Unsupported,
     #[serde(default)]
-    pci_device_id: Lacking,
+    pci_device_id: Unsupported,
     #[serde(default)]
-    x_nv_gpudirect_clique: Lacking,
+    x_nv_gpudirect_clique: Unsupported,
     #[serde(default)]
-    x_exclude_mmap_bars: Lacking,
+    x_exclude_mmap_bars: Unsupported,
 }
 
 impl TryFrom<DeviceFields> for DeviceConfig {
@@ -106,12 +108,12 @@ impl DeviceConfig {
     /// The device's directory in sysfs.
     ///
     /// # Errors
-    /// [`ConfigError::NoPath`] if it is not known.
+    /// [`ConfigError::NoPath`] if it is unknown.
     pub fn directory(&self) -> Result<&Path, ConfigError> {
         self.path.as_deref().ok_or(ConfigError::NoPath)
     }
 
-    /// This, if its parts go together.
+    /// Checks that the fields are consistent.
     fn checked(self) -> Result<Self, OptionError> {
         match (&self.p2p_domain, self.fd, &self.path) {
             (Some(domain), _, _) if !self.p2p => Err(OptionError::BadValue {
@@ -125,7 +127,7 @@ impl DeviceConfig {
     }
 }
 
-/// Functions that are joined by `+`.
+/// Parses functions that are joined by `+`.
 fn functions(text: &str) -> Result<BTreeSet<Sbdf>, OptionError> {
     let parsed = text.split('+').map(str::parse);
     parsed
@@ -150,7 +152,7 @@ impl FromStr for DeviceConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &KEYS)?;
-        let fd = options.value("fd", Inherited::WHAT)?;
+        let fd = options.value("fd", InheritedFd::WHAT)?;
         let path = match fd {
             None => Some(options.required("path")?),
             Some(_) => options.text("path"),
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_stands_for_a_path() {
+    fn a_descriptor_replaces_the_path() {
         let device: DeviceConfig = "fd=7,p2p=on".parse().unwrap();
         assert_eq!(device.fd, "7".parse().ok());
         assert_eq!(device.directory(), Err(ConfigError::NoPath));
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_in_a_request_is_no_descriptor() {
+    fn a_descriptor_number_in_a_request_is_ignored() {
         let device: DeviceConfig = serde_json::from_str(r#"{"fd":5,"id":"x"}"#).unwrap();
         assert_eq!((device.fd, &device.path), (None, &None));
         assert!(serde_json::from_str::<DeviceConfig>(r#"{"fd":"5"}"#).is_err());
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_needs_p2p() {
+    fn a_domain_requires_p2p() {
         let error = "path=/x,p2p_domain=a".parse::<DeviceConfig>().unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -1,36 +1,36 @@
-//! OpenAPI documents of APIs, made from the types that are parsed and answered.
+//! OpenAPI documents, generated from the types of requests and answers.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::server::Verb;
+use super::server::HttpMethod;
 
-/// How a type is described.
+/// Generates the schema of a type.
 type Describe = fn(&mut SchemaGenerator) -> Value;
 
-/// A call as a client sees it.
+/// Description of a call.
 #[derive(Clone, Copy)]
 pub struct CallSpec {
     name: &'static str,
-    verb: Verb,
+    verb: HttpMethod,
     summary: &'static str,
     body: Option<Describe>,
-    /// Whether the call does without its body.
+    /// Whether the body may be left out.
     optional: bool,
-    /// What is in the body of the answer 200.
+    /// Content of the answer with status 200.
     answer: Option<(&'static str, Describe)>,
-    /// What an answer without a body means, and its status.
+    /// Status and meaning of an answer without a body.
     done: Option<(u16, &'static str)>,
 }
 
-/// An API as a client sees it.
+/// Description of an API.
 pub struct Description<'a> {
-    /// The program that answers.
+    /// The name of the program.
     pub title: &'a str,
-    /// What it is, in a sentence.
+    /// One sentence about the program.
     pub description: &'a str,
-    /// Statuses that say no, and what they mean.
+    /// Error statuses and their meaning.
     pub errors: &'a [(&'a str, &'a str)],
     /// All calls.
     pub calls: &'a [CallSpec],
@@ -43,12 +43,12 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
 }
 
 impl CallSpec {
-    /// A call that changes nothing and is answered with a `T`. What its name has in braces is a part of the path.
+    /// A call that changes nothing and is answered with a `T`. A part of the name in braces is a path parameter.
     #[must_use]
     pub fn get<T: JsonSchema>(name: &'static str, summary: &'static str) -> Self {
         Self {
             name,
-            verb: Verb::Get,
+            verb: HttpMethod::Get,
             summary,
             body: None,
             optional: false,
@@ -57,12 +57,12 @@ impl CallSpec {
         }
     }
 
-    /// A call that has something done, and has no body and no answer but that it was.
+    /// A call that changes something. It has no body, and its answer is empty.
     #[must_use]
     pub fn put(name: &'static str, summary: &'static str) -> Self {
         Self {
             name,
-            verb: Verb::Put,
+            verb: HttpMethod::Put,
             summary,
             body: None,
             optional: false,
@@ -71,7 +71,7 @@ impl CallSpec {
         }
     }
 
-    /// The same with a body.
+    /// Adds a body.
     #[must_use]
     pub fn takes<T: JsonSchema>(self) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl CallSpec {
         }
     }
 
-    /// The same with a body that may be left out.
+    /// Adds an optional body.
     #[must_use]
     pub fn may_take<T: JsonSchema>(self) -> Self {
         Self {
@@ -89,7 +89,7 @@ impl CallSpec {
         }
     }
 
-    /// The same, answered with a `T` and nothing else.
+    /// Sets the answer to a `T`.
     #[must_use]
     pub fn gives<T: JsonSchema>(self) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl CallSpec {
         }
     }
 
-    /// The same, answered with a `T`, or with a status that means something else.
+    /// Sets the answer to a `T`, or to an empty answer with `status`.
     #[must_use]
     pub fn gives_or<T: JsonSchema>(self, status: u16, meaning: &'static str) -> Self {
         Self {
@@ -109,7 +109,7 @@ impl CallSpec {
         }
     }
 
-    /// The same with another status, or another meaning, of an answer without a body.
+    /// Sets status and meaning of the empty answer.
     #[must_use]
     pub fn done(self, status: u16, meaning: &'static str) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl CallSpec {
         }
     }
 
-    /// A call that is answered with server-sent events, whose data are `T`s.
+    /// A call that is answered with server-sent events whose data are `T`s.
     #[must_use]
     pub fn events<T: JsonSchema>(name: &'static str, summary: &'static str) -> Self {
         Self {
@@ -127,9 +127,9 @@ impl CallSpec {
         }
     }
 
-    /// The name up to what differs from call to call, as a [`Desk`](super::Desk) has it.
+    /// The name up to the path parameter, in the form that a [`Handler`](super::Handler) uses.
     #[must_use]
-    pub fn route(&self) -> (&'static str, Verb) {
+    pub fn route(&self) -> (&'static str, HttpMethod) {
         let fixed = self.name.split('{').next().unwrap_or(self.name);
         (fixed, self.verb)
     }
@@ -174,15 +174,15 @@ impl CallSpec {
             operation.insert("parameters".to_owned(), parameter);
         }
         let verb = match self.verb {
-            Verb::Get => "get",
-            Verb::Put => "put",
+            HttpMethod::Get => "get",
+            HttpMethod::Put => "put",
         };
         json!({ verb: operation })
     }
 }
 
 impl Description<'_> {
-    /// The document.
+    /// The OpenAPI document.
     #[must_use]
     pub fn openapi(&self) -> Value {
         let settings = SchemaSettings::draft2020_12().with(|settings| {
@@ -219,7 +219,7 @@ impl Description<'_> {
     }
 }
 
-/// Errors are lists of messages, from the top to the cause.
+/// Errors are lists of messages, the root cause last.
 fn error(meaning: &str) -> Value {
     let schema = json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 });
     json!({ "description": meaning, "content": { JSON: { "schema": schema } } })

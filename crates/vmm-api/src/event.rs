@@ -1,12 +1,12 @@
-//! What a VMM tells without being asked: the life of the VM and of its devices, in cloud-hypervisor's form.
+//! Events of a VMM: the state of the VM and of its devices, in cloud-hypervisor's format.
 //!
 //! ```text
 //! main thread ──publish──▶ EventLog ──▶ EventMonitor   a file or descriptor, for one reader
 //!                          (the last   ──▶ API           server-sent events, for many
 //!                           thousand)
 //! ```
-//! Nobody who reads slowly holds up the VM, and nothing is lost unsaid: a reader that fell too far behind gets an event
-//! that says how many it missed.
+//! A slow reader does not block the VM. A reader that falls too far behind gets an event with the number of missed
+//! events.
 
 mod log;
 mod monitor;
@@ -22,103 +22,103 @@ pub use log::{EVENTS, EventLog};
 pub(crate) use log::{Found, Reader};
 pub use monitor::{EventMonitor, MonitorError, MonitorTarget};
 
-/// What happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The VMM is up.
+    /// The VMM has started.
     VmmStarting,
     /// The VMM is about to end.
     VmmShutdown,
     /// The VM is being built.
     VmBooting,
-    /// The VM runs its first instructions.
+    /// The VM has started.
     VmBooted,
     /// The vCPUs are being stopped.
     VmPausing,
-    /// No vCPU runs.
+    /// All vCPUs are stopped.
     VmPaused,
     /// The vCPUs are being started again.
     VmResuming,
     /// The vCPUs run again.
     VmResumed,
-    /// The VM is being taken apart, to be built again.
+    /// The VM is being stopped to start again.
     VmRebooting,
-    /// The VM runs again from its beginning.
+    /// The VM has started again from its beginning.
     VmRebooted,
-    /// The VM was taken apart.
+    /// The VM was stopped.
     VmShutdown,
-    /// The VM's description was forgotten.
+    /// The VM's configuration was deleted.
     VmDeleted,
-    /// The guest has a new device.
+    /// A device was added to the guest.
     DeviceAdded {
-        /// Its name.
+        /// The device's name.
         id: String,
-        /// Where it is in the guest.
+        /// The device's address in the guest.
         bdf: String,
     },
-    /// A device was not added; nothing of it is left.
+    /// A device could not be added. Nothing of it is left in the VM.
     DeviceAddFailed {
-        /// Its name.
+        /// The device's name.
         id: String,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// The guest was asked to let go of a device.
+    /// The guest was asked to release a device.
     DeviceUnplugRequested {
-        /// Its name.
+        /// The device's name.
         id: String,
     },
-    /// A device is gone from the guest and free for the host.
+    /// A device was removed from the guest and closed.
     DeviceRemoved {
-        /// Its name.
+        /// The device's name.
         id: String,
-        /// Where it was in the guest.
+        /// The device's address in the guest.
         bdf: String,
-        /// How it left the guest.
+        /// How the device left the guest.
         departure: Departure,
     },
-    /// The guest did not let go in time; the device is still attached.
+    /// The guest did not release the device in time; the device is still attached.
     DeviceUnplugTimeout {
-        /// Its name.
+        /// The device's name.
         id: String,
     },
-    /// Requests between peers take a longer way than they could.
+    /// Requests between peers take a longer route than possible.
     DeviceRouteDegraded {
-        /// The device whose window is not where it should be.
+        /// The device whose BAR mapping is not at the address that the shorter route needs.
         id: String,
-        /// What happened to the route.
+        /// The change of the route.
         reason: String,
     },
-    /// The guest moved a window of a device.
+    /// The guest moved a BAR of a device.
     DeviceWindowMoved {
-        /// Its name.
+        /// The device's name.
         id: String,
-        /// Which BAR.
+        /// The number of the BAR.
         bar: u8,
-        /// Guest-physical address of its window; none while it has none.
+        /// Guest-physical address of the BAR; `None` if it is not mapped.
         gpa: Option<u64>,
     },
-    /// A device of the VM reaches a function without the IOMMU, or is reached so, and that was accepted.
+    /// A device of the VM and a function reach each other without the IOMMU, and the exposure was accepted.
     DeviceExposed {
         /// The device's name.
         id: String,
-        /// The function that is reached.
+        /// The reachable function.
         function: String,
-        /// Who reaches it, where, and who accepts that.
+        /// The functions and ports on the path, and who accepted the exposure.
         reason: String,
     },
-    /// A device had more to tell than it may.
+    /// A device caused more events than the limit.
     DeviceEventsSuppressed {
-        /// Its name.
+        /// The device's name.
         id: String,
-        /// How many events were not told.
+        /// The number of suppressed events.
         count: u64,
     },
-    /// Something is wrong with a device.
+    /// A device error.
     DeviceError {
-        /// Its name.
+        /// The device's name.
         id: String,
-        /// What is wrong.
+        /// The error.
         reason: String,
     },
 }
@@ -126,30 +126,30 @@ pub enum Event {
 /// How a device left the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Departure {
-    /// The guest let go of it when it was asked.
-    Asked,
-    /// The guest let go of it unasked.
-    Unasked,
-    /// It was taken from the guest.
+    /// The guest released it on request.
+    Requested,
+    /// The guest released it without a request.
+    GuestInitiated,
+    /// The VMM removed it without the guest's consent.
     Forced,
 }
 
-/// An event with its time, as clients see it.
+/// An event with its time, in the form that clients get.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Record {
     /// Time since the VMM started.
     pub timestamp: Duration,
-    /// Whom it is about: `vmm` or `vm`.
+    /// What the event is about: `vmm` or `vm`.
     pub source: String,
-    /// What happened.
+    /// Name of the event.
     pub event: String,
-    /// The particulars, if there are any.
+    /// Properties of the event, if it has any.
     pub properties: Option<BTreeMap<String, String>>,
 }
 
 impl Event {
-    /// The event as it is told at `timestamp`.
+    /// The record of the event at `timestamp`.
     fn record(&self, timestamp: Duration) -> Record {
         let (source, event, properties) = self.parts();
         let properties = properties
@@ -190,7 +190,7 @@ impl Event {
             }
             Self::DeviceUnplugRequested { id } => of("device-unplug-requested", id, &[]),
             Self::DeviceRemoved { id, bdf, departure } => {
-                let reason = word(*departure);
+                let reason = reason(*departure);
                 of("device-removed", id, &[("bdf", bdf), ("reason", reason)])
             }
             Self::DeviceUnplugTimeout { id } => of("device-unplug-timeout", id, &[]),
@@ -224,11 +224,11 @@ impl Event {
     }
 }
 
-/// How clients are told of a departure.
-fn word(departure: Departure) -> &'static str {
+/// The `reason` property of `device-removed`.
+fn reason(departure: Departure) -> &'static str {
     match departure {
-        Departure::Asked => "asked",
-        Departure::Unasked => "unasked",
+        Departure::Requested => "asked",
+        Departure::GuestInitiated => "unasked",
         Departure::Forced => "forced",
     }
 }
@@ -238,11 +238,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_have_cloud_hypervisors_form() {
+    fn records_have_cloud_hypervisors_format() {
         let event = Event::DeviceRemoved {
             id: "nvme0".into(),
             bdf: "0000:02:00.0".into(),
-            departure: Departure::Unasked,
+            departure: Departure::GuestInitiated,
         };
         let record = event.record(Duration::new(3, 5));
         assert_eq!(
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_particulars_has_null_properties() {
+    fn an_event_without_properties_has_null() {
         let record = Event::VmBooted.record(Duration::ZERO);
         let json = serde_json::to_string(&record).unwrap();
         assert!(

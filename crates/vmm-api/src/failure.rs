@@ -1,10 +1,10 @@
-//! Why a call was not done, and what a client is told of it.
+//! Errors of calls, and their HTTP answers.
 
 use hyper::StatusCode;
 
 use crate::ConfigError;
 
-/// Why the owner of the VM did not do what a call asks.
+/// Reason why the VMM did not carry out a call.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// There is no VM.
@@ -13,28 +13,28 @@ pub enum Failure {
     /// There is a VM already.
     #[error("VM is already created")]
     AlreadyCreated,
-    /// The VM has no guest.
+    /// The VM does not run.
     #[error("VM is not running")]
     NotRunning,
-    /// It cannot be done in the VM's state.
+    /// The state of the VM does not permit the call.
     #[error("invalid VM state transition: {0}")]
     State(String),
-    /// No device has this name.
+    /// There is no device with this name.
     #[error("No device with id {0:?} to remove")]
     UnknownDevice(String),
-    /// What was given as a device is none.
+    /// The path or descriptor is not a device that can be assigned.
     #[error("{0}")]
     NoSuchDevice(String),
-    /// What was asked for makes no sense.
+    /// The configuration is invalid.
     #[error("Failed to validate config")]
     Invalid(#[from] ConfigError),
-    /// The body is not the JSON that the call needs.
+    /// The body is not the JSON that the call expects.
     #[error("Failed to deserialize JSON")]
     Malformed(String),
-    /// There is no such thing.
+    /// The object of the call does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// Policy or hardware forbid it. Nothing was changed.
+    /// Policy or hardware forbid the call. Nothing was changed.
     #[error("refused")]
     Refused {
         /// Every reason, most fundamental first.
@@ -45,25 +45,25 @@ pub enum Failure {
     NoSuchFile {
         /// The file.
         path: String,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// It was tried and did not work.
+    /// The call was started and failed.
     #[error("{}", messages.first().map_or("failed", String::as_str))]
     Failed {
-        /// What went wrong, the root cause last.
+        /// The error and its causes, the root cause last.
         messages: Vec<String>,
     },
-    /// Too much is waiting already.
+    /// Too many calls are waiting.
     #[error("Too Many Requests")]
     Busy,
-    /// The VMM ends.
+    /// The VMM is shutting down.
     #[error("the VMM is shutting down")]
     Ending,
 }
 
 impl Failure {
-    /// A failure with its causes.
+    /// A failure with the causes of `error`.
     pub fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         let chain = std::iter::successors(Some(error), |error| error.source());
         Self::Failed {
@@ -71,8 +71,8 @@ impl Failure {
         }
     }
 
-    /// The status that says it best. cloud-hypervisor answers 500 to what cannot be done in the VM's state;
-    /// nothing has failed then, so it is a conflict here.
+    /// The HTTP status. cloud-hypervisor answers 500 to calls that the state of the VM does not permit; here that is a
+    /// conflict (409).
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NotCreated | Self::UnknownDevice(_) | Self::NotFound(_) => StatusCode::NOT_FOUND,
@@ -91,7 +91,7 @@ impl Failure {
         }
     }
 
-    /// What goes below "Error from API" and the name of what was tried, top first.
+    /// The messages below "Error from API" and the failed action, the root cause last.
     pub(super) fn messages(&self) -> Vec<String> {
         match self {
             Self::Failed { messages } => messages.clone(),
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn status_says_whose_fault_it_is() {
+    fn each_failure_has_its_status() {
         let refused = Failure::Refused {
             reasons: vec!["two groups".into()],
         };
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_go_from_the_top_to_the_cause() {
+    fn messages_end_with_the_root_cause() {
         let failure = Failure::from(ConfigError::DuplicateId("a".into()));
         assert_eq!(
             failure.messages(),

@@ -5,12 +5,12 @@
 //!                              ▲                            │
 //!                              └──────────── Reply ─────────┘
 //! ```
-//! The thread of the API decides nothing: each request becomes a [`Call`] that the owner of the VM answers, one after the
-//! other. A client needs the [types](VmInfo) only; a VMM needs the feature `server`. The feature `schema` describes
-//! the types, for the OpenAPI document.
+//! The API thread makes no decisions: the owner of the VM answers one [`Call`] after the other. A VMM needs the feature
+//! `server`; a client needs only the [types](VmInfo). The feature `schema` adds the OpenAPI
+//! description.
 //!
-//! [`VmConfig`] and [`DeviceConfig`] are the one description of a VM and its devices that the command line, the REST API
-//! and the tests share. [`EventLog`] is what a VMM tells, to [`EventMonitor`] and to the readers of the API.
+//! [`VmConfig`] and [`DeviceConfig`] are the configuration types of the command line, the REST API and the tests.
+//! [`EventLog`] holds the events of a VMM for [`EventMonitor`] and the clients of the API.
 
 #[cfg(feature = "server")]
 mod call;
@@ -22,19 +22,19 @@ mod document;
 mod event;
 #[cfg(feature = "server")]
 mod failure;
-mod gate;
-mod inherited;
-mod lacking;
+#[cfg(all(test, feature = "server"))]
+mod fake_vmm;
+mod inherited_fd;
 mod options;
 mod p2p;
-#[cfg(all(test, feature = "server"))]
-mod puppet;
+mod request_filter;
 #[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "server")]
 mod socket;
 mod thread;
 mod types;
+mod unsupported;
 mod vm_config;
 #[cfg(all(feature = "server", feature = "schema"))]
 mod vmm;
@@ -50,15 +50,15 @@ pub use event::{
 };
 #[cfg(feature = "server")]
 pub use failure::Failure;
-pub use gate::{Gate, GatedCall, Passage};
-pub use inherited::Inherited;
+pub use inherited_fd::InheritedFd;
 pub use options::{OptionError, Options};
 pub use p2p::{
     P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember, P2pMemory, P2pRoute,
     P2pVerdict, P2pWindow, UNSHARED_TRANSFERS,
 };
+pub use request_filter::{Decision, FilteredCall, RequestFilter};
 #[cfg(feature = "server")]
-pub use server::{ApiServer, Desk, Inquiry, ServerError, Verb};
+pub use server::{ApiCall, ApiServer, Handler, HttpMethod, ServerError};
 #[cfg(feature = "server")]
 pub use socket::SocketError;
 pub use thread::start as start_thread;

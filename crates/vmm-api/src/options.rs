@@ -1,11 +1,11 @@
 //! Option lists of the command line: `key=value,key=value`.
 //!
-//! A value may stand in double quotes, in which a comma is an ordinary character and `""` is one quote.
+//! A value may be quoted with double quotes. Inside quotes a comma is an ordinary character and `""` is one quote.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-/// Why an option list was not understood. Every message names the offending key or text.
+/// Parse error of an option list. Every message names the key or text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// A key that this list does not have.
@@ -60,7 +60,7 @@ pub enum OptionError {
     },
 }
 
-/// An option list that was split into its keys and values and checked against the known keys.
+/// A parsed option list. All keys are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     values: BTreeMap<String, String>,
@@ -129,7 +129,7 @@ impl Options {
     }
 }
 
-/// `value` as it has to be written in an option list.
+/// Quotes `value` for an option list if necessary.
 pub(crate) fn quote(value: &str) -> String {
     if value.contains([',', '"']) {
         format!("\"{}\"", value.replace('"', "\"\""))
@@ -158,7 +158,7 @@ fn split_unquoted(text: &str) -> Vec<&str> {
     .collect()
 }
 
-/// The value without its quotes; `None` if they do not pair up.
+/// Removes the quotes of a value. Returns `None` if they do not pair up.
 fn unquote(raw: &str) -> Option<String> {
     let Some(rest) = raw.strip_prefix('"') else {
         return (!raw.contains('"')).then(|| raw.to_owned());

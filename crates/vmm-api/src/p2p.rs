@@ -1,59 +1,60 @@
-//! Who may reach whom: what `vm.p2p` answers. cloud-hypervisor has no such call.
+//! Answer to `vm.p2p`: domains, routes and exposures. cloud-hypervisor has no such call.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What happens to P2PDMA between devices that are not peers, in a guest that does not refuse it.
-pub const UNSHARED_TRANSFERS: &str = "Linux on an AMD Zen CPU, as this guest has, accepts P2PDMA between any two devices: \
-     between those that are not peers the IOMMU stops the requests, and data is silently wrong";
+/// Warning for a guest in which P2PDMA between devices that are not peers fails silently.
+pub const UNSHARED_TRANSFERS: &str = "this guest has an AMD Zen CPU, on which Linux accepts P2PDMA between any two devices:  \
+     between devices that are not peers the IOMMU stops the requests, and data is silently wrong";
 
-/// Answer to `vm.p2p`: who may reach whom, and how.
+/// Answer to `vm.p2p`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pInfo {
-    /// The domains: members of one reach each other, and nobody else does.
+    /// The P2P domains. Only members of one domain reach each other.
     pub domains: Vec<P2pDomain>,
     /// Names of the devices that reach guest memory only.
     pub others: Vec<String>,
-    /// What is between each two devices with P2P, in each direction.
+    /// The routes between each two devices with P2P, in both directions.
     pub routes: Vec<P2pRoute>,
     /// Functions that are reachable without the IOMMU because of the VM's devices.
     #[serde(default)]
     pub exposures: Vec<P2pExposure>,
-    /// What the devices are assigned by; none while there is no guest, and before its first device.
+    /// The kernel interface of the assigned devices; none before the first device and while the VM does not run.
     pub backend: Option<P2pBackend>,
-    /// Where the guest's memory is; empty while there is no guest.
+    /// The guest's memory; empty while the VM does not run.
     #[serde(default)]
     pub memory: Vec<P2pMemory>,
-    /// Whether transfers between devices that are not peers fail silently: some two are not, and the guest has an AMD Zen
-    /// CPU, on which Linux accepts P2PDMA between any two devices. The IOMMU stops the requests; writes are lost and reads
-    /// return garbage. On other CPUs, Linux in the guest refuses such transfers. False while there is no guest.
+    /// Whether transfers between devices that are not peers fail silently: there are two such devices, and the guest
+    /// has an AMD Zen CPU, on which Linux accepts P2PDMA between any two devices. The IOMMU stops the requests; writes
+    /// are lost and reads return garbage. On other CPUs, Linux in the guest refuses such transfers. False while the VM
+    /// does not run.
     #[serde(default)]
     pub unshared_transfers_fail_silently: bool,
 }
 
-/// A part of the guest's memory: every device of the VM reaches it.
+/// A range of the guest's memory. Every device of the VM reaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pMemory {
-    /// Where it is, guest-physical.
+    /// Guest-physical address.
     pub base: u64,
-    /// How long it is, in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// What the devices of a VM are assigned by.
+/// How the devices of a VM are assigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pBackend {
     /// The kernel's interface.
     pub interface: P2pInterface,
-    /// Why it is this one, in words.
+    /// Why this interface was chosen.
     pub reason: String,
 }
 
-/// An interface of the kernel to IOMMU contexts.
+/// Kernel interface for IOMMU contexts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -77,7 +78,7 @@ impl fmt::Display for P2pInterface {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pDomain {
-    /// Its name; none is that of the devices that name none.
+    /// Name; none for the unnamed domain.
     pub name: Option<String>,
     /// Its devices.
     pub members: Vec<P2pMember>,
@@ -87,43 +88,43 @@ pub struct P2pDomain {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pMember {
-    /// Its name.
+    /// Name.
     pub id: String,
-    /// Where it is on the host, `0000:03:00.0`.
+    /// Address on the host, `0000:03:00.0`.
     pub host: String,
     /// Its IOMMU group on the host.
     pub group: u32,
-    /// Where it is in the guest; none while there is no guest.
+    /// Address in the guest; none while the VM does not run.
     pub bdf: Option<String>,
-    /// What the others reach now.
+    /// The ranges that the other members reach now.
     pub windows: Vec<P2pWindow>,
 }
 
-/// A part of a BAR that peers reach.
+/// A range of a BAR that peers reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pWindow {
     /// The BAR's number, 0 to 5.
     pub bar: u8,
-    /// Where it is in the domain's I/O addresses, which are guest-physical.
+    /// Address in the domain's I/O address space, which is the guest-physical one.
     pub base: u64,
-    /// How long it is, in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// What is between two devices.
+/// The route between two devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pRoute {
-    /// Who starts requests.
+    /// The device that starts requests.
     pub from: String,
-    /// Who has the memory.
+    /// The device that has the memory.
     pub to: String,
-    /// Whether hardware and policy let it.
+    /// Whether hardware and policy permit it.
     pub verdict: P2pVerdict,
-    /// How requests go, if they may.
+    /// The route of requests, if they are permitted.
     pub route: Option<String>,
-    /// Why they may not.
+    /// The reasons, if requests are not permitted.
     pub reasons: Vec<String>,
 }
 
@@ -131,29 +132,29 @@ pub struct P2pRoute {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct P2pExposure {
-    /// The VM's device that reaches it, or is it.
+    /// The VM's device that reaches the function, or that is the function.
     pub id: String,
     /// The function on the host.
     pub function: String,
     /// The devices on the host that reach it.
     pub to: Vec<String>,
-    /// Where their requests go straight: ports that do not redirect, or the devices themselves.
+    /// Where requests bypass the IOMMU: ports that do not redirect them, or the devices themselves.
     pub through: Vec<String>,
-    /// Whether that is certain, or could not be read; otherwise it is up to the root complex or to a device.
+    /// Whether the path is certain or could not be read; otherwise it depends on the root complex or on a device.
     pub certain: bool,
-    /// Who accepts it, in words; none if nobody does.
+    /// Who accepted the exposure; none if nobody did.
     pub accepted: Option<String>,
 }
 
-/// Whether one device may reach another.
+/// Whether a device may reach another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum P2pVerdict {
-    /// It may, and does.
+    /// Permitted and mapped.
     Allowed,
-    /// It may not, whatever is asked for.
+    /// Not permitted.
     Denied,
-    /// It might, but the two are in different domains.
+    /// Permitted, but the devices are in different domains.
     Apart,
 }

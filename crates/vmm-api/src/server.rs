@@ -1,12 +1,12 @@
-//! The thread that serves the API.
+//! The API server: one thread.
 
 mod answer;
 mod connection;
-mod desk;
-mod forward;
+mod fd_stream;
+mod handler;
 mod listen;
+mod proxy;
 mod request;
-mod riders;
 mod routes;
 mod stream;
 
@@ -18,44 +18,44 @@ use std::thread::JoinHandle;
 use tokio::sync::Notify;
 
 use super::call::{CallQueue, queue};
-use crate::{EventLog, Gate, thread};
+use crate::{EventLog, RequestFilter, thread};
 
 use crate::SocketError;
 use crate::socket::ApiSocket;
-use answer::Answers;
-use desk::AtDesk;
-use forward::Forward;
+use answer::Service;
+use handler::HandlerService;
+use proxy::ApiProxy;
 use routes::VmmCalls;
 use stream::Streams;
 
-pub use desk::{Desk, Inquiry, Verb};
+pub use handler::{ApiCall, Handler, HttpMethod};
 
-/// Calls that a desk answers at once; more wait.
+/// Calls that a handler answers at once. Further calls wait.
 const MOST_ANSWERING: usize = 8;
 
-/// Why the API cannot be served.
+/// Error when the API server starts.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// There is no socket.
+    /// The socket cannot be created.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The thread cannot be made.
-    #[error("cannot start the thread of the API")]
+    /// The thread cannot be started.
+    #[error("cannot start the API thread")]
     Thread(#[source] io::Error),
 }
 
-/// The running API. Dropping it answers what is being asked, ends the thread, and removes the socket.
+/// A running API server. Dropping it waits for open answers, ends the thread and removes the socket.
 pub struct ApiServer {
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ApiServer {
-    /// Listens at `path`, for root and this process's user only; calls come out of the queue. The thread begins with
-    /// `first`, which may take rights away from it: to accept connections and to remove the socket is all that it needs.
+    /// Listens at `path`, for root and this process's user only. Calls arrive in the returned queue. The thread first
+    /// runs `first`, which may drop privileges: the thread only accepts connections and removes the socket.
     ///
     /// # Errors
-    /// The socket or the thread cannot be made, or `first` failed.
+    /// The socket cannot be created, the thread cannot be started, or `first` failed.
     pub fn start(
         path: &Path,
         events: &EventLog,
@@ -67,30 +67,34 @@ impl ApiServer {
         Ok((server, calls))
     }
 
-    /// Listens at `path`, for root and this process's user only; `desk` answers.
+    /// Listens at `path`, for root and this process's user only. `handler` answers the calls.
     ///
     /// # Errors
-    /// The socket or the thread cannot be made.
-    pub fn at_desk(
+    /// The socket cannot be created or the thread cannot be started.
+    pub fn with_handler(
         path: &Path,
         events: &EventLog,
-        desk: Arc<dyn Desk>,
+        handler: Arc<dyn Handler>,
     ) -> Result<Self, ServerError> {
-        let answers = AtDesk::new(desk, Streams::new(events.clone()));
+        let answers = HandlerService::new(handler, Streams::new(events.clone()));
         Self::serve(path, answers, events, || Ok(()))
     }
 
-    /// Listens at `path`, for root and this process's user only, and passes calls on to the VMM at `vmm`. `gate` decides about
-    /// those that give it devices or take them away.
+    /// Listens at `path`, for root and this process's user only, and forwards calls to the VMM at `vmm`. `filter` decides
+    /// about calls that add or remove devices.
     ///
     /// # Errors
-    /// The socket or the thread cannot be made.
-    pub fn before(path: &Path, vmm: PathBuf, gate: Arc<dyn Gate>) -> Result<Self, ServerError> {
-        let forward = Forward::new(vmm, gate);
+    /// The socket cannot be created or the thread cannot be started.
+    pub fn proxy(
+        path: &Path,
+        vmm: PathBuf,
+        filter: Arc<dyn RequestFilter>,
+    ) -> Result<Self, ServerError> {
+        let forward = ApiProxy::new(vmm, filter);
         Self::serve(path, forward, &EventLog::new(), || Ok(()))
     }
 
-    /// Waits until it can serve no more: for a program that does nothing else.
+    /// Waits until the server ends, for programs that do nothing else.
     pub fn join(mut self) {
         self.wait();
     }
@@ -99,13 +103,13 @@ impl ApiServer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("the thread of the API had panicked");
+            log::error!("the API thread panicked");
         }
     }
 
     fn serve(
         path: &Path,
-        answers: impl Answers,
+        answers: impl Service,
         events: &EventLog,
         first: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<Self, ServerError> {
@@ -121,7 +125,7 @@ impl ApiServer {
             .map_err(ServerError::Thread)?;
         let body = move || {
             runtime.block_on(listen::serve(socket, answers, events, stopped));
-            // What is still being answered has nobody left to be told.
+            // Service that are still running have no client left.
             runtime.shutdown_background();
         };
         let thread = thread::start("api", first, body).map_err(ServerError::Thread)?;

@@ -1,4 +1,4 @@
-//! The unix socket: for its owner only, from the moment it exists.
+//! The API's unix socket. Only its owner can connect, from the moment it exists.
 
 use std::fs;
 use std::io;
@@ -13,32 +13,32 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-/// Why there is no socket to be asked at.
+/// Error of the API's socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Something answers there already.
-    #[error("{path} is in use: another VMM answers there")]
+    /// Another process listens at the path.
+    #[error("{path} is in use: another process listens there")]
     InUse {
         /// The path.
         path: PathBuf,
     },
-    /// There is something that is not a socket.
+    /// The path exists and is not a socket.
     #[error("{path} exists and is not a socket")]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen at {path}")]
     Listen {
         /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// Connections that may wait to be accepted; the kernel's limit may be lower.
+/// Length of the backlog; the kernel's limit may be lower.
 const BACKLOG: i32 = 1024;
 
 fn stream_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
@@ -50,20 +50,20 @@ fn stream_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// A listening socket that is removed with this.
+/// A listening socket. Dropping it removes its file.
 pub(crate) struct ApiSocket {
     listener: UnixListener,
     _file: SocketFile,
 }
 
-/// The socket's file: removed when dropped, unless somebody has put another there.
+/// The socket's file. Dropping it removes the file, unless the file was replaced.
 struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl ApiSocket {
-    /// Makes the socket. A socket that nobody answers at is replaced.
+    /// Creates the socket. A socket without a listener is replaced.
     pub(crate) fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Listen {
             path: path.to_owned(),
@@ -81,7 +81,7 @@ impl ApiSocket {
         })
     }
 
-    /// The socket, to accept connections with.
+    /// The listener, to accept connections.
     pub(crate) fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
@@ -103,7 +103,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Takes away what an earlier VMM left behind.
+/// Removes the socket that an earlier VMM left.
 fn make_room(path: &Path) -> Result<(), SocketError> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
@@ -119,7 +119,7 @@ fn make_room(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// Whether somebody listens at a socket, whether or not there is room in the backlog.
+/// Whether a process listens at a socket, even if its backlog is full.
 fn is_listening(path: &Path) -> io::Result<bool> {
     let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {
@@ -131,8 +131,8 @@ fn is_listening(path: &Path) -> io::Result<bool> {
 
 fn open(path: &Path) -> io::Result<UnixListener> {
     let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-    // The file gets the mode of the socket (linux net/unix/af_unix.c: unix_bind_bsd()), so there is no moment in which
-    // others could connect.
+    // The file gets the mode of the socket (linux net/unix/af_unix.c: unix_bind_bsd()), so other users can never
+    // connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     listen(&socket, BACKLOG)?;

@@ -1,4 +1,4 @@
-//! Threads that do one thing before all else, such as giving up what they do not need.
+//! Threads that run a function, such as one that drops privileges, before their body.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -7,23 +7,23 @@ use std::thread::{Builder, JoinHandle};
 /// Starts a thread that runs `first` and then `body`.
 ///
 /// # Errors
-/// There is no thread, or `first` failed in it; then `body` was not run.
+/// The thread cannot be started, or `first` failed. Then `body` did not run.
 pub fn start(
     name: &str,
     first: impl FnOnce() -> io::Result<()> + Send + 'static,
     body: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let (tell, told) = sync_channel(1);
+    let (sender, receiver) = sync_channel(1);
     let thread = Builder::new().name(name.to_owned()).spawn(move || {
         let result = first();
         let goes_on = result.is_ok();
-        // Whoever starts a thread waits for this.
-        let _ = tell.send(result);
+        // `start` waits for this result.
+        let _ = sender.send(result);
         if goes_on {
             body();
         }
     })?;
-    match told.recv() {
+    match receiver.recv() {
         Ok(result) => result.map(|()| thread),
         Err(_) => Err(io::Error::other("it panicked")),
     }
@@ -38,14 +38,14 @@ mod tests {
     static RAN: AtomicBool = AtomicBool::new(false);
 
     #[test]
-    fn what_could_not_begin_does_not_run() {
+    fn the_body_does_not_run_if_the_first_function_fails() {
         let error = start(
             "x",
             || Err(io::ErrorKind::PermissionDenied.into()),
             || RAN.store(true, Ordering::SeqCst),
         );
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        let panics = start("x", || panic!("as it shall"), || {});
+        let panics = start("x", || panic!("expected"), || {});
         assert_eq!(panics.unwrap_err().to_string(), "it panicked");
         assert!(!RAN.load(Ordering::SeqCst));
 

@@ -1,4 +1,4 @@
-//! What requests and answers consist of, named as cloud-hypervisor names it.
+//! Types of requests and answers, with cloud-hypervisor's names.
 
 use std::collections::BTreeMap;
 
@@ -10,25 +10,25 @@ use crate::VmConfig;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmmPing {
-    /// Which build it is.
+    /// Version of the build.
     pub build_version: String,
-    /// Which release it is.
+    /// Version of the release.
     pub version: String,
-    /// Its process.
+    /// Process ID.
     pub pid: i64,
-    /// What it can do beyond the usual.
+    /// Optional features.
     pub features: Vec<String>,
 }
 
-/// Where the VM is in its life.
+/// State of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum VmState {
-    /// Described, or switched off.
+    /// Configured, or shut down.
     Created,
-    /// Its vCPUs run.
+    /// The vCPUs run.
     Running,
-    /// Its vCPUs are stopped.
+    /// The vCPUs are stopped.
     Paused,
 }
 
@@ -36,13 +36,13 @@ pub enum VmState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmInfo {
-    /// What was asked for, and came and went since.
+    /// Current configuration, with the devices that were added and removed.
     pub config: VmConfig,
-    /// Where it is in its life.
+    /// Current state.
     pub state: VmState,
     /// Guest memory, in bytes.
     pub memory_actual_size: u64,
-    /// The devices in the guest; none while there is no guest.
+    /// The devices in the guest; none while the VM does not run.
     pub device_tree: Option<DeviceTree>,
 }
 
@@ -53,56 +53,56 @@ pub type DeviceTree = BTreeMap<String, DeviceNode>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeviceNode {
-    /// Its name.
+    /// Name.
     pub id: String,
-    /// What it occupies in the guest.
+    /// Resources in the guest.
     pub resources: Vec<Resource>,
-    /// The device it belongs to.
+    /// The parent device.
     pub parent: Option<String>,
-    /// The devices that belong to it.
+    /// The child devices.
     pub children: Vec<String>,
-    /// Where it is in the guest, `0000:02:00.0`.
+    /// Address in the guest, `0000:02:00.0`.
     pub pci_bdf: Option<String>,
 }
 
-/// What a device occupies in the guest.
+/// A resource of a device in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Resource {
     /// A base address register.
     PciBar {
-        /// Its number, 0 to 5.
+        /// Number of the BAR, 0 to 5.
         index: u8,
-        /// Where it is now, guest-physical.
+        /// Current guest-physical address.
         base: u64,
-        /// How long it is, in bytes.
+        /// Size in bytes.
         size: u64,
-        /// How it is addressed.
+        /// Address space of the BAR.
         type_: BarKind,
-        /// Whether reading it has no effect.
+        /// Whether reads have no side effects.
         prefetchable: bool,
     },
 }
 
-/// How a BAR is addressed.
+/// Address space of a BAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum BarKind {
     /// I/O ports.
     Io,
-    /// Memory below 4 GiB.
+    /// Memory, 32-bit addresses.
     Mmio32,
-    /// Memory anywhere.
+    /// Memory, 64-bit addresses.
     Mmio64,
 }
 
-/// Answer to `vm.add-device` of a VM that runs.
+/// Answer to `vm.add-device` while the VM runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PciDevice {
-    /// Its name.
+    /// Name.
     pub id: String,
-    /// Where it is in the guest, `0000:02:00.0`.
+    /// Address in the guest, `0000:02:00.0`.
     pub bdf: String,
 }
 
@@ -111,9 +111,9 @@ pub struct PciDevice {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct P2pWindows {
-    /// The device's name.
+    /// Name of the device.
     pub id: String,
-    /// Whether its peers may reach it.
+    /// Whether the peers of the device may reach it.
     pub open: bool,
 }
 
@@ -122,12 +122,12 @@ pub struct P2pWindows {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RemoveDevice {
-    /// The device's name.
+    /// Name of the device.
     pub id: String,
-    /// When to give up waiting for the guest, in milliseconds; 30 seconds unless said.
+    /// Time that the guest has to release the device, in milliseconds; 30 seconds by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Whether to take the device away when the time is up, ready or not.
+    /// Whether to remove the device after that time even if the guest has not released it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }

@@ -1,10 +1,10 @@
-//! Description of a VM: one type for command line, REST and tests, with cloud-hypervisor's names.
+//! Configuration of a VM: one type for command line, REST and tests, with cloud-hypervisor's names.
 
 mod console;
 mod cpus;
+mod json;
 mod memory;
 mod platform;
-mod wire;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub use cpus::CpusConfig;
 pub use memory::MemoryConfig;
 pub use platform::PlatformConfig;
 
-/// Everything that describes one VM.
+/// Configuration of a VM.
 ///
 /// ```
 /// let config: vmm_api::VmConfig = serde_json::from_str(
@@ -30,33 +30,30 @@ pub use platform::PlatformConfig;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(from = "wire::VmFields")]
-#[cfg_attr(
-    feature = "schema",
-    schemars(description = "Everything that describes one VM")
-)]
+#[serde(from = "json::VmFields")]
+#[cfg_attr(feature = "schema", schemars(description = "Configuration of a VM"))]
 pub struct VmConfig {
     /// The vCPUs.
     pub cpus: CpusConfig,
     /// Guest memory.
     pub memory: MemoryConfig,
-    /// What it boots.
+    /// The kernel and its arguments.
     pub payload: PayloadConfig,
-    /// Of what the host offers, what the VM is made of.
+    /// How the VM uses the host.
     #[serde(skip_serializing_if = "PlatformConfig::is_default")]
     pub platform: PlatformConfig,
     /// The assigned devices.
     pub devices: Vec<DeviceConfig>,
-    /// Where the first serial port ends.
+    /// Host side of the first serial port.
     pub serial: SerialConfig,
-    /// The virtio console, which can only be off.
+    /// The virtio console. It can only be off.
     pub console: ConsoleConfig,
 }
 
 /// What a VM boots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(from = "wire::PayloadFields")]
+#[serde(from = "json::PayloadFields")]
 pub struct PayloadConfig {
     /// The kernel, a bzImage.
     pub kernel: PathBuf,
@@ -66,30 +63,30 @@ pub struct PayloadConfig {
     pub cmdline: Option<String>,
 }
 
-/// Why a configuration is not one of a VM that can be built.
+/// Error of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Two devices have one name.
+    /// Two devices have the same name.
     #[error("Identifier {0} is not unique")]
     DuplicateId(String),
-    /// A name that cannot be one.
+    /// Invalid name of a device.
     #[error("identifier {0:?} is not 1 to 64 letters, digits, dots, dashes or underscores")]
     BadId(String),
-    /// A device of which nothing says where it is.
-    #[error("a device has no path, and no descriptor came with it")]
+    /// A device without a path and without a descriptor.
+    #[error("a device has no path, and no descriptor came with the request")]
     NoPath,
 }
 
-/// Longest name of a device, in bytes.
+/// Largest length of a device's name, in bytes.
 const MAX_ID_BYTES: usize = 64;
-/// What cloud-hypervisor puts before the number where it names devices itself.
+/// Prefix of generated names, as in cloud-hypervisor.
 const GENERATED_ID: &str = "_vfio";
 
 impl VmConfig {
-    /// Gives a name to every device that has none, and checks that no two have the same.
+    /// Generates the missing names of devices and checks that all names are unique.
     ///
     /// # Errors
-    /// Names that are no names, or not unique.
+    /// A name is invalid or not unique.
     pub fn name_devices(&mut self) -> Result<(), ConfigError> {
         let mut taken = BTreeSet::new();
         for id in self.devices.iter().filter_map(|device| device.id.clone()) {

@@ -1,6 +1,6 @@
-//! The OpenAPI document of a VMM's API.
+//! OpenAPI document of a VMM's API.
 //!
-//! `resources/openapi.json` is this document; a test says so.
+//! A test checks that `resources/openapi.json` is this document.
 
 use serde_json::Value;
 
@@ -10,9 +10,9 @@ use super::p2p::P2pInfo;
 use super::types::{P2pWindows, PciDevice, RemoveDevice, VmInfo, VmmPing};
 use crate::{DeviceConfig, Record, VmConfig};
 
-/// Every answer that says no.
+/// Error statuses and their meaning.
 const ERRORS: [(&str, &str); 6] = [
-    ("400", "The request is not what the call needs"),
+    ("400", "The request is not valid for the call"),
     ("404", "There is no such VM, device or call"),
     (
         "409",
@@ -22,48 +22,48 @@ const ERRORS: [(&str, &str); 6] = [
         "4XX",
         "Too long (413), too slow (408), too many at once (429)",
     ),
-    ("500", "It was tried and did not work"),
+    ("500", "The call was started and failed"),
     ("503", "The VMM is shutting down"),
 ];
 
 fn calls() -> Vec<CallSpec> {
     let put = CallSpec::put;
     vec![
-        CallSpec::get::<VmmPing>("vmm.ping", "Whether the VMM is there, and which it is"),
+        CallSpec::get::<VmmPing>("vmm.ping", "Return the version of the VMM"),
         put("vmm.shutdown", "End the VMM, and the VM with it").done(200, "The VMM ends"),
-        put("vm.create", "Describe the VM; it is not yet built").takes::<VmConfig>(),
-        put("vm.boot", "Build the VM and run it"),
-        put("vm.shutdown", "Stop the VM at once; its description stays"),
-        put("vm.delete", "Stop the VM and forget its description"),
-        put("vm.reboot", "Stop the VM at once and run it again"),
-        put("vm.pause", "Stop the vCPUs; devices go on"),
-        put("vm.resume", "Let the vCPUs go on"),
+        put("vm.create", "Create the VM; it does not run yet").takes::<VmConfig>(),
+        put("vm.boot", "Start the VM"),
+        put(
+            "vm.shutdown",
+            "Stop the VM at once and keep its configuration",
+        ),
+        put("vm.delete", "Stop the VM and delete its configuration"),
+        put("vm.reboot", "Stop the VM at once and start it again"),
+        put("vm.pause", "Stop the vCPUs; devices keep running"),
+        put("vm.resume", "Start the vCPUs again"),
         put("vm.power-button", "Press the guest's power button"),
-        CallSpec::get::<VmInfo>("vm.info", "How the VM is"),
-        CallSpec::get::<Counters>("vm.counters", "What there is to count, by device"),
-        CallSpec::get::<P2pInfo>("vm.p2p", "Who may reach whom, and how"),
+        CallSpec::get::<VmInfo>("vm.info", "Return configuration and state of the VM"),
+        CallSpec::get::<Counters>("vm.counters", "Return the counters of all devices"),
+        CallSpec::get::<P2pInfo>("vm.p2p", "Return the P2P domains, routes and exposures"),
         put(
             "vm.p2p-windows",
-            "Let the peers of a device reach it, or no more until it is said again",
+            "Open or close the mappings through which peers reach a device",
         )
         .takes::<P2pWindows>(),
         put("vm.add-device", "Add a device to the VM")
             .takes::<DeviceConfig>()
-            .gives_or::<PciDevice>(204, "It will be there when the VM boots"),
+            .gives_or::<PciDevice>(204, "The device is added when the VM boots"),
         put("vm.remove-device", "Remove a device from the VM")
             .takes::<RemoveDevice>()
             .done(
                 204,
-                "The guest was asked to let go; an event says when it has",
+                "The guest was asked to release the device; an event reports the removal",
             ),
-        CallSpec::events::<Record>(
-            "events",
-            "What happens, as server-sent events whose data are these objects",
-        ),
+        CallSpec::events::<Record>("events", "Server-sent events whose data are these objects"),
     ]
 }
 
-/// The document.
+/// The OpenAPI document.
 pub fn openapi() -> Value {
     let description = Description {
         title: "p2p-vmm",
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_that_is_checked_in_is_this_one() {
+    fn the_checked_in_document_is_current() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../resources/openapi.json");
         let now = format!("{:#}\n", openapi());
         if std::env::var_os("UPDATE_OPENAPI").is_some() {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere() {
+    fn every_reference_resolves() {
         fn check(value: &Value, whole: &Value) {
             match value {
                 Value::Object(map) => {

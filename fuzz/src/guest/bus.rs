@@ -9,7 +9,7 @@ use p2p_vfio::AssignedDevice;
 use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
 use vm_memory::GuestAddress;
 
-use super::check::{Assigned, check};
+use super::check::{VmDevice, check};
 use super::function::function;
 use super::{MMIO, MMIO_BYTES, address, data, range};
 use crate::bytes::Bytes;
@@ -284,9 +284,9 @@ impl Rig {
             .iter()
             .map(|endpoint| (lock(&endpoint.device), endpoint))
             .collect();
-        let mut devices: Vec<Assigned<'_>> = locked
+        let mut devices: Vec<VmDevice<'_>> = locked
             .iter_mut()
-            .map(|(device, endpoint)| Assigned {
+            .map(|(device, endpoint)| VmDevice {
                 device,
                 registers: &endpoint.registers,
                 domain: endpoint.domain,

@@ -10,7 +10,7 @@ use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
 const BARS: u16 = 0x10;
 
 /// An assigned device, and what is known of it.
-pub(super) struct Assigned<'a> {
+pub(super) struct VmDevice<'a> {
     pub(super) device: &'a mut AssignedDevice,
     pub(super) registers: &'a FakeRegisters,
     /// The P2P domain that it is in.
@@ -24,7 +24,7 @@ pub(super) struct Assigned<'a> {
 /// Guest and peers see exactly the BARs that are decoded, each at the address in its register and within what the
 /// bridges let through. A device outside of a domain, and one whose windows are closed, is in no context; others are
 /// while another member of the domain is a bus master.
-pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [Assigned<'_>]) {
+pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [VmDevice<'_>]) {
     let slots = host.slots();
     let masters: Vec<bool> = devices.iter().map(|d| d.registers.is_master()).collect();
     let members: Vec<Option<usize>> = devices.iter().map(|d| d.domain).collect();

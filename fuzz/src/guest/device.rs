@@ -6,7 +6,7 @@ use iommu_group::{Address, AddressRange, Gpa, Sbdf};
 use p2p_vfio::AssignedDevice;
 use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
 
-use super::check::{Assigned, check, check_read};
+use super::check::{VmDevice, check, check_read};
 use super::function::function;
 use super::{MMIO, MMIO_BYTES, address, data, range};
 use crate::bytes::Bytes;
@@ -173,10 +173,10 @@ impl Rig {
         if self.faulty {
             return;
         }
-        let mut devices: Vec<Assigned<'_>> = self
+        let mut devices: Vec<VmDevice<'_>> = self
             .slots
             .iter_mut()
-            .map(|slot| Assigned {
+            .map(|slot| VmDevice {
                 device: &mut slot.device,
                 registers: &slot.registers,
                 domain: slot.domain,

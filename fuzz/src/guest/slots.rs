@@ -21,8 +21,8 @@ pub(crate) fn slots(input: &[u8]) {
                 occupied.insert(slot);
             }
             3 => registers.announce(slot(&mut bytes)),
-            4 => registers.ask(slot(&mut bytes)),
-            5 => drop(registers.withdraw(slot(&mut bytes))),
+            4 => registers.request_unplug(slot(&mut bytes)),
+            5 => drop(registers.cancel_unplug(slot(&mut bytes))),
             6 => registers.rescan(slot(&mut bytes).bus()),
             7 => registers.press_button(),
             8 => {

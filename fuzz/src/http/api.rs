@@ -4,18 +4,18 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmm_api::{ApiServer, Desk, EventLog, Failure, Inquiry, Verb};
+use vmm_api::{ApiCall, ApiServer, EventLog, Failure, Handler, HttpMethod};
 
 use super::ask;
 use super::parser::{Parser, Request};
 
 /// Calls that there are.
-const CALLS: &[(&str, Verb)] = &[
-    ("vmm.ping", Verb::Get),
-    ("vm.info", Verb::Get),
-    ("vm.create", Verb::Put),
-    ("vm.add-device", Verb::Put),
-    ("transactions/", Verb::Get),
+const CALLS: &[(&str, HttpMethod)] = &[
+    ("vmm.ping", HttpMethod::Get),
+    ("vm.info", HttpMethod::Get),
+    ("vm.create", HttpMethod::Put),
+    ("vm.add-device", HttpMethod::Put),
+    ("transactions/", HttpMethod::Get),
 ];
 
 /// Keeps what is asked.
@@ -36,12 +36,12 @@ impl Recorder {
     }
 }
 
-impl Desk for Recorder {
-    fn calls(&self) -> &'static [(&'static str, Verb)] {
+impl Handler for Recorder {
+    fn calls(&self) -> &'static [(&'static str, HttpMethod)] {
         CALLS
     }
 
-    fn answer(&self, inquiry: &Inquiry) -> Result<Option<Value>, Failure> {
+    fn answer(&self, inquiry: &ApiCall) -> Result<Option<Value>, Failure> {
         let path = match inquiry.rest.as_str() {
             "" => format!("/api/v1/{}", inquiry.call),
             rest => format!("/api/v1/{}/{rest}", inquiry.call),
@@ -65,7 +65,8 @@ struct Stage {
 static STAGE: LazyLock<Mutex<Stage>> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("a directory");
     let recorder = Arc::new(Recorder::default());
-    let server = ApiServer::at_desk(&dir.path().join("api"), &EventLog::new(), recorder.clone());
+    let server =
+        ApiServer::with_handler(&dir.path().join("api"), &EventLog::new(), recorder.clone());
     Mutex::new(Stage {
         dir,
         recorder,
@@ -111,8 +112,8 @@ fn understood(request: &Request) -> Option<Asked> {
         rest.is_some_and(|rest| rest.is_empty() != known.ends_with('/'))
     })?;
     let (verb, body) = match verb {
-        Verb::Get => ("GET", None),
-        Verb::Put => ("PUT", Some(serde_json::from_slice(&request.body).ok()?)),
+        HttpMethod::Get => ("GET", None),
+        HttpMethod::Put => ("PUT", Some(serde_json::from_slice(&request.body).ok()?)),
     };
     let fits = request.verb == verb && (body.is_some() || request.body.is_empty());
     fits.then(|| Asked {

@@ -10,7 +10,7 @@ use std::thread;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use vmm_api::{ApiServer, Gate, GatedCall, Passage};
+use vmm_api::{ApiServer, Decision, FilteredCall, RequestFilter};
 
 use super::ask;
 use super::parser::{Parser, Request};
@@ -38,10 +38,10 @@ impl Judge {
     }
 }
 
-impl Gate for Judge {
-    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
+impl RequestFilter for Judge {
+    fn decide(&self, _: FilteredCall, body: &[u8], _: &[OwnedFd]) -> Decision {
         if body == b"\"no\"" {
-            return Passage::Refused {
+            return Decision::Refused {
                 reasons: vec!["no".to_owned()],
             };
         }
@@ -49,9 +49,9 @@ impl Gate for Judge {
             Ok(value) => {
                 let body = format!("{{\"new\":{value}}}").into_bytes();
                 self.passed().push(body.clone());
-                Passage::Passes(body)
+                Decision::Forward(body)
             }
-            Err(error) => Passage::Malformed(error.to_string()),
+            Err(error) => Decision::Malformed(error.to_string()),
         }
     }
 
@@ -87,7 +87,7 @@ impl Stage {
             }
         });
         let judge = Arc::new(Judge::default());
-        let proxy = ApiServer::before(&dir.path().join("proxy"), vmm, judge.clone());
+        let proxy = ApiServer::proxy(&dir.path().join("proxy"), vmm, judge.clone());
         Self {
             dir,
             heard,

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use events::Removals;
 
-#[path = "../../../crates/hotplug/src/regroup/stock/events.rs"]
+#[path = "../../../crates/hotplug/src/regroup/cloud_hypervisor/events.rs"]
 mod events;
 
 /// The process whose events these are, and a device that may be told to be gone.
@@ -26,16 +26,16 @@ pub(crate) fn monitor(input: &[u8]) {
     fs::write(&path, b"").expect("a file");
     let mut pieces = Removals::of(DIR.path(), PID);
     let mut whole = Removals::of(DIR.path(), PID);
-    assert!(pieces.tells() && !pieces.told(DEVICE));
+    assert!(pieces.is_active() && !pieces.reports(DEVICE));
     let (first, rest) = text.split_at(usize::from(*split) * 4 % (text.len() + 1));
     let mut file = OpenOptions::new()
         .append(true)
         .open(&path)
         .expect("the file");
     file.write_all(first).expect("space");
-    let early = pieces.told(DEVICE);
+    let early = pieces.reports(DEVICE);
     file.write_all(rest).expect("space");
-    let told = pieces.told(DEVICE);
-    assert_eq!(told, whole.told(DEVICE), "in pieces and at once");
+    let told = pieces.reports(DEVICE);
+    assert_eq!(told, whole.reports(DEVICE), "in pieces and at once");
     assert!(told || !early, "it was told, and is not any more");
 }

@@ -1,4 +1,4 @@
-//! Every state with every event.
+//! Tests of every state with every event.
 
 use super::*;
 
@@ -8,8 +8,8 @@ const STATES: [State; 9] = [
     State::Plugged,
     State::UnplugRequested,
     State::Overdue,
-    State::Releasing(Departure::Asked),
-    State::Releasing(Departure::Unasked),
+    State::Releasing(Departure::Requested),
+    State::Releasing(Departure::GuestInitiated),
     State::Releasing(Departure::Forced),
     State::Released,
 ];
@@ -26,9 +26,9 @@ const EVENTS: [Event; 9] = [
     Event::Closed,
 ];
 
-/// The state after each event, in the order of [`EVENTS`]; what is refused is the reason.
+/// The result of each event, in the order of [`EVENTS`].
 fn row(state: State) -> [Result<State, Refused>; 9] {
-    use Refused::{AlreadyThere, Attaching, NotLeaving, NotThere, OutOfTurn, Releasing};
+    use Refused::{AlreadyThere, Attaching, NotLeaving, NotThere, Releasing, WrongState};
     match state {
         State::Absent => {
             let mut row = [Err(NotThere); 9];
@@ -40,53 +40,53 @@ fn row(state: State) -> [Result<State, Refused>; 9] {
             Ok(State::Plugged),
             Ok(State::Absent),
             Err(Attaching),
-            Err(OutOfTurn),
+            Err(WrongState),
             Err(Attaching),
-            Err(OutOfTurn),
+            Err(WrongState),
             Err(Attaching),
-            Err(OutOfTurn),
+            Err(WrongState),
         ],
         State::Plugged => [
             Err(AlreadyThere),
-            Err(OutOfTurn),
-            Err(OutOfTurn),
+            Err(WrongState),
+            Err(WrongState),
             Ok(State::UnplugRequested),
-            Err(OutOfTurn),
+            Err(WrongState),
             Err(NotLeaving),
-            Ok(State::Releasing(Departure::Unasked)),
+            Ok(State::Releasing(Departure::GuestInitiated)),
             Ok(State::Releasing(Departure::Forced)),
-            Err(OutOfTurn),
+            Err(WrongState),
         ],
         State::UnplugRequested => [
             Err(AlreadyThere),
-            Err(OutOfTurn),
-            Err(OutOfTurn),
+            Err(WrongState),
+            Err(WrongState),
             Ok(State::UnplugRequested),
             Ok(State::Overdue),
             Ok(State::Plugged),
-            Ok(State::Releasing(Departure::Asked)),
+            Ok(State::Releasing(Departure::Requested)),
             Ok(State::Releasing(Departure::Forced)),
-            Err(OutOfTurn),
+            Err(WrongState),
         ],
         State::Overdue => [
             Err(AlreadyThere),
-            Err(OutOfTurn),
-            Err(OutOfTurn),
+            Err(WrongState),
+            Err(WrongState),
             Ok(State::UnplugRequested),
-            Err(OutOfTurn),
+            Err(WrongState),
             Ok(State::Plugged),
-            Ok(State::Releasing(Departure::Asked)),
+            Ok(State::Releasing(Departure::Requested)),
             Ok(State::Releasing(Departure::Forced)),
-            Err(OutOfTurn),
+            Err(WrongState),
         ],
         State::Releasing(_) => [
             Err(Releasing),
-            Err(OutOfTurn),
-            Err(OutOfTurn),
+            Err(WrongState),
+            Err(WrongState),
             Err(Releasing),
-            Err(OutOfTurn),
+            Err(WrongState),
             Err(Releasing),
-            Err(OutOfTurn),
+            Err(WrongState),
             Err(Releasing),
             Ok(State::Released),
         ],
@@ -95,14 +95,14 @@ fn row(state: State) -> [Result<State, Refused>; 9] {
 }
 
 #[test]
-fn every_state_knows_every_event() {
+fn every_state_handles_every_event() {
     for state in STATES {
         let next = EVENTS.map(|event| state.next(event).map(|(state, _)| state));
         assert_eq!(next, row(state), "{state:?}");
     }
 }
 
-/// What those who watch are told on the way, and what is left to do, over a whole life.
+/// The notices and the other effects of a sequence of events.
 fn live(events: &[Event]) -> (State, Vec<Effect>) {
     let mut all = Vec::new();
     let mut state = State::Absent;
@@ -115,7 +115,7 @@ fn live(events: &[Event]) -> (State, Vec<Effect>) {
 }
 
 #[test]
-fn a_soft_unplug_asks_and_reports_when_all_is_closed() {
+fn an_unplug_is_reported_when_the_device_is_closed() {
     let (state, effects) = live(&[
         Event::Attach,
         Event::Attached,
@@ -129,17 +129,17 @@ fn a_soft_unplug_asks_and_reports_when_all_is_closed() {
         [
             Effect::Open,
             Effect::Announce,
-            Effect::Tell(Notice::Added),
-            Effect::Ask,
-            Effect::Tell(Notice::UnplugRequested),
+            Effect::Emit(Notice::Added),
+            Effect::RequestUnplug,
+            Effect::Emit(Notice::UnplugRequested),
             Effect::Close,
-            Effect::Tell(Notice::Removed(Departure::Asked)),
+            Effect::Emit(Notice::Removed(Departure::Requested)),
         ]
     );
 }
 
 #[test]
-fn a_late_eject_still_ends_it() {
+fn a_late_eject_still_releases_the_device() {
     let (state, effects) = live(&[
         Event::Attach,
         Event::Attached,
@@ -149,40 +149,40 @@ fn a_late_eject_still_ends_it() {
         Event::Closed,
     ]);
     assert_eq!(state, State::Released);
-    assert!(effects.contains(&Effect::Tell(Notice::UnplugTimeout)));
-    let removed = Notice::Removed(Departure::Asked);
-    assert_eq!(effects.last(), Some(&Effect::Tell(removed)));
+    assert!(effects.contains(&Effect::Emit(Notice::UnplugTimeout)));
+    let removed = Notice::Removed(Departure::Requested);
+    assert_eq!(effects.last(), Some(&Effect::Emit(removed)));
 }
 
 #[test]
-fn who_lets_go_unasked_is_told_to_have_done_so() {
+fn an_unrequested_eject_is_reported_as_such() {
     let (_, effects) = live(&[
         Event::Attach,
         Event::Attached,
         Event::Ejected,
         Event::Closed,
     ]);
-    let removed = Notice::Removed(Departure::Unasked);
-    assert_eq!(effects.last(), Some(&Effect::Tell(removed)));
+    let removed = Notice::Removed(Departure::GuestInitiated);
+    assert_eq!(effects.last(), Some(&Effect::Emit(removed)));
 }
 
 #[test]
-fn force_takes_it_from_the_guest_before_it_is_closed() {
+fn force_removes_the_device_from_the_guest_before_it_is_closed() {
     for state in [State::Plugged, State::UnplugRequested, State::Overdue] {
         let (next, effects) = state.next(Event::Force).unwrap();
         assert_eq!(next, State::Releasing(Departure::Forced));
-        assert_eq!(effects, [Effect::Vanish, Effect::Close]);
+        assert_eq!(effects, [Effect::RemoveFromGuest, Effect::Close]);
     }
 }
 
 #[test]
-fn what_is_removed_was_closed() {
+fn only_closed_devices_are_reported_as_removed() {
     for state in STATES {
         for event in EVENTS {
             let Ok((_, effects)) = state.next(event) else {
                 continue;
             };
-            let is_removed = |effect: &Effect| matches!(effect, Effect::Tell(Notice::Removed(_)));
+            let is_removed = |effect: &Effect| matches!(effect, Effect::Emit(Notice::Removed(_)));
             let removed = effects.iter().any(is_removed);
             assert_eq!(removed, event == Event::Closed, "{state:?} {event:?}");
         }
@@ -190,8 +190,8 @@ fn what_is_removed_was_closed() {
 }
 
 #[test]
-fn a_failed_attempt_leaves_nothing_but_the_news() {
+fn a_failed_attach_leaves_only_a_notice() {
     let (state, effects) = live(&[Event::Attach, Event::Failed]);
     assert_eq!(state, State::Absent);
-    assert_eq!(effects, [Effect::Open, Effect::Tell(Notice::AddFailed)]);
+    assert_eq!(effects, [Effect::Open, Effect::Emit(Notice::AddFailed)]);
 }

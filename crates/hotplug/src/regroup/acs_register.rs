@@ -1,31 +1,31 @@
-//! The ACS registers of one port: read and written without a look at the rest of the host.
+//! The ACS registers of one port, read and written without reading the rest of the host.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use iommu_group::{AcsBits, AcsSetting, EgressVector, Function, Sbdf, Sysfs};
 
-use super::baseline::EGRESS_VECTOR;
+use super::snapshot::EGRESS_VECTOR;
 
-/// What the header of an ACS capability begins with (PCIe r6.0 §7.7.11.1).
+/// Capability ID of ACS (PCIe r6.0 §7.7.11.1).
 const ACS_CAPABILITY: u16 = 0x000d;
 
-/// The ACS control register and the egress control vector of a port, and what the port must be to have them there.
+/// The ACS control register and the egress control vector of a port, with the port's IDs to recognize it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcsRegister {
     port: Sbdf,
-    /// Vendor and device, as at the start of configuration space.
+    /// Vendor and device ID, as at the start of configuration space.
     ids: u32,
-    /// Bytes from the start of configuration space to the capability.
+    /// Offset of the capability in configuration space, in bytes.
     capability: u16,
-    /// The same to its control register.
+    /// Offset of the control register in configuration space, in bytes.
     control: u16,
-    /// A vector as large as the port's, if it has one.
+    /// A vector of the size of the port's vector, if it has one.
     vector: Option<EgressVector>,
 }
 
 impl AcsRegister {
-    /// The registers of a function; `None` if it has none that can be read.
+    /// The registers of a function; `None` if it has none or they cannot be read.
     #[must_use]
     pub fn of(function: &Function) -> Option<Self> {
         let acs = function.acs().registers()?;
@@ -52,7 +52,7 @@ impl AcsRegister {
         self.capability.saturating_add(EGRESS_VECTOR)
     }
 
-    /// What they are set to; `None` if the port is gone, cannot be read, or is another one now.
+    /// Reads the registers. Returns `None` if the port is gone, cannot be read, or was replaced by another device.
     #[must_use]
     pub fn read(&self, sysfs: &Sysfs) -> Option<AcsSetting> {
         let file = File::open(sysfs.device_dir(self.port).join("config")).ok()?;

@@ -1,4 +1,4 @@
-//! What a transaction does to a host, in the smallest steps that are journalled.
+//! Actions: the smallest journalled steps of a transaction.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,88 +6,88 @@ use std::fmt;
 use iommu_group::{AcsBits, EgressVector, Sbdf};
 use serde::{Deserialize, Serialize};
 
-use super::vmm::Assigned;
+use super::vmm::VmDevice;
 
-/// An action. Each one sees to it that something is so: doing it twice, or after it was done half, is as good as once.
+/// An action. Actions are idempotent: repeating one, or completing one that was interrupted, has the same result.
 ///
-/// Functions are named by the addresses that they had when the transaction began.
+/// Functions are named by their addresses at the start of the transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Action {
-    /// Guests let go of devices, all at the same time; first their peers lose the windows to them.
+    /// Unplug devices, all at the same time. First their peer mappings are closed.
     Unplug {
         /// The devices.
-        devices: Vec<Assigned>,
+        devices: Vec<VmDevice>,
     },
-    /// Whether the kernel gives what a scan finds to drivers.
+    /// Set whether the kernel binds drivers to functions that it finds.
     Autoprobe {
-        /// Whether it does.
+        /// The value.
         on: bool,
     },
-    /// No driver is bound to a function.
+    /// Unbind a function from its driver.
     Unbind {
         /// The function.
         function: Sbdf,
     },
-    /// Attributes of a function have these values.
+    /// Set attributes of a function.
     Attributes {
         /// The function.
         function: Sbdf,
-        /// Name and value of each.
+        /// Value by name.
         values: BTreeMap<String, String>,
     },
-    /// The ACS control register of a port is written.
+    /// Write the ACS control register of a port.
     Acs {
         /// The port.
         port: Sbdf,
-        /// Where the register is in configuration space.
+        /// Offset of the register in configuration space.
         at: u16,
-        /// What it must hold before; anything if absent.
+        /// Value that the register must have before; any if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<AcsBits>,
-        /// What it holds then.
+        /// The new value.
         to: AcsBits,
     },
-    /// The egress control vector of a port is written.
+    /// Write the egress control vector of a port.
     Egress {
         /// The port.
         port: Sbdf,
-        /// Where the vector is in configuration space.
+        /// Offset of the vector in configuration space.
         at: u16,
-        /// What it holds then.
+        /// The new value.
         to: EgressVector,
     },
-    /// A function and all below it are removed from the kernel.
+    /// Remove a function and everything below it.
     Remove {
         /// The function.
         function: Sbdf,
     },
-    /// The bus below a bridge is scanned, and all below that.
+    /// Scan the bus below a bridge, and all buses below that.
     Rescan {
         /// The bridge.
         below: Sbdf,
     },
-    /// A driver is bound to a function.
+    /// Bind a driver to a function.
     Bind {
         /// The function.
         function: Sbdf,
         /// The driver.
         driver: String,
-        /// The function's `driver_override` in the end.
+        /// Value of the function's `driver_override` afterwards.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         then_override: String,
     },
-    /// The kernel's groups and the ACS control registers are read and compared.
+    /// Compare the kernel's groups and the ACS control registers with the expected ones.
     Check {
-        /// The groups.
+        /// The expected groups.
         groups: Vec<Vec<Sbdf>>,
-        /// The registers.
+        /// The expected registers.
         words: BTreeMap<Sbdf, AcsBits>,
     },
-    /// Virtual machines get devices back.
+    /// Plug devices back into their virtual machines.
     Plug {
         /// The devices.
-        devices: Vec<Assigned>,
+        devices: Vec<VmDevice>,
     },
 }
 
@@ -97,20 +97,20 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 }
 
 impl fmt::Display for Action {
-    /// What is done, as an order.
+    /// The action, in the imperative.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unplug { devices } => {
                 write!(f, "unplug {}", list(devices.iter().map(|d| d.function)))
             }
-            Self::Autoprobe { on: false } => f.write_str("keep drivers from what comes back"),
-            Self::Autoprobe { on: true } => f.write_str("let drivers take what is found again"),
-            Self::Unbind { function } => write!(f, "take {function} from its driver"),
+            Self::Autoprobe { on: false } => f.write_str("disable driver autoprobe"),
+            Self::Autoprobe { on: true } => f.write_str("enable driver autoprobe"),
+            Self::Unbind { function } => write!(f, "unbind {function}"),
             Self::Attributes { function, values } => match values.get("power/control") {
                 Some(value) if values.len() == 1 && value == "on" => {
                     write!(f, "keep {function} awake")
                 }
-                Some(_) if values.len() == 1 => write!(f, "let {function} sleep again"),
+                Some(_) if values.len() == 1 => write!(f, "allow {function} to sleep"),
                 _ => write!(f, "set {} of {function}", list(values.keys())),
             },
             Self::Acs { port, from, to, .. } => match from {
@@ -122,7 +122,7 @@ impl fmt::Display for Action {
             Self::Rescan { below } => write!(f, "rescan below {below}"),
             Self::Bind {
                 function, driver, ..
-            } => write!(f, "give {function} to {driver}"),
+            } => write!(f, "bind {function} to {driver}"),
             Self::Check { .. } => f.write_str("check groups and ACS"),
             Self::Plug { devices } => {
                 write!(f, "plug {}", list(devices.iter().map(|d| d.function)))

@@ -1,4 +1,4 @@
-//! Why a plan is not carried out.
+//! Reasons why a plan is not carried out.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,23 +8,23 @@ use std::path::PathBuf;
 use iommu_group::{Exposure, MemoryHole, Sbdf, Warning};
 use serde::{Deserialize, Serialize};
 
-/// Something that has to be dealt with before a plan may be carried out.
+/// A condition that has to be removed before a plan can be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "blocker", rename_all = "kebab-case")]
 pub enum Blocker {
-    /// The plan does something that was not asked for.
+    /// The plan does something that was not requested.
     Objection {
-        /// What.
+        /// The effect.
         objection: Warning,
     },
-    /// The same goals give another plan now.
+    /// The same goals result in a different plan now.
     Stale,
-    /// The goals cannot be reached any more.
+    /// The goals are no longer possible.
     Impossible {
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// A transaction has not come to its end.
+    /// An earlier transaction is not finished.
     Unfinished {
         /// Its journal.
         journal: PathBuf,
@@ -35,23 +35,23 @@ pub enum Blocker {
         function: Sbdf,
         /// The block device.
         device: String,
-        /// Where it is mounted.
+        /// The mount point.
         at: String,
     },
-    /// The kernel swaps to the device.
+    /// The device is used as swap space.
     Swap {
         /// The function.
         function: Sbdf,
         /// The block device.
         device: String,
     },
-    /// The device is a part of another: LVM, MD, dm-crypt.
+    /// The device is a member of another block device: LVM, MD, dm-crypt.
     Member {
         /// The function.
         function: Sbdf,
         /// The block device.
         device: String,
-        /// What it is a part of.
+        /// The other block device.
         holder: String,
     },
     /// A network interface of the device is up.
@@ -61,73 +61,74 @@ pub enum Blocker {
         /// The interface.
         interface: String,
     },
-    /// A process has the device, or another of its group, open.
+    /// A process has the device, or another one of its group, open.
     InUse {
         /// The function.
         function: Sbdf,
         /// The process.
         user: String,
     },
-    /// A driver is bound that serves somebody.
+    /// A driver other than VFIO uses the function.
     Driver {
         /// The function.
         function: Sbdf,
         /// The driver.
         driver: String,
     },
-    /// Devices of several virtual machines would be in one group, which one machine at a time can have open.
+    /// Devices of several virtual machines would be in one group, which only one VMM at a time can open.
     Shared {
-        /// The devices, and whose they are.
+        /// The devices and their virtual machines.
         devices: BTreeMap<Sbdf, String>,
     },
-    /// A virtual machine's devices would come back where they reach others without the IOMMU, or are reached so.
+    /// A virtual machine's devices would come back with an exposure: they and another function would reach each other
+    /// without the IOMMU.
     Exposed {
         /// The virtual machine.
         vm: String,
-        /// Who is reached by whom.
+        /// The exposure.
         exposure: Exposure,
     },
-    /// A virtual machine has a function that would be reset.
+    /// A function that would be reset is plugged in a virtual machine.
     Plugged {
         /// The function.
         function: Sbdf,
         /// The virtual machine.
         vm: String,
-        /// What the device is called in it.
+        /// Name of the device in the virtual machine.
         id: String,
     },
-    /// A function would be reset too that is not the caller's.
+    /// The reset would hit a function that the caller does not own.
     NotOwned {
         /// The function.
         function: Sbdf,
         /// The kind of the reset.
         kind: String,
-        /// What was to be reset.
+        /// The function to reset.
         of: Sbdf,
     },
-    /// There is no such reset.
+    /// The function has no reset of the requested kinds.
     NoReset {
         /// The function.
         function: Sbdf,
-        /// The kinds that would do.
+        /// The requested kinds.
         kinds: String,
     },
-    /// The kernel has no call for the reset of a link that several functions are on.
+    /// The kernel cannot reset a link with several functions on request.
     NoLinkReset {
         /// The port above the link.
         port: Sbdf,
     },
-    /// A virtual machine does not say what it has.
+    /// A virtual machine did not list its devices.
     Vmm {
-        /// What happened.
+        /// The error.
         error: String,
     },
-    /// A virtual machine could not have its devices as they would come back.
+    /// A virtual machine cannot take its devices back as planned.
     Unwilling {
-        /// Why, and what to do about it.
+        /// The reason and the remedy.
         error: String,
     },
-    /// A device would not reach memory of a guest, which stays where it is while the guest runs.
+    /// A device would not reach a part of the guest's memory, which cannot move while the guest runs.
     Memory {
         /// The virtual machine.
         vm: String,
@@ -135,25 +136,25 @@ pub enum Blocker {
         function: Sbdf,
         /// First and last address of the memory.
         memory: RangeInclusive<u64>,
-        /// Where it would be out of reach, and why.
+        /// The unreachable range and its cause.
         hole: MemoryHole,
     },
-    /// The kernel keeps even root from configuration space.
+    /// Kernel lockdown denies writes to configuration space.
     Lockdown {
-        /// How it calls that.
+        /// The lockdown mode.
         mode: String,
     },
-    /// The port's ACS control register is not where that of others is.
+    /// The port's ACS control register is not at the standard place.
     OddRegister {
         /// The port.
         port: Sbdf,
     },
-    /// The kernel takes ports for isolating that are not, so that its groups mean nothing.
+    /// The kernel runs with an ACS override, so its groups do not show the isolation.
     AcsOverride,
 }
 
 impl fmt::Display for Blocker {
-    /// The reason, and what to do about it.
+    /// The reason and the remedy.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Objection { objection } => {
@@ -164,12 +165,12 @@ impl fmt::Display for Blocker {
                 }
             }
             Self::Stale => f.write_str(
-                "the host has changed since the plan was made (make it anew: p2pctl plan)",
+                "the host has changed since the plan was made (make a new plan: p2pctl plan)",
             ),
             Self::Impossible { reason } => write!(f, "the host has changed: {reason}"),
             Self::Unfinished { journal } => write!(
                 f,
-                "an earlier change has not come to its end: {} (p2pctl recover)",
+                "an earlier change is not finished: {} (p2pctl recover)",
                 journal.display()
             ),
             Self::Mounted {
@@ -212,7 +213,7 @@ impl fmt::Display for Blocker {
                 let whose: Vec<String> = whose.collect();
                 write!(
                     f,
-                    "{} would be in one IOMMU group, which one VM at a time can have (leave the devices of the others out)",
+                    "{} would be in one IOMMU group, which only one VM can open (leave the devices of the others out)",
                     whose.join(" ")
                 )
             }
@@ -236,7 +237,7 @@ impl fmt::Display for Blocker {
             ),
             Self::NoLinkReset { port } => write!(
                 f,
-                "this kernel resets what is below {port} for no one but a driver (linux 6.13 and later do)"
+                "this kernel cannot reset the bus below {port} on request (linux 6.13 and later can)"
             ),
             Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
             Self::Unwilling { error } => f.write_str(error),
@@ -247,8 +248,8 @@ impl fmt::Display for Blocker {
                 hole,
             } => write!(
                 f,
-                "{function} would not reach memory of {vm} ({:#x}-{:#x}) at {hole} (start {vm} anew with {function}: p2p-vmm \
-                 keeps memory clear of that; or leave {function} out)",
+                "{function} would not reach memory of {vm} ({:#x}-{:#x}) at {hole} (restart {vm} with {function}: p2p-vmm \
+                 keeps that range free of memory; or leave {function} out)",
                 memory.start(),
                 memory.end()
             ),
@@ -259,17 +260,17 @@ impl fmt::Display for Blocker {
             ),
             Self::OddRegister { port } => write!(
                 f,
-                "the ACS registers of {port} are laid out in Intel's own way, which is not written at run time (use \
+                "{port} has Intel's own layout of ACS registers, which is not written at run time (use \
                  p2pctl kernel-args)"
             ),
             Self::AcsOverride => f.write_str(
-                "the kernel runs with pcie_acs_override=, so its groups say nothing about isolation (boot without it)",
+                "the kernel runs with pcie_acs_override=, so its groups do not show the isolation (boot without it)",
             ),
         }
     }
 }
 
-/// A plan that is not carried out, with all reasons. Nothing was changed.
+/// A plan is not carried out, for these reasons. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct Refusal {
     /// The reasons; at least one.

@@ -1,4 +1,4 @@
-//! What of a host is not as it was.
+//! Differences between a host and its snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,90 +6,90 @@ use std::fmt;
 use iommu_group::{Groups, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
-use super::baseline::{Baseline, Was};
 use super::host::HostError;
-use super::machine::{Machine, possible};
+use super::snapshot::{FunctionState, Snapshot};
+use super::sysfs_ops::{SysfsOps, possible};
 use super::vmm::{Vmm, VmmError};
 
-/// Something that is not as it was.
+/// A difference between the host and its snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "what", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Difference {
-    /// A function is not there.
+    /// A function is gone.
     Gone {
         /// The function.
         function: Sbdf,
     },
-    /// Another device is where one was.
+    /// A different device is in the place of a function.
     Replaced {
         /// The function.
         function: Sbdf,
     },
-    /// A function is there and could not be read.
+    /// A function cannot be read.
     Unreadable {
         /// The function.
         function: Sbdf,
-        /// What happened.
+        /// The error.
         error: String,
     },
-    /// A function has another bus number.
+    /// The bus number of a function changed.
     Renumbered {
-        /// Its old address.
+        /// The recorded address.
         function: Sbdf,
-        /// Its address.
+        /// The current address.
         now: Sbdf,
     },
-    /// A function is in a group with others.
+    /// The group of a function changed.
     Group {
         /// The function.
         function: Sbdf,
-        /// Who was in its group, itself included.
+        /// The recorded members, the function included.
         was: Vec<Sbdf>,
-        /// Who is.
+        /// The current members.
         is: Vec<Sbdf>,
     },
-    /// The ACS of a port is another.
+    /// The ACS of a port changed.
     Acs {
         /// The port.
         function: Sbdf,
-        /// What its control register held, and its egress control vector if it has one.
+        /// The recorded control register, and egress control vector if there is one.
         was: String,
-        /// What they hold.
+        /// The current values.
         is: String,
     },
-    /// A function has another driver.
+    /// The driver of a function changed.
     Driver {
         /// The function.
         function: Sbdf,
-        /// The driver it had.
+        /// The recorded driver.
         was: Option<String>,
-        /// The driver it has.
+        /// The current driver.
         is: Option<String>,
     },
-    /// An attribute of a function is another.
+    /// An attribute of a function changed.
     Attribute {
         /// The function.
         function: Sbdf,
-        /// Its name.
+        /// The name.
         name: String,
-        /// What it was.
+        /// The recorded value.
         was: String,
-        /// What it is.
+        /// The current value.
         is: String,
     },
-    /// The kernel does not treat what it finds as it did.
+    /// `drivers_autoprobe` changed.
     Autoprobe {
-        /// Whether it gave it to drivers.
+        /// The recorded value.
         was: bool,
     },
-    /// A virtual machine does not have a device that it had.
+    /// A virtual machine does not have its device back.
     Unplugged {
         /// The function.
         function: Sbdf,
         /// The virtual machine.
         vm: String,
-        /// Whether the virtual machine is there at all.
+        /// Whether the VMM still runs.
         alive: bool,
     },
 }
@@ -150,7 +150,7 @@ impl fmt::Display for Difference {
 }
 
 impl Difference {
-    /// Whether nothing can be done about it.
+    /// Whether the difference cannot be removed.
     pub(super) fn is_final(&self) -> bool {
         match self {
             Self::Replaced { .. } | Self::Renumbered { .. } => true,
@@ -165,7 +165,7 @@ impl Difference {
         }
     }
 
-    /// Whether somebody has lost something, whatever was planned.
+    /// Whether a device or setting was lost, whatever the plan.
     pub(super) fn is_loss(&self) -> bool {
         match self {
             Self::Gone { .. } | Self::Replaced { .. } | Self::Unplugged { .. } => true,
@@ -180,7 +180,7 @@ impl Difference {
     }
 }
 
-/// Whether a virtual machine is there, or may be, and so is a device that it does not have back.
+/// Whether a device is there that its virtual machine, which runs or may run, does not have back.
 pub(super) fn is_waiting(found: &[Difference]) -> bool {
     let lost = |at: Sbdf| {
         let mut found = found.iter();
@@ -200,38 +200,40 @@ pub(super) fn is_waiting(found: &[Difference]) -> bool {
     waiting.any(|function| !lost(function))
 }
 
-/// Everything in which a host differs from what it was.
+/// All differences between a host and its snapshot.
 pub(super) fn differences(
-    baseline: &Baseline,
-    machine: Machine<'_>,
+    snapshot: &Snapshot,
+    ops: SysfsOps<'_>,
     now: &Topology,
     vmms: &[&dyn Vmm],
 ) -> Result<Vec<Difference>, HostError> {
     let mut found = Vec::new();
     let mut places = BTreeMap::new();
-    for (function, was) in &baseline.functions {
+    for (function, was) in &snapshot.functions {
         let function = *function;
         match was.find(now) {
             Some(at) => {
                 places.insert(function, at);
             }
-            None if was.place.find(now).is_some() => found.push(Difference::Replaced { function }),
+            None if was.topology_path.find(now).is_some() => {
+                found.push(Difference::Replaced { function })
+            }
             None => found.push(Difference::Gone { function }),
         }
     }
-    found.extend(group_differences(baseline, now));
+    found.extend(group_differences(snapshot, now));
     for (function, at) in places {
-        let Some(was) = baseline.functions.get(&function) else {
+        let Some(was) = snapshot.functions.get(&function) else {
             continue;
         };
         if at != function {
             found.push(Difference::Renumbered { function, now: at });
         }
-        let differences = register_differences(machine, function, at, was).and_then(|acs| {
-            let driver = driver_differences(machine, function, at, was)?;
+        let differences = register_differences(ops, function, at, was).and_then(|acs| {
+            let driver = driver_differences(ops, function, at, was)?;
             Ok(acs.into_iter().chain(driver).collect())
         });
-        // One that has gone since it was looked at must not keep the others from being restored.
+        // A function that vanished during the scan must not stop the restoration of the others.
         found.extend(differences.unwrap_or_else(|error| {
             vec![Difference::Unreadable {
                 function,
@@ -239,23 +241,23 @@ pub(super) fn differences(
             }]
         }));
     }
-    if machine.autoprobe()? != baseline.autoprobe {
+    if ops.autoprobe()? != snapshot.autoprobe {
         found.push(Difference::Autoprobe {
-            was: baseline.autoprobe,
+            was: snapshot.autoprobe,
         });
     }
-    found.extend(unplugged(baseline, vmms));
+    found.extend(unplugged(snapshot, vmms));
     Ok(found)
 }
 
-fn group_differences(baseline: &Baseline, now: &Topology) -> Vec<Difference> {
-    let then = baseline.renamed(now);
+fn group_differences(snapshot: &Snapshot, now: &Topology) -> Vec<Difference> {
+    let then = snapshot.renamed(now);
     let old = |function: Sbdf| then.get(&function).copied().unwrap_or(function);
     let partition = Groups::found(now);
     let mut found = Vec::new();
-    for group in baseline.groups_with_devices() {
+    for group in snapshot.groups_with_devices() {
         for function in group {
-            let Some(was) = baseline.functions.get(function) else {
+            let Some(was) = snapshot.functions.get(function) else {
                 continue;
             };
             let Some(at) = was.find(now) else {
@@ -267,11 +269,11 @@ fn group_differences(baseline: &Baseline, now: &Topology) -> Vec<Difference> {
                 .iter()
                 .map(|f| old(*f))
                 .collect();
-            // Those that are gone are told of as such.
+            // Functions that are gone are reported as gone.
             let there: BTreeSet<Sbdf> = group
                 .iter()
                 .copied()
-                .filter(|member| match baseline.functions.get(member) {
+                .filter(|member| match snapshot.functions.get(member) {
                     Some(was) => was.find(now).is_some(),
                     None => now.get(*member).is_some(),
                 })
@@ -289,21 +291,24 @@ fn group_differences(baseline: &Baseline, now: &Topology) -> Vec<Difference> {
 }
 
 fn register_differences(
-    machine: Machine<'_>,
+    ops: SysfsOps<'_>,
     function: Sbdf,
     at: Sbdf,
-    was: &Was,
+    was: &FunctionState,
 ) -> Result<Option<Difference>, HostError> {
-    let Some(acs) = was.acs.filter(|_| was.part.removed || was.part.awake) else {
+    let Some(acs) = was
+        .acs
+        .filter(|_| was.involvement.removed || was.involvement.awake)
+    else {
         return Ok(None);
     };
     let words =
         |vector: Vec<u32>| -> String { vector.iter().map(|word| format!(" {word:08x}")).collect() };
     let mut expected = format!("{:04x}", acs.control);
-    let mut found = format!("{:04x}", machine.acs_control(at, acs.at)?);
+    let mut found = format!("{:04x}", ops.acs_control(at, acs.at)?);
     if let Some(vector) = &acs.egress {
         expected.push_str(&words(vector.words().collect()));
-        found.push_str(&words(machine.egress(at, acs.vector_at, vector)?));
+        found.push_str(&words(ops.egress(at, acs.vector_at, vector)?));
     }
     Ok((expected != found).then_some(Difference::Acs {
         function,
@@ -313,16 +318,16 @@ fn register_differences(
 }
 
 fn driver_differences(
-    machine: Machine<'_>,
+    ops: SysfsOps<'_>,
     function: Sbdf,
     at: Sbdf,
-    was: &Was,
+    was: &FunctionState,
 ) -> Result<Vec<Difference>, HostError> {
     let mut found = Vec::new();
-    if !was.part.touched() {
+    if !was.involvement.touched() {
         return Ok(found);
     }
-    let is = machine.driver(at)?;
+    let is = ops.driver(at)?;
     if is != was.driver {
         found.push(Difference::Driver {
             function,
@@ -343,26 +348,26 @@ fn driver_differences(
     attribute(
         "driver_override",
         &was.driver_override,
-        machine.driver_override(at)?,
+        ops.driver_override(at)?,
     );
     for (name, value) in &was.attributes {
-        if let Some(is) = machine.attribute(at, name)? {
+        if let Some(is) = ops.attribute(at, name)? {
             attribute(name, &possible(name, value, &is), is);
         }
     }
     Ok(found)
 }
 
-/// The devices that virtual machines had and have not now.
-fn unplugged(baseline: &Baseline, vmms: &[&dyn Vmm]) -> Vec<Difference> {
+/// The recorded devices that virtual machines do not have.
+fn unplugged(snapshot: &Snapshot, vmms: &[&dyn Vmm]) -> Vec<Difference> {
     let mut found = Vec::new();
-    for device in &baseline.assigned {
+    for device in &snapshot.assigned {
         let vmm = vmms.iter().find(|vmm| vmm.name() == device.vm);
-        let has = |devices: Vec<super::vmm::Assigned>| devices.iter().any(|d| d.id == device.id);
+        let has = |devices: Vec<super::vmm::VmDevice>| devices.iter().any(|d| d.id == device.id);
         let (plugged, alive) = match vmm.map(|vmm| vmm.devices()) {
             Some(Err(VmmError::Gone { .. })) => (false, false),
             Some(Ok(devices)) => (has(devices), true),
-            // It may be there all the same.
+            // It may run nevertheless.
             Some(Err(_)) | None => (false, true),
         };
         if !plugged {

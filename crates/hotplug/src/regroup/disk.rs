@@ -1,4 +1,4 @@
-//! The seam to the file system that has the state directory.
+//! Interface to the file system of the state directory.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -8,9 +8,9 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-/// A file system, where it is changed. A fake fails, or ends the process, where a real one may.
+/// Changes to a file system. A fake fails or ends the process where a real file system may.
 pub trait Disk: Debug + Send + Sync {
-    /// Makes a change to the file at `path`. `verb` says which.
+    /// Applies a change to the file at `path`. `verb` names the change.
     fn change(
         &self,
         verb: &'static str,
@@ -19,7 +19,7 @@ pub trait Disk: Debug + Send + Sync {
     ) -> io::Result<()>;
 }
 
-/// The file system that there is.
+/// The real file system.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RealDisk;
 
@@ -34,8 +34,8 @@ impl Disk for RealDisk {
     }
 }
 
-/// Sees to it that there is space for `bytes` bytes from `at` on, whose length the file does not have yet. File systems
-/// that cannot do that have it or not.
+/// Reserves space for `bytes` bytes from offset `at`, without changing the length of the file. On file systems that
+/// cannot reserve space this does nothing.
 pub(super) fn reserve(file: &File, at: u64, bytes: u64) -> io::Result<()> {
     match fallocate(file, FallocateFlags::KEEP_SIZE, at, bytes) {
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),

@@ -1,36 +1,36 @@
-//! Doing what comes next, from a transaction's first action to its end.
+//! Runs a transaction from its current state to its end.
 
 use iommu_group::Topology;
 
-use super::baseline::Baseline;
-use super::course::Next;
 use super::difference::{Difference, differences, is_waiting};
 use super::error::RegroupError;
+use super::executor::Executor;
 use super::host::HostError;
 use super::journal::Journal;
-use super::perform::Performer;
 use super::record::{Outcome, Record};
 use super::restore;
+use super::saga_state::Next;
+use super::snapshot::Snapshot;
 use super::transaction::{Observer, Progress, Regroup, Report};
 
-/// How often an action of undoing is tried, and the host looked at.
+/// Number of attempts for an undo action and for a scan of the host.
 const TRIES: u32 = 3;
 
-/// Why a journal stays open that could be written to its end.
+/// Reason why a complete journal stays open.
 const WAITING: &str = "not every device is back in its virtual machine";
 
 impl Regroup<'_> {
-    /// Goes on from where a journal is.
+    /// Continues from the state of the journal.
     pub(super) fn drive(
         &self,
         journal: &mut Journal,
         observer: &mut Observer<'_>,
     ) -> Result<Report, RegroupError> {
         let begin = journal.begin().clone();
-        let performer = Performer {
-            machine: self.machine(),
+        let executor = Executor {
+            ops: self.sysfs_ops(),
             vmms: self.vmms,
-            baseline: &begin.baseline,
+            snapshot: &begin.snapshot,
             deadline: self.deadline,
         };
         loop {
@@ -38,14 +38,14 @@ impl Regroup<'_> {
                 Next::Do(action) => {
                     self.record(journal, Record::Started { action }, observer)?;
                     let result = match begin.actions.get(action) {
-                        // Whoever finds the journal undoes what it does not say, so this does it at once.
+                        // Recovery would undo a transaction whose records are lost, so undo it at once.
                         _ if journal.is_lost_before_commit() => {
                             Err(journal.gap().cloned().unwrap_or_default())
                         }
                         Some(_) if action < begin.commit && self.is_stopped() => {
                             Err("told to stop".to_owned())
                         }
-                        Some(order) => performer.perform(order).map_err(|e| e.to_string()),
+                        Some(order) => executor.execute(order).map_err(|e| e.to_string()),
                         None => Ok(()),
                     };
                     let record = match result {
@@ -55,8 +55,8 @@ impl Regroup<'_> {
                     self.record(journal, record, observer)?;
                 }
                 Next::Undo(round) => {
-                    let (now, found) = self.compare(&begin.baseline)?;
-                    let actions = restore::actions(&begin.baseline, &now, &found, round);
+                    let (now, found) = self.compare(&begin.snapshot)?;
+                    let actions = restore::actions(&begin.snapshot, &now, &found, round);
                     if !actions.is_empty() {
                         self.record(journal, Record::Undo { actions }, observer)?;
                     } else if let Some(open) = self.end(journal, Outcome::Old, &found, observer)? {
@@ -67,9 +67,9 @@ impl Regroup<'_> {
                     self.record(journal, Record::UndoStarted { action }, observer)?;
                     let order = journal.round().get(action).cloned();
                     let mut result = Ok(());
-                    // What fails once need not fail again, and there is nothing better to do.
+                    // A retry may succeed, and there is no alternative.
                     for _ in 0..TRIES {
-                        result = order.iter().try_for_each(|order| performer.perform(order));
+                        result = order.iter().try_for_each(|order| executor.execute(order));
                         if result.is_ok() {
                             break;
                         }
@@ -84,9 +84,9 @@ impl Regroup<'_> {
                     self.record(journal, record, observer)?;
                 }
                 Next::Finish(outcome) => {
-                    let (_, mut found) = self.compare(&begin.baseline)?;
+                    let (_, mut found) = self.compare(&begin.snapshot)?;
                     if outcome == Outcome::New {
-                        // Everything else is meant to be different, and was checked.
+                        // The other differences are planned and were checked.
                         found.retain(Difference::is_loss);
                     }
                     if let Some(open) = self.end(journal, outcome, &found, observer)? {
@@ -103,18 +103,18 @@ impl Regroup<'_> {
         }
     }
 
-    /// What of the host is not as it was.
-    fn compare(&self, baseline: &Baseline) -> Result<(Topology, Vec<Difference>), HostError> {
-        let look = || {
-            let now = self.machine().scan()?;
-            let found = differences(baseline, self.machine(), &now, self.vmms)?;
+    /// The differences between the host and the snapshot.
+    fn compare(&self, snapshot: &Snapshot) -> Result<(Topology, Vec<Difference>), HostError> {
+        let scan = || {
+            let now = self.sysfs_ops().scan()?;
+            let found = differences(snapshot, self.sysfs_ops(), &now, self.vmms)?;
             Ok((now, found))
         };
-        // Others come and go while they are looked at.
-        (1..TRIES).find_map(|_| look().ok()).map_or_else(look, Ok)
+        // Functions may come and go during a scan.
+        (1..TRIES).find_map(|_| scan().ok()).map_or_else(scan, Ok)
     }
 
-    /// Ends a transaction. It stays open as long as somebody can still get something back, and is reported as such.
+    /// Ends a transaction. It stays open, and is reported as open, while a device can still be given back.
     fn end(
         &self,
         journal: &mut Journal,
@@ -128,7 +128,7 @@ impl Regroup<'_> {
         }
         if outcome == Outcome::New {
             let begin = journal.begin();
-            if let Err(error) = self.state.hold(&begin.boot, &begin.baseline) {
+            if let Err(error) = self.state.hold(&begin.boot, &begin.snapshot) {
                 return Ok(open(error.to_string()));
             }
         }
@@ -137,7 +137,7 @@ impl Regroup<'_> {
         Ok(None)
     }
 
-    /// Puts something on record, and tells of it when it is there.
+    /// Writes a record and then notifies the observer.
     pub(super) fn record(
         &self,
         journal: &mut Journal,
@@ -179,7 +179,7 @@ fn report(
         outcome,
         failure: journal.failure().cloned(),
         remains,
-        unplugged: begin.baseline.assigned.clone(),
+        unplugged: begin.snapshot.assigned.clone(),
         away_ms: away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX)),
         journal: journal.path().to_owned(),
         unrecorded: journal.gap().cloned(),

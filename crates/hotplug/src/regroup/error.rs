@@ -1,4 +1,4 @@
-//! What can go wrong with a transaction.
+//! Errors of transactions.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,40 +6,40 @@ use std::path::{Path, PathBuf};
 use super::blocker::Refusal;
 use super::host::HostError;
 
-/// A transaction that was not begun, or could not be brought to an end.
+/// Error of a transaction.
 #[derive(Debug, thiserror::Error)]
 pub enum RegroupError {
-    /// It was refused, and nothing was changed.
+    /// The plan was refused. Nothing was changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The host could not be read, and nothing was changed.
+    /// The host could not be read. Nothing was changed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The journal could not be read or written. What was done so far is in it.
+    /// The journal could not be read or written. It holds the actions so far.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// A state directory that cannot be used.
+/// Error of the state directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A file in it could not be read or written.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
-        /// What was attempted.
+        /// The attempted operation.
         verb: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// The errno.
         source: io::Error,
     },
-    /// Another process uses it.
+    /// Another process has the lock.
     #[error("another process is changing this host: {} is locked", path.display())]
     Busy {
         /// The lock.
         path: PathBuf,
     },
-    /// A file is of another version of this program, which can read it.
+    /// The file has a version that this program cannot read.
     #[error("{}, line 1: version {found}: this program reads version {wanted}", path.display())]
     Version {
         /// The file.
@@ -49,20 +49,20 @@ pub enum StateError {
         /// The version that this program reads.
         wanted: u32,
     },
-    /// A journal does not make sense.
+    /// The journal is invalid.
     #[error("{}, line {line}: {reason}", path.display())]
     Journal {
         /// The journal.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// Why not.
+        /// The error.
         reason: String,
     },
 }
 
 impl StateError {
-    /// For `map_err`: `verb` on `path` failed.
+    /// For `map_err`: `verb` failed on `path`.
     pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { verb, path, source }

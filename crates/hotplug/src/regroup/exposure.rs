@@ -1,4 +1,4 @@
-//! Devices of virtual machines that reach others without the IOMMU, or are reached so.
+//! Exposures: devices of virtual machines that reach other functions without the IOMMU, or are reached by them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,27 +6,27 @@ use iommu_group::assignment::{self, Exposed};
 use iommu_group::policy::Consent;
 use iommu_group::{Groups, RoutingModel, Sbdf};
 
-use super::vmm::Assigned;
+use super::vmm::VmDevice;
 
-/// An exposure of a virtual machine's devices that has to be accepted by name.
+/// An exposure of a virtual machine's devices that must be accepted by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestExposure {
     /// Name of the virtual machine.
     pub vm: String,
-    /// Who is reached by whom, and whether it is accepted: for one of the devices, or by the caller.
+    /// The exposure, and whether it is accepted, by a device's configuration or by the caller.
     pub exposed: Exposed,
 }
 
-/// The exposures of all virtual machines that have to be accepted by name. `assigned` are all their devices; `accepted`
-/// are functions whose exposure is accepted besides those that the devices' own [`expose`](Assigned::expose) names.
+/// The exposures of all virtual machines that must be accepted by name. `assigned` are all devices of virtual machines;
+/// `accepted` are functions whose exposure is accepted in addition to the devices' own [`expose`](VmDevice::expose).
 #[must_use]
 pub fn exposures(
     routing: &RoutingModel<'_>,
     groups: &Groups,
-    assigned: &[Assigned],
+    assigned: &[VmDevice],
     accepted: &BTreeSet<Sbdf>,
 ) -> Vec<GuestExposure> {
-    let mut guests: BTreeMap<&str, Vec<&Assigned>> = BTreeMap::new();
+    let mut guests: BTreeMap<&str, Vec<&VmDevice>> = BTreeMap::new();
     for device in assigned {
         guests.entry(&device.vm).or_default().push(device);
     }

@@ -1,4 +1,4 @@
-//! What carrying out a plan would mean now, without doing it.
+//! The effects that a plan would have now.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use iommu_group::{Plan, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::blocker::Blocker;
-use super::peers::Homecoming;
+use super::peers::ReplugPlan;
 use super::preflight::{Preflight, after};
-use super::vmm::Assigned;
+use super::vmm::VmDevice;
 
-/// What carrying out a plan would mean now.
+/// The effects that a plan would have now.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Forecast {
-    /// What speaks against it. It is refused if there is anything.
+    /// Reasons for a refusal. The plan can be carried out if there are none.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<serde_json::Value>"))]
     pub blockers: Vec<Blocker>,
-    /// The devices that virtual machines lose meanwhile, as they have them now.
-    pub unplug: Vec<Assigned>,
-    /// The same devices as they come back.
-    pub plug: Vec<Assigned>,
+    /// The devices that are unplugged, in their present form.
+    pub unplug: Vec<VmDevice>,
+    /// The same devices in the form in which they come back.
+    pub plug: Vec<VmDevice>,
     /// The other devices of virtual machines.
-    pub staying: Vec<Assigned>,
-    /// For how many milliseconds virtual machines were without their devices when they lost some last; none if they
-    /// never have.
+    pub staying: Vec<VmDevice>,
+    /// How long virtual machines were without their devices in the latest transaction that unplugged some, in
+    /// milliseconds; none if there was no such transaction.
     pub last_away_ms: Option<u64>,
 }
 
@@ -39,16 +39,16 @@ impl Forecast {
         } = preflight;
         let plug = if fits(&blockers) {
             let groups = after(topology, plan).groups();
-            let homecoming = Homecoming {
+            let replug = ReplugPlan {
                 assigned: &unplug,
                 staying: &staying,
                 goals: &plan.goals,
                 groups: groups.groups(),
                 expose: &expose,
             };
-            homecoming.devices()
+            replug.devices()
         } else {
-            // It is about another host: who comes back how cannot be told.
+            // The plan was made for another host, so the form of the devices is unknown.
             unplug.clone()
         };
         Self {
@@ -60,7 +60,7 @@ impl Forecast {
         }
     }
 
-    /// The same with the time that it took last.
+    /// Adds the duration of the latest transaction.
     pub(super) fn with_last(self, away: Option<Duration>) -> Self {
         let away = away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX));
         Self {
@@ -70,7 +70,7 @@ impl Forecast {
     }
 }
 
-/// Whether nothing says that a plan is about another host than this.
+/// Whether no blocker shows that the plan was made for another host.
 pub(super) fn fits(blockers: &[Blocker]) -> bool {
     let other = |blocker: &Blocker| matches!(blocker, Blocker::Stale | Blocker::Impossible { .. });
     !blockers.iter().any(other)

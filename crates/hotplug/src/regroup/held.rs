@@ -1,5 +1,5 @@
-//! What stays held when no change is under way: ports that are kept awake for settings that the kernel would undo, and
-//! devices that are kept from their VMs.
+//! State that is kept between transactions: ports that are kept awake because the kernel would reset their settings on
+//! wakeup, and devices that are withheld from their VMs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,27 +12,27 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::baseline::Baseline;
 use super::error::StateError;
-use super::machine::POWER;
+use super::snapshot::Snapshot;
 use super::state_dir::StateDir;
+use super::sysfs_ops::POWER;
 use super::withheld::WithheldDevice;
 
-/// How long others may take to write down what they hold …
-const OTHERS: Duration = Duration::from_secs(5);
+/// Time that another process may hold the lock.
+const LOCK_TIME: Duration = Duration::from_secs(5);
 
-/// … and how often to see whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Interval of attempts to get the lock meanwhile.
+const RETRY: Duration = Duration::from_millis(5);
 
-/// What is held.
+/// The held ports and devices.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Held {
-    /// What the kernel calls the start of the machine in which they are.
+    /// Boot ID of the boot in which they are kept awake.
     pub(super) boot: String,
-    /// What `power/control` of each port was.
+    /// Original value of `power/control` by port.
     pub(super) ports: BTreeMap<Sbdf, String>,
-    /// The devices that are kept from their VMs.
+    /// The devices that are withheld from their VMs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) devices: Vec<WithheldDevice>,
 }
@@ -46,12 +46,12 @@ impl Held {
         }
     }
 
-    /// The same after a transaction has come to its end.
-    pub(super) fn after(mut self, baseline: &Baseline) -> Self {
-        for (port, was) in baseline.with(|part| part.awake || part.removed) {
+    /// The held ports after a transaction has ended.
+    pub(super) fn after(mut self, snapshot: &Snapshot) -> Self {
+        for (port, was) in snapshot.with(|involvement| involvement.awake || involvement.removed) {
             let power = was.rest.clone();
             let power = power.or_else(|| was.attributes.get(POWER).cloned());
-            match power.filter(|_| was.part.held) {
+            match power.filter(|_| was.involvement.held) {
                 Some(power) => self.ports.insert(port, power),
                 None => self.ports.remove(&port),
             };
@@ -74,7 +74,7 @@ impl Held {
 }
 
 impl StateDir {
-    /// What is held in this start of the machine.
+    /// The held ports and devices in the current boot.
     pub(super) fn held(&self, boot: &str) -> Result<Held, StateError> {
         let path = self.path().join("held.json");
         let text = match fs::read(&path) {
@@ -87,7 +87,7 @@ impl StateDir {
             line: error.line(),
             reason: error.to_string(),
         })?;
-        // After a reboot neither they nor the settings are.
+        // A reboot resets `power/control` and the settings.
         Ok(if held.boot == boot {
             held
         } else {
@@ -95,18 +95,18 @@ impl StateDir {
         })
     }
 
-    /// Writes down which ports are to be kept awake, so that [`hold`](Self::hold) needs no space.
+    /// Writes the replacement file in advance, so that [`hold`](Self::hold) needs no disk space.
     pub(super) fn prepare_held(&self, held: &Held) -> Result<(), StateError> {
         let path = self.path().join("held.json");
         self.replacement(&path, &held.text()).map(drop)
     }
 
-    /// Notes which ports are kept awake, of those that were kept awake before and those of a transaction that is over.
-    pub(super) fn hold(&self, boot: &str, baseline: &Baseline) -> Result<(), StateError> {
-        self.change_held(boot, |held| held.after(baseline))
+    /// Records the ports that are kept awake: those of earlier transactions and those of the one that has ended.
+    pub(super) fn hold(&self, boot: &str, snapshot: &Snapshot) -> Result<(), StateError> {
+        self.change_held(boot, |held| held.after(snapshot))
     }
 
-    /// Notes that a device is kept from its VM.
+    /// Records that a device is withheld from its VM.
     pub(super) fn withhold(&self, boot: &str, device: &WithheldDevice) -> Result<(), StateError> {
         self.change_held(boot, |held| {
             let mut held = held.without(&device.device.vm, &device.device.id);
@@ -115,24 +115,24 @@ impl StateDir {
         })
     }
 
-    /// Notes that a device is not kept from its VM any more.
+    /// Records that a device is no longer withheld from its VM.
     pub(super) fn release(&self, boot: &str, vm: &str, id: &str) -> Result<(), StateError> {
         self.change_held(boot, |held| held.without(vm, id))
     }
 
-    /// Writes down what is held after a change of it. Nobody else does meanwhile.
+    /// Changes the file, under a lock against other processes.
     fn change_held(&self, boot: &str, change: impl FnOnce(Held) -> Held) -> Result<(), StateError> {
         fs::create_dir_all(self.path()).map_err(StateError::io("create", self.path()))?;
         let lock = self.lock_held()?;
         let path = self.path().join("held.json");
-        // One that nobody can read says nothing of the ports and devices of this change.
+        // If the file cannot be read, at least the ports and devices of this change are recorded.
         let held = self.held(boot).unwrap_or_else(|_| Held::none(boot));
         let written = self.replace(&path, &change(held).text());
         drop(lock);
         written
     }
 
-    /// The directory itself is locked for this, which takes no space on a full disk.
+    /// Locks the directory itself, which needs no space on a full disk.
     fn lock_held(&self) -> Result<File, StateError> {
         let path = self.path();
         let directory = File::open(path).map_err(StateError::io("open", path))?;
@@ -140,7 +140,7 @@ impl StateDir {
         loop {
             match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(directory),
-                Err(Errno::WOULDBLOCK) if started.elapsed() < OTHERS => thread::sleep(LOOK_AGAIN),
+                Err(Errno::WOULDBLOCK) if started.elapsed() < LOCK_TIME => thread::sleep(RETRY),
                 Err(Errno::WOULDBLOCK) => {
                     return Err(StateError::Busy {
                         path: path.to_owned(),
@@ -157,11 +157,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::regroup::{Assigned, DeviceFacts};
+    use crate::regroup::{DeviceFacts, VmDevice};
 
     fn device(vm: &str, id: &str) -> WithheldDevice {
         WithheldDevice {
-            device: Assigned {
+            device: VmDevice {
                 vm: vm.to_owned(),
                 id: id.to_owned(),
                 function: "0000:03:00.0".parse().unwrap(),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_held_until_they_are_released_or_the_machine_starts_anew() {
+    fn devices_are_withheld_until_they_are_released_or_a_reboot() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path().join("state"));
         let held = |boot: &str| state.held(boot).unwrap().devices;
@@ -191,8 +191,8 @@ mod tests {
         state.release("boot", "web", "one").unwrap();
         assert_eq!(held("boot"), [device("web", "two"), device("db", "one")]);
         assert_eq!(held("another"), []);
-        // What a transaction holds is another matter.
-        let nothing = Baseline {
+        // A transaction does not change the withheld devices.
+        let nothing = Snapshot {
             functions: BTreeMap::new(),
             groups: Vec::new(),
             autoprobe: true,
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_version_that_held_ports_only_is_read() {
+    fn a_file_of_the_version_without_devices_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let text = r#"{"boot": "b", "ports": {"0000:02:00.0": "auto"}}"#;
         fs::write(dir.path().join("held.json"), text).unwrap();

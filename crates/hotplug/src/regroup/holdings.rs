@@ -1,39 +1,40 @@
-//! What virtual machines have, of which some may be stopped.
+//! The devices of virtual machines, some of which may not answer.
 //!
-//! All are asked at once, and each may take a moment only. One that has not answered then is waited for if it may have a
-//! device that matters, and is done without otherwise: it delays nothing that does not concern it.
+//! All VMMs are queried at once, with a short timeout. A VMM that has not answered by then gets more time if it may
+//! have a relevant device. Otherwise it is skipped, so that it delays no unrelated transaction.
 
 use std::thread;
 use std::time::Duration;
 
 use super::blocker::Blocker;
-use super::vmm::{Assigned, Vmm, VmmError};
+use super::vmm::{VmDevice, Vmm, VmmError};
 
-/// How long a VMM may take that concerns nobody.
+/// Timeout for a VMM without relevant devices.
 const MOMENT: Duration = Duration::from_millis(300);
-/// How long one may take that may have a device that matters.
+/// Timeout for a VMM that may have a relevant device.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What virtual machines have.
+/// The devices of virtual machines.
 #[derive(Default)]
 pub(super) struct Holdings {
-    /// The devices of all that have answered.
-    pub(super) assigned: Vec<Assigned>,
-    /// Those that have not, and may have a device that matters.
+    /// The devices of all VMMs that answered.
+    pub(super) assigned: Vec<VmDevice>,
+    /// The VMMs that did not answer and may have a relevant device.
     pub(super) silent: Vec<Blocker>,
 }
 
 impl Holdings {
-    /// Asks all. `unexplained` says whether somebody has a device that matters open, besides those who have these.
-    pub(super) fn ask<E>(
+    /// Queries all VMMs. `unexplained` returns whether a process other than the owners of the given devices has a
+    /// relevant device open.
+    pub(super) fn query<E>(
         vmms: &[&dyn Vmm],
-        unexplained: impl Fn(&[Assigned]) -> Result<bool, E>,
+        unexplained: impl Fn(&[VmDevice]) -> Result<bool, E>,
     ) -> Result<Self, E> {
         let mut holdings = Self::default();
-        let mut errors = holdings.hear(vmms, MOMENT);
+        let mut errors = holdings.collect_from(vmms, MOMENT);
         if !errors.is_empty() && unexplained(&holdings.assigned)? {
             let silent: Vec<&dyn Vmm> = errors.into_iter().map(|(vmm, _)| vmm).collect();
-            errors = holdings.hear(&silent, PATIENCE);
+            errors = holdings.collect_from(&silent, PATIENCE);
             if !errors.is_empty() && unexplained(&holdings.assigned)? {
                 let blockers = errors.iter().map(|(_, error)| Blocker::Vmm {
                     error: error.to_string(),
@@ -43,20 +44,20 @@ impl Holdings {
             }
         }
         for (_, error) in errors {
-            log::warn!("{error} (it has none of the devices that matter)");
+            log::warn!("{error} (it has none of the relevant devices)");
         }
         Ok(holdings)
     }
 
-    /// The devices of all that answer in a moment.
-    pub(super) fn glance(vmms: &[&dyn Vmm]) -> Vec<Assigned> {
+    /// The devices of all VMMs that answer within the short timeout.
+    pub(super) fn query_briefly(vmms: &[&dyn Vmm]) -> Vec<VmDevice> {
         let mut holdings = Self::default();
-        holdings.hear(vmms, MOMENT);
+        holdings.collect_from(vmms, MOMENT);
         holdings.assigned
     }
 
-    /// Hears what each has; those that do not say. One that is gone has nothing.
-    fn hear<'v>(
+    /// Collects the devices of each VMM and returns the VMMs that did not answer. A VMM that has ended has no devices.
+    fn collect_from<'v>(
         &mut self,
         vmms: &[&'v dyn Vmm],
         patience: Duration,

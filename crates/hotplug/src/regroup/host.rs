@@ -1,4 +1,4 @@
-//! The seam to the kernel: files of sysfs and procfs.
+//! Interface to the kernel: files of sysfs and procfs.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use iommu_group::{Sbdf, Sysfs, SysfsError};
 
-/// A host: two directories to read, and a way to write to the files in the first.
+/// A host: sysfs, procfs, and a method to write to sysfs.
 ///
-/// Reading goes straight to the files. Only writes pass through here, because on a real host they do more than change
-/// a file: a fake is a directory whose [`write`](Host::write) does what the kernel would.
+/// Reads go directly to the files. Only writes pass through this trait, because writes to sysfs have side effects. A
+/// fake host is a directory whose [`write`](Host::write) simulates them.
 pub trait Host {
-    /// What stands for `/sys`.
+    /// The sysfs directory.
     fn sysfs(&self) -> &Sysfs;
 
-    /// What stands for `/proc`.
+    /// The procfs directory.
     fn proc(&self) -> &Path;
 
-    /// Writes `bytes` at once to a file that must exist, `offset` bytes from its start.
+    /// Writes `bytes` in one call to an existing file, at `offset`.
     fn write(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
@@ -55,7 +55,7 @@ impl Host for LinuxHost {
     }
 
     fn write(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        // One call: an attribute takes what a single write brings for the whole value.
+        // One call: an attribute takes the bytes of a single write as the whole value.
         let written = OpenOptions::new()
             .write(true)
             .open(path)?
@@ -67,15 +67,15 @@ impl Host for LinuxHost {
     }
 }
 
-/// A host that could not be read, or would not do what was written to it.
+/// Error of reading or changing a host.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// A file could not be read or written.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
-        /// What was attempted.
+        /// The attempted operation.
         verb: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// The errno.
         source: io::Error,
@@ -83,82 +83,82 @@ pub enum HostError {
     /// The topology could not be read.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
-    /// A function is not there any more.
-    #[error("{function} is not there any more")]
+    /// A function is gone.
+    #[error("{function} is gone")]
     Gone {
         /// The function.
         function: Sbdf,
     },
-    /// Another device is where a function was.
+    /// A different device is in the place of a function.
     #[error("another device is where {function} was")]
     Replaced {
         /// The function.
         function: Sbdf,
     },
-    /// The journal does not say what a function was, so nothing is done to it.
-    #[error("{function} is not on record")]
+    /// The journal has no record of the function, so nothing is written to it.
+    #[error("{function} is not in the journal")]
     Unrecorded {
         /// The function.
         function: Sbdf,
     },
-    /// A function is below one that is to be removed, and would be removed with it.
-    #[error("{function} is below {above} and is not on record")]
+    /// An unrecorded function is below one that is to be removed, and would be removed with it.
+    #[error("{function} is below {above} and is not in the journal")]
     Stranger {
         /// The function.
         function: Sbdf,
-        /// What was to be removed.
+        /// The function to remove.
         above: Sbdf,
     },
-    /// A driver did not take a function.
-    #[error("{wanted} did not take {function}: its driver is {}", found.as_deref().unwrap_or("none"))]
+    /// The driver was not bound to the function.
+    #[error("{function} was not bound to {wanted}: its driver is {}", found.as_deref().unwrap_or("none"))]
     NotBound {
         /// The function.
         function: Sbdf,
-        /// The driver that should have.
+        /// The expected driver.
         wanted: String,
-        /// The driver that it has.
+        /// The current driver.
         found: Option<String>,
     },
-    /// A function is in use by a process, and removing or unbinding it would wait for that for ever.
+    /// A process uses the function. Removing or unbinding it would block until the process ends.
     #[error("{function} is in use by {user}")]
     InUse {
         /// The function.
         function: Sbdf,
-        /// Who uses it.
+        /// The process.
         user: String,
     },
-    /// A register does not hold what it was left with, or what was just written to it.
+    /// A register has an unexpected value, before or after a write.
     #[error("{register} of {function} holds {found}, not {expected}")]
     Register {
         /// The function.
         function: Sbdf,
-        /// Which register.
+        /// Name of the register.
         register: &'static str,
-        /// What it should hold.
+        /// The expected value.
         expected: String,
-        /// What it holds.
+        /// The actual value.
         found: String,
     },
-    /// The kernel's groups are not those that were predicted.
+    /// The kernel's groups differ from the predicted ones.
     #[error("the kernel's groups are not as predicted: {what}")]
     Groups {
         /// The functions and their groups.
         what: String,
     },
-    /// A machine gave back something that cannot be what it is said to be.
-    #[error("{}: `{text}`: want {want}", path.display())]
+    /// A file has unexpected content.
+    #[error("{}: `{text}`: expected {want}", path.display())]
     Odd {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// The content.
         text: String,
-        /// What it should hold.
+        /// The expected content.
         want: &'static str,
     },
 }
 
 impl HostError {
-    /// For `map_err`: `verb` on `path` failed.
+    /// For `map_err`: `verb` failed on `path`.
     pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { verb, path, source }

@@ -1,4 +1,4 @@
-//! Which device a function is.
+//! Identity of the device behind a function.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +11,14 @@ const CLASS: usize = 0x08;
 const HEADER_TYPE: usize = 0x0e;
 const SUBSYSTEM: usize = 0x2c;
 
-/// Length of what is read of configuration space.
+/// Number of bytes read from configuration space.
 pub(super) const HEADER: usize = 0x40;
 
-/// The numbers that another device would not have: a function at a recorded place is the recorded one only if these
-/// are the recorded ones as well.
+/// IDs of a device. A function at a recorded path is the recorded one only if its IDs are equal too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// Vendor and device; the subsystem too, of what is no bridge.
+    /// Vendor and device ID; for endpoints also the subsystem IDs.
     pub ids: Ids,
     /// Class, subclass and programming interface in bits 23:0.
     pub class: u32,
@@ -42,8 +41,8 @@ impl Identity {
         }
     }
 
-    /// The same, from the header of a function whose directory in sysfs is `dir`. One that does not answer is who the
-    /// kernel takes it for.
+    /// The identity from the configuration header of a function with sysfs directory `dir`. If the device does not
+    /// answer, the kernel's IDs are used.
     pub(super) fn read(header: &[u8; HEADER], dir: &Path) -> Option<Self> {
         let word = |at: usize| {
             let bytes = header.get(at..at.checked_add(2)?)?;

@@ -1,4 +1,4 @@
-//! A journal: a file with a record in each line.
+//! The journal of a transaction: a file with one record per line.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,17 +10,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::action::Action;
-use super::course::{Course, Next, OutOfCourse, ROUNDS};
 use super::difference::Difference;
 use super::disk::{Disk, reserve};
 use super::error::StateError;
 use super::record::{Begin, Outcome, Record, VERSION};
+use super::saga_state::{InvalidRecord, Next, ROUNDS, SagaState};
 use super::sealed::{seal, unseal};
 
-/// How long the text of an error may be in a record, in bytes.
+/// Largest length of an error text in a record, in bytes.
 const ERROR: usize = 512;
 
-/// A line: when, and what.
+/// A line: time and record.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     /// Milliseconds since 1970.
@@ -29,45 +29,46 @@ struct Entry {
     record: Record,
 }
 
-/// Read of the first line before anything else, so that another version is told as such.
+/// The part of the first line that is parsed first, to detect other versions.
 #[derive(Deserialize)]
 struct Heading {
     version: u32,
 }
 
-/// A journal that is written, with what follows from it.
+/// A journal open for writing, and the state of its transaction.
 pub(super) struct Journal {
     file: File,
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    /// Bytes of the records that are on the disk.
+    /// Length of the records on disk, in bytes.
     length: u64,
     begin: Begin,
-    course: Course,
-    /// The actions of the present round of undoing.
+    state: SagaState,
+    /// The actions of the current undo round.
     round: Vec<Action>,
-    /// What failed first.
+    /// The first failure: action and error.
     failure: Option<(String, String)>,
     end: Option<(Outcome, Vec<Difference>)>,
-    /// Why it does not say all that happened.
+    /// Why the journal is incomplete, if it is.
     gap: Option<String>,
     writing: Writing,
 }
 
-/// Whether records are written.
+/// Whether records reach the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writing {
-    /// They are.
+    /// They do.
     On,
-    /// They cannot be any more, and are in memory only.
+    /// Writing failed: further records are kept in memory only.
     Lost {
-        /// Whether the commit is on the disk, so that whoever recovers goes on from there.
+        /// Whether the commit is on disk, so that recovery continues the transaction.
         committed: bool,
     },
 }
 
 impl Journal {
-    /// Begins a journal in a new file. It is on the disk when this returns, and so is the space for all that comes.
+    /// Begins a journal in a new file. On return the first record is on disk, and space for all further records is
+    /// reserved.
     pub(super) fn create(
         file: File,
         disk: Arc<dyn Disk>,
@@ -88,7 +89,7 @@ impl Journal {
             disk,
             path: path.to_owned(),
             length: 0,
-            course: Course::new(&begin),
+            state: SagaState::new(&begin),
             begin,
             round: Vec::new(),
             failure: None,
@@ -98,16 +99,16 @@ impl Journal {
         }
     }
 
-    /// For how long virtual machines were without the devices that they had to let go of; none if they have not let go
-    /// of any, or have not got them back, or nobody can read that.
+    /// How long virtual machines were without the devices that they released; none if they released none or did not get
+    /// them back, or if the journal cannot be read.
     pub(super) fn away(path: &Path) -> Option<Duration> {
         let text = fs::read(path).ok()?;
         let lines = text.split(|byte| *byte == b'\n');
         away(lines.map_while(|line| unseal(line).ok()))
     }
 
-    /// Reads a journal in order to go on with it; `None` if it has no record: nothing was done then. What cannot be read
-    /// is cut off.
+    /// Opens a journal to continue it; `None` if it has no record, which means that nothing was done. Unreadable lines
+    /// at the end are cut off.
     pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Option<Self>, StateError> {
         let Some(mut journal) = Self::read(path, disk)? else {
             return Ok(None);
@@ -115,13 +116,13 @@ impl Journal {
         let length = journal.length;
         let cut = journal.change("cut", |file| file.set_len(length));
         journal.lose(cut.err());
-        // Without it the disk may be full before the end, and then it is undone all the same.
+        // If this fails, a full disk may prevent further records, and the transaction is undone nevertheless.
         let room = journal.room(0);
         drop(journal.reserve(room));
         Ok(Some(journal))
     }
 
-    /// Reads a journal as far as it makes sense; `None` if it has no record.
+    /// Reads a journal up to the first invalid line; `None` if it has no record.
     pub(super) fn read(path: &Path, disk: Arc<dyn Disk>) -> Result<Option<Self>, StateError> {
         let text = fs::read(path).map_err(StateError::io("read", path))?;
         let odd = |reason: String| StateError::Journal {
@@ -145,9 +146,11 @@ impl Journal {
         }
         let entry: Entry = unseal(first.trim_ascii_end()).map_err(odd)?;
         let Record::Begin(begin) = entry.record else {
-            return Err(odd("not how a journal begins".to_owned()));
+            return Err(odd(
+                "the first record does not begin a transaction".to_owned()
+            ));
         };
-        // One that can only be read is recovered from memory.
+        // If the file is read-only, recovery works in memory.
         let file = File::options().write(true).open(path);
         let (file, lost) = match file {
             Ok(file) => (file, None),
@@ -166,7 +169,7 @@ impl Journal {
             match noted {
                 Ok(()) => journal.length = journal.length.saturating_add(length(line)),
                 Err(reason) => {
-                    // Of the last one nobody expects that it was written to its end.
+                    // An incomplete last line is expected after a crash.
                     if whole(line) {
                         let reason = format!("{}, line {number}: {reason}", path.display());
                         journal.gap.get_or_insert(reason);
@@ -178,19 +181,19 @@ impl Journal {
         Ok(Some(journal))
     }
 
-    /// Space for all records that can follow one of `first` bytes, and for itself.
+    /// Space for the first record and all records that can follow, in bytes.
     fn room(&self, first: usize) -> u64 {
-        /// A record of an action that has no error in it, and with one.
+        /// Length of an action record without an error, and with one.
         const SHORT: u64 = 128;
         const LONG: u64 = SHORT + 2 * ERROR as u64;
-        /// An action of undoing, without the lists of devices and groups in it.
+        /// Length of an undo action without its lists of devices and groups.
         const ACTION: u64 = 384;
-        /// Actions for each function in a round of undoing.
+        /// Actions per function in an undo round.
         const ACTIONS: u64 = 16;
         let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
         let begin = count(first.max(serde_json::to_vec(&self.begin).map_or(0, |text| text.len())));
         let forward = count(self.begin.actions.len()).saturating_mul(2 * SHORT);
-        let functions = count(self.begin.baseline.functions.len()).saturating_add(1);
+        let functions = count(self.begin.snapshot.functions.len()).saturating_add(1);
         let actions = functions.saturating_mul(ACTIONS);
         let steps = actions.saturating_mul(ACTION + SHORT + LONG);
         let round = begin.saturating_mul(2).saturating_add(steps);
@@ -223,33 +226,33 @@ impl Journal {
         Ok(())
     }
 
-    /// From here on nothing is written.
+    /// Stops writing.
     fn lose(&mut self, error: Option<StateError>) {
         if let Some(error) = error {
             self.gap.get_or_insert_with(|| error.to_string());
             self.writing = Writing::Lost {
-                committed: self.course.is_committed(),
+                committed: self.state.is_committed(),
             };
         }
     }
 
-    /// Why it does not say all that happened.
+    /// Why the journal is incomplete, if it is.
     pub(super) fn gap(&self) -> Option<&String> {
         self.gap.as_ref()
     }
 
-    /// Whether whoever finds it undoes what is done now.
+    /// Whether recovery would undo what is done now.
     pub(super) fn is_lost_before_commit(&self) -> bool {
         self.writing == Writing::Lost { committed: false }
     }
 
-    /// Gives back the space that was not needed.
+    /// Releases reserved space that was not needed.
     pub(super) fn trim(&mut self) {
         let length = self.length;
         drop(self.change("cut", |file| file.set_len(length)));
     }
 
-    /// The name of its file.
+    /// Path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -259,25 +262,25 @@ impl Journal {
     }
 
     pub(super) fn next(&self) -> Next {
-        self.course.next()
+        self.state.next()
     }
 
-    /// The actions of the present round of undoing.
+    /// The actions of the current undo round.
     pub(super) fn round(&self) -> &[Action] {
         &self.round
     }
 
-    /// What was being done when something failed first, and what happened.
+    /// The first failure: action and error.
     pub(super) fn failure(&self) -> Option<&(String, String)> {
         self.failure.as_ref()
     }
 
-    /// How it ended, and what is not as it was.
+    /// The outcome and the remaining differences.
     pub(super) fn end(&self) -> Option<&(Outcome, Vec<Difference>)> {
         self.end.as_ref()
     }
 
-    /// Writes a record. It is on the disk when this returns, or in memory only if there is a [`gap`](Self::gap).
+    /// Writes a record. On return it is on disk, or in memory only if there is a [`gap`](Self::gap).
     pub(super) fn write(&mut self, mut record: Record) -> Result<(), StateError> {
         if let Record::Failed { error, .. } | Record::UndoFailed { error, .. } = &mut record {
             let end = (0..=ERROR).rev().find(|end| error.is_char_boundary(*end));
@@ -294,8 +297,8 @@ impl Journal {
         })
     }
 
-    fn note(&mut self, record: Record) -> Result<(), OutOfCourse> {
-        self.course.take(&record)?;
+    fn note(&mut self, record: Record) -> Result<(), InvalidRecord> {
+        self.state.take(&record)?;
         match record {
             Record::Undo { actions } => self.round = actions,
             Record::Failed { action, error } if self.failure.is_none() => {
@@ -310,7 +313,7 @@ impl Journal {
     }
 }
 
-/// How long it is from the first order to let go of devices to the last time that they were back.
+/// Time from the first unplug request until the last device was plugged back.
 fn away(entries: impl Iterator<Item = Entry>) -> Option<Duration> {
     let (mut forward, mut round) = (Vec::new(), Vec::new());
     let (mut left, mut back) = (None, None);
@@ -351,7 +354,7 @@ fn line(record: &Record, path: &Path) -> Result<Vec<u8>, StateError> {
         record: record.clone(),
     };
     seal(&entry).map_err(|error| StateError::Io {
-        verb: "put a record into",
+        verb: "add a record to",
         path: path.to_owned(),
         source: error.into(),
     })

@@ -1,42 +1,43 @@
-//! Who are peers when devices come back to their virtual machines.
+//! P2P domains of devices that come back to their virtual machines.
 //!
-//! Joining devices is asking for peer-to-peer DMA between those that one virtual machine has. What is isolated, or ends up
-//! in another group than its peers, is nobody's peer any more: no VMM would take it as one.
+//! A goal to join devices requests peer-to-peer DMA between those of one virtual machine. A device that is isolated, or
+//! whose group is no longer that of its peers, loses its domain: no VMM would accept it as a peer.
 
 use std::collections::BTreeSet;
 
 use iommu_group::{Goals, Sbdf};
 
-use super::vmm::Assigned;
+use super::vmm::VmDevice;
 
-/// What is known of a host when devices come back.
-pub(super) struct Homecoming<'a> {
-    /// The devices that were unplugged, as they were.
-    pub(super) assigned: &'a [Assigned],
-    /// The devices that stayed in their virtual machines.
-    pub(super) staying: &'a [Assigned],
-    /// What was asked for.
+/// Determines the domains of the devices that come back.
+pub(super) struct ReplugPlan<'a> {
+    /// The unplugged devices, in their former form.
+    pub(super) assigned: &'a [VmDevice],
+    /// The devices that are not unplugged.
+    pub(super) staying: &'a [VmDevice],
+    /// The goals of the plan.
     pub(super) goals: &'a Goals,
-    /// The groups as they will be.
+    /// The groups after the plan.
     pub(super) groups: &'a [Vec<Sbdf>],
-    /// Functions of which it is accepted that they will be reachable without the IOMMU.
+    /// Functions whose future exposure is accepted.
     pub(super) expose: &'a BTreeSet<Sbdf>,
 }
 
-impl Homecoming<'_> {
-    /// The devices as they are to be plugged.
-    pub(super) fn devices(&self) -> Vec<Assigned> {
+impl ReplugPlan<'_> {
+    /// The devices in the form in which they are plugged back.
+    pub(super) fn devices(&self) -> Vec<VmDevice> {
         self.assigned.iter().map(|was| self.device(was)).collect()
     }
 
-    fn device(&self, was: &Assigned) -> Assigned {
-        let as_peer = |p2p: bool, domain: Option<String>| Assigned {
+    fn device(&self, was: &VmDevice) -> VmDevice {
+        let as_peer = |p2p: bool, domain: Option<String>| VmDevice {
             p2p,
             domain: domain.filter(|_| p2p),
             expose: was.expose.union(self.expose).copied().collect(),
             ..was.clone()
         };
-        // VFIO opens a group in one IOMMU context only (linux 7.2 drivers/vfio/container.c), so who is there decides.
+        // VFIO opens a group in one IOMMU context only (linux 7.2 drivers/vfio/container.c), so a device that stays in
+        // the group determines the context.
         let mut staying = self.mates(was, self.staying);
         if let Some(mate) = staying.find(|mate| self.together(was, mate)) {
             return as_peer(mate.p2p, mate.domain.clone());
@@ -44,7 +45,7 @@ impl Homecoming<'_> {
         if let Some(set) = self.joined(was) {
             return as_peer(true, self.domain_of(was, set));
         }
-        let isolated = |device: &Assigned| self.goals.isolate.contains(&device.function);
+        let isolated = |device: &VmDevice| self.goals.isolate.contains(&device.function);
         let apart = self
             .mates(was, self.assigned)
             .chain(self.mates(was, self.staying))
@@ -56,21 +57,21 @@ impl Homecoming<'_> {
     /// The other devices of the same virtual machine.
     fn mates<'d>(
         &self,
-        of: &'d Assigned,
-        devices: &'d [Assigned],
-    ) -> impl Iterator<Item = &'d Assigned> {
+        of: &'d VmDevice,
+        devices: &'d [VmDevice],
+    ) -> impl Iterator<Item = &'d VmDevice> {
         devices
             .iter()
             .filter(|mate| mate.vm == of.vm && mate.id != of.id)
     }
 
-    fn together(&self, one: &Assigned, other: &Assigned) -> bool {
+    fn together(&self, one: &VmDevice, other: &VmDevice) -> bool {
         let mut groups = self.groups.iter();
         groups.any(|group| group.contains(&one.function) && group.contains(&other.function))
     }
 
-    /// The set in which a device is to be joined with another of its virtual machine.
-    fn joined(&self, device: &Assigned) -> Option<&BTreeSet<Sbdf>> {
+    /// The set that joins the device with another one of its virtual machine.
+    fn joined(&self, device: &VmDevice) -> Option<&BTreeSet<Sbdf>> {
         let sets = self.goals.join.iter();
         let mut sets = sets.filter(|set| set.contains(&device.function));
         sets.find(|set| {
@@ -79,10 +80,10 @@ impl Homecoming<'_> {
         })
     }
 
-    /// The domain of a set: one that a member has, else the one without a name; else, if others are in that, one of the
-    /// set's own.
-    fn domain_of(&self, device: &Assigned, set: &BTreeSet<Sbdf>) -> Option<String> {
-        let members: Vec<&Assigned> = self
+    /// The domain of a set: that of a member, otherwise the unnamed domain, otherwise, if devices outside the set use
+    /// that one, a domain with a generated name.
+    fn domain_of(&self, device: &VmDevice, set: &BTreeSet<Sbdf>) -> Option<String> {
+        let members: Vec<&VmDevice> = self
             .assigned
             .iter()
             .filter(|member| member.vm == device.vm && set.contains(&member.function))
@@ -119,8 +120,8 @@ mod tests {
         format!("{bus:02x}:00.0").parse().unwrap()
     }
 
-    fn device(bus: u8, peer: Option<Option<&str>>) -> Assigned {
-        Assigned {
+    fn device(bus: u8, peer: Option<Option<&str>>) -> VmDevice {
+        VmDevice {
             vm: "web".to_owned(),
             id: format!("d{bus}"),
             function: at(bus),
@@ -149,16 +150,16 @@ mod tests {
     }
 
     fn back(
-        assigned: &[Assigned],
-        staying: &[Assigned],
+        assigned: &[VmDevice],
+        staying: &[VmDevice],
         goals: &Goals,
         groups: &[&[u8]],
-    ) -> Vec<Assigned> {
+    ) -> Vec<VmDevice> {
         let groups: Vec<Vec<Sbdf>> = groups
             .iter()
             .map(|group| group.iter().map(|bus| at(*bus)).collect())
             .collect();
-        Homecoming {
+        ReplugPlan {
             assigned,
             staying,
             goals,
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_joined_comes_back_as_peers_and_isolated_as_none() {
+    fn joined_devices_come_back_as_peers_and_isolated_ones_do_not() {
         let apart = [device(3, NO), device(4, NO)];
         let peers = [device(3, UNNAMED), device(4, UNNAMED)];
         assert_eq!(back(&apart, &[], &join(&[3, 4]), &[&[3, 4]]), peers);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn of_three_peers_the_isolated_one_leaves_the_domain() {
+    fn an_isolated_device_leaves_the_domain_of_its_peers() {
         let peers = [device(3, UNNAMED), device(4, UNNAMED), device(5, UNNAMED)];
         let after = back(&peers, &[], &isolate(&[4]), &[&[3, 5], &[4]]);
         assert_eq!(
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_set_has_a_domain_of_its_own() {
+    fn a_second_set_gets_its_own_domain() {
         let others = [device(5, UNNAMED), device(6, UNNAMED)];
         let newcomers = [device(3, NO), device(4, NO)];
         let after = back(&newcomers, &others, &join(&[3, 4]), &[&[3, 4], &[5, 6]]);
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_in_the_group_decides_in_which_context_it_is() {
+    fn a_device_that_stays_determines_the_domain() {
         let after = back(
             &[device(5, NO)],
             &[device(3, Some(Some("left"))), device(4, Some(Some("left")))],
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_another_machine_is_no_peer() {
+    fn devices_of_different_vms_are_not_peers() {
         let mut other = device(4, NO);
         other.vm = "db".to_owned();
         let apart = [device(3, NO), other];

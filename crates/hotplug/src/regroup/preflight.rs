@@ -1,4 +1,4 @@
-//! What is looked at before the first write.
+//! Checks before the first write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,25 +12,25 @@ use super::exposure::{GuestExposure, exposures};
 use super::forecast::fits;
 use super::holdings::Holdings;
 use super::host::HostError;
-use super::machine::Machine;
+use super::sysfs_ops::SysfsOps;
 use super::usage::{Mounts, Offers, VfioUsers, lockdown};
-use super::vmm::{Assigned, Prospect, Vmm, VmmError};
+use super::vmm::{ProposedDevices, VmDevice, Vmm, VmmError};
 
-/// What speaks against carrying out a plan, and which of its devices virtual machines have.
+/// Result of the checks: blockers, and the affected devices of virtual machines.
 pub(super) struct Preflight {
     pub(super) blockers: Vec<Blocker>,
-    pub(super) assigned: Vec<Assigned>,
-    /// Their other devices.
-    pub(super) staying: Vec<Assigned>,
-    /// Functions that are exposed because of their devices now, accepted or not.
+    pub(super) assigned: Vec<VmDevice>,
+    /// The other devices of virtual machines.
+    pub(super) staying: Vec<VmDevice>,
+    /// Functions that are exposed now because of the affected devices, accepted or not.
     pub(super) exposed: BTreeSet<Sbdf>,
-    /// Functions of which it was accepted that they will be.
+    /// Functions whose future exposure is accepted.
     pub(super) expose: BTreeSet<Sbdf>,
 }
 
 impl Preflight {
     pub(super) fn of(
-        machine: Machine<'_>,
+        ops: SysfsOps<'_>,
         topology: &Topology,
         plan: &Plan,
         vmms: &[&dyn Vmm],
@@ -39,18 +39,17 @@ impl Preflight {
         let kernel = Kernel::of(topology);
         let mut blockers = against_plan(topology, &kernel, plan);
         let fits = fits(&blockers);
-        blockers.extend(lockdown(machine.host()).map(|mode| Blocker::Lockdown { mode }));
+        blockers.extend(lockdown(ops.host()).map(|mode| Blocker::Lockdown { mode }));
         if kernel.parameters.acs_override.is_some() {
             blockers.push(Blocker::AcsOverride);
         }
         blockers.extend(odd_registers(topology, plan));
         let touched = touched(topology, plan);
         let mates = mates(topology, &kernel, plan, &touched, fits);
-        let Holdings { assigned, silent } = Holdings::ask(vmms, |assigned| {
-            is_open(machine, topology, &mates, assigned)
-        })?;
+        let Holdings { assigned, silent } =
+            Holdings::query(vmms, |assigned| is_open(ops, topology, &mates, assigned))?;
         blockers.extend(silent);
-        blockers.extend(users(machine, topology, &touched, &assigned)?);
+        blockers.extend(users(ops, topology, &touched, &assigned)?);
         let mut expose = plan.options.expose.clone();
         if fits {
             let model = after(topology, plan);
@@ -86,12 +85,12 @@ impl Preflight {
     }
 }
 
-/// The exposures in which devices take part that virtual machines lose and get back.
+/// The exposures that involve devices that are unplugged and plugged back.
 fn exposed_in(
     routing: &RoutingModel<'_>,
     groups: &Groups,
     plan: &Plan,
-    assigned: &[Assigned],
+    assigned: &[VmDevice],
 ) -> Vec<GuestExposure> {
     let mut found = exposures(routing, groups, assigned, &plan.options.expose);
     found.retain(|guest| {
@@ -103,7 +102,7 @@ fn exposed_in(
     found
 }
 
-/// Whether the plan itself says that a function becomes reachable.
+/// Whether the plan itself warns about the exposure of a function.
 fn is_objected(plan: &Plan, function: Sbdf) -> bool {
     plan.objections.iter().any(|objection| match objection {
         Warning::Exposes(exposure) => exposure.function == function,
@@ -111,30 +110,30 @@ fn is_objected(plan: &Plan, function: Sbdf) -> bool {
     })
 }
 
-/// Virtual machines that could not have what would come back to them, or whose memory that would not reach.
+/// Virtual machines that cannot take their devices back as planned, or whose memory the devices would not reach.
 pub(super) fn unwilling(
     vmms: &[&dyn Vmm],
     topology: &Topology,
     plan: &Plan,
-    homecoming: &[Assigned],
-    staying: &[Assigned],
+    replug: &[VmDevice],
+    staying: &[VmDevice],
 ) -> Vec<Blocker> {
     let routing = RoutingModel::of(&after(topology, plan));
     let refused = |vmm: &&dyn Vmm| {
-        let of_it = |device: &&Assigned| device.vm == vmm.name();
-        if !homecoming.iter().any(|device| of_it(&device)) {
+        let of_it = |device: &&VmDevice| device.vm == vmm.name();
+        if !replug.iter().any(|device| of_it(&device)) {
             return None;
         }
-        let back = homecoming.iter().filter(of_it);
-        let holes = |device: &Assigned| (device.function, routing.memory_holes(device.function));
+        let back = replug.iter().filter(of_it);
+        let holes = |device: &VmDevice| (device.function, routing.memory_holes(device.function));
         let devices = back.clone().chain(staying.iter().filter(of_it));
-        let prospect = Prospect {
+        let proposed = ProposedDevices {
             devices: &devices.cloned().collect::<Vec<_>>(),
             routes: &plan.routes,
             holes: &back.map(holes).collect(),
         };
-        match vmm.could_have(&prospect) {
-            // One that is gone has no devices, and wants none back.
+        match vmm.could_have(&proposed) {
+            // A VMM that has ended takes no devices back.
             Ok(()) | Err(VmmError::Gone { .. }) => None,
             Err(VmmError::Memory {
                 vm,
@@ -155,7 +154,8 @@ pub(super) fn unwilling(
     vmms.iter().filter_map(refused).collect()
 }
 
-/// What speaks against the plan itself. The same goals must give the same plan: all that it depends on is as it was.
+/// Blockers of the plan itself. The same goals must still result in the same plan, so everything that it depends on is
+/// unchanged.
 fn against_plan(topology: &Topology, kernel: &Kernel, plan: &Plan) -> Vec<Blocker> {
     match Plan::make(topology, kernel, &plan.goals, &plan.options) {
         Err(refusal) => refusal
@@ -174,17 +174,17 @@ fn against_plan(topology: &Topology, kernel: &Kernel, plan: &Plan) -> Vec<Blocke
     }
 }
 
-/// The host as a plan leaves it.
+/// The host as the plan leaves it.
 pub(super) fn after<'t>(topology: &'t Topology, plan: &Plan) -> GroupModel<'t> {
     let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
     plan.steps.iter().for_each(|step| step.apply(&mut model));
     model
 }
 
-/// Groups that would have devices of several virtual machines. One process at a time has a group open
-/// (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so that all but one could not get theirs back.
-fn shared(model: &GroupModel<'_>, assigned: &[Assigned]) -> Vec<Blocker> {
-    let partition = model.groups();
+/// Groups that would contain devices of several virtual machines. Only one process at a time can open a group (linux
+/// 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so all but one VM could not get their devices back.
+fn shared(model: &GroupModel<'_>, assigned: &[VmDevice]) -> Vec<Blocker> {
+    let groups = model.groups();
     let blocker = |group: &Vec<Sbdf>| {
         let here = assigned
             .iter()
@@ -197,7 +197,7 @@ fn shared(model: &GroupModel<'_>, assigned: &[Assigned]) -> Vec<Blocker> {
             devices: devices.clone(),
         })
     };
-    partition.groups().iter().filter_map(blocker).collect()
+    groups.groups().iter().filter_map(blocker).collect()
 }
 
 fn odd_registers(topology: &Topology, plan: &Plan) -> Vec<Blocker> {
@@ -220,22 +220,19 @@ fn odd_registers(topology: &Topology, plan: &Plan) -> Vec<Blocker> {
         .collect()
 }
 
-/// Who uses functions, apart from the virtual machines that have `assigned`.
+/// Users of functions, except the virtual machines that have `assigned`.
 pub(super) fn users(
-    machine: Machine<'_>,
+    ops: SysfsOps<'_>,
     topology: &Topology,
     functions: &[&Function],
-    assigned: &[Assigned],
+    assigned: &[VmDevice],
 ) -> Result<Vec<Blocker>, HostError> {
-    let (mounts, vfio) = (
-        Mounts::read(machine.host()),
-        VfioUsers::read(machine.host()),
-    );
+    let (mounts, vfio) = (Mounts::read(ops.host()), VfioUsers::read(ops.host()));
     let mut blockers = Vec::new();
     for function in functions {
         let at = function.sbdf();
         let before = blockers.len();
-        let offers = Offers::of(machine.host(), at);
+        let offers = Offers::of(ops.host(), at);
         for block in &offers.blocks {
             let device = block.name.clone();
             if let Some(place) = mounts.at(block) {
@@ -267,13 +264,13 @@ pub(super) fn users(
                 }),
         );
         let known = is_known(topology, function, assigned);
-        if let Some(user) = vfio.of(machine.host(), at)?.filter(|_| !known) {
+        if let Some(user) = vfio.of(ops.host(), at)?.filter(|_| !known) {
             blockers.push(Blocker::InUse {
                 function: at,
                 user: user.to_string(),
             });
         }
-        // What the driver is used for says more than that there is one.
+        // A specific use is more informative than the driver's name.
         if let Some(driver) = obstacle(function).filter(|_| blockers.len() == before) {
             blockers.push(Blocker::Driver {
                 function: at,
@@ -284,25 +281,25 @@ pub(super) fn users(
     Ok(blockers)
 }
 
-/// Whether it is known who has a function open. One process at most has a group open, for all that are in it, the ports
-/// above included (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`).
-fn is_known(topology: &Topology, function: &Function, assigned: &[Assigned]) -> bool {
+/// Whether a known virtual machine has the function open. At most one process has a group open, for all functions in
+/// it, ports included (linux 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`).
+fn is_known(topology: &Topology, function: &Function, assigned: &[VmDevice]) -> bool {
     assigned.iter().any(|device| {
         let group = topology.get(device.function).and_then(Function::group);
         device.function == function.sbdf() || group.is_some() && group == function.group()
     })
 }
 
-/// Whether somebody has one of these functions open, besides the virtual machines that have `assigned`.
+/// Whether a process other than the virtual machines that have `assigned` has one of these functions open.
 pub(super) fn is_open(
-    machine: Machine<'_>,
+    ops: SysfsOps<'_>,
     topology: &Topology,
     functions: &[&Function],
-    assigned: &[Assigned],
+    assigned: &[VmDevice],
 ) -> Result<bool, HostError> {
-    let vfio = VfioUsers::read(machine.host());
+    let vfio = VfioUsers::read(ops.host());
     for function in functions {
-        let open = vfio.of(machine.host(), function.sbdf())?.is_some();
+        let open = vfio.of(ops.host(), function.sbdf())?.is_some();
         if open && !is_known(topology, function, assigned) {
             return Ok(true);
         }
@@ -310,7 +307,7 @@ pub(super) fn is_open(
     Ok(false)
 }
 
-/// What is touched, and what would be in a group with it.
+/// The affected functions, and those that would be in a group with them.
 fn mates<'t>(
     topology: &'t Topology,
     kernel: &Kernel,
@@ -319,7 +316,7 @@ fn mates<'t>(
     fits: bool,
 ) -> Vec<&'t Function> {
     let mut mates: BTreeSet<Sbdf> = touched.iter().map(|function| function.sbdf()).collect();
-    // A plan that is about another host says nothing of groups.
+    // A plan for another host does not predict groups.
     if fits {
         let mut model = GroupModel::as_found(topology, kernel);
         plan.steps.iter().for_each(|step| step.apply(&mut model));
@@ -333,7 +330,7 @@ fn mates<'t>(
     mates.filter_map(|at| topology.get(at)).collect()
 }
 
-/// The functions that are taken from their drivers or removed.
+/// The functions that are unbound or removed.
 fn touched<'t>(topology: &'t Topology, plan: &Plan) -> Vec<&'t Function> {
     let mut touched = plan.unplug.clone();
     for step in &plan.steps {
@@ -350,13 +347,13 @@ fn touched<'t>(topology: &'t Topology, plan: &Plan) -> Vec<&'t Function> {
         .collect()
 }
 
-/// The driver that a function has to lose before it can be taken from where it is; none if that can be done at once.
+/// The driver that must be unbound before the function can be removed; none if it can be removed at once.
 #[must_use]
 pub fn obstacle(function: &Function) -> Option<&str> {
     function.driver().filter(|_| !is_idle(function))
 }
 
-/// Whether the driver of a function need not be unbound first: that of a port, or one that leaves a device idle.
+/// Whether the driver of a function can stay bound: a port driver, or a driver that leaves the device idle.
 fn is_idle(function: &Function) -> bool {
     match function.driver_kind() {
         DriverKind::Port => function.is_bridge(),

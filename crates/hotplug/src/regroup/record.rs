@@ -1,4 +1,4 @@
-//! What a journal says.
+//! Records of a journal.
 
 use std::collections::BTreeMap;
 
@@ -6,105 +6,106 @@ use iommu_group::Plan;
 use serde::{Deserialize, Serialize};
 
 use super::action::Action;
-use super::baseline::Baseline;
 use super::difference::Difference;
+use super::snapshot::Snapshot;
 use super::vmm::VmAddress;
 
-/// The version of the records that this program writes, and the only one that it reads.
+/// Version of the records; this program reads and writes no other.
 pub(super) const VERSION: u32 = 2;
 
-/// A record. A journal has one in each line.
+/// A record, one line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Record {
-    /// A transaction begins; nothing has been done yet.
+    /// A transaction begins. Nothing has been done yet.
     Begin(Box<Begin>),
     /// An action is about to be done.
     Started {
-        /// Its place in the list of actions.
+        /// Index of the action.
         action: usize,
     },
-    /// It was done.
+    /// The action was done.
     Succeeded {
-        /// Its place.
+        /// Index of the action.
         action: usize,
     },
-    /// It failed. What it did in part stays as it is.
+    /// The action failed. Its partial effects stay.
     Failed {
-        /// Its place.
+        /// Index of the action.
         action: usize,
-        /// What happened.
+        /// The error.
         error: String,
     },
-    /// Another process takes over.
+    /// Another process continues the transaction.
     Resumed {
-        /// What the kernel calls this start of the machine.
+        /// Boot ID of the current boot.
         boot: String,
     },
-    /// A round of undoing begins.
+    /// An undo round begins.
     Undo {
-        /// What is to be done.
+        /// The actions of the round.
         actions: Vec<Action>,
     },
     /// An action of the round is about to be done.
     UndoStarted {
-        /// Its place in the round.
+        /// Index in the round.
         action: usize,
     },
-    /// It was done.
+    /// The action was done.
     Undone {
-        /// Its place.
+        /// Index in the round.
         action: usize,
     },
-    /// It failed; the round goes on without it.
+    /// The action failed. The round continues.
     UndoFailed {
-        /// Its place.
+        /// Index in the round.
         action: usize,
-        /// What happened.
+        /// The error.
         error: String,
     },
-    /// The transaction is over.
+    /// The transaction has ended.
     End {
-        /// How.
+        /// The outcome.
         outcome: Outcome,
-        /// What is not as it was, where it should be.
+        /// The remaining differences from the intended state.
         remains: Vec<Difference>,
     },
 }
 
-/// How a transaction begins.
+/// The first record of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Begin {
     /// Version of the records.
     pub version: u32,
-    /// Name of the transaction.
+    /// ID of the transaction.
     pub id: String,
-    /// What the kernel calls this start of the machine.
+    /// Boot ID of the boot in which it began.
     pub boot: String,
     /// The plan.
     pub plan: Plan,
-    /// How the virtual machines are reached that devices are taken from.
+    /// Addresses of the virtual machines whose devices are unplugged.
     #[serde(default)]
     pub vms: BTreeMap<String, VmAddress>,
-    /// What the host was like.
-    pub baseline: Baseline,
-    /// What is to be done.
+    /// State of the host before the transaction.
+    #[serde(rename = "baseline")]
+    pub snapshot: Snapshot,
+    /// The actions.
     pub actions: Vec<Action>,
-    /// The first action before which groups and routes are as they shall be.
+    /// Index of the first action before which groups and routes are as planned.
     pub commit: usize,
 }
 
-/// The state that a transaction left the host in.
+/// The state in which a transaction left the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// What was planned.
+    /// The planned state.
     New,
-    /// What was before.
+    /// The state before the transaction.
     #[default]
     Old,
-    /// What the kernel makes of it at boot: the machine was started anew meanwhile.
+    /// The kernel's state after a reboot during the transaction.
     Rebooted,
 }

@@ -1,4 +1,4 @@
-//! Bringing to its end what was interrupted.
+//! Recovery of interrupted transactions and resets.
 
 use std::fs;
 
@@ -7,21 +7,21 @@ use super::error::{RegroupError, StateError};
 use super::record::Record;
 use super::transaction::{Observer, Regroup, Report};
 
-/// What was recovered.
+/// Result of a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recovered {
     /// The transaction, if there was one.
     pub report: Option<Report>,
-    /// What an interrupted reset has left that cannot be put right.
+    /// Differences that an interrupted reset left and that cannot be removed.
     pub reset: Vec<Difference>,
 }
 
 impl Regroup<'_> {
-    /// Brings to its end what was interrupted. A transaction whose devices are not all back stays open.
+    /// Ends what was interrupted. A transaction stays open until all devices are back.
     ///
     /// # Errors
-    /// [`StateError::Journal`] if nobody can read what was done; the file is set aside then, and the next call has
-    /// nothing to do.
+    /// [`StateError::Journal`] if the journal cannot be read. The file is renamed then, and the next call has nothing
+    /// to do.
     pub fn recover(&self, observer: &mut Observer<'_>) -> Result<Recovered, RegroupError> {
         let mut recovered = Recovered::default();
         if self.unfinished().is_empty() {
@@ -36,14 +36,14 @@ impl Regroup<'_> {
         let mut journal = match self.state.open() {
             Ok(Some(journal)) => journal,
             Ok(None) => {
-                // It was not even begun.
+                // The transaction did not begin.
                 fs::remove_file(&running).map_err(StateError::io("remove", &running))?;
                 return Ok(recovered);
             }
             Err(error) => return Err(self.state.set_aside(&running, error).into()),
         };
         if journal.end().is_none() {
-            let boot = self.machine().boot_id()?;
+            let boot = self.sysfs_ops().boot_id()?;
             self.record(&mut journal, Record::Resumed { boot }, observer)?;
         }
         recovered.report = Some(self.drive(&mut journal, observer)?);

@@ -1,4 +1,4 @@
-//! A virtual machine that is reached through the REST API of its VMM.
+//! A virtual machine of p2p-vmm, through the REST API.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 use iommu_group::Sbdf;
 use serde::Deserialize;
 
-use super::vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
+use super::vmm::{PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind};
 use vmm_api::{Client, ClientError, DeviceConfig, P2pMemory, P2pWindows, RemoveDevice};
 
-/// How often is looked whether a device has gone.
+/// Interval of checks whether a device is gone.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long the VMM may take beyond what the guest may take, to withdraw the request.
+/// Time that the VMM may take to withdraw a request, beyond the guest's deadline.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Where the kernel shows functions.
+/// Directory of the functions in sysfs.
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// A virtual machine behind a socket.
+/// A virtual machine of p2p-vmm.
 #[derive(Debug, Clone)]
 pub struct RemoteVmm {
     name: String,
     client: Client,
 }
 
-/// What is looked at in the answer to `vm.info`: VMMs differ in the rest.
+/// The used fields of the answer to `vm.info`. The other fields differ between VMMs.
 #[derive(Deserialize)]
 struct Info {
     config: Config,
@@ -52,7 +52,7 @@ struct Device {
     expose: BTreeSet<Sbdf>,
 }
 
-/// What is looked at in the answer to `vm.p2p`.
+/// The used fields of the answer to `vm.p2p`.
 #[derive(Deserialize)]
 struct Memory {
     #[serde(default)]
@@ -60,7 +60,7 @@ struct Memory {
 }
 
 impl RemoteVmm {
-    /// The virtual machine whose VMM is at the other end of `client`.
+    /// The virtual machine whose VMM `client` calls.
     pub fn new(name: impl Into<String>, client: Client) -> Self {
         Self {
             name: name.into(),
@@ -68,8 +68,8 @@ impl RemoteVmm {
         }
     }
 
-    /// Lets the peers of a device reach it, or no more. A device that the guest does not have has no windows.
-    fn set_windows(&self, device: &Assigned, open: bool) -> Result<(), VmmError> {
+    /// Opens or closes the mappings through which peers reach a device. A device that the guest does not have has none.
+    fn set_windows(&self, device: &VmDevice, open: bool) -> Result<(), VmmError> {
         let request = P2pWindows {
             id: device.id.clone(),
             open,
@@ -84,7 +84,7 @@ impl RemoteVmm {
         }
     }
 
-    fn has(&self, id: &str) -> Result<Option<Assigned>, VmmError> {
+    fn has(&self, id: &str) -> Result<Option<VmDevice>, VmmError> {
         let devices = self.devices()?;
         Ok(devices.into_iter().find(|device| device.id == id))
     }
@@ -99,11 +99,11 @@ impl RemoteVmm {
         VmmError::of(&self.name, error)
     }
 
-    fn devices_by(&self, client: &Client) -> Result<Vec<Assigned>, VmmError> {
+    fn devices_by(&self, client: &Client) -> Result<Vec<VmDevice>, VmmError> {
         const NOT_FOUND: u16 = 404;
         let info: Info = match client.get("vm.info") {
             Ok(info) => info,
-            // A VMM that has not been told yet what its VM is.
+            // The VMM has no VM yet.
             Err(ClientError::Failed {
                 status: NOT_FOUND, ..
             }) => return Ok(Vec::new()),
@@ -111,7 +111,7 @@ impl RemoteVmm {
         };
         let assigned = |device: Device| {
             let function: Sbdf = device.path.file_name()?.to_str()?.parse().ok()?;
-            Some(Assigned {
+            Some(VmDevice {
                 vm: self.name.clone(),
                 id: device.id?,
                 function,
@@ -126,7 +126,7 @@ impl RemoteVmm {
     }
 }
 
-/// Whether nobody is there any more, as opposed to somebody who does not answer.
+/// Whether the VMM has ended, in contrast to a VMM that does not answer.
 pub(super) fn is_gone(error: &ClientError) -> bool {
     match error {
         ClientError::Connect { source, .. } => matches!(
@@ -147,7 +147,7 @@ pub(super) fn is_gone(error: &ClientError) -> bool {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error and its causes on one line.
 pub(super) fn reason(error: &ClientError) -> String {
     let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let chain = std::iter::successors(first, |error| error.source());
@@ -155,7 +155,7 @@ pub(super) fn reason(error: &ClientError) -> String {
     in_one_line(&words.join(": "))
 }
 
-/// A reason with its advice, whose lines are indented on a terminal.
+/// Joins the lines of a message, which are indented for a terminal.
 pub(super) fn in_one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     lines.join("; ")
@@ -173,17 +173,18 @@ impl Vmm for RemoteVmm {
         })
     }
 
-    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+    fn devices(&self) -> Result<Vec<VmDevice>, VmmError> {
         self.devices_by(&self.client)
     }
 
-    fn devices_within(&self, patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+    fn devices_within(&self, patience: Duration) -> Result<Vec<VmDevice>, VmmError> {
         self.devices_by(&self.client.clone().with_patience(patience))
     }
 
-    /// It has a context for each domain, and says itself what it takes when it is plugged. Its memory stays where it is.
-    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
-        if prospect.holes.values().all(Vec::is_empty) {
+    /// The VMM has an IOMMU context for each domain and checks devices when they are plugged. The guest's memory cannot
+    /// move.
+    fn could_have(&self, proposed: &ProposedDevices<'_>) -> Result<(), VmmError> {
+        if proposed.holes.values().all(Vec::is_empty) {
             return Ok(());
         }
         let Memory { memory } = match self.client.get("vm.p2p") {
@@ -193,18 +194,19 @@ impl Vmm for RemoteVmm {
         let range =
             |part: &P2pMemory| Some(part.base..=part.base.checked_add(part.size)?.checked_sub(1)?);
         let memory: Vec<_> = memory.iter().filter_map(range).collect();
-        prospect.reach_memory(&self.name, &memory, |_| true)
+        proposed.reach_memory(&self.name, &memory, |_| true)
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
-        self.set_windows(device, false).map(|()| Windows::Closed)
+    fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError> {
+        self.set_windows(device, false)
+            .map(|()| PeerMappings::Closed)
     }
 
-    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn reopen(&self, device: &VmDevice) -> Result<(), VmmError> {
         self.set_windows(device, true)
     }
 
-    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
+    fn unplug(&self, device: &VmDevice, deadline: Duration) -> Result<(), VmmError> {
         let until = Instant::now() + deadline + GRACE;
         let request = RemoveDevice {
             id: device.id.clone(),
@@ -216,7 +218,7 @@ impl Vmm for RemoteVmm {
             if !asked {
                 match self.client.remove_device(&request) {
                     Ok(()) => asked = true,
-                    // Somebody has asked before us, or it is on its way in: later it will be possible.
+                    // The device is being removed or added; try again later.
                     Err(ClientError::Refused { .. }) => {}
                     Err(error) => match self.has(&device.id)? {
                         None => return Ok(()),
@@ -237,11 +239,11 @@ impl Vmm for RemoteVmm {
         Ok(())
     }
 
-    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn plug(&self, device: &VmDevice) -> Result<(), VmmError> {
         const PATIENCE: Duration = Duration::from_secs(30);
         match self.has(&device.id)? {
             Some(found) if (found.p2p, &found.domain) == (device.p2p, &device.domain) => {
-                // It may be one that was to go and has stayed.
+                // The device may have stayed after a removal request.
                 return self.set_windows(device, true);
             }
             Some(other) => self.unplug(&other, PATIENCE)?,
@@ -270,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether a VM with memory up to 1 GiB and from 4 to 5 GiB could have a device with this hole.
+    /// Checks a device with this hole against a VM with memory below 1 GiB and from 4 to 5 GiB.
     fn could_have(hole: &MemoryHole) -> Result<(), VmmError> {
         const ANSWER: &str =
             r#"{"memory":[{"base":0,"size":1073741824},{"base":4294967296,"size":1073741824}]}"#;
@@ -290,7 +292,7 @@ mod tests {
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
         let holes = BTreeMap::from([("0000:03:00.0".parse().unwrap(), vec![hole.clone()])]);
-        let answer = RemoteVmm::new("web", Client::new(&socket)).could_have(&Prospect {
+        let answer = RemoteVmm::new("web", Client::new(&socket)).could_have(&ProposedDevices {
             devices: &[],
             routes: &[],
             holes: &holes,
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_whose_memory_is_in_a_hole_could_not_have_the_device() {
+    fn memory_in_a_hole_refuses_the_device() {
         let hole = |range| MemoryHole {
             range,
             port: "0000:01:00.0".parse().unwrap(),

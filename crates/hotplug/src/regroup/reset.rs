@@ -1,8 +1,8 @@
-//! Resets of a chosen kind, of functions that nobody uses, with all that they hit.
+//! Resets of a chosen kind, of functions that are not in use, with all functions that the reset hits.
 //!
 //! ```text
-//! choose ─ who is hit? ─ note what is to be as before ─ reset_method ─ reset ─┬─ reset_method, ACS of the ports that were hit
-//!                                                             a crash ────────┘  the same, by whoever recovers
+//! choose ─ check hits ─ record ─ set reset_method ─ reset ─┬─ restore reset_method and the ACS of the ports
+//!                                                  crash ──┘  recovery does the same
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,47 +20,47 @@ use super::error::{RegroupError, StateError};
 use super::holdings::Holdings;
 use super::host::HostError;
 use super::identity::Identity;
-use super::machine::{Machine, RESETS};
-use super::place::Place;
 use super::preflight::{is_open, users};
 use super::sealed::{seal, unseal};
+use super::sysfs_ops::{RESETS, SysfsOps};
+use super::topology_path::TopologyPath;
 use super::transaction::Regroup;
-use super::vmm::Assigned;
+use super::vmm::VmDevice;
 
-/// A reset that is asked for.
+/// A requested reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResetOrder {
     /// The function.
     pub function: Sbdf,
-    /// The kinds that will do; the first that the function has, in the order in which Linux tries them.
+    /// The acceptable kinds. The first one that the function has is used, in Linux's order.
     pub kinds: ResetMask,
-    /// The functions that are the caller's, besides that one. A reset that hits others is refused.
+    /// Other functions that the caller owns. A reset that hits further functions is refused.
     #[serde(default, deserialize_with = "distinct")]
     pub owned: BTreeSet<Sbdf>,
 }
 
-/// A reset that was done.
+/// A completed reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResetDone {
-    /// Its kind.
+    /// Kind of the reset.
     pub kind: ResetKind,
     /// Every function that was reset.
     pub hits: Vec<Sbdf>,
-    /// The ports among them, with the ACS that they have again.
+    /// The ports among them, with their restored ACS.
     pub ports: BTreeMap<Sbdf, AcsBits>,
 }
 
-/// What is to be as it was when a reset is over.
+/// State to restore after a reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Before {
-    /// What the kernel calls the start of the machine.
+    /// Boot ID of the current boot.
     boot: String,
     function: Sbdf,
-    /// Its `reset_method`, if another one is set for the reset.
+    /// Value of `reset_method`, if it is changed for the reset.
     methods: Option<Methods>,
     ports: BTreeMap<Sbdf, Port>,
 }
@@ -68,7 +68,8 @@ struct Before {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Methods {
-    place: Place,
+    #[serde(rename = "place")]
+    topology_path: TopologyPath,
     identity: Identity,
     methods: String,
 }
@@ -76,33 +77,34 @@ struct Methods {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Port {
-    place: Place,
+    #[serde(rename = "place")]
+    topology_path: TopologyPath,
     identity: Identity,
-    /// Where its ACS control register is in configuration space.
+    /// Offset of the ACS control register in configuration space.
     at: u16,
     control: AcsBits,
 }
 
-/// What has to be written for a reset.
+/// How the kernel is asked for a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// `reset` of the function, with this `reset_method`.
+    /// Write `reset` of the function, with this `reset_method`.
     Function(&'static str),
-    /// `reset_subordinate` of the port.
+    /// Write `reset_subordinate` of the port.
     Link(Sbdf),
 }
 
 impl Regroup<'_> {
-    /// Resets a function, if all that this hits is the caller's and nobody uses any of it.
+    /// Resets a function, if the caller owns all functions that this hits and none is in use.
     ///
     /// # Errors
-    /// [`RegroupError::Refused`] with every reason; nothing was changed then.
+    /// [`RegroupError::Refused`] with all reasons. Nothing was changed.
     pub fn reset(&self, order: &ResetOrder) -> Result<ResetDone, RegroupError> {
         let lock = self.state.lock()?;
-        let machine = self.machine();
-        let topology = machine.scan()?;
+        let ops = self.sysfs_ops();
+        let topology = ops.scan()?;
         let mut blockers = self.unfinished();
-        let chosen = choose(machine, &topology, order);
+        let chosen = choose(ops, &topology, order);
         let (reset, way) = match chosen {
             Ok(chosen) => chosen,
             Err(blocker) => {
@@ -122,18 +124,18 @@ impl Regroup<'_> {
             return Err(Refusal { blockers }.into());
         }
         let before = Before {
-            boot: machine.boot_id()?,
+            boot: ops.boot_id()?,
             function: order.function,
             methods: match way {
-                Way::Function(word) => other_methods(machine, &topology, order.function, word)?,
+                Way::Function(word) => other_methods(ops, &topology, order.function, word)?,
                 Way::Link(_) => None,
             },
             ports: ports(&topology, &reset.hit_ports),
         };
         let note = seal(&before).unwrap_or_default();
         self.state.replace(&self.state.resetting(), &note)?;
-        let done = act(machine, &before, way);
-        // Whatever became of it. What fails now is tried again by whoever recovers.
+        let done = act(ops, &before, way);
+        // Restore the state whether the reset succeeded or not. Recovery repeats a restoration that fails.
         if let Some(error) = self.after_reset(&before)?.into_iter().next() {
             return Err(error.1.into());
         }
@@ -151,25 +153,25 @@ impl Regroup<'_> {
         })
     }
 
-    /// Who uses what a reset hits.
+    /// Users of the functions that a reset hits.
     fn in_use(&self, topology: &Topology, reset: &Reset) -> Result<Vec<Blocker>, HostError> {
         let functions = reset.hits.iter().filter_map(|hit| topology.get(*hit));
         let functions: Vec<&Function> = functions.collect();
-        let Holdings { assigned, silent } = Holdings::ask(self.vmms, |assigned| {
-            is_open(self.machine(), topology, &functions, assigned)
+        let Holdings { assigned, silent } = Holdings::query(self.vmms, |assigned| {
+            is_open(self.sysfs_ops(), topology, &functions, assigned)
         })?;
         let mut blockers = silent;
-        let hit = |device: &&Assigned| reset.hits.contains(&device.function);
+        let hit = |device: &&VmDevice| reset.hits.contains(&device.function);
         blockers.extend(assigned.iter().filter(hit).map(|device| Blocker::Plugged {
             function: device.function,
             vm: device.vm.clone(),
             id: device.id.clone(),
         }));
-        blockers.extend(users(self.machine(), topology, &functions, &assigned)?);
+        blockers.extend(users(self.sysfs_ops(), topology, &functions, &assigned)?);
         Ok(blockers)
     }
 
-    /// Brings to its end what a reset that was interrupted has left, and says what cannot be put right.
+    /// Ends an interrupted reset and returns the differences that cannot be removed.
     pub(super) fn recover_reset(&self) -> Result<Vec<Difference>, RegroupError> {
         let path = self.state.resetting();
         let text = match fs::read(&path) {
@@ -199,33 +201,33 @@ impl Regroup<'_> {
         Ok(remains)
     }
 
-    /// What was reset is as it was; where it is not, why. A reboot has seen to that by itself.
+    /// Restores the functions after a reset and returns the errors. After a reboot there is nothing to restore.
     fn after_reset(&self, before: &Before) -> Result<Vec<(Sbdf, HostError)>, HostError> {
-        let machine = self.machine();
+        let ops = self.sysfs_ops();
         let mut failed = Vec::new();
-        if machine.boot_id()? != before.boot {
+        if ops.boot_id()? != before.boot {
             return Ok(failed);
         }
         for (port, was) in &before.ports {
-            let restored = machine
-                .locate(*port, &was.place, was.identity)
-                .and_then(|at| machine.set_acs_control(at, was.at, was.control));
+            let restored = ops
+                .locate(*port, &was.topology_path, was.identity)
+                .and_then(|at| ops.set_acs_control(at, was.at, was.control));
             failed.extend(restored.err().map(|error| (*port, error)));
         }
         if let Some(was) = &before.methods {
             let function = before.function;
-            let restored = machine
-                .locate(function, &was.place, was.identity)
-                .and_then(|at| machine.set_resets(at, &was.methods));
+            let restored = ops
+                .locate(function, &was.topology_path, was.identity)
+                .and_then(|at| ops.set_resets(at, &was.methods));
             failed.extend(restored.err().map(|error| (function, error)));
         }
         Ok(failed)
     }
 }
 
-/// The reset that is meant, and how to have it.
+/// Chooses the kind of the reset and how to request it.
 fn choose(
-    machine: Machine<'_>,
+    ops: SysfsOps<'_>,
     topology: &Topology,
     order: &ResetOrder,
 ) -> Result<(Reset, Way), Blocker> {
@@ -239,15 +241,15 @@ fn choose(
         .ok_or_else(none)?;
     let way = match (reset.resets_function, reset.port) {
         (true, _) => Way::Function(method(reset.kind)),
-        // An administrator has switched it off in `reset_method`.
+        // The method was disabled in `reset_method`.
         (false, None) => return Err(none()),
-        (false, Some(port)) if machine.can_reset_below(port) => Way::Link(port),
+        (false, Some(port)) if ops.can_reset_below(port) => Way::Link(port),
         (false, Some(port)) => return Err(Blocker::NoLinkReset { port }),
     };
     Ok((reset, way))
 }
 
-/// What the kernel calls a kind (linux 7.2 drivers/pci/pci.c: `pci_reset_fn_methods[]`).
+/// The kernel's name of a reset kind (linux 7.2 drivers/pci/pci.c: `pci_reset_fn_methods[]`).
 fn method(kind: ResetKind) -> &'static str {
     match kind {
         ResetKind::DeviceSpecific => "device_specific",
@@ -260,23 +262,23 @@ fn method(kind: ResetKind) -> &'static str {
     }
 }
 
-/// The methods of a function, unless the kernel would use this one first anyway.
+/// The reset methods of a function, unless the kernel would use this one first anyway.
 fn other_methods(
-    machine: Machine<'_>,
+    ops: SysfsOps<'_>,
     topology: &Topology,
     function: Sbdf,
     method: &str,
 ) -> Result<Option<Methods>, HostError> {
-    let methods = machine.attribute(function, RESETS)?.unwrap_or_default();
+    let methods = ops.attribute(function, RESETS)?.unwrap_or_default();
     if methods.split_ascii_whitespace().next() == Some(method) {
         return Ok(None);
     }
     let found = topology.get(function);
-    let (place, identity) = Place::of(topology, function)
+    let (topology_path, identity) = TopologyPath::of(topology, function)
         .zip(found.map(Identity::of))
         .ok_or(HostError::Unrecorded { function })?;
     Ok(Some(Methods {
-        place,
+        topology_path,
         identity,
         methods,
     }))
@@ -287,7 +289,7 @@ fn ports(topology: &Topology, hit: &[Sbdf]) -> BTreeMap<Sbdf, Port> {
         let function = topology.get(*port)?;
         let acs = function.acs().registers()?;
         let port_was = Port {
-            place: Place::of(topology, *port)?,
+            topology_path: TopologyPath::of(topology, *port)?,
             identity: Identity::of(function),
             at: acs.control_offset(),
             control: acs.control,
@@ -297,14 +299,14 @@ fn ports(topology: &Topology, hit: &[Sbdf]) -> BTreeMap<Sbdf, Port> {
     hit.iter().filter_map(acs).collect()
 }
 
-fn act(machine: Machine<'_>, before: &Before, way: Way) -> Result<(), HostError> {
+fn act(ops: SysfsOps<'_>, before: &Before, way: Way) -> Result<(), HostError> {
     match way {
         Way::Function(method) => {
             if before.methods.is_some() {
-                machine.set_resets(before.function, method)?;
+                ops.set_resets(before.function, method)?;
             }
-            machine.reset(before.function)
+            ops.reset(before.function)
         }
-        Way::Link(port) => machine.reset_below(port),
+        Way::Link(port) => ops.reset_below(port),
     }
 }

@@ -1,4 +1,4 @@
-//! How a host is brought back to what it was.
+//! Actions that restore a host to its snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,17 +8,17 @@ use iommu_group::{
 };
 
 use super::action::Action;
-use super::baseline::Baseline;
-use super::compile::{Compiler, Target, give_back, settle};
-use super::course::Round;
 use super::difference::Difference;
-use super::place::Place;
-use super::vmm::Assigned;
+use super::lowering::{Lowering, Target, bind_bridges, restore_drivers};
+use super::saga_state::Round;
+use super::snapshot::Snapshot;
+use super::topology_path::TopologyPath;
+use super::vmm::VmDevice;
 
-/// What to do about differences in a round of undoing; the host is looked at again after each. Empty if there is
-/// nothing that could be done.
+/// Actions for the differences in an undo round. The host is scanned again after each round. Empty if no action is
+/// possible.
 pub(super) fn actions(
-    baseline: &Baseline,
+    snapshot: &Snapshot,
     now: &Topology,
     differences: &[Difference],
     round: Round,
@@ -34,13 +34,13 @@ pub(super) fn actions(
         })
         .collect();
     let removed = |function: &Sbdf| {
-        let was = baseline.functions.get(function);
-        was.is_some_and(|was| was.part.removed)
+        let was = snapshot.functions.get(function);
+        was.is_some_and(|was| was.involvement.removed)
     };
     let mut actions = Vec::new();
-    // What does not come back in one round is gone: the next is for the rest.
+    // Functions that did not come back in one round are considered gone; the next round restores the rest.
     if round.number.is_multiple_of(2) && gone.iter().any(removed) {
-        actions.extend(bring_back(baseline, now, &gone));
+        actions.extend(bring_back(snapshot, now, &gone));
         if !round.last {
             return actions;
         }
@@ -48,23 +48,23 @@ pub(super) fn actions(
         let regrouped = differences
             .iter()
             .any(|difference| matches!(difference, Difference::Group { .. }));
-        // After the last round nobody would bring back what it has removed.
+        // After the last round no other round could bring back removed functions.
         if regrouped && !round.last {
-            actions.extend(regroup(baseline, now));
+            actions.extend(regroup(snapshot, now));
         }
     }
-    // Binding a bridge may set its ACS, so that comes before its word.
-    let bridges = baseline.with(|part| part.removed).into_iter();
+    // Binding a bridge may change its ACS, so drivers come before ACS.
+    let bridges = snapshot.with(|involvement| involvement.removed).into_iter();
     let bridges = bridges.filter(|(_, was)| was.bridge).map(|(at, _)| at);
-    actions.extend(settle(baseline, &bridges.collect()));
-    actions.extend(old_words(baseline, now));
-    actions.extend(give_back(baseline, Target::Old));
-    if !baseline.assigned.is_empty() {
-        let as_it_was = |device: &Assigned| Assigned {
-            expose: device.expose.union(&baseline.exposed).copied().collect(),
+    actions.extend(bind_bridges(snapshot, &bridges.collect()));
+    actions.extend(old_words(snapshot, now));
+    actions.extend(restore_drivers(snapshot, Target::Old));
+    if !snapshot.assigned.is_empty() {
+        let as_it_was = |device: &VmDevice| VmDevice {
+            expose: device.expose.union(&snapshot.exposed).copied().collect(),
             ..device.clone()
         };
-        let devices = baseline.assigned.iter().map(as_it_was).collect();
+        let devices = snapshot.assigned.iter().map(as_it_was).collect();
         actions.push(Action::Plug { devices });
     }
     if !round.last {
@@ -73,7 +73,7 @@ pub(super) fn actions(
     actions
 }
 
-/// Whether the function that an action is about is there.
+/// Whether the function of an action exists.
 fn is_possible(action: &Action, gone: &[Sbdf]) -> bool {
     match action {
         Action::Unbind { function }
@@ -90,39 +90,39 @@ fn is_possible(action: &Action, gone: &[Sbdf]) -> bool {
     }
 }
 
-/// Finds what was removed, with the words of the ports as they were: nothing is left open.
-fn bring_back(baseline: &Baseline, now: &Topology, gone: &[Sbdf]) -> Vec<Action> {
-    let mut compiler = Compiler::new(baseline, now);
-    compiler.clear_the_way();
-    let mut actions = compiler.finish();
-    actions.extend(old_words(baseline, now));
+/// Rescans for removed functions, with the recorded ACS of the ports.
+fn bring_back(snapshot: &Snapshot, now: &Topology, gone: &[Sbdf]) -> Vec<Action> {
+    let mut lowering = Lowering::new(snapshot, now);
+    lowering.prepare();
+    let mut actions = lowering.finish();
+    actions.extend(old_words(snapshot, now));
     let bridges: BTreeSet<Sbdf> = gone
         .iter()
-        .filter_map(|function| nearest_above(baseline, now, *function))
+        .filter_map(|function| nearest_above(snapshot, now, *function))
         .collect();
     actions.extend(bridges.into_iter().map(|below| Action::Rescan { below }));
     actions.retain(|action| is_possible(action, gone));
-    actions.extend(settle(baseline, &gone.iter().copied().collect()));
+    actions.extend(bind_bridges(snapshot, &gone.iter().copied().collect()));
     actions
 }
 
-/// The nearest bridge above a function that is there, by its old name.
-fn nearest_above(baseline: &Baseline, now: &Topology, function: Sbdf) -> Option<Sbdf> {
-    let place = &baseline.functions.get(&function)?.place;
-    let above = baseline.functions.iter().filter(|(_, was)| {
-        was.place.root() == place.root()
-            && was.place != *place
-            && place.below().starts_with(was.place.below())
+/// The nearest existing bridge above a function, by its recorded address.
+fn nearest_above(snapshot: &Snapshot, now: &Topology, function: Sbdf) -> Option<Sbdf> {
+    let topology_path = &snapshot.functions.get(&function)?.topology_path;
+    let above = snapshot.functions.iter().filter(|(_, was)| {
+        was.topology_path.root() == topology_path.root()
+            && was.topology_path != *topology_path
+            && topology_path.below().starts_with(was.topology_path.below())
             && was.find(now).is_some()
     });
-    let nearest = above.max_by_key(|(_, was)| was.place.below().len());
+    let nearest = above.max_by_key(|(_, was)| was.topology_path.below().len());
     nearest.map(|(above, _)| *above)
 }
 
-/// What writes the registers of ports as they were, the highest first.
-fn old_words(baseline: &Baseline, now: &Topology) -> Vec<Action> {
+/// Actions that write the recorded ACS registers, the highest port first.
+fn old_words(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
     let mut actions = Vec::new();
-    for (port, was) in baseline.with(|part| part.removed || part.awake) {
+    for (port, was) in snapshot.with(|involvement| involvement.removed || involvement.awake) {
         let (Some(acs), Some(_)) = (was.acs, was.find(now)) else {
             continue;
         };
@@ -140,13 +140,13 @@ fn old_words(baseline: &Baseline, now: &Topology) -> Vec<Action> {
     actions
 }
 
-/// The way back to the old groups that comes nearest to them on a model of the host.
-fn regroup(baseline: &Baseline, now: &Topology) -> Vec<Action> {
+/// The best candidate, on a model of the host, to restore the recorded groups.
+fn regroup(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
     let kernel = Kernel::of(now);
-    let wanted = old_groups(baseline, now);
+    let wanted = old_groups(snapshot, now);
     let mut least = missed(&wanted, &Groups::found(now));
     let mut best = None;
-    for steps in candidates(baseline, now, &kernel, &wanted) {
+    for steps in candidates(snapshot, now, &kernel, &wanted) {
         let mut model = GroupModel::as_found(now, &kernel);
         steps.iter().for_each(|step| step.apply(&mut model));
         let missed = missed(&wanted, &model.groups());
@@ -155,18 +155,18 @@ fn regroup(baseline: &Baseline, now: &Topology) -> Vec<Action> {
         }
     }
     let Some(steps) = best else {
-        // Nobody loses a device for what does not lead anywhere.
+        // If no candidate improves the groups, no device is unplugged for it.
         return Vec::new();
     };
-    let mut compiler = Compiler::new(baseline, now);
-    compiler.clear_the_way();
-    steps.iter().for_each(|step| compiler.step(step));
-    compiler.finish()
+    let mut lowering = Lowering::new(snapshot, now);
+    lowering.prepare();
+    steps.iter().for_each(|step| lowering.step(step));
+    lowering.finish()
 }
 
-/// The old groups of the functions that are there, by their names now.
-fn old_groups(baseline: &Baseline, now: &Topology) -> Vec<Vec<Sbdf>> {
-    let name = |member: &Sbdf| match baseline.functions.get(member) {
+/// The recorded groups of the existing functions, by current addresses.
+fn old_groups(snapshot: &Snapshot, now: &Topology) -> Vec<Vec<Sbdf>> {
+    let name = |member: &Sbdf| match snapshot.functions.get(member) {
         Some(was) => was.find(now),
         None => now.get(*member).map(Function::sbdf),
     };
@@ -175,27 +175,27 @@ fn old_groups(baseline: &Baseline, now: &Topology) -> Vec<Vec<Sbdf>> {
         group.sort_unstable();
         group
     };
-    baseline.groups_with_devices().map(sorted).collect()
+    snapshot.groups_with_devices().map(sorted).collect()
 }
 
-/// How many functions are not with those that they should be with.
-fn missed(wanted: &[Vec<Sbdf>], partition: &Groups) -> usize {
+/// Number of functions that are not in a group with the wanted members.
+fn missed(wanted: &[Vec<Sbdf>], groups: &Groups) -> usize {
     wanted
         .iter()
         .flat_map(|group| group.iter().map(move |function| (group, function)))
-        .filter(|(group, function)| partition.group_of(**function) != Some(group.as_slice()))
+        .filter(|(group, function)| groups.group_of(**function) != Some(group.as_slice()))
         .count()
 }
 
-/// Ways that may lead back: to find what was removed once more, with the ports as they were; or to plan for the old
-/// groups.
+/// Candidates to restore the recorded groups: remove and rescan once more with the recorded ACS, or a plan for the
+/// recorded groups.
 fn candidates(
-    baseline: &Baseline,
+    snapshot: &Snapshot,
     now: &Topology,
     kernel: &Kernel,
     wanted: &[Vec<Sbdf>],
 ) -> Vec<Vec<Step>> {
-    let mut candidates = vec![again(baseline, now)];
+    let mut candidates = vec![again(snapshot, now)];
     let is_device = |function: &Sbdf| now.get(*function).is_some_and(|f| !f.is_bridge());
     let partition = Groups::found(now);
     let mut goals = Goals::default();
@@ -212,13 +212,13 @@ fn candidates(
         }
     }
     let everybody: BTreeSet<Sbdf> = now.functions().iter().map(Function::sbdf).collect();
-    let then = baseline.renamed(now);
+    let then = snapshot.renamed(now);
     let free = |function: &Sbdf| {
-        let was = then.get(function).and_then(|f| baseline.functions.get(f));
-        was.is_some_and(|was| was.part.unbound)
+        let was = then.get(function).and_then(|f| snapshot.functions.get(f));
+        was.is_some_and(|was| was.involvement.unbound)
     };
-    // Routes are what the words of the ports make them, and those are written in the end. Which of these touches the
-    // fewest depends on how they are now.
+    // The final ACS registers determine the routes, so any route preference is possible here. Which one affects the
+    // fewest functions depends on the present routes.
     for route in [
         RoutePreference::Mildest,
         RoutePreference::Direct,
@@ -229,7 +229,7 @@ fn candidates(
             expose: everybody.clone(),
             with: everybody.clone(),
         };
-        // No way is no candidate, and only what the transaction has taken from its users may be touched.
+        // Only functions that the transaction has unplugged may be affected.
         if let Ok(plan) = Plan::make(now, kernel, &goals, &options)
             && plan.unplug.iter().all(free)
         {
@@ -239,20 +239,22 @@ fn candidates(
     candidates
 }
 
-/// Removes what was removed before and finds it again, with the ports above as they were.
-fn again(baseline: &Baseline, now: &Topology) -> Vec<Step> {
-    let removed = baseline.with(|part| part.removed);
-    let is_top = |place: &Place| {
+/// Removes and finds the recorded functions once more, with the recorded ACS of the ports above.
+fn again(snapshot: &Snapshot, now: &Topology) -> Vec<Step> {
+    let removed = snapshot.with(|involvement| involvement.removed);
+    let is_top = |topology_path: &TopologyPath| {
         let mut others = removed.iter();
         !others.any(|(_, other)| {
-            other.place != *place
-                && other.place.root() == place.root()
-                && place.below().starts_with(other.place.below())
+            other.topology_path != *topology_path
+                && other.topology_path.root() == topology_path.root()
+                && topology_path
+                    .below()
+                    .starts_with(other.topology_path.below())
         })
     };
     let tops: BTreeSet<Sbdf> = removed
         .iter()
-        .filter(|(_, was)| is_top(&was.place))
+        .filter(|(_, was)| is_top(&was.topology_path))
         .filter_map(|(_, was)| was.find(now))
         .collect();
     let below: BTreeSet<Sbdf> = tops
@@ -261,8 +263,8 @@ fn again(baseline: &Baseline, now: &Topology) -> Vec<Step> {
         .map(Function::sbdf)
         .collect();
     let mut steps: Vec<Step> = Vec::new();
-    let words: BTreeMap<Sbdf, _> = baseline
-        .with(|part| part.awake && !part.removed)
+    let words: BTreeMap<Sbdf, _> = snapshot
+        .with(|involvement| involvement.awake && !involvement.removed)
         .into_iter()
         .filter_map(|(_, was)| Some((was.find(now)?, was.acs?.control)))
         .collect();

@@ -1,21 +1,21 @@
-//! Lines of JSON with a checksum: one that was changed, or not written to its end, is not believed.
+//! Lines of JSON with a checksum, to detect changed and incomplete lines.
 //!
 //! ```text
 //! {"at_ms":1764536400000,"record":"started","action":3,"sum":"a5bd2c1f03e7760d"}
 //! ```
-//! The checksum is that of the line without it.
+//! The checksum covers the line without the checksum.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// What comes before the checksum, and after it.
+/// The text before and after the checksum.
 const BEFORE: &[u8] = b",\"sum\":\"";
 const AFTER: &[u8] = b"\"}";
 
-/// Digits of a checksum.
+/// Number of digits of the checksum.
 const DIGITS: usize = 16;
 
-/// An object in one line, its end included.
+/// Serializes an object as one line, newline included.
 pub(super) fn seal(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(value)?;
     let sum = format!("{:016x}", checksum(&line));
@@ -26,9 +26,9 @@ pub(super) fn seal(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error>
     Ok(line)
 }
 
-/// The object of a line without its end; else what is wrong with it.
+/// Parses the object of a line without its newline.
 pub(super) fn unseal<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
-    let damaged = || "it was changed, or not written to its end".to_owned();
+    let damaged = || "the line was changed or is incomplete".to_owned();
     let split = || {
         let rest = line.strip_suffix(AFTER)?;
         let (rest, sum) = rest.split_at_checked(rest.len().checked_sub(DIGITS)?)?;
@@ -43,7 +43,7 @@ pub(super) fn unseal<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
     serde_json::from_slice(&text).map_err(|error| error.to_string())
 }
 
-/// FNV-1a with 64 bits.
+/// 64-bit FNV-1a.
 fn checksum(bytes: &[u8]) -> u64 {
     let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_changed_line_is_believed() {
+    fn changed_lines_are_refused() {
         let value = BTreeMap::from([("port", "0000:02:00.0"), ("to", "001d")]);
         let line = seal(&value).unwrap();
         let line = line.strip_suffix(b"\n").unwrap();
@@ -65,7 +65,7 @@ mod tests {
         for at in 0..line.len() {
             let mut changed = line.to_vec();
             changed[at] ^= 1;
-            // The case of a digit of the checksum says nothing.
+            // The case of a digit of the checksum does not matter.
             assert!(
                 unseal::<BTreeMap<String, String>>(&changed).is_err(),
                 "{at}"

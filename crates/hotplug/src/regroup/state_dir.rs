@@ -1,4 +1,4 @@
-//! Where transactions leave their journals.
+//! The directory of journals and other persistent state.
 //!
 //! ```text
 //! lock            held by the process that changes the host
@@ -8,7 +8,7 @@
 //! held.json       the ports that are kept awake, and the devices that are kept from their VMs
 //! ```
 //!
-//! What a transaction writes until it is over has its space reserved: a full disk does not keep it from its end.
+//! The space for everything that a transaction writes is reserved at its start, so that a full disk cannot stop it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -29,17 +29,17 @@ use super::journal::Journal;
 use super::record::Begin;
 use super::vmm::VmAddress;
 
-/// How many journals of transactions that are over are kept.
+/// Number of journals of finished transactions that are kept.
 const KEPT: usize = 256;
 
-/// The number that no transaction reaches.
+/// Upper bound of transaction numbers, exclusive.
 const LAST_NUMBER: u64 = 1_000_000_000_000;
 
-/// How long somebody who looks may have the lock …
-const LOOK: Duration = Duration::from_secs(1);
+/// Time that a reader may hold the lock.
+const READ_TIME: Duration = Duration::from_secs(1);
 
-/// … and how often to see whether that is over.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Interval of attempts to get the lock meanwhile.
+const READ_RETRY: Duration = Duration::from_millis(5);
 
 /// A directory that survives reboots, such as `/var/lib/p2pctl`.
 #[derive(Debug, Clone)]
@@ -48,22 +48,22 @@ pub struct StateDir {
     disk: Arc<dyn Disk>,
 }
 
-/// Whoever has this is the only one who changes the host.
+/// Exclusive right to change the host.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
 }
 
-/// What there is to know of a state directory.
+/// Contents of a state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// Whether a process is changing the host now.
     pub busy: bool,
-    /// The transaction that has not come to its end.
+    /// The unfinished transaction, if there is one.
     pub unfinished: Option<Unfinished>,
     /// The ports that are kept awake.
     pub held: Vec<HeldPort>,
-    /// The transactions that are over, the last one first.
+    /// The finished transactions, the latest first.
     pub finished: Vec<Finished>,
 }
 
@@ -72,33 +72,33 @@ pub struct Status {
 pub struct HeldPort {
     /// The port.
     pub port: Sbdf,
-    /// What its `power/control` was.
+    /// The original value of its `power/control`.
     pub power: String,
 }
 
-/// A transaction that has not come to its end.
+/// An unfinished transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
-    /// Its name; `None` if it ended before it began, or nobody can read it.
+    /// The ID; `None` if the transaction did not begin, or its journal cannot be read.
     pub id: Option<String>,
-    /// How the virtual machines are reached that devices were taken from.
+    /// Addresses of the virtual machines whose devices were unplugged.
     pub vms: BTreeMap<String, VmAddress>,
     /// Its journal.
     pub journal: PathBuf,
 }
 
-/// A transaction that is over.
+/// A finished transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
-    /// Its name.
+    /// The ID.
     pub id: String,
-    /// The same as a number.
+    /// The ID as a number.
     number: u64,
     /// Its journal.
     pub journal: PathBuf,
 }
 
-/// The number that the name of a transaction is.
+/// Parses the ID of a transaction as a number.
 fn number(id: &str) -> Option<u64> {
     let digits = id.len() >= 6 && id.bytes().all(|byte| byte.is_ascii_digit());
     let number = id.parse().ok().filter(|_| digits)?;
@@ -106,12 +106,12 @@ fn number(id: &str) -> Option<u64> {
 }
 
 impl StateDir {
-    /// A directory; it is made when it is written to first.
+    /// A state directory. It is created at the first write.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::on(path, Arc::new(RealDisk))
     }
 
-    /// The same on another file system.
+    /// A state directory on the given file system.
     pub fn on(path: impl Into<PathBuf>, disk: Arc<dyn Disk>) -> Self {
         let path = path.into();
         Self { path, disk }
@@ -123,12 +123,12 @@ impl StateDir {
         &self.path
     }
 
-    /// The journal of a transaction that has not come to its end.
+    /// The journal of the unfinished transaction.
     pub(super) fn running(&self) -> PathBuf {
         self.path.join("running.jsonl")
     }
 
-    /// What a reset that is under way must put right in the end.
+    /// The state to restore after a reset.
     pub(super) fn resetting(&self) -> PathBuf {
         self.path.join("reset.json")
     }
@@ -137,20 +137,21 @@ impl StateDir {
         self.path.join("done")
     }
 
-    /// Makes the directory, and takes its lock. Who only looks has it for a moment; with whoever has it longer this fails.
+    /// Creates the directory and takes its lock. Waits for readers, which hold the lock briefly; fails if the lock is
+    /// held longer.
     pub(super) fn lock(&self) -> Result<Lock, StateError> {
         let done = self.done();
         fs::create_dir_all(&done).map_err(StateError::io("create", &done))?;
         let path = self.path.join("lock");
-        // One that is there needs no file system that can be written to.
+        // An existing lock file can be opened on a read-only file system.
         let file = File::open(&path).or_else(|_| File::create(&path));
         let file = file.map_err(StateError::io("open", &path))?;
         let started = Instant::now();
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Lock { _file: file }),
-                Err(Errno::WOULDBLOCK) if started.elapsed() < LOOK => {
-                    thread::sleep(LOOK_AGAIN);
+                Err(Errno::WOULDBLOCK) if started.elapsed() < READ_TIME => {
+                    thread::sleep(READ_RETRY);
                 }
                 Err(Errno::WOULDBLOCK) => return Err(StateError::Busy { path }),
                 Err(error) => return Err(StateError::io("lock", &path)(error.into())),
@@ -172,26 +173,26 @@ impl StateDir {
         self.change("remove", path, || fs::remove_file(path))
     }
 
-    /// Sees to it that the names in the directory of a file are on the disk too.
+    /// Syncs the directory of a file.
     fn sync(&self, path: &Path) -> Result<(), StateError> {
         let dir = path.parent().unwrap_or(Path::new("."));
         self.change("sync", dir, || File::open(dir)?.sync_all())
     }
 
-    /// Removes a file for good.
+    /// Removes a file and syncs its directory.
     pub(super) fn discard(&self, path: &Path) -> Result<(), StateError> {
         self.remove(path)?;
         self.sync(path)
     }
 
-    /// Gives a file another content, all at once.
+    /// Replaces the contents of a file atomically.
     pub(super) fn replace(&self, path: &Path, text: &[u8]) -> Result<(), StateError> {
         let new = self.replacement(path, text)?;
         self.change("replace", path, || fs::rename(&new, path))?;
         self.sync(path)
     }
 
-    /// A file with that content beside another; it may be there already.
+    /// Writes the contents to a new file beside `path`, unless that file has them already.
     pub(super) fn replacement(&self, path: &Path, text: &[u8]) -> Result<PathBuf, StateError> {
         let new = path.with_extension("json.new");
         if !fs::read(&new).is_ok_and(|there| there == text) {
@@ -204,8 +205,8 @@ impl StateDir {
         Ok(new)
     }
 
-    /// Begins the journal of a transaction, with a number that none has had. It is the running one when this returns,
-    /// and there is none if this fails.
+    /// Begins the journal of a transaction with an unused number. On success it is the running journal; on failure
+    /// there is none.
     pub(super) fn begin(&self, mut begin: Begin) -> Result<Journal, StateError> {
         let (file, path) = self.create(&mut begin.id)?;
         let running = self.running();
@@ -224,7 +225,7 @@ impl StateDir {
         journal
     }
 
-    /// A file for the journal of the next transaction, whose number goes into `id`.
+    /// Creates a file for the journal of the next transaction and stores the number in `id`.
     fn create(&self, id: &mut String) -> Result<(File, PathBuf), StateError> {
         let mut number = self.finished()?.first().map_or(0, |last| last.number);
         loop {
@@ -238,7 +239,7 @@ impl StateDir {
             });
             match (created, file) {
                 (Ok(()), Some(file)) => return Ok((file, path)),
-                // Somebody else's, whatever it is.
+                // The name is taken; try the next number.
                 (Err(StateError::Io { source, .. }), None)
                     if source.kind() == io::ErrorKind::AlreadyExists && number < LAST_NUMBER => {}
                 (Err(error), file) => {
@@ -255,23 +256,23 @@ impl StateDir {
         }
     }
 
-    /// The journal of the transaction that has not come to its end, in order to go on with it.
+    /// Opens the journal of the unfinished transaction to continue it.
     pub(super) fn open(&self) -> Result<Option<Journal>, StateError> {
         Journal::open(&self.running(), Arc::clone(&self.disk))
     }
 
-    /// Closes the journal of a transaction that is over. Of all that are over, the last [`KEPT`] are kept.
+    /// Closes the journal of a finished transaction. The last [`KEPT`] journals are kept.
     pub(super) fn retire(&self, journal: &mut Journal) -> Result<(), StateError> {
         journal.trim();
         self.discard(&self.running())?;
-        // The transaction is over, whether there is something to tidy up or not.
+        // The transaction is finished even if old journals cannot be removed.
         for old in self.finished().unwrap_or_default().iter().skip(KEPT) {
             drop(self.remove(&old.journal));
         }
         Ok(())
     }
 
-    /// Moves a file out of the way that nobody can read, and says where it is then.
+    /// Renames an unreadable file and adds its new path to the error.
     pub(super) fn set_aside(&self, path: &Path, error: StateError) -> StateError {
         let StateError::Journal { line, reason, .. } = error else {
             return error;
@@ -283,7 +284,7 @@ impl StateDir {
             Ok(()) => StateError::Journal {
                 path: to,
                 line,
-                reason: format!("{reason}; nothing is known of the change that it was about"),
+                reason: format!("{reason}; the change that it records is unknown"),
             },
             Err(error) => error,
         }
@@ -301,7 +302,7 @@ impl StateDir {
             let journal = entry.map_err(StateError::io("list", &dir))?.path();
             let name = journal.file_name().and_then(|name| name.to_str());
             let id = name.and_then(|name| name.strip_suffix(".jsonl"));
-            // Others may be there that are not of this program.
+            // Ignore files of other programs.
             if let Some((id, number)) = id.and_then(|id| Some((id.to_owned(), number(id)?))) {
                 finished.push(Finished {
                     id,
@@ -314,9 +315,9 @@ impl StateDir {
         Ok(finished)
     }
 
-    /// For how long virtual machines were without their devices in the last of the changes that took any from them.
+    /// How long virtual machines were without their devices in the latest transaction that unplugged some.
     pub(super) fn last_away(&self) -> Result<Option<Duration>, StateError> {
-        /// How many changes to look at.
+        /// Number of transactions to search.
         const LAST: usize = 16;
         for finished in self.finished()?.iter().take(LAST) {
             if let Some(away) = Journal::away(&finished.journal) {
@@ -326,16 +327,16 @@ impl StateDir {
         Ok(None)
     }
 
-    /// The transaction that has not come to its end.
+    /// The unfinished transaction.
     pub fn unfinished(&self) -> Result<Option<Unfinished>, StateError> {
         let running = self.running();
         let begin = match Journal::read(&running, Arc::clone(&self.disk)) {
             Ok(journal) => journal.map(|journal| journal.begin().clone()),
-            // It may have come to its end this moment.
+            // It may have finished just now.
             Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(None);
             }
-            // Whoever recovers says what is wrong with it.
+            // Recovery reports what is wrong with the journal.
             Err(StateError::Journal { .. } | StateError::Version { .. }) => None,
             Err(error) => return Err(error),
         };
@@ -346,12 +347,13 @@ impl StateDir {
         }))
     }
 
-    /// What there is to know. `boot` is what the kernel calls this start of the machine.
+    /// The contents of the directory. `boot` is the current boot ID.
     pub fn status(&self, boot: &str) -> Result<Status, StateError> {
-        // While this has the lock nobody begins or ends a change, so that one that has ended is not told as interrupted.
-        let (busy, look) = self.look()?;
+        // While this holds the lock, no change begins or ends, so a change that has just ended is not reported as
+        // interrupted.
+        let (busy, lock) = self.read_lock()?;
         let unfinished = self.unfinished()?;
-        drop(look);
+        drop(lock);
         let running = unfinished.as_ref().and_then(|it| it.id.as_ref());
         let mut finished = self.finished()?;
         finished.retain(|finished| running != Some(&finished.id));
@@ -364,8 +366,8 @@ impl StateDir {
         })
     }
 
-    /// Whether another process changes the host; if none does, none begins to until the file is closed.
-    fn look(&self) -> Result<(bool, Option<File>), StateError> {
+    /// Whether another process is changing the host. If not, no change begins until the returned file is closed.
+    fn read_lock(&self) -> Result<(bool, Option<File>), StateError> {
         let path = self.path.join("lock");
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -385,15 +387,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_looks_keeps_nobody_from_a_change_and_who_changes_does() {
+    fn readers_do_not_block_a_change_and_a_change_blocks_another() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path());
         drop(state.lock().unwrap());
-        let (busy, look) = state.look().unwrap();
+        let (busy, lock) = state.read_lock().unwrap();
         assert!(!busy);
         let looking = thread::spawn(move || {
-            thread::sleep(LOOK / 50);
-            drop(look);
+            thread::sleep(READ_TIME / 50);
+            drop(lock);
         });
         let lock = state.lock().unwrap();
         looking.join().unwrap();

@@ -1,4 +1,4 @@
-//! A transaction from its beginning to its end.
+//! Transactions from start to end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 
 use super::acs_register::AcsRegister;
 use super::action::Action;
-use super::baseline::Baseline;
 use super::blocker::{Blocker, Refusal};
-use super::compile::script;
 use super::difference::Difference;
 use super::error::RegroupError;
 use super::forecast::{Forecast, fits};
 use super::host::{Host, HostError};
-use super::machine::Machine;
+use super::lowering::program;
 use super::preflight::{Preflight, unwilling};
 use super::record::{Begin, Outcome, Record, VERSION};
+use super::snapshot::Snapshot;
 use super::state_dir::StateDir;
-use super::vmm::{Assigned, VmAddress, Vmm};
+use super::sysfs_ops::SysfsOps;
+use super::vmm::{VmAddress, VmDevice, Vmm};
 use super::withheld::WithheldDevice;
 
-/// How long a guest may take to let go of a device, unless it is said otherwise.
+/// Default time that a guest may take to release a device.
 const GUEST: Duration = Duration::from_secs(30);
 
-/// Who carries out plans on a host.
+/// Carries out plans on a host.
 pub struct Regroup<'a> {
     host: &'a dyn Host,
     pub(super) vmms: &'a [&'a dyn Vmm],
@@ -37,50 +37,50 @@ pub struct Regroup<'a> {
     accepted: BTreeSet<Sbdf>,
 }
 
-/// What a transaction has just put on record.
+/// Progress of a transaction: the record that was just written.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
     /// The record.
     pub record: &'a Record,
-    /// The action that it is about.
+    /// The action of the record.
     pub action: Option<&'a Action>,
 }
 
-/// How a transaction ended.
+/// Result of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Report {
-    /// The name of the transaction.
+    /// ID of the transaction.
     pub id: String,
     /// The plan.
     pub plan: Plan,
-    /// The state that the host is in.
+    /// The state of the host.
     pub outcome: Outcome,
-    /// What failed first, and how.
+    /// The first failure: action and error.
     pub failure: Option<(String, String)>,
-    /// What is not as it was, where it should be.
+    /// The remaining differences from the intended state.
     pub remains: Vec<Difference>,
-    /// The devices that virtual machines had to let go of, as they had them.
+    /// The unplugged devices, in their former form.
     #[serde(default)]
-    pub unplugged: Vec<Assigned>,
-    /// For how many milliseconds they were without them; none if they have not got them back.
+    pub unplugged: Vec<VmDevice>,
+    /// How long virtual machines were without these devices, in milliseconds; none if they did not get them back.
     #[serde(default)]
     pub away_ms: Option<u64>,
     /// The journal.
     pub journal: PathBuf,
-    /// Why the journal does not say all that happened.
+    /// Why the journal is incomplete, if it is.
     #[serde(default)]
     pub unrecorded: Option<String>,
-    /// Why the transaction is not over, and has to be recovered once more.
+    /// Why the transaction is unfinished and must be recovered again, if it is.
     #[serde(default)]
     pub open: Option<String>,
 }
 
-/// Told of everything that is put on record.
+/// Called after each record.
 pub(super) type Observer<'o> = dyn FnMut(&Progress<'_>) + 'o;
 
 impl<'a> Regroup<'a> {
-    /// For a host with these virtual machines, with journals in a state directory.
+    /// Creates a transaction runner for a host with these virtual machines and this state directory.
     pub fn new(host: &'a dyn Host, vmms: &'a [&'a dyn Vmm], state: StateDir) -> Self {
         Self {
             host,
@@ -92,14 +92,14 @@ impl<'a> Regroup<'a> {
         }
     }
 
-    /// Gives guests this long to let go of a device.
+    /// Sets the time that a guest may take to release a device.
     #[must_use]
     pub fn guest_deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
     }
 
-    /// Undoes a change, as soon as this is `true`, of which groups and routes are not as planned yet; one that has come
-    /// further comes to its end.
+    /// Sets a stop flag. Once it is `true`, a transaction before its commit is undone; one after its commit is
+    /// completed.
     #[must_use]
     pub fn until(self, stop: &'a AtomicBool) -> Self {
         Self {
@@ -108,19 +108,19 @@ impl<'a> Regroup<'a> {
         }
     }
 
-    /// Accepts for all plans that these are reachable without the IOMMU.
+    /// Accepts for all plans that these functions are reachable without the IOMMU.
     #[must_use]
     pub fn accepting(self, accepted: BTreeSet<Sbdf>) -> Self {
         Self { accepted, ..self }
     }
 
-    pub(super) fn machine(&self) -> Machine<'a> {
-        Machine::new(self.host)
+    pub(super) fn sysfs_ops(&self) -> SysfsOps<'a> {
+        SysfsOps::new(self.host)
     }
 
-    /// What carrying out a plan would mean now. Changes nothing.
+    /// Determines the effects that a plan would have now. Changes nothing.
     pub fn check(&self, plan: &Plan) -> Result<Forecast, RegroupError> {
-        let topology = self.machine().scan()?;
+        let topology = self.sysfs_ops().scan()?;
         let mut preflight = self.preflight(&topology, plan)?;
         preflight.blockers.splice(0..0, self.unfinished());
         let mut forecast = Forecast::new(&topology, plan, preflight);
@@ -133,7 +133,7 @@ impl<'a> Regroup<'a> {
     }
 
     fn preflight(&self, topology: &Topology, plan: &Plan) -> Result<Preflight, HostError> {
-        Preflight::of(self.machine(), topology, plan, self.vmms, &self.accepted)
+        Preflight::of(self.sysfs_ops(), topology, plan, self.vmms, &self.accepted)
     }
 
     pub(super) fn unfinished(&self) -> Vec<Blocker> {
@@ -144,27 +144,27 @@ impl<'a> Regroup<'a> {
             .collect()
     }
 
-    /// Carries out a plan, or puts everything back if that fails.
+    /// Carries out a plan, and undoes it if it fails.
     pub fn apply(&self, plan: &Plan, observer: &mut Observer<'_>) -> Result<Report, RegroupError> {
         let lock = self.state.lock()?;
-        let machine = self.machine();
-        let topology = machine.scan()?;
+        let ops = self.sysfs_ops();
+        let topology = ops.scan()?;
         let preflight = self.preflight(&topology, plan)?;
         let mut blockers = self.unfinished();
         blockers.extend(preflight.blockers);
         if !blockers.is_empty() {
             return Err(Refusal { blockers }.into());
         }
-        let boot = machine.boot_id()?;
+        let boot = ops.boot_id()?;
         let held = self.state.held(&boot)?;
         let vms = addresses(self.vmms, &preflight.assigned);
         let assigned = preflight.assigned;
-        let mut baseline = Baseline::take(machine, &topology, plan, &held.ports, assigned)?;
-        baseline.exposed = preflight.exposed;
+        let mut snapshot = Snapshot::take(ops, &topology, plan, &held.ports, assigned)?;
+        snapshot.exposed = preflight.exposed;
         let expose = &preflight.expose;
-        let script = script(&baseline, &topology, plan, &preflight.staying, expose);
-        let (homecoming, staying) = (&script.homecoming, &preflight.staying);
-        let blockers = unwilling(self.vmms, &topology, plan, homecoming, staying);
+        let program = program(&snapshot, &topology, plan, &preflight.staying, expose);
+        let (replug, staying) = (&program.replug, &preflight.staying);
+        let blockers = unwilling(self.vmms, &topology, plan, replug, staying);
         if !blockers.is_empty() {
             return Err(Refusal { blockers }.into());
         }
@@ -174,11 +174,11 @@ impl<'a> Regroup<'a> {
             boot,
             plan: plan.clone(),
             vms,
-            baseline,
-            actions: script.actions,
-            commit: script.commit,
+            snapshot,
+            actions: program.actions,
+            commit: program.commit,
         };
-        self.state.prepare_held(&held.after(&begin.baseline))?;
+        self.state.prepare_held(&held.after(&begin.snapshot))?;
         let mut journal = self.state.begin(begin)?;
         observer(&Progress {
             record: &Record::Begin(Box::new(journal.begin().clone())),
@@ -189,34 +189,34 @@ impl<'a> Regroup<'a> {
         report
     }
 
-    /// What the kernel calls this start of the machine.
+    /// The boot ID of the host.
     pub fn boot_id(&self) -> Result<String, HostError> {
-        self.machine().boot_id()
+        self.sysfs_ops().boot_id()
     }
 
-    /// The ports that are kept awake for what earlier transactions have set.
+    /// The ports that are kept awake for the settings of earlier transactions.
     pub fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
         let held = self.state.held(&self.boot_id()?)?;
         Ok(held.ports.into_keys().collect())
     }
 
-    /// The devices that are kept from their VMs until a check of the host allows them to come back.
+    /// The devices that are withheld from their VMs until a check of the host permits their return.
     pub fn withheld(&self) -> Result<Vec<WithheldDevice>, RegroupError> {
         Ok(self.state.held(&self.boot_id()?)?.devices)
     }
 
-    /// Notes that a device is kept from its VM.
+    /// Records that a device is withheld from its VM.
     pub fn withhold(&self, device: &WithheldDevice) -> Result<(), RegroupError> {
         Ok(self.state.withhold(&self.boot_id()?, device)?)
     }
 
-    /// Notes that a device is not kept from its VM any more.
+    /// Records that a device is no longer withheld from its VM.
     pub fn release(&self, vm: &str, id: &str) -> Result<(), RegroupError> {
         Ok(self.state.release(&self.boot_id()?, vm, id)?)
     }
 
-    /// Writes the ACS registers of a port that somebody else has written, unless a transaction is under way or
-    /// the port is another one now. `false` if it was not wanted any more when no transaction could begin.
+    /// Writes the ACS registers of a port, unless a transaction is running or the port was replaced. Returns `false` if
+    /// `wanted` no longer holds once no transaction can begin.
     pub fn write_acs(
         &self,
         register: &AcsRegister,
@@ -232,7 +232,7 @@ impl<'a> Regroup<'a> {
         Ok(written)
     }
 
-    /// The same while a transaction of this process is under way, which must not touch the port.
+    /// Like [`write_acs`](Self::write_acs), but while a transaction of this process runs. It must not affect the port.
     pub fn write_acs_beside(
         &self,
         register: &AcsRegister,
@@ -242,15 +242,15 @@ impl<'a> Regroup<'a> {
         let Some(found) = register.read(self.host.sysfs()) else {
             return Err(HostError::Gone { function: port }.into());
         };
-        // First the vector: egress control that is switched on must not go by another one.
+        // The vector comes first, so that egress control never uses a wrong one.
         let vector = setting
             .egress()
             .filter(|_| found.egress() != setting.egress());
         if let Some(vector) = vector {
             let at = register.vector_at();
-            self.machine().set_egress(port, at, &vector)?;
+            self.sysfs_ops().set_egress(port, at, &vector)?;
         }
-        self.machine()
+        self.sysfs_ops()
             .set_acs_control(port, register.control_at(), setting.control())?;
         Ok(())
     }
@@ -260,8 +260,8 @@ impl<'a> Regroup<'a> {
     }
 }
 
-/// How the virtual machines are reached that have these devices.
-fn addresses(vmms: &[&dyn Vmm], assigned: &[Assigned]) -> BTreeMap<String, VmAddress> {
+/// The addresses of the virtual machines that have these devices.
+fn addresses(vmms: &[&dyn Vmm], assigned: &[VmDevice]) -> BTreeMap<String, VmAddress> {
     let concerned = |name: &str| assigned.iter().any(|device| device.vm == name);
     let vmms = vmms.iter().filter(|vmm| concerned(vmm.name()));
     vmms.filter_map(|vmm| Some((vmm.name().to_owned(), vmm.address()?)))

@@ -1,4 +1,4 @@
-//! Who uses a function: what is in sysfs and procfs about that.
+//! Users of a function, from sysfs and procfs.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use iommu_group::{Sbdf, SysfsError};
 
 use super::host::{Host, HostError};
 
-/// How deep below a function its block devices and interfaces may be.
+/// Depth of the search for block devices and interfaces below a function's directory.
 const DEPTH: usize = 12;
 
 /// A process.
@@ -20,7 +20,7 @@ pub(super) struct User {
 }
 
 impl User {
-    /// The process that procfs has in a directory.
+    /// The process with this directory in procfs.
     fn at(pid: u32, dir: &Path) -> Self {
         let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();
         let name = name.trim().to_owned();
@@ -34,7 +34,7 @@ impl fmt::Display for User {
     }
 }
 
-/// The processes there are, and where procfs has them.
+/// All processes, with their directories in procfs.
 fn processes(host: &dyn Host) -> impl Iterator<Item = (u32, PathBuf)> {
     let entries = fs::read_dir(host.proc()).into_iter().flatten();
     entries.filter_map(|entry| {
@@ -44,22 +44,22 @@ fn processes(host: &dyn Host) -> impl Iterator<Item = (u32, PathBuf)> {
     })
 }
 
-/// The processes that have devices of VFIO open, by what their descriptors point to.
+/// Processes that have VFIO files open, by the targets of their descriptors.
 pub(super) struct VfioUsers(Vec<(String, User)>);
 
 impl VfioUsers {
-    /// Looks at the descriptors of all processes.
+    /// Reads the descriptors of all processes.
     pub(super) fn read(host: &dyn Host) -> Self {
         let mut users = Vec::new();
         for (pid, dir) in processes(host) {
-            // Processes come and go, and threads of the kernel have none.
+            // Processes may end during the scan, and kernel threads have no descriptors.
             let descriptors = fs::read_dir(dir.join("fd")).into_iter().flatten();
             for descriptor in descriptors.filter_map(Result::ok) {
                 let Ok(target) = fs::read_link(descriptor.path()) else {
                     continue;
                 };
                 let target = target.to_string_lossy();
-                // Before it there is another path in another mount namespace.
+                // In another mount namespace the path has another prefix.
                 if let Some((_, file)) = target.rsplit_once("vfio/") {
                     users.push((file.to_owned(), User::at(pid, &dir)));
                 }
@@ -68,7 +68,7 @@ impl VfioUsers {
         Self(users)
     }
 
-    /// Who has a function, or its group, open.
+    /// The process that has a function or its group open.
     pub(super) fn of(&self, host: &dyn Host, function: Sbdf) -> Result<Option<&User>, HostError> {
         let mut files: Vec<String> = Vec::new();
         match host.sysfs().group_of(function) {
@@ -78,7 +78,7 @@ impl VfioUsers {
         }
         let dir = host.sysfs().device_dir(function).join("vfio-dev");
         let devices = fs::read_dir(dir).into_iter().flatten();
-        // A character device of its own: /dev/vfio/devices/vfioN, which ends in the same as its name does.
+        // The character device /dev/vfio/devices/vfioN has the same name in sysfs.
         files
             .extend(devices.filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.to_owned())));
         let file = |name: &str| files.iter().any(|file| file == name);
@@ -90,7 +90,7 @@ impl VfioUsers {
     }
 }
 
-/// Who has a function, or its group, open.
+/// The process that has a function or its group open.
 pub(super) fn vfio_user(host: &dyn Host, function: Sbdf) -> Result<Option<User>, HostError> {
     Ok(VfioUsers::read(host).of(host, function)?.cloned())
 }
@@ -101,11 +101,11 @@ pub(super) struct Block {
     pub(super) name: String,
     /// `major:minor`.
     number: String,
-    /// Devices that are made of it: LVM, MD, dm-crypt.
+    /// Devices that are built on it: LVM, MD, dm-crypt.
     pub(super) holders: Vec<String>,
 }
 
-/// What the kernel makes of a function.
+/// The kernel devices of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Offers {
     pub(super) blocks: Vec<Block>,
@@ -149,7 +149,7 @@ impl Offers {
             .filter_map(Result::ok);
         let mut below: Vec<PathBuf> = entries
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            // Other functions have their own turn.
+            // Child functions are checked by themselves.
             .filter(|entry| {
                 let name = entry.file_name();
                 name.to_str()
@@ -183,8 +183,8 @@ fn block(dir: &Path, name: &str) -> Block {
     }
 }
 
-/// Of a path to a namespace of NVMe with several, `nvme0c1n2`, the disk that is used: `nvme0n2`
-/// (linux 7.2 drivers/nvme/host/multipath.c: `nvme_mpath_set_disk_name()`).
+/// The disk of an NVMe namespace with several paths: `nvme0n2` for the path `nvme0c1n2` (linux 7.2
+/// drivers/nvme/host/multipath.c: `nvme_mpath_set_disk_name()`).
 fn multipath_head(host: &dyn Host, name: &str) -> Option<PathBuf> {
     let (subsystem, rest) = name.strip_prefix("nvme")?.split_once('c')?;
     let (controller, namespace) = rest.split_once('n')?;
@@ -197,7 +197,7 @@ fn multipath_head(host: &dyn Host, name: &str) -> Option<PathBuf> {
     fs::canonicalize(head).ok()
 }
 
-/// What is mounted and swapped to.
+/// Mounts and swap devices.
 pub(super) struct Mounts {
     /// `major:minor`, source and mount point.
     mounts: Vec<(String, String, String)>,
@@ -206,8 +206,8 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
-    /// Reads the mounts of the first process, of this one, and of one in each other mount namespace, such as those of
-    /// containers and of services.
+    /// Reads the mounts of process 1, of this process, and of one process in each other mount namespace, such as those
+    /// of containers and services.
     pub(super) fn read(host: &dyn Host) -> Self {
         let mut mounts = Vec::new();
         let mut namespaces = BTreeSet::new();
@@ -217,7 +217,7 @@ impl Mounts {
             mounts.extend(mounts_of(&dir));
         }
         for (pid, dir) in processes(host) {
-            // One that has just ended has none.
+            // A process that has just ended has no namespace.
             let Ok(namespace) = fs::read_link(dir.join("ns/mnt")) else {
                 continue;
             };
@@ -238,7 +238,7 @@ impl Mounts {
         }
     }
 
-    /// Where a block device is mounted.
+    /// The mount point of a block device.
     pub(super) fn at(&self, block: &Block) -> Option<&str> {
         self.mounts
             .iter()
@@ -255,13 +255,13 @@ fn base_name(path: &str) -> &str {
     path.strip_prefix("/dev/").unwrap_or_default()
 }
 
-/// What a process has mounted, by its directory in procfs.
+/// The mounts of a process, by its directory in procfs.
 fn mounts_of(dir: &Path) -> Vec<(String, String, String)> {
     let text = fs::read_to_string(dir.join("mountinfo")).unwrap_or_default();
     text.lines().filter_map(mount).collect()
 }
 
-/// A line of `mountinfo` (linux Documentation/filesystems/proc.rst §3.5).
+/// Parses a line of `mountinfo` (linux Documentation/filesystems/proc.rst §3.5).
 fn mount(line: &str) -> Option<(String, String, String)> {
     let mut words = line.split(' ');
     let (number, at) = (words.nth(2)?, words.nth(1)?);
@@ -269,7 +269,7 @@ fn mount(line: &str) -> Option<(String, String, String)> {
     Some((number.to_owned(), source.to_owned(), at.to_owned()))
 }
 
-/// The kernel's lockdown mode, if it keeps root from configuration space.
+/// The kernel's lockdown mode, if it restricts root.
 pub(super) fn lockdown(host: &dyn Host) -> Option<String> {
     let file = host.sysfs().root().join("kernel/security/lockdown");
     let text = fs::read_to_string(file).ok()?;
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_have_a_number_a_source_and_a_place() {
+    fn mountinfo_lines_are_parsed() {
         let line = "36 35 259:3 / /data rw,noatime shared:1 - ext4 /dev/nvme1n1p1 rw";
         let (number, source, at) = mount(line).unwrap();
         assert_eq!(

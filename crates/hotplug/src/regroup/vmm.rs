@@ -1,4 +1,4 @@
-//! The seam to virtual machines.
+//! Interface to virtual machines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -11,44 +11,44 @@ use serde::{Deserialize, Serialize};
 use super::remote::{is_gone, reason};
 use vmm_api::ClientError;
 
-/// A device that a virtual machine has.
+/// A device of a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Assigned {
+pub struct VmDevice {
     /// Name of the virtual machine.
     pub vm: String,
-    /// Name of the device in it.
+    /// Name of the device in the virtual machine.
     pub id: String,
     /// The function on the host.
     pub function: Sbdf,
     /// Whether it may take part in peer-to-peer DMA.
     #[serde(default)]
     pub p2p: bool,
-    /// The P2P domain that it is in; the one without a name if absent.
+    /// Its P2P domain; the unnamed domain if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// Functions of which it was accepted that they are reachable without the IOMMU because of this device.
+    /// Functions that may be reachable without the IOMMU because of this device.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub expose: BTreeSet<Sbdf>,
-    /// Where it is in the guest's topology, in the VMM's own words; chosen by the VMM if absent.
+    /// Its place in the guest's topology, in the VMM's format; chosen by the VMM if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
 }
 
-/// What a virtual machine would have after a change.
+/// The devices of a virtual machine after a change.
 #[derive(Debug, Clone, Copy)]
-pub struct Prospect<'a> {
-    /// All its devices.
-    pub devices: &'a [Assigned],
-    /// The ways of requests that change, and others that were asked about.
+pub struct ProposedDevices<'a> {
+    /// All devices.
+    pub devices: &'a [VmDevice],
+    /// The routes that change, and others that the plan asked for.
     pub routes: &'a [RouteChange],
-    /// By device that comes back, the bus addresses at which memory of the guest must not be then.
+    /// Bus addresses where the guest must have no memory, by device that is plugged back.
     pub holes: &'a BTreeMap<Sbdf, Vec<MemoryHole>>,
 }
 
-impl Prospect<'_> {
-    /// Whether none of the guest's memory is in a hole that matters to the VMM.
+impl ProposedDevices<'_> {
+    /// Checks that no guest memory is in a hole that matters to the VMM.
     pub(super) fn reach_memory(
         &self,
         vm: &str,
@@ -73,74 +73,75 @@ impl Prospect<'_> {
     }
 }
 
-/// What is so of the windows through which peers reach a device.
+/// State of the mappings through which peers reach a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Windows {
-    /// There are none, or none any more.
+pub enum PeerMappings {
+    /// There are none, or they were closed.
     Closed,
-    /// They stay until the device is unplugged: the VMM cannot close them before.
+    /// They stay open until the device is unplugged, because the VMM cannot close them before.
     OpenWhilePlugged,
 }
 
-/// How a virtual machine is reached by another process, later.
+/// How another process reaches a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmAddress {
     /// The socket of its API.
     pub socket: PathBuf,
-    /// What listens there.
+    /// The kind of the VMM.
     pub kind: VmmKind,
 }
 
-/// Which API a virtual machine monitor has.
+/// Kind of a VMM, which determines its API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VmmKind {
-    /// That of this project's.
+    /// A VMM of this project.
     P2pVmm,
-    /// That of cloud-hypervisor's releases.
+    /// A cloud-hypervisor release.
     CloudHypervisor,
 }
 
-/// A virtual machine monitor with one virtual machine. Calls for different devices come from several threads at once.
+/// A VMM with one virtual machine. Calls for different devices come from several threads at once.
 pub trait Vmm: Sync {
     /// Name of the virtual machine.
     fn name(&self) -> &str;
 
-    /// How another process reaches it; `None` if none can.
+    /// The address for other processes; `None` if there is none.
     fn address(&self) -> Option<VmAddress>;
 
-    /// The devices that it has.
-    fn devices(&self) -> Result<Vec<Assigned>, VmmError>;
+    /// The devices of the virtual machine.
+    fn devices(&self) -> Result<Vec<VmDevice>, VmmError>;
 
-    /// The same, from one that may be stopped: an error if it has not answered after `patience`.
-    fn devices_within(&self, _patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+    /// The same with a timeout, for a VMM that may be stopped.
+    fn devices_within(&self, _patience: Duration) -> Result<Vec<VmDevice>, VmmError> {
         self.devices()
     }
 
-    /// Whether it could have these devices and no others. Only looks, before anything is changed; what it takes a device
-    /// for in the end is decided when that is plugged.
-    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError>;
+    /// Checks whether the virtual machine could have exactly these devices, before anything is changed. The VMM makes
+    /// the final decision when a device is plugged.
+    fn could_have(&self, proposed: &ProposedDevices<'_>) -> Result<(), VmmError>;
 
-    /// Takes away the windows through which peers reach the device, if it can. One that has none is no error.
-    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError>;
+    /// Closes the mappings through which peers reach the device, if the VMM can. A device without mappings is not an
+    /// error.
+    fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError>;
 
-    /// Gives the windows back that [`revoke`](Self::revoke) took away. A device that has none is no error.
-    fn reopen(&self, device: &Assigned) -> Result<(), VmmError>;
+    /// Opens the mappings again that [`revoke`](Self::revoke) closed. A device without mappings is not an error.
+    fn reopen(&self, device: &VmDevice) -> Result<(), VmmError>;
 
-    /// Asks the guest to let go of the device, waits until it has and VFIO is closed. If it has not by the deadline,
-    /// the request is withdrawn, where the VMM can do that. A device that is not plugged is no error.
-    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError>;
+    /// Asks the guest to release the device, and waits until VFIO is closed. At the deadline the request is withdrawn,
+    /// if the VMM can do that. A device that is not plugged is not an error.
+    fn unplug(&self, device: &VmDevice, deadline: Duration) -> Result<(), VmmError>;
 
-    /// These are about to be plugged, one after the other: until then they are the VM's own all the same.
-    fn expect(&self, _devices: &[Assigned]) {}
+    /// Announces that these devices will be plugged one after the other. Until then they count as the VM's own.
+    fn expect(&self, _devices: &[VmDevice]) {}
 
-    /// Gives the device back, into the domain and slot that it had. One that is plugged is no error.
-    fn plug(&self, device: &Assigned) -> Result<(), VmmError>;
+    /// Plugs the device back, into its domain and slot. A device that is plugged already is not an error.
+    fn plug(&self, device: &VmDevice) -> Result<(), VmmError>;
 }
 
 impl VmmError {
-    /// What it means that a call failed.
+    /// The error for a failed call.
     pub fn of(vm: &str, error: &ClientError) -> Self {
         let vm = vm.to_owned();
         if is_gone(error) {
@@ -151,32 +152,32 @@ impl VmmError {
     }
 }
 
-/// A virtual machine that did not do what was asked of it.
+/// Error of a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmmError {
-    /// It is not there any more; it has no devices then.
+    /// The VMM has ended. It has no devices then.
     #[error("VM {vm} is gone")]
     Gone {
         /// The virtual machine.
         vm: String,
     },
-    /// Nobody here knows how to reach it.
-    #[error("nobody here knows how to reach VM {vm}")]
+    /// The address of the VMM is unknown.
+    #[error("the API socket of VM {vm} is unknown")]
     Unknown {
         /// The virtual machine.
         vm: String,
     },
-    /// The guest did not let go in time.
-    #[error("the guest of {vm} did not let go of {id} within {} s", deadline.as_secs())]
+    /// The guest did not release the device in time.
+    #[error("the guest of {vm} did not release {id} within {} s", deadline.as_secs())]
     Stalled {
         /// The virtual machine.
         vm: String,
         /// The device.
         id: String,
-        /// How long it had.
+        /// The time that it had.
         deadline: Duration,
     },
-    /// A device would not reach memory of the guest, which stays where it is while the guest runs.
+    /// A device would not reach a part of the guest's memory, which cannot move while the guest runs.
     #[error(
         "{function} would not reach memory of VM {vm} ({:#x}-{:#x}) at {hole}",
         memory.start(), memory.end()
@@ -188,15 +189,15 @@ pub enum VmmError {
         function: Sbdf,
         /// The memory.
         memory: RangeInclusive<u64>,
-        /// Where it would be out of reach, and why.
+        /// The unreachable range and its cause.
         hole: MemoryHole,
     },
-    /// It refused.
+    /// The VMM refused the call.
     #[error("VM {vm} refused: {reason}")]
     Refused {
         /// The virtual machine.
         vm: String,
-        /// Its words.
+        /// The VMM's message.
         reason: String,
     },
 }

@@ -1,36 +1,37 @@
-//! Devices that VMs are without because of what others did to the host, and what these devices depend on.
+//! Devices that are withheld from their VMs because other programs changed the host, and the facts that these devices depend
+//! on.
 
 use std::collections::BTreeSet;
 
 use iommu_group::{AcsSetting, Exposure, GroupId, Sbdf};
 use serde::{Deserialize, Serialize};
 
-use super::vmm::Assigned;
+use super::vmm::VmDevice;
 
-/// What a device depends on.
+/// The facts about the host that a device depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceFacts {
     /// The ports above it, the nearest first, with their ACS settings.
     pub path: Vec<(Sbdf, Option<AcsSetting>)>,
-    /// Its group.
+    /// The IOMMU group of the device.
     pub group: Option<GroupId>,
-    /// Whether VFIO has it.
+    /// Whether the device is assigned through VFIO.
     pub is_assigned: bool,
-    /// Whom it or its group reaches for certain, and who reaches it, each with one sender; `None` if VFIO does not have it,
-    /// or if they are to be computed.
+    /// The certain exposures of the device and its group, in both directions, each with one sender; `None` if the device is
+    /// not assigned, or if they are to be computed.
     pub exposures: Option<BTreeSet<Exposure>>,
 }
 
 impl DeviceFacts {
-    /// The exposures that there are now and were not.
+    /// The exposures in `now` that are not in `self`.
     #[must_use]
     pub fn new_exposures(&self, now: &Self) -> BTreeSet<Exposure> {
-        // What a device had when it was assigned was looked at then.
+        // The exposures at assignment were checked then.
         let (Some(was), Some(is)) = (&self.exposures, &now.exposures) else {
             return BTreeSet::new();
         };
-        // Through which port is another matter.
+        // The port does not matter.
         let pair = |exposure: &Exposure| (exposure.function, exposure.to.clone());
         let known: BTreeSet<_> = was.iter().map(pair).collect();
         let new = is
@@ -40,14 +41,14 @@ impl DeviceFacts {
     }
 }
 
-/// A device that a VM is without until a check of the host allows it to come back.
+/// A device that is withheld from its VM until a check of the host permits its return.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WithheldDevice {
-    /// The device, as the VM had it.
-    pub device: Assigned,
-    /// The process of the VMM: another one has devices of its own.
+    /// The device, in its former form.
+    pub device: VmDevice,
+    /// Process ID of the VMM. A new VMM process has its own devices.
     pub vmm: i64,
-    /// What it depended on when it was last good.
+    /// The facts at the last check that passed.
     pub good: DeviceFacts,
 }

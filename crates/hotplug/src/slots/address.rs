@@ -1,20 +1,20 @@
-//! Names of slots: a bus with slots and a device number on it.
+//! Slot addresses: a bus with slots and a device number on it.
 
 use std::fmt;
 
 /// Device numbers of a bus.
 const DEVICES_PER_BUS: u8 = 32;
 
-/// A bus of the guest that has slots, by what it is and not by its number, which the guest may change.
+/// A bus with slots. It is not named by its bus number, which the guest may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SlotBus {
     /// The root bus.
     Root,
-    /// The bus inside the switch that is in this slot of the root bus.
+    /// The bus inside the switch in this slot of the root bus.
     Switch(u8),
 }
 
-/// A place for something that comes and goes: a port with all that is below it.
+/// A slot for a port and everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
     bus: SlotBus,
@@ -27,17 +27,17 @@ impl Slot {
         (device < DEVICES_PER_BUS).then_some(Self { bus, device })
     }
 
-    /// The bus that it is on.
+    /// The bus of the slot.
     pub fn bus(self) -> SlotBus {
         self.bus
     }
 
-    /// Its device number, 0 to 31.
+    /// The device number, 0 to 31.
     pub fn device(self) -> u8 {
         self.device
     }
 
-    /// Whether `other` is this slot or one that is gone when what is in this slot goes.
+    /// Whether `other` is this slot or below the device in this slot.
     pub fn holds(self, other: Self) -> bool {
         self == other || self.bus == SlotBus::Root && other.bus == SlotBus::Switch(self.device)
     }

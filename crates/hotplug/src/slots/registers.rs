@@ -1,36 +1,37 @@
-//! The register file itself: no locks, no notifications, bounded whatever the guest does.
+//! The register file: no locks, no notifications, bounded memory whatever the guest writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::address::{Slot, SlotBus};
 
-/// A register, by its offset in bytes from the first.
+/// A register, by its offset in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// Read: slots of the selected bus in which something has appeared, by device number. Empties it.
+    /// Read: slots of the selected bus with a new device, one bit per device number. Reading clears it.
     Inserted = 0,
-    /// Read: slots of the selected bus that the guest is asked to let go. Empties it.
+    /// Read: slots of the selected bus that the guest is asked to empty. Reading clears it.
     Leaving = 4,
-    /// Write: the guest has let go of these slots of the selected bus.
+    /// Write: the guest has released these slots of the selected bus.
     Eject = 8,
-    /// Read and write: the selected bus. 0 is the root bus, other numbers are that of the switch in this slot of the
-    /// root bus. What is no bus has no slots.
+    /// Read and write: the selected bus. 0 is the root bus; other numbers are the slot of a switch on the root bus. An
+    /// invalid bus has no slots.
     Select = 12,
-    /// Read: what to look at. Bit 0: the power button; bit 1: slots. Empties it.
+    /// Read: pending events. Bit 0: power button; bit 1: slots. Reading clears it.
     Events = 16,
-    /// Read: bit 0, the selected bus is to be looked at as a whole: something has gone without being asked. Empties it.
+    /// Read: bit 0, the selected bus must be checked as a whole, because a device was removed without a request.
+    /// Reading clears it.
     Rescan = 20,
 }
 
 impl Register {
-    /// Bytes of all registers.
+    /// Size of all registers in bytes.
     pub const LEN_BYTES: u8 = 24;
     /// Bit of [`Register::Events`]: the power button was pressed.
     pub const BUTTON: u32 = 1;
     /// Bit of [`Register::Events`]: slots have changed.
     pub const SLOTS: u32 = 2;
 
-    /// Its offset.
+    /// The offset.
     pub fn offset(self) -> u8 {
         self as u8
     }
@@ -49,20 +50,20 @@ impl Register {
     }
 }
 
-/// The slots of one bus, a bit for each device number.
+/// The slots of one bus, one bit per device number.
 #[derive(Clone, Copy, Debug, Default)]
 struct BusSlots {
     occupied: u32,
     inserted: u32,
     leaving: u32,
-    /// What is there was asked to leave, and the guest has seen it.
+    /// The removal was requested, and the guest has read the request.
     asked: u32,
-    /// Something was taken away that the guest had been asked to let go of: its word that it has may still come.
+    /// A device was removed after the guest read its removal request, so a late eject may follow.
     owed: u32,
     rescan: bool,
 }
 
-/// What the guest finds in the registers, and what is in the slots.
+/// The state of the registers and slots.
 #[derive(Debug, Default)]
 pub struct SlotRegisters {
     buses: BTreeMap<SlotBus, BusSlots>,
@@ -71,32 +72,32 @@ pub struct SlotRegisters {
 }
 
 impl SlotRegisters {
-    /// Something is in `slot` from now on. The guest finds it by itself, at boot or when it is told.
+    /// Marks `slot` as occupied. The guest finds the device at boot or when it is notified.
     pub fn occupy(&mut self, slot: Slot) {
         self.bus(slot).occupied |= bit(slot);
     }
 
-    /// Tells the guest that something has appeared in `slot`.
+    /// Notifies the guest of a new device in `slot`.
     pub fn announce(&mut self, slot: Slot) {
         self.bus(slot).inserted |= bit(slot);
         self.events |= Register::SLOTS;
     }
 
-    /// Asks the guest to let go of what is in `slot`.
-    pub fn ask(&mut self, slot: Slot) {
+    /// Asks the guest to release the device in `slot`.
+    pub fn request_unplug(&mut self, slot: Slot) {
         self.bus(slot).leaving |= bit(slot);
         self.events |= Register::SLOTS;
     }
 
-    /// Takes a question back; whether the guest has not seen it yet.
-    pub fn withdraw(&mut self, slot: Slot) -> bool {
+    /// Cancels a removal request. Returns whether the guest had not read it yet.
+    pub fn cancel_unplug(&mut self, slot: Slot) -> bool {
         let bus = self.bus(slot);
         let unseen = bus.leaving & bit(slot) != 0;
         bus.leaving &= !bit(slot);
         unseen
     }
 
-    /// Tells the guest to look at a whole bus.
+    /// Notifies the guest to check a whole bus.
     pub fn rescan(&mut self, bus: SlotBus) {
         self.buses.entry(bus).or_default().rescan = true;
         self.events |= Register::SLOTS;
@@ -113,8 +114,8 @@ impl SlotRegisters {
         bus.is_some_and(|bus| bus.occupied & bit(slot) != 0)
     }
 
-    /// Empties `slot`, and with a switch all of its slots; whether something was there. Whoever is told so takes it
-    /// from the bus: nobody else is.
+    /// Empties `slot`, and all slots of a switch in it. Returns whether it was occupied. If true, the caller must
+    /// remove the device from the bus.
     pub fn vacate(&mut self, slot: Slot) -> bool {
         if !self.is_occupied(slot) {
             return false;
@@ -135,7 +136,7 @@ impl SlotRegisters {
         true
     }
 
-    /// Reads the register at an offset; 0 where there is none.
+    /// Reads the register at an offset; 0 if there is none.
     pub fn read(&mut self, offset: u16) -> u32 {
         let Some(register) = Register::at(offset) else {
             return 0;
@@ -178,8 +179,8 @@ impl SlotRegisters {
             .collect()
     }
 
-    /// The guest says that it has let go of what is in `slot`; whether something was there. It may speak of what was
-    /// there before, if that was taken away while it let go of it and it was not asked since: it says so once.
+    /// Handles an eject by the guest. Returns whether the slot was occupied. A late eject of a removed device is
+    /// ignored once, unless the removal of the present device was requested since.
     fn ejected(&mut self, slot: Slot) -> bool {
         let Some(bus) = self.buses.get_mut(&slot.bus()) else {
             return false;
@@ -241,23 +242,26 @@ mod tests {
     }
 
     #[test]
-    fn asking_again_asks_again() {
+    fn a_repeated_request_is_delivered_again() {
         let mut registers = SlotRegisters::default();
         let slot = slot(SlotBus::Root, 9);
         registers.occupy(slot);
         for _ in 0..2 {
-            registers.ask(slot);
+            registers.request_unplug(slot);
             assert_eq!(read(&mut registers, Register::Events), Register::SLOTS);
             assert_eq!(read(&mut registers, Register::Leaving), 1 << 9);
         }
-        assert!(!registers.withdraw(slot), "the guest has seen it");
-        registers.ask(slot);
-        assert!(registers.withdraw(slot));
+        assert!(
+            !registers.cancel_unplug(slot),
+            "the guest has read the request"
+        );
+        registers.request_unplug(slot);
+        assert!(registers.cancel_unplug(slot));
         assert_eq!(read(&mut registers, Register::Leaving), 0);
     }
 
     #[test]
-    fn only_what_is_there_is_ejected_and_only_once() {
+    fn only_occupied_slots_are_ejected_and_only_once() {
         let mut registers = SlotRegisters::default();
         let slot = slot(SlotBus::Root, 9);
         registers.occupy(slot);
@@ -268,13 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn a_belated_word_does_not_eject_who_came_after() {
+    fn a_late_eject_does_not_remove_a_new_device() {
         let mut registers = SlotRegisters::default();
         let slot = slot(SlotBus::Root, 9);
-        // Asked, seen, and then taken away; somebody else comes.
+        // Requested, read, then removed; a new device follows.
         let replaced = |registers: &mut SlotRegisters| {
             registers.occupy(slot);
-            registers.ask(slot);
+            registers.request_unplug(slot);
             read(registers, Register::Leaving);
             assert!(registers.vacate(slot));
             registers.occupy(slot);
@@ -284,23 +288,23 @@ mod tests {
         assert!(registers.is_occupied(slot));
         assert_eq!(write(&mut registers, Register::Eject, 1 << 9), [slot]);
 
-        // A question that the guest has not seen is not what it answers; one that it has seen is.
+        // An eject does not answer an unread request, but a request that was read.
         replaced(&mut registers);
-        registers.ask(slot);
+        registers.request_unplug(slot);
         assert_eq!(write(&mut registers, Register::Eject, 1 << 9), []);
         read(&mut registers, Register::Leaving);
         assert_eq!(write(&mut registers, Register::Eject, 1 << 9), [slot]);
 
-        // Who came and went as asked, or went before the guest was asked, leaves nothing owed.
+        // A device that left on request, or before the request was read, causes no late eject.
         registers.occupy(slot);
-        registers.ask(slot);
+        registers.request_unplug(slot);
         assert!(registers.vacate(slot));
         registers.occupy(slot);
         assert_eq!(write(&mut registers, Register::Eject, 1 << 9), [slot]);
     }
 
     #[test]
-    fn a_switch_takes_its_slots_with_it() {
+    fn vacating_a_switch_vacates_its_slots() {
         let mut registers = SlotRegisters::default();
         let (root, member) = (slot(SlotBus::Root, 1), slot(SlotBus::Switch(1), 4));
         registers.occupy(root);
@@ -312,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_written_grows_anything() {
+    fn guest_writes_do_not_grow_memory() {
         let mut registers = SlotRegisters::default();
         registers.occupy(slot(SlotBus::Root, 9));
         for selected in (0..1000).chain([u32::MAX]) {
@@ -328,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn button_and_rescan_are_events_too() {
+    fn button_and_rescan_are_delivered() {
         let mut registers = SlotRegisters::default();
         registers.press_button();
         assert_eq!(read(&mut registers, Register::Events), Register::BUTTON);

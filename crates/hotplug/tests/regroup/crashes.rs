@@ -1,17 +1,16 @@
-//! Processes that are killed, machines that are started anew, and what `recover` makes of it. Every moment of it is
-//! in `explore`.
+//! Killed processes and reboots, and their recovery. `explore` covers every step.
 
 use std::fs;
 
 use hotplug::regroup::{Outcome, Report, Vmm};
 use iommu_group::Plan;
 
+use crate::fake_host::{Snapshot, WriteFault};
 use crate::guests::Guest;
-use crate::machine::{Fault, Snapshot};
 use crate::{A, B, Bench, C, D, brief, killed, sbdf};
 
-/// What a host is like before and after, found out on one where nothing goes wrong.
-struct Ways {
+/// Snapshots of a host before and after a transaction without faults.
+struct Expected {
     old: Snapshot,
     new: Snapshot,
     records: usize,
@@ -26,7 +25,7 @@ fn join() -> (Bench, Plan) {
     (bench, plan)
 }
 
-/// The reverse: the old state is one that no kernel makes by itself.
+/// The reverse: the kernel does not form the old state by itself.
 fn split() -> (Bench, Plan) {
     let bench = Bench::new();
     bench.apply(&bench.join(&[A, B, C]), &[]).unwrap();
@@ -34,7 +33,7 @@ fn split() -> (Bench, Plan) {
     (bench, plan)
 }
 
-/// The same under a kernel that hands out what it finds.
+/// The same under a kernel that binds drivers to everything that it finds.
 fn join_6_12() -> (Bench, Plan) {
     let bench = Bench::with("lab/edu-four-ports.json", "6.12.95");
     let plan = bench.join(&[A, B, D]);
@@ -45,33 +44,33 @@ fn guest() -> Guest {
     Guest::new("web", &[sbdf(A), sbdf(B), sbdf(C), sbdf(D)])
 }
 
-fn ways(setting: Setting) -> Ways {
+fn expected(setting: Setting) -> Expected {
     let (bench, plan) = setting();
-    let old = bench.machine.snapshot();
+    let old = bench.host.snapshot();
     let guest = guest();
-    bench.machine.fail(usize::MAX, Fault::KilledBefore);
+    bench.host.fail(usize::MAX, WriteFault::KilledBefore);
     let report = bench.apply(&plan, &[&guest as &dyn Vmm]).unwrap();
     assert_eq!(report.outcome, Outcome::New, "{report:#?}");
     let journal = fs::read_to_string(report.journal).unwrap();
-    Ways {
+    Expected {
         old,
-        new: bench.machine.snapshot(),
+        new: bench.host.snapshot(),
         records: journal.lines().count(),
-        writes: bench.machine.written(),
+        writes: bench.host.written(),
     }
 }
 
-/// Recovers, and expects either the old or the new state with everything where it was.
-fn check(bench: &Bench, guest: &Guest, ways: &Ways, what: &str) -> Outcome {
+/// Recovers, and expects either the old or the new state with every device in its VM.
+fn check(bench: &Bench, guest: &Guest, expected: &Expected, what: &str) -> Outcome {
     let report = bench.recover(&[guest as &dyn Vmm]);
     let what = format!("{what}: {}", brief(report.as_ref()));
-    let now = bench.machine.snapshot();
+    let now = bench.host.snapshot();
     let outcome = report
         .as_ref()
         .map_or(Outcome::Old, |report| report.outcome);
     let wanted = match outcome {
-        Outcome::New => &ways.new,
-        Outcome::Old => &ways.old,
+        Outcome::New => &expected.new,
+        Outcome::Old => &expected.old,
         Outcome::Rebooted => panic!("{what}"),
     };
     assert_eq!(now.differences(wanted), [""; 0], "{what}");
@@ -83,28 +82,28 @@ fn check(bench: &Bench, guest: &Guest, ways: &Ways, what: &str) -> Outcome {
 }
 
 #[test]
-fn a_record_that_was_not_written_to_its_end_is_cut_off() {
+fn an_incomplete_record_is_cut_off() {
     for setting in [join, split, join_6_12] {
-        let ways = ways(setting);
-        for write in (0..ways.writes).step_by(6) {
+        let expected = expected(setting);
+        for write in (0..expected.writes).step_by(6) {
             let (bench, plan) = setting();
             let guest = guest();
-            bench.machine.fail(write, Fault::KilledAfter);
+            bench.host.fail(write, WriteFault::KilledAfter);
             assert!(killed(|| {
                 bench.apply(&plan, &[&guest as &dyn Vmm]).unwrap();
             }));
-            bench.machine.failed();
+            bench.host.failed();
             let path = bench.state().path().join("running.jsonl");
             let mut text = fs::read(&path).unwrap();
             text.extend(b"{\"at_ms\":17,\"record\":\"succ");
             fs::write(&path, text).unwrap();
-            check(&bench, &guest, &ways, &format!("after write {write}"));
+            check(&bench, &guest, &expected, &format!("after write {write}"));
         }
     }
 }
 
 #[test]
-fn a_journal_that_was_not_even_begun_is_nothing() {
+fn a_journal_without_records_is_discarded() {
     let (bench, plan) = join();
     fs::create_dir_all(bench.state().path()).unwrap();
     fs::write(
@@ -121,18 +120,18 @@ fn a_journal_that_was_not_even_begun_is_nothing() {
 }
 
 #[test]
-fn after_a_reboot_nothing_is_written_and_what_is_different_is_said() {
-    let ways = ways(split);
-    for record in (0..ways.records).step_by(4) {
+fn after_a_reboot_differences_are_reported_and_nothing_is_written() {
+    let expected = expected(split);
+    for record in (0..expected.records).step_by(4) {
         let (bench, plan) = split();
         assert!(bench.apply_until(&plan, &[&guest() as &dyn Vmm], record));
-        bench.machine.reboot();
-        let booted = bench.machine.snapshot();
-        bench.machine.fail(0, Fault::Errno(5));
+        bench.host.reboot();
+        let booted = bench.host.snapshot();
+        bench.host.fail(0, WriteFault::Errno(5));
         let report = bench.recover(&[]).unwrap();
-        assert!(!bench.machine.failed(), "nothing is written");
+        assert!(!bench.host.failed(), "nothing was written");
         assert_eq!(report.outcome, Outcome::Rebooted);
-        assert_eq!(bench.machine.snapshot(), booted);
+        assert_eq!(bench.host.snapshot(), booted);
         let told = report.remains.iter().map(ToString::to_string);
         let told: Vec<String> = told.collect();
         let group = format!("the group of {A} is {A}");

@@ -1,7 +1,7 @@
 //! Every pair of faults in a transaction and its recovery.
 //!
-//! Ways that come to the same state, with as many faults to come, go on alike: only the first of them does. A state is
-//! what the host, the guest and the state directory have, and where the process is.
+//! Runs that reach the same state with the same number of faults left continue equally, so only the first of them is
+//! continued. A state consists of the host, the guest, the state directory, and the position of the process.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fs;
@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use hotplug::regroup::{Difference, Finished, Outcome, Regroup, RegroupError, Report, Vmm};
 use iommu_group::{Plan, Sbdf};
 
-use crate::faults::{Event, Faults, Kind, Step, World};
-use crate::guests::{Guest, Mood};
-use crate::machine::Snapshot;
+use crate::fake_host::Snapshot;
+use crate::faults::{Event, ExternalEvent, Faults, Kind, Step};
+use crate::guests::{Behaviour, Guest};
 use crate::{A, B, Bench, brief, killed, sbdf};
 
 /// The port above `A`.
@@ -20,37 +20,37 @@ const PORT: &str = "0000:02:00.0";
 
 type Setting = fn() -> (Bench, Plan);
 
-type Way = Vec<(usize, Event)>;
+type Run = Vec<(usize, Event)>;
 
-const WORLD: [World; 9] = [
-    World::DeviceGone,
-    World::PortGone,
-    World::DeviceReplaced,
-    World::PortReplaced,
-    World::Renumbered,
-    World::Stalls,
-    World::Refuses,
-    World::VmDies,
-    World::DiesAsking,
+const EXTERNAL_EVENTS: [ExternalEvent; 9] = [
+    ExternalEvent::DeviceGone,
+    ExternalEvent::PortGone,
+    ExternalEvent::DeviceReplaced,
+    ExternalEvent::PortReplaced,
+    ExternalEvent::Renumbered,
+    ExternalEvent::Stalls,
+    ExternalEvent::Refuses,
+    ExternalEvent::VmDies,
+    ExternalEvent::DiesAsking,
 ];
 
-/// What is known already, and what is to be seen yet.
+/// The states seen so far, and the runs to do.
 #[derive(Default)]
 struct Frontier {
     seen: HashSet<u64>,
-    /// What a process that has died has left.
+    /// States that an ended process left.
     left: HashSet<u64>,
-    ways: VecDeque<Way>,
+    expected: VecDeque<Run>,
 }
 
-/// What may go wrong.
+/// The faults to explore.
 #[derive(Clone, Copy)]
 enum Choice {
-    /// Any step fails, or the process ends before it; and then again.
+    /// Any step fails, or the process ends before it; twice.
     Pairs,
-    /// The same, and then the process that recovers ends before any step.
+    /// The same, and then the recovering process ends before any step.
     EndsTwice,
-    /// Others do something at any time, and then the process ends; or the other way round.
+    /// External events at any time, and then the process ends; or the reverse.
     Others,
 }
 
@@ -59,18 +59,18 @@ struct Explorer {
     faults: Choice,
     old: Snapshot,
     new: Snapshot,
-    /// How many transactions there were before.
+    /// Number of earlier transactions.
     before: usize,
 }
 
-/// The two devices of a VM are joined.
+/// Joins the two devices of a VM.
 fn join() -> (Bench, Plan) {
     let bench = Bench::small("switch-four-nvme.json", "7.2.12");
     let plan = bench.join(&[A, B]);
     (bench, plan)
 }
 
-/// One leaves a group of three: no kernel makes the old state by itself.
+/// One device leaves a group of three: the kernel does not form the old state by itself.
 fn split() -> (Bench, Plan) {
     let bench = Bench::new();
     bench.apply(&bench.join(&[A, B, crate::C]), &[]).unwrap();
@@ -78,7 +78,7 @@ fn split() -> (Bench, Plan) {
     (bench, plan)
 }
 
-/// A join under a kernel that gives to drivers what it finds, on ports without ACS.
+/// A join under a kernel that binds drivers to everything that it finds, on ports without ACS.
 fn join_6_12() -> (Bench, Plan) {
     let bench = Bench::small("lab/edu-four-ports.json", "6.12.95");
     let plan = bench.join(&[A, B]);
@@ -88,11 +88,11 @@ fn join_6_12() -> (Bench, Plan) {
 impl Explorer {
     fn new(setting: Setting, faults: Choice) -> Self {
         let (bench, plan) = setting();
-        let old = bench.machine.snapshot();
+        let old = bench.host.snapshot();
         let before = finished(&bench).len();
         let report = bench.apply(&plan, &[&guest()]).unwrap();
         assert_eq!(report.outcome, Outcome::New);
-        let new = bench.machine.snapshot();
+        let new = bench.host.snapshot();
         Self {
             setting,
             faults,
@@ -102,21 +102,21 @@ impl Explorer {
         }
     }
 
-    /// Goes all ways; how many states there are, and how many ways led to them.
+    /// Does all runs. Returns the number of states and the number of runs that led to them.
     fn explore(&self) -> (usize, usize) {
         let frontier = Arc::new(Mutex::new(Frontier::default()));
-        let mut way = Some(Way::new());
-        let mut ways = 0;
+        let mut way = Some(Run::new());
+        let mut expected = 0;
         while let Some(now) = way {
             self.go(&now, &frontier);
-            ways += 1;
-            way = frontier.lock().unwrap().ways.pop_front();
+            expected += 1;
+            way = frontier.lock().unwrap().expected.pop_front();
         }
         let seen = frontier.lock().unwrap().seen.len();
-        (seen, ways)
+        (seen, expected)
     }
 
-    fn go(&self, way: &Way, frontier: &Arc<Mutex<Frontier>>) {
+    fn go(&self, way: &Run, frontier: &Arc<Mutex<Frontier>>) {
         let (mut bench, plan) = (self.setting)();
         let guest = guest();
         let look = {
@@ -128,14 +128,14 @@ impl Explorer {
         faults.set_guest(guest.state());
         let vmms = [&guest as &dyn Vmm];
         for process in 0.. {
-            assert!(process < 5, "{way:?} comes to no end");
+            assert!(process < 5, "{way:?} does not end");
             faults.begin_process(if process == 0 { "apply" } else { "recover" });
             let mut result = Ok(None);
             let died = killed(|| {
-                let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+                let regroup = Regroup::new(&bench.host, &vmms, bench.state());
                 let mut observe = |progress: &hotplug::regroup::Progress<'_>| {
                     faults.set_guest(guest.state());
-                    if let Some(Event::World(event)) = faults.told(progress) {
+                    if let Some(Event::ExternalEvent(event)) = faults.recorded(progress) {
                         happen(event, &bench, &guest);
                         faults.set_guest(guest.state());
                     }
@@ -151,13 +151,13 @@ impl Explorer {
             if faults.is_merged() {
                 return;
             }
-            guest.survives();
+            guest.clear_kill();
             if died {
                 continue;
             }
             match result {
                 Ok(report) => return self.check(way, &bench, &guest, &faults, report),
-                // It could not begin, or not go on: then it can be called again.
+                // It could not begin or continue; it can be called again.
                 Err(RegroupError::State(_) | RegroupError::Host(_)) if is_open(&bench) => {}
                 Err(RegroupError::State(_) | RegroupError::Host(_)) => {
                     return self.check(way, &bench, &guest, &faults, None);
@@ -167,10 +167,10 @@ impl Explorer {
         }
     }
 
-    /// What must be so when nothing more is done.
+    /// Checks the final state.
     fn check(
         &self,
-        way: &Way,
+        way: &Run,
         bench: &Bench,
         guest: &Guest,
         faults: &Faults,
@@ -185,17 +185,17 @@ impl Explorer {
                 break;
             }
             let told = report.as_ref().is_none_or(|report| report.open.is_some());
-            assert!(told, "it is not said why it is not over: {what}");
-            guest.heal();
+            assert!(told, "the reason why it is unfinished is missing: {what}");
+            guest.cooperate();
             report = bench.recover(&[guest]);
             what = format!("{what}, then {}", brief(report.as_ref()));
         }
-        assert!(!is_open(bench), "it does not come to an end: {what}");
-        assert_eq!(*bench.machine.strayed.borrow(), [""; 0], "{what}");
+        assert!(!is_open(bench), "it does not finish: {what}");
+        assert_eq!(*bench.host.strayed.borrow(), [""; 0], "{what}");
         let ended = report.map(|report| (report.outcome, report.remains));
-        // One that died after the end has left a record of it.
+        // A process that ended after the end record left the record.
         let ended = ended.or_else(|| last_end(bench, self.before));
-        let now = bench.machine.snapshot();
+        let now = bench.host.snapshot();
         let (wanted, remains) = match ended {
             Some((Outcome::New, remains)) => (&self.new, remains),
             Some((Outcome::Old, remains)) => (&self.old, remains),
@@ -204,7 +204,7 @@ impl Explorer {
         };
         let remains: Vec<String> = remains.iter().map(ToString::to_string).collect();
         let is_named = |at: &str| remains.iter().any(|line| line.contains(at));
-        // What is below a port that is gone is gone too.
+        // Functions below a port that is gone are gone too.
         let gone = |at: &Sbdf| {
             let told = [
                 format!("{at} is gone"),
@@ -217,7 +217,7 @@ impl Explorer {
             let mut words = line.split(['[', ' ', ',', ']']);
             let first = words.find(|word| word.parse::<Sbdf>().is_ok());
             let told = !remains.is_empty() && first.is_none_or(is_named);
-            assert!(told, "{line} is not told of: {what}");
+            assert!(told, "{line} is not reported: {what}");
         }
         for device in ["dev-0000:03:00.0", "dev-0000:04:00.0"] {
             let at = device.trim_start_matches("dev-");
@@ -230,8 +230,8 @@ impl Explorer {
 }
 
 impl Frontier {
-    /// Whether a state is new. If it is, everything that can go wrong there is to be seen.
-    fn look(&mut self, step: &Step, way: &Way, faults: Choice) -> bool {
+    /// Whether a state is new. If it is, every fault at this step is added to the runs to do.
+    fn look(&mut self, step: &Step, way: &Run, faults: Choice) -> bool {
         if !self.seen.insert(step.key) {
             return false;
         }
@@ -241,17 +241,17 @@ impl Frontier {
         let first = step.events == 0;
         let mut events = match (faults, step.kind) {
             (Choice::Others, Kind::Record) => {
-                // Not twice, and in recovery when it is about to look at the host.
+                // Once only, and in recovery only before the scan of the host.
                 let is_due = first || step.looks_next && way.iter().all(|(_, e)| *e == Event::Die);
-                let world = WORLD.iter().filter(|_| is_due);
-                world.copied().map(Event::World).collect()
+                let world = EXTERNAL_EVENTS.iter().filter(|_| is_due);
+                world.copied().map(Event::ExternalEvent).collect()
             }
             (Choice::Others, _) | (_, Kind::Record) => Vec::new(),
             (Choice::EndsTwice, _) if !first => Vec::new(),
-            // What fails once in undoing is tried again, and then it is as if it had not.
+            // An undo action that fails once is retried, with the same result as no failure.
             (_, Kind::Host) if step.is_undoing => vec![Event::Stuck],
             (_, Kind::Host) => vec![Event::Fail, Event::Stuck],
-            // After a record that cannot be written there are no others.
+            // No record follows one that cannot be written.
             (_, Kind::Disk) if step.is_append && first => vec![Event::Stuck, Event::FailsLate],
             (_, Kind::Disk) => vec![Event::Stuck],
         };
@@ -261,7 +261,7 @@ impl Frontier {
         for event in events {
             let mut next = way.clone();
             next.push((step.number, event));
-            self.ways.push_back(next);
+            self.expected.push_back(next);
         }
         true
     }
@@ -271,7 +271,7 @@ fn finished(bench: &Bench) -> Vec<Finished> {
     bench.state().status("first").unwrap().finished
 }
 
-/// How the last transaction ended, by its journal, if it is not one of those before.
+/// The outcome of the last transaction by its journal, unless it is an earlier one.
 fn last_end(bench: &Bench, before: usize) -> Option<(Outcome, Vec<Difference>)> {
     let finished = finished(bench);
     if finished.len() == before {
@@ -286,20 +286,20 @@ fn last_end(bench: &Bench, before: usize) -> Option<(Outcome, Vec<Difference>)> 
     Some((outcome, remains))
 }
 
-fn happen(event: World, bench: &Bench, guest: &Guest) {
-    let machine = &bench.machine;
-    let mood = match event {
-        World::DeviceGone => return machine.pull(sbdf(A)),
-        World::PortGone => return machine.pull(sbdf(PORT)),
-        World::DeviceReplaced => return machine.replace(sbdf(A)),
-        World::PortReplaced => return machine.replace(sbdf(PORT)),
-        World::Renumbered => return machine.renumber(),
-        World::Stalls => Mood::Stalls(sbdf(B)),
-        World::Refuses => Mood::Refuses,
-        World::VmDies => Mood::Dead,
-        World::DiesAsking => Mood::Kills(sbdf(B)),
+fn happen(event: ExternalEvent, bench: &Bench, guest: &Guest) {
+    let host = &bench.host;
+    let behaviour = match event {
+        ExternalEvent::DeviceGone => return host.pull(sbdf(A)),
+        ExternalEvent::PortGone => return host.pull(sbdf(PORT)),
+        ExternalEvent::DeviceReplaced => return host.replace(sbdf(A)),
+        ExternalEvent::PortReplaced => return host.replace(sbdf(PORT)),
+        ExternalEvent::Renumbered => return host.renumber(),
+        ExternalEvent::Stalls => Behaviour::Stalls(sbdf(B)),
+        ExternalEvent::Refuses => Behaviour::Refuses,
+        ExternalEvent::VmDies => Behaviour::Dead,
+        ExternalEvent::DiesAsking => Behaviour::Kills(sbdf(B)),
     };
-    *guest.mood.lock().unwrap() = mood;
+    *guest.behaviour.lock().unwrap() = behaviour;
 }
 
 fn guest() -> Guest {
@@ -311,8 +311,8 @@ fn is_open(bench: &Bench) -> bool {
 }
 
 fn explore(name: &str, setting: Setting, faults: Choice) {
-    let (states, ways) = Explorer::new(setting, faults).explore();
-    eprintln!("{name}: {states} states on {ways} ways");
+    let (states, expected) = Explorer::new(setting, faults).explore();
+    eprintln!("{name}: {states} states on {expected} expected");
     assert!(states > 500, "{states}");
 }
 
@@ -322,16 +322,16 @@ fn every_pair_of_faults_in_a_join() {
 }
 
 #[test]
-fn every_fault_in_a_split_and_an_end_of_its_recovery() {
+fn every_fault_in_a_split_and_a_crash_of_its_recovery() {
     explore("faults in a split", split, Choice::EndsTwice);
 }
 
 #[test]
-fn every_fault_under_an_old_kernel_and_an_end_of_its_recovery() {
+fn every_fault_under_an_old_kernel_and_a_crash_of_its_recovery() {
     explore("faults under 6.12", join_6_12, Choice::EndsTwice);
 }
 
 #[test]
-fn whatever_others_do_and_an_end_of_the_process() {
+fn every_external_event_and_a_crash() {
     explore("others and a join", join, Choice::Others);
 }

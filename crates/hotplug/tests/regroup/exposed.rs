@@ -1,19 +1,20 @@
-//! Plans that give devices back to a virtual machine where they reach others without the IOMMU, or are reached so.
+//! Plans that give devices back to a virtual machine with an exposure: without the IOMMU they reach others or are
+//! reached.
 
-use hotplug::regroup::{Assigned, Blocker, Regroup, RegroupError, Vmm, exposures};
+use hotplug::regroup::{Blocker, Regroup, RegroupError, VmDevice, Vmm, exposures};
 use iommu_group::{Goals, Groups, Plan, PlanOptions, RoutePreference, RoutingModel, Sbdf};
 
-use crate::guests::{Guest, Mood};
+use crate::guests::{Behaviour, Guest};
 use crate::{A, B, Bench, C, D, sbdf, set};
 
-/// The port above the third device lets its requests go straight; nobody asked for that.
+/// The port above the third device does not redirect requests, and no goal asks for that.
 fn bench() -> Bench {
     let bench = Bench::new();
-    bench.machine.meddle(sbdf("0000:02:02.0"), 0x11);
+    bench.host.meddle(sbdf("0000:02:02.0"), 0x11);
     bench
 }
 
-/// The first two are joined, and their requests go through the IOMMU: nothing becomes reachable by that.
+/// The first two devices are joined and their requests go through the IOMMU, so the plan exposes nothing itself.
 fn plan(bench: &Bench, expose: &[&str]) -> Plan {
     let goals = Goals {
         join: vec![set(&[A, B])],
@@ -39,12 +40,12 @@ fn refused(result: Result<hotplug::regroup::Report, RegroupError>) -> Vec<Blocke
 fn expose_of(guest: &Guest) -> Vec<(Sbdf, Vec<Sbdf>)> {
     let devices = guest.devices().unwrap().into_iter();
     devices
-        .map(|device: Assigned| (device.function, device.expose.into_iter().collect()))
+        .map(|device: VmDevice| (device.function, device.expose.into_iter().collect()))
         .collect()
 }
 
 #[test]
-fn invariant_3_a_plan_that_leaves_a_guests_device_exposed_is_refused_unless_named() {
+fn invariant_3_a_plan_that_leaves_a_guests_device_exposed_is_refused_unless_accepted() {
     let bench = bench();
     let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
     let blockers = refused(bench.apply(&plan(&bench, &[]), &[&guest]));
@@ -56,7 +57,7 @@ fn invariant_3_a_plan_that_leaves_a_guests_device_exposed_is_refused_unless_name
              (accept it: --expose {function})"
         ))
     );
-    assert_eq!(guest.log.lock().unwrap().len(), 0, "nothing was touched");
+    assert_eq!(guest.log.lock().unwrap().len(), 0, "the guest got no calls");
     assert_eq!(
         refused(bench.apply(&plan(&bench, &[A]), &[&guest])).len(),
         1
@@ -67,34 +68,34 @@ fn invariant_3_a_plan_that_leaves_a_guests_device_exposed_is_refused_unless_name
     assert_eq!(
         expose_of(&guest),
         [(sbdf(A), both.clone()), (sbdf(B), both)],
-        "the VMM is told what is accepted"
+        "the VMM gets the accepted exposure"
     );
 }
 
 #[test]
-fn invariant_3_what_the_policy_accepts_need_not_be_named() {
+fn invariant_3_exposures_that_the_policy_accepts_do_not_block() {
     let bench = bench();
     let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
     let vmms: [&dyn Vmm; 1] = [&guest];
-    let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+    let regroup = Regroup::new(&bench.host, &vmms, bench.state());
     let regroup = regroup.accepting(set(&[A, B, D]));
     regroup.apply(&plan(&bench, &[]), &mut |_| {}).unwrap();
     let both = vec![sbdf(A), sbdf(B)];
     let told = expose_of(&guest);
-    assert_eq!(told[0].1, both, "and nothing else is accepted with it");
+    assert_eq!(told[0].1, both, "and nothing else was accepted");
 }
 
 #[test]
-fn devices_of_others_and_devices_that_stay_do_not_count() {
+fn other_devices_and_devices_that_stay_do_not_block() {
     let bench = bench();
-    // The fourth is exposed as before, whatever becomes of the first two, which nobody has.
+    // The fourth is exposed as before, independently of the first two, which no VM has.
     let guest = Guest::new("web", &[sbdf(D)]);
     let report = bench.apply(&plan(&bench, &[]), &[&guest]).unwrap();
     assert_eq!(report.failure, None);
 }
 
 #[test]
-fn what_is_isolated_comes_back_without_being_exposed() {
+fn an_isolated_device_comes_back_without_an_exposure() {
     let bench = bench();
     let guest = Guest::new("web", &[sbdf(C)]);
     let goals = Goals {
@@ -107,10 +108,10 @@ fn what_is_isolated_comes_back_without_being_exposed() {
 }
 
 #[test]
-fn undoing_gives_devices_back_as_exposed_as_they_were() {
+fn undo_gives_devices_back_with_their_former_exposures() {
     let bench = bench();
     let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
-    *guest.mood.lock().unwrap() = Mood::Stalls(sbdf(B));
+    *guest.behaviour.lock().unwrap() = Behaviour::Stalls(sbdf(B));
     let report = bench.apply(&plan(&bench, &[A, B]), &[&guest]).unwrap();
     assert!(report.failure.is_some());
     let told = expose_of(&guest);
@@ -118,10 +119,10 @@ fn undoing_gives_devices_back_as_exposed_as_they_were() {
 }
 
 #[test]
-fn exposures_are_listed_for_each_guest_with_what_was_accepted() {
+fn exposures_are_listed_by_guest_with_their_acceptance() {
     let bench = bench();
-    let topology = bench.machine.topology();
-    let device = |vm: &str, function: &str, expose: &[&str]| Assigned {
+    let topology = bench.host.topology();
+    let device = |vm: &str, function: &str, expose: &[&str]| VmDevice {
         vm: vm.to_owned(),
         id: function.to_owned(),
         function: sbdf(function),

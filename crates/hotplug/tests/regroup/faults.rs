@@ -1,7 +1,7 @@
-//! What goes wrong at which step of a transaction, and what the state of everything is at each.
+//! Injects faults at the steps of a transaction, and records the state at each step.
 //!
-//! A step is a write to the host, a change to the state directory, or a record that has been written. They have one
-//! numbering for all processes that a transaction takes.
+//! A step is a write to the host, a change of the state directory, or a written record. Steps are numbered through all
+//! processes of a transaction.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -14,47 +14,47 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hotplug::regroup::{Disk, Progress, Record};
 
-use crate::machine::Killed;
+use crate::fake_host::Killed;
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// The step fails.
     Fail,
-    /// It is done, and fails all the same.
+    /// The step is done, and reports a failure.
     FailsLate,
-    /// It fails, and so does from now on, in this process, every step with the same file; or with the state directory.
+    /// The step fails, and so does every later step of this process with the same file, or with the state directory.
     Stuck,
-    /// The process ends before it.
+    /// The process ends before the step.
     Die,
-    /// Something happens to the host or to the virtual machine.
-    World(World),
+    /// An event outside the process.
+    ExternalEvent(ExternalEvent),
 }
 
-/// What others do.
+/// An event outside the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum World {
-    /// A device is pulled.
+pub(crate) enum ExternalEvent {
+    /// A device is removed from the machine.
     DeviceGone,
-    /// The port above it is.
+    /// The port above the device is removed.
     PortGone,
-    /// Another device is where it was.
+    /// A different device is in the device's place.
     DeviceReplaced,
-    /// Another port is.
+    /// A different port is in the port's place.
     PortReplaced,
-    /// Devices have other bus numbers when they are found again.
+    /// Devices get other bus numbers when they are found again.
     Renumbered,
-    /// The guest does not let go of a device.
+    /// The guest does not release a device.
     Stalls,
-    /// The virtual machine takes nothing back.
+    /// The virtual machine takes no device back.
     Refuses,
-    /// It dies.
+    /// The VMM ends.
     VmDies,
-    /// The process ends while it asks for one of two devices, with the other one done.
+    /// The process ends during the call for one of two devices, after the call for the other.
     DiesAsking,
 }
 
-/// Which kind a step is of.
+/// Kind of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Host,
@@ -62,26 +62,26 @@ pub(crate) enum Kind {
     Record,
 }
 
-/// A step, as it is about to be done.
+/// A step that is about to be done.
 pub(crate) struct Step {
     pub(crate) number: usize,
     pub(crate) kind: Kind,
     pub(crate) is_append: bool,
     pub(crate) is_undoing: bool,
-    /// Whether recovery compares the host with what it was before anything else.
+    /// Whether recovery scans and compares the host next.
     pub(crate) looks_next: bool,
-    /// The same for all ways that lead to the same.
+    /// Hash of the state: equal for all runs that reach the same state.
     pub(crate) key: u64,
-    /// The same for all that leave the same if the process ends before it.
+    /// Hash of the state that remains if the process ends before the step.
     pub(crate) left: u64,
-    /// How many events there were before.
+    /// Number of earlier events.
     pub(crate) events: usize,
 }
 
-/// Whether to go on.
+/// Called for each step; returns whether to continue.
 pub(crate) type Look = Box<dyn FnMut(&Step) -> bool + Send>;
 
-/// The steps of one transaction. Clones are the same.
+/// The steps of one transaction. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Faults(Arc<Mutex<Inner>>);
 
@@ -90,16 +90,16 @@ struct Inner {
     events: usize,
     steps: usize,
     look: Option<Look>,
-    /// What later steps fail as well.
+    /// What makes later steps fail too.
     stuck: Option<String>,
-    /// What is on the disk, as far as recovery goes by it.
+    /// Contents of the journal, as far as recovery depends on them.
     journal: String,
     files: u64,
     commit: usize,
-    /// Where this process is.
+    /// Position of this process.
     memory: String,
     round: (usize, u64),
-    /// Set by those who know.
+    /// Set by the fake host and the fake guest.
     host: u64,
     guest: String,
     merged: bool,
@@ -142,7 +142,7 @@ impl Faults {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A process begins. What another one had in memory is gone, and what was stuck is not any more.
+    /// Begins a process: the memory of the former process is lost, and persistent faults end.
     pub(crate) fn begin_process(&self, what: &str) {
         let mut inner = self.lock();
         inner.memory = what.to_owned();
@@ -150,14 +150,14 @@ impl Faults {
         inner.stuck = None;
     }
 
-    /// From now on nothing goes wrong, and nobody looks.
+    /// Ends fault injection.
     pub(crate) fn end(&self) {
         let mut inner = self.lock();
         (inner.look, inner.stuck) = (None, None);
         inner.plan.clear();
     }
 
-    /// Whether this went on as another way had before.
+    /// Whether this run reached a state of an earlier run.
     pub(crate) fn is_merged(&self) -> bool {
         self.lock().merged
     }
@@ -178,7 +178,7 @@ impl Faults {
         self.lock().guest = guest;
     }
 
-    /// What goes wrong at a step; `None` if nothing does.
+    /// The fault at a step; `None` if there is none.
     pub(crate) fn step(&self, kind: Kind, what: &str) -> Option<Event> {
         let mut inner = self.lock();
         let number = inner.steps;
@@ -205,8 +205,8 @@ impl Faults {
         event.or(stuck.then_some(Event::Stuck))
     }
 
-    /// Takes note of a record, and says what happens then.
-    pub(crate) fn told(&self, progress: &Progress<'_>) -> Option<Event> {
+    /// Records a written record and returns the fault after it.
+    pub(crate) fn recorded(&self, progress: &Progress<'_>) -> Option<Event> {
         {
             let mut inner = self.lock();
             let (number, round) = inner.round;
@@ -230,7 +230,7 @@ impl Faults {
         self.step(Kind::Record, "")
     }
 
-    /// Takes note of what is on the disk.
+    /// Records the contents of the disk.
     fn changed(&self, verb: &str, path: &Path) {
         let is_journal = path.extension().is_some_and(|it| it == "jsonl");
         if verb == "write to" && is_journal {
@@ -253,7 +253,7 @@ impl Faults {
     }
 }
 
-/// What a step that is stuck has in common with those that are stuck too.
+/// The property that persistent faults share.
 fn stuck(kind: Kind, what: &str) -> String {
     match kind {
         Kind::Disk => "disk".to_owned(),
@@ -271,14 +271,14 @@ fn last_record(path: &Path) -> (String, usize) {
     let tail = String::from_utf8_lossy(&tail).into_owned();
     let line = tail.trim_end().rsplit('\n').next().unwrap_or_default();
     let value: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-    // The long ones are rounds of undoing, and the beginning.
+    // Only undo records and the begin record are longer.
     let record = value["record"].as_str().unwrap_or("long").to_owned();
     let action = value["action"].as_u64().unwrap_or(0);
     (record, usize::try_from(action).unwrap())
 }
 
 impl Inner {
-    /// What recovery would make of the journal.
+    /// The state that recovery would derive from the journal.
     fn append(&mut self, (record, action): &(String, usize)) {
         let next = match record.as_str() {
             "started" => *action,

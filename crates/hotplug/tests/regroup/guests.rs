@@ -1,42 +1,44 @@
-//! Virtual machines that can stall, refuse and die.
+//! Fake virtual machines that can stall, refuse and end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
+use hotplug::regroup::{
+    PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind,
+};
 use iommu_group::{MemoryHole, Sbdf};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Behaviour {
     Willing,
-    /// The guest does not let go of this device.
+    /// The guest does not release this device.
     Stalls(Sbdf),
-    /// It takes no device back.
+    /// The VM takes no device back.
     Refuses,
-    /// It could not have peers.
+    /// The VM cannot have peers.
     NoPeers,
     Dead,
-    /// The process that asks for this device is killed, once.
+    /// The process that makes a call for this device is killed, once.
     Kills(Sbdf),
 }
 
 /// A virtual machine with devices.
 pub(crate) struct Guest {
     name: String,
-    devices: Mutex<BTreeMap<Sbdf, Assigned>>,
-    pub(crate) mood: Mutex<Mood>,
-    /// Where its memory is.
+    devices: Mutex<BTreeMap<Sbdf, VmDevice>>,
+    pub(crate) behaviour: Mutex<Behaviour>,
+    /// Range of its memory.
     pub(crate) memory: Mutex<Option<RangeInclusive<u64>>>,
-    /// What was asked of it, in its order.
+    /// The calls so far, in order.
     pub(crate) log: Mutex<Vec<String>>,
 }
 
 impl Guest {
     pub(crate) fn new(name: &str, functions: &[Sbdf]) -> Self {
         let device = |function: &Sbdf| {
-            let device = Assigned {
+            let device = VmDevice {
                 vm: name.to_owned(),
                 id: format!("dev-{function}"),
                 function: *function,
@@ -50,38 +52,38 @@ impl Guest {
         Self {
             name: name.to_owned(),
             devices: Mutex::new(functions.iter().map(device).collect()),
-            mood: Mutex::new(Mood::Willing),
+            behaviour: Mutex::new(Behaviour::Willing),
             memory: Mutex::new(None),
             log: Mutex::new(Vec::new()),
         }
     }
 
-    /// What it is like, in a text.
+    /// The state as text.
     pub(crate) fn state(&self) -> String {
         format!(
             "{:?} {:?}",
-            self.mood.lock().unwrap(),
+            self.behaviour.lock().unwrap(),
             self.devices.lock().unwrap()
         )
     }
 
     /// The process that it was to kill has been killed.
-    pub(crate) fn survives(&self) {
-        let mut mood = self.mood.lock().unwrap();
-        if matches!(*mood, Mood::Kills(_)) {
-            *mood = Mood::Willing;
+    pub(crate) fn clear_kill(&self) {
+        let mut behaviour = self.behaviour.lock().unwrap();
+        if matches!(*behaviour, Behaviour::Kills(_)) {
+            *behaviour = Behaviour::Willing;
         }
     }
 
-    /// It does what it is asked for, if it is alive.
-    pub(crate) fn heal(&self) {
+    /// Makes the VM cooperate, unless it has ended.
+    pub(crate) fn cooperate(&self) {
         if !self.is_dead() {
-            *self.mood.lock().unwrap() = Mood::Willing;
+            *self.behaviour.lock().unwrap() = Behaviour::Willing;
         }
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        *self.mood.lock().unwrap() == Mood::Dead
+        *self.behaviour.lock().unwrap() == Behaviour::Dead
     }
 
     pub(crate) fn has_id(&self, id: &str) -> bool {
@@ -93,19 +95,19 @@ impl Guest {
         self.devices.lock().unwrap().keys().copied().collect()
     }
 
-    fn alive(&self, word: &str, device: &Assigned) -> Result<Mood, VmmError> {
-        let mood = *self.mood.lock().unwrap();
-        if mood == Mood::Dead {
+    fn alive(&self, word: &str, device: &VmDevice) -> Result<Behaviour, VmmError> {
+        let behaviour = *self.behaviour.lock().unwrap();
+        if behaviour == Behaviour::Dead {
             return Err(VmmError::Gone {
                 vm: self.name.clone(),
             });
         }
-        if mood == Mood::Kills(device.function) {
-            std::panic::resume_unwind(Box::new(crate::machine::Killed));
+        if behaviour == Behaviour::Kills(device.function) {
+            std::panic::resume_unwind(Box::new(crate::fake_host::Killed));
         }
         let line = format!("{word} {}", device.function);
         self.log.lock().unwrap().push(line);
-        Ok(mood)
+        Ok(behaviour)
     }
 }
 
@@ -121,8 +123,8 @@ impl Vmm for Guest {
         })
     }
 
-    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
-        if *self.mood.lock().unwrap() == Mood::Dead {
+    fn devices(&self) -> Result<Vec<VmDevice>, VmmError> {
+        if *self.behaviour.lock().unwrap() == Behaviour::Dead {
             return Err(VmmError::Gone {
                 vm: self.name.clone(),
             });
@@ -130,8 +132,8 @@ impl Vmm for Guest {
         Ok(self.devices.lock().unwrap().values().cloned().collect())
     }
 
-    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
-        for (function, holes) in prospect.holes {
+    fn could_have(&self, proposed: &ProposedDevices<'_>) -> Result<(), VmmError> {
+        for (function, holes) in proposed.holes {
             let memory = self.memory.lock().unwrap().clone();
             if let Some(memory) = memory
                 && let Some(hole) = MemoryHole::worst(holes, &memory)
@@ -144,8 +146,8 @@ impl Vmm for Guest {
                 });
             }
         }
-        let none = *self.mood.lock().unwrap() == Mood::NoPeers;
-        match prospect.devices.iter().find(|device| device.p2p) {
+        let none = *self.behaviour.lock().unwrap() == Behaviour::NoPeers;
+        match proposed.devices.iter().find(|device| device.p2p) {
             Some(device) if none => Err(VmmError::Refused {
                 vm: self.name.clone(),
                 reason: format!("{} cannot be a peer", device.function),
@@ -154,16 +156,16 @@ impl Vmm for Guest {
         }
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
-        self.alive("revoke", device).map(|_| Windows::Closed)
+    fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError> {
+        self.alive("revoke", device).map(|_| PeerMappings::Closed)
     }
 
-    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn reopen(&self, device: &VmDevice) -> Result<(), VmmError> {
         self.alive("reopen", device).map(drop)
     }
 
-    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
-        if self.alive("unplug", device)? == Mood::Stalls(device.function) {
+    fn unplug(&self, device: &VmDevice, deadline: Duration) -> Result<(), VmmError> {
+        if self.alive("unplug", device)? == Behaviour::Stalls(device.function) {
             return Err(VmmError::Stalled {
                 vm: self.name.clone(),
                 id: device.id.clone(),
@@ -174,8 +176,8 @@ impl Vmm for Guest {
         Ok(())
     }
 
-    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
-        if *self.mood.lock().unwrap() == Mood::Dead {
+    fn plug(&self, device: &VmDevice) -> Result<(), VmmError> {
+        if *self.behaviour.lock().unwrap() == Behaviour::Dead {
             return Err(VmmError::Gone {
                 vm: self.name.clone(),
             });
@@ -183,7 +185,7 @@ impl Vmm for Guest {
         if self.has().contains(&device.function) {
             return Ok(());
         }
-        if self.alive("plug", device)? == Mood::Refuses {
+        if self.alive("plug", device)? == Behaviour::Refuses {
             return Err(VmmError::Refused {
                 vm: self.name.clone(),
                 reason: "no slot is free".to_owned(),

@@ -1,4 +1,4 @@
-//! Transactions on simulated hosts: carried out, failing, interrupted.
+//! Transactions on simulated hosts: completed, failed, interrupted.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -10,9 +10,9 @@ mod drift;
 mod explore;
 mod exposed;
 mod failures;
+mod fake_host;
 mod faults;
 mod guests;
-mod machine;
 mod recovery;
 mod resets;
 mod silent;
@@ -22,10 +22,10 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use fake_host::{FakeHost, Killed};
 use faults::Faults;
 use hotplug::regroup::{Regroup, RegroupError, Report, StateDir, Vmm};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sbdf};
-use machine::{Killed, Machine};
 use tempfile::TempDir;
 
 pub(crate) const A: &str = "0000:03:00.0";
@@ -41,9 +41,9 @@ pub(crate) fn set(functions: &[&str]) -> BTreeSet<Sbdf> {
     functions.iter().map(|text| sbdf(text)).collect()
 }
 
-/// A host with a state directory of its own.
+/// A host with its own state directory.
 pub(crate) struct Bench {
-    pub(crate) machine: Machine,
+    pub(crate) host: FakeHost,
     state: TempDir,
     faults: Option<Faults>,
 }
@@ -55,12 +55,12 @@ impl Bench {
     }
 
     pub(crate) fn with(fixture: &str, release: &str) -> Self {
-        Self::of(Machine::new(fixture, release, |_| {}))
+        Self::of(FakeHost::new(fixture, release, |_| {}))
     }
 
-    /// With two endpoints of four, and nothing that is not above them.
+    /// Two of the four endpoints, and the functions above them.
     pub(crate) fn small(fixture: &str, release: &str) -> Self {
-        Self::of(Machine::new(fixture, release, |document| {
+        Self::of(FakeHost::new(fixture, release, |document| {
             let functions = document["functions"].as_object_mut().unwrap();
             let others = ["0000:02:02.0", "0000:02:03.0", C, D];
             let others = |at: &str| others.contains(&at) || at.starts_with("0000:00:1");
@@ -70,12 +70,12 @@ impl Bench {
 
     /// The same with a virtual function of the last endpoint.
     pub(crate) fn with_virtual_function() -> Self {
-        let machine = Machine::new("switch-four-nvme.json", "7.2.12", |document| {
+        let host = FakeHost::new("switch-four-nvme.json", "7.2.12", |document| {
             let functions = &mut document["functions"];
             let mut function = functions[D].clone();
             function["physical_function"] = D.into();
             function["iommu_group"] = 99.into();
-            // It does not tell who it is.
+            // Its configuration space has no IDs.
             let header = function["config"]["000"].as_str().unwrap().to_owned();
             function["config"]["000"] = format!("ffffffff{}", &header[8..]).into();
             function["known_as"] = serde_json::json!({
@@ -84,12 +84,12 @@ impl Bench {
             });
             functions["0000:06:10.0"] = function;
         });
-        Self::of(machine)
+        Self::of(host)
     }
 
-    fn of(machine: Machine) -> Self {
+    fn of(host: FakeHost) -> Self {
         Self {
-            machine,
+            host,
             state: memory_dir(),
             faults: None,
         }
@@ -102,23 +102,24 @@ impl Bench {
         }
     }
 
-    /// From now on faults come to pass.
+    /// Uses this fault injection from now on.
     pub(crate) fn watch(&mut self, faults: &Faults) {
-        self.machine.watch(faults);
+        self.host.watch(faults);
         self.faults = Some(faults.clone());
     }
 
     pub(crate) fn plan(&self, goals: &Goals, options: &PlanOptions) -> Plan {
-        let topology = self.machine.topology();
+        let topology = self.host.topology();
         Plan::make(&topology, &Kernel::of(&topology), goals, options).unwrap()
     }
 
-    /// A plan to join; everything that it does besides is accepted.
+    /// A plan to join functions that accepts all its effects.
     pub(crate) fn join(&self, functions: &[&str]) -> Plan {
         self.hand_over(functions, &[])
     }
 
-    /// A plan to join some and isolate others: below one upstream port there is one group of joined functions at a time.
+    /// A plan to join some functions and isolate others: below an upstream port there is only one group of joined
+    /// functions.
     pub(crate) fn hand_over(&self, to: &[&str], from: &[&str]) -> Plan {
         let goals = Goals {
             join: vec![set(to)],
@@ -128,7 +129,7 @@ impl Bench {
         self.plan(&goals, &accept_all())
     }
 
-    /// A plan to isolate; everything that it does besides is accepted.
+    /// A plan to isolate functions that accepts all its effects.
     pub(crate) fn isolate(&self, functions: &[&str]) -> Plan {
         let goals = Goals {
             isolate: set(functions),
@@ -138,19 +139,19 @@ impl Bench {
     }
 
     pub(crate) fn apply(&self, plan: &Plan, vmms: &[&dyn Vmm]) -> Result<Report, RegroupError> {
-        Regroup::new(&self.machine, vmms, self.state()).apply(plan, &mut |_| {})
+        Regroup::new(&self.host, vmms, self.state()).apply(plan, &mut |_| {})
     }
 
     pub(crate) fn recover(&self, vmms: &[&dyn Vmm]) -> Option<Report> {
-        let regroup = Regroup::new(&self.machine, vmms, self.state());
+        let regroup = Regroup::new(&self.host, vmms, self.state());
         regroup.recover(&mut |_| {}).unwrap().report
     }
 
-    /// Applies a plan in a process that is killed when the record with this number, from 0, has been written.
+    /// Applies a plan in a process that is killed after the record with this number, from 0, was written.
     pub(crate) fn apply_until(&self, plan: &Plan, vmms: &[&dyn Vmm], records: usize) -> bool {
         let mut count = 0;
         killed(|| {
-            let regroup = Regroup::new(&self.machine, vmms, self.state());
+            let regroup = Regroup::new(&self.host, vmms, self.state());
             let result = regroup.apply(plan, &mut |_| {
                 if count == records {
                     std::panic::resume_unwind(Box::new(Killed));
@@ -162,12 +163,12 @@ impl Bench {
     }
 }
 
-/// A directory in memory if there is such a thing: thousands of records are synced.
+/// A directory in memory if possible, because thousands of records are synced.
 pub(crate) fn memory_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
-/// What a report says, short.
+/// Short text of a report.
 pub(crate) fn brief(report: Option<&Report>) -> String {
     let Some(report) = report else {
         return "nothing to recover".to_owned();
@@ -187,7 +188,7 @@ pub(crate) fn accept_all() -> PlanOptions {
     }
 }
 
-/// Whether a process is killed while it does something.
+/// Whether a process is killed while it runs `what`.
 pub(crate) fn killed(what: impl FnOnce()) -> bool {
     let result = catch_unwind(AssertUnwindSafe(what));
     match result {

@@ -1,4 +1,4 @@
-//! A VMM that was stopped, beside one that answers.
+//! A stopped VMM beside one that answers.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,10 +12,10 @@ use vmm_api::{Client, connect};
 use crate::guests::Guest;
 use crate::{A, B, Bench, C, sbdf};
 
-/// How long what concerns others may take.
+/// Time limit for an unrelated transaction.
 const SOON: Duration = Duration::from_secs(1);
 
-/// A socket at which nobody accepts connections any more.
+/// A socket whose listener accepts no connections.
 struct Stopped {
     dir: TempDir,
     listener: UnixListener,
@@ -23,7 +23,7 @@ struct Stopped {
 }
 
 impl Stopped {
-    /// With so many connections that wait to be accepted, or as many as there is room for.
+    /// With this number of connections waiting, or as many as the backlog takes.
     fn with_pending(count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api");
@@ -36,10 +36,10 @@ impl Stopped {
         }
     }
 
-    /// One whose backlog is full.
+    /// With a full backlog.
     fn full() -> Self {
         let stopped = Self::with_pending(1);
-        // There is room for one.
+        // A backlog of 0 takes one connection.
         rustix::net::listen(&stopped.listener, 0).unwrap();
         stopped
     }
@@ -49,7 +49,7 @@ impl Stopped {
     }
 }
 
-/// What it takes to have something done.
+/// Checks the duration of a call.
 fn timed<T>(what: impl FnOnce() -> T) -> T {
     let started = Instant::now();
     let done = what();
@@ -58,13 +58,13 @@ fn timed<T>(what: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_stopped_vmm_delays_nothing_that_does_not_concern_it() {
+fn a_stopped_vmm_does_not_delay_unrelated_transactions() {
     for stopped in [Stopped::with_pending(300), Stopped::full()] {
         let bench = Bench::new();
         let (web, stopped) = (Guest::new("web", &[sbdf(A), sbdf(B)]), stopped.vmm());
         let vmms = [&stopped as &dyn Vmm, &web];
         let plan = bench.join(&[A, B]);
-        let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+        let regroup = Regroup::new(&bench.host, &vmms, bench.state());
         let forecast = timed(|| regroup.check(&plan)).unwrap();
         assert_eq!(forecast.blockers, []);
         assert_eq!(forecast.unplug.len(), 2);
@@ -75,14 +75,14 @@ fn a_stopped_vmm_delays_nothing_that_does_not_concern_it() {
 }
 
 #[test]
-fn a_stopped_vmm_blocks_what_may_concern_it() {
+fn a_stopped_vmm_blocks_transactions_that_may_affect_it() {
     let stopped = Stopped::full();
-    // A is open, or is to get into the group of one that is.
+    // A is open, or will get into the group of an open device.
     for open in [A, C] {
         let bench = Bench::new();
-        let topology = bench.machine.topology();
+        let topology = bench.host.topology();
         let group = topology.get(sbdf(open)).unwrap().group().unwrap();
-        let descriptors = bench.machine.proc_dir().join("77/fd");
+        let descriptors = bench.host.proc_dir().join("77/fd");
         fs::create_dir_all(&descriptors).unwrap();
         symlink(format!("/dev/vfio/{group}"), descriptors.join("9")).unwrap();
         let web = Guest::new("web", &[sbdf(B)]);

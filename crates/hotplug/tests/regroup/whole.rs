@@ -1,21 +1,21 @@
-//! Transactions that nothing disturbs.
+//! Transactions without faults.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hotplug::regroup::contract::{Results, dead, unwilling, willing};
-use hotplug::regroup::{Assigned, Outcome, Record, Regroup, Vmm};
+use hotplug::regroup::conformance::{Results, dead, unwilling, willing};
+use hotplug::regroup::{Outcome, Record, Regroup, VmDevice, Vmm};
 use iommu_group::{Goals, PlanOptions};
 
-use crate::guests::{Guest, Mood};
-use crate::machine::Fault;
+use crate::fake_host::WriteFault;
+use crate::guests::{Behaviour, Guest};
 use crate::{A, B, Bench, C, D, sbdf, set};
 
 #[test]
-fn endpoints_are_joined_and_isolated_and_all_else_is_as_it_was() {
+fn endpoints_are_joined_and_isolated_and_nothing_else_changes() {
     for fixture in ["switch-four-nvme.json", "lab/edu-four-ports.json"] {
         for release in ["6.12.95", "7.2.12"] {
             let bench = Bench::with(fixture, release);
-            let before = bench.machine.snapshot();
+            let before = bench.host.snapshot();
             let plan = bench.join(&[A, B]);
             let report = bench.apply(&plan, &[]).unwrap();
             assert_eq!(
@@ -25,14 +25,14 @@ fn endpoints_are_joined_and_isolated_and_all_else_is_as_it_was() {
             );
             assert_eq!(report.failure, None);
             assert_eq!(report.remains, []);
-            let joined = bench.machine.snapshot();
+            let joined = bench.host.snapshot();
             let together = |a: &str, b: &str| {
                 let mut groups = joined.groups.iter();
                 groups.any(|group| group.contains(&sbdf(a)) && group.contains(&sbdf(b)))
             };
             assert!(together(A, B) && !together(A, C) && !together(C, D));
             for end in [A, B, C, D] {
-                let facts = |s: &crate::machine::Snapshot| s.functions[&sbdf(end)].clone();
+                let facts = |s: &crate::fake_host::Snapshot| s.functions[&sbdf(end)].clone();
                 assert_eq!(facts(&before), facts(&joined), "{end}");
             }
             let held = bench.state().status("first").unwrap().held;
@@ -41,8 +41,8 @@ fn endpoints_are_joined_and_isolated_and_all_else_is_as_it_was() {
             let back = bench.isolate(&[A, B]);
             let report = bench.apply(&back, &[]).unwrap();
             assert_eq!(report.outcome, Outcome::New, "{report:#?}");
-            // The ports that were left without devices may stay in one group.
-            let after = bench.machine.snapshot();
+            // Ports without devices may stay in one group.
+            let after = bench.host.snapshot();
             assert_eq!(after.functions, before.functions, "{fixture} {release}");
             let alone = |end: &str| {
                 let group = after.groups.iter().find(|group| group.contains(&sbdf(end)));
@@ -58,7 +58,7 @@ fn endpoints_are_joined_and_isolated_and_all_else_is_as_it_was() {
 }
 
 #[test]
-fn a_port_that_another_setting_needs_awake_stays_so() {
+fn a_port_stays_awake_while_another_setting_needs_it() {
     let bench = Bench::new();
     bench.apply(&bench.join(&[A, B]), &[]).unwrap();
     bench.apply(&bench.join(&[C, D]), &[]).unwrap();
@@ -77,7 +77,7 @@ fn a_port_that_another_setting_needs_awake_stays_so() {
     assert_eq!(all.len(), 6);
     assert!(held.iter().all(|held| held.power == "auto"), "{held:?}");
     for held in held {
-        assert_eq!(bench.machine.get(held.port, "power/control"), "on");
+        assert_eq!(bench.host.get(held.port, "power/control"), "on");
     }
 }
 
@@ -106,7 +106,7 @@ fn each_device_is_unplugged_and_plugged_once() {
 }
 
 #[test]
-fn the_last_journals_are_kept_and_no_number_comes_twice() {
+fn the_last_journals_are_kept_and_numbers_are_unique() {
     let bench = Bench::new();
     bench.apply(&bench.join(&[A, B]), &[]).unwrap();
     let done = bench.state().path().join("done");
@@ -126,11 +126,11 @@ fn the_last_journals_are_kept_and_no_number_comes_twice() {
 }
 
 #[test]
-fn nothing_is_done_that_is_not_on_record() {
+fn every_action_is_recorded() {
     let bench = Bench::new();
     let plan = bench.join(&[A, B]);
     let mut started = Vec::new();
-    let regroup = Regroup::new(&bench.machine, &[], bench.state());
+    let regroup = Regroup::new(&bench.host, &[], bench.state());
     let report = regroup.apply(&plan, &mut |progress| {
         if let Record::Started { action } = progress.record {
             started.push(*action);
@@ -146,7 +146,7 @@ fn nothing_is_done_that_is_not_on_record() {
 }
 
 #[test]
-fn the_fake_virtual_machine_keeps_to_the_contract() {
+fn the_fake_vm_passes_the_conformance_suite() {
     let kept = |results: Results| {
         let failed = results.iter().filter(|(_, result)| result.is_err());
         assert_eq!(failed.count(), 0, "{results:#?}");
@@ -155,14 +155,14 @@ fn the_fake_virtual_machine_keeps_to_the_contract() {
     let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
     let device = guest.devices().unwrap().remove(0);
     kept(willing(&guest, &device));
-    *guest.mood.lock().unwrap() = Mood::Stalls(device.function);
+    *guest.behaviour.lock().unwrap() = Behaviour::Stalls(device.function);
     kept(unwilling(&guest, &device));
-    *guest.mood.lock().unwrap() = Mood::Dead;
+    *guest.behaviour.lock().unwrap() = Behaviour::Dead;
     kept(dead(&guest, &device));
 }
 
 #[test]
-fn virtual_functions_of_a_neighbour_are_no_obstacle() {
+fn virtual_functions_of_a_neighbour_do_not_block() {
     let bench = Bench::with_virtual_function();
     let goals = Goals {
         join: vec![set(&[A, B])],
@@ -178,24 +178,24 @@ fn virtual_functions_of_a_neighbour_are_no_obstacle() {
 }
 
 #[test]
-fn virtual_functions_are_made_again_of_what_was_taken_away_or_let_go() {
-    let number = |bench: &Bench| bench.machine.get(sbdf(B), "sriov_numvfs");
+fn virtual_functions_are_restored_after_removal_and_unbind() {
+    let number = |bench: &Bench| bench.host.get(sbdf(B), "sriov_numvfs");
     let bench = Bench::new();
-    bench.machine.set(sbdf(B), "sriov_numvfs", "2");
+    bench.host.set(sbdf(B), "sriov_numvfs", "2");
     let report = bench.apply(&bench.join(&[A, B]), &[]).unwrap();
     assert_eq!(report.outcome, Outcome::New, "{report:#?}");
     assert_eq!(number(&bench), "2");
     let writes = {
         let bench = Bench::new();
-        bench.machine.set(sbdf(B), "sriov_numvfs", "2");
-        bench.machine.fail(usize::MAX, Fault::KilledBefore);
+        bench.host.set(sbdf(B), "sriov_numvfs", "2");
+        bench.host.fail(usize::MAX, WriteFault::KilledBefore);
         bench.apply(&bench.join(&[A, B]), &[]).unwrap();
-        bench.machine.written()
+        bench.host.written()
     };
     for write in (0..writes).step_by(3) {
         let bench = Bench::new();
-        bench.machine.set(sbdf(B), "sriov_numvfs", "2");
-        bench.machine.fail(write, Fault::Errno(5));
+        bench.host.set(sbdf(B), "sriov_numvfs", "2");
+        bench.host.fail(write, WriteFault::Errno(5));
         let report = bench.apply(&bench.join(&[A, B]), &[]).unwrap();
         assert_eq!((report.outcome, report.remains), (Outcome::Old, vec![]));
         assert_eq!(number(&bench), "2", "write {write} failed");
@@ -203,17 +203,17 @@ fn virtual_functions_are_made_again_of_what_was_taken_away_or_let_go() {
 }
 
 #[test]
-fn what_is_told_to_stop_is_undone_until_it_is_nearly_done() {
+fn a_stopped_transaction_is_undone_before_the_commit_and_completed_after_it() {
     let mut ends = Vec::new();
     for records in 0.. {
         let bench = Bench::new();
         let guest = Guest::new("web", &[sbdf(A), sbdf(B)]);
         let vmms = [&guest as &dyn Vmm];
-        let before = bench.machine.snapshot();
+        let before = bench.host.snapshot();
         let plan = bench.join(&[A, B]);
         let stop = AtomicBool::new(false);
         let mut count = 0;
-        let report = Regroup::new(&bench.machine, &vmms, bench.state())
+        let report = Regroup::new(&bench.host, &vmms, bench.state())
             .until(&stop)
             .apply(&plan, &mut |_| {
                 count += 1;
@@ -224,7 +224,7 @@ fn what_is_told_to_stop_is_undone_until_it_is_nearly_done() {
         assert_eq!(report.remains, []);
         if report.outcome == Outcome::Old {
             assert_eq!(report.failure.unwrap().1, "told to stop");
-            assert_eq!(bench.machine.snapshot(), before);
+            assert_eq!(bench.host.snapshot(), before);
         }
         ends.push(report.outcome);
         if count <= records {
@@ -238,15 +238,15 @@ fn what_is_told_to_stop_is_undone_until_it_is_nearly_done() {
 }
 
 #[test]
-fn who_loses_what_and_for_how_long_is_known_before_and_after() {
+fn forecast_and_report_name_the_devices_and_the_time() {
     let bench = Bench::new();
     let guest = Guest::new("web", &[sbdf(A), sbdf(B), sbdf(C)]);
     let vmms = [&guest as &dyn Vmm];
-    let regroup = Regroup::new(&bench.machine, &vmms, bench.state());
+    let regroup = Regroup::new(&bench.host, &vmms, bench.state());
     let plan = bench.join(&[A, B]);
     let forecast = regroup.check(&plan).unwrap();
     assert_eq!(forecast.blockers, []);
-    let functions = |devices: &[Assigned]| -> Vec<_> {
+    let functions = |devices: &[VmDevice]| -> Vec<_> {
         devices.iter().map(|d| d.function.to_string()).collect()
     };
     assert_eq!(functions(&forecast.unplug), [A, B]);

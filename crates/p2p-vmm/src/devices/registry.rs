@@ -302,15 +302,15 @@ impl Devices {
         entry.deadline = None;
         for effect in effects {
             match effect {
-                Effect::Ask => self.guest.control.request_unplug(removal_slot),
-                Effect::Withdraw => {
+                Effect::RequestUnplug => self.guest.control.request_unplug(removal_slot),
+                Effect::CancelUnplug => {
                     for slot in [removal_slot, entry.slot] {
                         self.guest.control.withdraw_request(slot);
                     }
                 }
                 Effect::Announce => self.guest.control.announce(entry.announced_slot),
-                Effect::Vanish => surprise_remove(&self.guest, entry, removal_slot),
-                Effect::Tell(notice) => self.pending_events.push(event_of(entry, notice)),
+                Effect::RemoveFromGuest => surprise_remove(&self.guest, entry, removal_slot),
+                Effect::Emit(notice) => self.pending_events.push(event_of(entry, notice)),
                 // `close_released` closes devices in `Releasing` once no vCPU holds them. A device is opened before
                 // it is in the list.
                 Effect::Close | Effect::Open => {}

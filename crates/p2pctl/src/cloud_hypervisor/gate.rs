@@ -12,7 +12,7 @@ use iommu_group::Sbdf;
 use iommu_group::policy::Policy;
 use rustix::fs::{FileType, fstat, major, minor};
 use serde_json::{Value, json};
-use vmm_api::{Client, ClientError, Gate, GatedCall, Passage};
+use vmm_api::{Client, ClientError, FilteredCall, RequestFilter};
 
 use super::device::Asked;
 use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, misshapen, strip, wishes};
@@ -425,8 +425,8 @@ fn mapped_for_all(new: &Asked) -> Limit {
     Limit::Mapped { device }
 }
 
-impl Gate for StockGate {
-    fn left(&self, function: Sbdf) {
+impl RequestFilter for StockGate {
+    fn function_left(&self, function: Sbdf) {
         self.seen().left(function);
     }
 
@@ -434,33 +434,38 @@ impl Gate for StockGate {
         wishes(config).memory.map(GuestMemory::ranges)
     }
 
-    fn pass(&self, call: GatedCall, body: &[u8], descriptors: &[OwnedFd]) -> Passage {
+    fn decide(
+        &self,
+        call: FilteredCall,
+        body: &[u8],
+        descriptors: &[OwnedFd],
+    ) -> vmm_api::Decision {
         let value = match serde_json::from_slice(body) {
             Ok(value @ Value::Object(_)) => value,
             // cloud-hypervisor refuses a body, if there is one.
             _ if call.has_no_body() => Value::Null,
             // serde would take an array for a struct.
-            Ok(_) => return Passage::Malformed("the body is no JSON object".to_owned()),
-            Err(error) => return Passage::Malformed(error.to_string()),
+            Ok(_) => return vmm_api::Decision::Malformed("the body is no JSON object".to_owned()),
+            Err(error) => return vmm_api::Decision::Malformed(error.to_string()),
         };
         let decision = match call {
-            GatedCall::Create => self.create(value),
-            GatedCall::AddDevice => self.add(value, descriptors),
-            GatedCall::AddVdpa => self.add_vdpa(value),
-            GatedCall::Boot | GatedCall::Reboot => self.open(),
-            GatedCall::RemoveDevice => {
+            FilteredCall::Create => self.create(value),
+            FilteredCall::AddDevice => self.add(value, descriptors),
+            FilteredCall::AddVdpa => self.add_vdpa(value),
+            FilteredCall::Boot | FilteredCall::Reboot => self.open(),
+            FilteredCall::RemoveDevice => {
                 self.remove(&value);
                 Ok(Decision::Passes(value))
             }
-            GatedCall::Restore => self.restore(value),
-            GatedCall::ReceiveMigration => Ok(Decision::Refused(vec![MIGRATION.to_owned()])),
+            FilteredCall::Restore => self.restore(value),
+            FilteredCall::ReceiveMigration => Ok(Decision::Refused(vec![MIGRATION.to_owned()])),
         };
         match decision {
-            Ok(Decision::Passes(Value::Null)) => Passage::Passes(body.to_vec()),
-            Ok(Decision::Passes(body)) => Passage::Passes(body.to_string().into_bytes()),
-            Ok(Decision::Refused(reasons)) => Passage::Refused { reasons },
-            Ok(Decision::Malformed(why)) => Passage::Malformed(why),
-            Err(error) => Passage::Failed {
+            Ok(Decision::Passes(Value::Null)) => vmm_api::Decision::Forward(body.to_vec()),
+            Ok(Decision::Passes(body)) => vmm_api::Decision::Forward(body.to_string().into_bytes()),
+            Ok(Decision::Refused(reasons)) => vmm_api::Decision::Refused { reasons },
+            Ok(Decision::Malformed(why)) => vmm_api::Decision::Malformed(why),
+            Err(error) => vmm_api::Decision::Failed {
                 messages: error.chain().map(ToString::to_string).collect(),
             },
         }

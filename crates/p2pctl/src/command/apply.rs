@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Assigned, Outcome, Regroup, RegroupError, Report, StateDir};
+use hotplug::regroup::{Outcome, Regroup, RegroupError, Report, StateDir, VmDevice};
 use iommu_group::{Goals, Plan, PlanOptions};
 
 use super::forecast::{by_guest, forecast};
@@ -243,7 +243,7 @@ fn away(view: &View<'_>, report: &Report) -> Vec<Line> {
     };
     let time = seconds(Duration::from_millis(away_ms));
     let guests = by_guest(&report.unplugged).into_iter();
-    let line = |(vm, devices): (&str, Vec<&Assigned>)| {
+    let line = |(vm, devices): (&str, Vec<&VmDevice>)| {
         let devices = view.devices(&devices);
         format!("{vm} was without {devices} for {time}").into()
     };

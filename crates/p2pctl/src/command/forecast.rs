@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use hotplug::regroup::{Assigned, Blocker, Forecast, Regroup, StateDir};
+use hotplug::regroup::{Blocker, Forecast, Regroup, StateDir, VmDevice};
 use iommu_group::{Plan, Sbdf};
 
 use super::plan::View;
@@ -40,8 +40,8 @@ pub(super) fn forecast(
 }
 
 /// Devices by the virtual machines that have them, in the order of their addresses.
-pub(super) fn by_guest(devices: &[Assigned]) -> BTreeMap<&str, Vec<&Assigned>> {
-    let mut guests: BTreeMap<&str, Vec<&Assigned>> = BTreeMap::new();
+pub(super) fn by_guest(devices: &[VmDevice]) -> BTreeMap<&str, Vec<&VmDevice>> {
+    let mut guests: BTreeMap<&str, Vec<&VmDevice>> = BTreeMap::new();
     for device in devices {
         guests.entry(&device.vm).or_default().push(device);
     }
@@ -60,7 +60,7 @@ enum Back {
 }
 
 impl Back {
-    fn of(was: &Assigned, is: &Assigned) -> Self {
+    fn of(was: &VmDevice, is: &VmDevice) -> Self {
         match (was.p2p, is.p2p) {
             (true, false) => Self::NoPeer,
             (false, true) => Self::Peer,
@@ -141,7 +141,7 @@ impl View<'_> {
     }
 
     /// `one (03:00.0), two (04:00.0)`.
-    pub(super) fn devices(&self, devices: &[&Assigned]) -> String {
+    pub(super) fn devices(&self, devices: &[&VmDevice]) -> String {
         let devices = devices.iter();
         let names: Vec<String> = devices
             .map(|device| format!("{} ({})", device.id, self.names.of(device.function)))
@@ -165,8 +165,8 @@ impl View<'_> {
         self.few(functions.into_iter().map(name).collect())
     }
 
-    fn coming_back(&self, devices: &[&Assigned], plug: &[Assigned]) -> String {
-        let mut ways: BTreeMap<Back, Vec<&Assigned>> = BTreeMap::new();
+    fn coming_back(&self, devices: &[&VmDevice], plug: &[VmDevice]) -> String {
+        let mut ways: BTreeMap<Back, Vec<&VmDevice>> = BTreeMap::new();
         for was in devices {
             let is = plug.iter().find(|is| is.vm == was.vm && is.id == was.id);
             let back = is.map_or(Back::AsBefore, |is| Back::of(was, is));
@@ -188,8 +188,8 @@ impl View<'_> {
     }
 
     /// The devices that stay, below the same root ports as those that do not.
-    fn near(&self, forecast: &Forecast) -> Vec<Assigned> {
-        let root = |device: &Assigned| {
+    fn near(&self, forecast: &Forecast) -> Vec<VmDevice> {
+        let root = |device: &VmDevice| {
             let above = self.topology.ancestors(device.function);
             above.last().map(|port| port.sbdf())
         };

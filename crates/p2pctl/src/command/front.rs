@@ -35,7 +35,7 @@ pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
     let policy = policy_file::read(request.policy, request.expose)?;
     confine::proxy(&sysfs, request.listen, request.snapshots)?;
     let gate = StockGate::new(sysfs, policy, Client::new(request.vmm));
-    let server = ApiServer::before(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
+    let server = ApiServer::proxy(request.listen, request.vmm.to_owned(), Arc::new(gate))?;
     eprintln!(
         "clients of {} may use {}",
         request.vmm.display(),

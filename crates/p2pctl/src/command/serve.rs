@@ -81,7 +81,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let desk = Arc::new(Calls::new(changes.clone(), global.clone()));
-    let server = ApiServer::at_desk(&request.socket, &events, desk)?;
+    let server = ApiServer::with_handler(&request.socket, &events, desk)?;
     let drift = Drift::start(changes.clone(), global.clone())
         .context("cannot start to look at the host")?;
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")

@@ -7,7 +7,7 @@ use hotplug::regroup::{Regroup, StateDir};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Scope};
 use serde::Serialize;
 use serde_json::Value;
-use vmm_api::{Desk, Failure, Inquiry, Verb};
+use vmm_api::{ApiCall, Failure, Handler, HttpMethod};
 
 use super::changes::Changes;
 use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
@@ -91,7 +91,7 @@ impl Calls {
         Known { guests }
     }
 
-    fn ask(&self, inquiry: &Inquiry) -> Result<Value, Failure> {
+    fn ask(&self, inquiry: &ApiCall) -> Result<Value, Failure> {
         match inquiry.call {
             "ping" => value(&Ping {
                 version: env!("CARGO_PKG_VERSION"),
@@ -146,28 +146,28 @@ impl Calls {
 }
 
 /// All calls but the stream of events.
-pub(super) const CALLS: &[(&str, Verb)] = &[
-    ("ping", Verb::Get),
-    ("guests", Verb::Get),
-    ("topology", Verb::Get),
-    ("groups", Verb::Get),
-    ("matrix", Verb::Get),
-    ("plan", Verb::Put),
-    ("check", Verb::Put),
-    ("apply", Verb::Put),
-    ("acs", Verb::Put),
-    ("reset", Verb::Put),
-    ("recover", Verb::Put),
-    ("status", Verb::Get),
-    ("transactions/", Verb::Get),
+pub(super) const CALLS: &[(&str, HttpMethod)] = &[
+    ("ping", HttpMethod::Get),
+    ("guests", HttpMethod::Get),
+    ("topology", HttpMethod::Get),
+    ("groups", HttpMethod::Get),
+    ("matrix", HttpMethod::Get),
+    ("plan", HttpMethod::Put),
+    ("check", HttpMethod::Put),
+    ("apply", HttpMethod::Put),
+    ("acs", HttpMethod::Put),
+    ("reset", HttpMethod::Put),
+    ("recover", HttpMethod::Put),
+    ("status", HttpMethod::Get),
+    ("transactions/", HttpMethod::Get),
 ];
 
-impl Desk for Calls {
-    fn calls(&self) -> &'static [(&'static str, Verb)] {
+impl Handler for Calls {
+    fn calls(&self) -> &'static [(&'static str, HttpMethod)] {
         CALLS
     }
 
-    fn answer(&self, inquiry: &Inquiry) -> Result<Option<Value>, Failure> {
+    fn answer(&self, inquiry: &ApiCall) -> Result<Option<Value>, Failure> {
         self.ask(inquiry).map(Some)
     }
 }

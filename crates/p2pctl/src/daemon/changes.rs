@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use hotplug::regroup::{
-    Assigned, Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report,
-    ResetDone, ResetOrder, StateDir, StateError, Vmm,
+    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report, ResetDone,
+    ResetOrder, StateDir, StateError, VmDevice, Vmm,
 };
 use iommu_group::{Plan, Sbdf, Step};
 use vmm_api::{EventLog, Failure};
@@ -51,7 +51,7 @@ struct Now {
 }
 
 impl Now {
-    fn give_back(&mut self, devices: &[Assigned]) {
+    fn give_back(&mut self, devices: &[VmDevice]) {
         for device in devices {
             let key = (device.vm.clone(), device.id.clone());
             self.given_back.insert(key, self.count);
@@ -126,7 +126,7 @@ impl Changes {
     }
 
     /// How many transactions had begun when one of them gave a device back last.
-    pub(crate) fn given_back(&self, device: &Assigned) -> Option<u64> {
+    pub(crate) fn given_back(&self, device: &VmDevice) -> Option<u64> {
         let key = (device.vm.clone(), device.id.clone());
         self.lock().given_back.get(&key).copied()
     }

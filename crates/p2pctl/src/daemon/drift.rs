@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, DeviceFacts, Regroup, VmmError, WithheldDevice};
+use hotplug::regroup::{DeviceFacts, Regroup, VmDevice, VmmError, WithheldDevice};
 use iommu_group::Exposure;
 use vmm_api::Client;
 
@@ -223,15 +223,15 @@ impl World for Vm {
         self.shared.changes.activity()
     }
 
-    fn given_back(&self, device: &Assigned) -> Option<u64> {
+    fn given_back(&self, device: &VmDevice) -> Option<u64> {
         self.shared.changes.given_back(device)
     }
 
-    fn is_accepted(&self, device: &Assigned, exposure: &Exposure) -> bool {
+    fn is_accepted(&self, device: &VmDevice, exposure: &Exposure) -> bool {
         device.expose.contains(&exposure.function) || self.shared.is_accepted(exposure)
     }
 
-    fn withhold(&self, device: &Assigned, good: &DeviceFacts) -> Result<(), String> {
+    fn withhold(&self, device: &VmDevice, good: &DeviceFacts) -> Result<(), String> {
         let client = Client::new(&self.at.socket).with_patience(PING);
         let ping = client.ping().map_err(|error| error.to_string())?;
         let withheld = WithheldDevice {

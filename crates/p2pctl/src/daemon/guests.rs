@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hotplug::regroup::{
-    Assigned, Prospect, RemoteVmm, StockVmm, VmAddress, Vmm, VmmError, VmmKind, Windows,
+    CloudHypervisorVmm, PeerMappings, ProposedDevices, RemoteVmm, VmAddress, VmDevice, Vmm,
+    VmmError, VmmKind,
 };
 use iommu_group::policy::Policy;
 use vmm_api::Client;
@@ -65,7 +66,7 @@ pub(crate) struct Guests {
     places: Places,
     judgement: Judgement,
     /// Those of cloud-hypervisor by socket, with the process that answered there: they know more of a VM than it says.
-    stock: Arc<Mutex<BTreeMap<PathBuf, (i64, StockVmm)>>>,
+    stock: Arc<Mutex<BTreeMap<PathBuf, (i64, CloudHypervisorVmm)>>>,
 }
 
 impl Places {
@@ -172,11 +173,11 @@ impl Guests {
     }
 
     /// The cloud-hypervisor that answers at a socket with this process.
-    fn stock_at(&self, at: &NamedSocket, pid: i64) -> StockVmm {
+    fn stock_at(&self, at: &NamedSocket, pid: i64) -> CloudHypervisorVmm {
         let client = Client::new(&at.socket);
         let Judgement { sysfs, policy } = self.judgement.clone();
         let gate = StockGate::new(sysfs, policy, client.clone()).for_regrouping();
-        let new = StockVmm::new(&at.name, client, Box::new(gate), registry::EVENTS);
+        let new = CloudHypervisorVmm::new(&at.name, client, Box::new(gate), registry::EVENTS);
         let mut stock = self.lock();
         match stock.get(&at.socket) {
             Some((known, vmm)) if *known == pid => vmm.clone(),
@@ -187,7 +188,7 @@ impl Guests {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (i64, StockVmm)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (i64, CloudHypervisorVmm)>> {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -234,33 +235,33 @@ impl Vmm for AtSocket {
         })
     }
 
-    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+    fn devices(&self) -> Result<Vec<VmDevice>, VmmError> {
         self.vmm(PATIENCE)?.devices()
     }
 
-    fn devices_within(&self, patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+    fn devices_within(&self, patience: Duration) -> Result<Vec<VmDevice>, VmmError> {
         let started = Instant::now();
         let vmm = self.vmm(patience)?;
         vmm.devices_within(patience.saturating_sub(started.elapsed()))
     }
 
-    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
-        self.vmm(PATIENCE)?.could_have(prospect)
+    fn could_have(&self, proposed: &ProposedDevices<'_>) -> Result<(), VmmError> {
+        self.vmm(PATIENCE)?.could_have(proposed)
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+    fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError> {
         self.vmm(PATIENCE)?.revoke(device)
     }
 
-    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn reopen(&self, device: &VmDevice) -> Result<(), VmmError> {
         self.vmm(PATIENCE)?.reopen(device)
     }
 
-    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
+    fn unplug(&self, device: &VmDevice, deadline: Duration) -> Result<(), VmmError> {
         self.vmm(PATIENCE)?.unplug(device, deadline)
     }
 
-    fn expect(&self, devices: &[Assigned]) {
+    fn expect(&self, devices: &[VmDevice]) {
         if !devices.is_empty()
             && let Ok(vmm) = self.vmm(PATIENCE)
         {
@@ -268,7 +269,7 @@ impl Vmm for AtSocket {
         }
     }
 
-    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn plug(&self, device: &VmDevice) -> Result<(), VmmError> {
         self.vmm(PATIENCE)?.plug(device)
     }
 }

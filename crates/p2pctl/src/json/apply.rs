@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hotplug::regroup::{Assigned, Blocker, Difference, Outcome, Report, Status};
+use hotplug::regroup::{Blocker, Difference, Outcome, Report, Status, VmDevice};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ pub(crate) struct Document<'a> {
     remains: Vec<Entry<'a, Difference>>,
     blockers: Vec<Reason<'a>>,
     /// The devices that virtual machines were without, and for how long.
-    guests: &'a [Assigned],
+    guests: &'a [VmDevice],
     away_ms: Option<u64>,
     journal: Option<&'a Path>,
     /// Why the journal does not say all that happened.

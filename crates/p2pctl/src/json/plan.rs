@@ -1,7 +1,7 @@
 //! `p2pctl/plan/1` and `p2pctl/kernel-args/1`.
 
 use anyhow::Result;
-use hotplug::regroup::{Assigned, Blocker, Forecast};
+use hotplug::regroup::{Blocker, Forecast, VmDevice};
 use iommu_group::{Plan, Refusal, Sbdf};
 use serde::Serialize;
 use serde_json::Value;
@@ -34,7 +34,7 @@ struct BlockerEntry {
 #[derive(Serialize)]
 struct Guest {
     #[serde(flatten)]
-    now: Assigned,
+    now: VmDevice,
     after: Option<After>,
 }
 
@@ -67,7 +67,7 @@ fn blocker(blocker: &Blocker) -> BlockerEntry {
     }
 }
 
-fn guest(now: &Assigned, plug: &[Assigned]) -> Guest {
+fn guest(now: &VmDevice, plug: &[VmDevice]) -> Guest {
     let mut after = plug.iter();
     let after = after.find(|after| (&after.vm, &after.id) == (&now.vm, &now.id));
     Guest {

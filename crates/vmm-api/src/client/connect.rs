@@ -9,9 +9,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
-/// Connects to the unix socket at `path`. The listener may take up to `patience` to accept connections again if its backlog
-/// is full; [`UnixStream::connect`] waits for that without a
-/// limit.
+/// Connects to the unix socket at `path`. If the backlog of the listener is full, waits up to `patience` for room;
+/// [`UnixStream::connect`] waits without a limit.
 ///
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] if the backlog stays full; otherwise as for [`UnixStream::connect`].

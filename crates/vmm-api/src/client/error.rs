@@ -1,56 +1,56 @@
-//! Why a call was not done.
+//! Errors of client calls.
 
 use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::Inherited;
+use crate::InheritedFd;
 
-/// Why a call was not done.
+/// Error of a client call.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens at the socket.
+    /// The connection to the socket failed.
     #[error("cannot connect to {socket}")]
     Connect {
         /// The socket.
         socket: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A descriptor that was to be sent is none.
+    /// The descriptor to send is not open.
     #[error("cannot send descriptor {fd}")]
     Descriptor {
-        /// Its number.
-        fd: Inherited,
-        /// Why not.
+        /// The number of the descriptor.
+        fd: InheritedFd,
+        /// The cause.
         source: io::Error,
     },
-    /// The connection broke.
+    /// The connection to the VMM broke.
     #[error("{call}: the connection to the VMM broke")]
     Broken {
         /// The call.
         call: String,
-        /// How.
+        /// The cause.
         source: io::Error,
     },
-    /// The VMM did not answer in time. What was asked for may happen yet.
+    /// The VMM did not answer in time. It may still carry out the call.
     #[error("{call}: no answer within {} s", patience.as_secs_f32())]
     Late {
         /// The call.
         call: String,
-        /// How long it was waited for.
+        /// The timeout.
         patience: Duration,
     },
-    /// The answer cannot be understood.
-    #[error("{call}: cannot understand the answer: {what}")]
+    /// The answer does not parse.
+    #[error("{call}: cannot parse the answer: {what}")]
     Malformed {
         /// The call.
         call: String,
-        /// What is wrong with it.
+        /// What is wrong with the answer.
         what: String,
     },
-    /// Policy, hardware or the VM's state forbid it. Nothing was changed.
+    /// Policy, hardware or the state of the VM forbid the call. Nothing was changed.
     #[error("{}", reasons.join("\n"))]
     Refused {
         /// The call.
@@ -58,14 +58,14 @@ pub enum ClientError {
         /// Every reason, most fundamental first.
         reasons: Vec<String>,
     },
-    /// The VMM could not do it.
+    /// The call failed.
     #[error("{call}: {}", if messages.is_empty() { format!("status {status}") } else { messages.join(": ") })]
     Failed {
         /// The call.
         call: String,
-        /// HTTP's status.
+        /// The HTTP status.
         status: u16,
-        /// What the VMM says, from the top to the cause.
+        /// The messages of the VMM, the root cause last.
         messages: Vec<String>,
     },
 }
@@ -78,10 +78,10 @@ impl ClientError {
         }
     }
 
-    /// What an answer with this status and body means.
-    pub(super) fn told(call: &str, status: u16, body: &[u8]) -> Self {
+    /// Builds the error for an answer with this status and body.
+    pub(super) fn from_answer(call: &str, status: u16, body: &[u8]) -> Self {
         const CONFLICT: u16 = 409;
-        // Above the reasons: that it was the API, and what was tried.
+        // The reasons follow two messages: "Error from API" and the failed action.
         const TOP: usize = 2;
         let mut messages: Vec<String> = serde_json::from_slice(body).unwrap_or_default();
         let call = call.to_owned();

@@ -1,4 +1,4 @@
-//! The stream of events (WHATWG HTML §9.2: server-sent events), read as it comes.
+//! Reader for the stream of events (WHATWG HTML §9.2: server-sent events).
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -6,43 +6,43 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::ClientError;
-use super::conversation::Conversation;
+use super::http_exchange::HttpExchange;
 use crate::Record;
 
 const CALL: &str = "events";
-/// Longest event, in bytes.
+/// Largest event, in bytes.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// What happens, as the VMM tells it.
+/// A stream of events from a VMM.
 pub struct EventStream {
     stream: UnixStream,
-    /// What has come and is not yet looked at.
+    /// Bytes received and not yet parsed.
     bytes: Vec<u8>,
 }
 
-/// What came next.
+/// Result of waiting for an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Something happened.
+    /// An event.
     Event(Record),
-    /// Nothing has happened.
+    /// No event within the timeout.
     Quiet,
-    /// The VMM ends.
+    /// The VMM closed the stream.
     End,
 }
 
 impl EventStream {
     pub(super) fn open(socket: &Path, patience: Duration) -> Result<Self, ClientError> {
-        let mut conversation = Conversation::open(socket, CALL, patience)?;
-        // An answer to a client of HTTP/1.0 is not in chunks (RFC 9112 §6.1).
-        conversation.ask("GET /api/v1/events HTTP/1.0", None, &[])?;
-        let (head, bytes) = conversation.head()?;
+        let mut exchange = HttpExchange::open(socket, CALL, patience)?;
+        // Answers to HTTP/1.0 clients are not chunked (RFC 9112 §6.1).
+        exchange.send_request("GET /api/v1/events HTTP/1.0", None, &[])?;
+        let (head, bytes) = exchange.head()?;
         let bytes = head.body_in(&bytes).to_vec();
         if head.status != 200 {
-            return Err(ClientError::told(CALL, head.status, &bytes));
+            return Err(ClientError::from_answer(CALL, head.status, &bytes));
         }
         Ok(Self {
-            stream: conversation.into_stream(),
+            stream: exchange.into_stream(),
             bytes,
         })
     }
@@ -50,7 +50,7 @@ impl EventStream {
     /// Waits for the next event, at most for `patience`.
     ///
     /// # Errors
-    /// The connection broke, or what comes is no stream of events.
+    /// The connection broke, or the data is not a stream of events.
     pub fn next(&mut self, patience: Duration) -> Result<Next, ClientError> {
         let deadline = Instant::now() + patience;
         loop {
@@ -102,7 +102,7 @@ impl EventStream {
     }
 }
 
-/// The event in a block; none if it is a sign of life only.
+/// Parses the event in a block. Returns `None` for a keep-alive comment.
 fn parse(block: &[u8]) -> Result<Option<Record>, ClientError> {
     let text = std::str::from_utf8(block).map_err(|error| ClientError::malformed(CALL, error))?;
     let data: Vec<_> = text
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_of_life_are_no_events() {
+    fn keep_alive_comments_are_skipped() {
         assert_eq!(parse(b":").unwrap(), None);
         assert_eq!(parse(b"").unwrap(), None);
     }

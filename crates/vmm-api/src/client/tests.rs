@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use super::*;
 use crate::Event;
-use crate::puppet::{Puppet, REASON};
+use crate::fake_vmm::{FakeVmm, REASON};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -21,18 +21,18 @@ fn device(id: &str) -> DeviceConfig {
 
 #[test]
 fn calls_are_answered() {
-    let puppet = Puppet::start();
-    let client = Client::new(puppet.socket());
-    assert_eq!(client.ping().unwrap().build_version, "puppet");
+    let fake_vmm = FakeVmm::start();
+    let client = Client::new(fake_vmm.socket());
+    assert_eq!(client.ping().unwrap().build_version, "fake");
     client.act("vm.pause").unwrap();
     let added = client.add_device(&device("nvme0")).unwrap().unwrap();
     assert_eq!(added.bdf, "0000:02:00.0");
 }
 
 #[test]
-fn a_refusal_is_told_apart_from_a_failure() {
-    let puppet = Puppet::start();
-    let client = Client::new(puppet.socket());
+fn refusals_and_failures_are_different_errors() {
+    let fake_vmm = FakeVmm::start();
+    let client = Client::new(fake_vmm.socket());
     let error = client.add_device(&device("refused")).unwrap_err();
     let ClientError::Refused { reasons, .. } = error else {
         panic!("{error}");
@@ -47,49 +47,49 @@ fn a_refusal_is_told_apart_from_a_failure() {
 }
 
 #[test]
-fn a_call_that_gets_no_answer_ends_by_its_deadline() {
-    let puppet = Puppet::start();
-    let client = Client::new(puppet.socket()).with_patience(Duration::from_millis(50));
+fn a_call_without_an_answer_ends_at_its_deadline() {
+    let fake_vmm = FakeVmm::start();
+    let client = Client::new(fake_vmm.socket()).with_patience(Duration::from_millis(50));
     let error = client.add_device(&device("stalls")).unwrap_err();
     assert!(matches!(error, ClientError::Late { .. }), "{error}");
 }
 
 #[test]
-fn where_nobody_listens_is_said() {
+fn a_failed_connection_names_the_socket() {
     let error = Client::new("/nonexistent/socket").ping().unwrap_err();
     assert_eq!(error.to_string(), "cannot connect to /nonexistent/socket");
 }
 
 #[test]
-fn events_come_as_they_happen_until_the_end() {
-    let mut puppet = Puppet::start();
-    let client = Client::new(puppet.socket());
+fn events_arrive_until_the_server_ends() {
+    let mut fake_vmm = FakeVmm::start();
+    let client = Client::new(fake_vmm.socket());
     let mut events = client.events().unwrap();
     assert_eq!(events.next(Duration::from_millis(1)).unwrap(), Next::Quiet);
     client.add_device(&device("nvme0")).unwrap();
-    puppet.events.publish(&Event::VmPaused);
+    fake_vmm.events.publish(&Event::VmPaused);
     for name in ["device-added", "paused"] {
         let Next::Event(record) = events.next(SOON).unwrap() else {
             panic!("no event {name}");
         };
         assert_eq!(record.event, name);
     }
-    puppet.stop_serving();
+    fake_vmm.stop_serving();
     assert_eq!(events.next(SOON).unwrap(), Next::End);
 }
 
 #[test]
-fn a_device_that_is_a_descriptor_is_sent_with_its_request() {
-    let puppet = Puppet::start();
+fn a_device_descriptor_is_sent_with_its_request() {
+    let fake_vmm = FakeVmm::start();
     let mut file = tempfile::tempfile().unwrap();
     let number = file.as_raw_fd().to_string();
     let device: DeviceConfig = format!("fd={number},id=x").parse().unwrap();
-    let client = Client::new(puppet.socket());
+    let client = Client::new(fake_vmm.socket());
     assert_eq!(client.add_device(&device).unwrap().unwrap().id, "x");
     let mut name = String::new();
     file.rewind().unwrap();
     file.read_to_string(&mut name).unwrap();
-    assert_eq!(name, "x", "written by who got the descriptor");
+    assert_eq!(name, "x", "the server wrote through the descriptor");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The latest events, for any number of readers that go at their own pace.
+//! The latest events, for any number of independent readers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::{Event, Record};
 
-/// How many events a reader may fall behind before it misses some.
+/// Number of events that a reader may fall behind before it misses some.
 const KEPT: usize = 1024;
 
-/// What the targets of log messages about events begin with; the name of the event follows.
+/// Prefix of the log target of messages about events. The name of the event follows.
 pub const EVENTS: &str = "event.";
 
-/// An event in a line for people.
-fn words(record: &Record) -> String {
+/// Formats an event as one line of text.
+fn format_line(record: &Record) -> String {
     let properties = record.properties.iter().flatten();
     properties.fold(
         format!("event: {} {}", record.source, record.event),
@@ -21,7 +21,7 @@ fn words(record: &Record) -> String {
     )
 }
 
-/// The latest events. Clones are the same log.
+/// The latest events. Clones share one log.
 #[derive(Clone)]
 pub struct EventLog(Arc<Shared>);
 
@@ -33,19 +33,19 @@ struct Shared {
 
 struct Events {
     kept: VecDeque<Arc<Line>>,
-    /// Number of the oldest that is kept; the first ever is 0.
+    /// Number of the oldest event that is kept; the first event is 0.
     oldest: u64,
     closed: bool,
-    /// Told of every change: readers that cannot wait for the condition variable.
+    /// Callbacks for every change, for readers that cannot wait on the condition variable.
     wakers: Vec<Box<dyn Fn() + Send>>,
 }
 
-/// An event as it is kept, which takes a third of what a [`Record`] would.
+/// A stored event. It takes a third of the memory of a [`Record`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// What happened.
+    /// Name of the event.
     pub(crate) event: Box<str>,
-    /// The record, in one line of JSON.
+    /// The record as one line of JSON.
     pub(crate) json: Box<str>,
 }
 
@@ -61,22 +61,22 @@ impl Line {
         }
     }
 
-    /// The record.
+    /// Parses the record.
     pub(crate) fn record(&self) -> serde_json::Result<Record> {
         serde_json::from_str(&self.json)
     }
 }
 
-/// What a reader finds.
+/// Result of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// The next event, and its number.
+    /// The next event and its number.
     Event(u64, Arc<Line>),
-    /// So many events are gone that the reader has not seen.
+    /// Number of events that were dropped before the reader got them.
     Missed(u64),
-    /// There is nothing new yet.
+    /// There is no new event.
     Nothing,
-    /// There will be nothing more.
+    /// The log is closed.
     End,
 }
 
@@ -87,7 +87,7 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// A log that counts time from now.
+    /// Creates a log whose timestamps count from now.
     pub fn new() -> Self {
         Self(Arc::new(Shared {
             start: Instant::now(),
@@ -101,14 +101,14 @@ impl EventLog {
         }))
     }
 
-    /// Tells everybody. Never waits for a reader.
+    /// Publishes an event. Never waits for a reader.
     pub fn publish(&self, event: &Event) {
-        self.tell(event.record(self.0.start.elapsed()));
+        self.append(event.record(self.0.start.elapsed()));
     }
 
-    /// Tells everybody what is no [`Event`] of a VM.
+    /// Publishes a record that is not an [`Event`] of a VM.
     pub fn note(&self, source: &str, event: &str, properties: BTreeMap<String, String>) {
-        self.tell(Record {
+        self.append(Record {
             timestamp: self.0.start.elapsed(),
             source: source.to_owned(),
             event: event.to_owned(),
@@ -116,8 +116,8 @@ impl EventLog {
         });
     }
 
-    fn tell(&self, record: Record) {
-        log::info!(target: &format!("{EVENTS}{}", record.event), "{}", words(&record));
+    fn append(&self, record: Record) {
+        log::info!(target: &format!("{EVENTS}{}", record.event), "{}", format_line(&record));
         let mut events = self.lock();
         events.kept.push_back(Arc::new(Line::of(&record)));
         while events.kept.len() > KEPT {
@@ -127,14 +127,14 @@ impl EventLog {
         self.wake(&events);
     }
 
-    /// Says that nothing more will come.
+    /// Closes the log: no event follows.
     pub fn close(&self) {
         let mut events = self.lock();
         events.closed = true;
         self.wake(&events);
     }
 
-    /// What stands for `count` events that a reader missed.
+    /// The record that replaces `count` missed events.
     pub(crate) fn missed(&self, count: u64) -> Line {
         let properties = BTreeMap::from([("count".to_owned(), count.to_string())]);
         Line::of(&Record {
@@ -145,7 +145,7 @@ impl EventLog {
         })
     }
 
-    /// A reader that begins with what comes next.
+    /// A reader that begins with the next event.
     pub(crate) fn reader(&self) -> Reader {
         let events = self.lock();
         let next = events.end();
@@ -153,7 +153,7 @@ impl EventLog {
         self.reader_from(next)
     }
 
-    /// A reader that begins with the event of this number.
+    /// A reader that begins with event number `next`.
     pub(crate) fn reader_from(&self, next: u64) -> Reader {
         Reader {
             log: self.clone(),
@@ -180,7 +180,7 @@ impl EventLog {
 }
 
 impl Events {
-    /// Number that the next event will have.
+    /// Number of the next event.
     fn end(&self) -> u64 {
         let kept = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
         self.oldest.saturating_add(kept)
@@ -199,14 +199,14 @@ impl Events {
     }
 }
 
-/// Somebody who reads the log in order.
+/// A reader of the log, in order.
 pub(crate) struct Reader {
     log: EventLog,
     next: u64,
 }
 
 impl Reader {
-    /// The next thing, if there is one now.
+    /// The next result, without waiting.
     #[cfg(any(test, feature = "server"))]
     pub(crate) fn poll(&mut self) -> Found {
         let events = self.log.lock();
@@ -217,7 +217,7 @@ impl Reader {
         found
     }
 
-    /// The next thing; waits for it at most `patience`.
+    /// The next result; waits for an event at most `patience`.
     pub(crate) fn wait(&mut self, patience: Duration) -> Found {
         let next = self.next;
         let events = self.log.lock();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_go_at_their_own_pace() {
+    fn readers_are_independent() {
         let log = EventLog::new();
         let mut early = log.reader();
         log.publish(&Event::VmBooting);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_line_for_people() {
+    fn an_event_is_formatted_as_one_line() {
         let record = Record {
             timestamp: Duration::ZERO,
             source: "host".into(),
@@ -284,11 +284,11 @@ mod tests {
             ])),
         };
         let line = "event: host drift port=0000:00:04.0 what=its ACS is 0000";
-        assert_eq!(words(&record), line);
+        assert_eq!(format_line(&record), line);
     }
 
     #[test]
-    fn a_slow_reader_learns_what_it_missed() {
+    fn a_slow_reader_gets_the_number_of_missed_events() {
         let log = EventLog::new();
         let mut reader = log.reader();
         for _ in 0..KEPT + 3 {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_with_the_log_and_with_patience() {
+    fn waiting_ends_when_the_log_closes_or_time_is_up() {
         let log = EventLog::new();
         let mut reader = log.reader();
         assert_eq!(reader.wait(Duration::from_millis(1)), Found::Nothing);

@@ -1,4 +1,4 @@
-//! Events into a file or descriptor, as cloud-hypervisor's `--event-monitor` writes them: pretty JSON and an empty line.
+//! Writes events to a file or descriptor, as cloud-hypervisor's `--event-monitor` does: pretty JSON and an empty line.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -13,26 +13,26 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{EventLog, Found, Reader};
-use crate::inherited::Inherited;
+use crate::inherited_fd::InheritedFd;
 use crate::options::{OptionError, Options};
 use crate::thread;
 
-/// How long the end of the VMM waits for a reader of its last events.
+/// Time that the end of the VMM waits for a reader of the last events.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What a pipe takes at once, in bytes.
+/// Size of an atomic write to a pipe, in bytes.
 const PIPE_BUF: usize = 4096;
-/// How long a file may grow, in bytes. It begins again then, with how many events it had.
+/// Largest size of the file, in bytes. Then it is started anew, with the number of dropped events.
 const MAX_FILE_BYTES: u64 = 16 << 20;
-/// How often a waiting writer looks whether the VMM has ended.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval at which a blocked writer checks whether the VMM has ended.
+const POLL: Duration = Duration::from_millis(200);
 
 /// `--event-monitor path=FILE|fd=NUMBER`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MonitorTarget {
-    /// A file, written from its beginning, and again when it has grown to 16 MiB; a FIFO is possible.
+    /// A file, written from its beginning, and started anew at 16 MiB. A FIFO is possible.
     Path(PathBuf),
-    /// A descriptor that the VMM has inherited.
-    Fd(Inherited),
+    /// An inherited descriptor.
+    Fd(InheritedFd),
 }
 
 impl FromStr for MonitorTarget {
@@ -40,7 +40,7 @@ impl FromStr for MonitorTarget {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &["path", "fd"])?;
-        let fd = options.value::<Inherited>("fd", Inherited::WHAT)?;
+        let fd = options.value::<InheritedFd>("fd", InheritedFd::WHAT)?;
         match (options.text("path"), fd) {
             (Some(path), None) => Ok(Self::Path(path.into())),
             (None, Some(fd)) => Ok(Self::Fd(fd)),
@@ -56,7 +56,7 @@ impl FromStr for MonitorTarget {
     }
 }
 
-/// Why events cannot be written.
+/// Error of the event monitor.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
     /// The file cannot be created.
@@ -64,23 +64,23 @@ pub enum MonitorError {
     Create {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The descriptor is none.
+    /// The descriptor is not open.
     #[error("cannot use descriptor {fd} for events")]
     Descriptor {
-        /// Its number.
-        fd: Inherited,
-        /// Why not.
+        /// The number of the descriptor.
+        fd: InheritedFd,
+        /// The cause.
         source: io::Error,
     },
-    /// There is no thread to write.
+    /// The writer thread cannot be started.
     #[error("cannot start the thread that writes events")]
     Thread(#[source] io::Error),
 }
 
-/// A thread that writes events; dropping it writes the last ones, within two seconds.
+/// A thread that writes events. Dropping it writes the last events, within two seconds.
 pub struct EventMonitor {
     log: EventLog,
     done: Arc<AtomicBool>,
@@ -88,11 +88,11 @@ pub struct EventMonitor {
 }
 
 impl EventMonitor {
-    /// Starts to write what `log` has from now on. The thread begins with `first`, which may take rights away from it: to
-    /// write is all that it needs.
+    /// Starts to write the events of `log` from now on. The thread first runs `first`, which may drop privileges: the
+    /// thread only needs to write.
     ///
     /// # Errors
-    /// The target cannot be written to, or there is no thread, or `first` failed.
+    /// The target cannot be opened, the thread cannot be started, or `first` failed.
     pub fn start(
         log: &EventLog,
         target: &MonitorTarget,
@@ -113,7 +113,7 @@ impl EventMonitor {
         let writer = Writer {
             log: log.clone(),
             file,
-            // What is read while it is written does not grow.
+            // Only a regular file has a size limit.
             max_bytes: is_file.then_some(max_bytes),
             bytes: 0,
             events: 0,
@@ -138,7 +138,7 @@ impl Drop for EventMonitor {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("the thread that writes events had panicked");
+            log::error!("the thread that writes events panicked");
         }
     }
 }
@@ -156,17 +156,17 @@ fn open(target: &MonitorTarget) -> Result<File, MonitorError> {
     }
 }
 
-/// The thread's side.
+/// State of the thread.
 struct Writer {
     log: EventLog,
     file: File,
-    /// How long the file may grow; `None` for a pipe.
+    /// Size limit of the file; `None` for a pipe.
     max_bytes: Option<u64>,
-    /// What is in the file now.
+    /// Current size of the file.
     bytes: u64,
     events: u64,
     done: Arc<AtomicBool>,
-    /// When to give up, once the VMM has ended.
+    /// When to give up after the VMM has ended.
     last_call: Option<Instant>,
 }
 
@@ -184,13 +184,13 @@ impl Writer {
                 .map_err(io::Error::from)
                 .and_then(|text| self.write_event(&format!("{text}\n\n")));
             if let Err(error) = written {
-                log::error!("cannot write an event, and will write no more: {error}");
+                log::error!("cannot write an event; no more events are written: {error}");
                 return;
             }
         }
     }
 
-    /// Writes an event, from the file's beginning if it has no room behind the others.
+    /// Writes an event, from the file's beginning if the size limit is reached.
     fn write_event(&mut self, text: &str) -> io::Result<()> {
         let room = |bytes: u64| self.max_bytes.is_none_or(|max| bytes <= max);
         let length = text.len() as u64;
@@ -210,10 +210,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes all of `bytes`, however long the reader takes, also if the descriptor does not block.
+    /// Writes all of `bytes`, without a time limit while the VMM runs, also to a nonblocking descriptor.
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            // A pipe with room for anything takes this much without blocking (POSIX: PIPE_BUF).
+            // A pipe that poll() reports as writable takes this much without blocking (POSIX: PIPE_BUF).
             let some = bytes.get(..PIPE_BUF).unwrap_or(bytes);
             match self.ready().and_then(|()| self.file.write(some)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -227,12 +227,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until there is room for a bit more.
+    /// Waits until the file is writable.
     fn ready(&mut self) -> io::Result<()> {
-        let look = Timespec::try_from(LOOK).map_err(io::Error::other)?;
+        let timeout = Timespec::try_from(POLL).map_err(io::Error::other)?;
         loop {
             let mut fds = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::OUT)];
-            if poll(&mut fds, Some(&look))? > 0 {
+            if poll(&mut fds, Some(&timeout))? > 0 {
                 return Ok(());
             }
             if self.done.load(Ordering::Acquire) {

@@ -1,4 +1,4 @@
-//! Answers: cloud-hypervisor's status codes, headers and error bodies.
+//! Service with cloud-hypervisor's status codes, headers and error bodies.
 
 use http_body_util::{Either, Full};
 use hyper::StatusCode;
@@ -6,33 +6,36 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use serde::Serialize;
 
-use super::request::Asked;
+use super::request::HttpRequest;
 use super::stream::EventBody;
 use crate::failure::Failure;
 
-/// An answer: whole, or events as they come.
+/// An answer: a complete body, or a stream of events.
 pub(super) type Response = hyper::Response<Either<Full<Bytes>, EventBody>>;
 
-/// Who answers requests.
-pub(super) trait Answers: Clone + Send + Sync + 'static {
-    /// The answer to a request.
-    fn answer(&self, asked: Asked) -> impl Future<Output = Result<Response, BadRequest>> + Send;
+/// A service that answers requests.
+pub(super) trait Service: Clone + Send + Sync + 'static {
+    /// Service a request.
+    fn answer(
+        &self,
+        request: HttpRequest,
+    ) -> impl Future<Output = Result<Response, BadRequest>> + Send;
 }
 
-/// A request that does not become a call.
+/// A request that is not a valid call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BadRequest {
-    /// It is not of the form that the call needs: the verb, or a body too many or too few.
+    /// Wrong method, missing body or unexpected body.
     Form,
-    /// There is no such call.
+    /// Unknown call.
     NoSuchCall,
-    /// The body is longer than anything sensible.
+    /// The body is too long.
     TooLong,
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     TooSlow,
-    /// There are too many of this kind already.
+    /// Too many requests of this kind are open.
     TooMany,
-    /// The body is not the JSON that the call needs; the text says why.
+    /// The body is not the JSON that the call expects; the text is the parse error.
     Json(String),
 }
 
@@ -62,7 +65,7 @@ impl BadRequest {
     }
 }
 
-/// The answer to a call that was not done; `what` says in a sentence what was tried.
+/// The answer to a call that failed. `what` is a sentence about the failed action.
 pub(super) fn failure(what: &str, failure: &Failure) -> Response {
     let mut messages = vec!["Error from API".to_owned()];
     if !matches!(failure, Failure::Busy | Failure::Ending) {
@@ -73,12 +76,12 @@ pub(super) fn failure(what: &str, failure: &Failure) -> Response {
     json(failure.status(), &messages)
 }
 
-/// The answer with this value as its body.
+/// The answer with `value` as its JSON body.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => with_body(status, body.into()),
         Err(error) => {
-            log::error!("API: cannot write an answer: {error}");
+            log::error!("API: cannot serialize an answer: {error}");
             empty(StatusCode::INTERNAL_SERVER_ERROR)
         }
     }

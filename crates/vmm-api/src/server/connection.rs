@@ -1,30 +1,30 @@
-//! The connections that are open: many, but bounded, and nobody can keep others out by holding them.
+//! The open connections. Their number is bounded, and idle connections cannot keep new clients out.
 //!
-//! When there is no room for a new one, the one that has been without a complete request for longest is closed. A client
-//! that asks at once is served however many others hold on to theirs.
+//! If there is no room for a new connection, the connection that has been idle for longest is closed. A client that
+//! sends its request at once is served, however many connections are open.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// Connections that may be open at once.
+/// Largest number of open connections.
 const MAX_OPEN: usize = 256;
 
-/// The open connections. Clones are the same.
+/// The open connections. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Connections(Arc<Mutex<Open>>);
 
 #[derive(Default)]
 struct Open {
     next: u64,
-    /// Those without a request, by the number of when they had their last; and how to close each.
+    /// Idle connections by the sequence number of their last request, with the handle that closes each.
     idle: BTreeMap<u64, AbortHandle>,
-    /// How many requests are being answered.
+    /// Number of requests that are being answered.
     busy: usize,
 }
 
-/// A connection's entry.
+/// Entry of a connection.
 pub(super) struct Entry {
     connections: Connections,
     state: Mutex<State>,
@@ -38,7 +38,8 @@ enum State {
 }
 
 impl Connections {
-    /// An entry for a new connection; `None` if all are busy. Closes the one that is idle for longest if there is no room.
+    /// An entry for a new connection, or `None` if all connections are busy. If there is no room, closes the connection
+    /// that has been idle for longest.
     pub(super) fn enter(&self) -> Option<Arc<Entry>> {
         let mut open = self.lock();
         if open.busy.saturating_add(open.idle.len()) >= MAX_OPEN {
@@ -52,7 +53,7 @@ impl Connections {
         }))
     }
 
-    /// How many requests are being answered.
+    /// Number of requests that are being answered.
     pub(super) fn busy(&self) -> usize {
         self.lock().busy
     }
@@ -63,7 +64,7 @@ impl Connections {
 }
 
 impl Entry {
-    /// The connection has a task that can be closed.
+    /// Registers the connection's task, so that it can be closed.
     pub(super) fn opened(&self, task: AbortHandle) {
         let mut state = self.state();
         if let State::New = *state {
@@ -71,7 +72,7 @@ impl Entry {
         }
     }
 
-    /// A request is here, to its last byte.
+    /// Marks the connection as busy: a complete request has arrived.
     pub(super) fn begins(self: &Arc<Self>) -> Request {
         let mut state = self.state();
         if let State::Idle(number) = *state {
@@ -122,10 +123,10 @@ impl Drop for Entry {
     }
 }
 
-/// A request that is being answered: until this is dropped its connection is not closed for others.
+/// A request that is being answered. Its connection is not closed to make room until this is dropped.
 pub(super) struct Request(Arc<Entry>);
 
-/// The request as its handler can hold on to it, for an answer that takes long.
+/// A shared handle of the request, for answers that take long.
 #[derive(Clone)]
 pub(super) struct Held(#[expect(dead_code, reason = "held for its drop")] pub(super) Arc<Request>);
 

@@ -1,4 +1,4 @@
-//! Accepting connections, and HTTP on each of them within limits.
+//! Accepts connections and serves HTTP on each of them, within limits.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,30 +15,30 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::answer::{Answers, BadRequest, Response};
+use super::answer::{BadRequest, Response, Service};
 use super::connection::{Connections, Entry, Held};
-use super::request::{Asked, read};
-use super::riders::{Carriage, Riders};
+use super::fd_stream::{FdStream, PassedFds};
+use super::request::{HttpRequest, read};
 use crate::EventLog;
 use crate::socket::ApiSocket;
 
-/// How long the head of a request may take, and how long a connection may be without one.
+/// Time limit for the head of a request, and for an idle connection.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Longest head of a request, in bytes.
+/// Largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
-/// Most headers of a request.
+/// Largest number of headers in a request.
 const MAX_HEADERS: usize = 64;
-/// How long the end of the VMM waits for answers that are on their way.
+/// Time that the end of the server waits for open answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How often to look whether all are answered.
-const LOOK: Duration = Duration::from_millis(2);
-/// How long to wait when no connection can be accepted, such as for lack of descriptors.
+/// Interval at which the end of the server checks for open answers.
+const POLL: Duration = Duration::from_millis(2);
+/// Pause after accept() has failed, for example for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until `stop` is told.
+/// Serves until `stop` is notified.
 pub(super) async fn serve(
     socket: ApiSocket,
-    answers: impl Answers,
+    answers: impl Service,
     events: EventLog,
     stop: Arc<Notify>,
 ) {
@@ -54,14 +54,14 @@ pub(super) async fn serve(
         };
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => welcome(stream, &connections, &answers, &mut tasks),
+                Ok((stream, _)) => start_connection(stream, &connections, &answers, &mut tasks),
                 Err(error) => {
                     log::warn!("API: cannot accept a connection: {error}");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
             while tasks.try_join_next().is_some() {}
-            // A new connection is looked at before the next is accepted, which might close it.
+            // The task of the new connection runs before the next accept, which might close the connection.
             tokio::task::yield_now().await;
         }
     };
@@ -72,65 +72,69 @@ pub(super) async fn serve(
     events.close();
     let answered = async {
         while connections.busy() > 0 {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     };
     let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;
 }
 
-/// Serves a connection, if its other end may ask at all.
-fn welcome(
+/// Serves a connection if the client's user has access.
+fn start_connection(
     stream: UnixStream,
     connections: &Connections,
-    answers: &impl Answers,
+    answers: &impl Service,
     tasks: &mut JoinSet<()>,
 ) {
-    match may_ask(&stream) {
+    match has_access(&stream) {
         Ok(true) => {}
         Ok(false) => return,
         Err(error) => {
-            log::warn!("API: cannot tell who connects: {error}");
+            log::warn!("API: cannot read the credentials of a client: {error}");
             return;
         }
     }
     let Some(entry) = connections.enter() else {
-        log::warn!("API: a connection was closed, as all others are busy");
+        log::warn!("API: a new connection was closed: all connections are busy");
         return;
     };
-    let task = tasks.spawn(converse(stream, Arc::clone(&entry), answers.clone()));
+    let task = tasks.spawn(serve_connection(
+        stream,
+        Arc::clone(&entry),
+        answers.clone(),
+    ));
     entry.opened(task);
 }
 
-/// Whether the process at the other end is root's or of this process's user.
-fn may_ask(stream: &UnixStream) -> io::Result<bool> {
+/// Whether the client runs as root or as this process's user.
+fn has_access(stream: &UnixStream) -> io::Result<bool> {
     let peer = stream.peer_cred()?;
     let allowed = peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw();
     if !allowed {
         let pid = peer.pid().unwrap_or(0);
         log::warn!(
-            "API: process {pid} of user {} may not ask: only root and the user of this VMM may",
+            "API: process {pid} of user {} is refused: only root and the user of this VMM have access",
             peer.uid()
         );
     }
     Ok(allowed)
 }
 
-async fn converse(stream: UnixStream, entry: Arc<Entry>, answers: impl Answers) {
-    let riders = Riders::default();
-    let carriage = Carriage::new(stream, riders.clone());
+async fn serve_connection(stream: UnixStream, entry: Arc<Entry>, answers: impl Service) {
+    let fds = PassedFds::default();
+    let stream = FdStream::new(stream, fds.clone());
     let service = service_fn(move |request| {
-        answer(request, riders.clone(), Arc::clone(&entry), answers.clone())
+        answer(request, fds.clone(), Arc::clone(&entry), answers.clone())
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
-        // Who has nothing more to say may still listen.
+        // A client may close its sending side and still read the answer.
         .half_close(true)
         // cloud-hypervisor's client looks for `Content-Length` in this spelling.
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(carriage), service)
+        .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
         log::debug!("API: a connection ended early: {error}");
@@ -139,40 +143,40 @@ async fn converse(stream: UnixStream, entry: Arc<Entry>, answers: impl Answers) 
 
 async fn answer(
     request: Request<Incoming>,
-    riders: Riders,
+    fds: PassedFds,
     entry: Arc<Entry>,
-    answers: impl Answers,
+    answers: impl Service,
 ) -> Result<Response, Infallible> {
-    let answered = ask(request, &riders, &entry, &answers).await;
+    let answered = serve_request(request, &fds, &entry, &answers).await;
     let mut response = answered.unwrap_or_else(BadRequest::into_response);
-    // cloud-hypervisor's client takes all that follows the version for the number of the status.
+    // cloud-hypervisor's client parses everything after the version as the status number.
     let no_reason = ReasonPhrase::from_static(b"");
     response.extensions_mut().insert(no_reason);
     Ok(response)
 }
 
-async fn ask(
+async fn serve_request(
     request: Request<Incoming>,
-    riders: &Riders,
+    fds: &PassedFds,
     entry: &Arc<Entry>,
-    answers: &impl Answers,
+    answers: &impl Service,
 ) -> Result<Response, BadRequest> {
     let (parts, body) = request.into_parts();
     let body = read(body).await;
-    // What came up to the last byte of this request is of no other.
-    let riders = riders.split_off();
+    // Descriptors that arrived up to the last byte of this request belong to it.
+    let fds = fds.split_off();
     let body = body?;
     let held = Held(Arc::new(entry.begins()));
-    let asked = Asked {
+    let request = HttpRequest {
         method: parts.method,
         path: parts.uri.path().to_owned(),
         headers: parts.headers,
         body,
-        riders,
+        fds,
         held: held.clone(),
     };
-    // Who answers lets go of the request, and of what came with it, before there is an answer.
-    let answered = answers.answer(asked).await;
+    // The service drops the request and its descriptors before the answer is sent.
+    let answered = answers.answer(request).await;
     drop(held);
     answered
 }

@@ -1,4 +1,4 @@
-//! Requests: their bodies, read within limits and parsed strictly.
+//! Requests: bodies are read within limits and parsed strictly.
 
 use std::time::Duration;
 
@@ -9,56 +9,56 @@ use serde::de::DeserializeOwned;
 
 use super::answer::BadRequest;
 use super::connection::Held;
-use super::riders::Riders;
+use super::fd_stream::PassedFds;
 
-/// Longest body, in bytes; a VM with sixteen vCPUs and a hundred devices needs a twentieth.
+/// Largest body, in bytes. A VM with sixteen vCPUs and a hundred devices needs a twentieth of it.
 const MAX_BODY_BYTES: usize = 512 << 10;
-/// How long a body may take to arrive.
+/// Time limit for the body.
 const BODY_TIME: Duration = Duration::from_secs(5);
-/// What the paths of all calls begin with.
+/// Prefix of the paths of all calls.
 const BASE: &str = "/api/v1/";
 
-/// A request, to its last byte.
-pub(super) struct Asked {
+/// A complete request.
+pub(super) struct HttpRequest {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// What came with it.
-    pub(super) riders: Riders,
+    /// Descriptors that came with the request.
+    pub(super) fds: PassedFds,
     pub(super) held: Held,
 }
 
-impl Asked {
+impl HttpRequest {
     /// The path of the call.
     pub(super) fn call(&self) -> Result<&str, BadRequest> {
         self.path.strip_prefix(BASE).ok_or(BadRequest::NoSuchCall)
     }
 
-    /// The verb must be GET. A verb that a call does not have is a bad request, as cloud-hypervisor sees it.
+    /// Checks that the method is GET. A method that a call does not have is a bad request, as in cloud-hypervisor.
     pub(super) fn get(&self) -> Result<(), BadRequest> {
-        self.verb(&Method::GET)
+        self.expect_method(&Method::GET)
     }
 
-    /// The verb must be PUT, and there must be no body.
+    /// Checks that the method is PUT and that there is no body.
     pub(super) fn put_nothing(&self) -> Result<(), BadRequest> {
-        self.verb(&Method::PUT)?;
+        self.expect_method(&Method::PUT)?;
         match self.body.is_empty() {
             true => Ok(()),
             false => Err(BadRequest::Form),
         }
     }
 
-    /// The verb must be PUT, and the body JSON of this type.
+    /// Checks that the method is PUT and parses the body.
     pub(super) fn put_json<T: DeserializeOwned>(&self) -> Result<T, BadRequest> {
-        self.verb(&Method::PUT)?;
+        self.expect_method(&Method::PUT)?;
         if self.body.is_empty() {
             return Err(BadRequest::Form);
         }
         parse(&self.body).map_err(BadRequest::Json)
     }
 
-    pub(super) fn verb(&self, verb: &Method) -> Result<(), BadRequest> {
+    pub(super) fn expect_method(&self, verb: &Method) -> Result<(), BadRequest> {
         match self.method == verb {
             true => Ok(()),
             false => Err(BadRequest::Form),
@@ -66,7 +66,7 @@ impl Asked {
     }
 }
 
-/// All of a body, if it is not too long and does not take too long.
+/// Reads a body within the limits of size and time.
 pub(super) async fn read<B>(body: B) -> Result<Bytes, BadRequest>
 where
     B: Body<Data = Bytes>,
@@ -81,7 +81,7 @@ where
     }
 }
 
-/// The value in `body`, or where in it something is wrong and what.
+/// Parses the value in `body`. The error names the position.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -100,7 +100,7 @@ mod tests {
     use crate::{DeviceConfig, VmConfig};
 
     #[test]
-    fn an_unknown_field_is_named_with_the_known_ones() {
+    fn an_unknown_field_is_reported_with_the_known_ones() {
         let error = parse::<DeviceConfig>(br#"{"path":"/x","p2pp":true}"#).unwrap_err();
         assert!(
             error.contains("unknown field `p2pp`, expected one of `path`, `id`, `p2p`"),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_vmm_lacks_is_named() {
+    fn an_unsupported_field_is_named() {
         let json = br#"{"payload":{"kernel":"/k"},"devices":[{"path":"/x","iommu":true}]}"#;
         let error = parse::<VmConfig>(json).unwrap_err();
         assert!(
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_value_is_refused() {
+    fn trailing_data_is_refused() {
         assert!(parse::<u64>(b"1 ").is_ok());
         assert!(parse::<u64>(b"1 2").is_err());
     }

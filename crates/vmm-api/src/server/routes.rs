@@ -1,88 +1,91 @@
-//! The calls of a VMM by their names.
+//! The calls of a VMM by name.
 
 use hyper::StatusCode;
 use serde::Serialize;
 
-use super::answer::{Answers, BadRequest, Response, empty, failure, json};
-use super::request::Asked;
+use super::answer::{BadRequest, Response, Service, empty, failure, json};
+use super::request::HttpRequest;
 use super::stream::{EVENTS, Streams};
 use crate::call::{Call, Caller, Reply};
 use crate::failure::Failure;
 
-/// Who hands calls to the thread of the VM, and tells events.
+/// Passes calls to the thread that owns the VM, and serves the stream of events.
 #[derive(Clone)]
 pub(super) struct VmmCalls {
     caller: Caller,
     streams: Streams,
 }
 
-impl Answers for VmmCalls {
-    async fn answer(&self, asked: Asked) -> Result<Response, BadRequest> {
-        match asked.call()? {
+impl Service for VmmCalls {
+    async fn answer(&self, request: HttpRequest) -> Result<Response, BadRequest> {
+        match request.call()? {
             "vmm.ping" => {
-                self.tell(&asked, "The VMM does not answer", Call::Ping)
+                self.query(&request, "The VMM does not answer", Call::Ping)
                     .await
             }
             "vmm.shutdown" => {
-                asked.put_nothing()?;
+                request.put_nothing()?;
                 self.shutdown_vmm().await
             }
             "vm.create" => {
-                let config = asked.put_json()?;
+                let config = request.put_json()?;
                 let make = |reply| Call::Create(Box::new(config), reply);
                 self.done("The VM could not be created", make).await
             }
-            "vm.boot" => self.act(&asked, "The VM could not boot", Call::Boot).await,
+            "vm.boot" => {
+                self.act(&request, "The VM could not boot", Call::Boot)
+                    .await
+            }
             "vm.shutdown" => {
                 let what = "The VM could not shutdown";
-                self.act(&asked, what, Call::Shutdown).await
+                self.act(&request, what, Call::Shutdown).await
             }
             "vm.delete" => {
                 let what = "The VM could not be deleted";
-                self.act(&asked, what, Call::Delete).await
+                self.act(&request, what, Call::Delete).await
             }
             "vm.reboot" => {
-                self.act(&asked, "The VM could not reboot", Call::Reboot)
+                self.act(&request, "The VM could not reboot", Call::Reboot)
                     .await
             }
             "vm.pause" => {
                 let what = "The VM could not be paused";
-                self.act(&asked, what, Call::Pause).await
+                self.act(&request, what, Call::Pause).await
             }
             "vm.resume" => {
-                self.act(&asked, "The VM could not resume", Call::Resume)
+                self.act(&request, "The VM could not resume", Call::Resume)
                     .await
             }
             "vm.power-button" => {
                 let what = "Error triggering power button";
-                self.act(&asked, what, Call::PowerButton).await
+                self.act(&request, what, Call::PowerButton).await
             }
             "vm.info" => {
-                self.tell(&asked, "The VM info is not available", Call::Info)
+                self.query(&request, "The VM info is not available", Call::Info)
                     .await
             }
             "vm.counters" => {
                 let what = "The VM counters are not available";
-                self.tell(&asked, what, Call::Counters).await
+                self.query(&request, what, Call::Counters).await
             }
             "vm.p2p" => {
                 let what = "The P2P domains are not available";
-                self.tell(&asked, what, Call::P2p).await
+                self.query(&request, what, Call::P2p).await
             }
             "vm.p2p-windows" => {
-                let request = asked.put_json()?;
+                let request = request.put_json()?;
                 let make = |reply| Call::P2pWindows(request, reply);
-                let what = "The windows of the device could not be changed";
+                let what = "The peer mappings of the device could not be changed";
                 self.done(what, make).await
             }
-            "vm.add-device" => self.add_device(asked).await,
+            "vm.add-device" => self.add_device(request).await,
             "vm.remove-device" => {
-                let request = asked.put_json()?;
+                let request = request.put_json()?;
                 let make = |reply| Call::RemoveDevice(request, reply);
                 let what = "The device could not be removed from the VM";
                 self.done(what, make).await
             }
-            EVENTS => self.streams.answer(asked),
+            EVENTS => self.streams.answer(request),
             _ => Err(BadRequest::NoSuchCall),
         }
     }
@@ -105,25 +108,25 @@ impl VmmCalls {
         })
     }
 
-    /// Makes a call that has no body, as its answer has none.
+    /// Makes a call without a body whose answer has no body.
     async fn act(
         &self,
-        asked: &Asked,
+        request: &HttpRequest,
         what: &str,
         make: impl FnOnce(Reply<()>) -> Call,
     ) -> Result<Response, BadRequest> {
-        asked.put_nothing()?;
+        request.put_nothing()?;
         self.done(what, make).await
     }
 
-    /// Makes a call that changes nothing, whose answer is JSON.
-    async fn tell<T: Serialize>(
+    /// Makes a call that changes nothing and whose answer is JSON.
+    async fn query<T: Serialize>(
         &self,
-        asked: &Asked,
+        request: &HttpRequest,
         what: &str,
         make: impl FnOnce(Reply<T>) -> Call,
     ) -> Result<Response, BadRequest> {
-        asked.get()?;
+        request.get()?;
         Ok(match self.caller.call(make).await {
             Ok(value) => json(StatusCode::OK, &value),
             Err(error) => failure(what, &error),
@@ -137,13 +140,13 @@ impl VmmCalls {
         })
     }
 
-    async fn add_device(&self, asked: Asked) -> Result<Response, BadRequest> {
+    async fn add_device(&self, request: HttpRequest) -> Result<Response, BadRequest> {
         let what = "The device could not be added to the VM";
-        let config = asked.put_json()?;
-        let mut riders = asked.riders.take();
-        let device = riders.pop();
-        if !riders.is_empty() {
-            let why = "a device is one descriptor, and more came".to_owned();
+        let config = request.put_json()?;
+        let mut fds = request.fds.take();
+        let device = fds.pop();
+        if !fds.is_empty() {
+            let why = "the request came with more than one descriptor".to_owned();
             return Ok(failure(what, &Failure::Malformed(why)));
         }
         let make = |reply| Call::AddDevice(config, device, reply);

@@ -1,6 +1,6 @@
-//! `GET /api/v1/events`: what the VMM tells, as server-sent events.
+//! `GET /api/v1/events`: the events of the VMM, as server-sent events.
 //!
-//! Each has its number as its id; a client that comes back with `Last-Event-ID` gets what it has missed.
+//! Each event has its number as ID. A client that sends `Last-Event-ID` gets the events that it missed.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,13 +16,13 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answer::{BadRequest, Response};
 use super::connection::Held;
-use super::request::Asked;
+use super::request::HttpRequest;
 use crate::EventLog;
 use crate::event::{Found, Line, Reader};
 
-/// Clients that may read events at once.
+/// Largest number of clients that read events.
 const MAX_STREAMS: usize = 32;
-/// How often a quiet stream says that it is alive, which also finds out who has gone.
+/// Interval of keep-alive comments on a quiet stream. Writing one also detects clients that have gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The streams of events.
@@ -63,12 +63,12 @@ impl Streams {
         })
     }
 
-    /// Answers with the events.
-    pub(super) fn answer(&self, asked: Asked) -> Result<Response, BadRequest> {
-        asked.get()?;
-        let seen = asked.headers.get("last-event-id");
+    /// Service with the stream of events.
+    pub(super) fn answer(&self, request: HttpRequest) -> Result<Response, BadRequest> {
+        request.get()?;
+        let seen = request.headers.get("last-event-id");
         let seen = seen.and_then(|id| id.to_str().ok()?.parse().ok());
-        let body = self.open(seen, asked.held).ok_or(BadRequest::TooMany)?;
+        let body = self.open(seen, request.held).ok_or(BadRequest::TooMany)?;
         let mut response = Response::new(Either::Right(body));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -77,16 +77,16 @@ impl Streams {
     }
 }
 
-/// The call that asks for the events.
+/// Name of the call.
 pub(super) const EVENTS: &str = "events";
 
-/// The body of a stream: events as they come.
+/// Body of a stream.
 pub(super) struct EventBody {
     streams: Streams,
     reader: Reader,
     changed: Pin<Box<OwnedNotified>>,
     alive: Interval,
-    /// A flood of others does not close this.
+    /// Keeps the connection from being closed to make room for others.
     _held: Held,
     _permit: OwnedSemaphorePermit,
 }
@@ -101,7 +101,7 @@ impl Body for EventBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         loop {
-            // Before looking, so that what comes after the look is not overslept.
+            // Registers for notification before the read, so that no event is missed.
             this.changed.as_mut().enable();
             let text = match this.reader.poll() {
                 Found::Event(number, line) => format!("id: {number}\n{}", fields(&line)),
@@ -122,7 +122,7 @@ impl Body for EventBody {
     }
 }
 
-/// An event without its id (WHATWG HTML §9.2.5). JSON in one line has no line breaks of its own.
+/// An event without its ID (WHATWG HTML §9.2.5). The JSON is on one line.
 fn fields(line: &Line) -> String {
     format!("event: {}\ndata: {}\n\n", line.event, line.json)
 }

@@ -1,7 +1,7 @@
 mod dialect;
 mod flood;
-mod forward;
 mod limits;
+mod proxy;
 mod socket;
 
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
-/// What comes back on `bytes`, until the connection ends: the client asks for that.
+/// Sends `bytes` and reads until the connection ends; the request asks for that.
 fn ask(socket: &Path, bytes: &[u8]) -> String {
     let mut stream = connect(socket);
     stream.write_all(bytes).unwrap();
@@ -28,7 +28,7 @@ fn ask(socket: &Path, bytes: &[u8]) -> String {
     answer
 }
 
-/// A request with a body, in the words of cloud-hypervisor's client, after which the connection ends.
+/// A request as cloud-hypervisor's client sends it, with `Connection: close`.
 fn request(verb: &str, call: &str, body: &str) -> Vec<u8> {
     let length = match body {
         "" => String::new(),

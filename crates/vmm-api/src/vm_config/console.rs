@@ -1,13 +1,13 @@
-//! Where the guest's serial port and console end in the host.
+//! Host side of the guest's serial port and console.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::{ConsoleFields, ConsoleMode};
+use super::json::{ConsoleFields, ConsoleMode};
 
-/// `--serial tty|file=PATH|null|off`: where the guest's first serial port ends.
+/// `--serial tty|file=PATH|null|off`: host side of the guest's first serial port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "ConsoleFields", into = "ConsoleFields")]
@@ -16,17 +16,17 @@ pub enum SerialConfig {
     Tty,
     /// Output to a file, no input.
     File(PathBuf),
-    /// Output is dropped, no input.
+    /// Output is discarded, no input.
     #[default]
     Null,
     /// The guest has no serial port.
     Off,
 }
 
-/// Why `--serial` or `--console` was not understood.
+/// Parse error of `--serial` or `--console`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConsoleError {
-    /// A mode that is none.
+    /// Unknown mode.
     #[error("\"{0}\" is not a serial mode (known: tty, file=PATH, null, off)")]
     SerialMode(String),
     /// `file=` without a path.
@@ -34,7 +34,7 @@ pub enum ConsoleError {
     NoPath,
     /// A mode that needs a virtio console.
     #[error(
-        "there is no virtio console: \"{0}\" is not possible (known: off, null); the guest's console is --serial"
+        "there is no virtio console: \"{0}\" is not supported (known: off, null); the guest's console is --serial"
     )]
     ConsoleMode(String),
 }
@@ -56,7 +56,7 @@ impl FromStr for SerialConfig {
     }
 }
 
-/// `--console off|null`: accepted as cloud-hypervisor spells it; there is no virtio console to attach.
+/// `--console off|null`: accepted as in cloud-hypervisor. There is no virtio console.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "ConsoleFields", into = "ConsoleFields")]
@@ -80,7 +80,7 @@ impl TryFrom<ConsoleFields> for SerialConfig {
         match (fields.mode, fields.file) {
             (ConsoleMode::File, Some(path)) => Ok(Self::File(path)),
             (ConsoleMode::File, None) => Err("mode File needs a file".to_owned()),
-            (mode, Some(_)) => Err(format!("file means nothing in mode {mode:?}")),
+            (mode, Some(_)) => Err(format!("file has no effect in mode {mode:?}")),
             (ConsoleMode::Tty, None) => Ok(Self::Tty),
             (ConsoleMode::Null, None) => Ok(Self::Null),
             (ConsoleMode::Off, None) => Ok(Self::Off),
@@ -106,7 +106,7 @@ impl TryFrom<ConsoleFields> for ConsoleConfig {
         match fields.mode {
             ConsoleMode::Off | ConsoleMode::Null if fields.file.is_none() => Ok(Self),
             mode => Err(format!(
-                "there is no virtio console: mode {mode:?} is not possible (known: Off, Null); the guest's console is serial"
+                "there is no virtio console: mode {mode:?} is not supported (known: Off, Null); the guest's console is serial"
             )),
         }
     }
@@ -139,10 +139,10 @@ mod tests {
     }
 
     #[test]
-    fn console_can_only_be_off() {
+    fn only_a_console_that_is_off_is_accepted() {
         assert_eq!("off".parse(), Ok(ConsoleConfig));
         assert_eq!("null".parse(), Ok(ConsoleConfig));
         let error = "tty".parse::<ConsoleConfig>().unwrap_err();
-        assert!(error.to_string().contains("\"tty\" is not possible"));
+        assert!(error.to_string().contains("\"tty\" is not supported"));
     }
 }

@@ -4,22 +4,22 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire;
+use super::json;
 use crate::options::{OptionError, Options};
 
-/// Most vCPUs a VM can have.
+/// Largest number of vCPUs.
 const MAX_CPUS: u8 = 16;
 
-/// vCPUs, on the command line `boot=2`.
+/// vCPUs; on the command line `boot=2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(try_from = "wire::CpusFields", into = "wire::CpusFields")]
+#[serde(try_from = "json::CpusFields", into = "json::CpusFields")]
 pub struct CpusConfig {
     boot: u8,
 }
 
 impl CpusConfig {
-    /// vCPUs present when the guest boots, 1 to 16. None come later.
+    /// Number of vCPUs, 1 to 16. vCPUs cannot be added later.
     pub fn boot_vcpus(self) -> u8 {
         self.boot
     }
@@ -31,11 +31,11 @@ impl Default for CpusConfig {
     }
 }
 
-impl TryFrom<wire::CpusFields> for CpusConfig {
+impl TryFrom<json::CpusFields> for CpusConfig {
     type Error = String;
 
-    fn try_from(fields: wire::CpusFields) -> Result<Self, String> {
-        let wire::CpusFields {
+    fn try_from(fields: json::CpusFields) -> Result<Self, String> {
+        let json::CpusFields {
             boot_vcpus: boot,
             max_vcpus: max,
             ..
@@ -53,7 +53,7 @@ impl TryFrom<wire::CpusFields> for CpusConfig {
     }
 }
 
-impl From<CpusConfig> for wire::CpusFields {
+impl From<CpusConfig> for json::CpusFields {
     fn from(cpus: CpusConfig) -> Self {
         Self::of(cpus.boot)
     }
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn more_vcpus_later_are_refused() {
+    fn max_above_boot_is_refused() {
         let error = "boot=2,max=4".parse::<CpusConfig>().unwrap_err();
         assert!(error.to_string().contains("cannot be added later"));
         let json = r#"{"boot_vcpus":2,"max_vcpus":4}"#;

@@ -4,22 +4,22 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire;
+use super::json;
 use crate::options::{OptionError, Options};
 
-/// Unit of guest memory: RAM regions are whole pages.
+/// Granularity of guest memory: RAM regions are whole pages.
 const PAGE_BYTES: u64 = 4096;
 
-/// Guest memory, on the command line `size=512M`.
+/// Guest memory; on the command line `size=512M`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(try_from = "wire::MemoryFields", into = "wire::MemoryFields")]
+#[serde(try_from = "json::MemoryFields", into = "json::MemoryFields")]
 pub struct MemoryConfig {
     size_bytes: u64,
 }
 
 impl MemoryConfig {
-    /// Its size: above zero, and whole pages.
+    /// Size: above zero, and whole pages.
     pub fn size_bytes(self) -> u64 {
         self.size_bytes
     }
@@ -38,17 +38,17 @@ impl Default for MemoryConfig {
     }
 }
 
-impl TryFrom<wire::MemoryFields> for MemoryConfig {
+impl TryFrom<json::MemoryFields> for MemoryConfig {
     type Error = String;
 
-    fn try_from(fields: wire::MemoryFields) -> Result<Self, String> {
+    fn try_from(fields: json::MemoryFields) -> Result<Self, String> {
         let size = fields.size;
         Self::new(size)
             .ok_or_else(|| format!("size: {size} is not above zero and a multiple of 4096 bytes"))
     }
 }
 
-impl From<MemoryConfig> for wire::MemoryFields {
+impl From<MemoryConfig> for json::MemoryFields {
     fn from(memory: MemoryConfig) -> Self {
         Self::of(memory.size_bytes)
     }
@@ -72,7 +72,7 @@ impl FromStr for MemoryConfig {
     }
 }
 
-/// Bytes of `512M`, `1G`, `4096K` or a plain number; `None` if it is none of these or does not fit.
+/// Parses `512M`, `1G`, `4096K` or a plain number. Returns `None` for other text and on overflow.
 fn parse_size(text: &str) -> Option<u64> {
     let (number, shift) = match text.strip_suffix(['K', 'k']) {
         Some(number) => (number, 10),

@@ -1,23 +1,23 @@
-//! What a VM takes of the host it runs on.
+//! How a VM uses the host.
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire;
-use crate::inherited::Inherited;
+use super::json;
+use crate::inherited_fd::InheritedFd;
 use crate::options::{OptionError, Options};
 
-/// Of what the host offers, what a VM is made of; on the command line `iommufd=on,iommufd_fd=5`.
+/// How a VM uses the host; on the command line `iommufd=on,iommufd_fd=5`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(from = "wire::PlatformFields", into = "wire::PlatformFields")]
+#[serde(from = "json::PlatformFields", into = "json::PlatformFields")]
 pub struct PlatformConfig {
-    /// Whether devices are assigned through iommufd, or through VFIO containers. Without a word, iommufd is used where
-    /// kernel and devices have what it takes.
+    /// Whether devices are assigned through iommufd or through VFIO containers. If absent, iommufd is used where it is
+    /// supported by the kernel and by all devices.
     pub iommufd: Option<bool>,
-    /// An open `/dev/iommu` that the VMM has inherited.
-    pub iommufd_fd: Option<Inherited>,
+    /// An inherited descriptor of `/dev/iommu`.
+    pub iommufd_fd: Option<InheritedFd>,
 }
 
 impl PlatformConfig {
@@ -32,14 +32,14 @@ impl FromStr for PlatformConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let options = Options::parse(text, &["iommufd", "iommufd_fd"])?;
         let iommufd = options.switch("iommufd")?;
-        let iommufd_fd = options.value::<Inherited>("iommufd_fd", Inherited::WHAT)?;
+        let iommufd_fd = options.value::<InheritedFd>("iommufd_fd", InheritedFd::WHAT)?;
         match (iommufd, iommufd_fd) {
             (Some(false), Some(fd)) => Err(OptionError::BadValue {
                 key: "iommufd_fd".to_owned(),
                 value: fd.to_string(),
                 expected: "possible with iommufd=off".to_owned(),
             }),
-            // To hand one in is to ask for it.
+            // A descriptor implies iommufd=on.
             (iommufd, fd) => Ok(Self {
                 iommufd: iommufd.or(fd.map(|_| true)),
                 iommufd_fd,
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn iommufd_is_on_off_or_left_to_the_vmm() {
+    fn iommufd_is_on_off_or_absent() {
         assert_eq!("iommufd=on".parse(), Ok(platform(Some(true))));
         assert_eq!("iommufd=off".parse(), Ok(platform(Some(false))));
         assert!("iommufd=auto".parse::<PlatformConfig>().is_err());
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn an_iommufd_that_is_handed_in_is_used() {
+    fn an_iommufd_descriptor_implies_iommufd() {
         let expected = PlatformConfig {
             iommufd_fd: "5".parse().ok(),
             ..platform(Some(true))

@@ -38,7 +38,7 @@ fn json_round_trips() {
 }
 
 #[test]
-fn what_is_left_out_has_defaults() {
+fn absent_fields_have_defaults() {
     let config = parse(r#"{"payload":{"kernel":"/k"}}"#).unwrap();
     assert_eq!(config.cpus.boot_vcpus(), 1);
     assert_eq!(config.serial, SerialConfig::Null);
@@ -46,7 +46,7 @@ fn what_is_left_out_has_defaults() {
 }
 
 #[test]
-fn fields_of_cloud_hypervisor_that_ask_for_nothing_are_accepted() {
+fn unsupported_fields_that_request_nothing_are_accepted() {
     let json = r#"{"payload":{"kernel":"/k","firmware":null},"disks":null,"net":[],"iommu":false,
         "devices":[{"path":"/sys/a","iommu":false,"pci_segment":0,"pci_device_id":null,"fd":null,
         "x_nv_gpudirect_clique":null,"x_exclude_mmap_bars":[]}]}"#;
@@ -54,7 +54,7 @@ fn fields_of_cloud_hypervisor_that_ask_for_nothing_are_accepted() {
 }
 
 #[test]
-fn what_this_vmm_lacks_is_refused() {
+fn unsupported_fields_are_refused() {
     for part in [
         r#""disks":[{"path":"/d"}]"#,
         r#""iommu":true"#,
@@ -71,14 +71,14 @@ fn what_this_vmm_lacks_is_refused() {
 }
 
 #[test]
-fn devices_without_a_name_get_free_ones() {
+fn devices_without_a_name_get_unused_names() {
     let mut config = with_devices(&[None, Some("_vfio0"), None, Some("nvme")]);
     config.name_devices().unwrap();
     assert_eq!(ids(&config), ["_vfio1", "_vfio0", "_vfio2", "nvme"]);
 }
 
 #[test]
-fn names_are_unique_and_plain() {
+fn names_are_unique_and_valid() {
     let mut config = with_devices(&[Some("a"), Some("a")]);
     let error = config.name_devices().unwrap_err();
     assert_eq!(error.to_string(), "Identifier a is not unique");

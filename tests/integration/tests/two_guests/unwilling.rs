@@ -54,7 +54,7 @@ fn a_guest_that_does_not_let_go_ends_the_change_and_everybody_has_everything_bac
     let told = words.join(" ");
     for word in [
         "failed, and undone: the host is as it was",
-        "the guest of web did not let go of",
+        "the guest of web did not release",
         "within 60 s",
     ] {
         assert!(told.contains(word), "{word}: {output:?}");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hotplug::regroup::{Assigned, DeviceFacts};
+use hotplug::regroup::{DeviceFacts, VmDevice};
 use iommu_group::{Exposure, Sbdf};
 
 use super::response::Event;
@@ -49,7 +49,7 @@ impl Alarm {
     }
 
     /// How what a device depends on changed; `None` if none of it did.
-    pub(super) fn reason(&self, device: &Assigned) -> Option<String> {
+    pub(super) fn reason(&self, device: &VmDevice) -> Option<String> {
         let facts = self.before.functions.get(&device.function);
         let path = facts.into_iter().flat_map(|facts| &facts.path);
         let own = std::iter::once(device.function).chain(path.map(|(port, _)| *port));
@@ -60,14 +60,14 @@ impl Alarm {
     }
 
     /// The devices that it concerns, each with the reason: those that depend on what changed, and all peers of those.
-    pub(super) fn concerned<'d>(&self, devices: &'d [Assigned]) -> Vec<(&'d Assigned, String)> {
-        let touched: Vec<(&Assigned, String)> = devices
+    pub(super) fn concerned<'d>(&self, devices: &'d [VmDevice]) -> Vec<(&'d VmDevice, String)> {
+        let touched: Vec<(&VmDevice, String)> = devices
             .iter()
             .filter_map(|device| Some((device, self.reason(device)?)))
             .collect();
         let mut concerned = touched.clone();
         for device in devices {
-            let is_in = |other: &(&Assigned, String)| other.0.id == device.id;
+            let is_in = |other: &(&VmDevice, String)| other.0.id == device.id;
             let peer = touched.iter().find(|(other, _)| are_peers(device, other));
             if let Some((_, reason)) = peer.filter(|_| !concerned.iter().any(is_in)) {
                 concerned.push((device, reason.clone()));
@@ -78,14 +78,14 @@ impl Alarm {
 }
 
 /// Whether two devices of one VM are in one P2P domain.
-pub(super) fn are_peers(a: &Assigned, b: &Assigned) -> bool {
+pub(super) fn are_peers(a: &VmDevice, b: &VmDevice) -> bool {
     a.p2p && b.p2p && a.domain == b.domain
 }
 
 /// What the host as it is now means for a device. Exposures are known if they are within the VM, which has the functions
 /// `own`, or if somebody has accepted them.
 pub(super) fn assess(
-    device: &Assigned,
+    device: &VmDevice,
     good: &DeviceFacts,
     now: &Snapshot,
     own: &BTreeSet<Sbdf>,
@@ -122,8 +122,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn device(id: &str, function: &str, domain: Option<Option<&str>>) -> Assigned {
-        Assigned {
+    fn device(id: &str, function: &str, domain: Option<Option<&str>>) -> VmDevice {
+        VmDevice {
             vm: "web".to_owned(),
             id: id.to_owned(),
             function: at(function),
@@ -188,7 +188,7 @@ mod tests {
         let good = host.facts(peer.function).unwrap();
         let none = BTreeSet::new();
         let verdict =
-            |device: &Assigned, now: &Snapshot| assess(device, &good, now, &none, &|_| false);
+            |device: &VmDevice, now: &Snapshot| assess(device, &good, now, &none, &|_| false);
         assert_eq!(verdict(&peer, &host), Verdict::Same);
 
         let mut now = host.clone();

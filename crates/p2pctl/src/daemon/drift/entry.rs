@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, DeviceFacts, Windows};
+use hotplug::regroup::{DeviceFacts, PeerMappings, VmDevice};
 
 use super::response::{Action, Event, State};
 use super::snapshot::Snapshot;
@@ -25,7 +25,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) device: Assigned,
+    pub(super) device: VmDevice,
     /// What it depends on, as it was when it was open.
     pub(super) good: DeviceFacts,
     /// A VMM or a transaction has decided about the device since: what it depends on now is good.
@@ -41,7 +41,7 @@ pub(super) struct Entry {
     /// Attempts in vain, by which the next one is put off.
     tries: u32,
     /// How the VMM closed it.
-    pub(super) closed: Option<Windows>,
+    pub(super) closed: Option<PeerMappings>,
     /// What was told of it last, which is not told again.
     told: String,
     /// When it came into its state.
@@ -61,7 +61,7 @@ pub(super) fn patience(attempts: u32) -> Duration {
 }
 
 impl Entry {
-    pub(super) fn new(device: Assigned, transactions: u64, now: Instant) -> Self {
+    pub(super) fn new(device: VmDevice, transactions: u64, now: Instant) -> Self {
         Self {
             device,
             good: DeviceFacts::default(),
@@ -81,7 +81,7 @@ impl Entry {
 
     /// One that a daemon before this one has taken from the VM; whether the VM has it all the same.
     pub(super) fn recovered(
-        device: Assigned,
+        device: VmDevice,
         good: DeviceFacts,
         is_there: bool,
         transactions: u64,
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     fn entry(now: Instant) -> Entry {
-        let device = Assigned {
+        let device = VmDevice {
             vm: "web".to_owned(),
             id: "nvme0".to_owned(),
             function: "0000:03:00.0".parse().unwrap(),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, VmmError, Windows, WithheldDevice};
+use hotplug::regroup::{PeerMappings, VmDevice, VmmError, WithheldDevice};
 
 use super::assessment::Alarm;
 use super::response::Action;
@@ -13,7 +13,7 @@ use super::response::Action;
 #[derive(Debug)]
 pub(super) enum Message {
     /// The devices that the VM has.
-    Devices(Result<Vec<Assigned>, VmmError>),
+    Devices(Result<Vec<VmDevice>, VmmError>),
     /// An action for a device ended.
     Ended {
         id: String,
@@ -25,7 +25,7 @@ pub(super) enum Message {
 /// What an action did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    Closed(Windows),
+    Closed(PeerMappings),
     Reopened,
     LetGo,
     /// How the device came back.

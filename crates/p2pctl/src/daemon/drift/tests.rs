@@ -70,7 +70,7 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api");
         let desk = Arc::new(Calls::new(changes.clone(), global.clone()));
-        let server = ApiServer::at_desk(&socket, &log, desk).unwrap();
+        let server = ApiServer::with_handler(&socket, &log, desk).unwrap();
         let events = Arc::new(Mutex::new(Vec::new()));
         let mut stream = Client::new(&socket).events().unwrap();
         let told = Arc::clone(&events);

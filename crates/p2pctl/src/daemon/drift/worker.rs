@@ -17,7 +17,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hotplug::regroup::{Assigned, DeviceFacts, VmmError, WithheldDevice};
+use hotplug::regroup::{DeviceFacts, VmDevice, VmmError, WithheldDevice};
 use iommu_group::{Exposure, Sbdf};
 
 use super::super::guests::Guest;
@@ -52,13 +52,13 @@ pub(super) trait World: Send + Sync {
     fn activity(&self) -> (bool, u64);
 
     /// How many transactions had begun when one of them gave a device back last.
-    fn given_back(&self, device: &Assigned) -> Option<u64>;
+    fn given_back(&self, device: &VmDevice) -> Option<u64>;
 
     /// Whether the operator accepts an exposure.
-    fn is_accepted(&self, device: &Assigned, exposure: &Exposure) -> bool;
+    fn is_accepted(&self, device: &VmDevice, exposure: &Exposure) -> bool;
 
     /// Notes that a device is kept from the VM, so that another daemon gives it back.
-    fn withhold(&self, device: &Assigned, good: &DeviceFacts) -> Result<(), String>;
+    fn withhold(&self, device: &VmDevice, good: &DeviceFacts) -> Result<(), String>;
 
     /// Notes that a device is not kept from the VM any more.
     fn release(&self, id: &str) -> Result<(), String>;
@@ -159,7 +159,7 @@ impl Worker {
 
     fn alarmed(&mut self, alarm: Alarm, now: Instant) {
         let transactions = self.transactions();
-        let known: Vec<Assigned> = self.entries.values().map(|e| e.device.clone()).collect();
+        let known: Vec<VmDevice> = self.entries.values().map(|e| e.device.clone()).collect();
         for (device, why) in alarm.concerned(&known) {
             if let Some(entry) = self.entries.get_mut(&device.id) {
                 entry.drift(&alarm.before, why, transactions, now);
@@ -218,14 +218,14 @@ impl Worker {
     }
 
     /// The VM has these devices.
-    fn has(&mut self, devices: &[Assigned], now: Instant) {
+    fn has(&mut self, devices: &[VmDevice], now: Instant) {
         (self.silent, self.gone) = (0, 0);
         self.ask_at = now + LOOK;
         self.functions = devices.iter().map(|device| device.function).collect();
         for entry in self.entries.values_mut() {
             // What is under way may have changed it since.
             if entry.in_flight.is_empty() {
-                let is_it = |device: &Assigned| device.id == entry.device.id;
+                let is_it = |device: &VmDevice| device.id == entry.device.id;
                 let has = devices.iter().any(is_it);
                 let event = if has { Event::Present } else { Event::Absent };
                 entry.step(event, now);

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use super::*;
 use crate::{Event, Record};
 
-fn inherited(number: i32) -> Inherited {
+fn inherited(number: i32) -> InheritedFd {
     number.to_string().parse().unwrap()
 }
 
@@ -25,7 +25,7 @@ fn targets_are_a_path_or_a_descriptor() {
 }
 
 #[test]
-fn a_file_has_every_event_and_an_empty_line_after_each() {
+fn a_file_gets_every_event_and_an_empty_line_after_each() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("events");
     let log = EventLog::new();
@@ -45,13 +45,13 @@ fn a_file_has_every_event_and_an_empty_line_after_each() {
 }
 
 #[test]
-fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
+fn a_full_pipe_loses_no_event_and_blocks_no_publisher() {
     let (mut reader, writer) = io::pipe().unwrap();
     let log = EventLog::new();
     let target = MonitorTarget::Fd(inherited(writer.as_raw_fd()));
     let monitor = EventMonitor::start(&log, &target, || Ok(())).unwrap();
     drop(writer);
-    // Far more than a pipe holds, and fewer than the log keeps.
+    // More than a pipe holds, and fewer than the log keeps.
     const COUNT: usize = 1000;
     for number in 0..COUNT {
         let reason = format!("{number} {}", "x".repeat(300));
@@ -70,7 +70,7 @@ fn a_pipe_that_nobody_empties_loses_nothing_and_holds_up_nobody() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_ever() {
+fn dropping_the_monitor_ends_within_the_time_limit() {
     let (_reader, writer) = io::pipe().unwrap();
     let log = EventLog::new();
     let monitor = EventMonitor::start(
@@ -106,7 +106,7 @@ fn a_descriptor_that_is_not_open_is_refused() {
 }
 
 #[test]
-fn a_file_does_not_grow_without_end_and_says_what_it_had() {
+fn a_file_at_its_limit_is_restarted_with_the_number_of_lost_events() {
     const MAX: u64 = 64 << 10;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("events");
@@ -127,7 +127,7 @@ fn a_file_does_not_grow_without_end_and_says_what_it_had() {
     let records = records(&text);
     let property = |record: &Record, key: &str| record.properties.clone().unwrap()[key].clone();
     assert_eq!(records[0].event, "events-missed");
-    // Those behind the first are the last, without a gap.
+    // The events after the first are the last ones, without a gap.
     let last = property(records.last().unwrap(), "reason");
     assert!(last.starts_with("999 "), "{last}");
     let first = property(&records[1], "reason");
@@ -138,7 +138,7 @@ fn a_file_does_not_grow_without_end_and_says_what_it_had() {
 }
 
 #[test]
-fn a_file_with_room_for_none_has_the_last_event() {
+fn a_file_without_room_for_two_events_has_the_last_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("events");
     let target = MonitorTarget::Path(path.clone());

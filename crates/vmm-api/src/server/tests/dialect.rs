@@ -1,16 +1,16 @@
 use super::*;
+use crate::fake_vmm::{FakeVmm, REASON};
 use crate::openapi;
-use crate::puppet::{Puppet, REASON};
 
 /// Status line and body of the answer.
-fn told(puppet: &Puppet, verb: &str, call: &str, sent: &str) -> (String, String) {
-    let answer = ask(&puppet.socket(), &request(verb, call, sent));
+fn response(fake_vmm: &FakeVmm, verb: &str, call: &str, sent: &str) -> (String, String) {
+    let answer = ask(&fake_vmm.socket(), &request(verb, call, sent));
     (status(&answer).to_owned(), body(&answer).to_owned())
 }
 
 #[test]
-fn every_call_of_the_document_is_served_with_its_verb_only() {
-    let puppet = Puppet::start();
+fn every_documented_call_is_served_with_its_method_only() {
+    let fake_vmm = FakeVmm::start();
     let document = openapi();
     let paths = document["paths"].as_object().unwrap();
     assert_eq!(paths.len(), 17);
@@ -18,15 +18,15 @@ fn every_call_of_the_document_is_served_with_its_verb_only() {
         let call = path.trim_start_matches('/');
         let is_get = verbs.get("get").is_some();
         let wrong = if is_get { "PUT" } else { "GET" };
-        let answer = told(&puppet, wrong, call, "");
+        let answer = response(&fake_vmm, wrong, call, "");
         let expected = ("HTTP/1.1 400 ".to_owned(), r#"["Bad Request"]"#.to_owned());
         assert_eq!(answer, expected, "{wrong} {call}");
     }
 }
 
 #[test]
-fn answers_have_the_status_that_cloud_hypervisor_gives() {
-    let puppet = Puppet::start();
+fn answers_have_cloud_hypervisors_status() {
+    let fake_vmm = FakeVmm::start();
     for (verb, call, sent, expected) in [
         ("GET", "vmm.ping", "", "HTTP/1.1 200 "),
         ("PUT", "vmm.shutdown", "", "HTTP/1.1 200 "),
@@ -52,16 +52,16 @@ fn answers_have_the_status_that_cloud_hypervisor_gives() {
             "HTTP/1.1 200 ",
         ),
     ] {
-        let (status, _) = told(&puppet, verb, call, sent);
+        let (status, _) = response(&fake_vmm, verb, call, sent);
         assert_eq!(status, expected, "{verb} {call} {sent}");
     }
 }
 
 #[test]
-fn errors_are_lists_of_messages_from_the_top() {
-    let puppet = Puppet::start();
+fn errors_are_lists_of_messages() {
+    let fake_vmm = FakeVmm::start();
     let sent = r#"{"path":"/sys/x","id":"refused"}"#;
-    let (status, body) = told(&puppet, "PUT", "vm.add-device", sent);
+    let (status, body) = response(&fake_vmm, "PUT", "vm.add-device", sent);
     assert_eq!(status, "HTTP/1.1 409 ");
     assert_eq!(
         serde_json::from_str::<Vec<String>>(&body).unwrap(),
@@ -74,10 +74,10 @@ fn errors_are_lists_of_messages_from_the_top() {
 }
 
 #[test]
-fn an_unknown_field_is_an_error_that_names_it_and_the_known_ones() {
-    let puppet = Puppet::start();
+fn an_unknown_field_is_reported_with_the_known_ones() {
+    let fake_vmm = FakeVmm::start();
     let sent = r#"{"path":"/sys/x","p2pp":true}"#;
-    let (status, body) = told(&puppet, "PUT", "vm.add-device", sent);
+    let (status, body) = response(&fake_vmm, "PUT", "vm.add-device", sent);
     assert_eq!(status, "HTTP/1.1 400 ");
     assert!(
         body.starts_with(r#"["Failed to deserialize JSON","p2pp: unknown field `p2pp`"#)
@@ -87,9 +87,9 @@ fn an_unknown_field_is_an_error_that_names_it_and_the_known_ones() {
 }
 
 #[test]
-fn headers_are_spelled_as_cloud_hypervisors_client_looks_for_them() {
-    let puppet = Puppet::start();
-    let answer = ask(&puppet.socket(), &request("GET", "vmm.ping", ""));
+fn headers_have_the_spelling_that_cloud_hypervisors_client_expects() {
+    let fake_vmm = FakeVmm::start();
+    let answer = ask(&fake_vmm.socket(), &request("GET", "vmm.ping", ""));
     assert!(answer.contains("\r\nContent-Length: "), "{answer}");
     assert!(
         answer.contains("\r\nContent-Type: application/json\r\n"),
@@ -98,9 +98,9 @@ fn headers_are_spelled_as_cloud_hypervisors_client_looks_for_them() {
 }
 
 #[test]
-fn a_connection_may_be_used_again() {
-    let puppet = Puppet::start();
-    let mut stream = connect(&puppet.socket());
+fn a_connection_serves_several_requests() {
+    let fake_vmm = FakeVmm::start();
+    let mut stream = connect(&fake_vmm.socket());
     for _ in 0..3 {
         stream
             .write_all(b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -1,16 +1,16 @@
 use std::time::Instant;
 
 use super::*;
-use crate::puppet::Puppet;
+use crate::fake_vmm::FakeVmm;
 
-/// As many as try to keep the VM's own client out.
+/// Number of clients in the flood.
 const CLIENTS: usize = 1000;
-/// How often its own client asks meanwhile.
+/// Number of calls of the VM's own client meanwhile.
 const CALLS: usize = 20;
-/// How long an answer may take in the worst case.
+/// Time limit for an answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// A client that says nothing, something senseless, half a request, or something sensible.
+/// A client that sends nothing, garbage, half a request, or a valid request.
 fn connect_somehow(socket: &Path, number: usize) -> Option<UnixStream> {
     let mut stream = UnixStream::connect(socket).ok()?;
     let ping = request("GET", "vmm.ping", "");
@@ -25,9 +25,9 @@ fn connect_somehow(socket: &Path, number: usize) -> Option<UnixStream> {
 }
 
 #[test]
-fn a_thousand_clients_do_not_keep_the_vms_own_out() {
-    let puppet = Puppet::start();
-    let socket = puppet.socket();
+fn a_thousand_clients_do_not_block_another_client() {
+    let fake_vmm = FakeVmm::start();
+    let socket = fake_vmm.socket();
     let flooded = socket.clone();
     let flood = std::thread::spawn(move || {
         let clients = (0..CLIENTS).map(|number| connect_somehow(&flooded, number));
@@ -43,7 +43,7 @@ fn a_thousand_clients_do_not_keep_the_vms_own_out() {
     }
     let held = flood.join().unwrap();
     assert_eq!(held.iter().flatten().count(), CLIENTS);
-    // Now that all are there and hold on.
+    // All clients are connected now.
     let asked = Instant::now();
     let answer = ask(&socket, &request("GET", "vmm.ping", ""));
     assert_eq!(status(&answer), "HTTP/1.1 200 ");
@@ -53,9 +53,9 @@ fn a_thousand_clients_do_not_keep_the_vms_own_out() {
 }
 
 #[test]
-fn streams_of_events_are_not_closed_by_a_flood_and_not_endless() {
-    let puppet = Puppet::start();
-    let socket = puppet.socket();
+fn event_streams_survive_a_flood_and_their_number_is_limited() {
+    let fake_vmm = FakeVmm::start();
+    let socket = fake_vmm.socket();
     let open = || {
         let mut stream = connect(&socket);
         stream
@@ -71,7 +71,7 @@ fn streams_of_events_are_not_closed_by_a_flood_and_not_endless() {
     assert!(last.1.contains(" 429 "), "{}", last.1);
 
     let flood: Vec<_> = (0..CLIENTS).map(|_| UnixStream::connect(&socket)).collect();
-    puppet.events.publish(&crate::Event::VmPaused);
+    fake_vmm.events.publish(&crate::Event::VmPaused);
     for (mut stream, _) in streams.into_iter().take(32) {
         let mut text = String::new();
         while !text.contains("event: paused") {

@@ -7,31 +7,31 @@ use super::*;
 use crate::Call;
 use crate::EventLog;
 use crate::SocketError;
-use crate::puppet::Puppet;
+use crate::fake_vmm::FakeVmm;
 
 #[test]
-fn the_socket_is_its_owners_only_and_goes_with_the_server() {
-    let mut puppet = Puppet::start();
-    let metadata = fs::metadata(puppet.socket()).unwrap();
+fn only_the_owner_has_access_and_the_server_removes_the_socket() {
+    let mut fake_vmm = FakeVmm::start();
+    let metadata = fs::metadata(fake_vmm.socket()).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-    puppet.stop_serving();
-    assert!(!puppet.socket().exists());
+    fake_vmm.stop_serving();
+    assert!(!fake_vmm.socket().exists());
 }
 
 #[test]
-fn a_socket_that_somebody_answers_at_is_not_taken_away() {
-    let puppet = Puppet::start();
-    let before = fs::metadata(puppet.socket()).unwrap().ino();
-    let error = ApiServer::start(&puppet.socket(), &EventLog::new(), || Ok(())).err();
+fn a_socket_with_a_listener_is_not_replaced() {
+    let fake_vmm = FakeVmm::start();
+    let before = fs::metadata(fake_vmm.socket()).unwrap().ino();
+    let error = ApiServer::start(&fake_vmm.socket(), &EventLog::new(), || Ok(())).err();
     assert!(matches!(
         error,
         Some(ServerError::Socket(SocketError::InUse { .. }))
     ));
-    assert_eq!(fs::metadata(puppet.socket()).unwrap().ino(), before);
+    assert_eq!(fs::metadata(fake_vmm.socket()).unwrap().ino(), before);
 }
 
 #[test]
-fn what_an_earlier_vmm_left_behind_is_replaced() {
+fn a_stale_socket_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     drop(UnixListener::bind(&path).unwrap());
@@ -41,9 +41,9 @@ fn what_an_earlier_vmm_left_behind_is_replaced() {
 }
 
 #[test]
-fn a_file_is_not_taken_away() {
-    let puppet = Puppet::start();
-    let path = puppet.dir().join("file");
+fn a_regular_file_is_not_replaced() {
+    let fake_vmm = FakeVmm::start();
+    let path = fake_vmm.dir().join("file");
     fs::write(&path, "precious").unwrap();
     let error = ApiServer::start(&path, &EventLog::new(), || Ok(())).err();
     assert!(matches!(
@@ -54,7 +54,7 @@ fn a_file_is_not_taken_away() {
 }
 
 #[test]
-fn who_asks_when_the_owner_of_the_vm_is_gone_is_told() {
+fn a_call_without_an_owner_of_the_vm_gets_503() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let (server, calls) = ApiServer::start(&path, &EventLog::new(), || Ok(())).unwrap();
@@ -65,7 +65,7 @@ fn who_asks_when_the_owner_of_the_vm_is_gone_is_told() {
 }
 
 #[test]
-fn who_is_answered_as_the_vmm_ends_hears_it() {
+fn an_answer_is_delivered_while_the_vmm_ends() {
     for _ in 0..50 {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");

@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::contract::{Results, dead, unwilling, willing};
-use hotplug::regroup::{Assigned, RemoteVmm, StockVmm, Vmm};
+use hotplug::regroup::conformance::{Results, dead, unwilling, willing};
+use hotplug::regroup::{CloudHypervisorVmm, RemoteVmm, VmDevice, Vmm};
 use lab::report::tell;
 use serde_json::Value;
-use vmm_api::{Client, Gate, GatedCall, Passage};
+use vmm_api::{Client, Decision, FilteredCall, RequestFilter};
 
 use crate::recorder::Recorder;
 
@@ -31,9 +31,9 @@ const USAGE: &str =
 /// Lets everything pass: what is judged is not the contract's business.
 struct Open;
 
-impl Gate for Open {
-    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
-        Passage::Passes(body.to_vec())
+impl RequestFilter for Open {
+    fn decide(&self, _: FilteredCall, body: &[u8], _: &[OwnedFd]) -> Decision {
+        Decision::Forward(body.to_vec())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
@@ -53,7 +53,7 @@ fn main() -> Result<ExitCode> {
                 "dead" => dead,
                 _ => bail!(USAGE),
             };
-            let device = Assigned {
+            let device = VmDevice {
                 vm: (*vm).to_owned(),
                 id: (*id).to_owned(),
                 function: bdf.parse()?,
@@ -77,7 +77,7 @@ fn record(socket: &Path, id: &str) -> Result<Results> {
     let recorder = Recorder::default();
     let client = Client::new(recorder.stand_before(socket)?);
     let events = PathBuf::from("/run/p2pctl/events");
-    let vmm = StockVmm::new("vm", client, Box::new(Open), events);
+    let vmm = CloudHypervisorVmm::new("vm", client, Box::new(Open), events);
     let devices = vmm.devices()?;
     let device = devices.iter().find(|device| device.id == id);
     let device = device.with_context(|| format!("there is no {id} among {devices:?}"))?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hotplug::regroup::Windows;
+use hotplug::regroup::PeerMappings;
 
 use super::super::assessment::{Verdict, are_peers, assess};
 use super::super::entry::{AGAIN, Entry};
@@ -97,7 +97,7 @@ impl Worker {
         }
         let was = entry.state;
         // What the VMM could not close may be on its way out of the guest, which cannot be taken back.
-        let stays = was == State::Kept && entry.closed == Some(Windows::OpenWhilePlugged);
+        let stays = was == State::Kept && entry.closed == Some(PeerMappings::OpenWhilePlugged);
         if !(stays && *verdict == Verdict::Same) {
             entry.step(verdict.event(), now);
         }

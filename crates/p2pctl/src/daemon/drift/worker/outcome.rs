@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hotplug::regroup::{VmmError, Windows};
+use hotplug::regroup::{PeerMappings, VmmError};
 
 use super::super::inbox::Outcome;
 use super::super::response::{Action, Event, State};
@@ -59,8 +59,10 @@ impl Worker {
         match outcome {
             // Not yet closed for good, or there was nothing to close.
             Outcome::Closed(_) if entry.state != State::Closed || !entry.device.p2p => {}
-            Outcome::Closed(Windows::Closed) => self.tell_of(id, "windows-revoked", &[]),
-            Outcome::Closed(Windows::OpenWhilePlugged) => self.tell_of(id, "windows-stay", &[]),
+            Outcome::Closed(PeerMappings::Closed) => self.tell_of(id, "windows-revoked", &[]),
+            Outcome::Closed(PeerMappings::OpenWhilePlugged) => {
+                self.tell_of(id, "windows-stay", &[])
+            }
             Outcome::Reopened if entry.device.p2p => self.tell_of(id, "windows-reopened", &[]),
             Outcome::Reopened | Outcome::LetGo => {}
             Outcome::Plugged(how) => self.tell_of(id, "device-replugged", &[("how", how)]),

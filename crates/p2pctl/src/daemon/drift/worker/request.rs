@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hotplug::regroup::{Assigned, DeviceFacts, VmmError, Windows};
+use hotplug::regroup::{DeviceFacts, PeerMappings, VmDevice, VmmError};
 
 use super::super::super::guests::Guest;
 use super::super::inbox::Outcome;
@@ -16,13 +16,13 @@ const GUEST: Duration = Duration::from_secs(60);
 pub(super) fn perform(
     world: &dyn World,
     action: Action,
-    device: &Assigned,
+    device: &VmDevice,
     good: &DeviceFacts,
     patience: Duration,
 ) -> Result<Outcome, VmmError> {
     // Without peers nothing is mapped, and nothing to be asked of a VMM that may not answer.
     match action {
-        Action::Revoke if !device.p2p => return Ok(Outcome::Closed(Windows::Closed)),
+        Action::Revoke if !device.p2p => return Ok(Outcome::Closed(PeerMappings::Closed)),
         Action::Reopen if !device.p2p => return Ok(Outcome::Reopened),
         _ => {}
     }
@@ -48,8 +48,8 @@ pub(super) fn perform(
 }
 
 /// Gives a device back as the peer that it was, or without any if that is refused now.
-fn plug(vm: &Guest, device: &Assigned) -> Result<&'static str, VmmError> {
-    let alone = Assigned {
+fn plug(vm: &Guest, device: &VmDevice) -> Result<&'static str, VmmError> {
+    let alone = VmDevice {
         p2p: false,
         domain: None,
         ..device.clone()

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hotplug::regroup::{
-    Assigned, DeviceFacts, Prospect, VmAddress, Vmm, VmmError, Windows, WithheldDevice,
+    DeviceFacts, PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, WithheldDevice,
 };
 use iommu_group::{GroupId, Topology, UntranslatedReach};
 use vmm_api::EventLog;
@@ -21,8 +21,8 @@ fn at(text: &str) -> Sbdf {
     text.parse().unwrap()
 }
 
-fn device(id: &str, function: &str) -> Assigned {
-    Assigned {
+fn device(id: &str, function: &str) -> VmDevice {
+    VmDevice {
         vm: "web".to_owned(),
         id: id.to_owned(),
         function: at(function),
@@ -36,7 +36,7 @@ fn device(id: &str, function: &str) -> Assigned {
 /// A host, and a VM on it. Whoever asks its VMM while that hangs gets no answer within their patience.
 struct Fake {
     host: Mutex<Snapshot>,
-    devices: Mutex<Vec<Assigned>>,
+    devices: Mutex<Vec<VmDevice>>,
     log: Mutex<Vec<String>>,
     hangs: AtomicBool,
     is_gone: AtomicBool,
@@ -90,7 +90,7 @@ impl Fake {
         self.log().iter().any(|line| line == what)
     }
 
-    fn note(&self, what: &str, device: &Assigned) {
+    fn note(&self, what: &str, device: &VmDevice) {
         self.log
             .lock()
             .unwrap()
@@ -186,22 +186,22 @@ impl Vmm for Connection {
         "web"
     }
 
-    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+    fn devices(&self) -> Result<Vec<VmDevice>, VmmError> {
         self.answered()?;
         Ok(self.fake.devices.lock().unwrap().clone())
     }
 
-    fn could_have(&self, _: &Prospect<'_>) -> Result<(), VmmError> {
+    fn could_have(&self, _: &ProposedDevices<'_>) -> Result<(), VmmError> {
         Ok(())
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+    fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError> {
         self.answered()?;
         self.fake.note("close", device);
-        Ok(Windows::Closed)
+        Ok(PeerMappings::Closed)
     }
 
-    fn reopen(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn reopen(&self, device: &VmDevice) -> Result<(), VmmError> {
         self.answered()?;
         self.fake.note("open", device);
         match Fake::is(&self.fake.opens_late) {
@@ -210,7 +210,7 @@ impl Vmm for Connection {
         }
     }
 
-    fn unplug(&self, device: &Assigned, _: Duration) -> Result<(), VmmError> {
+    fn unplug(&self, device: &VmDevice, _: Duration) -> Result<(), VmmError> {
         self.answered()?;
         self.fake.note("unplug", device);
         if Fake::is(&self.fake.keeps) {
@@ -221,7 +221,7 @@ impl Vmm for Connection {
         Ok(())
     }
 
-    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn plug(&self, device: &VmDevice) -> Result<(), VmmError> {
         self.answered()?;
         if device.p2p && Fake::is(&self.fake.takes_no_peers) {
             return Err(self.refused("other groups"));
@@ -250,15 +250,15 @@ impl World for Reached {
         (Fake::is(&self.0.busy), count)
     }
 
-    fn given_back(&self, _: &Assigned) -> Option<u64> {
+    fn given_back(&self, _: &VmDevice) -> Option<u64> {
         Some(self.0.given_back.load(Ordering::SeqCst)).filter(|count| *count > 0)
     }
 
-    fn is_accepted(&self, _: &Assigned, _: &Exposure) -> bool {
+    fn is_accepted(&self, _: &VmDevice, _: &Exposure) -> bool {
         false
     }
 
-    fn withhold(&self, device: &Assigned, good: &DeviceFacts) -> Result<(), String> {
+    fn withhold(&self, device: &VmDevice, good: &DeviceFacts) -> Result<(), String> {
         let mut withheld = self.0.withheld.lock().unwrap();
         withheld.push(WithheldDevice {
             device: device.clone(),

@@ -1,4 +1,4 @@
-//! The JSON of a VM's description as it is spelled in cloud-hypervisor, with what this VMM lacks.
+//! JSON form of a VM's configuration in cloud-hypervisor's format, with the fields that this VMM does not support.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ use super::{
     ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig, SerialConfig, VmConfig,
 };
 use crate::DeviceConfig;
-use crate::lacking::Lacking;
+use crate::unsupported::Unsupported;
 
 /// `VmConfig`
 #[derive(Debug, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 pub(crate) struct VmFields {
     #[serde(default)]
     cpus: CpusConfig,
@@ -27,55 +27,55 @@ pub(crate) struct VmFields {
     #[serde(default)]
     console: ConsoleConfig,
     #[serde(default)]
-    rate_limit_groups: Lacking,
+    rate_limit_groups: Unsupported,
     #[serde(default)]
-    disks: Lacking,
+    disks: Unsupported,
     #[serde(default)]
-    net: Lacking,
+    net: Unsupported,
     #[serde(default)]
-    rng: Lacking,
+    rng: Unsupported,
     #[serde(default)]
-    balloon: Lacking,
+    balloon: Unsupported,
     #[serde(default)]
-    generic_vhost_user: Lacking,
+    generic_vhost_user: Unsupported,
     #[serde(default)]
-    fs: Lacking,
+    fs: Unsupported,
     #[serde(default)]
-    pmem: Lacking,
+    pmem: Unsupported,
     #[serde(default)]
-    debug_console: Lacking,
+    debug_console: Unsupported,
     #[serde(default)]
-    user_devices: Lacking,
+    user_devices: Unsupported,
     #[serde(default)]
-    vdpa: Lacking,
+    vdpa: Unsupported,
     #[serde(default)]
-    vsock: Lacking,
+    vsock: Unsupported,
     #[serde(default)]
-    pvmemcontrol: Lacking,
+    pvmemcontrol: Unsupported,
     #[serde(default)]
-    pvpanic: Lacking,
+    pvpanic: Unsupported,
     #[serde(default)]
-    iommu: Lacking,
+    iommu: Unsupported,
     #[serde(default)]
-    numa: Lacking,
+    numa: Unsupported,
     #[serde(default)]
-    watchdog: Lacking,
+    watchdog: Unsupported,
     #[serde(default)]
-    rtc: Lacking,
+    rtc: Unsupported,
     #[serde(default)]
-    gdb: Lacking,
+    gdb: Unsupported,
     #[serde(default)]
-    pci_segments: Lacking,
+    pci_segments: Unsupported,
     #[serde(default)]
     platform: PlatformConfig,
     #[serde(default)]
-    tpm: Lacking,
+    tpm: Unsupported,
     #[serde(default)]
-    landlock_enable: Lacking,
+    landlock_enable: Unsupported,
     #[serde(default)]
-    landlock_rules: Lacking,
+    landlock_rules: Unsupported,
     #[serde(default)]
-    ivshmem: Lacking,
+    ivshmem: Unsupported,
 }
 
 impl From<VmFields> for VmConfig {
@@ -96,19 +96,19 @@ impl From<VmFields> for VmConfig {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 pub(crate) struct CpusFields {
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 16)))]
     pub(super) boot_vcpus: u32,
-    /// As many as boot_vcpus: none come later.
+    /// Must equal boot_vcpus: vCPUs cannot be added later.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 16)))]
     pub(super) max_vcpus: u32,
     #[serde(default, skip_serializing)]
-    topology: Lacking,
+    topology: Unsupported,
     #[serde(default, skip_serializing)]
-    kvm_hyperv: Lacking,
+    kvm_hyperv: Unsupported,
     #[serde(default, skip_serializing)]
-    affinity: Lacking,
+    affinity: Unsupported,
 }
 
 impl CpusFields {
@@ -125,29 +125,29 @@ impl CpusFields {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 pub(crate) struct MemoryFields {
-    /// Bytes, in whole pages.
+    /// Bytes, a multiple of 4096.
     #[cfg_attr(feature = "schema", schemars(range(min = 4096), extend("multipleOf" = 4096)))]
     pub(super) size: u64,
     #[serde(default, skip_serializing)]
-    mergeable: Lacking,
+    mergeable: Unsupported,
     #[serde(default, skip_serializing)]
-    hotplug_size: Lacking,
+    hotplug_size: Unsupported,
     #[serde(default, skip_serializing)]
-    hotplugged_size: Lacking,
+    hotplugged_size: Unsupported,
     #[serde(default, skip_serializing)]
-    shared: Lacking,
+    shared: Unsupported,
     #[serde(default, skip_serializing)]
-    hugepages: Lacking,
+    hugepages: Unsupported,
     #[serde(default, skip_serializing)]
-    hugepage_size: Lacking,
+    hugepage_size: Unsupported,
     #[serde(default, skip_serializing)]
-    prefault: Lacking,
+    prefault: Unsupported,
     #[serde(default, skip_serializing)]
-    reserve: Lacking,
+    reserve: Unsupported,
     #[serde(default, skip_serializing)]
-    zones: Lacking,
+    zones: Unsupported,
 }
 
 impl MemoryFields {
@@ -163,28 +163,28 @@ impl MemoryFields {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 pub(crate) struct PlatformFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     iommufd: Option<bool>,
     #[serde(default, skip_serializing)]
-    iommufd_fd: Lacking,
+    iommufd_fd: Unsupported,
     #[serde(default, skip_serializing)]
-    num_pci_segments: Lacking,
+    num_pci_segments: Unsupported,
     #[serde(default, skip_serializing)]
-    iommu_segments: Lacking,
+    iommu_segments: Unsupported,
     #[serde(default, skip_serializing)]
-    iommu_address_width: Lacking,
+    iommu_address_width: Unsupported,
     #[serde(default, skip_serializing)]
-    serial_number: Lacking,
+    serial_number: Unsupported,
     #[serde(default, skip_serializing)]
-    uuid: Lacking,
+    uuid: Unsupported,
     #[serde(default, skip_serializing)]
-    oem_strings: Lacking,
+    oem_strings: Unsupported,
     #[serde(default, skip_serializing)]
-    tdx: Lacking,
+    tdx: Unsupported,
     #[serde(default, skip_serializing)]
-    sev_snp: Lacking,
+    sev_snp: Unsupported,
 }
 
 impl From<PlatformFields> for PlatformConfig {
@@ -209,17 +209,17 @@ impl From<PlatformConfig> for PlatformFields {
 #[derive(Debug, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 pub(crate) struct PayloadFields {
     kernel: PathBuf,
     initramfs: Option<PathBuf>,
     cmdline: Option<String>,
     #[serde(default)]
-    firmware: Lacking,
+    firmware: Unsupported,
     #[serde(default)]
-    igvm: Lacking,
+    igvm: Unsupported,
     #[serde(default)]
-    host_data: Lacking,
+    host_data: Unsupported,
 }
 
 impl From<PayloadFields> for PayloadConfig {
@@ -232,7 +232,7 @@ impl From<PayloadFields> for PayloadConfig {
     }
 }
 
-/// How a console ends in the host, for the serial port and the virtio console.
+/// Host side of the serial port and of the virtio console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) enum ConsoleMode {
@@ -246,21 +246,21 @@ pub(crate) enum ConsoleMode {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "what this VMM lacks is only looked at")]
+#[expect(dead_code, reason = "unsupported fields are only checked")]
 pub(crate) struct ConsoleFields {
     pub(super) mode: ConsoleMode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) file: Option<PathBuf>,
     #[serde(default, skip_serializing)]
-    socket: Lacking,
+    socket: Unsupported,
     #[serde(default, skip_serializing)]
-    url: Lacking,
+    url: Unsupported,
     #[serde(default, skip_serializing)]
-    iommu: Lacking,
+    iommu: Unsupported,
     #[serde(default, skip_serializing)]
-    pci_segment: Lacking,
+    pci_segment: Unsupported,
     #[serde(default, skip_serializing)]
-    pci_device_id: Lacking,
+    pci_device_id: Unsupported,
 }
 
 impl ConsoleFields {
@@ -275,11 +275,11 @@ impl ConsoleFields {
         Self {
             mode,
             file: None,
-            socket: Lacking,
-            url: Lacking,
-            iommu: Lacking,
-            pci_segment: Lacking,
-            pci_device_id: Lacking,
+            socket: Unsupported,
+            url: Unsupported,
+            iommu: Unsupported,
+            pci_segment: Unsupported,
+            pci_device_id: Unsupported,
         }
     }
 }

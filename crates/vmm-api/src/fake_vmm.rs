@@ -1,5 +1,5 @@
-//! The owner of a VM that there is not: answers calls as the VMM does whose VM runs with one device. Into a descriptor
-//! that a device comes as it writes the device's name.
+//! Fake VMM for API tests: answers calls like a VMM whose VM runs with one device. If a device comes with a descriptor,
+//! it writes the device's name to the descriptor.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;
@@ -15,18 +15,18 @@ use tempfile::TempDir;
 use super::{ApiServer, Call, CallQueue, Failure, PciDevice, VmmPing};
 use crate::{Event, EventLog};
 
-/// How often it looks for calls.
+/// Interval at which it looks for calls.
 const LOOK: Duration = Duration::from_millis(1);
-/// A device whose name is this does not get an answer.
+/// The call that adds a device of this name gets no answer.
 pub(crate) const STALLS: &str = "stalls";
-/// A device whose name is this is refused.
+/// A device of this name is refused.
 pub(crate) const REFUSED: &str = "refused";
-/// Why.
+/// The reason of the refusal.
 pub(crate) const REASON: &str =
     "0000:03:00.0 and 0000:04:00.0 cannot share P2P: IOMMU group 5 and group 6";
 
-/// A VMM in a thread.
-pub(crate) struct Puppet {
+/// A fake VMM in a thread.
+pub(crate) struct FakeVmm {
     pub(crate) events: EventLog,
     server: Option<ApiServer>,
     done: Arc<AtomicBool>,
@@ -34,7 +34,7 @@ pub(crate) struct Puppet {
     dir: TempDir,
 }
 
-impl Puppet {
+impl FakeVmm {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let events = EventLog::new();
@@ -61,13 +61,13 @@ impl Puppet {
         self.dir.path()
     }
 
-    /// Ends the API, not the owner.
+    /// Stops the API server. The thread that answers calls goes on.
     pub(crate) fn stop_serving(&mut self) {
         self.server = None;
     }
 }
 
-impl Drop for Puppet {
+impl Drop for FakeVmm {
     fn drop(&mut self) {
         self.done.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -86,11 +86,11 @@ fn serve(calls: &CallQueue, events: &EventLog, done: &AtomicBool) {
     }
 }
 
-/// Answers; a call that is not answered comes back.
+/// Answers a call, or returns it if it stays unanswered.
 fn answer(call: Call, events: &EventLog) -> Option<Call> {
     match call {
         Call::Ping(reply) => reply.send(Ok(VmmPing {
-            build_version: "puppet".to_owned(),
+            build_version: "fake".to_owned(),
             version: "1".to_owned(),
             pid: 1,
             features: Vec::new(),

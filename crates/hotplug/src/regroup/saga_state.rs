@@ -1,4 +1,4 @@
-//! Where a transaction is, and what comes next: the same for one that runs and for one that is found.
+//! State machine of a transaction: it determines the next step, in live use and in replay of the journal.
 //!
 //! ```text
 //!            Started, Succeeded …           all done
@@ -12,43 +12,43 @@
 
 use super::record::{Begin, Outcome, Record};
 
-/// How often what is not as it was is looked for and put right.
+/// Largest number of undo rounds.
 pub(super) const ROUNDS: usize = 5;
 
-/// What comes next.
+/// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Do the action.
+    /// Do this action.
     Do(usize),
-    /// See what is not as it was, and begin a round of undoing.
+    /// Compare the host with the snapshot and begin an undo round.
     Undo(Round),
-    /// Do the action of the round.
+    /// Do this action of the undo round.
     UndoStep(usize),
-    /// Write the end.
+    /// Write the end record.
     Finish(Outcome),
     /// Nothing.
     Ended,
 }
 
-/// A round of undoing.
+/// An undo round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Round {
-    /// Its number, from 0.
+    /// Number of the round, from 0.
     pub(super) number: usize,
-    /// Whether none comes after it.
+    /// Whether this is the last round.
     pub(super) last: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
-    /// Actions before `next` were done. One that was started and of which nothing more is known may be done or not.
+    /// Actions before `next` were done. If `next` was started and has no result, it is unknown whether it was done.
     Forward {
         next: usize,
         started: bool,
     },
-    /// An action failed, or nobody knows what became of it.
+    /// An action failed, or its result is unknown.
     Turning,
-    /// In a round of undoing, which has `count` actions.
+    /// In an undo round with `count` actions.
     Back {
         next: usize,
         count: usize,
@@ -56,9 +56,9 @@ enum Phase {
     Ended,
 }
 
-/// Where a transaction is.
+/// The state of a transaction.
 #[derive(Debug, Clone)]
-pub(super) struct Course {
+pub(super) struct SagaState {
     count: usize,
     commit: usize,
     boot: String,
@@ -67,12 +67,12 @@ pub(super) struct Course {
     phase: Phase,
 }
 
-/// A record that cannot follow those before it.
+/// A record that does not fit the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a record that cannot follow those before it")]
-pub(super) struct OutOfCourse;
+pub(super) struct InvalidRecord;
 
-impl Course {
+impl SagaState {
     pub(super) fn new(begin: &Begin) -> Self {
         Self {
             count: begin.actions.len(),
@@ -87,7 +87,7 @@ impl Course {
         }
     }
 
-    /// What comes next.
+    /// The next step.
     pub(super) fn next(&self) -> Next {
         if self.rebooted && self.phase != Phase::Ended {
             return Next::Finish(Outcome::Rebooted);
@@ -112,13 +112,13 @@ impl Course {
         }
     }
 
-    /// Whether whoever takes over goes on, and does not undo.
+    /// Whether recovery continues the transaction instead of undoing it.
     pub(super) fn is_committed(&self) -> bool {
         matches!(self.phase, Phase::Forward { next, .. } if next >= self.commit)
     }
 
-    /// Takes note of a record.
-    pub(super) fn take(&mut self, record: &Record) -> Result<(), OutOfCourse> {
+    /// Applies a record.
+    pub(super) fn take(&mut self, record: &Record) -> Result<(), InvalidRecord> {
         self.phase = match (&self.phase, record) {
             (
                 Phase::Forward {
@@ -166,7 +166,7 @@ impl Course {
             (phase, Record::Resumed { boot }) if *phase != Phase::Ended => {
                 self.rebooted |= *boot != self.boot;
                 match phase {
-                    // What was done since the commit is only what leads to the end: do it once more.
+                    // The actions after the commit are idempotent: repeat the interrupted one.
                     Phase::Forward { next, .. } if *next >= self.commit => Phase::Forward {
                         next: *next,
                         started: false,
@@ -178,7 +178,7 @@ impl Course {
                 }
             }
             (phase, Record::End { .. }) if *phase != Phase::Ended => Phase::Ended,
-            _ => return Err(OutOfCourse),
+            _ => return Err(InvalidRecord),
         };
         Ok(())
     }
@@ -193,8 +193,8 @@ impl Course {
 mod tests {
     use super::*;
 
-    fn course() -> Course {
-        Course {
+    fn state() -> SagaState {
+        SagaState {
             count: 4,
             commit: 3,
             boot: "first".to_owned(),
@@ -242,13 +242,13 @@ mod tests {
         }
     }
 
-    /// Where a transaction is after these records.
-    fn after(records: &[Record]) -> Course {
-        let mut course = course();
+    /// The state after these records.
+    fn after(records: &[Record]) -> SagaState {
+        let mut state = state();
         for record in records {
-            course.take(record).unwrap();
+            state.take(record).unwrap();
         }
-        course
+        state
     }
 
     fn round(number: usize) -> Next {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_done_in_its_order() {
+    fn actions_are_done_in_order() {
         let mut records = Vec::new();
         for action in 0..4 {
             assert_eq!(after(&records).next(), Next::Do(action));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_over_undoes_before_the_commit_and_completes_after_it() {
+    fn recovery_undoes_before_the_commit_and_continues_after_it() {
         let mut records = Vec::new();
         for action in 0..4 {
             for begun in [false, true] {
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_undone_in_rounds_and_a_successor_has_as_many() {
+    fn a_failure_is_undone_in_rounds_and_recovery_starts_them_anew() {
         let mut records = vec![started(0), failed(0)];
         for number in 0..ROUNDS {
             assert_eq!(after(&records).next(), round(number));
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_make_no_sense_are_refused_in_every_phase() {
+    fn invalid_records_are_refused_in_every_phase() {
         let all = || {
             [
                 started(0),
@@ -338,7 +338,7 @@ mod tests {
                 Record::Undone { action: 1 },
             ]
         };
-        // Which of them may follow, by their places in the list.
+        // Indexes of the records that may follow.
         let phases: [(&[Record], &[usize]); 5] = [
             (&[], &[0, 3, 8]),
             (&[started(0)], &[1, 2, 3, 8]),

@@ -1,4 +1,4 @@
-//! What is taken from `vm.info` of cloud-hypervisor. All else there is none of our business, and differs by version.
+//! The used parts of cloud-hypervisor's `vm.info`. The other parts differ between versions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -7,19 +7,19 @@ use iommu_group::Sbdf;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::regroup::vmm::Assigned;
+use crate::regroup::vmm::VmDevice;
 
-/// Where the kernel shows functions.
+/// Directory of the functions in sysfs.
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// Keys of a device's description that an [`Assigned`] has places of its own for, or that no client can set again.
+/// Keys of a device's configuration that an [`VmDevice`] has fields for, or that no client can set.
 const OWN: [&str; 4] = ["id", "path", "fd", "x_nv_gpudirect_clique"];
 
-/// The key for BARs that are mapped for nobody, and all that there may be.
+/// The key for BARs that are not mapped for other devices, and all BARs.
 pub(super) const EXCLUDED: &str = "x_exclude_mmap_bars";
 const BARS: [u64; 6] = [0, 1, 2, 3, 4, 5];
 
-/// The part of the answer to `vm.info` that is read.
+/// The used parts of the answer to `vm.info`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Answer {
     #[serde(default)]
@@ -50,32 +50,32 @@ struct Node {
     pci_bdf: Option<String>,
 }
 
-/// What a VM has. Nothing if there is no VM.
+/// The devices and memory of a VM; empty if there is no VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Info {
     memory: Value,
     maps_bars: bool,
     plugged: BTreeMap<String, Device>,
-    /// All that is in the guest.
+    /// Names of all devices in the guest.
     tree: BTreeSet<String>,
 }
 
-/// A device that was asked for.
+/// A device in `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Device {
     pub(super) id: String,
     pub(super) function: Sbdf,
-    /// Whether any of its BARs is mapped for the others.
+    /// Whether any of its BARs is mapped for other devices.
     pub(super) p2p: bool,
-    /// The rest of its description, in JSON, with the number of its slot.
+    /// The rest of its configuration, with its slot number, as JSON.
     pub(super) slot: Option<String>,
 }
 
-/// What there is of a device.
+/// State of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     Plugged(Device),
-    /// It was asked to go, and the guest has not let go of it yet.
+    /// Its removal was requested, and the guest has not released it yet.
     Leaving,
     Absent,
 }
@@ -95,7 +95,7 @@ impl Info {
         }
     }
 
-    /// There is no VM.
+    /// The state without a VM.
     pub(super) fn none() -> Self {
         Self {
             memory: Value::Null,
@@ -105,18 +105,18 @@ impl Info {
         }
     }
 
-    /// What the VM was asked to be, as far as it says where memory is.
+    /// The configuration of the VM, as far as it determines the memory layout.
     pub(super) fn description(&self) -> Value {
         json!({ "memory": self.memory })
     }
 
-    /// Whether BARs are mapped for other devices of the VM, unless a device is excepted. Versions before v52 know of no
-    /// other way.
+    /// Whether BARs are mapped for other devices of the VM, except for devices that exclude theirs. Versions before v52
+    /// cannot exclude BARs.
     pub(super) fn maps_bars(&self) -> bool {
         self.maps_bars
     }
 
-    /// The devices that were asked for and not asked to go.
+    /// The devices in `config`: added, and without a removal request.
     pub(super) fn plugged(&self) -> impl ExactSizeIterator<Item = &Device> {
         self.plugged.values()
     }
@@ -155,7 +155,7 @@ impl Device {
 }
 
 impl Node {
-    /// The device number on its bus in the guest: `0000:00:06.0` is number 6.
+    /// The device number on the guest's bus: 6 for `0000:00:06.0`.
     fn slot_number(&self) -> Option<u8> {
         let bdf = self.pci_bdf.as_ref()?;
         let device = bdf.rsplit_once(':')?.1.split_once('.')?.0;
@@ -163,8 +163,8 @@ impl Node {
     }
 }
 
-/// A function by its directory, which may be a link. Links outside of sysfs are not followed: where they lead may never
-/// answer.
+/// The function of a sysfs directory, which may be given by a link. Links outside of sysfs are not followed, because
+/// their file system may never answer.
 fn function(path: &Path) -> Option<Sbdf> {
     let name = |path: &Path| path.file_name()?.to_str()?.parse().ok();
     let mut parts = path.components();
@@ -183,8 +183,8 @@ fn excludes_all(device: &Map<String, Value>) -> bool {
     BARS.iter().all(has)
 }
 
-/// How a device is asked for, with what only this project knows of it.
-pub(super) fn description(device: &Assigned) -> Value {
+/// The configuration to add a device with, including the fields of this project.
+pub(super) fn description(device: &VmDevice) -> Value {
     let slot = device.slot.as_deref().unwrap_or_default();
     let mut fields: Map<String, Value> = serde_json::from_str(slot).unwrap_or_default();
     let path: PathBuf = Path::new(DEVICES).join(device.function.to_string());

@@ -1,4 +1,4 @@
-//! One request and its answer (RFC 9112), by a deadline.
+//! One HTTP request and its answer (RFC 9112), with a deadline.
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use super::{ClientError, connect};
 use crate::descriptors::send;
 
-/// Longest head of an answer, in bytes.
+/// Largest head of an answer, in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// Longest body of an answer, in bytes. A VM with several hundred devices is described in a quarter of it.
+/// Largest body of an answer, in bytes. The description of a VM with several hundred devices takes a quarter of it.
 const MAX_BODY_BYTES: usize = 1 << 20;
-/// Most headers of an answer.
+/// Largest number of headers in an answer.
 const MAX_HEADERS: usize = 64;
 
-/// A connection that one call is made on.
-pub(crate) struct Conversation {
+/// A connection that carries one request.
+pub(crate) struct HttpExchange {
     stream: UnixStream,
     call: String,
     patience: Duration,
@@ -28,19 +28,19 @@ pub(crate) struct Conversation {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) status: u16,
-    /// Where the body begins.
+    /// Offset of the body.
     end: usize,
     body_bytes: Option<usize>,
 }
 
 impl Head {
-    /// What of `bytes`, which begin with this head, belongs to the body.
+    /// The part of `bytes` that belongs to the body; `bytes` begin with this head.
     pub(super) fn body_in<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         bytes.get(self.end..).unwrap_or_default()
     }
 }
 
-impl Conversation {
+impl HttpExchange {
     /// Connects to `socket` for a call that may take up to `patience` in all.
     pub(crate) fn open(socket: &Path, call: &str, patience: Duration) -> Result<Self, ClientError> {
         let deadline = Instant::now() + patience;
@@ -62,12 +62,12 @@ impl Conversation {
         })
     }
 
-    /// Sends the request that begins with `line`; descriptors ride on it.
-    pub(crate) fn ask(
+    /// Sends the request that begins with `line`, with the descriptors.
+    pub(crate) fn send_request(
         &mut self,
         line: &str,
         body: Option<&[u8]>,
-        riders: &[OwnedFd],
+        fds: &[OwnedFd],
     ) -> Result<(), ClientError> {
         let mut request = format!("{line}\r\nHost: localhost\r\nAccept: */*\r\n").into_bytes();
         if let Some(body) = body {
@@ -78,17 +78,17 @@ impl Conversation {
         request.extend_from_slice(b"\r\n");
         request.extend_from_slice(body.unwrap_or_default());
         let mut rest = request.as_slice();
-        let mut riders = riders;
+        let mut fds = fds;
         while !rest.is_empty() {
             let left = self.left()?;
             let sent = self
                 .stream
                 .set_write_timeout(Some(left))
-                .and_then(|()| send(&self.stream, rest, riders).map_err(io::Error::from));
+                .and_then(|()| send(&self.stream, rest, fds).map_err(io::Error::from));
             match sent {
                 Ok(count) => {
                     rest = rest.get(count..).unwrap_or_default();
-                    riders = &[];
+                    fds = &[];
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.broken(error)),
@@ -97,22 +97,22 @@ impl Conversation {
         Ok(())
     }
 
-    /// The body of the answer, if there is one; an error if the answer is one.
+    /// The body of the answer, if there is one. An answer with an error status is an error.
     pub(super) fn answer(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
         let (status, body) = self.whole_answer()?;
         if (200..300).contains(&status) {
             return Ok((!body.is_empty()).then_some(body));
         }
-        Err(ClientError::told(&self.call, status, &body))
+        Err(ClientError::from_answer(&self.call, status, &body))
     }
 
-    /// Status and body of the final answer (RFC 9110 §15.2: those before it are interim).
+    /// Status and body of the final answer. Interim answers are skipped (RFC 9110 §15.2).
     pub(crate) fn whole_answer(&mut self) -> Result<(u16, Vec<u8>), ClientError> {
         let (head, bytes) = self.head()?;
         let mut body = head.body_in(&bytes).to_vec();
         let wanted = head.body_bytes.unwrap_or(0);
         if wanted > MAX_BODY_BYTES {
-            return Err(self.malformed("it is too long"));
+            return Err(self.malformed("the body is too long"));
         }
         while body.len() < wanted {
             self.read(&mut body)?;
@@ -121,15 +121,15 @@ impl Conversation {
         Ok((head.status, body))
     }
 
-    /// Waits until the VMM has begun to answer or has closed the connection.
+    /// Waits until the VMM begins to answer or closes the connection.
     #[cfg(feature = "server")]
     pub(crate) fn await_end(&mut self, patience: Duration) {
         self.deadline = Instant::now() + patience;
-        // Whatever comes, the VMM is done with the call.
+        // In every case the VMM has finished the call.
         drop(self.read(&mut Vec::new()));
     }
 
-    /// The head of the final answer, and all that has come from there on.
+    /// The head of the final answer, and all bytes received from there on.
     pub(super) fn head(&mut self) -> Result<(Head, Vec<u8>), ClientError> {
         let mut bytes = Vec::new();
         let mut interim_bytes: usize = 0;
@@ -147,17 +147,17 @@ impl Conversation {
                 }
             }
             if bytes.len().saturating_add(interim_bytes) >= MAX_HEAD_BYTES {
-                return Err(self.malformed("its head is too long"));
+                return Err(self.malformed("the head is too long"));
             }
         }
     }
 
-    /// Gives up the connection for what follows the head.
+    /// Returns the connection, for what follows the head.
     pub(super) fn into_stream(self) -> UnixStream {
         self.stream
     }
 
-    /// Reads what there is, at least a byte.
+    /// Reads the bytes that are available, at least one.
     fn read(&mut self, into: &mut Vec<u8>) -> Result<(), ClientError> {
         let mut some = [0; 4096];
         let left = self.left()?;
@@ -203,7 +203,7 @@ impl Conversation {
     }
 }
 
-/// The head at the beginning of `bytes`; none if it is not complete.
+/// Parses the head at the beginning of `bytes`. Returns `None` if it is incomplete.
 fn parse_head(bytes: &[u8]) -> Result<Option<Head>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_of_cloud_hypervisor_are_understood() {
+    fn heads_of_cloud_hypervisor_parse() {
         let bytes = b"HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\
             Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
         let head = parse_head(bytes).unwrap().unwrap();
@@ -243,12 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn a_head_may_come_in_parts() {
+    fn an_incomplete_head_is_none() {
         assert_eq!(parse_head(b"HTTP/1.1 200 \r\nServ"), Ok(None));
     }
 
     #[test]
-    fn what_is_no_http_is_refused() {
+    fn other_protocols_are_refused() {
         assert!(parse_head(b"hello\r\n\r\n").is_err());
         let bytes = b"HTTP/1.1 200 \r\nContent-Length: -1\r\n\r\n";
         assert!(parse_head(bytes).unwrap_err().contains("-1"));

@@ -1,9 +1,9 @@
-//! Requests that would reach the VMM unjudged if the client's own bytes were passed on.
+//! Requests that would bypass the filter if the proxy forwarded the client's bytes.
 
 use super::*;
 
 #[test]
-fn the_absolute_form_of_a_target_is_gated() {
+fn the_absolute_form_of_a_target_is_filtered() {
     let stage = Stage::new();
     let text = format!(
         "PUT http://localhost/api/v1/vm.add-device HTTP/1.1\r\nContent-Length: 4\r\n\r\n{NO}"
@@ -14,7 +14,7 @@ fn the_absolute_form_of_a_target_is_gated() {
 }
 
 #[test]
-fn a_bare_line_feed_hides_no_request() {
+fn a_bare_line_feed_cannot_hide_a_request() {
     let stage = Stage::new();
     let hidden = String::from_utf8(put("vm.add-device", NO)).unwrap();
     let text = format!(
@@ -28,7 +28,7 @@ fn a_bare_line_feed_hides_no_request() {
 }
 
 #[test]
-fn what_is_not_known_is_refused() {
+fn unknown_calls_are_refused() {
     let stage = Stage::new();
     for target in [
         "/api/v1/vm.add-anything",
@@ -52,5 +52,5 @@ fn what_is_not_known_is_refused() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{verb}: {answer}");
     }
     stage.assert_nothing_heard();
-    assert!(stage.gate.asked().is_empty());
+    assert!(stage.filter.filtered_calls().is_empty());
 }

@@ -1,4 +1,5 @@
-//! What a real cloud-hypervisor cannot be made to show at will: guests that do not let go, and versions.
+//! Tests of behaviour that a real cloud-hypervisor does not show on demand: guests that do not release devices, and
+//! versions.
 
 use std::io::{Read, Write};
 use std::ops::RangeInclusive;
@@ -11,15 +12,15 @@ use serde_json::Map;
 use tempfile::TempDir;
 
 use super::*;
-use crate::regroup::contract::{Results, dead, unwilling, willing};
+use crate::regroup::conformance::{Results, dead, unwilling, willing};
 
-/// How the VMM answers, and how its guest behaves.
+/// Behaviour of the VMM and its guest.
 #[derive(Debug, Clone, Copy)]
 struct Ways {
     version: &'static str,
-    /// How often a device is asked for before the guest lets go of it; never if absent.
+    /// Number of removal requests until the guest releases a device; never if absent.
     patience: Option<usize>,
-    /// What a second request to remove a device is answered with.
+    /// Status of the answer to a second removal request.
     again: u16,
 }
 
@@ -30,17 +31,17 @@ const WILLING: Ways = Ways {
     again: 204,
 };
 
-/// What the VMM has.
+/// State of the VMM.
 #[derive(Default)]
 struct State {
     platform: Value,
     devices: Vec<Value>,
-    /// Devices in the guest, and how often each was asked to go.
+    /// Devices in the guest: slot and number of removal requests.
     tree: BTreeMap<String, (u8, usize)>,
     added: Vec<Value>,
 }
 
-/// A program that answers as cloud-hypervisor does. It ends when this is dropped.
+/// A fake cloud-hypervisor. It ends when this is dropped.
 struct Fake {
     dir: TempDir,
     state: Arc<Mutex<State>>,
@@ -79,20 +80,20 @@ impl Fake {
                     "HTTP/1.1 {status} \r\nContent-Length: {}\r\n\r\n",
                     answer.len()
                 );
-                // Whoever asked may have gone.
+                // The client may have gone.
                 drop(stream.write_all((head + &answer).as_bytes()));
             }
         });
         fake
     }
 
-    fn vmm(&self) -> StockVmm {
+    fn vmm(&self) -> CloudHypervisorVmm {
         self.vmm_with(Open)
     }
 
-    fn vmm_with(&self, gate: impl Gate + 'static) -> StockVmm {
+    fn vmm_with(&self, filter: impl RequestFilter + 'static) -> CloudHypervisorVmm {
         let client = Client::new(self.dir.path().join("api"));
-        StockVmm::new("web", client, Box::new(gate), self.dir.path())
+        CloudHypervisorVmm::new("web", client, Box::new(filter), self.dir.path())
     }
 
     fn removals(&self) -> usize {
@@ -192,12 +193,12 @@ fn request(stream: &mut UnixStream) -> (String, Value) {
     }
 }
 
-/// Lets everything pass.
+/// Forwards every call.
 struct Open;
 
-impl Gate for Open {
-    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
-        Passage::Passes(body.to_vec())
+impl RequestFilter for Open {
+    fn decide(&self, _: FilteredCall, body: &[u8], _: &[OwnedFd]) -> Decision {
+        Decision::Forward(body.to_vec())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
@@ -205,22 +206,22 @@ impl Gate for Open {
     }
 }
 
-/// Lets pass with BARs mapped for nobody what is no peer, and no peers.
+/// Adds devices that are not peers with unmapped BARs, and refuses peers.
 struct Strict;
 
-impl Gate for Strict {
-    fn pass(&self, call: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
-        assert_eq!(call, GatedCall::AddDevice);
+impl RequestFilter for Strict {
+    fn decide(&self, call: FilteredCall, body: &[u8], _: &[OwnedFd]) -> Decision {
+        assert_eq!(call, FilteredCall::AddDevice);
         let mut device: Value = serde_json::from_slice(body).unwrap();
         if device["p2p"] == true {
             let reasons = vec![
                 "one\n       of several lines".to_owned(),
                 "another".to_owned(),
             ];
-            return Passage::Refused { reasons };
+            return Decision::Refused { reasons };
         }
         device["x_exclude_mmap_bars"] = json!([0, 1, 2, 3, 4, 5]);
-        Passage::Passes(device.to_string().into_bytes())
+        Decision::Forward(device.to_string().into_bytes())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
@@ -232,7 +233,7 @@ const SOON: Duration = Duration::from_millis(300);
 const A: (&str, &str) = ("a", "0000:03:00.0");
 const B: (&str, &str) = ("b", "0000:04:00.0");
 
-fn device(vmm: &StockVmm, id: &str) -> Assigned {
+fn device(vmm: &CloudHypervisorVmm, id: &str) -> VmDevice {
     let devices = vmm.devices().unwrap();
     devices.into_iter().find(|device| device.id == id).unwrap()
 }
@@ -247,7 +248,7 @@ fn assert_kept(results: Results) {
 }
 
 #[test]
-fn every_version_keeps_the_contract() {
+fn every_version_passes_the_conformance_suite() {
     for (version, again) in [("v51.0", 204), ("v53.0", 500), ("v54.0.0", 204)] {
         let ways = Ways {
             version,
@@ -261,7 +262,7 @@ fn every_version_keeps_the_contract() {
 }
 
 #[test]
-fn a_device_comes_back_to_its_slot_with_all_that_was_said_of_it() {
+fn a_device_comes_back_to_its_slot_with_its_configuration() {
     let fake = Fake::start(WILLING, Value::Null, &[A, B]);
     let vmm = fake.vmm();
     let second = device(&vmm, "b");
@@ -279,7 +280,7 @@ fn a_device_comes_back_to_its_slot_with_all_that_was_said_of_it() {
 }
 
 #[test]
-fn a_guest_that_does_not_let_go_keeps_its_device_and_is_reminded() {
+fn a_guest_that_does_not_release_its_device_keeps_it_and_is_reminded() {
     for again in [204, 500] {
         let ways = Ways {
             patience: None,
@@ -297,11 +298,15 @@ fn a_guest_that_does_not_let_go_keeps_its_device_and_is_reminded() {
             let error = vmm.unplug(&was, SOON).unwrap_err();
             assert!(matches!(error, VmmError::Stalled { .. }), "{error}");
             assert_eq!(fake.removals(), asked);
-            assert_eq!(vmm.devices().unwrap(), vec![was.clone()], "it is there yet");
+            assert_eq!(
+                vmm.devices().unwrap(),
+                vec![was.clone()],
+                "it is still there"
+            );
         }
         vmm.plug(&was).unwrap();
         assert_eq!(fake.state.lock().unwrap().added, [] as [Value; 0]);
-        // Somebody who begins anew knows of it what the journal says.
+        // A new process knows only the journal's record of the device.
         let other = fake.vmm();
         assert_eq!(other.devices().unwrap(), []);
         other.plug(&was).unwrap();
@@ -310,26 +315,26 @@ fn a_guest_that_does_not_let_go_keeps_its_device_and_is_reminded() {
 }
 
 #[test]
-fn a_device_becomes_no_peer_by_being_added_without_its_bars() {
+fn a_device_added_without_bars_is_not_a_peer() {
     let fake = Fake::start(WILLING, Value::Null, &[A]);
     let vmm = fake.vmm_with(Strict);
     let was = device(&vmm, "a");
     assert!(was.p2p);
-    assert_eq!(vmm.revoke(&was).unwrap(), Windows::OpenWhilePlugged);
-    let alone = Assigned {
+    assert_eq!(vmm.revoke(&was).unwrap(), PeerMappings::OpenWhilePlugged);
+    let alone = VmDevice {
         p2p: false,
         ..was.clone()
     };
     vmm.plug(&alone).unwrap();
     assert_eq!(vmm.devices().unwrap(), vec![alone.clone()]);
-    assert_eq!(vmm.revoke(&alone).unwrap(), Windows::Closed);
+    assert_eq!(vmm.revoke(&alone).unwrap(), PeerMappings::Closed);
 
     let error = vmm.plug(&was).unwrap_err().to_string();
     assert_eq!(error, "VM web refused: one; of several lines; another");
 }
 
 #[test]
-fn one_that_is_gone_is_told_apart() {
+fn an_ended_vmm_is_a_distinct_error() {
     let fake = Fake::start(WILLING, Value::Null, &[A]);
     let vmm = fake.vmm();
     let was = device(&vmm, "a");
@@ -338,20 +343,20 @@ fn one_that_is_gone_is_told_apart() {
 }
 
 #[test]
-fn what_one_context_cannot_hold_is_refused() {
+fn configurations_that_need_two_contexts_are_refused() {
     let fake = Fake::start(WILLING, Value::Null, &[A, B]);
     let vmm = fake.vmm();
     let peers = vmm.devices().unwrap();
-    let refused = |vmm: &StockVmm, devices: &[Assigned], after: &[RouteChange]| {
-        let prospect = Prospect {
+    let refused = |vmm: &CloudHypervisorVmm, devices: &[VmDevice], after: &[RouteChange]| {
+        let proposed = ProposedDevices {
             devices,
             routes: after,
             holes: &BTreeMap::new(),
         };
-        vmm.could_have(&prospect).map_err(|error| error.to_string())
+        vmm.could_have(&proposed).map_err(|error| error.to_string())
     };
     assert_eq!(refused(&vmm, &peers, &[]), Ok(()));
-    let with = |change: fn(&mut Assigned)| {
+    let with = |change: fn(&mut VmDevice)| {
         let mut devices = peers.clone();
         change(&mut devices[1]);
         devices
@@ -390,7 +395,7 @@ fn what_one_context_cannot_hold_is_refused() {
 }
 
 #[test]
-fn memory_that_a_device_would_not_reach_is_refused_unless_that_is_not_certain() {
+fn certain_memory_holes_are_refused() {
     let fake = Fake::start(WILLING, Value::Null, &[A, B]);
     let devices = fake.vmm().devices().unwrap();
     let hole = |range, certain| MemoryHole {
@@ -399,9 +404,9 @@ fn memory_that_a_device_would_not_reach_is_refused_unless_that_is_not_certain() 
         cause: HoleCause::Switch,
         certain,
     };
-    let ask = |vmm: &StockVmm, hole: MemoryHole| {
+    let ask = |vmm: &CloudHypervisorVmm, hole: MemoryHole| {
         let function = B.1.parse().unwrap();
-        vmm.could_have(&Prospect {
+        vmm.could_have(&ProposedDevices {
             devices: &devices,
             routes: &[],
             holes: &BTreeMap::from([(function, vec![hole])]),
@@ -428,8 +433,5 @@ fn memory_that_a_device_would_not_reach_is_refused_unless_that_is_not_certain() 
     );
     assert_eq!(ask(&fake.vmm(), hole(0..=u64::MAX, false)), Ok(()));
     let unknown = ask(&fake.vmm_with(Strict), inside).unwrap_err();
-    assert!(
-        unknown.to_string().contains("cannot be made out"),
-        "{unknown}"
-    );
+    assert!(unknown.to_string().contains("is unknown"), "{unknown}");
 }

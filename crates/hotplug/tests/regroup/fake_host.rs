@@ -1,4 +1,4 @@
-//! A simulated host: a directory in the shape of sysfs, whose files do what the kernel's do when they are written to.
+//! A simulated host: a directory like sysfs, and writes that have the effects of the kernel's files.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,61 +14,61 @@ use tempfile::TempDir;
 
 use crate::faults::{Faults, Kind};
 
-/// What goes wrong, and at which write.
+/// A fault at a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub(crate) enum WriteFault {
     /// The write fails.
     Errno(i32),
-    /// The process is killed before it.
+    /// The process is killed before the write.
     KilledBefore,
-    /// The process is killed after it.
+    /// The process is killed after the write.
     KilledAfter,
 }
 
-/// How a process ends that is killed. It is no failure of a test.
+/// Panic payload of a killed process. It does not fail the test.
 pub(crate) struct Killed;
 
-pub(crate) struct Machine {
+pub(crate) struct FakeHost {
     _dir: TempDir,
     sysfs: Sysfs,
     proc: PathBuf,
     state: RefCell<State>,
     writes: Cell<usize>,
-    fault: Cell<Option<(usize, Fault)>>,
+    fault: Cell<Option<(usize, WriteFault)>>,
     faults: Option<Faults>,
-    /// What was reset, and how.
+    /// The resets so far: function and method.
     pub(crate) resets: RefCell<Vec<String>>,
-    /// What was written to devices that are where others were.
+    /// Writes to devices that replaced others.
     pub(crate) strayed: RefCell<Vec<String>>,
 }
 
 struct State {
     topology: &'static Topology,
     model: GroupModel<'static>,
-    /// Parents of functions, as sysfs nests them.
+    /// Functions that were removed from the machine.
     gone: BTreeSet<Sbdf>,
-    /// Functions in whose places other devices are now.
+    /// Functions that were replaced by other devices.
     replaced: BTreeSet<Sbdf>,
-    /// Whether functions get other bus numbers when they are found again, and which have got one.
+    /// Whether functions get other bus numbers when they are found again, and the functions that did.
     renumbers: bool,
     shown: BTreeMap<Sbdf, Sbdf>,
-    /// Drivers and attributes, by function and name, where they are not as a function has them that was just found.
+    /// Drivers and attributes that differ from their defaults, by function and name.
     facts: BTreeMap<(Sbdf, String), String>,
     /// Functions that have directories.
     present: BTreeSet<Sbdf>,
-    /// The groups as sysfs has them; none where something is missing.
+    /// The groups in sysfs; empty while they are incomplete.
     linked: Vec<Vec<Sbdf>>,
-    /// The ACS control registers as the files have them.
+    /// The ACS control registers in the `config` files.
     words: BTreeMap<Sbdf, AcsBits>,
-    /// The driver that takes a function if nobody says otherwise.
+    /// The driver that binds to a function by default.
     hosts: BTreeMap<Sbdf, String>,
     kernel: Kernel,
 }
 
-/// All that a transaction must leave as it was or as planned.
+/// Everything that a transaction must leave as it was or as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    /// Those with devices.
+    /// The groups with devices.
     pub(crate) groups: Vec<Vec<Sbdf>>,
     /// Driver, override, attributes and ACS control of each function.
     pub(crate) functions: BTreeMap<Sbdf, Vec<String>>,
@@ -91,7 +91,7 @@ impl Snapshot {
         rest
     }
 
-    /// What is different here from there, line by line.
+    /// The differences from another snapshot, one per line.
     pub(crate) fn differences(&self, there: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         let own = self.groups.iter().filter(|g| !there.groups.contains(g));
@@ -116,12 +116,12 @@ impl Snapshot {
 }
 
 impl State {
-    /// The address that a function has.
+    /// The current address of a function.
     fn shown(&self, function: Sbdf) -> Sbdf {
         self.shown.get(&function).copied().unwrap_or(function)
     }
 
-    /// The function that has an address.
+    /// The function with a current address.
     fn named(&self, shown: Sbdf) -> Sbdf {
         let mut all = self.shown.iter();
         let found = all.find(|(_, other)| **other == shown);
@@ -138,7 +138,7 @@ impl State {
     }
 }
 
-/// The topology of a file; each is kept for good, once.
+/// The topology of a fixture file. Each topology is leaked once.
 fn topology_of(text: String) -> &'static Topology {
     static KNOWN: Mutex<BTreeMap<String, &'static Topology>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap();
@@ -148,10 +148,10 @@ fn topology_of(text: String) -> &'static Topology {
     })
 }
 
-impl Machine {
+impl FakeHost {
     /// A machine of `resources/topologies`, with all endpoints bound to vfio-pci by an override.
     ///
-    /// `change` may change the file before it is read.
+    /// `change` may edit the file before it is parsed.
     pub(crate) fn new(
         fixture: &str,
         release: &str,
@@ -195,7 +195,7 @@ impl Machine {
             hosts: BTreeMap::new(),
             kernel,
         };
-        let machine = Self {
+        let host = Self {
             _dir: dir,
             sysfs: Sysfs::new(sys),
             proc,
@@ -207,20 +207,20 @@ impl Machine {
             strayed: RefCell::new(Vec::new()),
         };
         for function in topology.functions() {
-            machine.create(function);
+            host.create(function);
             if function.is_bridge() {
-                machine.link_driver(function.sbdf(), "pcieport");
+                host.link_driver(function.sbdf(), "pcieport");
             } else if topology.upstream(function.sbdf()).is_some() {
                 let at = function.sbdf();
-                machine.set(at, "driver_override", "vfio-pci");
-                machine.link_driver(at, "vfio-pci");
-                machine.set(at, "d3cold_allowed", "0");
-                let mut state = machine.state.borrow_mut();
+                host.set(at, "driver_override", "vfio-pci");
+                host.link_driver(at, "vfio-pci");
+                host.set(at, "d3cold_allowed", "0");
+                let mut state = host.state.borrow_mut();
                 state.hosts.insert(at, "nvme".to_owned());
             }
         }
-        machine.link_groups();
-        machine
+        host.link_groups();
+        host
     }
 
     pub(crate) fn dir(&self, function: Sbdf) -> PathBuf {
@@ -236,19 +236,19 @@ impl Machine {
         Topology::scan(&self.sysfs, host).unwrap()
     }
 
-    /// Something goes wrong at the `at`th write from now, counted from 0.
-    pub(crate) fn fail(&self, at: usize, fault: Fault) {
+    /// Injects a fault at the `at`th write from now, counted from 0.
+    pub(crate) fn fail(&self, at: usize, fault: WriteFault) {
         self.writes.set(0);
         self.fault.set(Some((at, fault)));
     }
 
-    /// From now on these come to pass.
+    /// Uses this fault injection from now on.
     pub(crate) fn watch(&mut self, faults: &Faults) {
         self.faults = Some(faults.clone());
         self.note();
     }
 
-    /// Tells what the host is like.
+    /// Reports the state of the host to the fault injection.
     fn note(&self) {
         if let Some(faults) = &self.faults {
             let state = self.state.borrow();
@@ -270,18 +270,18 @@ impl Machine {
         }
     }
 
-    /// Whether the fault has come to pass; there is none from now on.
+    /// Whether the fault has occurred; clears it.
     pub(crate) fn failed(&self) -> bool {
         let (at, _) = self.fault.take().unwrap();
         self.writes.get() > at
     }
 
-    /// How many writes there were since a fault was set.
+    /// Number of writes since the fault was set.
     pub(crate) fn written(&self) -> usize {
         self.writes.get()
     }
 
-    /// Somebody else writes an ACS control register.
+    /// Writes an ACS control register as another program would.
     pub(crate) fn meddle(&self, port: Sbdf, word: u16) {
         let word = AcsBits::from_bits(word);
         self.state.borrow_mut().model.set_acs_control(port, word);
@@ -307,7 +307,7 @@ impl Machine {
         self.sysfs.driver_of(self.shown(function)).unwrap()
     }
 
-    /// Takes a function out of the machine for good.
+    /// Removes a function from the machine for good.
     pub(crate) fn pull(&self, function: Sbdf) {
         self.state.borrow_mut().gone.insert(function);
         if self.dir(function).exists() {
@@ -317,7 +317,7 @@ impl Machine {
         self.note();
     }
 
-    /// Puts another device in the place of a function.
+    /// Replaces a function by another device.
     pub(crate) fn replace(&self, function: Sbdf) {
         self.state.borrow_mut().replaced.insert(function);
         if self.dir(function).exists() {
@@ -326,25 +326,25 @@ impl Machine {
         self.note();
     }
 
-    /// Has endpoints get other bus numbers when they are found again.
+    /// Gives endpoints other bus numbers when they are found again.
     pub(crate) fn renumber(&self) {
         self.state.borrow_mut().renumbers = true;
         self.note();
     }
 
-    /// What functions are called that had this name at first.
+    /// The current address of the function with this original address.
     fn shown(&self, function: Sbdf) -> Sbdf {
         self.state.borrow().shown(function)
     }
 
-    /// Gives a function the ids of another device.
+    /// Gives a function the IDs of another device.
     fn rename(&self, function: Sbdf) {
         let path = self.dir(function).join("config");
         let config = fs::OpenOptions::new().write(true).open(path).unwrap();
         config.write_all_at(&[0x34, 0x12, 0x78, 0x56], 0).unwrap();
     }
 
-    /// Starts the machine anew.
+    /// Reboots the machine.
     pub(crate) fn reboot(&self) {
         let topology = self.state.borrow().topology;
         for function in topology.functions() {
@@ -395,7 +395,7 @@ impl Machine {
         }
     }
 
-    /// Makes the directory of a function, as the kernel does when it finds it.
+    /// Creates the directory of a function, as the kernel does when it finds it.
     fn create(&self, function: &Function) {
         let at = function.sbdf();
         self.state.borrow_mut().appear(at);
@@ -454,7 +454,7 @@ impl Machine {
         fs::remove_dir_all(self.real_dir(state, function)).unwrap();
     }
 
-    /// Where the kernel has the directory of a function.
+    /// The directory of a function in sysfs's device tree.
     fn real_dir(&self, state: &State, function: Sbdf) -> PathBuf {
         let above = state.topology.ancestors(function).map(Function::sbdf);
         let mut way: Vec<Sbdf> = above.collect();
@@ -469,13 +469,13 @@ impl Machine {
         symlink(&target, self.dir(function).join("driver")).unwrap();
         self.know(function, "driver", driver);
         fs::write(target.join("unbind"), "").unwrap();
-        // Both let what they have sleep.
+        // Both drivers let their functions sleep.
         if matches!(driver, "pcieport" | "vfio-pci") {
             self.set(function, "power/control", "auto");
         }
     }
 
-    /// Brings links and registers to what the model says.
+    /// Updates links and registers from the model.
     fn link_groups(&self) {
         let state = &mut *self.state.borrow_mut();
         let groups = self.sysfs.root().join("kernel/iommu_groups");
@@ -521,7 +521,7 @@ impl Machine {
         }
     }
 
-    /// Makes the directories of all functions that the model has and that are not there, and gives them to drivers.
+    /// Creates the missing directories of functions, and binds drivers to them.
     fn appear(&self) {
         let topology = self.state.borrow().topology;
         let mut found = Vec::new();
@@ -576,7 +576,7 @@ impl Machine {
         self.link_groups();
     }
 
-    /// A port that may sleep does so when nothing below it has a driver, and has the kernel's ACS when it wakes.
+    /// A port that may sleep does so if nothing below it has a driver. When it wakes, it has the kernel's ACS.
     fn sleep(&self) {
         let topology = self.state.borrow().topology;
         let mut forgot = false;
@@ -620,12 +620,12 @@ impl Machine {
         let rest = name.strip_prefix("bus/pci/devices/").unwrap();
         let (function, file) = rest.split_once('/').unwrap();
         let at = self.state.borrow().named(function.parse().unwrap());
-        // What is only written to has no file here.
+        // Write-only attributes have no file here.
         let is_order = ["reset", "remove"].contains(&file) || file.ends_with("rescan");
         if !is_order && !path.exists() || !self.dir(at).exists() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // A scan changes nothing of what is there.
+        // A scan does not write to existing functions.
         if self.state.borrow().replaced.contains(&at) && !file.ends_with("rescan") {
             self.strayed.borrow_mut().push(format!("{at} {file}"));
         }
@@ -645,11 +645,7 @@ impl Machine {
             "config" => {
                 let topology = self.state.borrow().topology;
                 let acs = topology.get(at).unwrap().acs().registers().unwrap();
-                assert_eq!(
-                    offset,
-                    u64::from(acs.control_offset()),
-                    "nothing else is written"
-                );
+                assert_eq!(offset, u64::from(acs.control_offset()), "unexpected write");
                 let word = u16::from_le_bytes(bytes.try_into().unwrap());
                 let word = AcsBits::from_bits(word);
                 self.state.borrow_mut().model.set_acs_control(at, word);
@@ -686,7 +682,7 @@ impl Machine {
                 self.state.borrow_mut().model.rescan();
                 self.appear();
             }
-            _ => panic!("nobody writes to {file}"),
+            _ => panic!("unexpected write to {file}"),
         }
         if relink {
             self.link_groups();
@@ -695,7 +691,7 @@ impl Machine {
     }
 }
 
-impl Host for Machine {
+impl Host for FakeHost {
     fn sysfs(&self) -> &Sysfs {
         &self.sysfs
     }
@@ -721,14 +717,14 @@ impl Host for Machine {
         self.writes.set(number + 1);
         let fault = self.fault.get().filter(|(at, _)| *at == number);
         match fault.map(|(_, fault)| fault) {
-            Some(Fault::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
-            Some(Fault::KilledBefore) => std::panic::resume_unwind(Box::new(Killed)),
-            Some(Fault::KilledAfter) | None => {}
+            Some(WriteFault::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Some(WriteFault::KilledBefore) => std::panic::resume_unwind(Box::new(Killed)),
+            Some(WriteFault::KilledAfter) | None => {}
         }
         self.act(path, offset, bytes)?;
         self.sleep();
         self.note();
-        if matches!(fault, Some((_, Fault::KilledAfter))) {
+        if matches!(fault, Some((_, WriteFault::KilledAfter))) {
             std::panic::resume_unwind(Box::new(Killed));
         }
         Ok(())

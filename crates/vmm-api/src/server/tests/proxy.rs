@@ -18,42 +18,42 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ApiServer;
-use crate::server::forward::Forward;
-use crate::server::riders::receive;
-use crate::{EventLog, Gate, GatedCall, Passage, descriptors};
+use crate::server::fd_stream::receive;
+use crate::server::proxy::ApiProxy;
+use crate::{Decision, EventLog, FilteredCall, RequestFilter, descriptors};
 
-/// What the VMM answers to everything.
+/// The VMM's answer to every request.
 const ANSWER: &[u8] =
     b"HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\
     Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-/// A body that the gate refuses.
+/// A body that the filter refuses.
 const NO: &str = "\"no\"";
-/// A body that the VMM answers only when it is told to.
+/// A body that the VMM answers after a signal only.
 const LATER: &str = "\"later\"";
 
-/// Refuses what says `"no"`, and puts `{"new":…}` around the rest.
+/// Refuses `"no"`, and wraps other bodies in `{"new":…}`.
 #[derive(Default)]
-struct Words(Mutex<Vec<(GatedCall, Passage)>>);
+struct Words(Mutex<Vec<(FilteredCall, Decision)>>);
 
 impl Words {
-    fn asked(&self) -> Vec<GatedCall> {
-        let asked = self.0.lock().unwrap();
-        asked.iter().map(|(call, _)| *call).collect()
+    fn filtered_calls(&self) -> Vec<FilteredCall> {
+        let filtered_calls = self.0.lock().unwrap();
+        filtered_calls.iter().map(|(call, _)| *call).collect()
     }
 }
 
-impl Gate for Words {
-    fn pass(&self, call: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
+impl RequestFilter for Words {
+    fn decide(&self, call: FilteredCall, body: &[u8], _: &[OwnedFd]) -> Decision {
         let passage = match body {
-            b"\"no\"" => Passage::Refused {
+            b"\"no\"" => Decision::Refused {
                 reasons: vec!["two \"groups\"".to_owned()],
             },
-            b"\"broken\"" => Passage::Failed {
+            b"\"broken\"" => Decision::Failed {
                 messages: vec!["sysfs is gone".to_owned()],
             },
             _ => match serde_json::from_slice::<Value>(body) {
-                Ok(body) => Passage::Passes(format!("{{\"new\":{body}}}").into_bytes()),
-                Err(error) => Passage::Malformed(error.to_string()),
+                Ok(body) => Decision::Forward(format!("{{\"new\":{body}}}").into_bytes()),
+                Err(error) => Decision::Malformed(error.to_string()),
             },
         };
         self.0.lock().unwrap().push((call, passage.clone()));
@@ -65,12 +65,12 @@ impl Gate for Words {
     }
 }
 
-/// What the VMM got.
+/// A request that the VMM received.
 #[derive(Debug)]
 struct Heard {
-    /// All bytes of the connection up to now.
+    /// All bytes of the connection so far.
     raw: Vec<u8>,
-    /// Verb, target and body, if they are a request.
+    /// Method, target and body, if the bytes are a request.
     request: Option<(String, String, Vec<u8>)>,
     descriptors: Vec<OwnedFd>,
 }
@@ -78,9 +78,9 @@ struct Heard {
 struct Stage {
     dir: TempDir,
     heard: Receiver<Heard>,
-    /// One for each [`LATER`] that is to be answered.
+    /// One message for each [`LATER`] to answer.
     answer: Sender<()>,
-    gate: Arc<Words>,
+    filter: Arc<Words>,
     proxy: Option<ApiServer>,
 }
 
@@ -92,17 +92,17 @@ impl Stage {
     fn with_max_patience(max_patience: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("vmm")).unwrap();
-        let (tell, heard) = mpsc::channel();
+        let (sender, heard) = mpsc::channel();
         let (answer, later) = mpsc::channel();
         let later = Arc::new(Mutex::new(later));
         thread::spawn(move || {
             for connection in listener.incoming() {
-                let (tell, later) = (tell.clone(), Arc::clone(&later));
-                thread::spawn(move || serve(&connection.unwrap(), &tell, &later));
+                let (sender, later) = (sender.clone(), Arc::clone(&later));
+                thread::spawn(move || serve(&connection.unwrap(), &sender, &later));
             }
         });
-        let gate = Arc::new(Words::default());
-        let forward = Forward::new(dir.path().join("vmm"), gate.clone());
+        let filter = Arc::new(Words::default());
+        let forward = ApiProxy::new(dir.path().join("vmm"), filter.clone());
         let forward = forward.with_max_patience(max_patience);
         let path = dir.path().join("proxy");
         let proxy = ApiServer::serve(&path, forward, &EventLog::new(), || Ok(())).unwrap();
@@ -110,7 +110,7 @@ impl Stage {
             dir,
             heard,
             answer,
-            gate,
+            filter,
             proxy: Some(proxy),
         }
     }
@@ -129,7 +129,7 @@ impl Stage {
         self.heard.recv_timeout(PATIENCE).unwrap()
     }
 
-    /// Verb, target and body of the next request that the VMM gets.
+    /// Method, target and body of the next request that the VMM gets.
     fn request(&self) -> (String, String, String) {
         let heard = self.heard();
         let (verb, target, body) = heard.request.expect("a request");
@@ -142,8 +142,8 @@ impl Stage {
     }
 }
 
-/// Parses what comes, and answers each request.
-fn serve(stream: &UnixStream, tell: &Sender<Heard>, later: &Mutex<Receiver<()>>) {
+/// Parses and answers requests.
+fn serve(stream: &UnixStream, sender: &Sender<Heard>, later: &Mutex<Receiver<()>>) {
     let (mut feed, fed) = UnixStream::pair().unwrap();
     fed.set_nonblocking(true).unwrap();
     let mut parser = HttpConnection::new(fed);
@@ -170,7 +170,7 @@ fn serve(stream: &UnixStream, tell: &Sender<Heard>, later: &Mutex<Receiver<()>>)
                 descriptors: std::mem::take(&mut fds),
             };
             whole = true;
-            if tell.send(heard).is_err() || unanswered && later.lock().unwrap().recv().is_err() {
+            if sender.send(heard).is_err() || unanswered && later.lock().unwrap().recv().is_err() {
                 return;
             }
             let _ = descriptors::send(stream, b"HTTP/1.1 100 \r\n\r\n", &[]);
@@ -178,7 +178,7 @@ fn serve(stream: &UnixStream, tell: &Sender<Heard>, later: &Mutex<Receiver<()>>)
         }
     }
     if !raw.is_empty() && !whole {
-        let _ = tell.send(Heard {
+        let _ = sender.send(Heard {
             raw,
             request: None,
             descriptors: fds,
@@ -220,7 +220,7 @@ fn messages(answer: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_call_that_brings_no_devices_passes_with_a_head_of_the_proxys_own() {
+fn an_unfiltered_call_is_forwarded_with_the_proxys_head() {
     let stage = Stage::new();
     let text = "PUT /api/v1/vm.add-disk HTTP/1.1\r\nhOST: x\r\nX-Odd:   y \r\ncontent-length: 12\r\n\r\n{\"p2p\":true}";
     let answer = stage.ask(text.as_bytes());
@@ -238,11 +238,11 @@ fn a_call_that_brings_no_devices_passes_with_a_head_of_the_proxys_own() {
         String::new(),
     );
     assert_eq!(stage.request(), request);
-    assert!(stage.gate.asked().is_empty());
+    assert!(stage.filter.filtered_calls().is_empty());
 }
 
 #[test]
-fn a_gated_call_passes_with_what_the_gate_makes_of_it() {
+fn a_filtered_call_is_forwarded_with_the_filters_body() {
     let stage = Stage::new();
     for call in [
         "vm.create",
@@ -255,11 +255,11 @@ fn a_gated_call_passes_with_what_the_gate_makes_of_it() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert_eq!(stage.request().2, "{\"new\":{}}", "{call}");
     }
-    assert_eq!(stage.gate.asked().len(), 5);
+    assert_eq!(stage.filter.filtered_calls().len(), 5);
 }
 
 #[test]
-fn a_refusal_is_409_and_the_vmm_hears_nothing() {
+fn a_refusal_is_409_and_does_not_reach_the_vmm() {
     let stage = Stage::new();
     let mut client = connect(&stage.path());
     for (sent, status, said) in [
@@ -277,14 +277,14 @@ fn a_refusal_is_409_and_the_vmm_hears_nothing() {
         let top = ["Error from API", "The device could not be added to the VM"];
         assert_eq!(messages(&answer), [&top[..], &[said]].concat());
     }
-    // The connection is as good as before, and nothing was heard in between.
+    // The connection is still usable, and the VMM got nothing in between.
     client.write_all(&put("vm.pause", "")).unwrap();
     answer(&mut client);
     assert_eq!(stage.request().1, "/api/v1/vm.pause");
 }
 
 #[test]
-fn a_body_may_come_in_pieces_or_in_chunks() {
+fn a_body_may_be_fragmented_or_chunked() {
     let stage = Stage::new();
     let mut client = connect(&stage.path());
     for piece in put("vm.add-device", "[1, 2]").chunks(7) {
@@ -302,7 +302,7 @@ fn a_body_may_come_in_pieces_or_in_chunks() {
 }
 
 #[test]
-fn a_client_that_waits_to_be_told_is_told() {
+fn expect_100_continue_is_answered() {
     let stage = Stage::new();
     let mut client = connect(&stage.path());
     let head =
@@ -314,14 +314,14 @@ fn a_client_that_waits_to_be_told_is_told() {
 }
 
 #[test]
-fn descriptors_go_with_their_request_and_with_no_later_one() {
+fn descriptors_are_forwarded_with_their_request_only() {
     let stage = Stage::new();
     let file = tempfile::tempfile().unwrap();
-    let riders = [file.as_fd().try_clone_to_owned().unwrap()];
+    let fds = [file.as_fd().try_clone_to_owned().unwrap()];
     for call in ["vm.add-net", "vm.add-device", "vm.restore"] {
         let mut client = connect(&stage.path());
         let both = [put(call, "{}"), put("vm.add-net", "{}")].concat();
-        descriptors::send(&client, &both, &riders).unwrap();
+        descriptors::send(&client, &both, &fds).unwrap();
         let mut answers = String::new();
         client.read_to_string(&mut answers).unwrap();
         assert_eq!(
@@ -338,7 +338,7 @@ fn descriptors_go_with_their_request_and_with_no_later_one() {
         "vm.receive-migration",
     ] {
         let mut client = connect(&stage.path());
-        descriptors::send(&client, &put(call, "{}"), &riders).unwrap();
+        descriptors::send(&client, &put(call, "{}"), &fds).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
@@ -348,7 +348,7 @@ fn descriptors_go_with_their_request_and_with_no_later_one() {
 }
 
 #[test]
-fn a_vmm_that_is_gone_or_no_vmm_is_a_bad_gateway() {
+fn a_missing_vmm_or_an_invalid_answer_is_a_bad_gateway() {
     let stage = Stage::new();
     std::fs::remove_file(stage.dir.path().join("vmm")).unwrap();
     let answer = stage.ask(b"GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n");
@@ -359,7 +359,7 @@ fn a_vmm_that_is_gone_or_no_vmm_is_a_bad_gateway() {
 }
 
 #[test]
-fn an_answer_that_is_too_long_is_not_held() {
+fn an_answer_that_is_too_long_is_refused() {
     let stage = Stage::new();
     let vmm = stage.dir.path().join("vmm");
     std::fs::remove_file(&vmm).unwrap();
@@ -377,7 +377,7 @@ fn an_answer_that_is_too_long_is_not_held() {
 }
 
 #[test]
-fn nobody_is_served_after_the_end() {
+fn a_dropped_server_serves_no_request() {
     let mut stage = Stage::new();
     stage.ask(&put("vm.pause", ""));
     drop(stage.proxy.take());

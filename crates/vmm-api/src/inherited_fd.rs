@@ -1,32 +1,32 @@
-//! Descriptors that a process was started with, by number.
+//! Descriptors that a process inherited, by number.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
 
-/// The number of a descriptor that this process has inherited, above those of its standard streams.
+/// Number of an inherited descriptor, above those of the standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inherited(RawFd);
+pub struct InheritedFd(RawFd);
 
-impl Inherited {
-    /// What a number of one is, after "is not".
+impl InheritedFd {
+    /// What the number must be, to complete "is not …".
     pub(crate) const WHAT: &str = "the number of a descriptor above 2";
     const FIRST: RawFd = 3;
 
-    /// A descriptor of its own for what the inherited one is open on.
+    /// Duplicates the descriptor.
     ///
     /// # Errors
-    /// `ENOENT` if it is not open.
+    /// `ENOENT` if the descriptor is not open.
     pub fn duplicate(self) -> io::Result<OwnedFd> {
-        // Opening it anew would fail for sockets; procfs says whether it is open at all.
+        // Opening this link would fail for sockets, but reading it shows whether the descriptor is open.
         let link = std::fs::read_link(format!("/proc/self/fd/{}", self.0))?;
         log::debug!("descriptor {} is {}", self.0, link.display());
         edge::duplicate(self.0)
     }
 }
 
-impl FromStr for Inherited {
+impl FromStr for InheritedFd {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -35,7 +35,7 @@ impl FromStr for Inherited {
     }
 }
 
-impl fmt::Display for Inherited {
+impl fmt::Display for InheritedFd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -48,7 +48,7 @@ mod edge {
     use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
     pub(super) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-        // SAFETY: the caller saw that the descriptor is open; it was inherited, so nobody in this process closes it.
+        // SAFETY: the caller saw that the descriptor is open. It was inherited, so nothing in this process closes it.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         borrowed.try_clone_to_owned()
     }
@@ -61,19 +61,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn standard_streams_and_words_are_none() {
+    fn standard_streams_and_other_texts_are_refused() {
         for text in ["2", "-1", "x", "", "4294967296"] {
-            assert!(text.parse::<Inherited>().is_err(), "{text:?}");
+            assert!(text.parse::<InheritedFd>().is_err(), "{text:?}");
         }
-        assert_eq!("3".parse(), Ok(Inherited(3)));
+        assert_eq!("3".parse(), Ok(InheritedFd(3)));
     }
 
     #[test]
-    fn what_is_open_is_duplicated_and_what_is_not_is_said() {
+    fn an_open_descriptor_is_duplicated_and_a_closed_one_is_an_error() {
         let file = tempfile::tempfile().unwrap();
-        let copy = Inherited(file.as_raw_fd()).duplicate().unwrap();
+        let copy = InheritedFd(file.as_raw_fd()).duplicate().unwrap();
         assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
-        let error = Inherited(987_654).duplicate().unwrap_err();
+        let error = InheritedFd(987_654).duplicate().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,4 +1,4 @@
-//! Descriptors that ride on the bytes of a connection (unix(7): `SCM_RIGHTS`), kept until a request takes them.
+//! Descriptors that arrive on a connection (unix(7): `SCM_RIGHTS`), kept until a request takes them.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,22 +13,22 @@ use tokio::net::UnixStream;
 
 use crate::descriptors::MOST_DESCRIPTORS;
 
-/// Most descriptors of one connection that nobody has taken.
+/// Largest number of descriptors of one connection that no request has taken.
 const MOST: usize = 16;
-/// What is read at once, in bytes.
+/// Size of a read, in bytes.
 const READ_BYTES: usize = 16 << 10;
 
-/// Descriptors that came so far. Clones are the same; what is left is closed with the last one.
+/// Descriptors that have arrived. Clones share them; the last clone closes the rest.
 #[derive(Clone, Default)]
-pub(super) struct Riders(Arc<Mutex<Vec<OwnedFd>>>);
+pub(super) struct PassedFds(Arc<Mutex<Vec<OwnedFd>>>);
 
-impl Riders {
-    /// All that there are.
+impl PassedFds {
+    /// Takes all descriptors.
     pub(super) fn take(&self) -> Vec<OwnedFd> {
         std::mem::take(&mut *self.lock())
     }
 
-    /// All that there are, by themselves.
+    /// Takes all descriptors into a new object.
     pub(super) fn split_off(&self) -> Self {
         Self(Arc::new(Mutex::new(self.take())))
     }
@@ -38,19 +38,19 @@ impl Riders {
     }
 }
 
-/// A connection that keeps what rides on it.
-pub(super) struct Carriage {
+/// A connection that collects the descriptors that arrive on it.
+pub(super) struct FdStream {
     stream: UnixStream,
-    riders: Riders,
+    fds: PassedFds,
 }
 
-impl Carriage {
-    pub(super) fn new(stream: UnixStream, riders: Riders) -> Self {
-        Self { stream, riders }
+impl FdStream {
+    pub(super) fn new(stream: UnixStream, fds: PassedFds) -> Self {
+        Self { stream, fds }
     }
 }
 
-impl AsyncRead for Carriage {
+impl AsyncRead for FdStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -65,11 +65,11 @@ impl AsyncRead for Carriage {
             let read = || receive(&self.stream, bytes, &mut came);
             match self.stream.try_io(Interest::READABLE, read) {
                 Ok(count) => {
-                    let mut riders = self.riders.lock();
-                    if riders.len().saturating_add(came.len()) > MOST {
+                    let mut fds = self.fds.lock();
+                    if fds.len().saturating_add(came.len()) > MOST {
                         return Poll::Ready(Err(io::Error::other("too many descriptors")));
                     }
-                    riders.append(&mut came);
+                    fds.append(&mut came);
                     into.put_slice(bytes.get(..count).unwrap_or_default());
                     return Poll::Ready(Ok(()));
                 }
@@ -81,7 +81,7 @@ impl AsyncRead for Carriage {
     }
 }
 
-impl AsyncWrite for Carriage {
+impl AsyncWrite for FdStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -99,7 +99,7 @@ impl AsyncWrite for Carriage {
     }
 }
 
-/// Reads what there is, at least a byte unless the other side has nothing more to say; descriptors are added to
+/// Reads the bytes that are available: at least one, or none at the end of the stream. Adds the received descriptors to
 /// `descriptors`.
 pub(super) fn receive(
     stream: impl AsFd,
@@ -116,7 +116,7 @@ pub(super) fn receive(
         }
     }
     if message.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::other("descriptors were lost on their way"));
+        return Err(io::Error::other("descriptors were truncated"));
     }
     Ok(message.bytes)
 }

@@ -1,4 +1,4 @@
-//! What a host was like before a transaction, as far as the transaction touches it.
+//! The state of a host before a transaction, as far as the transaction affects it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,142 +9,145 @@ use serde::{Deserialize, Serialize};
 
 use super::host::HostError;
 use super::identity::Identity;
-use super::machine::{KEPT, Machine};
-use super::place::Place;
-use super::vmm::Assigned;
+use super::sysfs_ops::{KEPT, SysfsOps};
+use super::topology_path::TopologyPath;
+use super::vmm::VmDevice;
 
-/// Bytes from the start of the ACS capability to the egress control vector (PCIe r6.0 §7.7.11.4).
+/// Offset of the egress control vector from the header of the ACS capability, in bytes (PCIe r6.0 §7.7.11.4).
 pub(super) const EGRESS_VECTOR: u16 = 8;
 
-/// What a host was like.
+/// The state of a host before a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Baseline {
-    /// All functions below the root ports concerned, virtual ones excepted.
-    pub functions: BTreeMap<Sbdf, Was>,
-    /// The groups of all of those.
+pub struct Snapshot {
+    /// All functions below the affected root ports, except virtual functions.
+    pub functions: BTreeMap<Sbdf, FunctionState>,
+    /// The groups of these functions.
     pub groups: Vec<Vec<Sbdf>>,
-    /// Whether the kernel gave what it found to drivers.
+    /// Whether the kernel bound drivers to functions that it found.
     pub autoprobe: bool,
-    /// The devices that virtual machines had and that are unplugged.
-    pub assigned: Vec<Assigned>,
-    /// Functions that were reachable without the IOMMU because of those devices: no reason not to give them back.
+    /// The devices that are unplugged from virtual machines.
+    pub assigned: Vec<VmDevice>,
+    /// Functions that were reachable without the IOMMU because of these devices. Undo may give the devices back with
+    /// the same exposures.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub exposed: BTreeSet<Sbdf>,
 }
 
-/// What a function was like.
+/// The state of a function before a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Was {
-    /// Where it is.
-    pub place: Place,
-    /// Which device it is.
+pub struct FunctionState {
+    /// Path to the function.
+    #[serde(rename = "place")]
+    pub topology_path: TopologyPath,
+    /// IDs of the device.
     pub identity: Identity,
-    /// Whether there is a bus below it.
+    /// Whether it is a bridge.
     #[serde(default)]
     pub bridge: bool,
-    /// What the transaction does to it.
-    pub part: Part,
-    /// The driver that was bound.
+    /// How the transaction affects the function.
+    #[serde(rename = "part")]
+    pub involvement: Involvement,
+    /// The bound driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
     /// Its `driver_override`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub driver_override: String,
-    /// Attributes that a removal forgets.
+    /// Attributes that are lost when the function is removed.
     pub attributes: BTreeMap<String, String>,
-    /// What its `power/control` was before an earlier transaction kept it awake.
+    /// Value of `power/control` before an earlier transaction set it to `on`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<String>,
-    /// Its ACS, if it is a port that has any.
+    /// ACS registers, if the function is a port that has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub acs: Option<AcsWas>,
+    pub acs: Option<AcsState>,
 }
 
-impl Was {
-    /// The function now, whatever its address. Another device in its place is not it.
+impl FunctionState {
+    /// The current address of the function. A different device in its place is not found.
     pub(super) fn find(&self, now: &Topology) -> Option<Sbdf> {
-        let at = self.place.find(now)?;
+        let at = self.topology_path.find(now)?;
         (Identity::of(now.get(at)?) == self.identity).then_some(at)
     }
 }
 
-/// What a transaction does to a function.
+/// How a transaction affects a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Part {
-    /// It is removed and found again.
+pub struct Involvement {
+    /// The function is removed and found again.
     #[serde(default)]
     pub removed: bool,
-    /// It is taken from its driver.
+    /// The function is unbound from its driver.
     #[serde(default)]
     pub unbound: bool,
-    /// It is kept awake, and its registers may be written.
+    /// The function is kept awake, and its registers may be written.
     #[serde(default)]
     pub awake: bool,
-    /// It stays awake when the transaction is over.
+    /// The function stays awake after the transaction.
     #[serde(default)]
     pub held: bool,
 }
 
-impl Part {
+impl Involvement {
     pub(super) fn touched(self) -> bool {
         self.removed || self.unbound || self.awake
     }
 }
 
-/// What the ACS of a port was like.
+/// The ACS registers of a port before a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AcsWas {
-    /// Where the control register is in configuration space.
+pub struct AcsState {
+    /// Offset of the control register in configuration space.
     pub at: u16,
-    /// What it held.
+    /// Value of the control register.
     pub control: AcsBits,
-    /// Where the egress control vector is.
+    /// Offset of the egress control vector.
     pub vector_at: u16,
-    /// What that held, if there is one.
+    /// Value of the egress control vector, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressVector>,
 }
 
-impl Baseline {
-    /// Looks at a host before a plan is carried out. `rest` is what `power/control` of the ports was that an earlier
-    /// transaction keeps awake.
+impl Snapshot {
+    /// Records the state of a host before a plan is carried out. `rest` holds the original `power/control` of ports
+    /// that an earlier transaction keeps awake.
     pub(super) fn take(
-        machine: Machine<'_>,
+        ops: SysfsOps<'_>,
         topology: &Topology,
         plan: &Plan,
         rest: &BTreeMap<Sbdf, String>,
-        assigned: Vec<Assigned>,
+        assigned: Vec<VmDevice>,
     ) -> Result<Self, HostError> {
-        let parts = Parts::of(plan, topology, rest);
+        let involved = Involved::of(plan, topology, rest);
         let mut functions = BTreeMap::new();
-        for function in concerned(topology, &parts) {
+        for function in concerned(topology, &involved) {
             let sbdf = function.sbdf();
-            let Some(place) = Place::of(topology, sbdf) else {
+            let Some(topology_path) = TopologyPath::of(topology, sbdf) else {
                 continue;
             };
-            let part = parts.part(sbdf);
+            let involvement = involved.involvement(sbdf);
             let mut attributes = BTreeMap::new();
-            for name in KEPT.into_iter().filter(|_| part.touched()) {
-                if let Some(value) = machine.attribute(sbdf, name)? {
+            for name in KEPT.into_iter().filter(|_| involvement.touched()) {
+                if let Some(value) = ops.attribute(sbdf, name)? {
                     attributes.insert(name.to_owned(), value);
                 }
             }
             let port = function.port_type().is_downstream();
             let acs = function.acs().registers().filter(|_| port);
-            let was = Was {
-                place,
+            let was = FunctionState {
+                topology_path,
                 identity: Identity::of(function),
                 bridge: function.is_bridge(),
-                part,
+                involvement,
                 driver: function.driver().map(str::to_owned),
-                driver_override: machine.driver_override(sbdf)?,
+                driver_override: ops.driver_override(sbdf)?,
                 attributes,
                 rest: rest.get(&sbdf).cloned(),
-                acs: acs.map(|acs| AcsWas {
+                acs: acs.map(|acs| AcsState {
                     at: acs.control_offset(),
                     control: acs.control,
                     vector_at: acs.offset.saturating_add(EGRESS_VECTOR),
@@ -158,14 +161,14 @@ impl Baseline {
         Ok(Self {
             functions,
             groups,
-            autoprobe: machine.autoprobe()?,
+            autoprobe: ops.autoprobe()?,
             assigned,
             exposed: BTreeSet::new(),
         })
     }
 
-    /// The groups with a device in them. What group a port is in that has no device in its group says nothing about
-    /// who reaches whom, and a scan need not make it again.
+    /// The groups with a device in them. The group of a port without a device in its group does not affect isolation,
+    /// and a rescan may not restore it.
     pub(super) fn groups_with_devices(&self) -> impl Iterator<Item = &Vec<Sbdf>> {
         self.groups.iter().filter(|group| {
             let mut members = group.iter().map(|member| self.functions.get(member));
@@ -173,19 +176,22 @@ impl Baseline {
         })
     }
 
-    /// The functions that play a part, each bridge before what is below it.
-    pub(super) fn with(&self, part: impl Fn(Part) -> bool) -> Vec<(Sbdf, &Was)> {
-        let mut found: Vec<(Sbdf, &Was)> = self
+    /// The functions that are affected as `part` selects, each bridge before the functions below it.
+    pub(super) fn with(
+        &self,
+        involvement: impl Fn(Involvement) -> bool,
+    ) -> Vec<(Sbdf, &FunctionState)> {
+        let mut found: Vec<(Sbdf, &FunctionState)> = self
             .functions
             .iter()
-            .filter(|(_, was)| part(was.part))
+            .filter(|(_, was)| involvement(was.involvement))
             .map(|(sbdf, was)| (*sbdf, was))
             .collect();
-        found.sort_by_key(|(sbdf, was)| (was.place.below().len(), *sbdf));
+        found.sort_by_key(|(sbdf, was)| (was.topology_path.below().len(), *sbdf));
         found
     }
 
-    /// What functions are called now and were called then.
+    /// Current address of each function, by its recorded address.
     pub(super) fn renamed(&self, now: &Topology) -> BTreeMap<Sbdf, Sbdf> {
         self.functions
             .iter()
@@ -194,30 +200,30 @@ impl Baseline {
     }
 }
 
-/// Which functions a plan does what to.
+/// The functions that a plan affects.
 #[derive(Default)]
-struct Parts {
+struct Involved {
     removed: BTreeSet<Sbdf>,
     unbound: BTreeSet<Sbdf>,
     awake: BTreeSet<Sbdf>,
     held: BTreeSet<Sbdf>,
 }
 
-impl Parts {
+impl Involved {
     fn of(plan: &Plan, topology: &Topology, rest: &BTreeMap<Sbdf, String>) -> Self {
-        let mut parts = Self {
+        let mut involved = Self {
             unbound: plan.unplug.clone(),
             held: held(plan, topology, rest),
             ..Self::default()
         };
         for step in &plan.steps {
             match step {
-                Step::KeepAwake { ports } => parts.awake.extend(ports),
+                Step::KeepAwake { ports } => involved.awake.extend(ports),
                 Step::Remove { functions } => {
                     for function in functions {
-                        parts.removed.insert(*function);
+                        involved.removed.insert(*function);
                         let below = topology.descendants(*function);
-                        parts.removed.extend(below.map(Function::sbdf));
+                        involved.removed.extend(below.map(Function::sbdf));
                     }
                 }
                 Step::Unplug { .. }
@@ -228,11 +234,11 @@ impl Parts {
                 | Step::Replug { .. } => {}
             }
         }
-        parts
+        involved
     }
 
-    fn part(&self, function: Sbdf) -> Part {
-        Part {
+    fn involvement(&self, function: Sbdf) -> Involvement {
+        Involvement {
             removed: self.removed.contains(&function),
             unbound: self.unbound.contains(&function),
             awake: self.awake.contains(&function),
@@ -241,8 +247,8 @@ impl Parts {
     }
 }
 
-/// The ports that have to stay awake when a plan has been carried out: those with a word that the plan or an earlier
-/// one has written and that the kernel would undo, and those above them.
+/// The ports that stay awake after a plan: the ports with an ACS control that this or an earlier plan has written and
+/// that the kernel would reset, and the ports above them.
 fn held(plan: &Plan, topology: &Topology, rest: &BTreeMap<Sbdf, String>) -> BTreeSet<Sbdf> {
     let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
     plan.steps.iter().for_each(|step| step.apply(&mut model));
@@ -257,13 +263,13 @@ fn held(plan: &Plan, topology: &Topology, rest: &BTreeMap<Sbdf, String>) -> BTre
         .collect()
 }
 
-/// All functions below the root ports of those that play a part, the root ports included.
-fn concerned<'t>(topology: &'t Topology, parts: &Parts) -> Vec<&'t Function> {
-    let all = parts
+/// All functions below the root ports of the affected functions, root ports included.
+fn concerned<'t>(topology: &'t Topology, involved: &Involved) -> Vec<&'t Function> {
+    let all = involved
         .removed
         .iter()
-        .chain(&parts.unbound)
-        .chain(&parts.awake);
+        .chain(&involved.unbound)
+        .chain(&involved.awake);
     let roots: BTreeSet<Sbdf> = all
         .map(|function| {
             let top = topology.ancestors(*function).last();

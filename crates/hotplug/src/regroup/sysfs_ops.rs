@@ -1,4 +1,4 @@
-//! A host in terms of functions: what is read of them, and what is done to them.
+//! Operations on the functions of a host.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,18 +9,18 @@ use iommu_group::{AcsBits, EgressVector, Host as HostFacts, Sbdf, Topology};
 
 use super::host::{Host, HostError};
 use super::identity::{HEADER, Identity};
-use super::place::Place;
+use super::topology_path::TopologyPath;
 use super::usage;
 
-/// Whether a function may sleep: `auto` or `on`.
+/// Power management of a function: `auto` or `on`.
 pub(super) const POWER: &str = "power/control";
 
-/// How many virtual functions there are of a physical one. A removal destroys them, and so do drivers when they let go
-/// (linux 7.2 drivers/vfio/pci/vfio_pci_core.c: `vfio_pci_core_unregister_device()`).
+/// Number of virtual functions of a physical function. Removing the function resets it, and so does unbinding some
+/// drivers (linux 7.2 drivers/vfio/pci/vfio_pci_core.c: `vfio_pci_core_unregister_device()`).
 pub(super) const VIRTUAL: &str = "sriov_numvfs";
 
-/// Attributes of a function that somebody may have set and that a removal forgets. Whether drivers take virtual
-/// functions is set before there are any again.
+/// Attributes that an administrator may have set and that are lost on removal. Autoprobe of virtual functions is
+/// restored before their number.
 pub(super) const KEPT: [&str; 5] = [
     POWER,
     "d3cold_allowed",
@@ -29,21 +29,21 @@ pub(super) const KEPT: [&str; 5] = [
     VIRTUAL,
 ];
 
-/// The ways to reset a function that the kernel may use. Which there are it finds out whenever it finds the function,
-/// and it may find fewer when others are there already (linux 7.2 drivers/pci/pci.c: `pci_parent_bus_reset()`).
+/// Reset methods that the kernel may use for a function. The kernel determines them when it finds the function, and it
+/// may find fewer if other functions are on the bus already (linux 7.2 drivers/pci/pci.c: `pci_parent_bus_reset()`).
 pub(super) const RESETS: &str = "reset_method";
 
 const OVERRIDE: &str = "driver_override";
 
 const RESET_BELOW: &str = "reset_subordinate";
 
-/// A host in terms of functions.
+/// Operations on the functions of a host.
 #[derive(Clone, Copy)]
-pub(super) struct Machine<'h> {
+pub(super) struct SysfsOps<'h> {
     host: &'h dyn Host,
 }
 
-impl<'h> Machine<'h> {
+impl<'h> SysfsOps<'h> {
     pub(super) fn new(host: &'h dyn Host) -> Self {
         Self { host }
     }
@@ -57,21 +57,24 @@ impl<'h> Machine<'h> {
         Ok(Topology::scan(self.host.sysfs(), facts)?)
     }
 
-    /// What is different after each start of the machine.
+    /// The boot ID.
     pub(super) fn boot_id(self) -> Result<String, HostError> {
         let path = self.host.proc().join("sys/kernel/random/boot_id");
         let text = fs::read_to_string(&path).map_err(HostError::io("read", &path))?;
         Ok(text.trim().to_owned())
     }
 
-    /// Where a function is now that was called `function`. Another device in its place is not it.
+    /// The current address of the function with the recorded address `function`. A different device in its place is an
+    /// error.
     pub(super) fn locate(
         self,
         function: Sbdf,
-        place: &Place,
+        topology_path: &TopologyPath,
         identity: Identity,
     ) -> Result<Sbdf, HostError> {
-        let at = self.find(place).ok_or(HostError::Gone { function })?;
+        let at = self
+            .find(topology_path)
+            .ok_or(HostError::Gone { function })?;
         let mut header = [0; HEADER];
         self.read_config(at, 0, &mut header)?;
         let found = Identity::read(&header, &self.dir(at));
@@ -81,23 +84,22 @@ impl<'h> Machine<'h> {
         Ok(at)
     }
 
-    /// The function at a place now.
-    fn find(self, place: &Place) -> Option<Sbdf> {
-        let mut at = place.root();
+    /// The function at a topology path now.
+    fn find(self, topology_path: &TopologyPath) -> Option<Sbdf> {
+        let mut at = topology_path.root();
         let dir = fs::read_link(self.dir(at)).ok()?;
         let above = dir.parent()?.file_name()?.to_str()?;
         if above.parse::<Sbdf>().is_ok() {
-            // Not a root bus any more.
+            // The root bus is gone.
             return None;
         }
-        for devfn in place.below() {
+        for devfn in topology_path.below() {
             at = self.children(at).find(|child| child.devfn() == *devfn)?;
         }
         Some(at)
     }
 
-    /// The functions on the bus below a bridge, without virtual ones: those may have the number of a real one on the
-    /// next bus.
+    /// The functions on the bus below a bridge, without virtual functions: those may have addresses on the next bus.
     fn children(self, bridge: Sbdf) -> impl Iterator<Item = Sbdf> {
         let entries = fs::read_dir(self.dir(bridge)).into_iter().flatten();
         entries
@@ -105,7 +107,7 @@ impl<'h> Machine<'h> {
             .filter(move |child| !self.is_virtual(*child))
     }
 
-    /// All functions below a bridge, without virtual ones.
+    /// All functions below a bridge, without virtual functions.
     pub(super) fn below(self, bridge: Sbdf) -> Vec<Sbdf> {
         let mut found: Vec<Sbdf> = self.children(bridge).collect();
         let mut next = 0;
@@ -137,7 +139,7 @@ impl<'h> Machine<'h> {
         Ok(self.host.sysfs().driver_of(function)?)
     }
 
-    /// An attribute without its line end; `None` if the function has none of that name.
+    /// An attribute without the trailing newline; `None` if the function does not have it.
     pub(super) fn attribute(self, function: Sbdf, name: &str) -> Result<Option<String>, HostError> {
         let path = self.dir(function).join(name);
         match fs::read_to_string(&path) {
@@ -147,14 +149,14 @@ impl<'h> Machine<'h> {
         }
     }
 
-    /// Sees to it that an attribute has a value, as far as it can.
+    /// Sets an attribute to a value, as far as possible.
     pub(super) fn set_attribute(
         self,
         function: Sbdf,
         name: &str,
         value: &str,
     ) -> Result<(), HostError> {
-        // What has no such attribute cannot have lost it.
+        // A function without the attribute cannot have lost its value.
         let Some(now) = self.attribute(function, name)? else {
             return Ok(());
         };
@@ -166,7 +168,7 @@ impl<'h> Machine<'h> {
         self.write("write to", &path, &format!("{value}\n"))
     }
 
-    /// The only driver that may take the function; empty if any may.
+    /// The `driver_override`; empty if there is none.
     pub(super) fn driver_override(self, function: Sbdf) -> Result<String, HostError> {
         let text = self.attribute(function, OVERRIDE)?.unwrap_or_default();
         Ok(if text == "(null)" {
@@ -184,13 +186,13 @@ impl<'h> Machine<'h> {
         self.write("write to", &path, &format!("{driver}\n"))
     }
 
-    /// Sees to it that no driver is bound. Fails if a process has the function open: the kernel would wait for it.
+    /// Unbinds the driver. Fails if a process has the function open, because the kernel would wait for it.
     pub(super) fn unbind(self, function: Sbdf) -> Result<(), HostError> {
         self.ensure_unused(function)?;
         self.unbind_now(function)
     }
 
-    /// Fails if a driver is bound and a process has the function, or its group, open.
+    /// Fails if a driver is bound and a process has the function or its group open.
     pub(super) fn ensure_unused(self, function: Sbdf) -> Result<(), HostError> {
         if self.driver(function)?.is_none() {
             return Ok(());
@@ -204,7 +206,7 @@ impl<'h> Machine<'h> {
         }
     }
 
-    /// The same, whoever has its group open.
+    /// Unbinds the driver, even if a process has the function's group open.
     pub(super) fn unbind_now(self, function: Sbdf) -> Result<(), HostError> {
         if self.driver(function)?.is_none() {
             return Ok(());
@@ -221,7 +223,7 @@ impl<'h> Machine<'h> {
         }
     }
 
-    /// Sees to it that a driver is bound, and that the override is as it shall be then.
+    /// Binds a driver, and sets `driver_override` to its final value.
     pub(super) fn bind(
         self,
         function: Sbdf,
@@ -245,7 +247,7 @@ impl<'h> Machine<'h> {
         self.set_driver_override(function, then_override)
     }
 
-    /// Whether functions that are found are given to drivers at once. `true` where the kernel has no such switch.
+    /// Whether the kernel binds drivers to functions that it finds. `true` if the kernel has no such switch.
     pub(super) fn autoprobe(self) -> Result<bool, HostError> {
         let path = self.bus("drivers_autoprobe");
         match fs::read_to_string(&path) {
@@ -263,25 +265,25 @@ impl<'h> Machine<'h> {
         self.write("write to", &path, if on { "1" } else { "0" })
     }
 
-    /// Removes a function and all below it from the kernel.
+    /// Removes a function and everything below it from the kernel.
     pub(super) fn remove(self, function: Sbdf) -> Result<(), HostError> {
         let path = self.dir(function).join("remove");
         self.write("write to", &path, "1")
     }
 
-    /// Sets the ways in which a function may be reset, all of which it has had.
+    /// Sets the reset methods of a function; it must have had all of them.
     pub(super) fn set_resets(self, function: Sbdf, methods: &str) -> Result<(), HostError> {
         let path = self.dir(function).join(RESETS);
         self.write("write to", &path, &format!("{methods}\n"))
     }
 
-    /// Resets a function by the first of its `reset_method`.
+    /// Resets a function with the first method of its `reset_method`.
     pub(super) fn reset(self, function: Sbdf) -> Result<(), HostError> {
         let path = self.dir(function).join("reset");
         self.write("write to", &path, "1")
     }
 
-    /// Whether the kernel resets the bus below a port when it is asked to (since linux 6.13).
+    /// Whether the kernel can reset the bus below a port on request (since linux 6.13).
     pub(super) fn can_reset_below(self, port: Sbdf) -> bool {
         self.dir(port).join(RESET_BELOW).exists()
     }
@@ -292,14 +294,14 @@ impl<'h> Machine<'h> {
         self.write("write to", &path, "1")
     }
 
-    /// Scans the bus below a bridge and all below that.
+    /// Scans the bus below a bridge and all buses below that.
     pub(super) fn rescan_below(self, bridge: Sbdf) -> Result<(), HostError> {
         let dir = self.dir(bridge);
         let children = fs::read_dir(&dir)
             .map_err(HostError::io("list", &dir))?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<Sbdf>().ok());
-        // With nothing on the bus the kernel would also size the bridge's windows anew; a scan of the bus that the
-        // bridge is on does not (linux 7.2 drivers/pci/pci-sysfs.c: `bus_rescan_store()`, `dev_rescan_store()`).
+        // If the bus is empty, the kernel would also resize the bridge windows. Scanning the bus that the bridge is on
+        // avoids that (linux 7.2 drivers/pci/pci-sysfs.c: `bus_rescan_store()`, `dev_rescan_store()`).
         let own = if children.count() == 0 {
             None
         } else {
@@ -343,7 +345,7 @@ impl<'h> Machine<'h> {
         Ok(())
     }
 
-    /// The words of an egress control vector.
+    /// Reads the dwords of an egress control vector.
     pub(super) fn egress(
         self,
         port: Sbdf,
@@ -399,7 +401,7 @@ impl<'h> Machine<'h> {
     }
 }
 
-/// What of the value of an attribute can be had, where `now` is what it is without it.
+/// The part of an attribute's value that the function supports; `now` is its current value.
 pub(super) fn possible(name: &str, value: &str, now: &str) -> String {
     if name != RESETS || value.is_empty() {
         return value.to_owned();
@@ -419,7 +421,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ways_to_reset_that_are_gone_are_not_asked_for() {
+    fn missing_reset_methods_are_left_out() {
         for (was, now, wanted) in [
             ("flr bus", "flr", "flr"),
             ("flr", "flr bus", "flr"),

@@ -1,11 +1,11 @@
-//! Thousands of requests that are nearly right: whatever the VMM's parser makes of what the proxy sends is one request,
-//! and the one that was judged.
+//! Thousands of nearly valid requests: the VMM's parser sees exactly one request for each, the one that was decided
+//! about.
 
 use fastrand::Rng;
 
 use super::*;
 
-/// How many requests.
+/// Number of requests.
 const ROUNDS: usize = 3000;
 
 const SEEDS: [&str; 6] = [
@@ -18,7 +18,7 @@ const SEEDS: [&str; 6] = [
     "GET /api/v1/vm.info HTTP/1.1\r\nAccept-Encoding: identity\r\n\r\nPUT /api/v1/vm.pause HTTP/1.1\r\n\r\n",
 ];
 
-/// What is put where it does not belong.
+/// Text inserted at random positions.
 const PARTS: [&str; 24] = [
     "\r",
     "\n",
@@ -62,7 +62,7 @@ fn mutated(rng: &mut Rng) -> Vec<u8> {
 }
 
 #[test]
-fn the_vmm_sees_the_request_that_was_judged() {
+fn the_vmm_sees_the_request_that_was_decided_about() {
     let seed = 0x5eed_0015;
     let mut rng = Rng::with_seed(seed);
     let stage = Stage::new();
@@ -70,18 +70,18 @@ fn the_vmm_sees_the_request_that_was_judged() {
     for round in 0..ROUNDS {
         let bytes = mutated(&mut rng);
         let mut client = connect(&stage.path());
-        // The proxy may close the connection before all is said.
+        // The proxy may close the connection before all is sent.
         let _ = client.write_all(&bytes);
         let _ = client.shutdown(std::net::Shutdown::Write);
         let _ = client.read_to_end(&mut Vec::new());
         let mut judged: Vec<Vec<u8>> = stage
-            .gate
+            .filter
             .0
             .lock()
             .unwrap()
             .drain(..)
             .filter_map(|(_, passage)| match passage {
-                Passage::Passes(body) => Some(body),
+                Decision::Forward(body) => Some(body),
                 _ => None,
             })
             .collect();
@@ -114,10 +114,10 @@ fn the_vmm_sees_the_request_that_was_judged() {
         }
         assert!(
             judged.is_empty(),
-            "seed {seed:x}, round {round}: {sent:?} was let pass and not passed on"
+            "seed {seed:x}, round {round}: {sent:?} was accepted and not forwarded"
         );
     }
-    // Otherwise nothing was tested.
+    // The test must have exercised both cases.
     assert!(
         gated > ROUNDS / 20 && passed > ROUNDS / 10,
         "{gated} {passed} of {ROUNDS}"

@@ -1,7 +1,7 @@
-//! Conversations with releases of cloud-hypervisor, as they were recorded: who takes a device out of a VM and puts it
-//! back asks the same and understands the answers.
+//! Replays recorded sessions with releases of cloud-hypervisor: an unplug and a replug make the same calls and parse
+//! the answers.
 //!
-//! `resources/cloud-hypervisor/VERSION.jsonl` has one call in each line. `vmm-contract record`, in the lab, makes them.
+//! `resources/cloud-hypervisor/VERSION.jsonl` has one call per line, recorded by `vmm-contract record` in the lab.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -16,16 +16,16 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use hotplug::regroup::contract::willing;
-use hotplug::regroup::{StockVmm, Vmm};
+use hotplug::regroup::conformance::willing;
+use hotplug::regroup::{CloudHypervisorVmm, Vmm};
 use serde_json::Value;
-use vmm_api::{Client, Gate, GatedCall, Passage};
+use vmm_api::{Client, Decision, FilteredCall, RequestFilter};
 
 struct Open;
 
-impl Gate for Open {
-    fn pass(&self, _: GatedCall, body: &[u8], _: &[OwnedFd]) -> Passage {
-        Passage::Passes(body.to_vec())
+impl RequestFilter for Open {
+    fn decide(&self, _: FilteredCall, body: &[u8], _: &[OwnedFd]) -> Decision {
+        Decision::Forward(body.to_vec())
     }
 
     fn memory(&self, _: &Value) -> Option<Vec<RangeInclusive<u64>>> {
@@ -39,7 +39,7 @@ fn recordings() -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Answers as was recorded; tells what was asked that was not, or was not yet.
+/// Plays the recorded answers. Reports calls that were not recorded, or that come too early.
 fn play(socket: &Path, recorded: Vec<Value>) -> Receiver<String> {
     let listener = UnixListener::bind(socket).unwrap();
     let (complain, complaints) = channel();
@@ -54,7 +54,7 @@ fn play(socket: &Path, recorded: Vec<Value>) -> Receiver<String> {
                     && exchange["call"] == call.as_str()
                     && exchange["body"] == body
             };
-            // How often is looked is a matter of time: looks may be left out, or made again.
+            // The number of polls depends on timing: polls may be missing or repeated.
             let until_change = ahead
                 .iter()
                 .take_while(|exchange| exchange["verb"] == "GET");
@@ -64,7 +64,7 @@ fn play(socket: &Path, recorded: Vec<Value>) -> Receiver<String> {
                 None if said.iter().any(asks) && verb == "GET" => {}
                 None => complain.send(format!("{verb} {call} {body}")).unwrap(),
             }
-            // What was not recorded is complained of, and not answered.
+            // A call that was not recorded is reported and not answered.
             let Some(last) = said.iter().rev().find(|exchange| asks(exchange)) else {
                 continue;
             };
@@ -77,7 +77,7 @@ fn play(socket: &Path, recorded: Vec<Value>) -> Receiver<String> {
                 last["status"],
                 answer.len()
             );
-            // Whoever asked may have gone.
+            // The client may have gone.
             drop(stream.write_all((head + &answer).as_bytes()));
         }
     });
@@ -107,7 +107,7 @@ fn request(stream: &mut UnixStream) -> (String, String, Value) {
 }
 
 #[test]
-fn every_recorded_version_keeps_the_contract() {
+fn every_recorded_version_passes_the_conformance_suite() {
     let recordings = recordings();
     for supported in ["v51", "v52", "v53", "v54"] {
         let of = |path: &PathBuf| path.file_name().unwrap().to_str() == Some(supported);
@@ -128,14 +128,11 @@ fn every_recorded_version_keeps_the_contract() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api");
         let complaints = play(&socket, recorded);
-        let vmm = StockVmm::new("vm", Client::new(&socket), Box::new(Open), dir.path());
+        let vmm = CloudHypervisorVmm::new("vm", Client::new(&socket), Box::new(Open), dir.path());
         let devices = vmm.devices().unwrap();
         let results = willing(&vmm, &devices[0]);
         let unknown: Vec<String> = complaints.try_iter().collect();
-        assert!(
-            unknown.is_empty(),
-            "{name}: not as it was recorded: {unknown:#?}"
-        );
+        assert!(unknown.is_empty(), "{name}: not as recorded: {unknown:#?}");
         for (rule, kept) in results {
             assert_eq!(kept, Ok(()), "{name}: {rule}");
         }

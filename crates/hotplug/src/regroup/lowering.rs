@@ -1,89 +1,89 @@
-//! From the steps of a plan to actions.
+//! Lowers the steps of a plan to actions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{AcsBits, GroupModel, Kernel, Plan, Sbdf, Step, Topology};
 
 use super::action::Action;
-use super::baseline::{Baseline, Part, Was};
-use super::machine::{POWER, VIRTUAL};
-use super::peers::Homecoming;
-use super::vmm::Assigned;
+use super::peers::ReplugPlan;
+use super::snapshot::{FunctionState, Involvement, Snapshot};
+use super::sysfs_ops::{POWER, VIRTUAL};
+use super::vmm::VmDevice;
 
-/// Actions in the making. The steps may use other names of functions than the baseline: `then` has the old ones.
-pub(super) struct Compiler<'a> {
-    baseline: &'a Baseline,
+/// Builds the list of actions. The steps may use current addresses; `then` translates them to the recorded ones.
+pub(super) struct Lowering<'a> {
+    snapshot: &'a Snapshot,
     topology: &'a Topology,
     then: BTreeMap<Sbdf, Sbdf>,
-    /// The host after the steps so far.
+    /// Model of the host after the steps so far.
     model: GroupModel<'a>,
     removed: BTreeSet<Sbdf>,
     actions: Vec<Action>,
 }
 
-/// What carries a plan out.
-pub(super) struct Script {
+/// The actions that carry out a plan.
+pub(super) struct Program {
     pub(super) actions: Vec<Action>,
-    /// The first action after which groups and routes are as they shall be: from here on a crash is continued.
+    /// Index of the first action after which groups and routes are as planned. A crash from there on is continued.
     pub(super) commit: usize,
-    /// The devices as they are to be plugged.
-    pub(super) homecoming: Vec<Assigned>,
+    /// The devices in the form in which they are plugged back.
+    pub(super) replug: Vec<VmDevice>,
 }
 
-/// The actions that carry out a plan that was made for this topology.
+/// Lowers a plan that was made for this topology.
 ///
-/// `staying` are the devices of virtual machines that stay where they are, `expose` the functions of which it was accepted
-/// that they will be reachable without the IOMMU.
-pub(super) fn script(
-    baseline: &Baseline,
+/// `staying` are the devices of virtual machines that are not unplugged. `expose` are the functions whose future
+/// exposure was accepted.
+pub(super) fn program(
+    snapshot: &Snapshot,
     topology: &Topology,
     plan: &Plan,
-    staying: &[Assigned],
+    staying: &[VmDevice],
     expose: &BTreeSet<Sbdf>,
-) -> Script {
-    let mut compiler = Compiler::new(baseline, topology);
-    compiler.clear_the_way();
+) -> Program {
+    let mut lowering = Lowering::new(snapshot, topology);
+    lowering.prepare();
     for step in &plan.steps {
-        compiler.step(step);
+        lowering.step(step);
     }
-    let commit = compiler.actions.len();
-    let groups = after(baseline, &compiler.model);
-    let check = compiler.check(&groups);
-    let mut actions = compiler.actions;
-    actions.extend(give_back(baseline, Target::New));
+    let commit = lowering.actions.len();
+    let groups = after(snapshot, &lowering.model);
+    let check = lowering.check(&groups);
+    let mut actions = lowering.actions;
+    actions.extend(restore_drivers(snapshot, Target::New));
     actions.push(check);
-    let homecoming = Homecoming {
-        assigned: &baseline.assigned,
+    let replug = ReplugPlan {
+        assigned: &snapshot.assigned,
         staying,
         goals: &plan.goals,
         groups: &groups,
         expose,
     }
     .devices();
-    if !homecoming.is_empty() {
-        let devices = homecoming.clone();
+    if !replug.is_empty() {
+        let devices = replug.clone();
         actions.push(Action::Plug { devices });
     }
-    Script {
+    Program {
         actions,
         commit,
-        homecoming,
+        replug,
     }
 }
 
-/// The groups of the functions concerned, on a model.
-fn after(baseline: &Baseline, model: &GroupModel<'_>) -> Vec<Vec<Sbdf>> {
+/// The groups of the recorded functions on a model.
+fn after(snapshot: &Snapshot, model: &GroupModel<'_>) -> Vec<Vec<Sbdf>> {
     let mut groups = model.groups().groups().to_vec();
-    groups.retain(|group| group.iter().any(|f| baseline.functions.contains_key(f)));
+    groups.retain(|group| group.iter().any(|f| snapshot.functions.contains_key(f)));
     groups
 }
 
-impl<'a> Compiler<'a> {
-    pub(super) fn new(baseline: &'a Baseline, topology: &'a Topology) -> Self {
+impl<'a> Lowering<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot, topology: &'a Topology) -> Self {
         Self {
-            baseline,
+            snapshot,
             topology,
-            then: baseline.renamed(topology),
+            then: snapshot.renamed(topology),
             model: GroupModel::as_found(topology, &Kernel::of(topology)),
             removed: BTreeSet::new(),
             actions: Vec::new(),
@@ -94,16 +94,20 @@ impl<'a> Compiler<'a> {
         self.actions
     }
 
-    /// What comes before anything else: nobody uses the devices, and nobody gets what is found again.
-    pub(super) fn clear_the_way(&mut self) {
-        let devices = self.baseline.assigned.clone();
+    /// The first actions: unplug and unbind devices, and disable autoprobe.
+    pub(super) fn prepare(&mut self) {
+        let devices = self.snapshot.assigned.clone();
         if !devices.is_empty() {
             self.actions.push(Action::Unplug { devices });
         }
-        if !self.baseline.with(|part| part.removed).is_empty() {
+        if !self
+            .snapshot
+            .with(|involvement| involvement.removed)
+            .is_empty()
+        {
             self.actions.push(Action::Autoprobe { on: false });
         }
-        let unbound = self.baseline.with(|part| part.unbound);
+        let unbound = self.snapshot.with(|involvement| involvement.unbound);
         let unbound = unbound.into_iter().filter(|(_, was)| was.driver.is_some());
         self.actions
             .extend(unbound.map(|(function, _)| Action::Unbind { function }));
@@ -113,13 +117,13 @@ impl<'a> Compiler<'a> {
         self.then.get(&function).copied().unwrap_or(function)
     }
 
-    fn was(&self, function: Sbdf) -> Option<&'a Was> {
-        self.baseline.functions.get(&self.then(function))
+    fn was(&self, function: Sbdf) -> Option<&'a FunctionState> {
+        self.snapshot.functions.get(&self.then(function))
     }
 
     pub(super) fn step(&mut self, step: &Step) {
         match step {
-            // That is done before all steps and after.
+            // Actions before and after all steps do this.
             Step::Unplug { .. } | Step::Replug { .. } => {}
             Step::KeepAwake { ports } => {
                 for port in ports {
@@ -161,7 +165,7 @@ impl<'a> Compiler<'a> {
                 self.actions.extend(rescans);
                 let found = std::mem::take(&mut self.removed);
                 let found = found.into_iter().map(|f| self.then(f)).collect();
-                self.actions.extend(settle(self.baseline, &found));
+                self.actions.extend(bind_bridges(self.snapshot, &found));
             }
             Step::CheckGroups { expect } => {
                 let check = self.check(expect);
@@ -171,7 +175,7 @@ impl<'a> Compiler<'a> {
         step.apply(&mut self.model);
     }
 
-    /// Groups, and what the registers of the ports concerned hold at this moment.
+    /// Checks the groups, and the registers of the recorded ports as the model has them.
     fn check(&self, groups: &[Vec<Sbdf>]) -> Action {
         let group = |group: &Vec<Sbdf>| {
             let mut group: Vec<Sbdf> = group.iter().map(|f| self.then(*f)).collect();
@@ -179,10 +183,10 @@ impl<'a> Compiler<'a> {
             group
         };
         let words = self.then.iter().filter_map(|(now, then)| {
-            let was = self.baseline.functions.get(then)?;
+            let was = self.snapshot.functions.get(then)?;
             was.acs?;
-            let part = was.part.removed || was.part.awake;
-            Some((*then, self.model.acs_control(*now).filter(|_| part)?))
+            let involvement = was.involvement.removed || was.involvement.awake;
+            Some((*then, self.model.acs_control(*now).filter(|_| involvement)?))
         });
         Action::Check {
             groups: groups.iter().map(group).collect(),
@@ -198,11 +202,11 @@ fn keep_awake(function: Sbdf) -> Action {
     }
 }
 
-/// What is to be done with functions that were found again: bridges get their drivers, which sets their ACS again on
-/// some kernels (linux 7.2 drivers/pci/pci-driver.c: `pci_dma_configure()`) and so must come first; devices stay free,
-/// on kernels too that hand out what they find whatever they are told (linux 6.12 drivers/pci/bus.c).
-pub(super) fn settle(baseline: &Baseline, found: &BTreeSet<Sbdf>) -> Vec<Action> {
-    let all = baseline.with(|_| true);
+/// The actions for functions that were found again. Bridges get their drivers first, because binding sets their ACS
+/// again on some kernels (linux 7.2 drivers/pci/pci-driver.c: `pci_dma_configure()`). Devices are unbound, because some
+/// kernels bind drivers even with autoprobe off (linux 6.12 drivers/pci/bus.c).
+pub(super) fn bind_bridges(snapshot: &Snapshot, found: &BTreeSet<Sbdf>) -> Vec<Action> {
+    let all = snapshot.with(|_| true);
     all.into_iter()
         .filter(|(function, _)| found.contains(function))
         .filter_map(|(function, was)| {
@@ -218,18 +222,18 @@ pub(super) fn settle(baseline: &Baseline, found: &BTreeSet<Sbdf>) -> Vec<Action>
         .collect()
 }
 
-/// What the host is brought to.
+/// The state that the host is brought to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
-    /// What is planned: ports stay awake that the plan needs awake.
+    /// The planned state: ports that the plan needs awake stay awake.
     New,
-    /// What was.
+    /// The state before the transaction.
     Old,
 }
 
-/// What gives functions their drivers and attributes back. Binding changes some attributes, so they come last.
-pub(super) fn give_back(baseline: &Baseline, target: Target) -> Vec<Action> {
-    let touched = baseline.with(Part::touched);
+/// The actions that restore drivers and attributes. Attributes come last, because binding changes some of them.
+pub(super) fn restore_drivers(snapshot: &Snapshot, target: Target) -> Vec<Action> {
+    let touched = snapshot.with(Involvement::touched);
     let mut actions = Vec::new();
     for (function, was) in &touched {
         if let (false, Some(driver)) = (was.bridge, &was.driver) {
@@ -242,10 +246,10 @@ pub(super) fn give_back(baseline: &Baseline, target: Target) -> Vec<Action> {
     }
     for (function, was) in touched {
         let mut values = was.attributes.clone();
-        let lost = |name: &str| was.part.removed || name == POWER;
-        values.retain(|name, _| lost(name) || was.part.unbound && name == VIRTUAL);
+        let lost = |name: &str| was.involvement.removed || name == POWER;
+        values.retain(|name, _| lost(name) || was.involvement.unbound && name == VIRTUAL);
         if target == Target::New {
-            let on = was.part.held.then(|| "on".to_owned());
+            let on = was.involvement.held.then(|| "on".to_owned());
             let rest = on.or_else(|| was.rest.clone());
             values.extend(rest.map(|power| (POWER.to_owned(), power)));
         }
@@ -253,10 +257,10 @@ pub(super) fn give_back(baseline: &Baseline, target: Target) -> Vec<Action> {
             actions.push(Action::Attributes { function, values });
         }
     }
-    // Nobody else may take a device until it has its driver.
-    if !baseline.with(|part| part.removed).is_empty() {
+    // Autoprobe stays off until all devices have their drivers.
+    if !snapshot.with(|involvement| involvement.removed).is_empty() {
         actions.push(Action::Autoprobe {
-            on: baseline.autoprobe,
+            on: snapshot.autoprobe,
         });
     }
     actions

@@ -1,11 +1,11 @@
-//! One gated call at a time, of all clients, until the VMM has answered it for good.
+//! Filtered calls of all clients are serialized until the VMM's final answer.
 
 use super::*;
 
-/// Long enough for a call that does not wait to be decided about.
+/// Long enough for the decision about a call that does not wait.
 const MOMENT: Duration = Duration::from_millis(300);
 
-/// Sends a call on a connection of its own and does not wait for the answer.
+/// Sends a call on its own connection without waiting for the answer.
 fn send(stage: &Stage, call: &str, body: &str) -> UnixStream {
     let mut client = connect(&stage.path());
     client.write_all(&put(call, body)).unwrap();
@@ -13,14 +13,14 @@ fn send(stage: &Stage, call: &str, body: &str) -> UnixStream {
 }
 
 #[test]
-fn a_gated_call_waits_until_the_one_before_is_answered() {
+fn a_filtered_call_waits_for_the_answer_to_the_previous_one() {
     let stage = Stage::new();
     let mut first = send(&stage, "vm.create", LATER);
     stage.heard();
     let mut second = send(&stage, "vm.add-device", "{}");
     thread::sleep(MOMENT);
-    assert_eq!(stage.gate.asked(), [GatedCall::Create]);
-    // Others do not wait.
+    assert_eq!(stage.filter.filtered_calls(), [FilteredCall::Create]);
+    // Unfiltered calls do not wait.
     assert!(
         stage
             .ask(b"GET /api/v1/vm.info HTTP/1.1\r\n\r\n")
@@ -31,13 +31,13 @@ fn a_gated_call_waits_until_the_one_before_is_answered() {
     assert!(answer(&mut first).starts_with("HTTP/1.1 200 "));
     assert!(answer(&mut second).starts_with("HTTP/1.1 200 "));
     assert_eq!(
-        stage.gate.asked(),
-        [GatedCall::Create, GatedCall::AddDevice]
+        stage.filter.filtered_calls(),
+        [FilteredCall::Create, FilteredCall::AddDevice]
     );
 }
 
 #[test]
-fn a_client_that_goes_away_or_is_told_to_give_up_leaves_its_turn_to_the_vmm() {
+fn the_filter_lock_outlives_a_client_that_goes_away_or_times_out() {
     for (patience, goes) in [(PATIENCE, true), (Duration::from_millis(50), false)] {
         let stage = Stage::with_max_patience(patience);
         let mut first = send(&stage, "vm.create", LATER);
@@ -50,19 +50,23 @@ fn a_client_that_goes_away_or_is_told_to_give_up_leaves_its_turn_to_the_vmm() {
         }
         let mut second = send(&stage, "vm.add-device", NO);
         thread::sleep(MOMENT);
-        assert_eq!(stage.gate.asked(), [GatedCall::Create], "{goes}");
+        assert_eq!(
+            stage.filter.filtered_calls(),
+            [FilteredCall::Create],
+            "{goes}"
+        );
         stage.answer.send(()).unwrap();
         assert!(answer(&mut second).starts_with("HTTP/1.1 409 "));
     }
 }
 
 #[test]
-fn an_interim_answer_is_no_answer() {
-    // The VMM of this stage says 100 before each answer.
+fn interim_answers_are_skipped() {
+    // This VMM sends status 100 before each answer.
     let stage = Stage::new();
     let answer = stage.ask(&put("vm.create", "{}"));
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    // The client's wish to be told to go on is not passed on.
+    // The proxy does not forward the client's `Expect` header.
     let text =
         "PUT /api/v1/vm.create HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}";
     stage.ask(text.as_bytes());
@@ -86,7 +90,7 @@ fn a_refusal_does_not_overtake_an_answer() {
 }
 
 #[test]
-fn a_client_that_has_said_all_still_gets_its_answer() {
+fn a_client_that_closed_its_sending_side_gets_its_answer() {
     let stage = Stage::new();
     let mut client = send(&stage, "vm.pause", "");
     client.shutdown(std::net::Shutdown::Write).unwrap();

@@ -1,14 +1,13 @@
-//! A virtual machine of cloud-hypervisor as its releases are, v51 and later.
+//! A virtual machine of a cloud-hypervisor release, v51 or later.
 //!
-//! It has less to say of its devices than a VMM of this project, and what it says differs from version to version:
+//! cloud-hypervisor reports less about its devices than a VMM of this project, and its answers differ between versions:
 //!
-//! * There is no P2P of one device: BARs are mapped for all devices of the VM or for none, but for those BARs that a
-//!   device was added without (`x_exclude_mmap_bars`, v52). What that comes to is for a [`Gate`] to decide.
-//! * Windows cannot be closed while a device is plugged.
-//! * A device whose removal was asked for is no more among those that were asked for (`config`), and stays in the tree
-//!   of devices until the guest lets go. That cannot be taken back. Some versions take a second request as a reminder,
-//!   others refuse it.
-//! * It tells that a device has gone before it has closed it: who waits for that has to look at its descriptors.
+//! * P2P is not a property of one device: BARs are mapped for all devices of the VM or for none, except for BARs that a
+//!   device was added without (`x_exclude_mmap_bars`, v52). A [`RequestFilter`] decides about this.
+//! * Peer mappings cannot be closed while a device is plugged.
+//! * After a removal request a device is no longer in `config`, and stays in the device tree until the guest releases it.
+//!   The request cannot be withdrawn. Some versions take a second request as a reminder, others refuse it.
+//! * The removal event comes before the device is closed. The process's descriptors show when it is closed.
 
 mod events;
 mod held;
@@ -24,53 +23,53 @@ use iommu_group::{MemoryHole, Placement, Sbdf};
 use serde_json::{Value, json};
 
 use super::remote::{in_one_line, is_gone};
-use super::vmm::{Assigned, Prospect, VmAddress, Vmm, VmmError, VmmKind, Windows};
+use super::vmm::{PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind};
 use events::Removals;
 use held::Held;
 use info::{Found, Info};
-use vmm_api::{Client, ClientError, Gate, GatedCall, Passage};
+use vmm_api::{Client, ClientError, Decision, FilteredCall, RequestFilter};
 
-/// How often is looked whether a device has gone.
+/// Interval of checks whether a device is gone.
 const POLL: Duration = Duration::from_millis(50);
-/// How often the VMM is asked if it tells by itself: an answer is a description of the whole VM.
+/// Interval of queries if the VMM has an event monitor: an answer describes the whole VM.
 const RARELY: Duration = Duration::from_secs(1);
-/// How often a guest is reminded.
+/// Interval of reminders to the guest.
 const REMIND: Duration = Duration::from_secs(5);
-/// How long the VMM may take to close what the guest has let go of.
+/// Time that the VMM may take to close a device that the guest has released.
 const CLOSE: Duration = Duration::from_secs(30);
-/// How long a device may take to go that is in the way of itself.
+/// Time to wait for the removal of the same device before it is added again.
 const REPLUG: Duration = Duration::from_secs(30);
 
-/// A virtual machine of cloud-hypervisor. Clones are the same.
+/// A virtual machine of cloud-hypervisor. Clones share it.
 #[derive(Clone)]
-pub struct StockVmm(Arc<Stock>);
+pub struct CloudHypervisorVmm(Arc<Inner>);
 
-struct Stock {
+struct Inner {
     name: String,
     client: Client,
-    gate: Arc<dyn Gate>,
-    /// Where its event monitor writes, in files named by process id.
+    filter: Arc<dyn RequestFilter>,
+    /// Directory of the event monitor's files, named by process ID.
     events: PathBuf,
     proc: PathBuf,
-    /// The devices by name, as they were last seen among those that were asked for.
-    seen: Arc<Mutex<BTreeMap<String, Assigned>>>,
-    /// Devices are added one after the other: each is judged by what the VM has already.
+    /// The devices by name, as last seen in `config`.
+    seen: Arc<Mutex<BTreeMap<String, VmDevice>>>,
+    /// Serializes additions: each is decided with knowledge of the VM's devices.
     adding: Arc<Mutex<()>>,
 }
 
-impl StockVmm {
-    /// The virtual machine whose VMM is at the other end of `client`. `gate` decides which devices it may have, and
-    /// `events` is a directory in which its event monitor writes to a file named by its process id, if it has one.
+impl CloudHypervisorVmm {
+    /// The virtual machine whose VMM `client` calls. `filter` decides which devices it may have. `events` is a directory
+    /// where its event monitor, if it has one, writes to a file named by its process ID.
     pub fn new(
         name: impl Into<String>,
         client: Client,
-        gate: Box<dyn Gate>,
+        filter: Box<dyn RequestFilter>,
         events: impl Into<PathBuf>,
     ) -> Self {
-        Self(Arc::new(Stock {
+        Self(Arc::new(Inner {
             name: name.into(),
             client,
-            gate: gate.into(),
+            filter: filter.into(),
             events: events.into(),
             proc: PathBuf::from("/proc"),
             seen: Arc::default(),
@@ -78,23 +77,23 @@ impl StockVmm {
         }))
     }
 
-    /// The same with another patience: how long a call may take in all.
+    /// Sets the time that a call may take in all.
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Self {
-        let stock = &self.0;
-        Self(Arc::new(Stock {
-            name: stock.name.clone(),
-            client: stock.client.clone().with_patience(patience),
-            gate: Arc::clone(&stock.gate),
-            events: stock.events.clone(),
-            proc: stock.proc.clone(),
-            seen: Arc::clone(&stock.seen),
-            adding: Arc::clone(&stock.adding),
+        let inner = &self.0;
+        Self(Arc::new(Inner {
+            name: inner.name.clone(),
+            client: inner.client.clone().with_patience(patience),
+            filter: Arc::clone(&inner.filter),
+            events: inner.events.clone(),
+            proc: inner.proc.clone(),
+            seen: Arc::clone(&inner.seen),
+            adding: Arc::clone(&inner.adding),
         }))
     }
 }
 
-impl Stock {
+impl Inner {
     fn info(&self) -> Result<Info, VmmError> {
         self.info_by(&self.client)
     }
@@ -103,7 +102,7 @@ impl Stock {
         const NOT_FOUND: u16 = 404;
         match client.get("vm.info") {
             Ok(info) => Ok(Info::new(info)),
-            // There is no VM yet, or no more.
+            // There is no VM.
             Err(ClientError::Failed {
                 status: NOT_FOUND, ..
             }) => Ok(Info::none()),
@@ -111,8 +110,8 @@ impl Stock {
         }
     }
 
-    /// Its devices. One that was asked to go and stays is here yet.
-    fn devices(&self, info: &Info) -> Vec<Assigned> {
+    /// The devices of the VM, including those that stay after a removal request.
+    fn devices(&self, info: &Info) -> Vec<VmDevice> {
         let mut seen = self.seen();
         seen.retain(|id, _| info.find(id) != Found::Absent);
         for device in info.plugged() {
@@ -121,7 +120,7 @@ impl Stock {
         seen.values().cloned().collect()
     }
 
-    /// What the VM has of a device.
+    /// The state of a device in the VM.
     fn find(&self, info: &Info, id: &str) -> Found {
         let found = info.find(id);
         if let Found::Plugged(device) = &found {
@@ -130,8 +129,8 @@ impl Stock {
         found
     }
 
-    fn assigned(&self, device: &info::Device) -> Assigned {
-        Assigned {
+    fn assigned(&self, device: &info::Device) -> VmDevice {
+        VmDevice {
             vm: self.name.clone(),
             id: device.id.clone(),
             function: device.function,
@@ -142,20 +141,20 @@ impl Stock {
         }
     }
 
-    /// Asks once for a device to go. Whether that was heard shows in what the VM has.
+    /// Sends one removal request. The state of the VM shows whether it had an effect.
     fn ask_to_go(&self, id: &str) -> Result<(), VmmError> {
         match self.client.put("vm.remove-device", &json!({ "id": id })) {
             Err(error) if is_gone(&error) => Err(self.gone()),
             Ok(_) => Ok(()),
             Err(error) => match self.info()?.find(id) {
-                // Asked before, by us or by somebody else.
+                // The removal was requested before.
                 Found::Leaving | Found::Absent => Ok(()),
                 Found::Plugged(_) => Err(self.error(&error)),
             },
         }
     }
 
-    /// Waits until the guest has let go of a device.
+    /// Waits until the guest has released a device.
     fn wait_for_guest(&self, id: &str, deadline: Duration) -> Result<(), VmmError> {
         let until = Instant::now() + deadline;
         let mut removals = self.pid().map(|pid| Removals::of(&self.events, pid));
@@ -178,23 +177,25 @@ impl Stock {
                     });
                 }
                 thread::sleep(POLL);
-                let told = removals.as_mut().is_some_and(|removals| removals.told(id));
-                let tells = removals.as_ref().is_some_and(Removals::tells);
-                if told || !tells || looked.elapsed() >= RARELY {
+                let reported = removals
+                    .as_mut()
+                    .is_some_and(|removals| removals.reports(id));
+                let has_monitor = removals.as_ref().is_some_and(Removals::is_active);
+                if reported || !has_monitor || looked.elapsed() >= RARELY {
                     break;
                 }
             }
         }
     }
 
-    /// Waits until the VMM has closed a function that the guest has let go of.
+    /// Waits until the VMM has closed a function that the guest has released.
     fn wait_for_vfio(&self, function: Sbdf, id: &str) -> Result<(), VmmError> {
         let Some(pid) = self.pid() else {
             return Ok(());
         };
         let started = Instant::now();
         loop {
-            // Those that are on their way out have theirs open yet.
+            // Devices that are being removed are still open.
             let info = self.info()?;
             let leaving = |id: &String| matches!(info.find(id), Found::Leaving);
             let open = info.plugged().len() + self.seen().keys().filter(|id| leaving(id)).count();
@@ -203,53 +204,55 @@ impl Stock {
             }
             if started.elapsed() > CLOSE {
                 return Err(self.refused(format!(
-                    "the guest has let go of {id}, and the VMM has {function} open yet"
+                    "the guest has released {id}, but the VMM still has {function} open"
                 )));
             }
             thread::sleep(POLL);
         }
     }
 
-    fn add(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn add(&self, device: &VmDevice) -> Result<(), VmmError> {
         let _one = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = info::description(device);
-        let body: Value = match self
-            .gate
-            .pass(GatedCall::AddDevice, &json_bytes(&asked), &[])
-        {
-            Passage::Passes(body) => serde_json::from_slice(&body)
-                .map_err(|error| self.refused(format!("cannot describe {}: {error}", device.id)))?,
-            Passage::Refused { reasons } => return Err(self.refused(reasons.join("; "))),
-            Passage::Malformed(why) => return Err(self.refused(why)),
-            Passage::Failed { messages } => return Err(self.refused(messages.join(": "))),
-        };
+        let body: Value =
+            match self
+                .filter
+                .decide(FilteredCall::AddDevice, &json_bytes(&asked), &[])
+            {
+                Decision::Forward(body) => serde_json::from_slice(&body).map_err(|error| {
+                    self.refused(format!("cannot describe {}: {error}", device.id))
+                })?,
+                Decision::Refused { reasons } => return Err(self.refused(reasons.join("; "))),
+                Decision::Malformed(why) => return Err(self.refused(why)),
+                Decision::Failed { messages } => return Err(self.refused(messages.join(": "))),
+            };
         let added = self.client.put("vm.add-device", &body);
         added.map(drop).map_err(|error| self.error(&error))
     }
 
-    /// Whether its devices would reach all of its memory, which stays where it is. What is not certain stops no plan: it
-    /// stopped no device when that came first.
-    fn reaches_memory(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
+    /// Whether the devices would reach all of the VM's memory, which cannot move. An uncertain hole is ignored, as when
+    /// a device is added to a VM.
+    fn reaches_memory(&self, proposed: &ProposedDevices<'_>) -> Result<(), VmmError> {
         let certain = |hole: &MemoryHole| hole.certain;
-        if !prospect.holes.values().flatten().any(certain) {
+        if !proposed.holes.values().flatten().any(certain) {
             return Ok(());
         }
-        match self.gate.memory(&self.info()?.description()) {
-            Some(memory) => prospect.reach_memory(&self.name, &memory, certain),
+        match self.filter.memory(&self.info()?.description()) {
+            Some(memory) => proposed.reach_memory(&self.name, &memory, certain),
             None => Err(self.refused(
-                "where its memory is cannot be made out, and devices behind a switch must reach it"
+                "the layout of its memory is unknown, and devices behind a switch must reach all of it"
                     .to_owned(),
             )),
         }
     }
 
-    /// The VMM's process, if it is one of this machine.
+    /// The process ID of the VMM, if it runs on this host.
     fn pid(&self) -> Option<u32> {
         let pid = u32::try_from(self.client.ping().ok()?.pid).ok()?;
         self.proc.join(pid.to_string()).exists().then_some(pid)
     }
 
-    fn seen(&self) -> MutexGuard<'_, BTreeMap<String, Assigned>> {
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<String, VmDevice>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -275,7 +278,7 @@ fn json_bytes(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-impl Vmm for StockVmm {
+impl Vmm for CloudHypervisorVmm {
     fn name(&self) -> &str {
         &self.0.name
     }
@@ -287,29 +290,29 @@ impl Vmm for StockVmm {
         })
     }
 
-    fn devices(&self) -> Result<Vec<Assigned>, VmmError> {
+    fn devices(&self) -> Result<Vec<VmDevice>, VmmError> {
         Ok(self.0.devices(&self.0.info()?))
     }
 
-    fn devices_within(&self, patience: Duration) -> Result<Vec<Assigned>, VmmError> {
+    fn devices_within(&self, patience: Duration) -> Result<Vec<VmDevice>, VmmError> {
         let client = self.0.client.clone().with_patience(patience);
         Ok(self.0.devices(&self.0.info_by(&client)?))
     }
 
-    fn could_have(&self, prospect: &Prospect<'_>) -> Result<(), VmmError> {
-        self.0.reaches_memory(prospect)?;
-        let peers: Vec<&Assigned> = prospect.devices.iter().filter(|d| d.p2p).collect();
+    fn could_have(&self, proposed: &ProposedDevices<'_>) -> Result<(), VmmError> {
+        self.0.reaches_memory(proposed)?;
+        let peers: Vec<&VmDevice> = proposed.devices.iter().filter(|d| d.p2p).collect();
         let Some(first) = peers.first() else {
             return Ok(());
         };
         if !self.0.info()?.maps_bars() {
             return Err(self.0.refused(
-                "it was started with vfio_p2p_dma=off, so none of its devices can become peers \
+                "it was started with vfio_p2p_dma=off, so its devices cannot become peers \
                  (start it with p2pctl launch --joinable)"
                     .to_owned(),
             ));
         }
-        if let Some(other) = prospect.devices.iter().find(|device| !device.p2p) {
+        if let Some(other) = proposed.devices.iter().find(|device| !device.p2p) {
             return Err(self.0.refused(format!(
                 "{} would not be a peer of {}, and cloud-hypervisor has one IOMMU context for all devices of a VM: it \
                  cannot keep {} from the peers' BARs (join it too, remove it first, or use p2p-vmm)",
@@ -324,14 +327,14 @@ impl Vmm for StockVmm {
             )));
         }
         let is_peer = |function: Sbdf| peers.iter().any(|peer| peer.function == function);
-        let straight = prospect.routes.iter().find(|route| {
+        let straight = proposed.routes.iter().find(|route| {
             is_peer(route.from)
                 && is_peer(route.to)
                 && route.after.placement() == Some(Placement::AtBusAddress)
         });
         match straight {
             Some(route) => Err(self.0.refused(format!(
-                "requests from {} to {} would go straight across a switch, by bus address, and cloud-hypervisor gives \
+                "requests from {} to {} would be routed by a switch, by bus address, and cloud-hypervisor gives \
                  BARs addresses of its own (--route iommu, or use p2p-vmm)",
                 route.from, route.to
             ))),
@@ -339,40 +342,40 @@ impl Vmm for StockVmm {
         }
     }
 
-    fn revoke(&self, device: &Assigned) -> Result<Windows, VmmError> {
+    fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError> {
         match self.0.find(&self.0.info()?, &device.id) {
-            Found::Plugged(found) if found.p2p => Ok(Windows::OpenWhilePlugged),
-            Found::Plugged(_) | Found::Leaving | Found::Absent => Ok(Windows::Closed),
+            Found::Plugged(found) if found.p2p => Ok(PeerMappings::OpenWhilePlugged),
+            Found::Plugged(_) | Found::Leaving | Found::Absent => Ok(PeerMappings::Closed),
         }
     }
 
-    /// They were never closed while it was plugged.
-    fn reopen(&self, _: &Assigned) -> Result<(), VmmError> {
+    /// The mappings were never closed while the device was plugged.
+    fn reopen(&self, _: &VmDevice) -> Result<(), VmmError> {
         Ok(())
     }
 
-    fn unplug(&self, device: &Assigned, deadline: Duration) -> Result<(), VmmError> {
+    fn unplug(&self, device: &VmDevice, deadline: Duration) -> Result<(), VmmError> {
         self.0.wait_for_guest(&device.id, deadline)?;
         self.0.wait_for_vfio(device.function, &device.id)?;
         self.0.seen().remove(&device.id);
-        self.0.gate.left(device.function);
+        self.0.filter.function_left(device.function);
         Ok(())
     }
 
-    fn expect(&self, devices: &[Assigned]) {
+    fn expect(&self, devices: &[VmDevice]) {
         for device in devices {
-            self.0.gate.left(device.function);
+            self.0.filter.function_left(device.function);
         }
     }
 
-    fn plug(&self, device: &Assigned) -> Result<(), VmmError> {
+    fn plug(&self, device: &VmDevice) -> Result<(), VmmError> {
         match self.0.find(&self.0.info()?, &device.id) {
             Found::Absent => {}
             Found::Plugged(found) if found.p2p == device.p2p => return Ok(()),
             Found::Plugged(_) => self.unplug(device, REPLUG)?,
             Found::Leaving => {
                 let was = self.0.seen().get(&device.id).cloned();
-                // It may stay as it is; that it was asked to go cannot be taken back.
+                // The device may stay as it is; its removal request cannot be withdrawn.
                 if was.is_none_or(|was| was.p2p == device.p2p) {
                     self.0.seen().insert(device.id.clone(), device.clone());
                     return Ok(());

@@ -1,20 +1,20 @@
-//! What a VMM has open of VFIO.
+//! VFIO descriptors of a VMM.
 
 use std::fs;
 use std::path::Path;
 
 use iommu_group::Sbdf;
 
-/// The descriptor of a device that was got from its group (linux 7.2 drivers/vfio/group.c:
+/// Link target of a device descriptor that was opened through a group (linux 7.2 drivers/vfio/group.c:
 /// `vfio_device_open_file()`).
 const ANONYMOUS: &str = "anon_inode:[vfio-device]";
 
-/// Descriptors of a process that are about VFIO.
+/// VFIO descriptors of a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Devices that were got from groups; newer kernels say which, elsewhere it is `None`.
+    /// Devices that were opened through groups. Newer kernels tell the device; otherwise `None`.
     devices: Vec<Option<Sbdf>>,
-    /// Devices that have files of their own, by the names of these.
+    /// Devices that were opened through their own files, by file name.
     files: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ impl Held {
         held
     }
 
-    /// Whether a function may be open of a process that has `others` devices besides.
+    /// Whether the process, which also has `others` other devices open, may have the function open.
     pub(super) fn may_hold(&self, function: Sbdf, others: usize) -> bool {
         let file = |name: &String| {
             let dir = Path::new("/sys/bus/pci/devices").join(function.to_string());
@@ -52,7 +52,7 @@ impl Held {
     }
 }
 
-/// The device that a descriptor is of, as newer kernels say (linux 7.2 drivers/vfio/vfio_main.c:
+/// The device of a descriptor, on kernels that report it (linux 7.2 drivers/vfio/vfio_main.c:
 /// `vfio_device_show_fdinfo()`).
 fn device(fdinfo: &str) -> Option<Sbdf> {
     let line = fdinfo
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_the_kernel_names_is_known_and_others_are_counted() {
+    fn reported_devices_are_matched_and_others_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let (fd, fdinfo) = (dir.path().join("7/fd"), dir.path().join("7/fdinfo"));
         fs::create_dir_all(&fd).unwrap();
@@ -98,9 +98,12 @@ mod tests {
         let held = Held::read(dir.path(), 7);
         assert!(
             held.may_hold(at("04:00.0"), 1),
-            "it may be the nameless one"
+            "it may be the unreported one"
         );
-        assert!(!held.may_hold(at("04:00.0"), 2), "both are of others");
+        assert!(
+            !held.may_hold(at("04:00.0"), 2),
+            "both belong to other devices"
+        );
         assert_eq!(Held::read(dir.path(), 8), Held::default());
     }
 }

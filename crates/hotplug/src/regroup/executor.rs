@@ -1,4 +1,4 @@
-//! Doing an action.
+//! Executes actions.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use iommu_group::{AcsBits, Function, Groups, Sbdf};
 
 use super::action::Action;
-use super::baseline::{AcsWas, Baseline, Was};
 use super::holdings::Holdings;
 use super::host::HostError;
-use super::machine::Machine;
-use super::vmm::{Assigned, Vmm, VmmError};
+use super::snapshot::{AcsState, FunctionState, Snapshot};
+use super::sysfs_ops::SysfsOps;
+use super::vmm::{VmDevice, Vmm, VmmError};
 
-/// How long a virtual machine that says that it has let go of a device may take to close it.
+/// Time that a VMM may take to close a device after it reported the release.
 const RELEASE: Duration = Duration::from_secs(5);
 
-/// How often that is looked at.
+/// Interval of checks for that.
 const POLL: Duration = Duration::from_millis(20);
 
-/// An action that was not done.
+/// Error of an action.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ActionError {
     #[error(transparent)]
@@ -28,132 +28,131 @@ pub(super) enum ActionError {
     Vmm(#[from] VmmError),
 }
 
-/// Who does actions.
-pub(super) struct Performer<'a> {
-    pub(super) machine: Machine<'a>,
+/// Executes actions.
+pub(super) struct Executor<'a> {
+    pub(super) ops: SysfsOps<'a>,
     pub(super) vmms: &'a [&'a dyn Vmm],
-    pub(super) baseline: &'a Baseline,
-    /// How long a guest may take to let go of a device.
+    pub(super) snapshot: &'a Snapshot,
+    /// Time that a guest may take to release a device.
     pub(super) deadline: Duration,
 }
 
-impl Performer<'_> {
-    pub(super) fn perform(&self, action: &Action) -> Result<(), ActionError> {
-        let machine = self.machine;
+impl Executor<'_> {
+    pub(super) fn execute(&self, action: &Action) -> Result<(), ActionError> {
+        let ops = self.ops;
         match action {
             Action::Unplug { devices } => {
-                // No peer may aim at what is about to go.
-                self.everyone(devices, |vmm, device| vmm.revoke(device).map(drop))?;
+                // First close the mappings through which peers could reach the devices.
+                self.for_each_device(devices, |vmm, device| vmm.revoke(device).map(drop))?;
                 let deadline = self.deadline;
-                self.everyone(devices, |vmm, device| vmm.unplug(device, deadline))?;
+                self.for_each_device(devices, |vmm, device| vmm.unplug(device, deadline))?;
             }
             Action::Plug { devices } => {
-                let here: Vec<Result<Assigned, HostError>> =
+                let here: Vec<Result<VmDevice, HostError>> =
                     devices.iter().map(|device| self.here(device)).collect();
-                let there: Vec<Assigned> = here.iter().flatten().cloned().collect();
+                let there: Vec<VmDevice> = here.iter().flatten().cloned().collect();
                 for vmm in self.vmms {
                     let of_it = there.iter().filter(|device| device.vm == vmm.name());
                     vmm.expect(&of_it.cloned().collect::<Vec<_>>());
                 }
-                self.everyone(&there, |vmm, device| vmm.plug(device))?;
+                self.for_each_device(&there, |vmm, device| vmm.plug(device))?;
                 here.into_iter().collect::<Result<Vec<_>, _>>()?;
             }
-            Action::Autoprobe { on } => machine.set_autoprobe(*on)?,
+            Action::Autoprobe { on } => ops.set_autoprobe(*on)?,
             Action::Unbind { function } => self.unbind(self.at(*function)?)?,
             Action::Attributes { function, values } => {
                 let at = self.at(*function)?;
                 for (name, value) in values {
-                    machine.set_attribute(at, name, value)?;
+                    ops.set_attribute(at, name, value)?;
                 }
             }
             Action::Acs { port, at, from, to } => {
                 self.set_acs(*port, *at, *from, *to)?;
             }
-            Action::Egress { port, at, to } => machine.set_egress(self.at(*port)?, *at, to)?,
+            Action::Egress { port, at, to } => ops.set_egress(self.at(*port)?, *at, to)?,
             Action::Remove { function } => {
                 match self.at(*function) {
-                    // By itself, or in an earlier attempt.
+                    // It was removed by an earlier attempt, or by itself.
                     Err(HostError::Gone { .. }) => {}
                     Err(error) => return Err(error.into()),
                     Ok(at) => self.remove(at)?,
                 }
             }
-            Action::Rescan { below } => machine.rescan_below(self.at(*below)?)?,
+            Action::Rescan { below } => ops.rescan_below(self.at(*below)?)?,
             Action::Bind {
                 function,
                 driver,
                 then_override,
-            } => machine.bind(self.at(*function)?, driver, then_override)?,
+            } => ops.bind(self.at(*function)?, driver, then_override)?,
             Action::Check { groups, words } => self.check(groups, words)?,
         }
         Ok(())
     }
 
-    /// Where a function is now. Nothing is done to one that is not on record, or not the one that is.
+    /// The current address of a function. A function without a record, or a different device in its place, is an error.
     fn at(&self, function: Sbdf) -> Result<Sbdf, HostError> {
-        match self.baseline.functions.get(&function) {
-            Some(was) => self.machine.locate(function, &was.place, was.identity),
+        match self.snapshot.functions.get(&function) {
+            Some(was) => self.ops.locate(function, &was.topology_path, was.identity),
             None => Err(HostError::Unrecorded { function }),
         }
     }
 
-    /// A device by the address that it has now. Virtual functions have no place of their own and keep their addresses.
-    fn here(&self, device: &Assigned) -> Result<Assigned, HostError> {
+    /// A device with its current address. Virtual functions have no topology path; their addresses are assumed
+    /// unchanged.
+    fn here(&self, device: &VmDevice) -> Result<VmDevice, HostError> {
         let function = match self.at(device.function) {
-            Err(HostError::Unrecorded { function }) if self.machine.is_virtual(function) => {
-                function
-            }
+            Err(HostError::Unrecorded { function }) if self.ops.is_virtual(function) => function,
             found => found?,
         };
-        // An exposure to one device is none to another in its place.
+        // An accepted exposure of a device does not extend to a different device in its place.
         let exposed = |function: &Sbdf| match self.at(*function) {
             Err(HostError::Unrecorded { function }) => Some(function),
             found => found.ok(),
         };
-        Ok(Assigned {
+        Ok(VmDevice {
             function,
             expose: device.expose.iter().filter_map(exposed).collect(),
             ..device.clone()
         })
     }
 
-    /// Removes a function and what is below it, if all of that is on record and has no driver that uses it: the kernel
-    /// would wait for the user of a device.
+    /// Removes a function and everything below it, if all of these functions are in the journal and unused: the kernel
+    /// would wait for the process that uses a device.
     fn remove(&self, at: Sbdf) -> Result<(), HostError> {
-        let recorded = self.baseline.functions.iter();
-        let recorded: BTreeMap<Sbdf, &Was> = recorded
+        let recorded = self.snapshot.functions.iter();
+        let recorded: BTreeMap<Sbdf, &FunctionState> = recorded
             .filter_map(|(function, was)| Some((self.at(*function).ok()?, was)))
             .collect();
-        for function in self.machine.below(at).into_iter().chain([at]) {
+        for function in self.ops.below(at).into_iter().chain([at]) {
             let Some(was) = recorded.get(&function) else {
                 let above = at;
                 return Err(HostError::Stranger { function, above });
             };
             if !was.bridge {
-                self.machine.ensure_unused(function)?;
+                self.ops.ensure_unused(function)?;
             }
         }
-        self.machine.remove(at)
+        self.ops.remove(at)
     }
 
-    fn acs(&self, port: Sbdf) -> Option<AcsWas> {
-        self.baseline.functions.get(&port)?.acs
+    fn acs(&self, port: Sbdf) -> Option<AcsState> {
+        self.snapshot.functions.get(&port)?.acs
     }
 
-    /// Asks for the same for all devices at once. A virtual machine that is gone has none.
-    fn everyone(
+    /// Makes a call for all devices in parallel. A VMM that has ended has none.
+    fn for_each_device(
         &self,
-        devices: &[Assigned],
-        ask: impl Fn(&dyn Vmm, &Assigned) -> Result<(), VmmError> + Sync,
+        devices: &[VmDevice],
+        call: impl Fn(&dyn Vmm, &VmDevice) -> Result<(), VmmError> + Sync,
     ) -> Result<(), VmmError> {
-        let ask = &ask;
+        let call = &call;
         let results: Vec<Result<(), VmmError>> = thread::scope(|scope| {
             let asking: Vec<_> = devices
                 .iter()
                 .map(|device| {
                     let vmm = self.vmms.iter().find(|vmm| vmm.name() == device.vm);
                     scope.spawn(move || match vmm {
-                        Some(vmm) => ask(*vmm, device),
+                        Some(vmm) => call(*vmm, device),
                         None => Err(VmmError::Unknown {
                             vm: device.vm.clone(),
                         }),
@@ -172,15 +171,15 @@ impl Performer<'_> {
         results.into_iter().find(failed).unwrap_or(Ok(()))
     }
 
-    /// Sees to it that no driver is bound. That a virtual machine that we know has others of its group open is no
-    /// obstacle: it has let go of this one.
+    /// Unbinds a function. It waits for processes that have the group open, except for known VMMs that have other
+    /// functions of the group: those have released this one.
     fn unbind(&self, at: Sbdf) -> Result<(), HostError> {
-        // A virtual machine that has let go of it may still be closing it.
+        // A VMM may still be closing a function that it has released.
         let patience = Instant::now() + self.deadline.min(RELEASE);
         loop {
-            match self.machine.unbind(at) {
+            match self.ops.unbind(at) {
                 Err(HostError::InUse { .. }) if self.is_shared(at) => {
-                    return self.machine.unbind_now(at);
+                    return self.ops.unbind_now(at);
                 }
                 Err(HostError::InUse { .. }) if Instant::now() < patience => {
                     thread::sleep(POLL);
@@ -190,14 +189,14 @@ impl Performer<'_> {
         }
     }
 
-    /// Whether a virtual machine that we know has another function of its group.
+    /// Whether a known VMM has another function of the group.
     fn is_shared(&self, at: Sbdf) -> bool {
-        let sysfs = self.machine.host().sysfs();
+        let sysfs = self.ops.host().sysfs();
         let mates = sysfs
             .group_of(at)
             .and_then(|group| sysfs.group_members(group))
             .unwrap_or_default();
-        let assigned = Holdings::glance(self.vmms);
+        let assigned = Holdings::query_briefly(self.vmms);
         let mut others = assigned.iter().filter(|device| device.function != at);
         others.any(|other| mates.iter().any(|mate| mate.sbdf == Some(other.function)))
     }
@@ -210,8 +209,8 @@ impl Performer<'_> {
         to: AcsBits,
     ) -> Result<(), HostError> {
         let at = self.at(port)?;
-        let found = self.machine.acs_control(at, register)?;
-        // It is there already if this was done half before.
+        let found = self.ops.acs_control(at, register)?;
+        // An earlier attempt may have written the register already.
         if found != to
             && let Some(expected) = from.filter(|from| *from != found)
         {
@@ -222,7 +221,7 @@ impl Performer<'_> {
                 found: format!("{found:04x}"),
             });
         }
-        self.machine.set_acs_control(at, register, to)
+        self.ops.set_acs_control(at, register, to)
     }
 
     fn check(
@@ -230,12 +229,13 @@ impl Performer<'_> {
         groups: &[Vec<Sbdf>],
         words: &BTreeMap<Sbdf, AcsBits>,
     ) -> Result<(), HostError> {
-        let now = self.machine.scan()?;
-        let then = self.baseline.renamed(&now);
+        let now = self.ops.scan()?;
+        let then = self.snapshot.renamed(&now);
         let old = |function: &Sbdf| then.get(function).copied().unwrap_or(*function);
         let partition = Groups::found(&now);
         for group in groups {
-            // No plan knows of virtual functions that its end makes again: they are theirs whose physical one is.
+            // Plans do not cover virtual functions that are created again at the end: they belong to the owner of the
+            // physical function.
             let made_again = |at: &Sbdf| {
                 let physical = now.get(*at).and_then(Function::physical_function);
                 !group.contains(&old(at)) && physical.is_some_and(|one| group.contains(&old(&one)))
@@ -268,7 +268,7 @@ impl Performer<'_> {
             let Some(acs) = self.acs(*port) else {
                 continue;
             };
-            let found = self.machine.acs_control(self.at(*port)?, acs.at)?;
+            let found = self.ops.acs_control(self.at(*port)?, acs.at)?;
             if found != *expected {
                 return Err(HostError::Register {
                     function: *port,

@@ -1,4 +1,4 @@
-//! Where a function is, whatever its bus number.
+//! Path to a function that does not depend on bus numbers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,18 +6,18 @@ use std::str::FromStr;
 use iommu_group::{Function, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
-/// The way to a function from its root bus: the function there, then device and function number below each bridge.
-/// Bus numbers may be others after a rescan; this stays.
+/// The path to a function from its root bus: the function on the root bus, then device and function numbers below each
+/// bridge. A rescan may change bus numbers, but not this path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Place {
+pub struct TopologyPath {
     root: Sbdf,
-    /// Device and function number in one byte each, as the kernel has them.
+    /// Device and function number in one byte each, in the kernel's devfn format.
     below: Vec<u8>,
 }
 
-impl Place {
-    /// The place of a function; `None` if there is no such function, or it is virtual and so is at no place of its own.
+impl TopologyPath {
+    /// The path to a function; `None` if there is no such function, or it is virtual and has no path.
     #[must_use]
     pub fn of(topology: &Topology, function: Sbdf) -> Option<Self> {
         let found = topology.get(function)?;
@@ -35,7 +35,7 @@ impl Place {
         })
     }
 
-    /// The function that is there.
+    /// The function at this path.
     #[must_use]
     pub fn find(&self, topology: &Topology) -> Option<Sbdf> {
         let mut at = topology.get(self.root)?.sbdf();
@@ -56,13 +56,13 @@ impl Place {
         self.root
     }
 
-    /// Device and function number below each bridge on the way down.
+    /// Device and function numbers below each bridge, top down.
     pub(super) fn below(&self) -> &[u8] {
         &self.below
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TopologyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.root)?;
         self.below
@@ -71,19 +71,19 @@ impl fmt::Display for Place {
     }
 }
 
-/// A text that is not a place.
+/// Parse error of a topology path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{part}` in `{text}`: want the way to a function, such as 0000:00:04.0/00.0/01.0")]
-pub struct PlaceError {
+#[error("`{part}` in `{text}`: expected a topology path, such as 0000:00:04.0/00.0/01.0")]
+pub struct TopologyPathError {
     text: String,
     part: String,
 }
 
-impl FromStr for Place {
-    type Err = PlaceError;
+impl FromStr for TopologyPath {
+    type Err = TopologyPathError;
 
-    fn from_str(text: &str) -> Result<Self, PlaceError> {
-        let bad = |part: &str| PlaceError {
+    fn from_str(text: &str) -> Result<Self, TopologyPathError> {
+        let bad = |part: &str| TopologyPathError {
             text: text.to_owned(),
             part: part.to_owned(),
         };
@@ -103,17 +103,17 @@ impl FromStr for Place {
     }
 }
 
-impl TryFrom<String> for Place {
-    type Error = PlaceError;
+impl TryFrom<String> for TopologyPath {
+    type Error = TopologyPathError;
 
-    fn try_from(text: String) -> Result<Self, PlaceError> {
+    fn try_from(text: String) -> Result<Self, TopologyPathError> {
         text.parse()
     }
 }
 
-impl From<Place> for String {
-    fn from(place: Place) -> Self {
-        place.to_string()
+impl From<TopologyPath> for String {
+    fn from(topology_path: TopologyPath) -> Self {
+        topology_path.to_string()
     }
 }
 
@@ -124,23 +124,23 @@ mod tests {
     const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
 
     #[test]
-    fn a_place_is_found_under_other_bus_numbers() {
+    fn a_path_resolves_after_bus_numbers_changed() {
         let before = Topology::from_fixture(SWITCH).unwrap();
         let moved = SWITCH.replace("0000:03:00.0", "0000:17:00.0");
         let after = Topology::from_fixture(&moved).unwrap();
         let drive: Sbdf = "03:00.0".parse().unwrap();
-        let place = Place::of(&before, drive).unwrap();
-        assert_eq!(place.to_string(), "0000:00:04.0/00.0/00.0/00.0");
-        assert_eq!(place.find(&before), Some(drive));
-        assert_eq!(place.find(&after), "17:00.0".parse().ok());
-        let elsewhere: Place = "0000:00:04.0/00.0/00.0/01.0".parse().unwrap();
+        let topology_path = TopologyPath::of(&before, drive).unwrap();
+        assert_eq!(topology_path.to_string(), "0000:00:04.0/00.0/00.0/00.0");
+        assert_eq!(topology_path.find(&before), Some(drive));
+        assert_eq!(topology_path.find(&after), "17:00.0".parse().ok());
+        let elsewhere: TopologyPath = "0000:00:04.0/00.0/00.0/01.0".parse().unwrap();
         assert_eq!(elsewhere.find(&before), None);
     }
 
     #[test]
-    fn text_and_back() {
+    fn text_round_trips() {
         for text in ["0000:00:04.0", "0000:00:04.0/00.0/1f.7"] {
-            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<TopologyPath>().unwrap().to_string(), text);
         }
         for (text, part) in [
             ("", ""),
@@ -149,7 +149,11 @@ mod tests {
             ("0000:00:04.0/20.0", "20.0"),
             ("0000:00:04.0/00.8", "00.8"),
         ] {
-            assert_eq!(text.parse::<Place>().unwrap_err().part, part, "{text}");
+            assert_eq!(
+                text.parse::<TopologyPath>().unwrap_err().part,
+                part,
+                "{text}"
+            );
         }
     }
 }
