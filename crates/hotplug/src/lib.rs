@@ -8,3 +8,7 @@ pub mod regroup;
 mod slots;
 
 pub use slots::{Register, Slot, SlotBus, SlotRegisters};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

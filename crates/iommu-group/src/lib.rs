@@ -50,3 +50,7 @@ pub use route::{
 pub use sbdf::{Sbdf, SbdfError};
 pub use sysfs::{GroupMember, Sysfs, SysfsError};
 pub use topology::{Bar, Cpu, Function, Host, Iommu, RootBus, Topology};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
