@@ -1,6 +1,6 @@
-//! The input as a sequence of small values.
+//! Reads the input as a sequence of small values.
 
-/// Takes values off the input one after the other; zeros when it is used up.
+/// Takes values from the input one after the other; returns zeros at its end.
 pub(crate) struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -26,19 +26,19 @@ impl<'a> Bytes<'a> {
         array
     }
 
-    /// The next `count` bytes, or as many as there are.
+    /// The next `count` bytes, or fewer at the end of the input.
     pub(crate) fn take(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// A number below `end`, which is at most 256; 0 if `end` is.
+    /// A number below `end`, which is at most 256; 0 if `end` is 0.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         usize::from(self.next()) % end.max(1)
     }
 
-    /// One of several.
+    /// One element of `from`.
     pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }

@@ -1,5 +1,5 @@
-//! What `p2pctl`, which is a program, reads of cloud-hypervisor's command line and API: its files are part of this crate
-//! too.
+//! Parsers of `p2pctl` for cloud-hypervisor's command line and API. `p2pctl` is a program, so its files are included in
+//! this crate.
 
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/command_line.rs"]
 pub(crate) mod command_line;
@@ -18,7 +18,7 @@ pub(crate) mod rules;
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/version.rs"]
 pub(crate) mod version;
 
-/// What is not in the form that the rest reads.
+/// The part of the configuration that does not have the form that other code expects.
 pub(crate) fn misshapen(config: &serde_json::Value) -> Option<String> {
     json::misshapen(config)
 }

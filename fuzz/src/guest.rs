@@ -1,4 +1,4 @@
-//! What a guest does: configuration and memory accesses, and the registers of its slots.
+//! Actions of a guest: accesses to configuration space and memory, and to the registers of its slots.
 
 mod bus;
 mod check;
@@ -16,7 +16,7 @@ use iommu_group::{Address, AddressRange, Gpa};
 
 use crate::bytes::Bytes;
 
-/// What the host bridge lets through.
+/// Start of the MMIO window of the host bridge.
 const MMIO: u64 = 0xc000_0000;
 const MMIO_BYTES: u64 = 1 << 29;
 
@@ -24,7 +24,7 @@ fn range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
     AddressRange::new(Gpa::new(start), len_bytes).expect("a range")
 }
 
-/// An access of a guest: 1 to 8 bytes.
+/// Data of a guest's access: 1 to 8 bytes.
 fn data<'a>(bytes: &mut Bytes<'a>) -> Vec<u8> {
     let length = bytes.below(8) + 1;
     let mut data = bytes.take(length).to_vec();
@@ -32,7 +32,7 @@ fn data<'a>(bytes: &mut Bytes<'a>) -> Vec<u8> {
     data
 }
 
-/// The start of a range: near the windows of the host bridge, or anywhere.
+/// Start of a range: near the windows of the host bridge, or anywhere.
 fn address(bytes: &mut Bytes<'_>) -> u64 {
     match bytes.below(4) {
         0 => u64::from_le_bytes(bytes.array()),

@@ -1,4 +1,4 @@
-//! Requests to the API server and to the proxy, beside `dbs-uhttp`, whose parser is close to cloud-hypervisor's.
+//! Requests to the API server and to the proxy, compared with `dbs-uhttp`, whose parser is close to cloud-hypervisor's.
 
 mod api;
 mod parser;
@@ -13,15 +13,15 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long an answer may take.
+/// Timeout of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a server answers to all of this, until it closes the connection.
+/// Sends `bytes` and returns everything that the server answers until it closes the connection.
 fn ask(socket: &Path, bytes: &[u8]) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-    // The server may close the connection before all is written.
+    // The server may close the connection before everything is written.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();

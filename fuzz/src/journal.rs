@@ -1,4 +1,4 @@
-//! Journals of transactions, recovered on a simulated host.
+//! Recovery of transaction journals on a simulated host.
 
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
@@ -13,7 +13,7 @@ use crate::fake_host::{FakeHost, Killed};
 /// Two endpoints below a switch, and a port above one of them.
 const JOINED: [&str; 2] = ["0000:03:00.0", "0000:04:00.0"];
 const PORT: &str = "0000:02:00.0";
-/// What the machine has besides.
+/// The other functions of the machine.
 const OTHERS: [&str; 4] = [
     "0000:02:02.0",
     "0000:02:03.0",
@@ -21,9 +21,9 @@ const OTHERS: [&str; 4] = [
     "0000:06:00.0",
 ];
 
-/// How the host differs from the recorded one, after how many records the process is killed that joins two endpoints, and
-/// lines that follow in its journal: records without their checksums, or anything else. Recovery ends, and writes nothing
-/// to a device that is where a recorded one was.
+/// The input is how the host differs from the recorded one, the number of records after which the process that joins
+/// two endpoints is killed, and lines that follow in its journal: records without their checksums, or anything else.
+/// Checks that recovery ends, and that it writes nothing to a device that has replaced a recorded one.
 pub(crate) fn journal(input: &[u8]) {
     let [host, count, rest @ ..] = input else {
         return;
@@ -31,7 +31,7 @@ pub(crate) fn journal(input: &[u8]) {
     let machine = small_machine();
     let state = crate::memory_dir();
     let running = state.path().join("running.jsonl");
-    // Otherwise all lines are the input's.
+    // If false, all lines come from the input.
     let genuine = host & 0x80 == 0;
     if genuine {
         join(&machine, state.path(), (*count).into());
@@ -59,14 +59,14 @@ pub(crate) fn journal(input: &[u8]) {
         Ok(recovered) => drop(recovered),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
-    // Of a host that some other text describes, nobody knows which device is the recorded one.
+    // If the whole journal comes from the input, it is not known which device a record means.
     if genuine {
         let strayed = machine.strayed.borrow();
         assert!(strayed.is_empty(), "written to other devices: {strayed:?}");
     }
 }
 
-/// The line with its checksum, if it is an object; as it is otherwise.
+/// Adds the checksum to a line if it is an object; returns other lines unchanged.
 fn sealed(line: &[u8]) -> Vec<u8> {
     let Some(text) = line.trim_ascii_end().strip_suffix(b"}") else {
         return line.to_vec();
@@ -90,7 +90,7 @@ fn small_machine() -> FakeHost {
     })
 }
 
-/// Joins two endpoints, in a process that is killed when it has written so many records.
+/// Joins two endpoints in a process that is killed after it has written `records` records.
 fn join(machine: &FakeHost, state: &Path, records: usize) {
     let topology = machine.topology();
     let joined = JOINED.map(sbdf);

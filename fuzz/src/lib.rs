@@ -1,7 +1,7 @@
-//! Fuzz targets: everything that reads what a guest, a client, a VMM, a file or a device says.
+//! Fuzz targets for all code that reads input from a guest, a client, a VMM, a file or a device.
 //!
-//! A target takes arbitrary bytes and panics if something does not hold. `tests/smoke.rs` runs every target on its seeds
-//! and on a few thousand mutations of them; `cargo xtask fuzz` runs them in libFuzzer.
+//! A target takes arbitrary bytes and panics if a checked property is violated. `tests/smoke.rs` runs every target on
+//! its seeds and on a few thousand mutations of them; `cargo xtask fuzz` runs them in libFuzzer.
 
 mod bytes;
 #[allow(dead_code, reason = "p2pctl uses what targets do not")]
@@ -28,14 +28,14 @@ use tempfile::TempDir;
 
 pub use mutate::{Mutator, dictionary};
 
-/// A function that takes untrusted input, with checks around it.
+/// A function that parses untrusted input and checks properties of the result.
 #[derive(Debug)]
 pub struct Target {
-    /// Its name, which is also that of its directory of seeds.
+    /// Name of the target, which is also the name of its directory of seeds.
     pub name: &'static str,
-    /// Runs it on one input; panics if something does not hold.
+    /// Runs the target on one input. Panics if a property is violated.
     pub run: fn(&[u8]),
-    /// Mutations of seeds that the smoke test runs: about a second's worth in a debug build.
+    /// Number of mutations of seeds that the smoke test runs: about a second in a debug build.
     pub mutations: u64,
 }
 
@@ -71,13 +71,13 @@ impl Target {
         }
     }
 
-    /// The target with this name.
+    /// Returns the target with this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         TARGETS.iter().find(|target| target.name == name)
     }
 }
 
-/// A directory in memory, if there is such a thing.
+/// A directory in memory, if the system has a file system for it.
 fn memory_dir() -> TempDir {
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
     dir.expect("a directory")

@@ -1,4 +1,4 @@
-//! The program that libFuzzer drives: `FUZZ_TARGET` names the target. Started by `cargo xtask fuzz`.
+//! Program that libFuzzer drives: `FUZZ_TARGET` names the target. `cargo xtask fuzz` starts it.
 
 #![no_main]
 
@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 
 static TARGET: OnceLock<&Target> = OnceLock::new();
 
-/// The target that the environment names; ends the process if there is none.
+/// Returns the target that the environment names. Ends the process if it does not exist.
 fn target() -> &'static Target {
     let name = std::env::var("FUZZ_TARGET").unwrap_or_default();
     Target::named(&name).unwrap_or_else(|| {

@@ -1,27 +1,27 @@
-//! Deterministic mutations of seeds, for the smoke test. libFuzzer has better ones of its own.
+//! Deterministic mutations of seeds for the smoke test. libFuzzer has better mutations of its own.
 
 use fastrand::Rng;
 
-/// Longest input, in bytes.
+/// Maximum length of an input in bytes.
 const MAX_BYTES: usize = 8192;
-/// Most mutations of one input.
+/// Maximum number of mutations of one input.
 const MAX_STEPS: usize = 6;
-/// Longest run of bytes that is inserted, removed or copied.
+/// Maximum number of bytes that one mutation inserts, removes or copies.
 const MAX_RUN: usize = 16;
-/// Bytes at which comparisons change their result.
+/// Values at which comparisons change their result.
 const EDGES: [u8; 8] = [0x00, 0x01, 0x07, 0x10, 0x7f, 0x80, 0xfe, 0xff];
 
-/// Makes inputs from seeds and the words of a dictionary.
+/// Creates inputs from seeds and the words of a dictionary.
 #[derive(Debug)]
 pub struct Mutator<'a> {
-    /// Inputs to begin with.
+    /// Inputs to mutate.
     pub seeds: &'a [Vec<u8>],
-    /// Words that mean something to the target.
+    /// Words that are meaningful to the target.
     pub words: &'a [Vec<u8>],
 }
 
 impl Mutator<'_> {
-    /// The input with this number: always the same.
+    /// The input with this number. The same number always gives the same input.
     pub fn input(&self, number: u64) -> Vec<u8> {
         let mut rng = Rng::with_seed(number);
         let mut input = rng.choice(self.seeds).cloned().unwrap_or_default();
@@ -72,7 +72,7 @@ impl Mutator<'_> {
     }
 }
 
-/// The words of a dictionary of libFuzzer: one in quotes in each line, with `\\`, `\"` and `\xAB`.
+/// Parses a dictionary of libFuzzer: one quoted word per line, with `\\`, `\"` and `\xAB` as escapes.
 pub fn dictionary(text: &str) -> Vec<Vec<u8>> {
     let quoted = |line: &str| {
         let line = line.trim().strip_suffix('"')?;

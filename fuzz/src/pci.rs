@@ -1,4 +1,4 @@
-//! The PCI bus of the reference VMM, which is a program: its files are part of this crate too.
+//! PCI bus of the reference VMM. That is a program, so its files are included in this crate.
 
 #[path = "../../crates/p2p-vmm/src/pci/address.rs"]
 mod address;

@@ -1,4 +1,4 @@
-//! Texts of operators and clients: option lists, JSON of the API, policy files, domain files, command lines.
+//! Texts from operators and clients: option lists, JSON of the API, policy files, domain files, command lines.
 
 mod launch;
 
@@ -18,17 +18,18 @@ use vmm_api::{
 
 use domains::Config;
 
-/// The file of `p2pctl reconcile`.
+/// Parser for the domain file of `p2pctl reconcile`.
 #[path = "../../crates/p2pctl/src/command/reconcile/config.rs"]
 mod domains;
 
-/// The first byte, and the rest if it is text.
+/// Splits the input into its first byte and the rest, if the rest is text.
 fn choice(input: &[u8]) -> Option<(u8, &str)> {
     let (first, rest) = input.split_first()?;
     Some((*first, str::from_utf8(rest).ok()?))
 }
 
-/// An option list of the command line. It is refused with a reason, or what is written of it reads back the same.
+/// An option list of the command line. Checks that it is refused with a reason, or that its written form parses to the
+/// same value.
 pub(crate) fn options(input: &[u8]) {
     let Some((kind, text)) = choice(input) else {
         return;
@@ -65,7 +66,7 @@ fn round_trip<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str
     }
 }
 
-/// JSON of the API. It is refused with a reason, or what is written of it reads back the same.
+/// JSON of the API. Checks that it is refused with a reason, or that its written form parses to the same value.
 pub(crate) fn json(input: &[u8]) {
     let Some((kind, text)) = choice(input) else {
         return;
@@ -105,7 +106,8 @@ fn json_round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(text: &s
     }
 }
 
-/// A policy file. It is refused with a reason that names the file, or every consent in it says where it stands.
+/// A policy file. Checks that it is refused with a reason that names the file, or that every consent in it has its
+/// position in the file.
 pub(crate) fn policy(input: &[u8]) {
     const NAME: &str = "policy.toml";
     let Ok(text) = str::from_utf8(input) else {
@@ -124,7 +126,7 @@ pub(crate) fn policy(input: &[u8]) {
     }
 }
 
-/// A domain file. It is refused with a reason, or asks for joined and isolated functions.
+/// A domain file. Checks that it is refused with a reason, or that it requests joined and isolated functions.
 pub(crate) fn domains(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else {
         return;

@@ -1,4 +1,4 @@
-//! Configuration spaces, topology files, machines and plans: what `iommu-group` reads and decides.
+//! Configuration spaces, topology files, machines and plans: the inputs and decisions of `iommu-group`.
 
 #[path = "../../crates/iommu-group/tests/common/carry_out.rs"]
 #[allow(unreachable_pub, reason = "shared with tests")]
@@ -18,11 +18,11 @@ use iommu_group::Topology;
 
 use check::{check_groups, check_resets, check_routes, check_text};
 
-/// Most functions of a machine that is checked pair by pair.
+/// Maximum number of functions of a machine that is checked pair by pair.
 const MOST_FUNCTIONS: usize = 32;
 
-/// The text of a topology file. It is refused, or what is written of it reads back the same, and the machine passes the
-/// checks of [`machine()`].
+/// The text of a topology file. Checks that it is refused, or that its written form parses to the same topology and the
+/// machine passes the checks of [`machine()`].
 pub(crate) fn fixture(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else {
         return;
@@ -42,8 +42,8 @@ pub(crate) fn fixture(input: &[u8]) {
     }
 }
 
-/// A machine with ports, bridges and devices at arbitrary places, with plausible registers. Groups, routes and resets
-/// are consistent.
+/// A machine with ports, bridges and devices at arbitrary places, with plausible registers. Checks that groups, routes
+/// and resets are consistent.
 pub(crate) fn machine(input: &[u8]) {
     let text = machine::machine(input);
     let topology = Topology::from_fixture(&text).expect("a generated machine is valid");

@@ -1,4 +1,4 @@
-//! What a VMM answers and tells.
+//! Answers and events of a VMM.
 
 mod removals;
 mod server;
@@ -14,14 +14,15 @@ use vmm_api::{Client, ClientError, Next, P2pInfo, VmInfo, VmmPing};
 use crate::http::Judge;
 use server::Server;
 
-/// How long a call may take: the answer is there at once.
+/// Timeout of a call. The answer is available at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A call that takes longer waits for something.
 const SOON: Duration = Duration::from_secs(4);
 
 static SERVER: LazyLock<Mutex<Server>> = LazyLock::new(|| Mutex::new(Server::start()));
 
-/// The bytes of an answer, in pieces. The client understands them or says why not, soon.
+/// Sends the input as the bytes of an answer, in pieces. Checks that the client parses them or returns an error in
+/// time.
 pub(crate) fn answer(input: &[u8]) {
     let Some((kind, bytes)) = input.split_first() else {
         return;
@@ -46,14 +47,14 @@ pub(crate) fn answer(input: &[u8]) {
     assert!(took < SOON, "{took:?}");
 }
 
-/// A call that is done, or an error with words in it.
+/// Checks that a call succeeds or returns an error with a message.
 fn explained(result: Result<(), ClientError>) {
     if let Err(error) = result {
         assert!(!error.to_string().is_empty());
     }
 }
 
-/// A stream of events comes to its end.
+/// Checks that a stream of events ends.
 fn events(client: &Client) {
     match client.events() {
         Ok(mut stream) => loop {

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 struct Row {
     what: &'static str,
     measured: &'static str,
-    /// The benchmark that it is divided by; `None` for a time in milliseconds.
+    /// The benchmark by which the time is divided; `None` for a time in milliseconds.
     by: Option<&'static str>,
     /// Ratio of the work of the two benchmarks.
     work: f64,

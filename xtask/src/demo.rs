@@ -85,7 +85,7 @@ fn boot(report: &Report, assets: &Assets) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Shows the groups of the two drives, and checks whether they are one.
+/// Shows the groups of the two drives, and checks whether they are in one group.
 fn groups(report: &Report, lab: &Lab, label: &str, one: bool) -> Result<()> {
     let [first, second] = PEERS;
     let [left, right] = [lab.group(first)?, lab.group(second)?];
@@ -105,7 +105,7 @@ fn matrix(report: &Report, lab: &Lab) -> Result<()> {
     lines(report, "matrix", text.lines().take(3))
 }
 
-/// Shows that p2p-vmm refuses P2P between the two drives as they are.
+/// Shows that p2p-vmm refuses P2P between the two drives in their current groups.
 fn refusal(report: &Report, lab: &Lab) -> Result<()> {
     let vm = PEERS
         .iter()

@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: the fuzz targets in libFuzzer, and what came of it as a table.
+//! `cargo xtask fuzz`: runs the fuzz targets in libFuzzer and prints the results as a table.
 //!
-//! The stable compiler instruments the code and the crate `libfuzzer-sys` brings libFuzzer, so that a C++ compiler is all
-//! that is needed besides. One process runs one target at a time; two of `cargo xtask fuzz` may run at once.
+//! The stable compiler instruments the code, and the crate `libfuzzer-sys` contains libFuzzer, so only a C++ compiler
+//! is needed in addition. One process runs one target at a time; two `cargo xtask fuzz` may run at once.
 
 mod libfuzzer;
 mod report;
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The targets: every one has a directory of seeds.
+/// Names of the targets: each has a directory of seeds.
 fn targets(seeds: &Path) -> Result<Vec<String>> {
     let read = || format!("cannot read {}", seeds.display());
     let mut names = Vec::new();

@@ -32,9 +32,9 @@ const OF_CLOUD_HYPERVISOR: [&str; 3] = [
 /// Packages with tests that are ignored because not every machine can run them.
 const WITH_NEEDS: [&str; 3] = ["vmm-api", "p2p-vmm", "p2pctl"];
 
-/// What such tests need of a machine.
+/// A requirement of such tests.
 struct Need {
-    /// The module that they are in.
+    /// The module of the tests.
     module: &'static str,
     name: &'static str,
     is_here: fn() -> bool,
@@ -128,7 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             progress.step(&format!("      no {name}: tests that need it stay ignored"));
         }
         let modules: Vec<&str> = here.iter().map(|need| need.module).collect();
-        // Words for the test programs may be a filter, and these tests are chosen by one.
+        // The arguments of the test programs may contain a filter, and a filter also selects these tests.
         let all = if rest.is_empty() && !modules.is_empty() {
             stage(3, "tests that need something of this machine");
             let packages = WITH_NEEDS.iter().flat_map(|name| ["-p", name]);

@@ -1,5 +1,5 @@
-//! Bus numbers, bridge windows and BAR addresses of a guest's devices, as firmware would assign them: a pure function of
-//! what the devices need and of what is free on their bus.
+//! Resource assignment: bus numbers, bridge windows and BAR addresses of a guest's devices, as firmware would assign
+//! them. It is a pure function of the devices' needs and the free resources of their bus.
 //!
 //! ```text
 //! bus 0 ─┬─ host bridge
@@ -7,10 +7,10 @@
 //!        │                         └─ downstream ── device
 //!        └─ root port ── device                                a device outside of any
 //! ```
-//! The same function places what is there at boot, a device or a switch that comes later to the root bus, and a member
-//! that comes later to the bus of a switch. What comes is always a port with something below it: a guest keeps the
-//! addresses that it finds below a bridge, and gives others to an endpoint that appears by itself (linux 7.2
-//! drivers/pci/hotplug/acpiphp_glue.c: enable_slot()).
+//! The same function places the devices that are present at boot, a device or a switch that is added to the root bus
+//! later, and a member that is added to the bus of a switch later. What is added is always a port with something below
+//! it. A guest keeps the addresses that it finds below a bridge, but assigns new ones to an endpoint that appears by
+//! itself (linux 7.2 drivers/pci/hotplug/acpiphp_glue.c: enable_slot()).
 
 mod demands;
 mod error;
@@ -36,28 +36,28 @@ use tree::Tree;
 pub struct PlacedEndpoint {
     /// Its address in the guest.
     pub sbdf: Sbdf,
-    /// The ports above it that come with it, from the top.
+    /// The ports above it that were placed with it, from the top.
     pub ports: Vec<Sbdf>,
-    /// Its BARs with their addresses, in the order of their numbers.
+    /// Its BARs with their addresses, in the order of their indices.
     pub bars: Vec<(Bar, Gpa)>,
 }
 
 /// Subtrees with their addresses.
 #[derive(Debug)]
 pub struct GuestTopology {
-    /// The ports, programmed; each after the one above it.
+    /// The programmed ports; each follows the one above it.
     pub ports: Vec<(Sbdf, VirtualPort)>,
     /// The endpoints, in the order of the subtrees.
     pub endpoints: Vec<PlacedEndpoint>,
 }
 
-/// Assigns device numbers, bus numbers and addresses to subtrees, out of what `resources` has free.
+/// Assigns device numbers, bus numbers and addresses to subtrees from the free resources in `resources`.
 ///
-/// [`Demands`] tells before how much that takes.
+/// [`Demands`] computes the required resources in advance.
 ///
 /// # Errors
-/// [`AssignError`] if there are not enough device numbers, buses or addresses, or if what must be at a certain address
-/// cannot be there.
+/// [`AssignError`] if there are not enough device numbers, buses or addresses, or if a fixed BAR or window cannot be at
+/// its address.
 pub fn assign_resources(
     subtrees: &[Subtree],
     resources: BusResources,
@@ -93,7 +93,7 @@ pub fn assign_resources(
     Ok(tree.finish())
 }
 
-/// The lowest place for `need` in `apertures` that overlaps nothing in `taken`.
+/// The lowest address in `apertures` for `need` that overlaps nothing in `taken`.
 fn first_fit(
     need: SizeAlign,
     apertures: &[AddressRange<Gpa>],

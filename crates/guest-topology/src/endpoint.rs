@@ -1,15 +1,15 @@
-//! An endpoint as resource assignment takes it.
+//! An endpoint as input of resource assignment.
 
 use std::ops::Range;
 
 use iommu_group::{Bar, Link, Placement, Sbdf, Topology, spec};
 use thiserror::Error;
 
-/// What an endpoint needs of the guest's address space, and what the port above it shows.
+/// What an endpoint needs of the guest's address space, and the link and pin that the port above it shows.
 ///
-/// All of it is in a snapshot of the host ([`of_function`](Self::of_function)), so that nothing has to be opened to
-/// find out what a guest needs. Only an open VFIO device tells more: BARs that a variant driver of VFIO adds or
-/// resizes, whether the interrupt pin can be used, which parts of a BAR can be mapped, and how many vectors there are.
+/// A snapshot of the host contains all of it ([`of_function`](Self::of_function)), so a guest's needs are known before
+/// any device is opened. Only an open VFIO device has the rest: BARs that a variant driver of VFIO adds or resizes,
+/// whether the interrupt pin can be used, which parts of a BAR can be mapped, and the number of vectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     bars: Vec<Bar>,
@@ -18,51 +18,52 @@ pub struct Endpoint {
     placement: Placement,
 }
 
-/// A BAR that no function can have.
+/// An invalid BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "BAR {bar} cannot have {size_bytes} bytes: a memory BAR has a power of two, at least 16, at most 2 GiB if it has 32 \
      bits, and needs the next register too if it has 64"
 )]
 pub struct BarError {
-    /// Its number.
+    /// Its index.
     pub bar: u8,
     /// Its size in bytes.
     pub size_bytes: u64,
 }
 
-/// A function of the host of which no endpoint can be made.
+/// A host function that cannot be an endpoint of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EndpointError {
-    /// The snapshot does not have it.
+    /// The snapshot does not have the function.
     #[error("there is no PCI function {sbdf} on this host")]
     Missing {
         /// The function.
         sbdf: Sbdf,
     },
-    /// It is a port or a bridge.
+    /// The function is a port or a bridge.
     #[error("{sbdf} is a bridge, which cannot be an endpoint of a guest")]
     Bridge {
         /// The function.
         sbdf: Sbdf,
     },
-    /// One of its BARs cannot be.
+    /// The function has an invalid BAR.
     #[error("{sbdf}: {error}")]
     Bar {
         /// The function.
         sbdf: Sbdf,
-        /// The BAR.
+        /// The error of the BAR.
         error: BarError,
     },
 }
 
 impl Endpoint {
-    /// An endpoint that can be anywhere, from its BARs, its link as it runs now, and its interrupt pin: 1 for INTA to
-    /// 4 for INTD, 0 for none. I/O BARs are left out: guests are not given any. Without a link (`None`, or generation
-    /// 0: conventional and integrated functions, unreadable registers) it counts as the slowest.
+    /// Creates an endpoint without fixed addresses from its BARs, its link at the current speed and width, and its
+    /// interrupt pin: 1 for INTA to 4 for INTD, 0 for none. I/O BARs are left out, because guests get none. An endpoint
+    /// without a link (`None`, or generation 0: conventional and integrated functions, unreadable registers) gets the
+    /// slowest link.
     ///
     /// # Errors
-    /// [`BarError`] if a memory BAR has a size that none can have, or no register.
+    /// [`BarError`] if the size of a memory BAR is invalid, or the header has no register for it.
     pub fn new(
         bars: impl IntoIterator<Item = Bar>,
         link: Option<Link>,
@@ -87,12 +88,12 @@ impl Endpoint {
         }
     }
 
-    /// The endpoint that a function of the host is, without opening it. Sizes and types of BARs are those of the
-    /// kernel's resources, as VFIO reports them (linux 7.2 drivers/vfio/pci/vfio_pci_core.c:
+    /// Creates the endpoint of a host function without opening it. Sizes and types of BARs are those of the kernel's
+    /// resources, as VFIO reports them (linux 7.2 drivers/vfio/pci/vfio_pci_core.c:
     /// `vfio_pci_ioctl_get_region_info()`); link and pin are those of its configuration space.
     ///
     /// # Errors
-    /// [`EndpointError`] names the function and what is wrong with it.
+    /// [`EndpointError`] names the function and the reason.
     pub fn of_function(topology: &Topology, sbdf: Sbdf) -> Result<Self, EndpointError> {
         let function = topology.get(sbdf).ok_or(EndpointError::Missing { sbdf })?;
         if function.is_bridge() {
@@ -104,13 +105,13 @@ impl Endpoint {
             .map_err(|error| EndpointError::Bar { sbdf, error })
     }
 
-    /// The same endpoint with its BARs at their bus addresses, or anywhere.
+    /// The same endpoint with its BARs at their bus addresses, or without fixed addresses.
     #[must_use]
     pub fn placed(self, placement: Placement) -> Self {
         Self { placement, ..self }
     }
 
-    /// Its memory BARs, in the order of their numbers.
+    /// Its memory BARs, in the order of their indices.
     #[must_use]
     pub fn bars(&self) -> &[Bar] {
         &self.bars
@@ -128,7 +129,7 @@ impl Endpoint {
         self.interrupt_pin
     }
 
-    /// Where its BARs must be.
+    /// The required placement of its BARs.
     #[must_use]
     pub fn placement(&self) -> Placement {
         self.placement
@@ -140,7 +141,7 @@ impl Endpoint {
     }
 }
 
-/// Takes the registers of a BAR from those that are `free`; whether they are, and can express it (PCIe r6.0
+/// Takes the registers of a BAR from the `free` ones. Returns whether they are free and can express the BAR (PCIe r6.0
 /// §7.5.1.2.1).
 fn take_registers(bar: &Bar, free: &mut Range<u8>) -> bool {
     let registers = if bar.is_64bit() { 2 } else { 1 };

@@ -1,8 +1,8 @@
-//! BARs that a switch of the host reaches by bus address: whether they are there.
+//! Tracks whether the BARs that a host switch routes by bus address are at these addresses.
 
 use iommu_group::{AddressRange, Bar, Gpa};
 
-/// A BAR, and where it was when it was last seen.
+/// A BAR and its address at the last scan.
 #[derive(Clone, Debug)]
 struct FixedBar {
     bar: u8,
@@ -10,26 +10,26 @@ struct FixedBar {
     at: Gpa,
 }
 
-/// The BARs of one device whose peers reach them straight across a switch of the host, by bus address. A guest can move
-/// them, and the route is another one then.
+/// The BARs of one device that peers reach directly through a host switch, by bus address. If the guest moves such a
+/// BAR, requests to it take another route.
 #[derive(Clone, Debug, Default)]
 pub struct FixedBars(Vec<FixedBar>);
 
-/// A BAR that has been moved by the guest.
+/// A BAR that the guest has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarMove {
-    /// Its number.
+    /// Index of the BAR.
     pub bar: u8,
-    /// Where it was.
+    /// Its former address.
     pub from: Gpa,
-    /// Where it is now.
+    /// Its current address.
     pub to: Gpa,
-    /// Where peers reach it straight across the switch.
+    /// The address at which peers reach it directly through the switch.
     pub bus_address: Gpa,
 }
 
 impl BarMove {
-    /// Whether it is back at its bus address.
+    /// Whether the BAR is back at its bus address.
     #[must_use]
     pub fn is_home(&self) -> bool {
         self.to == self.bus_address
@@ -37,7 +37,7 @@ impl BarMove {
 }
 
 impl FixedBars {
-    /// The BARs that have a bus address, taken to be at it.
+    /// Tracks the BARs that have a bus address. Each is assumed to be at that address.
     #[must_use]
     pub fn new(bars: &[Bar]) -> Self {
         let fixed = bars.iter().filter_map(|bar| {
@@ -51,8 +51,8 @@ impl FixedBars {
         Self(fixed.collect())
     }
 
-    /// Compares where BARs are now, by number, with where they were at the last scan. One that is nowhere for the
-    /// moment (`None`) has not moved yet.
+    /// Compares the current ranges of the BARs, by index, with those of the last scan, and returns the moves. A BAR
+    /// without a range (`None`) at the moment counts as not moved.
     pub fn scan(&mut self, live: impl Fn(u8) -> Option<AddressRange<Gpa>>) -> Vec<BarMove> {
         let moves = self.0.iter_mut().filter_map(|fixed| {
             let to = live(fixed.bar)?.start();

@@ -1,28 +1,28 @@
-//! Whether guest memory is where devices can reach it.
+//! Checks that devices can reach guest memory.
 
 use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole};
 use thiserror::Error;
 
 use crate::Demands;
 
-/// Guest memory, or a window of a peer, is where a device cannot reach it.
+/// Guest memory, or a window of a peer, is at an address that a device cannot reach.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MemoryError {
-    /// The IOMMU does not translate all of it.
+    /// The IOMMU does not translate all of the memory.
     #[error("guest memory at {memory} is outside of what the IOMMU translates")]
     Untranslated {
         /// The memory.
         memory: AddressRange<Gpa>,
     },
-    /// Requests to it do not get to the IOMMU.
+    /// Requests to the memory do not reach the IOMMU.
     #[error("guest memory at {memory} is in {hole}")]
     Hole {
         /// The memory.
         memory: AddressRange<Gpa>,
-        /// What is in the way.
+        /// The hole that contains the memory.
         hole: MemoryHole,
     },
-    /// A peer's BARs must be there.
+    /// The memory overlaps the fixed BARs of a peer.
     #[error("guest memory at {memory} overlaps {window}, where BARs of a peer must be")]
     Window {
         /// The memory.
@@ -30,8 +30,8 @@ pub enum MemoryError {
         /// The window.
         window: AddressRange<Gpa>,
     },
-    /// The IOMMU does not translate a window that must be at its bus address; a request that is redirected to the IOMMU
-    /// has to find the BAR at the same address.
+    /// The IOMMU does not translate a window that must be at its bus address. A request that is redirected to the IOMMU
+    /// must find the BAR at the same address.
     #[error(
         "BARs of a peer must be at the bus address {window}, outside of what the IOMMU translates"
     )]
@@ -114,7 +114,7 @@ mod tests {
         let demands = demands((0x4000, 0x5000), (0x8000, 0x9000));
         let usable = [range(0, 0x1_0000), range(0x2_0000, 0x3_0000)];
         let check = |start, end| check_memory([range(start, end)], &usable, &demands);
-        // Right up to each limit, and one byte beyond it.
+        // Up to each limit, and one byte beyond it.
         for (start, end) in [
             (0, 0x4000),
             (0x5000, 0x8000),

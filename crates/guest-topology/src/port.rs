@@ -1,28 +1,28 @@
-//! A virtual PCIe port: the configuration space of a root port or of one end of a switch.
+//! A virtual PCIe port: the configuration space of a root port, or of an upstream or downstream port of a switch.
 //!
-//! Ports only route: they have no interrupts, no error reporting and no ACS. A switch without ACS
-//! is what makes a guest without a virtual IOMMU use the short way between two devices below it
-//! (linux 7.2 drivers/pci/p2pdma.c: calc_map_type_and_dist()).
+//! Ports only route: they have no interrupts, no error reporting and no ACS. Because the switch has no ACS, a guest
+//! without a virtual IOMMU uses the direct route between two devices below it (linux 7.2 drivers/pci/p2pdma.c:
+//! calc_map_type_and_dist()).
 
 use iommu_group::spec::{self, bridge, cap, express, header, pm};
 use iommu_group::{Address, AddressRange, Gpa, Link};
 
-/// Bytes of configuration space with content; the extended space is empty.
+/// Bytes of configuration space in use; the extended space is empty.
 const SPACE: usize = spec::LEGACY_BYTES as usize;
 
-/// Where the capabilities are.
+/// Offsets of the capabilities.
 const EXPRESS: u16 = 0x40;
 const POWER: u16 = 0x80;
 const SUBSYSTEM: u16 = 0x88;
 
-/// What a virtual port is (PCIe r6.0 §7.5.3.2, device/port type).
+/// Kind of a virtual port (PCIe r6.0 §7.5.3.2, device/port type).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {
-    /// On the root bus; a slot or a switch is below it.
+    /// Root port: a slot on the root bus, with a device or a switch below it.
     Root,
-    /// Top of a switch.
+    /// Upstream port of a switch.
     Upstream,
-    /// A slot of a switch.
+    /// Downstream port: a slot of a switch.
     Downstream,
 }
 
@@ -39,8 +39,8 @@ impl PortKind {
         self != Self::Upstream
     }
 
-    /// Vendor and device: the generic root port that Red Hat's number space has for emulators, and
-    /// the switch of Texas Instruments that guests have met in emulators for years.
+    /// Vendor and device ids: the generic root port for emulators in Red Hat's id space, and the Texas Instruments
+    /// switch that emulators commonly use.
     fn identity(self) -> [u8; 4] {
         match self {
             Self::Root => [0x36, 0x1b, 0x0c, 0x00],
@@ -67,15 +67,16 @@ pub struct VirtualPort {
     kind: PortKind,
     bytes: [u8; SPACE],
     writable: [u8; SPACE],
-    /// The prefetchable window while the guest is in the middle of writing it: that takes four writes, the first of
-    /// which moves the limit below the base.
+    /// The prefetchable window while the guest rewrites it: this takes four writes, and the first moves the limit below
+    /// the base.
     rewritten: Option<AddressRange<Gpa>>,
-    /// Each window as it was when it was open last.
+    /// The last open state of each window.
     last: [Option<AddressRange<Gpa>>; 2],
 }
 
 impl VirtualPort {
-    /// A port as after reset: bus numbers 0, windows closed. `number` is that of port and slot.
+    /// Creates a port in its state after reset: bus numbers 0, windows closed. `number` is the port number and slot
+    /// number.
     pub fn new(kind: PortKind, number: u8, link: Link) -> Self {
         let mut port = Self {
             kind,
@@ -106,7 +107,7 @@ impl VirtualPort {
     /// PCI-to-PCI bridge r1.2 §3.2.
     fn header(&mut self) {
         self.put(header::VENDOR, self.kind.identity());
-        // I/O, memory, bus master; parity and SERR# have nothing to report but may be set.
+        // I/O, memory, bus master; parity and SERR# can be set without effect.
         self.allow(header::COMMAND, [0x47, 0x05]);
         self.put(header::STATUS, header::STATUS_CAPABILITIES.to_le_bytes());
         // PCI-to-PCI bridge.
@@ -114,7 +115,7 @@ impl VirtualPort {
         self.allow(header::CACHE_LINE_SIZE, [0xff]);
         self.put(header::HEADER_TYPE, [header::LAYOUT_BRIDGE]);
         self.allow(bridge::PRIMARY_BUS, [0xff, 0xff, 0xff]);
-        // No I/O behind the bridge: base and limit read 0 and ignore writes (§3.2.5.6).
+        // No I/O below the bridge: base and limit read 0 and ignore writes (§3.2.5.6).
         self.put(bridge::IO_BASE, [0, 0]);
         self.allow(bridge::MEMORY_BASE, [0xf0, 0xff, 0xf0, 0xff]);
         self.allow(bridge::PREFETCH_BASE, [0xf0, 0xff, 0xf0, 0xff]);
@@ -145,7 +146,7 @@ impl VirtualPort {
             0x0000_8002_u32.to_le_bytes(),
         );
         self.allow(EXPRESS + express::DEVICE_CONTROL, [0xff, 0x7f]);
-        // Speed, width, port number; active-link reporting where there is a slot.
+        // Speed, width, port number; active-link reporting for a port with a slot.
         let (reporting, active) = if self.kind.has_slot() {
             (
                 express::LINK_CAPABILITIES_ACTIVE,
@@ -165,7 +166,7 @@ impl VirtualPort {
         let status = u16::from(link.generation) | u16::from(link.lanes) << 4 | active;
         self.put(EXPRESS + express::LINK_STATUS, status.to_le_bytes());
         if self.kind.has_slot() {
-            // The slot's number; what comes and goes there is told by ACPI.
+            // The slot's number. ACPI reports hotplug in the slot.
             let capability = u32::from(number) << 19;
             self.put(
                 EXPRESS + express::SLOT_CAPABILITIES,
@@ -180,14 +181,14 @@ impl VirtualPort {
         if self.kind == PortKind::Root {
             self.allow(EXPRESS + express::ROOT_CONTROL, [0x0f, 0x00]);
         }
-        // Every speed up to the link's own; that speed is the target.
+        // All speeds up to the link's own, which is the target speed.
         let speeds = ((1_u32 << link.generation.min(7)) - 1) << 1;
         self.put(EXPRESS + express::LINK_CAPABILITIES_2, speeds.to_le_bytes());
         self.put(EXPRESS + express::LINK_CONTROL_2, [link.generation, 0]);
         self.allow(EXPRESS + express::LINK_CONTROL_2, [0x0f, 0x00]);
     }
 
-    /// PCI power management r1.2 §3.2: D0 and D3hot, no PME; state survives D3hot.
+    /// PCI power management r1.2 §3.2: D0 and D3hot, no PME; D3hot preserves the state.
     fn power(&mut self) {
         let next = low_byte(SUBSYSTEM);
         self.put(POWER, [cap::POWER_MANAGEMENT, next, 0x03, 0x00]);
@@ -201,12 +202,12 @@ impl VirtualPort {
         self.put(SUBSYSTEM + 4, self.kind.identity());
     }
 
-    /// What the port is.
+    /// The kind of the port.
     pub fn kind(&self) -> PortKind {
         self.kind
     }
 
-    /// Reads configuration space; zeros where there is nothing.
+    /// Reads configuration space; unimplemented bytes read as zero.
     pub fn config_read(&self, offset: u16, data: &mut [u8]) {
         let from = self.bytes.iter().skip(usize::from(offset));
         for (byte, value) in data.iter_mut().zip(from.chain(std::iter::repeat(&0))) {
@@ -214,13 +215,13 @@ impl VirtualPort {
         }
     }
 
-    /// Writes configuration space: the bits that may be written take the value, others keep theirs.
-    ///
-    /// A prefetchable window above 4 GiB stays open while Linux programs it anew, which it does whenever something is
-    /// added below a switch: limit's upper half 0, lower halves, upper halves, the limit's last (linux 7.2
-    /// drivers/pci/setup-bus.c: `pci_setup_bridge_mmio_pref()`). It would be closed in between, for devices whose
-    /// drivers and peers use them. From that 0 on, the window is what it was until the limit's upper half is written
-    /// again.
+    /// Writes configuration space: writable bits take the value, all other bits are unchanged.
+    /// A prefetchable window above 4 GiB stays open while Linux reprograms it, which it does whenever a device is added
+    /// below a switch. Linux writes 0 to the limit's upper half, then the lower halves, then the base's upper half, and
+    /// the limit's upper half last (linux 7.2 drivers/pci/setup-bus.c: `pci_setup_bridge_mmio_pref()`). These writes
+    /// would close the window in between, although drivers and peers use the devices below it. From the 0 on, the old
+    /// window is therefore in effect until the limit's upper half is written again.
+    /// effect until the limit's upper half is written again.
     pub fn config_write(&mut self, offset: u16, data: &[u8]) {
         let before = self.prefetchable();
         self.write(offset, data);
@@ -246,7 +247,7 @@ impl VirtualPort {
         }
     }
 
-    /// Numbers the buses, as firmware does.
+    /// Sets the bus numbers, as firmware does.
     pub fn set_buses(&mut self, buses: BusNumbers) {
         self.put(
             bridge::PRIMARY_BUS,
@@ -263,7 +264,7 @@ impl VirtualPort {
         }
     }
 
-    /// Both windows closed: base above limit.
+    /// Closes both windows: base above limit.
     fn close_windows(&mut self) {
         self.rewritten = None;
         self.put(bridge::MEMORY_BASE, [0xf0, 0xff, 0x00, 0x00]);
@@ -271,7 +272,7 @@ impl VirtualPort {
         self.put(bridge::PREFETCH_BASE_UPPER, [0; 8]);
     }
 
-    /// A byte of a register, all of which are in the space.
+    /// A byte of a register inside of the space.
     fn byte(&self, at: u16) -> u8 {
         self.bytes.get(usize::from(at)).copied().unwrap_or(0)
     }
@@ -284,8 +285,8 @@ impl VirtualPort {
         u64::from(self.word(at)) | u64::from(self.word(at + 2)) << 16
     }
 
-    /// Opens the windows, as firmware does: `memory` below 4 GiB, `prefetchable` anywhere, both in
-    /// units of 1 MiB; `None` closes one. Memory decode and bus mastering go on.
+    /// Opens the windows, as firmware does: `memory` below 4 GiB, `prefetchable` anywhere, both in units of 1 MiB;
+    /// `None` closes one. Turns memory decode and bus mastering on.
     pub fn set_windows(
         &mut self,
         memory: Option<AddressRange<Gpa>>,
@@ -326,14 +327,14 @@ impl VirtualPort {
         self.last = self.open_windows();
     }
 
-    /// The windows that the guest has programmed and that are open; none with memory decode off.
+    /// The open windows that the guest has programmed; none with memory decode off.
     pub fn windows(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
         self.open_windows().into_iter().flatten()
     }
 
-    /// The windows, each as it was when it was open last: what the guest means to have below the port, also while it
-    /// looks at the port. Linux takes memory decode away and writes all ones to the upper half of a base for that
-    /// (linux 7.2 drivers/pci/probe.c: `pci_read_bases()`, `pci_read_bridge_windows()`).
+    /// The last open state of each window: the addresses that the guest uses below the port, also while the guest
+    /// probes the port. Linux then turns memory decode off and writes all ones to the upper half of a base (linux 7.2
+    /// drivers/pci/probe.c: `pci_read_bases()`, `pci_read_bridge_windows()`).
     pub fn last_windows(&self) -> impl Iterator<Item = AddressRange<Gpa>> {
         self.last.into_iter().flatten()
     }
@@ -355,7 +356,7 @@ impl VirtualPort {
             .or_else(|| self.window(bridge::PREFETCH_BASE, (base, limit)))
     }
 
-    /// The window whose lower halves are at `at`; `None` if it is closed.
+    /// The window whose lower halves are at offset `at`; `None` if it is closed.
     fn window(&self, at: u16, high: (u64, u64)) -> Option<AddressRange<Gpa>> {
         let base = u64::from(self.word(at) & 0xfff0) << 16 | high.0 << 32;
         let limit = u64::from(self.word(at + 2) & 0xfff0) << 16 | 0xf_ffff | high.1 << 32;

@@ -1,4 +1,4 @@
-//! What is free on a bus of a guest.
+//! Free resources of a guest's bus.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,43 +10,43 @@ use crate::PortKind;
 /// Device numbers of a bus.
 pub(crate) const DEVICES_PER_BUS: u8 = 32;
 
-/// Device numbers on the root bus that a switch can have. 0 is the host bridge.
+/// Device numbers on the root bus for switches. 0 is the host bridge.
 ///
-/// There are few because each has a slot for every device number of a switch in the guest's ACPI tables.
+/// The range is small because the guest's ACPI tables have a slot for each device number of each of these switches.
 pub const SWITCH_SLOTS: Range<u8> = 1..9;
 
-/// Where BARs may be that can be anywhere.
+/// Address ranges for BARs without fixed addresses.
 #[derive(Clone, Debug)]
 pub struct Apertures {
-    /// Below 4 GiB: for BARs that are not both 64-bit and prefetchable.
+    /// Below 4 GiB, for BARs that are not both 64-bit and prefetchable.
     pub memory: Vec<AddressRange<Gpa>>,
     /// For BARs that are 64-bit and prefetchable.
     pub prefetchable: Vec<AddressRange<Gpa>>,
 }
 
-/// What is free on a bus of the guest and behind it.
+/// Free resources of a guest's bus and of the buses below it.
 #[derive(Clone, Debug)]
 pub struct BusResources {
     /// The number of the bus.
     pub bus: u8,
-    /// What is put on it: root ports on the root bus, downstream ports on that of a switch.
+    /// Kind of the ports on this bus: root ports on the root bus, downstream ports on the bus of a switch.
     pub ports: PortKind,
-    /// Device numbers for ports with a device, best first.
+    /// Free device numbers for ports with a device, best first.
     pub device_slots: Vec<u8>,
-    /// Device numbers for ports with a switch, best first.
+    /// Free device numbers for ports with a switch, best first.
     pub switch_slots: Vec<u8>,
-    /// Bus numbers that nobody has and that lead here.
+    /// Free bus numbers that are routed to this bus.
     pub buses: BTreeSet<u8>,
-    /// Addresses for what can be anywhere.
+    /// Address ranges for BARs without fixed addresses.
     pub apertures: Apertures,
-    /// All addresses that lead here.
+    /// All addresses that are forwarded to this bus.
     pub forwarded: Vec<AddressRange<Gpa>>,
-    /// Windows of the ports that are there already.
+    /// Windows of the existing ports.
     pub taken: Vec<AddressRange<Gpa>>,
 }
 
 impl BusResources {
-    /// An empty root bus, whose host bridge lets `forwarded` through.
+    /// Resources of an empty root bus whose host bridge forwards `forwarded`.
     pub fn root(apertures: Apertures, forwarded: Vec<AddressRange<Gpa>>) -> Self {
         Self {
             bus: 0,

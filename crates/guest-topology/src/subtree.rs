@@ -1,19 +1,19 @@
-//! What hangs below one port of a bus.
+//! Subtrees: what is below one port of a bus.
 
 use iommu_group::{AddressRange, Gpa};
 
 use crate::Endpoint;
 
-/// Something below a port of its own.
+/// The functions below one port.
 #[derive(Clone, Debug)]
 pub enum Subtree {
     /// One endpoint.
     Endpoint(Endpoint),
-    /// The members of a P2P domain, below one switch. Only a root bus takes it.
+    /// A switch with the members of a P2P domain below it. It can only be on a root bus.
     Switch {
         /// The members.
         members: Vec<Endpoint>,
-        /// What the switch keeps for those that come later.
+        /// Resources that the switch reserves for later members.
         reserve: Reserve,
     },
 }
@@ -29,17 +29,17 @@ impl Subtree {
     }
 }
 
-/// What a switch has beyond the needs of its first members, so that others find room later without anything being
-/// moved.
+/// Resources that a switch reserves in addition to the needs of its first members, so that later members can be added
+/// without moving anything.
 #[derive(Clone, Debug, Default)]
 pub struct Reserve {
-    /// Bus numbers for that many more members; a switch has 32 slots at most.
+    /// Bus numbers for this many more members; a switch has at most 32 slots.
     pub slots: u8,
-    /// For members that can be anywhere: bytes of the window for BARs that are not both 64-bit and prefetchable.
+    /// For members without fixed addresses: bytes of the window for BARs that are not both 64-bit and prefetchable.
     pub memory_bytes: u64,
-    /// For members that can be anywhere: bytes of the window for BARs that are both.
+    /// For members without fixed addresses: bytes of the window for BARs that are 64-bit and prefetchable.
     pub prefetchable_bytes: u64,
-    /// For members at their bus addresses: windows that later ones may be in, best first. The first that overlap nothing
-    /// else become the switch's.
+    /// For members at their bus addresses: sets of windows for later members, best first. The switch gets the first set
+    /// that overlaps nothing else.
     pub windows: Vec<Vec<AddressRange<Gpa>>>,
 }

@@ -4,9 +4,9 @@ use std::fmt;
 
 /// An address space of 64-bit byte addresses.
 pub trait Address: Copy + Ord + fmt::Display + fmt::Debug {
-    /// The address `value`, in bytes from the start of the space.
+    /// Creates the address `value`, in bytes from the start of the space.
     fn new(value: u64) -> Self;
-    /// Bytes from the start of the space.
+    /// The address in bytes from the start of the space.
     fn value(self) -> u64;
 }
 
@@ -47,23 +47,22 @@ macro_rules! address {
 }
 
 address! {
-    /// An address on the host's PCI bus: what BARs and bridge windows hold, and what a request carries.
+    /// An address on the host's PCI bus, as in BARs, bridge windows and requests.
     BusAddress
 }
 
 address! {
-    /// A guest-physical address: what the guest puts into a BAR or a page table.
+    /// A guest-physical address, as the guest writes it into BARs and page tables.
     Gpa
 }
 
 address! {
-    /// An I/O virtual address: what an assigned device puts on the bus and the IOMMU translates.
+    /// An I/O virtual address: an assigned device sends it on the bus and the IOMMU translates it.
     Iova
 }
 
 impl Gpa {
-    /// The guest-physical address equal to a bus address: where a guest finds a BAR that its peers reach by bus
-    /// address.
+    /// The guest-physical address equal to a bus address. The guest has a BAR there if peers reach it by bus address.
     #[must_use]
     pub fn at_bus_address(address: BusAddress) -> Self {
         Self(address.0)
@@ -71,10 +70,10 @@ impl Gpa {
 }
 
 impl Iova {
-    /// The IOVA at which a device finds what the guest sees at `gpa`.
+    /// The IOVA at which a device accesses the guest-physical address `gpa`.
     ///
-    /// Without a virtual IOMMU a guest driver hands guest-physical addresses to its devices, so
-    /// the two are numerically equal. This is the only place where one becomes the other.
+    /// Without a virtual IOMMU, guest drivers pass guest-physical addresses to their devices, so the two are
+    /// numerically equal. This is the only conversion from one to the other.
     pub fn of_guest(gpa: Gpa) -> Self {
         Self(gpa.0)
     }
@@ -88,10 +87,10 @@ pub struct AddressRange<A> {
 }
 
 impl AddressRange<Gpa> {
-    /// The guest-physical addresses from `start` up to and without `end`, for constants.
+    /// The guest-physical addresses from `start` up to but not including `end`, for constants.
     ///
     /// # Panics
-    /// If there are none.
+    /// If the range is empty.
     #[must_use]
     pub const fn of_constants(start: u64, end: u64) -> Self {
         assert!(start < end, "a range is not empty");
@@ -103,15 +102,15 @@ impl AddressRange<Gpa> {
 }
 
 impl<A: Address> AddressRange<A> {
-    /// The `len_bytes` bytes from `start`, or `None` if that is empty or passes the end of the space.
+    /// The range of `len_bytes` bytes from `start`, or `None` if it is empty or passes the end of the space.
     pub fn new(start: A, len_bytes: u64) -> Option<Self> {
         let last = start.value().checked_add(len_bytes.checked_sub(1)?)?;
-        // The end must be representable too, so that half-open arithmetic never wraps.
+        // The end must be representable too, so that half-open arithmetic does not wrap.
         last.checked_add(1)?;
         Some(Self { start, len_bytes })
     }
 
-    /// The addresses from `start` up to and without `end`, or `None` if there are none.
+    /// The addresses from `start` up to but not including `end`, or `None` if the range is empty.
     pub fn between(start: A, end: A) -> Option<Self> {
         Self::new(start, end.value().checked_sub(start.value())?)
     }
@@ -131,7 +130,7 @@ impl<A: Address> AddressRange<A> {
         self.len_bytes
     }
 
-    /// The addresses that both ranges have, if any.
+    /// The addresses that are in both ranges, if any.
     pub fn intersect(&self, other: &Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end().min(other.end());
@@ -143,7 +142,7 @@ impl<A: Address> AddressRange<A> {
         self.start <= other.start && other.end() <= self.end()
     }
 
-    /// Bytes from the start of the range to `address`, or `None` if it lies outside.
+    /// Offset of `address` in the range in bytes, or `None` if the address is outside.
     pub fn offset_of(&self, address: A) -> Option<u64> {
         let offset = address.value().checked_sub(self.start.value())?;
         (offset < self.len_bytes).then_some(offset)

@@ -1,7 +1,7 @@
-//! Which devices a VM may have, and which of them may use peer-to-peer DMA.
+//! Checks which devices a VM may have, and which of them may use peer-to-peer DMA.
 //!
-//! Reading ([`HostSnapshot::read`], [`DeviceInfo::read`]) and deciding ([`check_assignment`],
-//! [`HostSnapshot::pairs`]) are separate. Neither opens or changes anything.
+//! Reading ([`HostSnapshot::read`], [`DeviceInfo::read`]) and deciding ([`check_assignment`], [`HostSnapshot::pairs`])
+//! are separate. Neither opens or changes anything.
 
 mod check;
 mod device;

@@ -1,4 +1,4 @@
-//! PCI configuration space: the bytes, and what they say.
+//! PCI configuration space: its bytes and their decoded content.
 
 mod acs;
 mod bar;

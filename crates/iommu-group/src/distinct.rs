@@ -1,4 +1,4 @@
-//! Sets in documents: what is named twice is a mistake.
+//! Deserialization of sets. A duplicate entry is an error.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -6,10 +6,10 @@ use std::fmt::Display;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-/// Reads a list in which nothing is twice.
+/// Deserializes a list without duplicates.
 ///
 /// # Errors
-/// The name of what is.
+/// If an entry occurs twice. The error names the entry.
 pub fn distinct<'de, D, T>(deserializer: D) -> Result<BTreeSet<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -19,7 +19,7 @@ where
     set(list)
 }
 
-/// Reads several such lists.
+/// Deserializes a list of lists without duplicates.
 pub(crate) fn each_distinct<'de, D, T>(deserializer: D) -> Result<Vec<BTreeSet<T>>, D::Error>
 where
     D: Deserializer<'de>,

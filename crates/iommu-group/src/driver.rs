@@ -1,11 +1,11 @@
-//! Kinds of drivers, by what VFIO can do beside them.
+//! Kinds of drivers.
 
-/// The kind of the driver that is bound to a function. This is the only place that knows drivers by their names.
+/// The kind of the driver that is bound to a function. Only this type identifies drivers by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverKind {
     /// No driver is bound.
     Unbound,
-    /// vfio-pci or a vendor's driver on top of its core: the function is, or can be, assigned to a virtual machine.
+    /// vfio-pci or a vendor's driver that uses its core: the function is assigned to a virtual machine, or can be.
     Vfio,
     /// The driver of PCI Express ports. It does no DMA (linux 7.2 drivers/pci/pcie/portdrv.c: `driver_managed_dma`).
     Port,
@@ -16,9 +16,9 @@ pub enum DriverKind {
 }
 
 impl DriverKind {
-    /// The kind of a driver by its name; `None` if no driver is bound.
+    /// The kind of the driver with this name. `None` means that no driver is bound.
     ///
-    /// Drivers on top of the vfio-pci core are named after it: `mlx5_vfio_pci`, `nvgrace_gpu_vfio_pci`,
+    /// Drivers that use the vfio-pci core are named after it: `mlx5_vfio_pci`, `nvgrace_gpu_vfio_pci`,
     /// `virtio_vfio_pci`.
     #[must_use]
     pub fn of(driver: Option<&str>) -> Self {
@@ -31,7 +31,7 @@ impl DriverKind {
         }
     }
 
-    /// Whether it is [`Vfio`](Self::Vfio).
+    /// Whether the kind is [`Vfio`](Self::Vfio).
     #[must_use]
     pub fn is_vfio(self) -> bool {
         self == Self::Vfio

@@ -1,8 +1,9 @@
-//! A topology as a file: what `p2pctl dump` writes and every tool reads in place of `/sys`.
 //!
-//! The file is JSON with a version, in one order and with one function per entry, so that two of them can be
-//! compared with `diff`. It has what sysfs says and the bytes of configuration space that were read, but none of
-//! what is computed from them; a topology read from a file is equal to the one that was written.
+//! Topology files: `p2pctl dump` writes them, and every tool can read one in place of `/sys`.
+//!
+//! The file is JSON with a version. Its order is fixed and it has one entry per function, so that `diff` can compare
+//! two files. It contains the facts from sysfs and the bytes of configuration space that were read, but no computed
+//! values. A topology that is read from a file equals the one that was written.
 
 mod config;
 mod format;
@@ -12,46 +13,46 @@ use crate::{Sbdf, Topology};
 
 use format::{Document, FORMAT, VERSION};
 
-/// Why a text is not a topology.
+/// An error while reading a topology file.
 #[derive(Debug, thiserror::Error)]
 pub enum FixtureError {
-    /// It is not JSON, or not of the shape that a topology has.
+    /// The text is not JSON or does not have the structure of a topology.
     #[error("not a topology file: {0}")]
     Json(#[from] serde_json::Error),
-    /// It is some other document.
+    /// The text is another kind of document.
     #[error("not a topology file: its format is `{found}`, want `{FORMAT}`")]
     Format {
-        /// What it says it is.
+        /// The format that the document names.
         found: String,
     },
-    /// It is of a version that this program does not know.
+    /// This program does not support the version of the file.
     #[error("topology file of version {found}: this program reads version {VERSION}")]
     Version {
         /// The version of the file.
         found: u32,
     },
-    /// Something of a function makes no sense.
+    /// A field of a function is invalid.
     #[error("{sbdf}: {field} `{text}`: want {want}")]
     Field {
         /// The function.
         sbdf: Sbdf,
-        /// Where.
+        /// The field.
         field: &'static str,
-        /// What is there.
+        /// The text of the field.
         text: String,
-        /// What should be there.
+        /// The expected text.
         want: &'static str,
     },
-    /// A root bus makes no sense.
+    /// The name of a root bus is invalid.
     #[error("root bus `{text}`: want a name such as pci0000:00")]
     RootBus {
-        /// What is there.
+        /// The name.
         text: String,
     },
 }
 
 impl Topology {
-    /// Writes the topology as a file.
+    /// Serializes the topology as the text of a file.
     #[must_use]
     pub fn to_fixture(&self) -> String {
         let document = Document::of(self);
@@ -60,7 +61,7 @@ impl Topology {
         text
     }
 
-    /// Reads a topology from the text of a file.
+    /// Parses a topology from the text of a file.
     pub fn from_fixture(text: &str) -> Result<Self, FixtureError> {
         let document: Document = serde_json::from_str(text)?;
         let (host, raw): (_, Vec<RawFunction>) = document.into_raw()?;

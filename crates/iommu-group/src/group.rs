@@ -1,4 +1,4 @@
-//! IOMMU groups: what Linux makes of a topology, why, and what it would make of it after a change.
+//! IOMMU groups: the groups that Linux forms, the reasons, and the groups after a change.
 
 mod bus_index;
 mod find;

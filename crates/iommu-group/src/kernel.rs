@@ -1,4 +1,4 @@
-//! What the running kernel does with ACS and groups: its version's rules and its parameters.
+//! Behaviour of the running kernel for ACS and groups: the rules of its version and its parameters.
 
 mod acs_setup;
 mod device_match;
@@ -11,22 +11,22 @@ pub use rules::Rules;
 
 use crate::{Host, Iommu, Topology};
 
-/// A kernel, as far as groups and routes depend on it.
+/// The properties of a kernel that groups and routes depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// The rules of its version.
+    /// The rules of the kernel version.
     pub rules: Rules,
-    /// Its parameters.
+    /// The kernel parameters.
     pub parameters: Parameters,
-    /// Whether it switches ACS on. It does where it finds an IOMMU that it may use
-    /// (linux 7.2 drivers/pci/pci.c: `pci_request_acs()`).
+    /// Whether the kernel enables ACS. It does if it finds an IOMMU that it may use (linux 7.2 drivers/pci/pci.c:
+    /// `pci_request_acs()`).
     pub requests_acs: bool,
-    /// Whether firmware describes an AMD IOMMU (ACPI table IVRS), which some isolation quirks ask for.
+    /// Whether firmware describes an AMD IOMMU (ACPI table IVRS). Some isolation quirks depend on it.
     pub has_ivrs: bool,
 }
 
 impl Kernel {
-    /// The kernel that a topology was read under. What is not known is taken to be a current kernel with an IOMMU.
+    /// The kernel under which a topology was read. Unknown facts default to a current kernel with an IOMMU.
     #[must_use]
     pub fn of(topology: &Topology) -> Self {
         let host = topology.host();

@@ -1,17 +1,17 @@
-//! Plans to change IOMMU groups and routes at run time: computed here, carried out elsewhere.
+//! Plans that change IOMMU groups and routes at run time. A plan is computed here and carried out by the caller.
 //!
 //! Linux computes a group once, when a function is added. To change groups, functions have to be removed and added
-//! again, while a port above them lacks something that Linux asks for. Routes are another matter: they follow the ACS
-//! words of the ports at once. A plan therefore goes
+//! again while a port above them lacks an ACS control that Linux requires. Routes follow the ACS control registers of
+//! the ports immediately. Therefore a plan has these phases:
 //!
 //! ```text
-//! unplug ─ keep ports awake ─ close routes ─┬─ remove ─ open a port ─ rescan ─ restore it ─ check ─┬─ open routes ─ replug
-//!                                           └──────────────── once for every change ───────────────┘
+//! unplug ─ keep awake ─ close routes ─┬─ remove ─ open a port ─ rescan ─ restore ─ check ─┬─ open routes ─ replug
+//!                                     └─────────────── once for every change ─────────────┘
 //! ```
 //!
-//! At no moment of it does a port let requests pass from a device that is alive to one that was not named. What the
-//! port above lacks for the moment of a rescan is completion redirect if it can be: requests stay redirected, so there
-//! are no completions between peers either.
+//! At no time does a port let requests pass from an active device to one that was not named. If possible, the port
+//! lacks completion redirect during the rescan: requests stay redirected, so there are no completions between peers
+//! either.
 
 mod acs;
 mod boot;
@@ -43,45 +43,47 @@ use crate::kernel::Kernel;
 use crate::{Exposure, IsolationHole, Sbdf, Topology};
 use planner::Planner;
 
-/// How goals are reached, step by step, and all that changes on the way and in the end.
+/// The steps that reach the goals, and all changes during and after the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// What was asked for.
+    /// The goals of the plan.
     pub goals: Goals,
-    /// How it was asked for.
+    /// The options of the plan.
     pub options: PlanOptions,
-    /// What has to be accepted before the plan may be carried out. If there is any, it is refused as it stands.
+    /// Warnings that have to be accepted before the plan may be carried out. A plan with any of them is refused.
     pub objections: Vec<Warning>,
-    /// The devices that drivers and guests have to let go of, once, from the first step to the last.
+    /// The devices that drivers and guests have to release, once, from the first step to the last.
     pub unplug: BTreeSet<Sbdf>,
-    /// The steps, in their order. None if all goals are reached already.
+    /// The steps in order. Empty if all goals are reached already.
     pub steps: Vec<Step>,
-    /// Whose group changes.
+    /// The functions whose groups change.
     pub groups: Vec<GroupChange>,
-    /// The ways of requests from and to the functions that were named.
+    /// The routes from and to the named functions.
     pub routes: Vec<RouteChange>,
-    /// The ACS words that are different in the end. The kernel forgets them when a port wakes from sleep, is reset, or
-    /// (from 7.2 on) is bound to a driver: whoever carries the plan out keeps the ports awake and checks now and then.
+    /// The ports whose ACS control differs in the end. The kernel resets ACS control when a port wakes from sleep, is
+    /// reset, or (from 7.2 on) is bound to a driver. The caller that carries out the plan keeps the ports awake and
+    /// checks them regularly.
     pub ports: Vec<PortChange>,
-    /// What is different only for the moment of a rescan.
+    /// Changes that last only for a rescan.
     pub transients: Vec<Transient>,
     /// The functions that become reachable without the IOMMU.
     pub exposures: Vec<Exposure>,
-    /// Ways past the IOMMU between functions of different groups that are there in the end, most of them before too.
+    /// Isolation holes between functions of different groups that exist in the end. Most of them exist before, too.
     pub leaks: Vec<IsolationHole>,
-    /// Virtual functions that are lost: no scan finds them, their physical functions have to make them again.
+    /// Virtual functions that are lost. A rescan does not find them; their physical functions have to create them
+    /// again.
     pub lost: BTreeSet<Sbdf>,
-    /// The kernel argument that comes nearest to this at boot; `None` if none is needed.
+    /// The kernel argument that has the most similar effect at boot; `None` if none is needed.
     pub boot: Option<BootArgument>,
 }
 
 impl Plan {
     /// Computes a plan.
     ///
-    /// A plan with [`objections`](Self::objections) is complete but must not be carried out; an error says that there
-    /// is no way at all, with all reasons.
+    /// A plan with [`objections`](Self::objections) is complete but must not be carried out. An error means that no
+    /// plan is possible and has all reasons.
     pub fn make(
         topology: &Topology,
         kernel: &Kernel,

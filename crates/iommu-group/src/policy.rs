@@ -11,8 +11,8 @@
 //! why = "its large BAR is memory of the processor's node"
 //! ```
 //!
-//! The file also names the functions whose exposure the operator accepts: virtual machines reach them without the
-//! IOMMU, or other devices reach them so in a virtual machine:
+//! The file also names the functions whose exposure the operator accepts: functions that virtual machines reach without
+//! the IOMMU, or that are in a virtual machine and that other devices reach in this way:
 //!
 //! ```toml
 //! [[expose]]
@@ -20,7 +20,7 @@
 //! why = "its data is encrypted, and its switch has no ACS"
 //! ```
 //!
-//! And it may accept that the kernel assigns devices whose interrupts are not isolated:
+//! The file can also accept that the kernel assigns devices whose interrupts are not isolated:
 //!
 //! ```toml
 //! [unsafe-interrupts]
@@ -51,7 +51,7 @@ use rule::Rule;
 pub use share::PolicyReason;
 pub(crate) use share::{forbidding, share};
 
-/// Rules, in the order in which they are tried, and accepted exposures.
+/// Rules in the order in which they are tried, and accepted exposures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
@@ -59,14 +59,14 @@ pub struct Policy {
     unsafe_interrupts: Option<Consent>,
 }
 
-/// The rule of a policy for one device.
+/// The policy's rule for one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyMatch {
-    /// What it may do.
+    /// The role of the device.
     pub role: Role,
     /// The reason; empty if no rule matches the device.
     pub why: String,
-    /// Where the rule is.
+    /// The origin of the rule.
     pub origin: Origin,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for PolicyMatch {
 }
 
 impl Policy {
-    /// The policy in the text of a file; `name` is the file's name in messages.
+    /// Parses the text of a policy file; `name` is the file's name in messages.
     ///
     /// # Errors
     /// [`PolicyError`] names the line of the text and the key.
@@ -86,20 +86,20 @@ impl Policy {
         file::parse(name, text)
     }
 
-    /// Accepts that these are reachable without the IOMMU. An entry of the file keeps its reason.
+    /// Accepts the exposure of these functions. An entry of the file keeps its reason.
     pub fn expose(&mut self, functions: impl IntoIterator<Item = Sbdf>) {
         for function in functions {
             self.exposed.entry(function).or_insert(Consent::Named);
         }
     }
 
-    /// How the operator accepts that a function is reachable without the IOMMU; `None` if he does not.
+    /// The consent to the exposure of a function; `None` if the operator does not accept it.
     #[must_use]
     pub fn consent(&self, function: Sbdf) -> Option<&Consent> {
         self.exposed.get(&function)
     }
 
-    /// Who accepts that interrupts are not isolated, if anybody does.
+    /// The consent to interrupts that are not isolated, if it is given.
     pub fn unsafe_interrupts(&self) -> Option<&Consent> {
         self.unsafe_interrupts.as_ref()
     }
@@ -129,7 +129,7 @@ impl Policy {
 }
 
 impl Default for PolicyMatch {
-    /// For a device that no rule matches.
+    /// The default for a device that no rule matches.
     fn default() -> Self {
         Self {
             role: Role::Peer,

@@ -1,16 +1,16 @@
-//! What Linux knows of particular devices, as tables.
+//! Tables of Linux's quirks for particular devices.
 
 pub(crate) mod acs;
 pub(crate) mod alias;
 pub(crate) mod reset;
 
-/// Device ids, of one vendor.
+/// Device IDs of one vendor.
 pub(crate) enum Devices {
-    /// All of them.
+    /// All devices.
     Any,
-    /// These, in ascending order.
+    /// The listed devices, in ascending order.
     Listed(&'static [u16]),
-    /// Those in these ranges, both ends included.
+    /// The devices in these ranges, both ends included.
     Ranges(&'static [(u16, u16)]),
 }
 

@@ -1,4 +1,4 @@
-//! Resets: which kinds a function has, and whom each would hit.
+//! Resets: the kinds that a function supports, and the functions that each affects.
 
 mod kind;
 mod scope;

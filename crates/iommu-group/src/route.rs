@@ -1,4 +1,4 @@
-//! How the hardware carries requests between functions, and which of that may be used.
+//! Routing of requests between functions by the hardware, and verdicts on which routes may be used.
 
 mod block_reason;
 mod exposure;

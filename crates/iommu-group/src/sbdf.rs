@@ -1,15 +1,15 @@
-//! The address of a PCI function.
+//! Address of a PCI function (SBDF).
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The address of a PCI function: domain (segment), bus, device, function.
+/// The address of a PCI function: segment (Linux: domain), bus, device, function.
 ///
-/// The text form is the name that sysfs gives the function, `0000:03:00.0`. Domains above `0xffff`
-/// exist (Linux gives Intel VMD endpoints the domains from `0x10000` on) and are written with as many
-/// digits as they need. The short form without a domain is understood and means domain 0, as `lspci` has it.
+/// The text form is the function's name in sysfs, `0000:03:00.0`. Segments above `0xffff` exist (Linux numbers Intel
+/// VMD endpoints from `0x10000`) and are written with as many digits as necessary. The short form without a segment
+/// means segment 0, as in `lspci`.
 ///
 /// ```
 /// use iommu_group::Sbdf;
@@ -27,7 +27,7 @@ pub struct Sbdf {
 }
 
 impl Sbdf {
-    /// The function at `domain:bus:device.function`; an error if `device` is above 31 or `function` above 7.
+    /// The function at `domain:bus:device.function`. Returns an error if `device` is above 31 or `function` above 7.
     pub fn new(domain: u32, bus: u8, device: u8, function: u8) -> Result<Self, SbdfError> {
         if device > 31 {
             return Err(SbdfError::Device {
@@ -44,13 +44,13 @@ impl Sbdf {
         Ok(Self::from_devfn(domain, bus, (device << 3) | function))
     }
 
-    /// The function with the number `devfn` (bits 7:3 the device, bits 2:0 the function) on a bus.
+    /// The function with the number `devfn` (device in bits 7:3, function in bits 2:0) on a bus.
     #[must_use]
     pub const fn from_devfn(domain: u32, bus: u8, devfn: u8) -> Self {
         Self { domain, bus, devfn }
     }
 
-    /// Domain (PCI segment group) number.
+    /// Segment number; Linux calls it the PCI domain.
     #[must_use]
     pub const fn domain(self) -> u32 {
         self.domain
@@ -62,8 +62,8 @@ impl Sbdf {
         self.bus
     }
 
-    /// Device number, 0 to 31. With ARI the hardware has none; this is then the upper part of the
-    /// function number, as Linux prints it.
+    /// Device number, 0 to 31. With ARI there is no device number; this is then the upper part of the function number,
+    /// as Linux prints it.
     #[must_use]
     pub const fn device(self) -> u8 {
         self.devfn >> 3
@@ -75,13 +75,13 @@ impl Sbdf {
         self.devfn & 7
     }
 
-    /// Device and function in one byte, as in a requester id.
+    /// Device and function in one byte, as in a requester ID.
     #[must_use]
     pub const fn devfn(self) -> u8 {
         self.devfn
     }
 
-    /// The requester id: bus in bits 15:8, device and function in bits 7:0 (PCIe r6.0 §2.2.6.2).
+    /// Requester ID: bus in bits 15:8, device and function in bits 7:0 (PCIe r6.0 §2.2.6.2).
     #[must_use]
     pub const fn requester_id(self) -> u16 {
         u16::from_be_bytes([self.bus, self.devfn])
@@ -107,7 +107,7 @@ impl fmt::Debug for Sbdf {
     }
 }
 
-/// Why a text is not the address of a PCI function.
+/// PCI address parse error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SbdfError {
     /// The text does not have the shape `[domain:]bus:device.function`.
@@ -116,12 +116,12 @@ pub enum SbdfError {
         /// The whole text.
         text: String,
     },
-    /// The domain is not a hexadecimal number of up to 32 bits.
+    /// The segment is not a hexadecimal number of up to 32 bits.
     #[error("`{text}` is not a PCI address: the domain `{part}` is not 1 to 8 hexadecimal digits")]
     Domain {
         /// The whole text.
         text: String,
-        /// The part that is wrong.
+        /// The invalid part.
         part: String,
     },
     /// The bus is not a hexadecimal number up to `ff`.
@@ -129,7 +129,7 @@ pub enum SbdfError {
     Bus {
         /// The whole text.
         text: String,
-        /// The part that is wrong.
+        /// The invalid part.
         part: String,
     },
     /// The device is not a hexadecimal number up to `1f`.
@@ -137,7 +137,7 @@ pub enum SbdfError {
     Device {
         /// The whole text.
         text: String,
-        /// The part that is wrong.
+        /// The invalid part.
         part: String,
     },
     /// The function is not a digit from 0 to 7.
@@ -145,12 +145,12 @@ pub enum SbdfError {
     Function {
         /// The whole text.
         text: String,
-        /// The part that is wrong.
+        /// The invalid part.
         part: String,
     },
 }
 
-/// A hexadecimal number of 1 to `max_digits` digits, no sign and no prefix.
+/// Parses a hexadecimal number of 1 to `max_digits` digits, without a sign or prefix.
 fn hex(part: &str, max_digits: usize) -> Option<u32> {
     let digits = part.bytes().all(|b| b.is_ascii_hexdigit());
     if part.is_empty() || part.len() > max_digits || !digits {

@@ -1,4 +1,4 @@
-//! How documents of an API describe the types of this crate that are texts or formats of their own.
+//! JSON schemas of the types of this crate that have a text form or a format of their own.
 
 use std::borrow::Cow;
 
@@ -49,14 +49,14 @@ impl JsonSchema for ResetMask {
     }
 }
 
-/// What [`AcsBits`] are read from.
+/// Pattern of the text form of [`AcsBits`].
 fn acs_pattern() -> String {
     let name = any_of(AcsBits::names());
     let none = any_case("none");
     format!("^((0x)?0*[0-9a-fA-F]{{1,4}}|{none}|{name}([+, ]{name})*)$")
 }
 
-/// What a [`ResetMask`] is read from.
+/// Pattern of the text form of a [`ResetMask`].
 fn reset_pattern() -> String {
     let kinds = ResetKind::ALL.map(|kind| kind.to_string());
     let sets = ["func", "link", "any"].into_iter();
@@ -69,7 +69,7 @@ fn any_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
     format!("({})", names.join("|"))
 }
 
-/// A pattern for a name in either case.
+/// Pattern that matches a name in upper, lower or mixed case.
 fn any_case(name: &str) -> String {
     let letter = |letter: char| match letter.is_ascii_alphabetic() {
         true => format!(

@@ -1,4 +1,4 @@
-//! A sysfs tree: the live `/sys`, or a directory that looks like it.
+//! A sysfs tree: the live `/sys` or a directory with the same layout.
 
 mod device;
 mod error;
@@ -13,7 +13,7 @@ pub use group::GroupMember;
 
 use crate::Sbdf;
 
-/// A sysfs tree to read from. It is never written to.
+/// Reader of a sysfs tree. It never writes to the tree.
 ///
 /// ```no_run
 /// use iommu_group::Sysfs;
@@ -39,18 +39,18 @@ impl Default for Sysfs {
 }
 
 impl Sysfs {
-    /// A tree whose `bus/pci/devices` and `kernel/iommu_groups` are below `root`. Nothing is read yet.
+    /// A tree with the directories `bus/pci/devices` and `kernel/iommu_groups` below `root`. Reads nothing yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// The directory that stands for `/sys`.
+    /// The directory used as `/sys`.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The directory of a function: `bus/pci/devices/<address>` below the root, whether it exists or not.
+    /// The directory of a function, `bus/pci/devices/<address>` below the root. It need not exist.
     #[must_use]
     pub fn device_dir(&self, sbdf: Sbdf) -> PathBuf {
         let mut path = self.devices_dir();
@@ -63,7 +63,7 @@ impl Sysfs {
         self.root.join("bus/pci/devices")
     }
 
-    /// The directory of all IOMMU groups.
+    /// The directory that lists all IOMMU groups.
     fn groups_dir(&self) -> PathBuf {
         self.root.join("kernel/iommu_groups")
     }

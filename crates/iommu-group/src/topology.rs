@@ -1,4 +1,4 @@
-//! The PCI functions of a host and how they hang together.
+//! The PCI functions of a host and their tree of buses and bridges.
 
 mod function;
 mod host;
@@ -20,10 +20,11 @@ pub(crate) use tree::FunctionId;
 use crate::Sbdf;
 use tree::Tree;
 
-/// Every PCI function of a host, at one moment.
 ///
-/// It comes from a scan of sysfs ([`Topology::scan`]) or from a fixture file, and is never changed: what would be
-/// different after a change is computed from it. Functions are in the order of their addresses.
+/// A snapshot of every PCI function of a host.
+///
+/// [`Topology::scan`] reads it from sysfs; a fixture file also holds one. It is immutable: the effects of a change are
+/// computed from it. Functions are sorted by address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     host: Host,
@@ -32,7 +33,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Puts facts about functions together. Two facts with one address: the first counts.
+    /// Builds a topology from facts about functions. If two facts have the same address, the first one is used.
     pub(crate) fn build(host: Host, mut raw: Vec<RawFunction>) -> Self {
         raw.sort_by_key(|raw| raw.sbdf);
         raw.dedup_by_key(|raw| raw.sbdf);
@@ -46,13 +47,13 @@ impl Topology {
         }
     }
 
-    /// What is known of the host apart from its PCI functions.
+    /// Facts about the host other than its PCI functions.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// All functions, in the order of their addresses.
+    /// All functions, sorted by address.
     #[must_use]
     pub fn functions(&self) -> &[Function] {
         &self.functions
@@ -64,7 +65,7 @@ impl Topology {
         self.id(sbdf).and_then(|id| self.functions.get(id.index()))
     }
 
-    /// The root buses, in the order of their numbers.
+    /// The root buses, sorted by number.
     #[must_use]
     pub fn root_buses(&self) -> &[RootBus] {
         self.tree.root_buses()
@@ -78,30 +79,31 @@ impl Topology {
             .get(self.tree.root_of(self.id(sbdf)?))
     }
 
+    ///
     /// The bridge above a function: the port whose link or bus it is on. `None` on a root bus.
     ///
-    /// For a virtual function it is the bridge above its physical function
-    /// (linux 7.2 include/linux/pci.h: `pci_upstream_bridge()`).
+    /// For a virtual function it is the bridge above its physical function (linux 7.2 include/linux/pci.h:
+    /// `pci_upstream_bridge()`).
     #[must_use]
     pub fn upstream(&self, sbdf: Sbdf) -> Option<&Function> {
         let parent = self.tree.parent(self.id(sbdf)?)?;
         self.functions.get(parent.index())
     }
 
-    /// The bridges above a function, the nearest first.
+    /// The bridges above a function, nearest first.
     pub fn ancestors(&self, sbdf: Sbdf) -> impl Iterator<Item = &Function> {
         let first = self.id(sbdf).and_then(|id| self.tree.parent(id));
         std::iter::successors(first, |id| self.tree.parent(*id))
             .filter_map(|id| self.functions.get(id.index()))
     }
 
-    /// The functions directly below a bridge, virtual ones included, in the order of their addresses.
+    /// The functions directly below a bridge, including virtual functions, sorted by address.
     pub fn children(&self, sbdf: Sbdf) -> impl Iterator<Item = &Function> {
         let ids = self.id(sbdf).map_or(&[][..], |id| self.tree.children(id));
         ids.iter().filter_map(|id| self.functions.get(id.index()))
     }
 
-    /// All functions below a bridge, at any depth, each bridge before what is below it.
+    /// All functions below a bridge, at any depth. Each bridge comes before the functions below it.
     pub fn descendants(&self, sbdf: Sbdf) -> impl Iterator<Item = &Function> {
         let mut pending: Vec<FunctionId> = self.id(sbdf).into_iter().collect();
         let mut first = true;
@@ -117,7 +119,7 @@ impl Topology {
         })
     }
 
-    /// The functions on a root bus, virtual ones included, in the order of their addresses.
+    /// The functions on a root bus, including virtual functions, sorted by address.
     pub fn on_root_bus(&self, root: &RootBus) -> impl Iterator<Item = &Function> {
         self.tree
             .on_root(root)
@@ -125,26 +127,26 @@ impl Topology {
             .filter_map(|id| self.functions.get(id.index()))
     }
 
-    /// The virtual functions of a physical function, in the order of their addresses.
+    /// The virtual functions of a physical function, sorted by address.
     pub fn virtual_functions(&self, physical: Sbdf) -> impl Iterator<Item = &Function> {
         self.functions
             .iter()
             .filter(move |f| f.physical_function() == Some(physical))
     }
 
-    /// The BARs of a function with their sizes. Empty if sysfs did not tell.
+    /// The BARs of a function with their sizes. Empty if sysfs has no addresses for it.
     #[must_use]
     pub fn bars(&self, function: &Function) -> Vec<Bar> {
         resource::bars(self, function)
     }
 
-    /// Whether any function has an IOMMU group: whether an IOMMU is in use.
+    /// Whether any function has an IOMMU group, that is, whether an IOMMU is in use.
     #[must_use]
     pub fn has_groups(&self) -> bool {
         self.functions.iter().any(|f| f.group().is_some())
     }
 
-    /// Whether anything that decisions need was out of the reader's sight.
+    /// Whether the reader lacked the privilege to read something that decisions need.
     #[must_use]
     pub fn needs_privilege(&self) -> bool {
         self.functions

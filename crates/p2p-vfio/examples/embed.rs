@@ -1,5 +1,5 @@
-//! Peer-to-peer DMA for a VMM that has all else already: guest memory, an allocator of addresses, memory slots,
-//! interrupt routes and a PCI bus. `embed /sys/bus/pci/devices/0000:03:00.0 /sys/bus/pci/devices/0000:04:00.0`
+//! Peer-to-peer DMA in a VMM that has its own guest memory, address allocator, memory slots, interrupt routes and PCI
+//! bus. Usage: `embed /sys/bus/pci/devices/0000:03:00.0 /sys/bus/pci/devices/0000:04:00.0`
 #![allow(unsafe_code, reason = "KVM is given host addresses")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +30,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The VMM's memory, which tracks what it writes itself.
+/// The VMM's guest memory, with a bitmap of dirty pages.
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -38,7 +38,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The VMM's slots and its allocator of guest-physical addresses.
+/// The VMM's memory slots and its allocator of guest-physical addresses.
 struct Slots {
     vm: Arc<VmFd>,
     used: Mutex<BTreeMap<u32, (Gpa, HostMemory)>>,
@@ -55,7 +55,7 @@ impl Slots {
             memory_size: size,
             userspace_addr: memory.as_ptr() as u64,
         };
-        // SAFETY: `used` keeps `memory`, which is that long, for as long as KVM has the slot.
+        // SAFETY: `used` keeps `memory`, which has this length, as long as KVM has the slot.
         let set = unsafe { self.vm.set_user_memory_region(region) };
         Ok(set?)
     }
@@ -78,7 +78,7 @@ impl MemorySlots for Slots {
         Ok(())
     }
 
-    /// A BAR goes where the guest wants it, if the allocator has that place.
+    /// Allocates exactly the range to which the guest has moved a BAR.
     fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()> {
         let policy = AllocPolicy::ExactMatch(range.start().value());
         let taken = lock(&self.addresses).allocate(range.len_bytes(), range.len_bytes(), policy);
@@ -88,20 +88,20 @@ impl MemorySlots for Slots {
 
     fn release(&self, range: AddressRange<Gpa>) {
         if let Ok(range) = RangeInclusive::new(range.start().value(), range.end().value() - 1) {
-            // What was never claimed is not released.
+            // An error means that the range was not allocated.
             let _ = lock(&self.addresses).free(&range);
         }
     }
 }
 
-/// The VMM's interrupt routes: GSIs behind those of its I/O APIC.
+/// The VMM's interrupt routes: GSIs above those of its I/O APIC.
 struct Routes {
     vm: Arc<VmFd>,
     messages: Mutex<BTreeMap<u32, MsiMessage>>,
 }
 
 impl Routes {
-    /// Changes the table, in KVM first: if KVM refuses, nothing has changed.
+    /// Changes the table, in KVM first: if KVM refuses, the table is unchanged.
     fn change<T>(&self, edit: impl FnOnce(&mut BTreeMap<u32, MsiMessage>) -> T) -> io::Result<T> {
         let mut messages = lock(&self.messages);
         let mut changed = messages.clone();
@@ -153,7 +153,7 @@ impl MsiRouter for Routes {
     }
 }
 
-/// Where the VMM learns of what it did not do.
+/// Prints the device events.
 struct Events;
 
 impl EventSink for Events {
@@ -164,7 +164,7 @@ impl EventSink for Events {
 
 /// The VMM's PCI bus.
 struct Bus {
-    /// What the host bridge lets through.
+    /// Ranges that the host bridge forwards.
     windows: Vec<AddressRange<Gpa>>,
     ports: BTreeMap<Sbdf, VirtualPort>,
     devices: BTreeMap<Sbdf, AssignedDevice>,
@@ -203,7 +203,7 @@ impl Bus {
         devices.any(|device| device.mmio_write(gpa, data));
     }
 
-    /// Tells the devices what all ports above them let through.
+    /// Passes the ranges that all ports above a device forward to the device.
     fn spread(&mut self) {
         for (at, device) in &mut self.devices {
             let mut reach = self.windows.clone();
@@ -222,7 +222,7 @@ impl Bus {
     }
 }
 
-/// Gives the devices at these paths of sysfs to the VM.
+/// Assigns the devices at these sysfs paths to the VM.
 fn assign(
     vm: &Arc<VmFd>,
     memory: &Memory,
@@ -230,7 +230,7 @@ fn assign(
     mut windows: Vec<AddressRange<Gpa>>,
     paths: &[String],
 ) -> Result<Bus> {
-    // Nothing is opened before the check.
+    // Check before opening anything.
     let (host, sysfs) = (HostSnapshot::read(Policy::default())?, Sysfs::default());
     let domain = Some(DomainName::Unnamed);
     let devices = paths
@@ -244,13 +244,13 @@ fn assign(
     };
     let assignment = check_assignment(&host, request)?;
 
-    // One IOMMU context for each domain, one for all that are in none.
+    // One IOMMU context for each P2P domain, and one for all unshared devices.
     let mut request = kvm_create_device {
         type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
         ..Default::default()
     };
     let kvm = Arc::new(vm.create_device(&mut request)?);
-    // iommufd where kernel and devices have what that takes, else VFIO containers.
+    // iommufd if the kernel and the devices support it, otherwise VFIO containers.
     let iommu = Arc::new(HostIommu::choose(
         None,
         &assignment.context_kinds(),
@@ -270,7 +270,7 @@ fn assign(
         let context = IommuContext::new(&iommu, kind)?;
         let opened = members.iter().map(|one| HostDevice::open(&context, one));
         let opened = opened.collect::<std::result::Result<Vec<_>, _>>()?;
-        // What the IOMMU translates for all of them.
+        // The I/O addresses that the IOMMU translates for all devices.
         let ranges = context.iova_ranges()?;
         translated = Some(match translated {
             None => ranges,
@@ -292,7 +292,7 @@ fn assign(
         devices.extend(opened.into_iter().map(|device| (device, clique)));
     }
 
-    // Memory must be where the IOMMU translates, and not where a switch of the host would take it for a device's.
+    // Memory must be where the IOMMU translates, outside of the ranges that a host switch routes to a device.
     let holes = assignment.devices().flat_map(|one| &one.holes);
     let demands = Demands::new(&subtrees, holes)?;
     let regions = memory
@@ -303,12 +303,12 @@ fn assign(
         context.map_guest(memory)?;
     }
 
-    // Where the guest finds them. A VMM that knows better places ports and BARs itself.
+    // Assign addresses in the guest. A VMM may place ports and BARs itself instead.
     let apertures = Apertures {
         memory: windows.clone(),
         prefetchable: windows.clone(),
     };
-    // Peers behind a switch that goes by bus addresses are at theirs, which the host bridge lets through.
+    // Peers behind a switch that routes by bus address have their BARs there. The host bridge forwards these ranges.
     windows.extend(demands.fixed_windows);
     let resources = BusResources::root(apertures, windows.clone());
     let topology = assign_resources(&subtrees, resources)?;
@@ -362,7 +362,7 @@ fn main() -> Result<()> {
     let paths: Vec<String> = std::env::args().skip(1).collect();
     let mut bus = assign(&vm, &memory, &slots, windows, &paths)?;
 
-    // Here vCPUs would run. What they leave for is served by the bus.
+    // The vCPUs would run here. The bus serves their MMIO and configuration accesses.
     let found: Vec<Sbdf> = bus.devices.keys().copied().collect();
     for at in found {
         let mut id = [0; 4];
@@ -374,7 +374,7 @@ fn main() -> Result<()> {
         for (bar, iova) in device.peer_windows() {
             println!("{}: peers reach BAR {bar} at {iova}", device.sbdf());
         }
-        // Readable `device.notices()` are the VMM's event loop's business: the host has something to say.
+        // The VMM's event loop would wait for `device.notices()`, which become readable when the host reports an event.
         device.process_events();
     }
     let mut word = [0; 4];

@@ -1,4 +1,4 @@
-//! IOMMU contexts of a VM: guest memory in each, a BAR only in its own P2P domain's.
+//! IOMMU contexts of a VM. Guest memory is mapped in each; a BAR only in the context of its own P2P domain.
 
 use std::fmt;
 use std::io;
@@ -16,18 +16,18 @@ use crate::memory::HostMemory;
 use crate::peers::PeerBars;
 use crate::sys::{Ioas, Type1, VfioPci};
 
-/// Why a device could not join an IOMMU context. The context is as it was before.
+/// The device could not join an IOMMU context. The context is unchanged.
 #[derive(Debug, Error)]
 pub enum ContextError {
-    /// No VFIO container.
+    /// A VFIO container could not be opened.
     #[error(
         "cannot open a VFIO container: {0} (is vfio_iommu_type1 loaded, and may you open /dev/vfio/vfio?)"
     )]
     Container(io::Error),
-    /// No I/O address space.
+    /// An I/O address space could not be created.
     #[error("cannot make an I/O address space of iommufd: {0}")]
     AddressSpace(io::Error),
-    /// The device does not go with iommufd, which the VM has.
+    /// The device cannot be used through the kernel interface of the VM.
     #[error("{0}, which the other devices of the VM are assigned by")]
     IommufdError(#[from] IommufdError),
     /// The group or the device could not be opened.
@@ -37,10 +37,10 @@ pub enum ContextError {
         sbdf: Sbdf,
         /// Its group.
         group: GroupId,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// The kernel does not tell which I/O addresses can be used.
+    /// The kernel does not report the usable I/O addresses.
     #[error("cannot tell which I/O addresses the IOMMU can translate: {0}")]
     Ranges(io::Error),
     /// Guest memory could not be mapped for the devices.
@@ -48,10 +48,10 @@ pub enum ContextError {
     GuestMemory(#[source] DmaError),
 }
 
-/// One IOMMU context: all its devices see the same translation, which the IOMMU enforces.
+/// One IOMMU context: all its devices share one translation, which the IOMMU enforces.
 ///
-/// Devices are opened in it first, because only then does the kernel know which I/O addresses the
-/// IOMMU can translate; guest memory is laid out accordingly and given to the context after.
+/// Open the devices first: only then does the kernel know which I/O addresses the IOMMU can translate. Lay out guest
+/// memory inside these ranges and map it in the context afterwards.
 pub struct IommuContext {
     kind: ContextKind,
     iommu: Arc<HostIommu>,
@@ -76,7 +76,7 @@ impl Backend {
 }
 
 impl IommuContext {
-    /// A context without devices.
+    /// Creates a context without devices.
     ///
     /// # Errors
     /// [`ContextError::Container`], [`ContextError::AddressSpace`].
@@ -97,7 +97,7 @@ impl IommuContext {
         })
     }
 
-    /// Opens a device in this context; it may use what is mapped here.
+    /// Opens a device in this context; the device can use all mappings of the context.
     pub(crate) fn open(&self, sbdf: Sbdf, group: GroupId) -> Result<VfioPci, ContextError> {
         let opened = match &self.backend {
             Backend::Type1(container) => {
@@ -116,7 +116,7 @@ impl IommuContext {
         Ok(opened)
     }
 
-    /// The I/O addresses that devices of this context can use, ascending. It has a device by now.
+    /// I/O address ranges that devices of this context can use, ascending. Call it when the context has a device.
     ///
     /// # Errors
     /// [`ContextError::Ranges`].
@@ -128,18 +128,18 @@ impl IommuContext {
         ranges.map_err(ContextError::Ranges)
     }
 
-    /// The table of the members' BARs: only a P2P domain has one.
+    /// The table of the members' BARs; `None` outside of a P2P domain.
     pub(crate) fn peer_bars(&self) -> Option<Arc<PeerBars>> {
         self.peers.clone()
     }
 
-    /// What the kernel lets the devices of this context reach.
+    /// The DMA mappings of this context.
     #[cfg(feature = "contract")]
     pub(crate) fn dma(&self) -> Arc<dyn DmaBackend> {
         self.backend.dma()
     }
 
-    /// Gives the devices access to all of `memory`, at I/O addresses equal to the guest's.
+    /// Maps all of `memory` for the devices, at I/O addresses equal to the guest-physical ones.
     ///
     /// # Errors
     /// [`ContextError::GuestMemory`]; nothing is mapped then.

@@ -1,7 +1,7 @@
-//! What every IOMMU context must do, as a suite: one for the fake of unit tests and for the kernel.
+//! Conformance suite for IOMMU contexts. It runs on the fake of the unit tests and on the kernel.
 //!
-//! The feature `contract` makes [`run_on_kernel`] public for a program that runs where there is an IOMMU, and the
-//! two ends of a shared BAR: [`Exporter`] and [`Importer`].
+//! The feature `contract` makes [`run_on_kernel`] public for a program on a host with an IOMMU, and the two ends of a
+//! shared BAR: [`Exporter`] and [`Importer`].
 
 mod checks;
 #[cfg(feature = "contract")]
@@ -22,10 +22,10 @@ pub use kernel::run_on_kernel;
 #[cfg(feature = "contract")]
 pub use share::{Exporter, Importer};
 
-/// Why a check failed.
+/// Reason for the failure of a check.
 pub(crate) type Failure = String;
 
-/// Names of checks with what came of them.
+/// Names of checks with their results.
 pub type Results = Vec<(&'static str, Result<(), String>)>;
 
 /// One check of a suite.
@@ -34,11 +34,11 @@ pub(crate) struct Check<R: ?Sized> {
     pub(crate) run: fn(&R, &Ram) -> Result<(), Failure>,
 }
 
-/// A context to check, with a device that can do DMA in it.
+/// A context under test, with a device that can do DMA in it.
 pub(crate) trait Rig {
     fn backend(&self) -> &dyn DmaBackend;
 
-    /// What the IOMMU can translate.
+    /// I/O addresses that the IOMMU can translate.
     fn ranges(&self) -> Vec<AddressRange<Iova>>;
 
     /// A piece of a BAR of a device in the context.
@@ -47,11 +47,11 @@ pub(crate) trait Rig {
     /// Turns memory decode of that device on or off.
     fn decode(&self, on: bool);
 
-    /// Lets a device in the context write a word at `iova`; whether it arrives is another question.
+    /// Makes a device in the context write a word at `iova`. The write may fault.
     fn store(&self, iova: Iova, word: u32);
 }
 
-/// Memory of this process to be mapped, in pieces of 1, 2 and 16 pages.
+/// Memory of this process to map, in pieces of 1, 2 and 16 pages.
 pub(crate) struct Ram {
     memory: GuestMemoryMmap,
     pieces: Vec<(Gpa, HostMemory)>,
@@ -91,7 +91,7 @@ impl Ram {
     }
 }
 
-/// Runs a suite: names and results.
+/// Runs a suite and returns the names and results of its checks.
 pub(crate) fn run<R: ?Sized>(suite: &[Check<R>], rig: &R) -> Results {
     let one = |check: &Check<R>| {
         let result = Ram::new().and_then(|ram| (check.run)(rig, &ram));

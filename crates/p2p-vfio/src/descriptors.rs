@@ -1,25 +1,25 @@
-//! How many of the process's descriptors a guest can take.
+//! Limit of the process's file descriptors that a guest can use up.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// A bound on the numbers of descriptors for what a guest decides on, such as interrupt vectors.
+/// Upper bound of descriptor numbers for objects whose number the guest decides, such as interrupt vectors.
 ///
-/// The kernel gives the lowest number that is free (POSIX.1-2024 §2.6). What keeps below a bound therefore leaves the
-/// numbers above it to everybody else: clients, unplugs and revocation find descriptors whatever the guest does.
+/// The kernel returns the lowest free number (POSIX.1-2024 §2.6). Descriptors that stay below a bound therefore leave
+/// the numbers above it to other uses: clients, unplugs and revocation find descriptors whatever the guest does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DescriptorLimit {
-    /// The first number that is not given.
+    /// The first number above the limit.
     end: RawFd,
 }
 
 impl DescriptorLimit {
-    /// No bound but that of the process.
+    /// No bound except the limit of the process.
     pub const NONE: Self = Self { end: RawFd::MAX };
 
-    /// Leaves the highest `reserved` numbers of a process that may have `limit` descriptors (`RLIMIT_NOFILE`).
+    /// Reserves the highest `reserved` numbers of a process that may have `limit` descriptors (`RLIMIT_NOFILE`).
     pub fn leaving(reserved: u64, limit: u64) -> Self {
         let end = limit.saturating_sub(reserved);
         Self {
@@ -27,10 +27,10 @@ impl DescriptorLimit {
         }
     }
 
-    /// A new eventfd that does not block.
+    /// Creates a non-blocking eventfd.
     ///
     /// # Errors
-    /// `EMFILE` if it would be beyond the bound; else the errno of the kernel.
+    /// `EMFILE` if its number would be above the bound; otherwise the errno of the kernel.
     pub fn eventfd(self) -> io::Result<EventFd> {
         let event = EventFd::new(EFD_NONBLOCK)?;
         if event.as_raw_fd() >= self.end {

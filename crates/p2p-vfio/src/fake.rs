@@ -1,4 +1,4 @@
-//! Stand-ins for the kernel in unit tests and fuzz targets. They keep its rules and can fail the n-th call.
+//! Fake kernel for unit tests and fuzz targets. It follows the kernel's rules and can fail the n-th call.
 
 mod countdown;
 mod pci;

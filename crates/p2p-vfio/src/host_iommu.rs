@@ -1,4 +1,4 @@
-//! The kernel's interface through which a VM has its devices: iommufd where it does, else VFIO containers.
+//! The kernel interface through which a VM uses its devices: iommufd if possible, otherwise VFIO containers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::preopened::PreopenedDevices;
 use crate::sys::{Cdev, Iommufd, probe_dmabuf};
 
-/// An interface of the kernel to IOMMU contexts.
+/// Kernel interface for IOMMU contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
     /// VFIO containers with the type1 driver: BARs are mapped by their address in this process.
@@ -31,61 +31,61 @@ impl fmt::Display for Interface {
     }
 }
 
-/// What a VM's devices would need of the host for iommufd, and do not have.
+/// A requirement of iommufd that the host or a device does not meet.
 #[derive(Debug, Error)]
 pub enum IommufdError {
-    /// The kernel has none, or it may not be opened.
+    /// The kernel does not have iommufd, or it cannot be opened.
     #[error("/dev/iommu cannot be opened: {0}")]
     Kernel(io::Error),
-    /// The device can be opened through its group only.
+    /// The device has no file of its own and can be opened only through its group.
     #[error("{sbdf} has no file in /dev/vfio/devices: {error}")]
     DeviceFile {
         /// The device.
         sbdf: Sbdf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// The device could not be made this process's.
+    /// The device could not be bound to the iommufd.
     #[error("{sbdf} cannot be bound to iommufd: {error}")]
     Bind {
         /// The device.
         sbdf: Sbdf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// The operator wants something else.
+    /// The operator chose type1, but the device was passed open, which requires iommufd.
     #[error("{sbdf} is handed in open, which takes iommufd, and the VM is to have type1")]
     Excluded {
         /// The device.
         sbdf: Sbdf,
     },
-    /// Its peers could not reach it.
+    /// Peers of the device could not reach it.
     #[error("peers of {sbdf} could not reach it: {why}")]
     Peers {
         /// The device.
         sbdf: Sbdf,
-        /// What the kernel cannot do.
+        /// What the kernel does not support.
         why: String,
     },
 }
 
-/// Which interface a VM has, and why.
+/// The interface of a VM and the reason for it.
 #[derive(Debug)]
 pub struct Choice {
     /// The interface.
     pub interface: Interface,
-    /// What made it this one.
+    /// Why it was chosen.
     pub reason: ChoiceReason,
 }
 
-/// What made an interface the one.
+/// Reason for the choice of an interface.
 #[derive(Debug)]
 pub enum ChoiceReason {
-    /// The operator.
+    /// The operator chose it.
     Asked,
-    /// Kernel and devices have all that is needed for iommufd.
+    /// The kernel and all devices support iommufd.
     Possible,
-    /// Something is missing for iommufd.
+    /// A requirement of iommufd is not met.
     Lacking(IommufdError),
 }
 
@@ -105,7 +105,7 @@ impl fmt::Display for Choice {
     }
 }
 
-/// The interface of one VM, with what its contexts have in common.
+/// The interface of one VM, and the state that its contexts share.
 pub struct HostIommu {
     choice: Choice,
     way: Way,
@@ -116,18 +116,20 @@ pub struct HostIommu {
 enum Way {
     Type1,
     Iommufd {
-        // Closed before what they are bound to.
+        // Closed before the iommufd to which they are bound.
         bound: Mutex<BTreeMap<Sbdf, Cdev>>,
         iommufd: Arc<Iommufd>,
     },
 }
 
 impl HostIommu {
-    /// Finds out whether iommufd has all that `devices` need, by taking them, and uses it then; else containers.
-    /// With `wanted`, this one or none; what is `handed` in is for iommufd only. `kvm` is the VM's KVM-VFIO device.
+    /// Chooses the interface. Tries to bind all `devices` to an iommufd and uses it if that succeeds; otherwise uses
+    /// containers. `wanted` allows only that interface. Devices in `handed` require iommufd. `kvm` is the VM's KVM-VFIO
+    /// device.
     ///
     /// # Errors
-    /// [`IommufdError`] if iommufd is wanted and not possible.
+    /// [`IommufdError`] if iommufd is wanted or required and not possible, or if type1 is wanted and a device was
+    /// passed open.
     pub fn choose(
         wanted: Option<Interface>,
         devices: &[(Sbdf, ContextKind)],
@@ -169,7 +171,7 @@ impl HostIommu {
         })
     }
 
-    /// Which interface it is, and why.
+    /// The interface and the reason for it.
     pub fn choice(&self) -> &Choice {
         &self.choice
     }
@@ -178,7 +180,7 @@ impl HostIommu {
         self.kvm.clone()
     }
 
-    /// The iommufd, if that is the interface.
+    /// The iommufd; `None` with containers.
     pub(crate) fn iommufd(&self) -> Option<&Arc<Iommufd>> {
         match &self.way {
             Way::Type1 => None,
@@ -186,7 +188,7 @@ impl HostIommu {
         }
     }
 
-    /// A device that is bound to the iommufd: since the choice, or from now on.
+    /// A device that is bound to the iommufd: bound by `choose`, or now.
     pub(crate) fn take(&self, sbdf: Sbdf, kind: ContextKind) -> Result<Cdev, IommufdError> {
         let Way::Iommufd { iommufd, bound } = &self.way else {
             let error = io::Error::from(io::ErrorKind::Unsupported);
@@ -203,7 +205,7 @@ impl HostIommu {
         }
     }
 
-    /// Whether a device, which comes to a VM with containers, must not: it is handed in open.
+    /// Refuses a device that was passed open, because the VM uses containers.
     pub(crate) fn excludes(&self, sbdf: Sbdf) -> Result<(), IommufdError> {
         match self.handed.has(sbdf) {
             true => Err(IommufdError::Excluded { sbdf }),
@@ -226,7 +228,7 @@ impl Way {
     }
 }
 
-/// Where devices come from, and the VM that they come to.
+/// Source of devices, and the VM they are bound for.
 struct Binder<'a> {
     handed: &'a PreopenedDevices,
     kvm: Option<&'a Arc<DeviceFd>>,
@@ -286,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_device_without_a_file_of_its_own_is_named() {
-        // Nobody has as many PCI domains.
+        // No host has this many PCI segments.
         let absent: Sbdf = "ffffffe:00:00.0".parse().unwrap();
         let (devices, handed) = ([(absent, ContextKind::P2p)], Arc::default());
         let iommu = HostIommu::choose(None, &devices, None, &handed).unwrap();

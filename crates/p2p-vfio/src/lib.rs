@@ -1,29 +1,26 @@
 //! Peer-to-peer DMA between the assigned devices of one virtual machine, enforced by the IOMMU.
 //!
 //! A VMM
-//! 1. reads the host and the devices it was asked for ([`HostSnapshot`], [`DeviceInfo::read`]) and checks
-//!    them ([`check_assignment`]): devices with peer-to-peer must be in one IOMMU group, the hardware
-//!    must carry requests between them, and the operator's [`Policy`] must leave something to share;
-//!    no device may reach a function outside of the VM without the IOMMU, nor be reached by another
-//!    VM's ([`HostSnapshot::exposures`]), unless the operator accepts that by name. This part is in
-//!    [`iommu_group::assignment`];
-//! 2. chooses the kernel's interface for all of them ([`HostIommu::choose`]: iommufd or VFIO containers),
-//!    and makes an [`IommuContext`] for the devices that are peers ([`ContextKind::P2p`]) and one for those
-//!    that are not ([`ContextKind::Isolated`]): a BAR is mapped in the context of its own domain only,
-//!    so a device outside of it faults in the IOMMU;
-//! 3. opens each device in its context ([`HostDevice::open`]) and asks which I/O addresses the IOMMU
-//!    can translate ([`IommuContext::iova_ranges`]); lays out guest memory inside them, and assigns
-//!    addresses to the devices and the ports above them ([`guest_topology::assign_resources`]): one
-//!    virtual switch for the peers;
-//! 4. gives the contexts guest memory ([`IommuContext::map_guest`]), makes the devices the guest's
-//!    ([`AssignedDevice::new`]), places their BARs, and serves the guest's configuration and MMIO
-//!    accesses with them.
+//! 1. reads the host and the requested devices ([`HostSnapshot`], [`DeviceInfo::read`]) and checks them
+//!    ([`check_assignment`]). Devices of one P2P domain must be in one IOMMU group, the hardware must carry requests
+//!    between them, and the operator's [`Policy`] must leave at least one BAR to share. Exposures
+//!    ([`HostSnapshot::exposures`]) are refused unless the operator accepts them by name: a device that can reach a
+//!    function outside of the VM without passing the IOMMU, and a device that another VM's function can reach in that
+//!    way. This part is in [`iommu_group::assignment`];
+//! 2. chooses one kernel interface for all devices ([`HostIommu::choose`]: iommufd or VFIO containers), and creates an
+//!    [`IommuContext`] for the devices of each P2P domain ([`ContextKind::P2p`]) and one for the unshared devices
+//!    ([`ContextKind::Isolated`]). A BAR is mapped only in the context of its own domain, so requests from devices
+//!    outside of the domain fault in the IOMMU;
+//! 3. opens each device in its context ([`HostDevice::open`]) and reads which I/O addresses the IOMMU can translate
+//!    ([`IommuContext::iova_ranges`]); lays out guest memory inside these ranges, and assigns addresses to the devices
+//!    and the ports above them ([`guest_topology::assign_resources`]): one virtual switch for the peers;
+//! 4. maps guest memory in the contexts ([`IommuContext::map_guest`]), attaches the devices to the guest
+//!    ([`AssignedDevice::new`]), places their BARs, and passes the guest's configuration and MMIO accesses to them.
 //!
-//! The VMM keeps its own allocators, memory slots, interrupt routes and PCI bus: see
-//! [`MemorySlots`], [`MsiRouter`] and [`IntxLine`]. What happens to a device without its doing it
-//! learns through [`EventSink`].
+//! The VMM keeps its own allocators, memory slots, interrupt routes and PCI bus: see [`MemorySlots`], [`MsiRouter`] and
+//! [`IntxLine`]. [`EventSink`] receives the events that the VMM did not cause, such as a device error.
 //!
-//! # A VMM with all of its own
+//! # Example: embedding in a VMM
 //!
 //! `examples/embed.rs`, which runs on a host with two devices bound to vfio-pci:
 //!

@@ -1,4 +1,4 @@
-//! Memory of this process that the guest or a device may be given access to.
+//! Memory of this process that can be mapped for the guest or for a device.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,9 +12,8 @@ use iommu_group::{Address, Gpa};
 
 /// A piece of guest RAM or of a device's BAR, mapped in this process.
 ///
-/// Whoever makes a memory slot or an IOMMU mapping of it keeps the value for as long as that
-/// stands: the mapping in this process lives until the last clone is dropped, so a slot can never
-/// outlive what it shows.
+/// The owner of a memory slot or an IOMMU mapping keeps this value as long as the slot or mapping exists. The mapping
+/// in this process lives until the last clone is dropped, so it outlives every slot that uses it.
 #[derive(Clone, Debug)]
 pub struct HostMemory(Owner);
 
@@ -24,7 +23,7 @@ enum Owner {
     Bar(Arc<BarMmap>),
 }
 
-/// A mapping of guest RAM, whatever the VMM tracks writes of its own with.
+/// A mapping of guest RAM, with any kind of dirty-page bitmap of the VMM.
 trait Ram: fmt::Debug + Send + Sync {
     fn as_ptr(&self) -> *mut u8;
     fn len_bytes(&self) -> usize;
@@ -50,7 +49,7 @@ impl<B: Bitmap + fmt::Debug + Send + Sync> Ram for MmapRegion<B> {
 }
 
 impl HostMemory {
-    /// The regions of guest RAM with the guest-physical address at which each begins.
+    /// The regions of guest RAM, each with its guest-physical start address.
     pub fn of_guest<B>(memory: &GuestMemoryMmap<B>) -> Vec<(Gpa, Self)>
     where
         B: Bitmap + fmt::Debug + Send + Sync + 'static,
@@ -68,7 +67,7 @@ impl HostMemory {
         Self(Owner::Bar(mapping))
     }
 
-    /// What DMA into guest RAM does.
+    /// Stores a word in guest RAM, as DMA does.
     #[cfg(test)]
     pub(crate) fn store(&self, offset_bytes: usize, word: u32) {
         if let Owner::Ram(region) = &self.0 {
@@ -76,12 +75,12 @@ impl HostMemory {
         }
     }
 
-    /// Whether it is guest RAM, which no device can take away.
+    /// Whether it is guest RAM, which no device can revoke.
     pub(crate) fn is_ram(&self) -> bool {
         matches!(self.0, Owner::Ram(_))
     }
 
-    /// The piece of a BAR as a dma-buf, if its device was opened for that.
+    /// The dma-buf of this piece of a BAR, if its device was opened to export one.
     pub(crate) fn dma_buf(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             Owner::Ram(_) => None,
@@ -89,7 +88,7 @@ impl HostMemory {
         }
     }
 
-    /// First byte in this process. Never make a reference to it: guest and devices write there.
+    /// First byte in this process. Do not make a reference to it: the guest and devices write to this memory.
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.0 {
             Owner::Ram(region) => region.as_ptr(),

@@ -1,4 +1,4 @@
-//! A PCI function as its driver's owner sees it: regions, interrupts, reset.
+//! Interface to a PCI function as VFIO offers it: regions, interrupts, reset.
 
 use std::io;
 
@@ -18,14 +18,14 @@ pub(crate) enum Region {
 /// Which parts of a region may be mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mappable {
-    /// None: every access goes through reads and writes.
+    /// None: each access is a read or write through VFIO.
     Nothing,
-    /// These (offset, length) areas, in bytes.
+    /// These areas, as (offset, length) in bytes.
     Areas(Vec<(u64, u64)>),
     /// All of it.
     Whole,
-    /// All of it, unless the MSI-X table lies in it: then nothing
-    /// (`VFIO_REGION_INFO_CAP_MSIX_MAPPABLE` is missing).
+    /// All of it if the region does not hold the MSI-X table; otherwise nothing (`VFIO_REGION_INFO_CAP_MSIX_MAPPABLE`
+    /// is missing).
     AllButMsix,
 }
 
@@ -44,44 +44,44 @@ pub(crate) enum VectorKind {
     Msix,
 }
 
-/// What there is of a kind of vectors.
+/// Properties of one kind of vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Vectors {
-    /// How many the function has.
+    /// Number of vectors of the function.
     pub(crate) count: u32,
-    /// Whether single vectors may come and go while the kind is on; if not, all of them are given
-    /// when it is turned on (`VFIO_IRQ_INFO_NORESIZE`).
+    /// Whether single vectors can be added and removed while the kind is on. If not, all vectors are set when the kind
+    /// is turned on (`VFIO_IRQ_INFO_NORESIZE`).
     pub(crate) dynamic: bool,
 }
 
-/// What the host tells the owner of a device besides the device's own interrupts.
+/// Host event about a device, besides the device's own interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VfioEvent {
-    /// An uncorrectable error was reported for it (`VFIO_PCI_ERR_IRQ_INDEX`).
+    /// An uncorrectable error of the device was reported (`VFIO_PCI_ERR_IRQ_INDEX`).
     Error,
-    /// The host wants it back (`VFIO_PCI_REQ_IRQ_INDEX`).
+    /// The host requests the device back (`VFIO_PCI_REQ_IRQ_INDEX`).
     Request,
 }
 
-/// The two signals of a level-triggered interrupt.
+/// The two eventfds of a level-triggered interrupt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line<'a> {
     /// Signalled when the pin is asserted; the pin is masked then.
     pub(crate) raised: &'a EventFd,
-    /// To be signalled when the interrupt was handled; unmasks the pin.
+    /// Must be signalled when the interrupt was handled; unmasks the pin.
     pub(crate) handled: &'a EventFd,
 }
 
-/// The lowest seam of an assigned device: VFIO in a VMM, a table of bytes in tests.
+/// The lowest seam of an assigned device: VFIO in a VMM, a byte table in tests.
 pub(crate) trait PciBackend: Send {
     fn region(&self, region: Region) -> RegionInfo;
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> io::Result<()>;
     fn write(&self, region: Region, offset: u64, data: &[u8]) -> io::Result<()>;
     fn map(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<BarMmap>;
-    /// What vectors of a kind the function has.
+    /// The vectors of this kind.
     fn vectors(&self, kind: VectorKind) -> Vectors;
-    /// Lets vector `first + n` signal `events[n]`, or nobody. Turns the kind on if it is off; it has
-    /// `first + events.len()` vectors then.
+    /// Connects vector `first + n` to `events[n]`, or disconnects it. Turns the kind on if it is off, with `first +
+    /// events.len()` vectors.
     fn set_vectors(
         &self,
         kind: VectorKind,
@@ -89,14 +89,14 @@ pub(crate) trait PciBackend: Send {
         events: &[Option<&EventFd>],
     ) -> io::Result<()>;
     fn disable_vectors(&self, kind: VectorKind) -> io::Result<()>;
-    /// Whether the function has an interrupt pin that can be used.
+    /// Whether the function has a usable interrupt pin.
     fn has_line(&self) -> bool;
     /// Turns the pin on or off.
     fn set_line(&self, line: Option<Line<'_>>) -> io::Result<()>;
-    /// Whether this is ever told.
+    /// Whether the kernel can report this event for the device.
     fn has_notice(&self, notice: VfioEvent) -> bool;
-    /// Lets a notice signal `event`.
+    /// Connects an event to the eventfd `event`.
     fn set_notice(&self, notice: VfioEvent, event: &EventFd) -> io::Result<()>;
-    /// Resets this function and nothing else (`VFIO_DEVICE_RESET`).
+    /// Resets this function alone (`VFIO_DEVICE_RESET`).
     fn reset(&self) -> io::Result<()>;
 }

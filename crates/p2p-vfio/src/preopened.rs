@@ -1,8 +1,8 @@
-//! Devices that somebody else has opened, and the iommufd that goes with them.
+//! Devices that another process has opened and passed as descriptors, and the iommufd they are used with.
 //!
-//! A device's file can be bound to an iommufd once only, and to no other after (linux drivers/vfio/device_cdev.c:
-//! vfio_df_ioctl_bind_iommufd()). What was opened by somebody else cannot be opened again here, so it stays open and
-//! bound from one start of the VM to the next, until it is [given up](PreopenedDevices::give_up).
+//! A device's file can be bound to one iommufd once, and to no other afterwards (linux drivers/vfio/device_cdev.c:
+//! vfio_df_ioctl_bind_iommufd()). This process cannot open such a file again, so the file stays open and bound from one
+//! start of the VM to the next, until it is [given up](PreopenedDevices::give_up).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,24 +18,24 @@ use thiserror::Error;
 
 use crate::sys::{Cdev, Iommufd};
 
-/// Why a descriptor cannot be used.
+/// The descriptor cannot be used.
 #[derive(Debug, Error)]
 pub enum PreopenedError {
-    /// It is something else than a device of VFIO.
+    /// It is not a VFIO device.
     #[error("the descriptor is not an open /dev/vfio/devices/vfioN: {0}")]
     NoDevice(io::Error),
-    /// It is something else than an iommufd.
+    /// It is not an iommufd.
     #[error("the descriptor is not an open /dev/iommu: {0}")]
     IommufdError(io::Error),
-    /// Its device is no function of this host.
+    /// Its device is not a PCI function of this host.
     #[error(transparent)]
     Host(#[from] SysfsError),
-    /// The VM has it already.
+    /// The VM has this device already.
     #[error("{0} came as a descriptor before")]
     Twice(Sbdf),
 }
 
-/// What was handed in for one VM. It outlives each start of the VM.
+/// Devices and iommufd passed to one VM. The value outlives each start of the VM.
 #[derive(Default)]
 pub struct PreopenedDevices(Mutex<Things>);
 
@@ -45,14 +45,14 @@ struct Things {
     devices: BTreeMap<Sbdf, HandedDevice>,
 }
 
-/// A device's file as it came.
+/// A device's file, before or after it is bound.
 struct HandedDevice {
     file: File,
     bound: bool,
 }
 
 impl PreopenedDevices {
-    /// Takes an open `/dev/iommu`, which is used instead of one of our own.
+    /// Sets the iommufd: an open `/dev/iommu`. Without it, this process opens its own.
     ///
     /// # Errors
     /// [`PreopenedError::IommufdError`].
@@ -67,7 +67,7 @@ impl PreopenedDevices {
         Ok(self)
     }
 
-    /// Takes a device's file, and says which function it is of.
+    /// Takes a device's file and returns the address of its function.
     ///
     /// # Errors
     /// [`PreopenedError`]; the descriptor is closed then.
@@ -84,17 +84,17 @@ impl PreopenedDevices {
         Ok(sbdf)
     }
 
-    /// Gives up a device, if it came as a descriptor: it is closed when nothing uses it.
+    /// Gives up a passed device: it is closed when nothing uses it.
     pub fn give_up(&self, sbdf: Sbdf) {
         self.things().devices.remove(&sbdf);
     }
 
-    /// Whether this device came as a descriptor.
+    /// Whether this device was passed as a descriptor.
     pub(crate) fn has(&self, sbdf: Sbdf) -> bool {
         self.things().devices.contains_key(&sbdf)
     }
 
-    /// What devices are bound to, if something here says so; else a new one.
+    /// The passed iommufd, or the one that passed devices are bound to; otherwise a new one.
     pub(crate) fn iommufd(&self) -> io::Result<Arc<Iommufd>> {
         match &self.things().iommufd {
             Some(iommufd) => Ok(Arc::clone(iommufd)),
@@ -102,8 +102,8 @@ impl PreopenedDevices {
         }
     }
 
-    /// Binds a device that came as a descriptor, or takes it up again if an earlier start of the VM had it; `None` if it
-    /// did not come.
+    /// Binds a passed device, or reuses its binding from an earlier start of the VM; `None` if the device was not
+    /// passed.
     pub(crate) fn bind(
         &self,
         sbdf: Sbdf,
@@ -138,13 +138,13 @@ impl HandedDevice {
     }
 }
 
-/// The function that a device's file is of.
+/// The function to which a device's file belongs.
 fn function_of(sysfs: &Sysfs, file: &File) -> Result<Sbdf, PreopenedError> {
     let directory = directory_of(sysfs, file).map_err(PreopenedError::NoDevice)?;
     function_at(sysfs, &directory)
 }
 
-/// A device's file is that of `vfio-dev/vfioN` below the function's directory.
+/// The function at a sysfs directory: a device's file is `vfio-dev/vfioN` below the function's directory.
 fn function_at(sysfs: &Sysfs, directory: &Path) -> Result<Sbdf, PreopenedError> {
     let class = directory.parent();
     let function = class
@@ -154,7 +154,7 @@ fn function_at(sysfs: &Sysfs, directory: &Path) -> Result<Sbdf, PreopenedError> 
     Ok(sysfs.resolve(function)?)
 }
 
-/// What the kernel has in sysfs for an open device: `dev/char/MAJOR:MINOR` leads there.
+/// The sysfs directory of an open device: `dev/char/MAJOR:MINOR` links to it.
 fn directory_of(sysfs: &Sysfs, file: &File) -> io::Result<PathBuf> {
     let about = file.metadata()?;
     if !about.file_type().is_char_device() {

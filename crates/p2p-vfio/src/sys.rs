@@ -1,16 +1,15 @@
-//! The edge to the kernel: VFIO's ioctls and mappings of device memory. All unsafe code is here.
+//! Kernel interface: ioctls of VFIO and mappings of device memory. All unsafe code is here.
 //!
 //! ```text
 //! VfioPci ──▶ Group ──▶ Container ◀── Type1 (what is mapped)
 //!    │
 //!    └──────▶ AttachedCdev ──▶ Ioas (what is mapped) ──▶ Iommufd (what is pinned)
 //! ```
-//! One kernel object is one file and one struct; an arrow is an `Arc`, so that a device is closed
-//! before its group leaves the container, whoever is dropped first. The rust-vmm crate vfio-ioctls
-//! has none of these edges: it takes a group out of KVM and the container when the first of its
-//! devices closes, and this project is about groups of several devices.
+//! Each kernel object has one file and one struct. An arrow is an `Arc`, so a device is closed before its group leaves
+//! the container, in whatever order they are dropped. The rust-vmm crate vfio-ioctls lacks these edges: it removes a
+//! group from KVM and the container when the first of its devices closes, but a group here has several devices.
 //!
-//! Containers or iommufd: a VM has all its devices through one of the two.
+//! A VM uses either containers or iommufd for all its devices.
 
 mod bar_mmap;
 mod cdev;
@@ -42,7 +41,7 @@ const fn vfio_ioctl(nr: u8) -> libc::c_ulong {
     (b';' as libc::c_ulong) << 8 | (100 + nr as libc::c_ulong)
 }
 
-/// The result of a system call: what it returned, or errno.
+/// The result of a system call: its return value, or errno.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -50,17 +49,17 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     Ok(result)
 }
 
-/// The size of an argument structure, as its first field says it.
+/// Size of an argument structure, for its first field.
 fn argsz<T>() -> u32 {
     u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }
 
-/// Ranges of I/O addresses out of the kernel's first and last addresses; `None` if these are no ranges.
+/// Ranges of I/O addresses from the kernel's first and last addresses; `None` if a pair is not a range.
 fn usable_ranges(bounds: Vec<(u64, u64)>) -> Option<Vec<AddressRange<Iova>>> {
     let range = |(first, last): (u64, u64)| {
         let len_bytes = last.checked_sub(first)?.saturating_add(1);
         let start = Iova::new(first);
-        // A range up to the very last address loses its last page: nothing ends there.
+        // A range up to the very last address loses its last page: its exclusive end does not fit into 64 bits.
         AddressRange::new(start, len_bytes)
             .or_else(|| AddressRange::new(start, len_bytes.checked_sub(4096)?))
     };

@@ -1,4 +1,4 @@
-//! What a VMM provides to its assigned devices.
+//! Interfaces that a VMM implements for its assigned devices.
 
 use std::io;
 
@@ -12,30 +12,29 @@ use crate::memory::HostMemory;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotId(pub u32);
 
-/// The VMM's table of guest-visible memory (KVM: `KVM_SET_USER_MEMORY_REGION`), and of the
-/// addresses at which a device answers.
+/// The VMM's table of guest-visible memory (KVM: `KVM_SET_USER_MEMORY_REGION`), and of the address ranges that devices
+/// claim.
 pub trait MemorySlots: Send + Sync {
-    /// Shows `memory` to the guest at `gpa`. The implementation keeps `memory` until the slot is
-    /// removed.
+    /// Maps `memory` into the guest at `gpa`. The implementation keeps `memory` until the slot is removed.
     ///
     /// # Errors
-    /// The errno of the hypervisor, such as `EEXIST` where another slot overlaps.
+    /// The errno of the hypervisor, such as `EEXIST` if another slot overlaps.
     fn add(&self, gpa: Gpa, memory: HostMemory) -> io::Result<SlotId>;
 
-    /// Takes a slot away again: accesses trap from now on.
+    /// Removes a slot: guest accesses trap from now on.
     ///
     /// # Errors
-    /// The errno of the hypervisor, `ENOENT` for a slot that is not there.
+    /// The errno of the hypervisor; `ENOENT` if the slot does not exist.
     fn remove(&self, slot: SlotId) -> io::Result<()>;
 
-    /// Makes one device the only one that answers in `range`. It may be shorter than a page, and a
-    /// device shows memory only in ranges that it has claimed.
+    /// Claims `range` for one device: no other device answers there. The range may be shorter than a page. A device
+    /// maps memory only in ranges that it has claimed.
     ///
     /// # Errors
-    /// `EEXIST` where another device has claimed, or guest memory is.
+    /// `EEXIST` if another device has claimed part of the range, or guest memory is there.
     fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()>;
 
-    /// Gives up a range that was claimed as such.
+    /// Releases a range that was claimed with the same bounds.
     fn release(&self, range: AddressRange<Gpa>);
 }
 
@@ -52,50 +51,49 @@ pub struct MsiMessage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteId(pub u32);
 
-/// The VMM's way from an eventfd to an interrupt in the guest (KVM: irqfd and MSI routes).
+/// Routes from an eventfd to an interrupt in the guest (KVM: irqfd and MSI routes).
 pub trait MsiRouter: Send + Sync {
-    /// From now on a signal on `event` delivers `message` in the guest; so does one that was
-    /// pending.
+    /// Adds a route: a signal on `event`, including one that is already pending, delivers `message` in the guest.
     ///
     /// # Errors
-    /// The errno of the hypervisor; nothing stays behind then.
+    /// The errno of the hypervisor; no route is left then.
     fn connect(&self, event: &EventFd, message: MsiMessage) -> io::Result<RouteId>;
 
-    /// Changes what the route delivers.
+    /// Changes the message of a route.
     ///
     /// # Errors
-    /// The errno of the hypervisor; the route is as before then.
+    /// The errno of the hypervisor; the route is unchanged then.
     fn update(&self, route: RouteId, message: MsiMessage) -> io::Result<()>;
 
-    /// Ends delivery: signals stay pending on `event`.
+    /// Removes a route: signals stay pending on `event`.
     ///
     /// # Errors
-    /// The errno of the hypervisor; the route is as before then.
+    /// The errno of the hypervisor; the route is unchanged then.
     fn disconnect(&self, route: RouteId, event: &EventFd) -> io::Result<()>;
 }
 
-/// The interrupt line that pin INTA of one device leads to (KVM: an irqfd with a resample fd on a pin
-/// of the I/O APIC). Devices may share it.
+/// The interrupt line to which pin INTA of one device is connected (KVM: an irqfd with a resample fd on a pin of the
+/// I/O APIC). Devices may share it.
 pub trait IntxLine: Send + Sync {
-    /// From now on a signal on `raised` asserts the line, and `handled` is signalled when the guest
-    /// has ended the interrupt and the line was let go.
+    /// Connects the device: a signal on `raised` asserts the line, and `handled` is signalled when the guest has ended
+    /// the interrupt and the line is deasserted.
     ///
     /// # Errors
-    /// The errno of the hypervisor; nothing stays behind then.
+    /// The errno of the hypervisor; nothing is connected then.
     fn connect(&self, raised: &EventFd, handled: &EventFd) -> io::Result<()>;
 
-    /// Ends that; the line is not asserted by this device any more.
+    /// Disconnects the device, which does not assert the line any more.
     ///
     /// # Errors
-    /// The errno of the hypervisor; the line is as before then.
+    /// The errno of the hypervisor; the line is unchanged then.
     fn disconnect(&self, raised: &EventFd, handled: &EventFd) -> io::Result<()>;
 }
 
-/// Where a VMM learns what happens to its devices without its doing.
+/// Receives device events that the VMM did not cause.
 ///
-/// It is called with the device busy: implementations note or forward the event and return; they do
-/// not call the device.
+/// The device is busy during the call: an implementation records or forwards the event and returns. It must not call
+/// the device.
 pub trait EventSink: Send + Sync {
-    /// Something happened to the device that is `sbdf` on the host.
+    /// Receives an event of the device with the host address `sbdf`.
     fn device_event(&self, sbdf: Sbdf, event: DeviceEvent);
 }

@@ -1,4 +1,4 @@
-//! Exposures that the operator's policy file accepts, as far as there are any now.
+//! Existing exposures that the operator's policy file accepts.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ impl AcceptedEntry {
     }
 }
 
-/// Those in which one of these functions takes part, or all if none is named.
+/// The accepted exposures that involve one of these functions; all of them if no function is given.
 pub(crate) fn of(source: &Source, functions: &[Sbdf]) -> Vec<Exposed> {
     let functions: BTreeSet<Sbdf> = functions.iter().copied().collect();
     let reached = source.host.policy().exposed().flat_map(|function| {
@@ -44,14 +44,14 @@ pub(crate) fn of(source: &Source, functions: &[Sbdf]) -> Vec<Exposed> {
         .collect()
 }
 
-/// Whether one of the two reaches the other.
+/// Whether the exposure is between these two functions.
 pub(crate) fn is_between(accepted: &Exposed, [a, b]: [Sbdf; 2]) -> bool {
     let exposure = &accepted.exposure;
     let reaches = |from, to| exposure.function == to && exposure.to.contains(&from);
     reaches(a, b) || reaches(b, a)
 }
 
-/// A line for each.
+/// The exposures as text, one line each.
 pub(crate) fn lines(source: &Source, accepted: &[Exposed], width: usize) -> Text {
     let mut text = Text::new();
     if !accepted.is_empty() {

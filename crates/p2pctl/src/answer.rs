@@ -1,4 +1,4 @@
-//! What a command has to say.
+//! The result of a command.
 
 use iommu_group::assignment::UnsafeInterrupts;
 use serde::Serialize;
@@ -6,25 +6,25 @@ use serde::Serialize;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
-/// What goes to stdout.
+/// Content for stdout.
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// For people.
+    /// Text for people.
     Text(Text),
-    /// A file, byte for byte: JSON, SVG, a man page.
+    /// A file, printed unchanged: JSON, SVG or a manual page.
     Raw(String),
 }
 
-/// The outcome of a command that did not fail.
+/// The result of a command that did not fail with an error.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// The data.
     pub(crate) body: Body,
-    /// What there is to say about it, for stderr.
+    /// Notes for stderr.
     pub(crate) talk: Text,
-    /// Whether what was asked for is refused.
+    /// Whether the request is refused.
     pub(crate) refused: bool,
-    /// Whether what was asked for was tried and not reached.
+    /// Whether the request was tried and failed.
     pub(crate) failed: bool,
 }
 
@@ -53,14 +53,14 @@ impl Answer {
         }
     }
 
-    /// Adds a remark.
+    /// Adds a note.
     pub(crate) fn note(mut self, text: impl std::fmt::Display) -> Self {
         self.talk
             .push(Line::new().toned(Tone::Warn, "note: ").plain(text));
         self
     }
 
-    /// Adds what everybody who looks at this machine should know: what could not be read, and interrupts that may not be
+    /// Adds the notes that apply to every command on this machine: unreadable data, and interrupts that may not be
     /// isolated.
     pub(crate) fn about(mut self, source: &Source) -> Self {
         if source.topology().needs_privilege() {
@@ -75,13 +75,13 @@ impl Answer {
         }
     }
 
-    /// Says that this is a failure.
+    /// Sets the failure flag.
     pub(crate) fn failed_if(mut self, failed: bool) -> Self {
         self.failed = failed;
         self
     }
 
-    /// Says that this is a refusal.
+    /// Sets the refusal flag.
     pub(crate) fn refused_if(mut self, refused: bool) -> Self {
         self.refused = refused;
         self

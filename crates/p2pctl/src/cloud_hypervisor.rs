@@ -1,8 +1,8 @@
-//! What is known of cloud-hypervisor as its releases are: its command line, its memory map, and what of peer-to-peer
-//! can be held with it.
+//! Model of released cloud-hypervisor versions: command line, guest memory map, and support for peer-to-peer DMA.
 //!
-//! A VM of it has one IOMMU context. Every BAR of every device is mapped there or none is, so it has one P2P domain to
-//! which all devices belong, or none. Its guest has one flat bus, and where BARs are is its own choice.
+//! A cloud-hypervisor VM has one IOMMU context. It maps either all BARs of all devices there, or none. A VM therefore
+//! has one P2P domain with all its devices, or none. The guest has one flat bus, and cloud-hypervisor chooses the
+//! addresses of BARs.
 
 mod command_line;
 mod device;

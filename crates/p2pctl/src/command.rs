@@ -1,4 +1,4 @@
-//! What the commands do, a file for each.
+//! The commands, one per file.
 
 mod apply;
 mod draw;
@@ -32,7 +32,7 @@ use crate::cloud_hypervisor::Apart;
 use crate::show::Terminal;
 use crate::source::Source;
 
-/// Does what the command line says.
+/// Runs the command.
 pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
     let json = cli.global.json;
     let load = || Source::load(&cli.global);
@@ -195,7 +195,7 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
     }
 }
 
-/// The manual page of the whole or of one command.
+/// The manual page of `p2pctl` or of one command.
 fn manual(command: Option<&str>) -> Result<Answer> {
     let mut all = Cli::command();
     all.build();
@@ -207,7 +207,7 @@ fn manual(command: Option<&str>) -> Result<Answer> {
             .clone(),
     };
     let mut out = Vec::new();
-    // Built subcommands know their full names.
+    // `clap` sets the full names of subcommands when it builds the command.
     clap_mangen::Man::new(page).render(&mut out)?;
     Ok(Answer::raw(String::from_utf8(out)?))
 }

@@ -1,6 +1,6 @@
-//! What the proxy, the daemon and `launch` give up of the rights of who starts them. docs/security.md says what is left.
+//! The privileges that the proxy, the daemon and `launch` drop. docs/security.md describes what remains.
 //!
-//! Called before there are other threads: those that are started later inherit all of it.
+//! These functions are called before other threads are started; later threads inherit the restrictions.
 
 mod files;
 mod filter;
@@ -13,18 +13,18 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs,
 };
 
-/// The proxy: it reads the host's topology and snapshots, and serves a socket before that of a VMM. `sysfs` is where the
-/// topology is.
+/// Confines the proxy, which reads the topology and snapshots, connects to a VMM's socket and serves one. The topology
+/// is in `sysfs`.
 pub(crate) fn proxy(sysfs: &Path, listen: &Path, snapshots: Option<&Path>) -> Result<()> {
-    // All of a configuration space, and sockets of VMMs of other users.
+    // Needed for reading the whole configuration space, and for VMM sockets of other users.
     keep(CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH)?;
     files::restrict_to_topology(sysfs, Some(listen), snapshots).context("cannot give up files")?;
     install(&[libc::AF_UNIX])
 }
 
-/// The daemon: it changes the host, and talks to VMMs and clients; it starts no program.
+/// Confines the daemon, which changes the host and communicates with VMMs and clients. It starts no programs.
 pub(crate) fn daemon() -> Result<()> {
-    // Those that resources/systemd/p2pctl.service leaves it.
+    // The capabilities that resources/systemd/p2pctl.service permits.
     keep(
         CapabilitySet::SYS_ADMIN
             | CapabilitySet::SYS_PTRACE
@@ -34,14 +34,14 @@ pub(crate) fn daemon() -> Result<()> {
     install(&[libc::AF_UNIX, libc::AF_NETLINK])
 }
 
-/// A thread of `launch` that looks at the host, and at nothing else. What is started afterwards is started by another.
+/// Confines a thread of `launch` that only reads the topology. Another thread starts the program afterwards.
 pub(crate) fn inspection(sysfs: &Path) -> Result<()> {
     keep(CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH)?;
     files::restrict_to_topology(sysfs, None, None).context("cannot give up files")?;
     install(&[])
 }
 
-/// Takes all other capabilities from this thread, and the way to get any by a program.
+/// Drops all other capabilities of this thread, and prevents gaining any by starting a program.
 fn keep(wanted: CapabilitySet) -> Result<()> {
     let reduce = || -> io::Result<()> {
         let held = capabilities(None)?;
@@ -51,7 +51,7 @@ fn keep(wanted: CapabilitySet) -> Result<()> {
             permitted: kept,
             inheritable: CapabilitySet::empty(),
         };
-        // A unit of systemd has taken them already, and the system call as well.
+        // A systemd unit may have dropped them already, and may forbid the system call.
         if held != wanted {
             set_capabilities(None, wanted)?;
         }
@@ -60,7 +60,7 @@ fn keep(wanted: CapabilitySet) -> Result<()> {
     reduce().context("cannot give up capabilities")
 }
 
-/// Filters the system calls of this thread; sockets are of these families only.
+/// Filters the system calls of this thread. Sockets are limited to these address families.
 fn install(families: &[libc::c_int]) -> Result<()> {
     for program in filter::programs(families).context("cannot make a filter of system calls")? {
         seccompiler::apply_filter(&program).context("cannot filter system calls")?;

@@ -1,12 +1,13 @@
-//! The host's daemon: the one process that changes groups while virtual machines run.
+//! The host's daemon: the only process that changes groups while virtual machines run.
 //!
 //! ```text
 //! p2pctl apply ──REST──▶ calls ──▶ changes ──▶ transaction (one at a time, a thread) ──▶ sysfs
 //!                                     │              └──▶ VMMs, through their APIs
-//! p2pctl watch ◀──events── event log◀┴── drift (what others do to the host)
+//! p2pctl watch ◀──events── event log◀┴── drift (changes to the host by others)
 //! ```
 //!
-//! It can be killed at any time: what it was doing is in the journal, and the next one brings it to an end.
+//! The daemon can be killed at any time: an unfinished transaction is in the journal, and the next daemon completes it
+//! or rolls it back.
 
 mod calls;
 mod changes;
@@ -25,5 +26,5 @@ pub(crate) use guests::{Guest, Guests, Judgement, NamedSocket, Places};
 pub(crate) use messages::{Apply, Began, Check, STEP, STUCK, Told};
 pub(crate) use ready::ready;
 
-/// Where the daemon listens, unless it is told otherwise.
+/// Default path of the daemon's socket.
 pub(crate) const SOCKET: &str = "/run/p2pctl/api.sock";

@@ -1,4 +1,4 @@
-//! Words for what functions are and how they are set, few enough for a column.
+//! Short descriptions of functions and their settings, for table columns.
 
 use iommu_group::{Acs, AcsBits, Function, HeaderLayout, PortType, Topology, Unreadable};
 
@@ -13,7 +13,7 @@ pub(crate) fn what(function: &Function) -> String {
         PortType::PcieToPciBridge => "PCIe-PCI bridge".to_owned(),
         PortType::PciToPcieBridge => "PCI-PCIe bridge".to_owned(),
         PortType::RcEventCollector => "event collector".to_owned(),
-        // The type of a port is out of an unprivileged reader's sight, its being a bridge is not.
+        // An unprivileged reader cannot see the port type, only that the function is a bridge.
         PortType::Unknown if function.is_bridge() => "port or bridge".to_owned(),
         _ => {
             let kind = if function.is_virtual() {
@@ -64,7 +64,7 @@ fn subclass_word(subclass: u32) -> Option<&'static str> {
     })
 }
 
-/// The ACS setting of a port, or of a function that has one; nothing for functions that need none.
+/// The ACS setting of a port or of another function with ACS; empty for functions that need none.
 pub(crate) fn acs(function: &Function) -> Line {
     match function.acs() {
         Acs::Unknown(_) if function.is_bridge() => Line::new().toned(Tone::Warn, "ACS ?"),
@@ -88,7 +88,7 @@ pub(crate) fn acs(function: &Function) -> Line {
     }
 }
 
-/// The same in few words: whether the port keeps the devices below it apart from others.
+/// Short form of the ACS setting: whether the port isolates the devices below it.
 pub(crate) fn acs_in_short(function: &Function) -> Option<(Tone, String)> {
     Some(match function.acs() {
         Acs::Unknown(_) if function.is_bridge() => (Tone::Warn, "ACS unknown".to_owned()),
@@ -107,13 +107,13 @@ pub(crate) fn acs_in_short(function: &Function) -> Option<(Tone, String)> {
     })
 }
 
-/// The link above a function: `gen4 x16`, and `gen1/4 x16` where both ends could do more.
+/// The link above a function: `gen4 x16`, or `gen1/4 x16` if both ends support more.
 pub(crate) fn link(topology: &Topology, function: &Function) -> Line {
     let of = |f: &Function| f.config().express.and_then(|e| e.link);
     let port = topology
         .upstream(function.sbdf())
         .filter(|p| p.port_type().is_downstream());
-    // Links show at their lower ends; inside a switch and on a root bus there are none.
+    // A link is shown at its lower end. There are none inside a switch and on a root bus.
     let (Some(own), Some(port)) = (of(function), port) else {
         return Line::new();
     };
@@ -141,7 +141,7 @@ pub(crate) fn link(topology: &Topology, function: &Function) -> Line {
     Line::new().toned(if slow { Tone::Warn } else { Tone::Plain }, text)
 }
 
-/// What somebody who looks for P2P wants to know of an endpoint beside its driver.
+/// Properties of an endpoint that matter for P2P, apart from its driver.
 pub(crate) fn remarks(topology: &Topology, function: &Function) -> Vec<String> {
     let mut remarks = Vec::new();
     let memory = topology
@@ -171,7 +171,7 @@ fn layout(function: &Function) -> Option<&HeaderLayout> {
     function.config().header.as_ref().map(|h| &h.layout)
 }
 
-/// A size in the largest unit that leaves no rest: `16M`, `128G`, `4K`.
+/// A size in the largest unit that divides it: `16M`, `128G`, `4K`.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [(u32, &str); 4] = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
     UNITS

@@ -1,7 +1,7 @@
-//! A machine as a picture: the tree from left to right, endpoints in rows, groups as colours.
+//! Draws a machine as SVG: the tree from left to right, endpoints in rows, groups as colours.
 //!
-//! [`layout`] decides what is drawn and where, [`picture`] turns that into SVG, [`routes`] puts beside each device
-//! what it may reach.
+//! [`layout`] selects and places the functions, [`picture`] renders them as SVG, and [`routes`] adds the verdicts
+//! beside each device.
 
 mod layout;
 mod palette;

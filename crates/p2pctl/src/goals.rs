@@ -69,13 +69,13 @@ fn port_word(text: &str) -> Result<(Sbdf, AcsBits), String> {
     Ok((port, bits))
 }
 
-/// The sets to be joined, one for each time that `--join` is given.
+/// The sets to join, one per occurrence of `--join`.
 #[derive(Debug)]
 struct JoinSets(Vec<BTreeSet<Sbdf>>);
 
 const JOIN: &str = "join";
 
-// The derived code would put the values of all occurrences into one list.
+// Written by hand because the derived code merges the values of all occurrences into one list.
 impl FromArgMatches for JoinSets {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let sets = matches.get_occurrences::<Sbdf>(JOIN);

@@ -9,7 +9,7 @@ use iommu_group::Sysfs;
 use crate::cli::Global;
 use crate::source::proc_beside;
 
-/// The host that the command line names, which must be one and not a file about one.
+/// The host that the command line names. It must be a live host, not a file.
 pub(crate) fn live(global: &Global) -> Result<LinuxHost> {
     if let Some(file) = &global.from {
         bail!(
@@ -22,7 +22,7 @@ pub(crate) fn live(global: &Global) -> Result<LinuxHost> {
     Ok(LinuxHost::new(Sysfs::new(root), proc))
 }
 
-/// Where its sysfs is.
+/// Path of its sysfs.
 pub(crate) fn root(global: &Global) -> PathBuf {
     let root = global.sysfs.clone();
     root.unwrap_or_else(|| PathBuf::from("/sys"))

@@ -1,5 +1,5 @@
-//! The documents that `--json` prints. Every one starts with `schema`, a name and a version: fields may be added
-//! within a version, none is taken away or changes its meaning. `JSON.md` describes them.
+//! The documents that `--json` prints. Each starts with `schema`, a name and a version. Within a version, fields may be
+//! added, but none is removed and none changes its meaning. `JSON.md` describes them.
 
 pub(crate) mod apply;
 pub(crate) mod groups;

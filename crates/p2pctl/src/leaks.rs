@@ -1,4 +1,4 @@
-//! The warning that groups promise more than the hardware keeps.
+//! Warnings about isolation holes between IOMMU groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,23 +7,23 @@ use iommu_group::{GroupId, IsolationHole, Sbdf, Topology};
 use crate::names::Names;
 use crate::show::{Line, Text, Tone};
 
-/// Names of more functions are not listed.
+/// Maximum number of functions that are listed by name.
 const FEW: usize = 8;
 
-/// What one switch lets through.
+/// The isolation holes of one switch.
 struct Hole {
     switch: Sbdf,
     ways: Vec<Way>,
 }
 
-/// Who reaches whom.
+/// Initiators and the targets that they reach.
 struct Way {
     from: Vec<Sbdf>,
-    /// Empty if those in `from` reach each other.
+    /// Empty if the functions in `from` reach each other.
     to: Vec<Sbdf>,
 }
 
-/// The leaks that lead from or to these functions, or all leaks if none is named.
+/// The isolation holes from or to these functions; all of them if no function is given.
 pub(crate) fn concerning(mut leaks: Vec<IsolationHole>, functions: &[Sbdf]) -> Vec<IsolationHole> {
     if !functions.is_empty() {
         leaks.retain(|leak| {
@@ -34,7 +34,7 @@ pub(crate) fn concerning(mut leaks: Vec<IsolationHole>, functions: &[Sbdf]) -> V
     leaks
 }
 
-/// A warning for every switch that routes between groups without the IOMMU. Empty if there is none.
+/// A warning for every switch that routes between groups and bypasses the IOMMU. Empty if there is none.
 pub(crate) fn warning(
     topology: &Topology,
     names: Names,
@@ -51,7 +51,7 @@ pub(crate) fn warning(
     text
 }
 
-/// The same as sentences without tones, for pictures.
+/// The warnings as plain sentences, for pictures.
 pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[IsolationHole]) -> Vec<String> {
     holes(leaks)
         .iter()
@@ -87,7 +87,7 @@ fn holes(leaks: &[IsolationHole]) -> Vec<Hole> {
         .collect()
 }
 
-/// Who reaches whom, in as few sentences as possible.
+/// Combines the holes into as few sentences as possible.
 fn one_way(leaks: &[&IsolationHole]) -> Vec<Way> {
     let mut sources: BTreeMap<Sbdf, BTreeSet<Sbdf>> = BTreeMap::new();
     for leak in leaks {
@@ -160,7 +160,7 @@ fn list(functions: &[Sbdf], names: Names) -> String {
     and(&words)
 }
 
-/// Words as a list: `a, b and c`.
+/// Joins words into a list: `a, b and c`.
 fn and(words: &[String]) -> String {
     match words.split_last() {
         None => String::new(),

@@ -1,7 +1,8 @@
-//! `p2pctl`: look at, explain and change peer-to-peer DMA between the PCIe devices of a host.
+//! `p2pctl`: shows, explains and changes peer-to-peer DMA between the PCIe devices of a host.
 //!
-//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout, talk to stderr. Only `apply`, `recover` and `serve`
-//! write to the host; `launch` becomes the VMM that it starts.
+//! Exit status: 0 done, 1 failed, 2 refused. Data goes to stdout; notes, progress and errors go to stderr. Only
+//! `apply`, `reconcile`, `recover`, `reset` and `serve` change the host. `launch` replaces its process by the VMM that
+//! it starts.
 
 mod accepted;
 mod answer;
@@ -37,14 +38,14 @@ use show::Terminal;
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
-/// What follows below `note: `.
+/// Indentation of the lines below a `note: `.
 const NOTE_INDENT: usize = 6;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers. Everything else is a failure: clap's own status would say "refused".
+            // Help and version are answers. Other errors are failures; clap's own status for them would mean "refused".
             let status = if error.use_stderr() { FAILED } else { DONE };
             return ExitCode::from(match error.print() {
                 Ok(()) => status,
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Writes an answer and says how it ends. Somebody who stops reading, such as `head`, is no error.
+/// Writes an answer and returns the exit status. A closed pipe, as with `head`, is not an error.
 fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
     let body = match &answer.body {
         Body::Text(text) => text.render(terminal.colour),
@@ -80,7 +81,7 @@ fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
     }
     let talk = answer.talk.wrapped(terminal.width, NOTE_INDENT);
     let talk = talk.render(terminal.talk_colour);
-    // Nobody is left to tell if stderr is gone.
+    // A failure to write to stderr cannot be reported.
     let _ = io::stderr().write_all(talk.as_bytes());
     Ok(match (answer.failed, answer.refused) {
         (true, _) => FAILED,

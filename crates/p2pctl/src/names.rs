@@ -1,27 +1,27 @@
-//! How functions are called in front of people.
+//! Names of functions in text for people.
 
 use iommu_group::Sbdf;
 
-/// Names of functions as `lspci` has them: without the domain if there is only domain 0.
+/// The format of function names. As with `lspci`, names have a segment only if the machine has other segments than 0.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names {
     with_domain: bool,
 }
 
 impl Names {
-    /// For these functions, all there are.
+    /// The format for this set of all functions.
     pub(crate) fn new(functions: impl IntoIterator<Item = Sbdf>) -> Self {
         Self {
             with_domain: functions.into_iter().any(|f| f.domain() != 0),
         }
     }
 
-    /// Whether names have domains.
+    /// Whether names include the segment.
     pub(crate) fn have_domains(self) -> bool {
         self.with_domain
     }
 
-    /// The name of one.
+    /// The name of a function.
     pub(crate) fn of(self, function: Sbdf) -> String {
         let full = function.to_string();
         match full.split_once(':') {
@@ -30,12 +30,12 @@ impl Names {
         }
     }
 
-    /// A text in which functions have their full names, with the names as they are used here.
+    /// Replaces the full names of functions in a text by their short names.
     pub(crate) fn shorten(self, text: &str) -> String {
         let mut short = String::with_capacity(text.len());
         let mut word = String::new();
         let flush = |word: &mut String, short: &mut String| {
-            // A full stop may end the sentence, not the name.
+            // A trailing full stop or colon does not belong to the name.
             let bare = word.trim_end_matches(['.', ':']);
             match bare.parse::<Sbdf>() {
                 Ok(function) => {

@@ -1,22 +1,23 @@
-//! Which functions to compare with each other.
+//! Selects the functions to compare.
 
 use anyhow::{Result, bail};
 use iommu_group::{Bar, Function, PortType, Sbdf, Topology};
 
 use crate::source::Source;
 
-/// More make a table that nobody reads.
+/// Maximum number of functions; a larger table is unreadable.
 const MOST: usize = 128;
 
-/// Functions to compare, and how many were left out.
+/// Functions to compare, and the number of functions that were left out.
 pub(crate) struct Peers {
     pub(crate) functions: Vec<Sbdf>,
-    /// Virtual and conventional functions that nobody named.
+    /// Number of virtual and conventional PCI functions that were left out because they were not named.
     pub(crate) left_out: usize,
 }
 
 impl Peers {
-    /// The functions named, ports standing for the devices below them; or, if none is named, all that could take part.
+    /// Selects the named functions, with ports replaced by the devices below them. Without names, selects all functions
+    /// that can take part in P2P.
     pub(crate) fn select(source: &Source, named: &[Sbdf]) -> Result<Self> {
         source.must_have(named)?;
         let topology = source.topology();
@@ -25,7 +26,7 @@ impl Peers {
                 .functions()
                 .iter()
                 .filter(|f| may_take_part(topology, f));
-            // Virtual functions are too many, conventional ones cannot be told apart behind their bridge.
+            // There are too many virtual functions, and conventional ones cannot be distinguished behind their bridge.
             let (rest, real): (Vec<&Function>, Vec<&Function>) =
                 able.partition(|f| f.is_virtual() || f.port_type() == PortType::Conventional);
             Self {
@@ -53,7 +54,7 @@ impl Peers {
     }
 }
 
-/// The function itself, or all devices below it if it is a port.
+/// The function, or all devices below it if it is a port.
 fn expanded(topology: &Topology, sbdf: Sbdf) -> Vec<Sbdf> {
     match topology.get(sbdf) {
         Some(port) if port.is_bridge() => topology
@@ -65,11 +66,12 @@ fn expanded(topology: &Topology, sbdf: Sbdf) -> Vec<Sbdf> {
     }
 }
 
-/// Whether a function has memory that a peer could reach and is neither a part of the chipset nor stands for others.
+/// Whether a function has memory that peers could reach, and is neither part of the chipset nor a bridge nor
+/// the parent of a root bus.
 fn may_take_part(topology: &Topology, function: &Function) -> bool {
     let chipset = function.port_type() == PortType::Conventional
         && topology.upstream(function.sbdf()).is_none();
-    // Base class 06 is bridges, 08 system peripherals.
+    // Base class 06h is bridges, 08h is system peripherals.
     let kind = function.class() >> 16;
     let provider = topology
         .root_buses()

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use iommu_group::Sbdf;
 use iommu_group::policy::Policy;
 
-/// Reads a file of rules, none without a file, and accepts that these functions are reachable without the IOMMU.
+/// Reads a policy file; without a file there are no rules. Adds consent to the exposure of these functions.
 pub(crate) fn read(file: Option<&Path>, expose: &[Sbdf]) -> Result<Policy> {
     let mut policy = match file {
         None => Policy::default(),

@@ -1,4 +1,4 @@
-//! What a transaction does, told while it does it: a line for each step, on standard error.
+//! Prints the progress of a transaction on standard error, one line per step.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use iommu_group::Sbdf;
 use crate::names::Names;
 use crate::show::{Line, Terminal, Text, Tone};
 
-/// Tells of a transaction. Actions of one kind that follow each other are one step.
+/// Prints the progress. Consecutive actions of the same kind are one step.
 pub(crate) struct Teller {
     names: Names,
     terminal: Terminal,
@@ -25,7 +25,7 @@ struct Step {
 }
 
 impl Teller {
-    /// A `quiet` one says nothing, but takes the time.
+    /// With `quiet`, nothing is printed and only the time is measured.
     pub(crate) fn new(names: Names, terminal: &Terminal, quiet: bool) -> Self {
         Self {
             names,
@@ -36,12 +36,12 @@ impl Teller {
         }
     }
 
-    /// How long it has been.
+    /// Time since the start.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Takes note of what was put on record.
+    /// Handles a journal record.
     pub(crate) fn tell(&mut self, progress: &Progress<'_>) {
         match progress.record {
             Record::Started { .. } | Record::UndoStarted { .. } => {
@@ -99,24 +99,24 @@ impl Teller {
         });
     }
 
-    /// Tells a line that is no step.
+    /// Prints a line that is not a step.
     pub(crate) fn say(&self, line: Line) {
         if self.quiet {
             return;
         }
         let mut text = Text::new();
         text.push_wrapped(&line, self.terminal.width, 12);
-        // Nobody is left to tell if stderr is gone.
+        // A failure to write to stderr cannot be reported.
         let _ = io::stderr().write_all(text.render(self.terminal.talk_colour).as_bytes());
     }
 }
 
-/// A time as people read it.
+/// A duration as text.
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-/// The kind of an action in words, and the functions that it is about.
+/// The kind of an action as text, and its functions.
 fn describe(action: &Action) -> (String, Vec<Sbdf>) {
     let (words, functions) = match action {
         Action::Unplug { devices } => (

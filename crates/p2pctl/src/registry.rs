@@ -1,7 +1,7 @@
-//! The virtual machines of this host that `p2pctl launch` has started, for `p2pctl serve` to find.
+//! Registry of the virtual machines that `p2pctl launch` started, for `p2pctl serve`.
 //!
-//! Each is a link to the socket of its VMM, named after the VM. That needs no daemon to be there, and none has to be
-//! told that a VM has gone: its link leads nowhere then.
+//! Each entry is a link, named after the VM, to the socket of its VMM. Registration therefore needs no running daemon,
+//! and a VM that has ended leaves a dangling link.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,13 +12,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use vmm_api::connect;
 
-/// Where the links are: `NAME.sock`.
+/// Directory of the links: `NAME.sock`.
 pub(crate) const VMS: &str = "/run/p2pctl/vms";
 
-/// Where the event monitors of VMMs write, to files named by process id.
+/// Directory of the event monitors' output files, which are named by process ID.
 pub(crate) const EVENTS: &str = "/run/p2pctl/events";
 
-/// Makes a VM known under a name, or under that of its socket.
+/// Registers a VM by a name, or by the name of its socket.
 pub(crate) fn register(dir: &Path, name: Option<&str>, socket: &Path) -> Result<()> {
     let own = || socket.file_stem().and_then(|stem| stem.to_str());
     let name = name.or_else(own).unwrap_or_default();
@@ -35,7 +35,7 @@ pub(crate) fn register(dir: &Path, name: Option<&str>, socket: &Path) -> Result<
     tidy(dir);
     match fs::read_link(&link) {
         Ok(other) if other == target => return Ok(()),
-        // Somebody may answer there in a moment, but a name is for one only.
+        // A name belongs to one VM. A VM that does not listen yet counts as ended here.
         Ok(other) if is_alive(&other) => bail!(
             "there is a VM called {name} already, at {}: give this one --name NAME",
             other.display()
@@ -51,7 +51,7 @@ pub(crate) fn register(dir: &Path, name: Option<&str>, socket: &Path) -> Result<
     symlink(&target, &link).with_context(|| format!("cannot create {}", link.display()))
 }
 
-/// Removes the links of VMs that have gone. One that has just been made may be of a VM that does not listen yet.
+/// Removes the links of VMs that have ended. Recent links are kept because their VM may not listen yet.
 fn tidy(dir: &Path) {
     const NEW: Duration = Duration::from_secs(60);
     let entries = fs::read_dir(dir).into_iter().flatten();
@@ -63,13 +63,13 @@ fn tidy(dir: &Path) {
     let gone =
         |link: &PathBuf| is_old(link) && fs::read_link(link).is_ok_and(|target| !target.exists());
     for link in links.filter(gone) {
-        // Two may tidy up at the same time.
+        // Another process may clean up at the same time.
         drop(fs::remove_file(link));
     }
 }
 
 fn is_alive(socket: &Path) -> bool {
-    // One that is too busy to answer is alive too.
+    // A VMM that is too busy to accept a connection is alive.
     match connect(socket, Duration::from_secs(1)) {
         Ok(_) => true,
         Err(error) => error.kind() == ErrorKind::TimedOut,

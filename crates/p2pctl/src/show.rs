@@ -1,4 +1,4 @@
-//! What people read: lines of toned words, tables, trees, and how they get onto a terminal.
+//! Text output for people: lines with tones, tables, trees, and terminal properties.
 
 mod line;
 mod table;

@@ -1,4 +1,4 @@
-//! Where the facts come from: the live `/sys`, a directory that looks like it, or a file that `dump` wrote.
+//! Sources of the topology: the live `/sys`, a directory with the same layout, or a file written by `dump`.
 
 use std::fs;
 use std::io::{self, Read};
@@ -13,12 +13,12 @@ use crate::cli::Global;
 use crate::names::Names;
 use crate::policy_file;
 
-/// A machine to talk about.
+/// The machine that a command works on.
 pub(crate) struct Source {
     pub(crate) host: HostSnapshot,
-    /// What it was read from, for messages.
+    /// Where it was read from, for messages.
     pub(crate) from: String,
-    /// How its functions are called.
+    /// The format of its function names.
     pub(crate) names: Names,
 }
 
@@ -42,12 +42,12 @@ impl Source {
         })
     }
 
-    /// The same with the policy of a file.
+    /// Replaces the policy by that of a file.
     pub(crate) fn with_policy_file(self, file: Option<&Path>) -> Result<Self> {
         Ok(self.with_policy(policy_file::read(file, &[])?))
     }
 
-    /// The same with another policy.
+    /// Replaces the policy.
     pub(crate) fn with_policy(self, policy: Policy) -> Self {
         Self {
             host: self.host.with_policy(policy),
@@ -55,12 +55,12 @@ impl Source {
         }
     }
 
-    /// Its functions.
+    /// Its topology.
     pub(crate) fn topology(&self) -> &Topology {
         self.host.topology()
     }
 
-    /// Fails for an address that the machine does not have.
+    /// Fails if the machine does not have one of these functions.
     pub(crate) fn must_have(&self, functions: &[Sbdf]) -> Result<()> {
         for function in functions {
             if self.topology().get(*function).is_none() {
@@ -74,7 +74,7 @@ impl Source {
     }
 }
 
-/// Reads a directory that is `/sys` or looks like it.
+/// Reads `/sys` or a directory with the same layout.
 pub(crate) fn scan(root: &Path) -> Result<Topology> {
     if !root.is_dir() {
         bail!("{} is not a directory", root.display());
@@ -84,7 +84,8 @@ pub(crate) fn scan(root: &Path) -> Result<Topology> {
     Ok(Topology::scan(&sysfs, host)?)
 }
 
-/// What goes with /sys is /proc; with a copy of it, the copy beside it. Not the one of this host.
+/// The `/proc` that belongs to a sysfs root: `/proc` for `/sys`, and the copy beside a copy of sysfs,
+/// never that of this host.
 pub(crate) fn proc_beside(root: &Path) -> PathBuf {
     match (root.file_name(), root.parent()) {
         (Some(name), Some(above)) if name == "sys" => above.join("proc"),

@@ -1,4 +1,5 @@
-//! The PCI bus with virtual ports and assigned devices, whatever the guest does through ECAM, ports and memory.
+//! PCI bus with virtual ports and assigned devices, under arbitrary accesses of the guest through ECAM, ports and
+//! memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,28 +16,29 @@ use super::{MMIO, MMIO_BYTES, address, data, range};
 use crate::bytes::Bytes;
 use crate::pci::{Bdf, ConfigAddressPort, HostBridge, PciBus, SharedFunction, decode_ecam};
 
-/// Most steps of one run.
+/// Maximum number of steps of one run.
 const MOST_STEPS: usize = 160;
-/// Bytes of a bridge window at the start.
+/// Initial size of a bridge window in bytes.
 const WINDOW_BYTES: u64 = 16 << 20;
 const LINK: Link = Link::at_most(4, 16);
-/// Device numbers on the root bus: the root port of the switch, and that of a device of its own.
+/// Device numbers on the root bus: the root port of the switch, and the root port of the device that is not below the
+/// switch.
 const SWITCH: u8 = 1;
 const ALONE: u8 = 2;
-/// Registers with effects: of endpoints, and of bridges.
+/// Registers of endpoints and bridges that have effects.
 const REGISTERS: [u16; 15] = [
     0x04, 0x10, 0x14, 0x18, 0x19, 0x1a, 0x1c, 0x20, 0x22, 0x24, 0x26, 0x28, 0x2c, 0x3e, 0x74,
 ];
 
 type Port = Arc<Mutex<VirtualPort>>;
 
-/// An endpoint, and the ports above it.
+/// An endpoint and the ports above it.
 struct Endpoint {
     device: Arc<Mutex<AssignedDevice>>,
     registers: FakeRegisters,
     domain: Option<usize>,
     above: Vec<Port>,
-    /// It is on the bus.
+    /// Whether it is on the bus.
     plugged: bool,
     slot: Slot,
 }
@@ -46,12 +48,12 @@ struct Rig {
     bus: PciBus,
     endpoints: Vec<Endpoint>,
     address_port: ConfigAddressPort,
-    /// A device was pulled.
+    /// Whether a device was unplugged.
     faulty: bool,
 }
 
-/// Two peers below a switch and a device below a root port of its own, then accesses. What the guest and the peers see is
-/// what the registers of devices say, within the windows of the bridges above.
+/// Sets up two peers below a switch and a device below its own root port, then makes accesses. Checks that the guest
+/// and the peers see what the registers of devices say, within the windows of the bridges above.
 pub(crate) fn bus(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let Some(mut rig) = Rig::new(&mut bytes) else {
@@ -80,7 +82,7 @@ fn bdf(bus: u8, device: u8) -> Bdf {
     Bdf::new(bus, device, 0).expect("an address")
 }
 
-/// A port as firmware leaves it.
+/// A port with the configuration that firmware leaves.
 fn port(kind: PortKind, number: u8, buses: [u8; 3], window: AddressRange<Gpa>) -> Port {
     let mut port = VirtualPort::new(kind, number, LINK);
     let [primary, secondary, subordinate] = buses;
@@ -94,7 +96,7 @@ fn port(kind: PortKind, number: u8, buses: [u8; 3], window: AddressRange<Gpa>) -
 }
 
 impl Rig {
-    /// `None` if a function cannot be assigned.
+    /// Sets up the bus; `None` if a function cannot be assigned.
     fn new(bytes: &mut Bytes<'_>) -> Option<Self> {
         let host = FakeHost::new(1);
         let bus = PciBus::new(vec![range(MMIO, MMIO_BYTES)]);
@@ -243,7 +245,7 @@ impl Rig {
         }
     }
 
-    /// A function of the guest, or a place where none is.
+    /// Address of a function of the guest, or an address without a function.
     fn place(&self, bytes: &mut Bytes<'_>) -> Bdf {
         let places = [
             (0, SWITCH),
@@ -261,7 +263,7 @@ impl Rig {
         bdf(bus, device)
     }
 
-    /// The guest finds nothing in the slot, whatever the numbers of buses are.
+    /// Removes the device in a slot. The guest must find nothing there, whatever the bus numbers are.
     fn unplug(&mut self, slot: Slot) {
         let gone = self.bus.unplug(slot);
         for endpoint in self.endpoints.iter_mut().filter(|e| e.slot == slot) {
@@ -269,7 +271,7 @@ impl Rig {
             endpoint.plugged = false;
         }
         for endpoint in self.endpoints.iter().filter(|e| e.slot == slot) {
-            // Its owner takes it down.
+            // The owner of the device detaches it.
             let detached = lock(&endpoint.device).detach();
             assert!(detached.is_ok() || self.faulty, "{detached:?}");
         }
@@ -303,7 +305,7 @@ impl Rig {
     }
 }
 
-/// What all bridges above let through, as their registers say.
+/// Ranges that all bridges above forward, from their registers.
 fn reach(endpoint: &Endpoint) -> Vec<AddressRange<Gpa>> {
     let mut reach = vec![range(MMIO, MMIO_BYTES)];
     for port in &endpoint.above {

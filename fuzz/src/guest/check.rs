@@ -1,4 +1,4 @@
-//! What must hold after every access of a guest.
+//! Properties that must hold after every access of a guest.
 
 use std::collections::BTreeSet;
 
@@ -6,24 +6,24 @@ use iommu_group::{Address, AddressRange, Bar, Gpa};
 use p2p_vfio::AssignedDevice;
 use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
 
-/// The base address registers in configuration space.
+/// Offset of the base address registers in configuration space.
 const BARS: u16 = 0x10;
 
-/// An assigned device, and what is known of it.
+/// An assigned device and its expected state.
 pub(super) struct VmDevice<'a> {
     pub(super) device: &'a mut AssignedDevice,
     pub(super) registers: &'a FakeRegisters,
-    /// The P2P domain that it is in.
+    /// P2P domain of the device.
     pub(super) domain: Option<usize>,
-    /// Peers may not reach it now.
+    /// Whether peers are currently denied access to it.
     pub(super) revoked: bool,
-    /// Where the bridges above let accesses through.
+    /// Ranges that the bridges above forward.
     pub(super) reach: Vec<AddressRange<Gpa>>,
 }
 
-/// Guest and peers see exactly the BARs that are decoded, each at the address in its register and within what the
-/// bridges let through. A device outside of a domain, and one whose windows are closed, is in no context; others are
-/// while another member of the domain is a bus master.
+/// Checks that guest and peers see exactly the BARs that are decoded, each at the address in its register and within
+/// the ranges that the bridges forward. A device outside a domain, or whose windows are closed, is in no context. Other
+/// devices are in a context while another member of the domain is a bus master.
 pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [VmDevice<'_>]) {
     let slots = host.slots();
     let masters: Vec<bool> = devices.iter().map(|d| d.registers.is_master()).collect();
@@ -95,7 +95,7 @@ pub(super) fn check(host: &FakeHost, domains: usize, devices: &mut [VmDevice<'_>
     assert!(host.routes() <= vectors, "messages without a vector");
 }
 
-/// What the guest reads from the register of a BAR.
+/// Value that the guest reads from the register of a BAR.
 fn register(device: &mut AssignedDevice, info: &Bar) -> u64 {
     let mut value = [0; 8];
     let end = if info.is_64bit() { 8 } else { 4 };
@@ -105,7 +105,7 @@ fn register(device: &mut AssignedDevice, info: &Bar) -> u64 {
     u64::from_le_bytes(value) & !0xf
 }
 
-/// Reads configuration space twice: at once, and byte by byte.
+/// Reads configuration space twice, in one access and byte by byte, and compares the results.
 pub(super) fn check_read(offset: u16, count: usize, mut read: impl FnMut(u16, &mut [u8])) {
     let mut whole = vec![0xa5; count];
     read(offset, &mut whole);

@@ -1,4 +1,4 @@
-//! Assigned devices, whatever the guest does with their registers and whatever the host does meanwhile.
+//! Assigned devices, under arbitrary register accesses of the guest and arbitrary events on the host.
 
 use std::array;
 
@@ -11,16 +11,16 @@ use super::function::function;
 use super::{MMIO, MMIO_BYTES, address, data, range};
 use crate::bytes::Bytes;
 
-/// Two peers, one in a domain of its own, and one in none.
+/// Domains of the devices: two peers, one alone in a domain, and one in no domain.
 const DOMAINS: [Option<usize>; 4] = [Some(0), Some(0), Some(1), None];
-/// Most steps of one run.
+/// Maximum number of steps of one run.
 const MOST_STEPS: usize = 200;
-/// Registers that have effects: command, BARs, and the controls of the capabilities that `function` writes.
+/// Registers that have effects: command, BARs, and the control registers of the capabilities that `function` writes.
 const REGISTERS: [u16; 16] = [
     0x04, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x05, 0x42, 0x44, 0x48, 0x4c, 0x62, 0x74, 0x88, 0x94,
 ];
 
-/// A device with what is known of it.
+/// A device and its expected state.
 struct Slot {
     device: AssignedDevice,
     registers: FakeRegisters,
@@ -29,18 +29,18 @@ struct Slot {
     reach: Vec<AddressRange<Gpa>>,
 }
 
-/// Devices of one VM, and how calls of the host fail.
+/// Devices of one VM, and a host whose calls can fail.
 struct Rig {
     host: FakeHost,
     slots: Vec<Slot>,
-    /// A call may fail, and what should be is not checked until none does.
+    /// Whether calls may fail. While they may, the state is not checked.
     failing: bool,
-    /// Something may not have been taken down since a device was pulled, or a call failed.
+    /// Whether a device was unplugged or a call failed, so that some mappings may remain.
     faulty: bool,
 }
 
-/// Devices, then accesses and events. What the guest and the peers see is what the registers say, in each domain and
-/// after every step; nothing is left when the devices go.
+/// Sets up devices, then makes accesses and events. Checks in each domain and after every step that the guest and the
+/// peers see what the registers say, and that nothing is left when the devices are closed.
 pub(crate) fn device(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let mut rig = Rig {
@@ -143,7 +143,7 @@ impl Rig {
         self.host.take_events();
     }
 
-    /// An access of the guest to a BAR that is decoded.
+    /// Makes an access of the guest to a BAR that is decoded.
     fn access(device: &mut AssignedDevice, bytes: &mut Bytes<'_>) {
         let live: Vec<AddressRange<Gpa>> = device.live_bars().map(|(_, range)| range).collect();
         let Some(range) = live.get(bytes.below(live.len())) else {
@@ -160,7 +160,7 @@ impl Rig {
         assert_eq!(taken, fits, "{gpa} of {range}");
     }
 
-    /// No call fails any more: everything gets to where it should be.
+    /// Stops the failures and retries all mappings.
     fn settle(&mut self) {
         self.host.stop_failing();
         for slot in &mut self.slots {
@@ -201,7 +201,7 @@ impl Rig {
     }
 }
 
-/// An offset in configuration space.
+/// Returns an offset in configuration space.
 fn offset(bytes: &mut Bytes<'_>) -> u16 {
     u16::from_le_bytes(bytes.array()) & 0xfff
 }

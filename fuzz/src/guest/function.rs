@@ -1,16 +1,16 @@
-//! Functions that a guest is given.
+//! Functions to assign to a guest.
 
 use p2p_vfio::fuzzing::FakeFunction;
 
 use crate::bytes::Bytes;
 
-/// Sizes of BARs in bytes: none, less than a page, a page, some pages, and a unit of bridge windows.
+/// Sizes of BARs in bytes: no BAR, less than a page, a page, some pages, and a unit of bridge windows.
 const SIZES: [u64; 6] = [0, 256, 4096, 0x4000, 1 << 20, 1 << 21];
-/// Most bytes of configuration space that are arbitrary.
+/// Maximum number of arbitrary bytes in configuration space.
 const MOST_PATCHES: usize = 24;
 
 /// A function with MSI at 0x40, MSI-X at 0x60 with its table in BAR 1, power management at 0x70 and PCI Express with
-/// function level reset at 0x80; some bytes of that are arbitrary.
+/// function level reset at 0x80. Some of these bytes are replaced by arbitrary ones.
 pub(super) fn function(bytes: &mut Bytes<'_>) -> FakeFunction {
     let shape = bytes.next();
     let mut config = vec![0; if shape & 1 == 0 { 256 } else { 4096 }];
@@ -21,7 +21,7 @@ pub(super) fn function(bytes: &mut Bytes<'_>) -> FakeFunction {
     };
     put(0x00, &[0x34, 0x12, 0xe8, 0x11, 0x07, 0x00, 0x10, 0x00]);
     if shape & 2 != 0 {
-        // BAR 0 has 64 bits and takes two registers, BAR 2 likewise.
+        // BAR 0 is a 64-bit BAR and takes two registers; so is BAR 2.
         put(0x10, &[0x0c, 0, 0, 0, 0, 0, 0, 0, 0x04]);
     }
     put(0x34, &[0x40]);
@@ -34,7 +34,7 @@ pub(super) fn function(bytes: &mut Bytes<'_>) -> FakeFunction {
     put(0x80, &[0x10, 0x90, 0x02, 0x00, 0x00, 0x00, 0x00, 0x10]);
     put(0x90, &[0x13, 0x00, 0x06, 0x03]);
     if shape & 1 != 0 {
-        // ACS, ATS and a resizable BAR, which the guest does not see.
+        // ACS, ATS and a resizable BAR, which are hidden from the guest.
         put(0x100, &[0x0d, 0, 1, 0x14, 0x7f, 0x08]);
         put(0x140, &[0x0f, 0, 1, 0x15]);
         put(0x150, &[0x15, 0, 1, 0]);

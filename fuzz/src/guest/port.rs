@@ -1,4 +1,4 @@
-//! A virtual port, whatever the guest writes.
+//! A virtual port, under arbitrary writes of the guest.
 
 use guest_topology::{PortKind, VirtualPort};
 use iommu_group::{Address, Link};
@@ -7,7 +7,7 @@ use super::check::check_read;
 use super::data;
 use crate::bytes::Bytes;
 
-/// Registers that a guest cannot change: identity, class, capabilities with their types.
+/// Registers that a guest cannot change: identity, class, and the capabilities with their types.
 const CONSTANT: [(u16, usize); 7] = [
     (0x00, 4),
     (0x08, 4),
@@ -19,11 +19,11 @@ const CONSTANT: [(u16, usize); 7] = [
 ];
 /// Registers whose writes have effects.
 const REGISTERS: [u16; 10] = [0x04, 0x18, 0x19, 0x1a, 0x20, 0x22, 0x24, 0x26, 0x28, 0x2c];
-/// The unit of bridge windows in bytes.
+/// Unit of bridge windows in bytes.
 const UNIT: u64 = 1 << 20;
 
-/// A kind of port, then accesses. Its identity stays, reads are consistent, and windows are whole units and open only
-/// while memory decode is on.
+/// Creates a port of an arbitrary kind, then makes accesses. Checks that its identity is constant, that reads are
+/// consistent, and that windows consist of whole units and are open only while memory decode is on.
 pub(crate) fn port(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let kind = bytes.pick(&[PortKind::Root, PortKind::Upstream, PortKind::Downstream]);

@@ -1,4 +1,4 @@
-//! The registers of the guest's slots, against a model of what is in them.
+//! Registers of the guest's slots, compared with a model of the slots' contents.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use hotplug::{Register, Slot, SlotBus, SlotRegisters};
 
 use crate::bytes::Bytes;
 
-/// What the VMM and the guest do. The registers agree with the model on what is occupied; a guest empties only what is
-/// occupied, each slot once; a notification is read once.
+/// Makes accesses of the VMM and the guest. Checks that the registers agree with the model about occupied slots, that a
+/// guest empties only occupied slots and each once, and that a notification is read once.
 pub(crate) fn slots(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let mut registers = SlotRegisters::default();
@@ -65,7 +65,7 @@ pub(crate) fn slots(input: &[u8]) {
     }
 }
 
-/// Slots go with the switch that they are on.
+/// Empties a slot. If it holds a switch, the slots on the switch go too.
 fn empty(occupied: &mut BTreeSet<Slot>, slot: Slot) {
     occupied.retain(|other| !slot.holds(*other));
 }

@@ -1,4 +1,4 @@
-//! The API server: what it does is what another parser understands too.
+//! The API server: the calls that it carries out are those that another parser sees.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +9,7 @@ use vmm_api::{ApiCall, ApiServer, EventLog, Failure, Handler, HttpMethod};
 use super::ask;
 use super::parser::{Parser, Request};
 
-/// Calls that there are.
+/// The calls of the test server.
 const CALLS: &[(&str, HttpMethod)] = &[
     ("vmm.ping", HttpMethod::Get),
     ("vm.info", HttpMethod::Get),
@@ -18,11 +18,11 @@ const CALLS: &[(&str, HttpMethod)] = &[
     ("transactions/", HttpMethod::Get),
 ];
 
-/// Keeps what is asked.
+/// Records the calls.
 #[derive(Default)]
 struct Recorder(Mutex<Vec<Asked>>);
 
-/// A call that was asked for.
+/// A recorded call.
 #[derive(Debug, PartialEq)]
 struct Asked {
     verb: &'static str,
@@ -74,8 +74,8 @@ static STAGE: LazyLock<Mutex<Stage>> = LazyLock::new(|| {
     })
 });
 
-/// The bytes of a client. Every answer has a status; and what is done first is what another parser takes for the first
-/// request, if that takes it for one.
+/// Sends the input as the bytes of a client. Checks that every answer has a status, and that the first call carried out
+/// is the first request that another parser finds, if it finds one.
 pub(crate) fn api(input: &[u8]) {
     let text = String::from_utf8_lossy(input).to_ascii_lowercase();
     // A stream of events does not end.
@@ -91,7 +91,7 @@ pub(crate) fn api(input: &[u8]) {
         "no status"
     );
     assert!(asked.is_empty() || !answer.is_empty(), "done, not answered");
-    // The other parser knows no chunks.
+    // The other parser does not support chunks.
     if text.contains("transfer-encoding") {
         return;
     }
@@ -102,9 +102,9 @@ pub(crate) fn api(input: &[u8]) {
     }
 }
 
-/// A request that is a call, as the desk would note it.
+/// The call that a request makes, in the form in which the handler records it.
 fn understood(request: &Request) -> Option<Asked> {
-    // The parser keeps what follows a question mark in the target.
+    // The parser keeps the query in the target, after the question mark.
     let path = request.path.split(['?', '#']).next()?;
     let call = path.strip_prefix("/api/v1/")?;
     let (_, verb) = CALLS.iter().find(|(known, _)| {

@@ -1,4 +1,4 @@
-//! Requests as `dbs-uhttp` sees them.
+//! Requests as parsed by `dbs-uhttp`.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ pub(super) struct Request {
     pub(super) body: Vec<u8>,
 }
 
-/// A parser that is given bytes as they come.
+/// An incremental parser.
 pub(super) struct Parser {
     feed: UnixStream,
     connection: HttpConnection<UnixStream>,
@@ -29,7 +29,7 @@ impl Parser {
         }
     }
 
-    /// The requests that end in these bytes.
+    /// The requests that are complete after these bytes.
     pub(super) fn requests(&mut self, bytes: &[u8]) -> Vec<Request> {
         self.feed.write_all(bytes).expect("a socket");
         while self.connection.try_read().is_ok() {}

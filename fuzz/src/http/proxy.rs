@@ -1,4 +1,4 @@
-//! The API proxy in front of a VMM: what reaches the VMM is what was judged.
+//! The API proxy in front of a VMM: the VMM receives exactly what the filter permitted.
 
 use std::io::{Read, Write};
 use std::ops::RangeInclusive;
@@ -15,11 +15,11 @@ use vmm_api::{ApiServer, Decision, FilteredCall, RequestFilter};
 use super::ask;
 use super::parser::{Parser, Request};
 
-/// What the VMM answers to everything.
+/// The VMM's answer to every request.
 const ANSWER: &[u8] =
     b"HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\
     Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-/// Calls that bring devices or take them away.
+/// Calls that add or remove devices.
 const GATED: [&str; 5] = [
     "vm.create",
     "vm.add-device",
@@ -28,7 +28,7 @@ const GATED: [&str; 5] = [
     "vm.receive-migration",
 ];
 
-/// Refuses the text `"no"`, puts `{"new":…}` around other JSON, and keeps what it let pass.
+/// A filter that refuses the text `"no"`, puts `{"new":…}` around other JSON, and records what it forwards.
 #[derive(Default)]
 pub(crate) struct Judge(Mutex<Vec<Vec<u8>>>);
 
@@ -60,7 +60,7 @@ impl RequestFilter for Judge {
     }
 }
 
-/// What the VMM got on one connection.
+/// What the VMM received on one connection.
 struct Heard {
     raw: Vec<u8>,
     requests: Vec<Request>,
@@ -97,7 +97,7 @@ impl Stage {
     }
 }
 
-/// Answers the first request. The proxy makes a connection for each, and closes it.
+/// Answers the first request. The proxy opens a connection for each request and closes it.
 fn serve(mut stream: UnixStream, tell: &Sender<Heard>) {
     let mut parser = Parser::new();
     let mut heard = Heard {
@@ -114,14 +114,14 @@ fn serve(mut stream: UnixStream, tell: &Sender<Heard>) {
         heard.raw.extend_from_slice(some);
         heard.requests = parser.requests(some);
     }
-    // Told before it is answered, so that whoever has the answer finds it.
+    // Sent before the answer, so that it is available when the client has the answer.
     let _ = tell.send(heard);
     let _ = stream.write_all(ANSWER);
     let _ = stream.read(&mut bytes);
 }
 
-/// The bytes of a client. The VMM gets requests that it understands as the proxy meant them: with heads of the proxy's
-/// own, and those about devices with the body that the gate let pass.
+/// Sends the input as the bytes of a client. Checks that the VMM receives requests that it parses as the proxy meant
+/// them: with heads that the proxy wrote and, in calls about devices, with the body that the filter forwarded.
 pub(crate) fn proxy(input: &[u8]) {
     let stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
     stage.judge.passed().clear();

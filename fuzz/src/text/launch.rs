@@ -1,4 +1,4 @@
-//! cloud-hypervisor's command line and its JSON, as `p2pctl` reads and changes them.
+//! cloud-hypervisor's command line and JSON, as `p2pctl` parses and changes them.
 
 use std::ffi::OsString;
 use std::str;
@@ -14,11 +14,12 @@ use crate::cloud_hypervisor::option_list::OptionList;
 use crate::cloud_hypervisor::rules::{Host, Wishes, settle};
 use crate::cloud_hypervisor::version::Version;
 
-/// Keys that only this project knows; cloud-hypervisor refuses them.
+/// Keys that only this project uses; cloud-hypervisor refuses them.
 const OURS: [&str; 3] = ["p2p", "p2p_domain", "expose"];
 
-/// The words of a command line, one in each line, or the JSON of a VM. A list that is written again says the same, a key
-/// that is set has its value, and nothing of this project's is left for cloud-hypervisor.
+/// The words of a command line, one per line, or the JSON of a VM. Checks that a list has the same meaning after it is
+/// written again, that a key that is set has its value, and that none of this project's keys is left for
+/// cloud-hypervisor.
 pub(crate) fn launch(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else {
         return;
@@ -70,7 +71,7 @@ fn option_list(text: &str) {
     assert_eq!(list.get("path"), None, "{written}");
 }
 
-/// Parts of memory are apart from each other and from the place for BARs.
+/// Checks that the parts of memory do not overlap each other or the range for BARs.
 fn places(memory: Option<GuestMemory>) {
     let Some(memory) = memory else {
         return;
@@ -108,7 +109,7 @@ fn json(mut config: Value) {
     rules(&asked, &wishes);
 }
 
-/// The rules say how, or why not.
+/// Checks that the rules return settings or reasons for a refusal.
 fn rules(asked: &[Asked], wishes: &Wishes) {
     let host = Host {
         devices: vec![None; asked.len()],

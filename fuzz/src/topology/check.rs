@@ -1,4 +1,4 @@
-//! What must hold for every machine, however broken.
+//! Properties that must hold for every machine, however broken.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use iommu_group::{
     RoutingModel, Sbdf, Scope, Topology, UntranslatedReach,
 };
 
-/// A topology and the text that is written of it say the same.
+/// Checks that a topology and its written form are equal.
 pub(crate) fn check_text(topology: &Topology) {
     let text = topology.to_fixture();
     let again = Topology::from_fixture(&text).expect("what was written is read back");
@@ -15,11 +15,11 @@ pub(crate) fn check_text(topology: &Topology) {
     assert_eq!(again.to_fixture(), text, "and is written in the same words");
 }
 
-/// The groups of a machine, as found, as booted, and after a removal and a scan.
+/// Checks the groups of a machine: as found, as after boot, and as after a removal and a rescan.
 pub(crate) fn check_groups(topology: &Topology) {
     let kernel = Kernel::of(topology);
     let all: BTreeSet<Sbdf> = topology.functions().iter().map(|f| f.sbdf()).collect();
-    // With an IOMMU in use, functions without a group are those that it does not cover.
+    // With an IOMMU in use, functions without a group are those that the IOMMU does not cover.
     let covered: BTreeSet<Sbdf> = topology
         .functions()
         .iter()
@@ -60,7 +60,7 @@ pub(crate) fn check_groups(topology: &Topology) {
     }
 }
 
-/// The members of all groups, none of which may be in two of them.
+/// The members of all groups. Checks that no function is in two groups.
 pub(crate) fn check_partition(partition: &Groups) -> BTreeSet<Sbdf> {
     let mut seen = BTreeSet::new();
     for group in partition.groups() {
@@ -73,7 +73,7 @@ pub(crate) fn check_partition(partition: &Groups) -> BTreeSet<Sbdf> {
     seen
 }
 
-/// Routes, reach and leaks between all functions.
+/// Checks routes, reachability and isolation holes between all functions.
 pub(crate) fn check_routes(topology: &Topology) {
     let kernel = Kernel::of(topology);
     let model = GroupModel::booted(topology, &kernel, Firmware::AsFound);
@@ -89,7 +89,7 @@ pub(crate) fn check_routes(topology: &Topology) {
                     assert!(crossing.route.placement().is_some());
                     assert!(groups.together(a, b), "{a} {b}: allowed across groups");
                 }
-                // There is no answer where the ACS of a function on the way could not be read.
+                // There is no answer if the ACS of a function on the path could not be read.
                 let distance = |a, b| fabric.p2pdma(a, b).map(|answer| answer.distance);
                 if let (Some(there), Some(back)) = (distance(a, b), distance(b, a)) {
                     assert_eq!(there, back, "{a} {b}: the way back is as long");
@@ -113,7 +113,8 @@ pub(crate) fn check_routes(topology: &Topology) {
     }
 }
 
-/// Whoever has a device without an exposure reaches nobody outside of its group for certain.
+/// Checks that a device without an exposure that needs consent reaches no function outside its group, and that no
+/// answer is unknown.
 fn check_exposures(topology: &Topology, fabric: &RoutingModel<'_>, groups: &Groups, device: Sbdf) {
     let exposures = fabric.exposures(groups, &BTreeSet::from([device]));
     let free = !exposures.iter().any(Exposure::needs_consent);
@@ -132,7 +133,7 @@ fn check_exposures(topology: &Topology, fabric: &RoutingModel<'_>, groups: &Grou
     }
 }
 
-/// The tree of functions and whom a reset of each would hit.
+/// Checks the tree of functions and the functions that a reset of each would affect.
 pub(crate) fn check_resets(topology: &Topology) {
     let kernel = Kernel::of(topology);
     let mut on_roots = 0;
@@ -170,7 +171,7 @@ pub(crate) fn check_resets(topology: &Topology) {
     }
 }
 
-/// Whether functions hang as PCI Express has them: what a plan promises holds for such machines.
+/// Whether functions are connected as PCI Express requires. The guarantees of a plan hold for such machines.
 pub(crate) fn is_lawful(topology: &Topology) -> bool {
     topology.functions().iter().all(|function| {
         let above = topology.upstream(function.sbdf());

@@ -1,17 +1,17 @@
-//! Arbitrary bytes as configuration space.
+//! Configuration spaces from arbitrary bytes.
 
 use iommu_group::{Config, ConfigSpace};
 
-/// Most faults that are noted: one for each list, and one for ACS.
+/// Maximum number of errors that are recorded: one for each list, and one for ACS.
 const MOST_FAULTS: usize = 3;
 
-/// A configuration space. Decoding ends, notes few faults, and gives the same whether all bytes are read or only the
-/// needed ones.
+/// A configuration space. Checks that decoding ends, records few errors, and gives the same result whether all bytes
+/// are read or only the needed ones.
 pub(crate) fn config(input: &[u8]) {
     let Some((size, bytes)) = input.split_first() else {
         return;
     };
-    // What is shown to a reader: these bytes and zeros up to a size that Linux has, or these bytes alone.
+    // The bytes that a reader sees: these bytes, followed by zeros up to a size that Linux provides or alone.
     let mut bytes = bytes.to_vec();
     match size % 8 {
         0 => bytes.resize(256, 0),
@@ -33,7 +33,7 @@ pub(crate) fn config(input: &[u8]) {
         }
     }
 
-    // Reading only what is needed comes to the same. Linux shows 256 bytes of what is not PCI Express.
+    // Reading only the needed bytes gives the same result. Linux provides 256 bytes for a function without PCI Express.
     let needed = ConfigSpace::collect(bytes.as_slice());
     assert!(needed.runs().map(|(_, run)| run.len()).sum::<usize>() <= bytes.len());
     for (start, run) in needed.runs() {
@@ -50,7 +50,7 @@ pub(crate) fn config(input: &[u8]) {
     }
 }
 
-/// Whether no capability of the first list runs on into the extended ones, where only broken devices have it.
+/// Whether no capability of the first list extends into the extended capabilities, as only in broken devices.
 fn within_256(bytes: &[u8], all: &Config) -> bool {
     let start = Config::decode(&ConfigSpace::new(bytes.get(..256).unwrap_or(bytes)));
     let lists = |config: &Config| {

@@ -1,10 +1,10 @@
-//! Goals made from arbitrary bytes.
+//! Goals from arbitrary bytes.
 
 use std::collections::BTreeSet;
 
 use iommu_group::{AcsBits, Goals, PlanOptions, RoutePreference, Sbdf, Topology};
 
-/// What the bytes ask of a machine. Functions that can be joined are named most of the time.
+/// The goals that the bytes describe for a machine. Most of the time they name functions that can be joined.
 pub(crate) fn goals(bytes: &[u8], topology: &Topology) -> (Goals, PlanOptions) {
     let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
     let all: Vec<Sbdf> = topology.functions().iter().map(|f| f.sbdf()).collect();

@@ -1,27 +1,27 @@
-//! Machines made from arbitrary bytes: sensible enough to be read, broken enough to be interesting.
+//! Machines from arbitrary bytes: valid enough to parse, and broken enough to reach unusual cases.
 
 use iommu_group::{Firmware, GroupModel, Kernel, PortType, Topology};
 use serde_json::{Map, Value, json};
 
 use crate::bytes::Bytes;
 
-/// Most functions that a machine is given: pairs of them are looked at.
+/// Maximum number of functions of a machine, because pairs of them are checked.
 const MOST_FUNCTIONS: usize = 14;
 
-/// Ids that Linux makes exceptions for, and some that it does not.
+/// Vendor and device IDs for which Linux has quirks, and some without.
 const IDS: [(u16, u16); 16] = [
     (0x1234, 0x11e8),
     (0x1b36, 0x000c),
     (0x8086, 0x3420),
-    (0x8086, 0x10fb), // keeps its functions apart without ACS
+    (0x8086, 0x10fb), // functions are isolated without ACS
     (0x8086, 0xa110), // ACS registers in doublewords
-    (0x8086, 0x9c10), // chipset port that is isolated by other means
+    (0x8086, 0x9c10), // chipset port with isolation by other means than ACS
     (0x8086, 0x2030),
     (0x8086, 0x0b25),
     (0x1022, 0x7809),
     (0x1022, 0x1480), // root complex that p2pdma trusts
-    (0x1b4b, 0x9230), // requests of another function
-    (0x1283, 0x8892), // bridge that is taken for PCI Express
+    (0x1b4b, 0x9230), // sends requests with the ID of another function
+    (0x1283, 0x8892), // bridge that Linux treats as PCI Express
     (0x111d, 0x80b5), // broken source validation
     (0x1a03, 0x1150), // bridge without aliases
     (0x11f8, 0x8531), // non-transparent bridge
@@ -30,10 +30,10 @@ const IDS: [(u16, u16); 16] = [
 
 const ACS_BITS: [u16; 8] = [0x00, 0x1d, 0x5f, 0x7f, 0x11, 0x15, 0x3d, 0x1f];
 
-/// A configuration space that is written.
+/// A configuration space under construction.
 struct Space {
     bytes: Vec<u8>,
-    /// Where the pointer to the next capability goes.
+    /// Offset at which the pointer to the next capability is written.
     pointer: usize,
     next: usize,
     extended: usize,
@@ -95,12 +95,12 @@ impl Space {
     }
 }
 
-/// The text of a topology file with a machine that the bytes describe.
+/// The text of a topology file for a machine that the bytes describe.
 pub(crate) fn machine(bytes: &[u8]) -> String {
     document(bytes).to_string()
 }
 
-/// The same with the groups that Linux gives to it when it starts.
+/// The same with the groups that Linux assigns at boot.
 pub(crate) fn machine_with_groups(bytes: &[u8]) -> String {
     let mut document = document(bytes);
     if let Some(functions) = document["functions"].as_object_mut() {
@@ -109,7 +109,7 @@ pub(crate) fn machine_with_groups(bytes: &[u8]) -> String {
         }
     }
     let bare = Topology::from_fixture(&document.to_string()).expect("it is a machine");
-    // Most of them could not hang where they do; those that can only be on a root bus go there.
+    // Most functions could not be where they are. Functions that can only be on a root bus are moved there.
     for function in bare.functions() {
         let (sbdf, port_type) = (function.sbdf(), function.port_type());
         if matches!(port_type, PortType::RootPort | PortType::RcEndpoint) {
@@ -182,7 +182,7 @@ fn function(bytes: &mut Bytes<'_>, names: &[String], behind: &mut Map<String, Va
                 behind.insert(root.into(), json!(name));
             }
         }
-        // No word on it: by bus numbers.
+        // No parent is given: it follows from the bus numbers.
         1 => {}
         2 => {
             text.insert("parent".into(), json!("pci0000:00"));
@@ -245,7 +245,7 @@ fn config(bytes: &mut Bytes<'_>) -> Value {
     space.put(0, &vendor.to_le_bytes());
     space.put(2, &device.to_le_bytes());
     space.put(6, &[0x10]);
-    // None, then the types of PCI Express that there are, and one that there is not.
+    // No PCI Express, then the existing types of PCI Express, and one that does not exist.
     let kind = bytes.below(13);
     let port_type = kind.checked_sub(1).and_then(|kind| u8::try_from(kind).ok());
     let flags = bytes.next();
@@ -293,7 +293,7 @@ fn config(bytes: &mut Bytes<'_>) -> Value {
     let visible = bytes.pick(&[4096, 4096, 4096, 4096, 256, 64, 0, 0x104]);
     match bytes.next() {
         0xff => space.bytes.fill(0xff),
-        // One byte somewhere is wrong.
+        // Makes one byte wrong.
         0xf0..=0xfe => {
             let at = usize::from(bytes.next()) * 2 + usize::from(bytes.next() & 1);
             space.bytes[at] = bytes.next();

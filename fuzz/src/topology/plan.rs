@@ -1,4 +1,4 @@
-//! Plans: read from text, and made for arbitrary goals on arbitrary machines.
+//! Plans: parsed from text, and made for arbitrary goals on arbitrary machines.
 
 use std::str;
 use std::sync::LazyLock;
@@ -10,16 +10,17 @@ use super::check::{check_partition, is_lawful};
 use super::goals::goals;
 use super::machine::machine_with_groups;
 
-/// A machine with a switch, on which plans are tried.
+/// A machine with a switch, on which plans are executed.
 const MACHINE: &str = include_str!("../../../resources/topologies/switch-four-nvme.json");
 
-/// Most steps that are done to the model.
+/// Maximum number of steps applied to the model.
 const MOST_STEPS: usize = 64;
 
 static TOPOLOGY: LazyLock<Topology> =
     LazyLock::new(|| Topology::from_fixture(MACHINE).expect("the seed is a machine"));
 
-/// The text of a plan. It is refused, or reads back the same, and its steps do no harm to a model of another machine.
+/// The text of a plan. Checks that it is refused or that its written form parses to the same plan, and that its steps
+/// do no harm to a model of another machine.
 pub(crate) fn plan(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else {
         return;
@@ -50,8 +51,8 @@ pub(crate) fn plan(input: &[u8]) {
     }
 }
 
-/// Goals, then a machine. A plan for them reads back the same; where PCI Express allows the machine, the plan is safe at
-/// every moment and does what it says.
+/// The input is goals, then a machine. Checks that a plan's written form parses to the same plan. If PCI Express
+/// permits the machine, the plan must be safe at every moment and have its stated effect.
 pub(crate) fn regroup(input: &[u8]) {
     // The goals come first, so that they stay the same when functions are added at the end.
     let (asked, rest) = input.split_at(input.len().min(12));

@@ -1,4 +1,4 @@
-//! The file that cloud-hypervisor's event monitor writes, read as it grows.
+//! Reads the file that cloud-hypervisor's event monitor writes, while the file grows.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -11,13 +11,14 @@ use events::Removals;
 #[path = "../../../crates/hotplug/src/regroup/cloud_hypervisor/events.rs"]
 mod events;
 
-/// The process whose events these are, and a device that may be told to be gone.
+/// The process that the events belong to, and a device that they may report as removed.
 const PID: u32 = 9;
 const DEVICE: &str = "gpu0";
 
 static DIR: LazyLock<TempDir> = LazyLock::new(crate::memory_dir);
 
-/// Where the text is split, and the text. What was told in pieces is what was told at once, and stays told.
+/// The input is the place where the text is split, and the text. Checks that reading in pieces and at once reports the
+/// same removal, and that a reported removal stays reported.
 pub(crate) fn monitor(input: &[u8]) {
     let Some((split, text)) = input.split_first() else {
         return;

@@ -9,7 +9,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-/// Bytes of an answer that are written at once.
+/// Number of bytes of an answer that are written at once.
 const PIECE: usize = 1 << 12;
 
 pub(super) struct Server {
@@ -42,7 +42,7 @@ impl Server {
     }
 }
 
-/// Reads a request, which has no body, and answers; the client may be gone.
+/// Reads a request, which has no body, and answers. The client may have disconnected.
 fn serve(mut stream: UnixStream, answer: &[u8]) {
     let mut request = Vec::new();
     let mut some = [0; 1024];

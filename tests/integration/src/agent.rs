@@ -1,4 +1,4 @@
-//! The harness's end of the line to the agent in a lab host.
+//! The harness's end of the connection to the agent in a lab host.
 
 mod command;
 mod transcript;
@@ -17,19 +17,20 @@ use crate::protocol::{Reply, Request, read_frame, write_frame};
 pub use command::{Command, Output, Running};
 pub(crate) use transcript::Transcript;
 
-/// How long the agent may take to take in or answer something that needs no time of its own.
+/// Timeout for writing a request, and for the answer to a request that itself takes no time.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// How often the agent is sent something, whether or not anything is asked of it.
+/// Interval at which the agent is sent a message, even if no request is pending.
 ///
 /// QEMU 10's TCG changes a processor's pending interrupts on VMRUN and VMEXIT without a lock (`do_vmexit` in
-/// target/i386/tcg/system/svm_helper.c), so one that a device raises in that instant is lost: it stays in the local
-/// APIC and the processor may halt for good. Any later interrupt makes the APIC look again, so there always is one.
+/// target/i386/tcg/system/svm_helper.c). An interrupt that a device raises at that instant is lost: it stays in the
+/// local APIC, and the processor may halt for good. Any later interrupt makes the APIC check again, so the messages
+/// ensure that one follows.
 const NUDGE: Duration = Duration::from_millis(500);
 
 type Answer = (Reply, Vec<u8>);
 
-/// A connection to an agent; any number of threads may ask at one time.
+/// A connection to an agent. Any number of threads may send requests at the same time.
 pub(crate) struct Agent {
     writer: Arc<Mutex<UnixStream>>,
     pending: Arc<Mutex<Pending>>,
@@ -41,12 +42,12 @@ pub(crate) struct Agent {
 struct Pending {
     last: u64,
     waiting: BTreeMap<u64, Sender<Answer>>,
-    /// Why nothing will be answered any more.
+    /// Why no further request will be answered.
     gone: Option<String>,
 }
 
 impl Agent {
-    /// Takes over our end of the socket that QEMU connects to the agent's port.
+    /// Takes over the harness's end of the socket that QEMU connects to the agent's port.
     pub(crate) fn new(socket: UnixStream, transcript: Transcript) -> Result<Self> {
         socket
             .set_write_timeout(Some(ANSWER))
@@ -67,7 +68,7 @@ impl Agent {
                     match read_frame::<Reply>(&mut reader) {
                         Ok(Some((envelope, payload))) => {
                             let asker = lock(&answers).waiting.remove(&envelope.id);
-                            // Nobody may wait any more for what took too long.
+                            // The requester may have timed out and stopped waiting.
                             drop(asker.map(|asker| asker.send((envelope.body, payload))));
                         }
                         Ok(None) => break "the lab host is gone".to_owned(),
@@ -87,7 +88,7 @@ impl Agent {
         })
     }
 
-    /// Waits for the agent's greeting a little; `None` if it has not come yet.
+    /// Waits up to `wait` for the agent's greeting; `None` if it has not arrived yet.
     pub(crate) fn greeting(&self, wait: Duration) -> Result<Option<(String, Duration)>> {
         let hello = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
         match hello.recv_timeout(wait) {
@@ -101,7 +102,7 @@ impl Agent {
         }
     }
 
-    /// Asks and waits for the answer; `extra` is what the request itself may take.
+    /// Sends a request and waits for the answer. `extra` is the time that the request itself may take.
     pub(crate) fn ask(&self, request: &Request, payload: &[u8], extra: Duration) -> Result<Answer> {
         let (sender, answer) = mpsc::channel();
         let id = {
@@ -146,10 +147,10 @@ fn send(writer: &Mutex<UnixStream>, id: u64, request: &Request, payload: &[u8]) 
     write_frame(&mut *writer, id, request, payload)
 }
 
-/// Sends a [`Request::Nudge`] every [`NUDGE`] for as long as there is somebody at both ends.
+/// Sends a [`Request::Nudge`] every [`NUDGE`] while both ends of the connection exist.
 fn nudge(writer: Weak<Mutex<UnixStream>>) -> io::Result<()> {
     let nudging = move || {
-        // The greeting's id: nobody waits for these answers.
+        // Uses the greeting's id: no thread waits for these answers.
         while let Some(writer) = writer.upgrade()
             && send(&writer, 0, &Request::Nudge, &[]).is_ok()
         {

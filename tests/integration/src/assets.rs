@@ -1,6 +1,7 @@
-//! What the lab is made of: QEMU, a kernel with its modules, and a handful of tools.
+//! Components of the lab: QEMU, a kernel with its modules, and a few tools.
 //!
-//! What the machine has is used; the rest is downloaded with apt into the cache, without installing anything.
+//! Components installed on this machine are used; the rest is downloaded with apt into the cache, without installing
+//! anything.
 
 mod apt;
 mod build;
@@ -32,45 +33,45 @@ use store::Store;
 pub(crate) use store::hex;
 pub(crate) use systemd::Systemd;
 
-/// Names a QEMU to use.
+/// Variable that names the QEMU to use.
 const LAB_QEMU: &str = "LAB_QEMU";
 
-/// Oldest QEMU whose nested SVM a current guest kernel survives under TCG.
+/// Oldest major version of QEMU whose nested SVM can run a current guest kernel under TCG.
 const MIN_QEMU_MAJOR: u32 = 10;
 
-/// How long another process may take to set up.
+/// How long another process may take to set up the cache.
 const SETUP_WAIT: Duration = Duration::from_secs(1800);
 
-/// Everything needed to boot a lab, found or fetched.
+/// Everything needed to boot a lab, found or downloaded.
 #[derive(Debug, Clone)]
 pub struct Assets {
-    /// Runs the lab host.
+    /// The QEMU that runs the lab host.
     pub(crate) qemu: Qemu,
     pub(crate) kernel: Kernel,
     pub(crate) tools: Tools,
 }
 
-/// A QEMU that runs here.
+/// A QEMU that runs on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Qemu {
     program: PathBuf,
-    /// Root of the unpacked packages that it came from, unless it is the machine's own.
+    /// Root of the unpacked packages that it came from; `None` for the installed QEMU.
     root: Option<PathBuf>,
     version: String,
 }
 
-/// Programs that go into the initramfs or help to make it.
+/// Programs that are packed into the initramfs or help to build it.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
     pub(crate) busybox: PathBuf,
     pub(crate) lspci: PathBuf,
     pub(crate) setpci: PathBuf,
-    /// `kmod`, which is depmod if called so.
+    /// `kmod`, which acts as depmod when started under that name.
     kmod: PathBuf,
     root: Option<PathBuf>,
 }
 
-/// Waits until nobody else sets anything up in the cache.
+/// Waits until no other process sets up the cache.
 fn lock_set_up(cache: &Path, progress: &Progress) -> Result<FileLock> {
     FileLock::wait(
         &cache.join("lock"),
@@ -81,10 +82,10 @@ fn lock_set_up(cache: &Path, progress: &Progress) -> Result<FileLock> {
 }
 
 impl Assets {
-    /// Finds or fetches everything.
+    /// Finds or downloads everything.
     ///
     /// # Errors
-    /// Something is missing and cannot be fetched; the error lists what, and how to provide it.
+    /// Something is missing and cannot be downloaded; the error lists what, and how to provide it.
     pub fn ensure(progress: &Progress) -> Result<Self> {
         let cache = cache_dir();
         let _lock = lock_set_up(&cache, progress)?;
@@ -117,11 +118,11 @@ impl Assets {
         Ok(assets)
     }
 
-    /// Finds or fetches everything, with a QEMU whose switches route: the one that `LAB_QEMU` names, or the lab's own,
-    /// which takes some minutes to build.
+    /// Finds or downloads everything, with a QEMU whose switches route: the one that `LAB_QEMU` names, or the lab's
+    /// own, which takes some minutes to build.
     ///
     /// # Errors
-    /// As [`Assets::ensure`]; the build fails; or `LAB_QEMU` does not route.
+    /// As [`Assets::ensure`]; or the build fails; or the switches of `LAB_QEMU` do not route.
     pub fn ensure_routing(progress: &Progress) -> Result<Self> {
         let mut assets = Self::ensure(progress)?;
         if env::var_os(LAB_QEMU).is_some() {
@@ -149,7 +150,7 @@ impl Assets {
         })
     }
 
-    /// One line per part: what is used.
+    /// The components in use, one line each.
     #[must_use]
     pub fn describe(&self) -> Vec<String> {
         vec![
@@ -168,7 +169,7 @@ impl Assets {
     }
 }
 
-/// A line for each part that was not found: what it is, and how to provide it.
+/// One line for each missing component: what it is, and how to provide it.
 fn missing((qemu, kernel, tools): &(Option<Qemu>, Option<Kernel>, Option<Tools>)) -> String {
     let mut text = String::new();
     if qemu.is_none() {
@@ -207,7 +208,7 @@ impl Qemu {
     }
 
     fn fetch(apt: &Apt, store: &Store, progress: &Progress) -> Result<Self> {
-        // The machine's own release has it from Debian 13 on; before, its backports do.
+        // The machine's own release has it from Debian 13 on; for older releases, backports have it.
         let mut last = None;
         for suite in [
             format!("{}-backports", apt.codename()),
@@ -227,7 +228,7 @@ impl Qemu {
         Err(error.context("cannot fetch QEMU 10 or newer"))
     }
 
-    /// Checks that it starts and is new enough.
+    /// Checks that the program starts and is new enough.
     fn probe(program: PathBuf, root: Option<PathBuf>) -> Result<Self> {
         let mut qemu = Self {
             program,
@@ -266,7 +267,7 @@ impl Qemu {
         Ok(qemu)
     }
 
-    /// Another program with the firmware and libraries of this one.
+    /// Another program, with the firmware and libraries of this one.
     fn with_program(self, program: PathBuf) -> Result<Self> {
         Self::probe(
             program,
@@ -281,7 +282,7 @@ impl Qemu {
         Ok(String::from_utf8_lossy(&output.stdout).contains("lab-downstream-port"))
     }
 
-    /// A command line that starts it, with the firmware and libraries that belong to it.
+    /// A command that starts it, with the firmware and libraries that belong to it.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         if let Some(root) = &self.root {
@@ -311,7 +312,7 @@ impl Tools {
         Self::in_root(store.find(Self::SET)?)
     }
 
-    /// What the machine itself lacks.
+    /// Tools that are not installed on this machine.
     fn missing() -> Vec<&'static str> {
         let mut missing = Vec::new();
         if find_program("busybox").is_none_or(|path| ensure_static(&path).is_err()) {
@@ -348,14 +349,14 @@ impl Tools {
             kmod: in_root("kmod")?,
             root: Some(root.clone()),
         };
-        // What was left out because the machine had it may have been uninstalled since.
+        // A package omitted because it was installed on the machine may have been uninstalled since.
         [&tools.lspci, &tools.setpci, &tools.kmod]
             .iter()
             .all(|program| tools.libraries(program).is_ok())
             .then_some(tools)
     }
 
-    /// depmod: one of the names of kmod.
+    /// depmod, which is one of the names of kmod.
     pub(crate) fn depmod(&self) -> Command {
         let mut command = Command::new(&self.kmod);
         command.arg0("depmod");
@@ -384,8 +385,8 @@ fn libraries(program: &Path, root: Option<&Path>) -> Result<Vec<PathBuf>> {
     Ok(paths_in(&listing))
 }
 
-/// The `lspci` of this machine, or the one that was fetched for the lab; in that case with its library path. Nothing is
-/// fetched.
+/// The `lspci` of this machine, or the one that was downloaded for the lab, in that case with its library path. Nothing
+/// is downloaded.
 #[must_use]
 pub fn find_lspci() -> Option<(PathBuf, Option<OsString>)> {
     if let Some(program) = find_program("lspci") {
@@ -399,7 +400,7 @@ fn library_path(root: &Path) -> OsString {
     let dirs = [
         "usr/lib/x86_64-linux-gnu",
         "lib/x86_64-linux-gnu",
-        // Where systemd has its own.
+        // Directory of systemd's private libraries.
         "usr/lib/x86_64-linux-gnu/systemd",
     ];
     let dirs = dirs.map(|dir| root.join(dir));
@@ -419,7 +420,7 @@ fn missing_libraries(program: &Path, root: Option<&Path>) -> Vec<String> {
     ldd(program, root).map_or_else(|_| Vec::new(), |listing| missing_in(&listing))
 }
 
-/// Names that ldd could not find: `libx.so.1 => not found`.
+/// Names of libraries that ldd did not find: `libx.so.1 => not found`.
 fn missing_in(listing: &str) -> Vec<String> {
     listing
         .lines()
@@ -428,7 +429,7 @@ fn missing_in(listing: &str) -> Vec<String> {
         .collect()
 }
 
-/// Files that ldd found: `libx.so.1 => /lib/libx.so.1 (0x…)`, and the loader without an arrow.
+/// Paths of libraries that ldd found: `libx.so.1 => /lib/libx.so.1 (0x…)`, and the loader, which has no arrow.
 fn paths_in(listing: &str) -> Vec<PathBuf> {
     listing
         .lines()

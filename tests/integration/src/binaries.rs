@@ -1,4 +1,4 @@
-//! The programs that go into the lab: statically linked, so that they need nothing there.
+//! The workspace programs that run in the lab. They are statically linked, so they need no libraries there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::lock::FileLock;
 use crate::paths;
 use crate::progress::Progress;
 
-/// Package and name of every program of the workspace that goes into the lab.
+/// Package and name of every workspace program that is copied into the lab.
 pub const STATIC_BINARIES: [(&str, &str); 9] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
@@ -29,20 +29,20 @@ pub const STATIC_BINARIES: [(&str, &str); 9] = [
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "lab";
 
-/// How long another process may take to build the same thing.
+/// How long another process may take to build the same programs.
 const BUILD_WAIT: Duration = Duration::from_secs(1800);
 
-/// Where the built programs are.
+/// Paths of the built programs.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     paths: BTreeMap<&'static str, PathBuf>,
 }
 
 impl Binaries {
-    /// Builds what is not up to date; once per process, and by one process at a time.
+    /// Builds the programs that are not up to date, once per process and in one process at a time.
     ///
     /// # Errors
-    /// cargo fails; it has said why on standard error.
+    /// cargo fails; it has printed the reason to standard error.
     pub fn build(progress: &Progress) -> Result<Self> {
         static BUILT: Mutex<Option<Binaries>> = Mutex::new(None);
         let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,14 +66,14 @@ impl Binaries {
         })
     }
 
-    /// Name and path of each.
+    /// Name and path of each program.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         self.paths
             .iter()
             .map(|(name, path)| (*name, path.as_path()))
     }
 
-    /// Path of one.
+    /// Path of one program.
     ///
     /// # Errors
     /// It is not one of [`STATIC_BINARIES`].
@@ -85,10 +85,10 @@ impl Binaries {
     }
 }
 
-/// Builds a program of the workspace as its users have it, which takes longer; its path.
+/// Builds a program of the workspace in its release form, which takes longer. Returns its path.
 ///
 /// # Errors
-/// cargo fails; it has said why on standard error.
+/// cargo fails; it has printed the reason to standard error.
 pub fn released(package: &str, name: &str) -> Result<PathBuf> {
     let _lock = lock(&Progress::new())?;
     let path = cargo_build("release", &[(package, name)])?.join(name);
@@ -96,7 +96,7 @@ pub fn released(package: &str, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// One build at a time.
+/// Lock for one build at a time.
 fn lock(progress: &Progress) -> Result<FileLock> {
     FileLock::wait(
         &paths::lab_dir().join("bin-target.lock"),
@@ -106,7 +106,7 @@ fn lock(progress: &Progress) -> Result<FileLock> {
     )
 }
 
-/// Has cargo build static programs, without what debuggers need; the directory that they are in.
+/// Builds static programs with cargo, without debug information. Returns their directory.
 fn cargo_build(profile: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
     let target_dir = paths::lab_dir().join("bin-target");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -121,7 +121,7 @@ fn cargo_build(profile: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
             "-C target-feature=+crt-static",
         )
-        // These two would take precedence over the flags for the target.
+        // These two variables would take precedence over the flags for the target.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     for (package, binary) in programs {
@@ -144,7 +144,7 @@ pub(crate) fn ensure_static(path: &Path) -> Result<()> {
     }
 }
 
-/// The interpreter that an ELF64 image asks for (ELF-64 object file format, program header `PT_INTERP`).
+/// The interpreter that an ELF64 image requests (ELF-64 object file format, program header `PT_INTERP`).
 fn interpreter(image: &[u8]) -> Result<Option<String>, ()> {
     const PT_INTERP: usize = 3;
     let number = |offset: usize, size: usize| -> Result<usize, ()> {
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_dynamic_program_is_told_from_something_else() {
-        // The test program itself is linked as the toolchain links by default.
+        // The test program itself is linked in the toolchain's default way.
         let own = fs::read(std::env::current_exe().unwrap()).unwrap();
         let asks_for = interpreter(&own).unwrap();
         if cfg!(target_feature = "crt-static") {

@@ -1,4 +1,4 @@
-//! A cloud-hypervisor that whoever runs the tests has: releases are static programs, as the lab needs them.
+//! A cloud-hypervisor that the user provides. Releases are static programs, as the lab requires.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::binaries::ensure_static;
 use crate::host::Lab;
 
-/// Where it and its client are in the lab host.
+/// Paths of the program and its client in the lab host.
 const PROGRAM: &str = "/bin/cloud-hypervisor";
 const CLIENT: &str = "/bin/ch-remote";
 
@@ -21,10 +21,10 @@ pub struct CloudHypervisor {
 }
 
 impl CloudHypervisor {
-    /// What `CH_BIN` and `CH_REMOTE` name.
+    /// The programs that `CH_BIN` and `CH_REMOTE` name.
     ///
     /// # Errors
-    /// One of them names nothing.
+    /// One of them does not name a file.
     pub fn given() -> Result<Self> {
         let path = |name, what| {
             let path = env::var_os(name).filter(|path| !path.is_empty());
@@ -38,10 +38,10 @@ impl CloudHypervisor {
         })
     }
 
-    /// Copies it into the lab host, if it is not there yet.
+    /// Copies it into the lab host, unless it is there already.
     ///
     /// # Errors
-    /// It is no static program, or cannot be copied.
+    /// It is not a static program, or cannot be copied.
     pub fn put(&self, lab: &Lab) -> Result<()> {
         for (source, target) in [(&self.program, PROGRAM), (&self.client, CLIENT)] {
             if lab.run(["test", "-e", target])?.code() == Some(0) {
@@ -54,10 +54,10 @@ impl CloudHypervisor {
         Ok(())
     }
 
-    /// Whether it can be told to map no BARs, without which it has one device that is no peer at most.
+    /// Whether it can be told not to map BARs. Without that, a VM can have at most one unshared device.
     ///
     /// # Errors
-    /// It does not say of which version it is.
+    /// It does not report its version.
     pub fn has_p2p_switch(&self) -> Result<bool> {
         const FIRST: u32 = 52;
         let program = self.program.display();

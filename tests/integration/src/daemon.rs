@@ -1,6 +1,6 @@
 //! `p2pctl serve` in the lab host.
 //!
-//! What goes wrong is a panic: it fails the test.
+//! Any failure panics, which fails the test.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -13,30 +13,30 @@ use crate::protocol::Exit;
 /// How long a transaction with guests may take under emulation.
 const TRANSACTION: Duration = Duration::from_secs(600);
 
-/// How long the daemon may take to listen.
+/// How long the daemon may take until it listens.
 const START: Duration = Duration::from_secs(120);
 
-/// How long it may live.
+/// How long the daemon may run.
 const LIFE: Duration = Duration::from_secs(4 * 3600);
 
 const SOCKET: &str = "/run/p2pctl/api.sock";
 
-/// How long guests may take to let go of a device, in seconds, unless a test says otherwise.
+/// How long guests may take to release a device, in seconds, unless a test sets another time.
 const GUEST: u32 = 120;
 
-/// The daemon. It is killed when it is dropped.
+/// A running daemon. It is killed when this is dropped.
 pub struct Daemon<'lab> {
     lab: &'lab Lab,
     process: Running<'lab>,
 }
 
 impl<'lab> Daemon<'lab> {
-    /// One that knows these guests by these names, and listens.
+    /// Starts a daemon that manages the guests of these names, and waits until it listens.
     pub fn start(lab: &'lab Lab, guests: &[&str]) -> Self {
         Self::start_with(lab, &["p2pctl", "serve"], guests)
     }
 
-    /// One that the kernel kills when its journal is longer than this.
+    /// Starts a daemon that `at-limit` kills when its journal is longer than `bytes` bytes.
     pub fn start_to_die(lab: &'lab Lab, bytes: u64, guests: &[&str]) -> Self {
         let bytes = bytes.to_string();
         Self::start_with(lab, &["at-limit", &bytes, "p2pctl", "serve"], guests)
@@ -62,12 +62,12 @@ impl<'lab> Daemon<'lab> {
         Self { lab, process }
     }
 
-    /// Asks it to carry out what these options say.
+    /// Applies the changes that these options describe and waits for the result.
     pub fn apply(&self, goals: &[&str]) -> Output {
         self.begin(GUEST, goals).wait().unwrap()
     }
 
-    /// Asks for it and does not wait; guests have so many seconds to let go of a device.
+    /// Starts to apply the changes and does not wait. Guests have `guest_s` seconds to release a device.
     pub fn begin(&self, guest_s: u32, goals: &[&str]) -> Running<'lab> {
         let given = guest_s.to_string();
         let words = ["p2pctl", "apply", "--guest-timeout", &given];
@@ -76,25 +76,25 @@ impl<'lab> Daemon<'lab> {
         command.spawn().unwrap()
     }
 
-    /// How many files it has open. Nobody may be asking it meanwhile.
+    /// Number of files that the daemon has open. No request may be in progress meanwhile.
     pub fn open_files(&self) -> usize {
         let count = self.lab.sh("ls /proc/$(pidof p2pctl)/fd | wc -l");
         count.unwrap().trim().parse().unwrap()
     }
 
-    /// Asks it to reset a function in one of these ways.
+    /// Resets a function in one of these ways.
     pub fn reset(&self, function: &str, kinds: &str) -> Output {
         let words = ["p2pctl", "reset", function, "--kind", kinds];
         self.lab.run(words).unwrap()
     }
 
-    /// Waits for it to be killed.
+    /// Waits until the daemon is killed.
     pub fn wait_for_death(self) {
         let output = self.process.wait().unwrap();
         assert!(matches!(output.exit, Exit::Signal(_)), "{output:?}");
     }
 
-    /// Kills it as it is, in the midst of whatever it does.
+    /// Kills the daemon at once, whatever it is doing.
     pub fn kill(self) {
         const SIGKILL: i32 = 9;
         self.process.signal(SIGKILL).unwrap();
@@ -103,14 +103,14 @@ impl<'lab> Daemon<'lab> {
 
     /// Waits until no change is under way or unfinished.
     pub fn settle(&self) {
-        // It says both: no answer is no sign that there is nothing.
+        // Both values must be present: a missing answer does not mean that no change is left.
         let script = "until status=$(p2pctl status --json); echo \"$status\" | grep -q '\"busy\": false' && \
             echo \"$status\" | grep -q '\"unfinished\": null'; do usleep 200000; done";
         let wait = self.lab.command(["sh", "-c", script]).deadline(TRANSACTION);
         wait.run().unwrap().ok().unwrap();
     }
 
-    /// Ends it as systemd does.
+    /// Stops the daemon as systemd does.
     pub fn stop(self) {
         const SIGTERM: i32 = 15;
         self.process.signal(SIGTERM).unwrap();

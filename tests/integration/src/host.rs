@@ -23,22 +23,22 @@ use crate::vm::{GUEST, Vm};
 /// How long a lab host may take until its agent answers.
 pub const BOOT: Duration = Duration::from_secs(150);
 
-/// How often a boot is tried: on a busy machine an emulated host now and then stops before its kernel says a word.
+/// How often a boot is attempted: on a busy machine an emulated host sometimes stops before its kernel prints anything.
 const BOOT_ATTEMPTS: u32 = 3;
 
-/// How long a command may run unless it says otherwise.
+/// How long a command may run unless it sets another deadline.
 pub const COMMAND: Duration = Duration::from_secs(120);
 
-/// How long collecting what a failure left behind may take.
+/// How long it may take to collect the state of the host after a failure.
 const POST_MORTEM: Duration = Duration::from_secs(30);
 
-/// How long the labs before this one may hold all slots.
+/// How long earlier labs may hold all slots.
 const SLOT_WAIT: Duration = Duration::from_secs(3600);
 
-/// A lab host: QEMU is killed when it is dropped. If the test panics, the host's log and `lspci -vvv` are
-/// saved beside the serial log first.
+/// A lab host. QEMU is killed when this is dropped. If the test panics, the host's kernel log and `lspci -vvv` are
+/// first saved beside the serial log.
 pub struct Lab {
-    // Dropped in this order: the machine goes before the slot is given to somebody else.
+    // Fields are dropped in this order: the machine ends before the slot is free for another lab.
     machine: Machine,
     agent: Agent,
     dir: PathBuf,
@@ -49,7 +49,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Boots a machine; waits for a free slot first. `name` is the directory below `target/lab`.
+    /// Boots a machine, after waiting for a free slot. `name` is the directory below `target/lab`.
     ///
     /// # Errors
     /// The lab cannot be set up, or the host does not come up within [`BOOT`].
@@ -121,7 +121,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Where the serial log and, after a failure, everything else is kept.
+    /// Directory of the serial log and, after a failure, of everything else that is saved.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -133,7 +133,7 @@ impl Lab {
         &self.kernel
     }
 
-    /// From the start of QEMU to the agent's first word.
+    /// Time from the start of QEMU to the agent's greeting.
     #[must_use]
     pub fn boot_time(&self) -> Duration {
         self.boot_time
@@ -144,23 +144,23 @@ impl Lab {
         self.command(vm.argv()).deadline(GUEST)
     }
 
-    /// A command to run; nothing happens before `run` or `spawn`.
+    /// A command to run. It starts with `run` or `spawn`.
     pub fn command<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Command<'_> {
         Command::new(&self.agent, argv, COMMAND)
     }
 
-    /// Runs a command to its end.
+    /// Runs a command until it ends.
     ///
     /// # Errors
-    /// It cannot be started, or the host is gone. A command that fails is no error here.
+    /// It cannot be started, or the host is gone. The failure of the command itself is not an error here.
     pub fn run<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Output> {
         self.command(argv).run()
     }
 
-    /// Runs a line of shell and returns what it printed.
+    /// Runs a shell command line and returns its standard output.
     ///
     /// # Errors
-    /// It exits with another code than 0.
+    /// Its exit code is not 0.
     pub fn sh(&self, script: &str) -> Result<String> {
         self.run(["sh", "-c", script])?.ok()
     }
@@ -222,7 +222,7 @@ impl Lab {
         }
     }
 
-    /// Reads a text file in the host, without the line end that sysfs puts there.
+    /// Reads a text file in the host, without the line end that sysfs adds.
     ///
     /// # Errors
     /// It cannot be read.
@@ -231,18 +231,18 @@ impl Lab {
         Ok(text.trim_end().to_owned())
     }
 
-    /// Gives a function to vfio-pci, whatever driver it has now.
+    /// Binds a function to vfio-pci, whatever driver it has now.
     ///
     /// # Errors
-    /// A file in sysfs cannot be written, or vfio-pci does not take the function.
+    /// A file in sysfs cannot be written, or vfio-pci does not bind the function.
     pub fn bind_vfio(&self, bdf: &str) -> Result<()> {
         self.bind(bdf, "vfio-pci")
     }
 
-    /// Gives a function to a driver, whatever driver it has now.
+    /// Binds a function to a driver, whatever driver it has now.
     ///
     /// # Errors
-    /// A file in sysfs cannot be written, or the driver does not take the function.
+    /// A file in sysfs cannot be written, or the driver does not bind the function.
     pub fn bind(&self, bdf: &str, wanted: &str) -> Result<()> {
         if self.driver(bdf)?.as_deref() == Some(wanted) {
             return Ok(());
@@ -282,10 +282,10 @@ impl Lab {
             .with_context(|| format!("{bdf} is in group {name:?}"))
     }
 
-    /// Where a function's first BAR is on the host, in hexadecimal.
+    /// Bus address of a function's first BAR on the host, in hexadecimal.
     ///
     /// # Errors
-    /// The function is not there, or the host is gone.
+    /// The function does not exist, or the host is gone.
     pub fn bus_address(&self, bdf: &str) -> Result<String> {
         let text = self.read(&format!("/sys/bus/pci/devices/{bdf}/resource"))?;
         let first = text.split_ascii_whitespace().next();
@@ -339,7 +339,7 @@ impl Lab {
     /// Saves the kernel's log, `lspci -vvv` and the groups beside the serial log.
     ///
     /// # Errors
-    /// The host does not answer any more, or the files cannot be written. What could be saved is.
+    /// The host no longer answers, or the files cannot be written. Everything that can be saved is saved.
     pub fn save_artifacts(&self) -> Result<()> {
         let mut result = Ok(());
         let sources: [(&str, &[&str]); 3] = [
@@ -365,7 +365,7 @@ impl Lab {
         result
     }
 
-    /// Saves what can be saved after a failure and says where it is.
+    /// Saves the state of the host after a failure as far as possible, and reports where it is.
     pub(crate) fn post_mortem(&self) {
         let saved = self.save_artifacts();
         eprintln!("lab: what it left behind is in {}", self.dir.display());
@@ -391,7 +391,7 @@ impl Drop for Lab {
     }
 }
 
-/// Boots, again if the host is silent for too long; the logs of an attempt that failed are kept.
+/// Boots, and boots again if the host is silent for too long. The logs of a failed attempt are kept.
 fn boot_patiently(
     boot: &Boot<'_>,
     progress: &Progress,
@@ -429,7 +429,7 @@ fn wait_for_agent(
             Ok(Some((kernel, _))) => return Ok(kernel),
             Ok(None) => machine.check_alive()?,
             Err(error) => {
-                // QEMU closes the line a moment before it can be waited for.
+                // QEMU closes the connection shortly before its process ends.
                 thread::sleep(Duration::from_millis(200));
                 machine.check_alive()?;
                 return Err(error);
@@ -444,7 +444,7 @@ fn wait_for_agent(
     }
 }
 
-/// One of the slots in which labs run: every lab keeps about as many processors busy as it has.
+/// Takes one of the slots in which labs run: every lab keeps about as many processors busy as it has.
 fn take_slot(progress: &Progress) -> Result<FileLock> {
     let jobs = match env::var("LAB_JOBS") {
         Ok(text) => text

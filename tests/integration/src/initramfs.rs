@@ -1,8 +1,8 @@
-//! The file systems that the lab host and its guests boot into.
+//! Initial file systems of the lab host and its guests.
 //!
-//! An initramfs is a row of cpio archives. What rarely changes (busybox, modules, init) is packed once and kept
-//! in the cache under a name made from its contents' versions; what changes from run to run (the programs
-//! under test) is appended. Nothing is compressed: under emulation, unpacking costs more than copying.
+//! An initramfs is a sequence of cpio archives. The parts that rarely change (busybox, modules, init) are packed once
+//! and cached under a name derived from the versions of the contents. The parts that change from run to run (the
+//! programs under test) are appended. Nothing is compressed: under emulation, unpacking costs more than copying.
 
 mod archive;
 mod module;
@@ -26,13 +26,13 @@ use module::ModuleTree;
 /// Change this when the layout of a packed base changes.
 const FORMAT: &str = "2";
 
-/// Where the guest's kernel is in the lab host.
+/// Path of the guest's kernel in the lab host.
 pub const GUEST_KERNEL: &str = "/lab/vmlinuz";
 
-/// Where the guest's initramfs is in the lab host.
+/// Path of the guest's initramfs in the lab host.
 pub const GUEST_INITRAMFS: &str = "/lab/guest.cpio";
 
-/// `resources/lab/initramfs/modules.toml`: kernel modules by who gets them.
+/// `resources/lab/initramfs/modules.toml`: kernel modules of the lab host and of guests.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ModuleLists {
@@ -40,8 +40,8 @@ struct ModuleLists {
     guest: Vec<String>,
 }
 
-/// Packs the lab host's initramfs, with a guest's kernel and initramfs inside, into `target`; with systemd, if that is
-/// to be its first process.
+/// Packs the lab host's initramfs, with a guest's kernel and initramfs inside, into `target`; with systemd, if it is
+/// the first process.
 pub(crate) fn pack_host(
     assets: &Assets,
     binaries: &Binaries,
@@ -94,7 +94,7 @@ impl Role {
     }
 }
 
-/// The part of an initramfs that stays the same from run to run.
+/// The part of an initramfs that does not change from run to run.
 struct Base<'a> {
     assets: &'a Assets,
     role: Role,
@@ -115,7 +115,7 @@ impl<'a> Base<'a> {
         })
     }
 
-    /// Path of the packed archive, packed now if it is not there.
+    /// Path of the packed archive. It is packed first if it does not exist.
     fn packed(&self, progress: &Progress) -> Result<PathBuf> {
         let dir = cache_dir().join("initramfs");
         let path = dir.join(format!("{}-{}.cpio", self.role.name(), self.key()?));
@@ -124,7 +124,7 @@ impl<'a> Base<'a> {
         }
         progress.step(&format!("packing the {}'s file system", self.role.name()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        // Two processes may pack at the same time; whoever renames last wins with equal contents.
+        // Two processes may pack at the same time; the last rename wins, with equal contents.
         let unfinished = dir.join(format!("{}-{}", self.role.name(), std::process::id()));
         let staging = unfinished.join("staging");
         fs::create_dir_all(&staging)
@@ -135,12 +135,12 @@ impl<'a> Base<'a> {
             fs::rename(&file, &path)
                 .with_context(|| format!("cannot move {} into place", path.display()))
         });
-        // Left behind, it would only take up space.
+        // If it remains, it only takes up space.
         drop(fs::remove_dir_all(&unfinished));
         result.map(|()| path)
     }
 
-    /// What the archive's contents follow from.
+    /// Key that identifies the archive's contents.
     fn key(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         let mut part = |text: &str| {
@@ -169,7 +169,7 @@ impl<'a> Base<'a> {
         Ok(digest.get(..16).unwrap_or(&digest).to_owned())
     }
 
-    /// What is there beside busybox.
+    /// Programs other than busybox.
     fn programs(&self) -> Vec<&Path> {
         let tools = &self.assets.tools;
         match self.role {

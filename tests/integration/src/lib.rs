@@ -1,9 +1,8 @@
-//! A whole PCIe host with an IOMMU, VFIO and KVM in software, to test on without hardware.
+//! A complete PCIe host with an IOMMU, VFIO and KVM in software, for tests without hardware.
 //!
-//! A software-emulated QEMU machine plays the host ([`Profile`] says what it consists of). An unmodified
-//! Debian kernel runs in it with an emulated VT-d, nested virtualisation and PCIe switches; a VMM started in
-//! it runs a second Linux as its guest. [`Lab`] boots such a host and runs commands in it through an agent of
-//! our own, `lab-agent`.
+//! The host is a QEMU machine in software emulation ([`Profile`] describes its parts). It runs an unmodified Debian
+//! kernel and has an emulated VT-d, nested virtualisation and PCIe switches. A VMM started in it runs a second Linux
+//! as its guest. [`Lab`] boots such a host and runs commands in it through the project's own agent, `lab-agent`.
 //!
 //! ```no_run
 //! use lab::{Lab, Profile};
@@ -15,17 +14,17 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 //!
-//! What is needed (QEMU 10, kernel packages, a few tools) is fetched on first use into `target/lab/cache`:
+//! Components (QEMU 10, kernel packages, a few tools) are downloaded on first use into `target/lab/cache`:
 //! see [`Assets`]. Environment variables:
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `LAB_CACHE` | directory for what is fetched, instead of `target/lab/cache` |
+//! | `LAB_CACHE` | directory for downloads, instead of `target/lab/cache` |
 //! | `LAB_QEMU` | a `qemu-system-x86_64` of version 10 or newer to use; most profiles need one with `resources/qemu` in it |
 //! | `LAB_KERNEL`, `LAB_MODULES` | a bzImage to use, and its `lib/modules/<version>` directory unless it needs none |
-//! | `LAB_IOMMUFD` | `on` or `off`: what every VM is started with as `--platform iommufd=…` |
+//! | `LAB_IOMMUFD` | `on` or `off`: value of `--platform iommufd=…` for every VM |
 //! | `LAB_ACCEL` | `tcg` (default) or `kvm`, which needs nested virtualisation |
-//! | `LAB_JOBS` | how many labs run at one time (default: half the processors) |
+//! | `LAB_JOBS` | number of labs that run at the same time (default: half the processors) |
 //! | `CH_BIN`, `CH_REMOTE` | a static cloud-hypervisor and its client; tests that need them are ignored otherwise |
 //! | `LAB_LONG` | not empty: tests that take many minutes run too; `cargo xtask test --long` sets it |
 
@@ -68,7 +67,7 @@ pub use trace::{TracedRequest, Way};
 pub use vm::{CMDLINE, GUEST, Vm};
 pub use work::Work;
 
-/// Whether tests that take many minutes shall run too: `LAB_LONG` is not empty.
+/// Whether tests that take many minutes also run: `LAB_LONG` is not empty.
 #[must_use]
 pub fn long() -> bool {
     std::env::var_os("LAB_LONG").is_some_and(|value| !value.is_empty())

@@ -1,4 +1,4 @@
-//! A VM that a test talks to while it runs: to the VMM over its API, to the guest over its console.
+//! A VM that a test controls while it runs: the VMM over its API, the guest over its console.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,31 +14,31 @@ use crate::agent::{Output, Running};
 use crate::host::Lab;
 use crate::vm::{GUEST, Vm};
 
-/// How long a guest may take for one thing. An emulated host with an emulated guest is slow.
+/// How long a guest may take for one action. An emulated host with an emulated guest is slow.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How long a VM may live.
+/// How long a VM may run.
 const LIFE: Duration = Duration::from_secs(4 * 3600);
 
-/// Each VM has a directory of its name here.
+/// Directory in the lab host that contains one directory for each VM, with its name.
 const DIR: &str = "/tmp/live";
 
-/// What a VM is called that is given no name.
+/// Name of a VM that is given none.
 const NAME: &str = "web";
 
-/// Where the VMM of a VM without a name listens in the lab host.
+/// Path in the lab host of the API socket of a VM without a name.
 pub const API_SOCKET: &str = "/tmp/live/web/api";
 
-/// Where the VMM of the VM of this name listens in the lab host.
+/// Path in the lab host of the API socket of the VM `name`.
 #[must_use]
 pub fn api_socket(name: &str) -> String {
     format!("{DIR}/{name}/api")
 }
 
-/// What a guest says when it has booted.
+/// Line that a guest prints when it has booted.
 const UP: &str = "guest: up";
 
-/// What a VMM holds of its host.
+/// Host resources that a VMM uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holdings {
     /// Open files.
@@ -51,14 +51,14 @@ pub struct Holdings {
     pub resident_kb: u64,
 }
 
-/// The VM, with a shell on its console.
+/// A VM with a shell on its console.
 pub struct Live<'lab> {
     lab: &'lab Lab,
     name: String,
     vmm: Running<'lab>,
     asked: u32,
     boots: usize,
-    /// What the VMM has told up to now.
+    /// Events received from the VMM up to now.
     events: String,
     told: usize,
 }
@@ -68,34 +68,35 @@ fn word(value: &Value) -> String {
 }
 
 impl<'lab> Live<'lab> {
-    /// Boots a guest with the NVMe driver and a shell, and an API; waits until the shell is there.
+    /// Boots a guest with the NVMe driver, a shell and an API. Waits until the shell is ready.
     pub fn boot(lab: &'lab Lab, words: &str) -> Self {
         let mut live = Self::start(lab, words);
         live.wait_for_boot();
         live
     }
 
-    /// Starts a VMM as [`boot`](Self::boot) does, and waits until it answers.
+    /// Starts a VMM as [`boot`](Self::boot) does, and waits until its API answers.
     pub fn start(lab: &'lab Lab, words: &str) -> Self {
         let vm = Vm::new("modprobe nvme ; sh").kernel_words(words);
         Self::start_vm(lab, NAME, &vm)
     }
 
-    /// Boots a VM whose guest runs a shell; waits until the shell is there.
+    /// Boots a VM whose guest runs a shell. Waits until the shell is ready.
     pub fn boot_vm(lab: &'lab Lab, vm: &Vm) -> Self {
         Self::boot_named(lab, NAME, vm)
     }
 
-    /// The same beside others, with a name of its own.
+    /// Boots a VM beside others, under its own name.
     pub fn boot_named(lab: &'lab Lab, name: &str, vm: &Vm) -> Self {
         let mut live = Self::start_vm(lab, name, vm);
         live.wait_for_boot();
         live
     }
 
-    /// Boots a VM of cloud-hypervisor, whose events go where whoever starts it wants; waits until the shell is there.
+    /// Boots a VM of cloud-hypervisor; `vm` sets the destination of its events. Waits until the shell is ready.
     ///
-    /// It reads from no standard input but a terminal, so its guest has a terminal of its own, which is passed on.
+    /// cloud-hypervisor reads standard input only from a terminal, so its guest has its own terminal, which is passed
+    /// on.
     pub fn boot_stock(lab: &'lab Lab, vm: &Vm) -> Self {
         let argv = vm
             .argv()
@@ -125,10 +126,10 @@ impl<'lab> Live<'lab> {
         Self::start_script(lab, name, &script)
     }
 
-    /// Starts a VMM by a script, which finds what is typed at its descriptor 3; waits until the API answers.
+    /// Starts a VMM with a script that finds the console input at its descriptor 3. Waits until the API answers.
     fn start_script(lab: &'lab Lab, name: &str, script: &str) -> Self {
         let (dir, socket) = (format!("{DIR}/{name}"), api_socket(name));
-        // First of all: the socket that is waited for must not be that of a VMM before, which was killed.
+        // This comes first: the test must not wait for the socket of an earlier VMM that was killed.
         lab.sh(&format!("rm -rf {dir}")).unwrap();
         let script = format!(
             "mkdir -p {dir} && mkfifo {dir}/in && echo $$ > {dir}/pid && exec 3<>{dir}/in && \
@@ -149,12 +150,12 @@ impl<'lab> Live<'lab> {
         live
     }
 
-    /// Where its files are in the lab host.
+    /// Directory of its files in the lab host.
     fn dir(&self) -> String {
         format!("{DIR}/{}", self.name)
     }
 
-    /// Waits until the guest has booted, once more each time.
+    /// Waits until the guest has booted. Each call waits for one more boot.
     pub fn wait_for_boot(&mut self) {
         self.boots += 1;
         let started = Instant::now();
@@ -165,7 +166,8 @@ impl<'lab> Live<'lab> {
         self.guest("stty -echo");
     }
 
-    /// Has the VMM start the guest anew, however often it has done so by itself, and waits until it has booted.
+    /// Reboots the guest through the VMM and waits until it has booted. Earlier reboots by the guest itself are
+    /// counted.
     pub fn reboot(&mut self) {
         self.boots = self.vmm.stdout().unwrap().matches(UP).count();
         let (status, body) = self.call("PUT", "vm.reboot", None);
@@ -173,11 +175,12 @@ impl<'lab> Live<'lab> {
         self.wait_for_boot();
     }
 
-    /// Runs a line of shell in the guest; what it printed.
+    /// Runs a shell command line in the guest and returns its output.
     pub fn guest(&mut self, line: &str) -> String {
         self.asked += 1;
         let number = self.asked;
-        // The console may echo what is typed, so the mark is not typed as it is printed; and the prompt is in front.
+        // The console may echo the input, so the typed mark differs from the printed one. The prompt comes before the
+        // output.
         let typed = format!("echo ; {line} ; echo answer-$(({number})) ends");
         let before = self.vmm.stdout().unwrap().len();
         self.type_in(&typed);
@@ -187,7 +190,7 @@ impl<'lab> Live<'lab> {
         text.to_owned()
     }
 
-    /// Calls the API; status and body.
+    /// Calls the API and returns status and body.
     pub fn call(&self, verb: &str, call: &str, body: Option<&Value>) -> (u16, String) {
         let body = body.map(Value::to_string);
         let socket = api_socket(&self.name);
@@ -198,14 +201,14 @@ impl<'lab> Live<'lab> {
         (status.parse().unwrap(), body.to_owned())
     }
 
-    /// Adds a device; status and body.
+    /// Adds a device and returns status and body.
     pub fn add(&self, id: &str, bdf: &str, p2p: bool) -> (u16, String) {
         let path = format!("/sys/bus/pci/devices/{bdf}");
         let device = json!({"path": path, "id": id, "p2p": p2p});
         self.call("PUT", "vm.add-device", Some(&device))
     }
 
-    /// Adds two drives with P2P, which are told about as added, and waits until the guest's driver has them.
+    /// Adds two drives with P2P, expects an event for each, and waits until the guest's driver has them.
     pub fn add_drives(&mut self, drives: [(&str, &str); 2]) {
         for (id, bdf) in drives {
             let (status, body) = self.add(id, bdf, true);
@@ -215,8 +218,8 @@ impl<'lab> Live<'lab> {
         self.guest("while ! [ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]; do usleep 50000; done");
     }
 
-    /// Waits until so many of QEMU's `edu` devices can be used in the guest: it looks a while after it was told, and makes
-    /// the file of registers last.
+    /// Waits until `count` of QEMU's `edu` devices are usable in the guest. The guest scans some time after the event,
+    /// and creates the file of registers last.
     pub fn wait_for_engines(&mut self, count: usize) {
         let files = "for d in $(grep -l 0x11e8 /sys/bus/pci/devices/*/device); do ls ${d%device}resource0; done";
         self.guest(&format!(
@@ -224,13 +227,13 @@ impl<'lab> Live<'lab> {
         ));
     }
 
-    /// Asks for a device to go.
+    /// Requests the removal of a device.
     pub fn remove(&self, request: &Value) {
         let (status, body) = self.call("PUT", "vm.remove-device", Some(request));
         assert_eq!(status, 204, "{body}");
     }
 
-    /// Types a line in the guest and does not wait for what comes of it.
+    /// Types a line in the guest and does not wait for the result.
     pub fn type_in(&self, line: &str) {
         self.lab
             .command(["sh", "-c", &format!("cat > {}/in", self.dir())])
@@ -241,7 +244,7 @@ impl<'lab> Live<'lab> {
             .unwrap();
     }
 
-    /// Everything that the VMM has told, as name and device.
+    /// All events that the VMM has sent, as name and device.
     pub fn events(&mut self) -> Vec<(String, String)> {
         let script = format!("tail -c +{} {}/events", self.events.len() + 1, self.dir());
         self.events.push_str(&self.lab.sh(&script).unwrap());
@@ -255,13 +258,13 @@ impl<'lab> Live<'lab> {
         values.map_while(Result::ok)
     }
 
-    /// The reason that the last event gives which was asked for.
+    /// The reason in the last event, if it has one.
     pub fn last_reason(&self) -> String {
         let last = self.told_so_far().last();
         last.map_or_else(String::new, |event| word(&event["properties"]["reason"]))
     }
 
-    /// What was told of devices since the last time, as soon as it is so many events.
+    /// Device events since the last call, as soon as there are `count` of them.
     pub fn news(&mut self, count: usize) -> Vec<(String, String)> {
         let started = Instant::now();
         let of_device = |event: &(String, String)| event.0.starts_with("device-");
@@ -277,7 +280,7 @@ impl<'lab> Live<'lab> {
         news
     }
 
-    /// Waits until `expected` was told of devices, in this order and nothing else, since the last time.
+    /// Waits until exactly the `expected` device events arrived since the last call, in this order.
     #[track_caller]
     pub fn told(&mut self, expected: &[(&str, &str)]) {
         let news = self.news(expected.len());
@@ -288,23 +291,23 @@ impl<'lab> Live<'lab> {
         assert_eq!(news, expected);
     }
 
-    /// What the VMM has open below a directory.
+    /// Files below a directory that the VMM has open.
     pub fn open_files(&self, below: &str) -> Vec<String> {
         let dir = self.dir();
-        // One that is closed meanwhile is none.
+        // A file that is closed meanwhile does not count.
         let script = format!("for fd in /proc/$(cat {dir}/pid)/fd/*; do readlink $fd; done; true");
         let all = self.lab.sh(&script).unwrap();
         let below = |file: &&str| file.starts_with(below);
         all.lines().filter(below).map(str::to_owned).collect()
     }
 
-    /// Kilobytes of memory that the VMM has locked, for devices to reach.
+    /// Memory that the VMM has locked for DMA, in KiB.
     pub fn locked_kb(&self) -> u64 {
         let holdings = self.holdings();
         holdings.locked_kb
     }
 
-    /// The names of the devices as the VMM has them, sorted, but for the drive that works: whether each is a peer.
+    /// Names of the VM's devices, sorted, without the drive of the guest's work, and whether each is a peer.
     pub fn peers(&self) -> Vec<(String, bool)> {
         let (status, body) = self.call("GET", "vm.info", None);
         assert_eq!(status, 200, "{body}");
@@ -316,7 +319,7 @@ impl<'lab> Live<'lab> {
         peers
     }
 
-    /// What the VMM holds of the host.
+    /// Host resources that the VMM uses.
     pub fn holdings(&self) -> Holdings {
         let dir = self.dir();
         let script =
@@ -339,7 +342,7 @@ impl<'lab> Live<'lab> {
         }
     }
 
-    /// Waits for the end of a VMM that was killed; how it ended.
+    /// Waits until a killed VMM has ended. Returns its result.
     pub fn end(self) -> Output {
         self.vmm.wait().unwrap()
     }

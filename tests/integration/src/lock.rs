@@ -1,4 +1,4 @@
-//! Locks between processes: a file each, released by the kernel when its holder dies.
+//! Locks between processes. Each is a file; the kernel releases it when its holder ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::progress::Progress;
 
-/// How often a taken lock is tried again.
+/// Interval at which a taken lock is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// A held lock.
@@ -21,7 +21,7 @@ pub(crate) struct FileLock {
 }
 
 impl FileLock {
-    /// The lock, unless somebody holds it.
+    /// Takes the lock, unless it is held.
     pub(crate) fn try_take(path: &Path) -> Result<Option<Self>> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)
@@ -40,7 +40,7 @@ impl FileLock {
         }
     }
 
-    /// Waits for one of several locks, saying why nothing happens.
+    /// Waits for one of several locks, and reports the reason for the wait.
     pub(crate) fn wait_any(
         paths: &[impl AsRef<Path>],
         limit: Duration,

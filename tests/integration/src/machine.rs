@@ -16,10 +16,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::assets::Assets;
 use crate::profile::{Machine as ProfileMachine, Profile};
 
-/// Kernel command line of every lab host. `quiet` because each character on the serial port costs time
-/// under emulation; the mitigations protect nobody here and cost more. Without `no_timer_check` a boot on a busy machine
-/// now and then ends in "timer doesn't work through Interrupt-remapped IO-APIC": the emulated timer comes too late. A processor
-/// that has to wait for the machine's is no stall, and its call trace would be taken for a fault.
+/// Kernel command line of every lab host. `quiet` is set because each character on the serial port costs time under
+/// emulation. Mitigations are off because they protect nobody here and cost more. Without `no_timer_check`, a boot on a
+/// busy machine sometimes ends in "timer doesn't work through Interrupt-remapped IO-APIC": the emulated timer comes too
+/// late. Stall warnings are off because a processor that waits for the machine's processor is not stalled, and the call
+/// trace would be taken for a fault.
 const CMDLINE: [&str; 9] = [
     "console=ttyS0",
     "quiet",
@@ -32,10 +33,10 @@ const CMDLINE: [&str; 9] = [
     "rcupdate.rcu_cpu_stall_suppress=1",
 ];
 
-/// What a kernel that `LAB_KERNEL` names is told besides: how fast its clock is, in kHz. KVM is a part of it, and so takes the
-/// speed that was measured first, on a machine that may be busy, for that of all guests; once the kernel has measured better, the
-/// clock of each new guest stands still, for it cannot be scaled (linux 7.2 arch/x86/kvm/x86.c: set_tsc_khz()). The emulator's
-/// clock is that of the machine.
+/// Additional argument for a kernel that `LAB_KERNEL` names: its clock rate in kHz. KVM is built into this kernel, so
+/// it uses the rate that was measured first, on a machine that may be busy, for all guests. When the kernel has
+/// measured the rate more precisely, the clock of each new guest stands still, because it cannot be scaled (linux 7.2
+/// arch/x86/kvm/x86.c: set_tsc_khz()). The emulator's clock is that of the machine.
 #[allow(
     unsafe_code,
     reason = "the time stamp counter has no other way to be read"
@@ -43,7 +44,7 @@ const CMDLINE: [&str; 9] = [
 fn clock_of_own_kernel() -> Option<String> {
     use std::arch::x86_64::_rdtsc;
     env::var_os("LAB_KERNEL").filter(|path| !path.is_empty())?;
-    // SAFETY: every x86-64 processor has RDTSC, and it changes nothing.
+    // SAFETY: every x86-64 processor has RDTSC, and the instruction changes nothing.
     let ticks = || unsafe { _rdtsc() };
     let (started, first) = (Instant::now(), ticks());
     thread::sleep(CLOCK);
@@ -52,24 +53,25 @@ fn clock_of_own_kernel() -> Option<String> {
     Some(format!("tsc_early_khz={khz}"))
 }
 
-/// For how long the machine's clock is watched.
+/// How long the machine's clock is measured.
 const CLOCK: Duration = Duration::from_millis(200);
 
-/// Everything that can be emulated, without the promise that strings of bytes are moved fast: they are moved byte by byte, and a
-/// kernel that is not told otherwise clears and copies its memory with them, five times slower than without.
+/// All features that can be emulated, except those that advertise fast string operations. The emulator moves strings
+/// byte by byte. A kernel that sees these features clears and copies memory with string operations, five times slower
+/// than without.
 const EMULATED_CPU: &str = "max,-erms,-fsrm,-fzrm,-fsrs";
 
-/// What executes the lab host's instructions.
+/// How the lab host's instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accel {
-    /// Software, with an emulated SVM: works everywhere.
+    /// Software emulation, with an emulated SVM. It works everywhere.
     Tcg,
-    /// The machine's own KVM, where it can nest.
+    /// The machine's own KVM, if it supports nesting.
     Kvm,
 }
 
 impl Accel {
-    /// What `LAB_ACCEL` asks for, if the machine can do it.
+    /// The accelerator that `LAB_ACCEL` requests, if the machine supports it.
     pub(crate) fn chosen() -> Result<Self> {
         match env::var("LAB_ACCEL").as_deref() {
             Err(_) | Ok("tcg") => Ok(Self::Tcg),
@@ -103,7 +105,7 @@ impl Accel {
     }
 }
 
-/// Whether one of the KVM modules says that its guests may have KVM too.
+/// Checks that one of the KVM modules allows nested KVM.
 fn nested(modules: &Path) -> Result<()> {
     for name in ["kvm_intel", "kvm_amd"] {
         let path = modules.join(name).join("parameters/nested");
@@ -120,7 +122,7 @@ fn nested(modules: &Path) -> Result<()> {
     bail!("neither kvm_intel nor kvm_amd is loaded here")
 }
 
-/// What a machine is started with.
+/// Parameters of a machine's start.
 pub(crate) struct Boot<'a> {
     pub(crate) assets: &'a Assets,
     pub(crate) profile: &'a Profile,
@@ -130,14 +132,14 @@ pub(crate) struct Boot<'a> {
     pub(crate) dir: &'a Path,
 }
 
-/// A QEMU process; killed when dropped, or when this process dies.
+/// A QEMU process. It is killed when this is dropped, or when this process ends.
 pub(crate) struct Machine {
     child: Child,
     dir: PathBuf,
 }
 
 impl Machine {
-    /// Starts QEMU and returns it with our end of the agent's line.
+    /// Starts QEMU. Returns it with the harness's end of the agent's connection.
     pub(crate) fn start(boot: &Boot<'_>) -> Result<(Self, UnixStream)> {
         for drive in &boot.profile.drives {
             let path = boot.dir.join(boot.profile.drive_file(&drive.id));
@@ -182,7 +184,7 @@ impl Machine {
         Ok((Self { child, dir }, ours))
     }
 
-    /// An error if QEMU has ended, with what it said.
+    /// Returns an error with QEMU's messages if QEMU has ended.
     pub(crate) fn check_alive(&mut self) -> Result<()> {
         match self.child.try_wait().context("cannot look after QEMU")? {
             None => Ok(()),
@@ -190,7 +192,7 @@ impl Machine {
         }
     }
 
-    /// The end of what QEMU and the lab host's console said.
+    /// The last messages of QEMU and of the lab host's console.
     pub(crate) fn last_words(&self) -> String {
         let mut words = String::new();
         for path in [self.dir.join("qemu.log"), serial_log(&self.dir)] {
@@ -208,13 +210,13 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // QEMU may have ended by itself.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Where the lab host's console is written to.
+/// Path of the lab host's console log.
 pub(crate) fn serial_log(dir: &Path) -> PathBuf {
     dir.join("serial.log")
 }
@@ -234,8 +236,8 @@ fn cmdline(profile: &Profile) -> String {
         .join(" ")
 }
 
-/// The agent's port sits in the highest slot that a root complex has left, out of the profiles' way. Without event
-/// indices each frame raises an interrupt, even while an earlier one was not taken: see `agent::NUDGE`.
+/// Arguments for the agent's port. It uses the highest free slot of the root complex, which the profiles do not use.
+/// Without event indices each frame raises an interrupt, even if an earlier one was not handled: see `agent::NUDGE`.
 fn agent_args(fd: i32) -> Vec<String> {
     [
         "-chardev",

@@ -1,4 +1,4 @@
-//! Where things are.
+//! Paths of the workspace, the lab's directories and programs.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub fn lab_dir() -> PathBuf {
         .join("lab")
 }
 
-/// Directory of what is fetched once: `LAB_CACHE`, or `target/lab/cache`.
+/// Directory of downloads: `LAB_CACHE`, or `target/lab/cache`.
 pub(crate) fn cache_dir() -> PathBuf {
     env::var_os("LAB_CACHE").map_or_else(|| lab_dir().join("cache"), PathBuf::from)
 }
@@ -27,7 +27,7 @@ pub(crate) fn resources() -> PathBuf {
     workspace().join("resources/lab")
 }
 
-/// The first executable file of that name on `PATH`, or in the system's directories for administrators.
+/// The first executable file of this name on `PATH` or in the system's administration directories.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

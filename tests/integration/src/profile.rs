@@ -1,8 +1,8 @@
-//! A machine, described: what the lab host consists of.
+//! Description of the machine that plays the lab host.
 //!
-//! A profile is written as TOML under `resources/lab/`, or built in Rust. [`Profile::parse`] and
-//! [`Profile::check`] name the key or the id that is wrong; [`Profile::device_args`] turns a good one into
-//! QEMU arguments without touching anything.
+//! A profile is written as TOML under `resources/lab/`, or built in Rust. [`Profile::parse`] and [`Profile::check`]
+//! name the wrong key or id; [`Profile::device_args`] turns a valid profile into QEMU arguments and has no side
+//! effects.
 
 mod args;
 mod check;
@@ -23,7 +23,7 @@ pub const ROOT_BUS: &str = "pcie.0";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
-    /// One line on what the machine is for.
+    /// The machine's purpose in one line.
     pub description: String,
     /// Processors, memory, kernel command line.
     #[serde(default)]
@@ -47,17 +47,17 @@ pub struct Profile {
     /// PCIe-to-PCI bridges.
     #[serde(default, rename = "pci_bridge", skip_serializing_if = "Vec::is_empty")]
     pub pci_bridges: Vec<PciBridge>,
-    /// Disk images, made empty for every lab.
+    /// Disk images, created empty for every lab.
     #[serde(default, rename = "drive", skip_serializing_if = "Vec::is_empty")]
     pub drives: Vec<Drive>,
-    /// Memory that a device shows in a BAR and the harness can read as a file.
+    /// Memory that a device exposes in a BAR and that the harness can read as a file.
     #[serde(
         default,
         rename = "shared_memory",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub shared_memories: Vec<SharedMemory>,
-    /// Everything that sits in a slot.
+    /// All devices in slots.
     #[serde(default, rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
 }
@@ -68,20 +68,20 @@ pub struct Profile {
 pub struct Machine {
     /// Size of the lab host's memory in MiB.
     pub memory_mib: u32,
-    /// Processors of the lab host. With more than one, the emulation of nested virtualisation now and then leaves all
-    /// halted for good; the more a guest leaves for its VMM to do, the likelier.
+    /// Processors of the lab host. With more than one, the emulation of nested virtualisation sometimes leaves all of
+    /// them halted for good. The risk grows with the work that a guest leaves to its VMM.
     pub cpus: u32,
-    /// Width of a physical address in bits, as the processors tell it; the emulator's 40 if absent. The firmware puts
-    /// 64-bit BARs below its end, so a client machine has 39 here and in its IOMMU.
+    /// Width of a physical address in bits, as the processors report it; the emulator's 40 if absent. The firmware
+    /// places 64-bit BARs below the end of this range, so a client machine has 39 here and in its IOMMU.
     pub address_bits: Option<u8>,
-    /// Family of the processors, if it matters: Linux counts on the root complexes of AMD's from 23 on to route between
-    /// devices. With `LAB_ACCEL=kvm` the vendor is the host's all the same.
+    /// Processor family, if it matters: Linux relies on root complexes of AMD processors from family 23 on to route
+    /// between devices. With `LAB_ACCEL=kvm` the vendor is still the host's.
     pub cpu_family: Option<u8>,
     /// Whether systemd is the first process, with the agent beside it.
     pub systemd: bool,
-    /// Whether the way of each DMA request is written to a file: see [`Lab::trace`](crate::Lab::trace).
+    /// Whether the route of each DMA request is written to a file: see [`Lab::trace`](crate::Lab::trace).
     pub trace: bool,
-    /// Added to the kernel command line, one word each.
+    /// Words added to the kernel command line.
     pub cmdline: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ impl Default for Machine {
 pub struct Iommu {
     /// Width of an I/O virtual address in bits: 39 or 48.
     pub address_bits: u8,
-    /// Whether devices may translate for themselves (ATS).
+    /// Whether devices may translate addresses themselves (ATS).
     pub device_iotlb: bool,
 }
 
@@ -118,7 +118,7 @@ impl Default for Iommu {
     }
 }
 
-/// A PCI expander: a root complex with buses of its own.
+/// A PCI expander: a root complex with its own buses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootComplex {
@@ -140,7 +140,7 @@ pub struct RootPort {
     /// Slot and function as QEMU spells them, `4.0`; chosen by QEMU if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addr: Option<String>,
-    /// Other functions share the slot.
+    /// Whether other functions share the slot.
     #[serde(default)]
     pub multifunction: bool,
     /// Its ACS capability bits: see [`Switch::acs`]. Stock QEMU has `none` and `standard`.
@@ -158,11 +158,11 @@ pub struct Switch {
     pub bus: String,
     /// Names of the buses below its downstream ports, in slot order.
     pub downstream: Vec<String>,
-    /// ACS capability bits of its downstream ports: `none`, which is all that stock QEMU has, `standard` (what switches on
-    /// the market have: all but egress control), `all`, or what [`AcsBits`] parses.
+    /// ACS capability bits of its downstream ports: `none` (the only value for stock QEMU), `standard` (as in
+    /// commercial switches: all but egress control), `all`, or a value that [`AcsBits`] parses.
     #[serde(default, deserialize_with = "acs_caps")]
     pub acs: AcsBits,
-    /// Downstream ports that have others, by name.
+    /// Downstream ports with other ACS capability bits, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub port_acs: BTreeMap<String, PortAcs>,
 }
@@ -179,13 +179,13 @@ impl Switch {
 #[serde(transparent)]
 pub struct PortAcs(#[serde(deserialize_with = "acs_caps")] pub AcsBits);
 
-/// ACS capability bits that switches and root ports on the market have.
+/// ACS capability bits of commercial switches and root ports.
 pub const STANDARD_ACS: AcsBits = AcsBits::from_bits(0x5f);
 
 /// AMD Zen 3 (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
 const ROUTING_CPU_FAMILY: u8 = 25;
 
-/// All that the lab's ports can have.
+/// All ACS capability bits that the lab's ports support.
 const ALL_ACS: AcsBits = AcsBits::from_bits(0x7f);
 
 fn standard_acs() -> AcsBits {
@@ -215,7 +215,7 @@ pub struct PciBridge {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
-    /// What [`Device::drive`] calls it.
+    /// Name that [`Device::drive`] refers to.
     pub id: String,
     /// Its size in MiB.
     pub size_mib: u32,
@@ -225,13 +225,13 @@ pub struct Drive {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SharedMemory {
-    /// What a device's `memdev` property calls it.
+    /// Name that a device's `memdev` property refers to.
     pub id: String,
     /// Its size in MiB.
     pub size_mib: u32,
 }
 
-/// Anything QEMU can put in a slot.
+/// Any device that QEMU can put in a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
@@ -260,7 +260,7 @@ pub enum Property {
     Switch(bool),
     /// A number.
     Number(i64),
-    /// Anything else, spelled as QEMU spells it.
+    /// Any other value, in QEMU's syntax.
     Text(String),
 }
 
@@ -280,7 +280,7 @@ fn root_bus() -> String {
 }
 
 impl Profile {
-    /// Whether it takes the lab's own QEMU, whose switches route.
+    /// Whether it needs the lab's own QEMU, whose switches route.
     #[must_use]
     pub fn needs_routing(&self) -> bool {
         let stock = |acs: AcsBits| acs == AcsBits::default() || acs == STANDARD_ACS;
@@ -296,8 +296,8 @@ impl Profile {
                 .any(|device| device.model == "lab-endpoint")
     }
 
-    /// Gives the downstream ports of all switches full ACS, and the machine a root complex of which Linux knows that it
-    /// routes between devices.
+    /// Gives the downstream ports of all switches full ACS, and the machine a root complex that Linux knows to route
+    /// between devices.
     pub fn give_acs(&mut self) {
         for switch in &mut self.switches {
             switch.acs = ALL_ACS;
@@ -308,7 +308,7 @@ impl Profile {
     /// Reads `resources/lab/<name>.toml`.
     ///
     /// # Errors
-    /// There is no such file, or see [`Profile::parse`].
+    /// The file does not exist, or as [`Profile::parse`].
     pub fn named(name: &str) -> anyhow::Result<Self> {
         let path = crate::paths::resources().join(format!("{name}.toml"));
         Self::read(&path)
@@ -317,7 +317,7 @@ impl Profile {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, or see [`Profile::parse`].
+    /// It cannot be read, or as [`Profile::parse`].
     pub fn read(path: &std::path::Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -327,7 +327,7 @@ impl Profile {
     /// Reads a profile and checks it.
     ///
     /// # Errors
-    /// The TOML is malformed, has a key that means nothing, or describes a machine that cannot be built.
+    /// The TOML is malformed, has an unknown key, or describes a machine that cannot be built.
     pub fn parse(text: &str) -> Result<Self, ProfileError> {
         let profile: Self = toml::from_str(text)?;
         profile.check()?;

@@ -1,4 +1,4 @@
-//! What a person sees while something takes its time.
+//! Shows the progress of operations that take time.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -6,13 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a line is repeated where it cannot be overwritten: in a log file.
+/// Interval at which a line is repeated where it cannot be overwritten: in a log file.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often something that goes on shows it.
+/// Interval at which a running operation shows its progress.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Progress on standard error; on a terminal the current line is overwritten as it advances.
+/// Progress on standard error. On a terminal the current line is overwritten as the operation advances.
 pub struct Progress {
     terminal: bool,
     line: Mutex<Line>,
@@ -20,7 +20,7 @@ pub struct Progress {
 
 #[derive(Default)]
 struct Line {
-    /// A line is on the terminal that the next one replaces.
+    /// The terminal shows a line that the next one replaces.
     open: bool,
     what: String,
     shown: Option<Instant>,
@@ -42,7 +42,7 @@ impl Progress {
         }
     }
 
-    /// A step begins or a fact is known: always shown, on a line of its own.
+    /// Shows the start of a step or a fact, always on its own line.
     pub fn step(&self, text: &str) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.open {
@@ -52,24 +52,24 @@ impl Progress {
         eprintln!("{text}");
     }
 
-    /// How far something has come, in whatever unit; call it as often as there is news.
+    /// Shows how much of an operation is done, in any unit. Callers may call it as often as the amount changes.
     pub fn amount(&self, what: &str, done: u64, total: u64) {
         let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
         self.moving(what, &format!("{}%", percent.min(100)));
     }
 
-    /// Something goes on that has no known end.
+    /// Shows that an operation without a known end is running.
     pub fn alive(&self, what: &str, since: Instant) {
         self.moving(what, &format!("{} s", since.elapsed().as_secs()));
     }
 
-    /// Something goes on that has come through so many pieces of an unknown number.
+    /// Shows that an operation has processed `done` items of an unknown number.
     pub fn count(&self, what: &str, done: u32, since: Instant) {
         let seconds = since.elapsed().as_secs();
         self.moving(what, &format!("{done}, {seconds} s"));
     }
 
-    /// Shows that something goes on while it does.
+    /// Shows that `work` is running while it runs.
     pub fn during<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
         let (done, ended) = mpsc::channel::<()>();
@@ -85,7 +85,7 @@ impl Progress {
         })
     }
 
-    /// Takes the moving line away, so that something else can be printed in its place.
+    /// Removes the current line, so that other output can take its place.
     pub fn clear(&self) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.open {
@@ -99,7 +99,7 @@ impl Progress {
         let fresh = line.what != what;
         if self.terminal {
             eprint!("\r{what}: {state}\x1b[K");
-            // A terminal that cannot be written to shows no progress; the work goes on.
+            // A terminal that cannot be written to shows no progress; the operation continues.
             drop(stderr().flush());
             line.open = true;
             line.what = what.to_owned();

@@ -1,16 +1,16 @@
-//! What the harness and the agent in the lab host say to each other.
+//! Protocol between the harness and the agent in the lab host.
 //!
-//! A frame is a little-endian `u32` with the size of the header in bytes, a `u32` with the size of the
-//! payload in bytes, the header as JSON, and the payload as it is. Every request carries an id and is
-//! answered by exactly one reply with that id; replies come in any order, so a slow command does not hold
-//! up a quick one. Sizes are bounded on both sides: neither end trusts the other to be sane.
+//! A frame is a little-endian `u32` with the size of the header in bytes, a `u32` with the size of the payload in
+//! bytes, the header as JSON, and the payload as it is. Every request carries an id and is answered by exactly one
+//! reply with that id. Replies may come in any order, so a slow command does not delay a quick one. Both sides bound
+//! all sizes and trust no input of the other side.
 
 use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The virtio-serial port's name, as QEMU is told and as the agent looks for it in sysfs.
+/// Name of the virtio-serial port, in QEMU's arguments and in sysfs.
 pub const PORT_NAME: &str = "lab.agent";
 
 /// Largest header accepted, in bytes: command lines and environments.
@@ -19,50 +19,50 @@ pub const MAX_HEADER_BYTES: usize = 1 << 20;
 /// Largest payload accepted, in bytes: two captured streams at their limit, or one file chunk.
 pub const MAX_PAYLOAD_BYTES: usize = 40 << 20;
 
-/// How much of each output stream of a command is kept, in bytes; what follows is dropped and said so.
+/// Number of bytes kept of each output stream of a command; the rest is dropped and the reply reports it.
 pub const MAX_CAPTURE_BYTES: usize = 16 << 20;
 
-/// Size of the pieces in which files travel, in bytes.
+/// Size of the pieces in which files are transferred, in bytes.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
-/// What the harness asks for.
+/// A request of the harness.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Do nothing; that it arrives is what it is for.
+    /// Does nothing; only its arrival matters.
     Nudge,
-    /// Run a command to its end; the payload is its standard input.
+    /// Runs a command until it ends. The payload is its standard input.
     Run(Invocation),
-    /// Start a command and leave it running; the payload is its standard input.
+    /// Starts a command and leaves it running. The payload is its standard input.
     Spawn(Invocation),
-    /// What a spawned command has written since the last poll, and whether it has ended.
+    /// Returns the output of a spawned command since the last poll, and whether it has ended.
     Poll {
         /// Handle from [`Reply::Spawned`].
         process: u64,
-        /// How long to wait for something to report, in milliseconds.
+        /// How long to wait for output or the end of the command, in milliseconds.
         wait_ms: u64,
     },
-    /// Send a signal to the process group of a spawned command.
+    /// Sends a signal to the process group of a spawned command.
     Signal {
         /// Handle from [`Reply::Spawned`].
         process: u64,
         /// Signal number.
         signal: i32,
     },
-    /// Write the payload into a file at `offset`; offset 0 creates or truncates it.
+    /// Writes the payload into a file at `offset`. Offset 0 creates or truncates it.
     Put {
-        /// Absolute path; missing directories are made.
+        /// Absolute path. Missing directories are created.
         path: String,
         /// Permission bits.
         mode: u32,
-        /// Where the payload goes, in bytes.
+        /// Offset of the payload in the file, in bytes.
         offset: u64,
     },
-    /// Read at most [`CHUNK_BYTES`] of a file.
+    /// Reads at most [`CHUNK_BYTES`] of a file.
     Get {
         /// Absolute path.
         path: String,
-        /// Where to start, in bytes.
+        /// Offset of the first byte to read.
         offset: u64,
     },
 }
@@ -73,13 +73,13 @@ pub enum Request {
 pub struct Invocation {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Added to the agent's environment.
+    /// Variables added to the agent's environment.
     pub env: Vec<(String, String)>,
     /// The command's whole process group is killed after this many milliseconds.
     pub timeout_ms: u64,
 }
 
-/// What the agent answers.
+/// A reply of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
@@ -96,7 +96,7 @@ pub enum Reply {
         exit: Option<Exit>,
         /// Size of the part of the payload that is standard output, in bytes.
         stdout_bytes: usize,
-        /// Some output went over [`MAX_CAPTURE_BYTES`] and was dropped.
+        /// Whether output beyond [`MAX_CAPTURE_BYTES`] was dropped.
         truncated: bool,
     },
     /// A command was started.
@@ -104,16 +104,16 @@ pub enum Reply {
         /// Handle for [`Request::Poll`] and [`Request::Signal`].
         process: u64,
     },
-    /// The request was carried out and there is nothing to say.
+    /// The request was carried out; there is no result.
     Done,
-    /// The payload is the part of the file asked for.
+    /// The payload is the requested part of the file.
     Content {
-        /// Nothing follows.
+        /// Whether this is the last part of the file.
         end: bool,
     },
-    /// The request could not be carried out.
+    /// The request failed.
     Failed {
-        /// What was attempted and the system's error.
+        /// The attempted operation and the system's error.
         message: String,
     },
 }
@@ -140,7 +140,7 @@ impl std::fmt::Display for Exit {
     }
 }
 
-/// A message with the id that ties a reply to its request.
+/// A message with the id that links a reply to its request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope<T> {
@@ -153,7 +153,7 @@ pub struct Envelope<T> {
 /// Writes one frame.
 ///
 /// # Errors
-/// `InvalidInput` if the message is larger than the protocol allows, else what the stream says.
+/// `InvalidInput` if the message is larger than the protocol allows, else the error of the stream.
 pub fn write_frame<T: Serialize>(
     stream: &mut impl Write,
     id: u64,
@@ -186,8 +186,8 @@ pub fn write_frame<T: Serialize>(
 /// Reads one frame; `None` at a clean end of the stream.
 ///
 /// # Errors
-/// `InvalidData` for a frame that breaks the protocol, `UnexpectedEof` for one that is cut short, else what
-/// the stream says.
+/// `InvalidData` for a frame that violates the protocol, `UnexpectedEof` for one that is cut short, else the error of
+/// the stream.
 pub fn read_frame<T: DeserializeOwned>(
     stream: &mut impl Read,
 ) -> io::Result<Option<(Envelope<T>, Vec<u8>)>> {

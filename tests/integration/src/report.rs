@@ -1,14 +1,15 @@
-//! What programs of the lab find out: `guest-probe` in a guest, one JSON object per line of its output, and contracts in a host.
+//! Results that the lab's programs report: `guest-probe` in a guest, one JSON object per line of its output, and
+//! contract checks in a host.
 
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-/// One line.
+/// One line of a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 pub enum Finding {
-    /// A device that was found and made ready.
+    /// A device that was found and prepared.
     Device {
         /// Its address in the guest.
         bdf: String,
@@ -19,7 +20,7 @@ pub enum Finding {
     Memory {
         /// The device.
         device: String,
-        /// How it went.
+        /// Result of the transfer.
         result: Outcome,
         /// The word sent.
         wrote: String,
@@ -30,11 +31,11 @@ pub enum Finding {
     Peer {
         /// The device that did the DMA.
         initiator: String,
-        /// The device whose register it aimed at.
+        /// The device whose register was the target of the DMA.
         target: String,
         /// Direction of the data.
         access: Access,
-        /// How it went.
+        /// Result of the transfer.
         result: Outcome,
         /// The word sent.
         wrote: String,
@@ -43,16 +44,16 @@ pub enum Finding {
         /// The word that should be there.
         expected: String,
     },
-    /// A device stored a word at an address and fetched what is there then.
+    /// A device wrote a word to an address and read it back.
     Aimed {
         /// The device.
         initiator: String,
-        /// The word that it fetched; what it had before if nothing came.
+        /// The word that it read; its previous value if no data came.
         read: String,
-        /// What a register that inverts the word would have.
+        /// The word that a register that inverts it would return.
         expected: String,
     },
-    /// What a device's inverting register holds.
+    /// Value of a device's inverting register.
     Liveness {
         /// The device.
         device: String,
@@ -61,69 +62,70 @@ pub enum Finding {
     },
     /// A drive transferred a block from or to another drive's memory.
     Transfer {
-        /// The drive whose memory it was.
+        /// The drive whose memory was used.
         memory: String,
         /// The drive that did the DMA.
         drive: String,
-        /// Direction of the data as the drive's file sees it: `read` is from the drive into its peer's memory.
+        /// Direction of the data relative to the drive's file: `read` is from the drive into its peer's memory.
         access: Access,
-        /// How it went.
+        /// Result of the transfer.
         result: Outcome,
-        /// What the kernel said.
+        /// The kernel's error.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    /// A device wrote to memory that is mapped for it at an I/O virtual address, and read it.
+    /// A device wrote to and read from memory that is mapped for it at an I/O virtual address.
     Mapped {
         /// The address.
         iova: String,
-        /// Whether the memory has what was written.
+        /// Whether the memory contains the data written.
         written: bool,
-        /// Whether what was read is what the memory has.
+        /// Whether the data read equals the contents of the memory.
         read: bool,
     },
-    /// A function read from a BAR of another one at its bus address, and wrote there if that can be told.
+    /// A function read from a BAR of another function at its bus address, and wrote there if the effect can be
+    /// observed.
     Reach {
         /// The function that did the DMA.
         initiator: String,
-        /// The function whose BAR it aimed at.
+        /// The function whose BAR was the target.
         target: String,
         /// Whether the request arrived.
         arrived: bool,
     },
-    /// What was found of a part of a device.
+    /// Value of a feature of a device.
     Feature {
         /// The device.
         device: String,
-        /// What is looked at.
+        /// The feature.
         name: String,
-        /// What was found.
+        /// Its value.
         value: String,
     },
-    /// Something happened.
+    /// An event at a point in time.
     At {
-        /// What.
+        /// The event.
         what: String,
-        /// When: milliseconds since the machine was started.
+        /// Time since the machine was started, in milliseconds.
         ms: u64,
     },
-    /// Something was done to a device while its peer did DMA into it.
+    /// A disruptive operation on a device while its peer did DMA into it.
     Upset {
-        /// What was done.
+        /// The operation.
         what: String,
-        /// How often.
+        /// Number of repetitions.
         rounds: u32,
-        /// Whether DMA between peers works after.
+        /// Whether DMA between peers works afterwards.
         result: Outcome,
-        /// What went wrong.
+        /// The error, if there was one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
     /// An interrupt of the guest.
     Interrupt {
-        /// What its driver calls it.
+        /// Name that its driver gives it.
         name: String,
-        /// The chip and the kind of it, as the kernel says it.
+        /// Interrupt chip and kind, as the kernel reports them.
         kind: String,
         /// How often it fired.
         count: u64,
@@ -134,9 +136,9 @@ pub enum Finding {
         devices: usize,
         /// Checks made.
         checks: usize,
-        /// Checks that went well.
+        /// Checks that succeeded.
         ok: usize,
-        /// Something other than a check went wrong.
+        /// An error other than a failed check.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
@@ -152,24 +154,24 @@ pub enum Access {
     Read,
 }
 
-/// How a transfer went.
+/// Result of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The data arrived.
     Ok,
-    /// Nothing arrived: what was there before is still there, or a read was answered with nothing.
+    /// No data arrived: the target keeps its previous value, or the read returned no data.
     Nothing,
-    /// The transfer ended without an error, and the data did not arrive.
+    /// The transfer ended without an error, but the data did not arrive.
     Lost,
-    /// Something arrived that nobody sent.
+    /// Data arrived that no device sent.
     Garbled,
     /// The device did not end the transfer in time.
     TimedOut,
 }
 
 impl Finding {
-    /// Findings among the lines of a console; everything else there is not ours.
+    /// Findings among the lines of a console; all other lines are skipped.
     #[must_use]
     pub fn in_console(text: &str) -> Vec<Self> {
         text.lines()
@@ -177,7 +179,7 @@ impl Finding {
             .collect()
     }
 
-    /// How transfers between devices and registers of their peers went, as a console tells.
+    /// Results of the transfers between devices and registers of their peers, from a console.
     #[must_use]
     pub fn of_peers(text: &str) -> Vec<(Access, Outcome)> {
         let findings = Self::in_console(text).into_iter();
@@ -188,7 +190,7 @@ impl Finding {
         of_peers.collect()
     }
 
-    /// How devices fared with guest memory, as a console tells.
+    /// Results of the transfers between devices and guest memory, from a console.
     #[must_use]
     pub fn of_memory(text: &str) -> Vec<Outcome> {
         let findings = Self::in_console(text).into_iter();
@@ -200,7 +202,7 @@ impl Finding {
     }
 }
 
-/// Prints what came of the checks of a contract, one line for each; the exit code says whether all went well.
+/// Prints the results of the checks of a contract, one per line. The exit code says whether all succeeded.
 #[must_use]
 pub fn tell(results: &[(&str, Result<(), String>)]) -> ExitCode {
     let mut code = ExitCode::SUCCESS;

@@ -1,12 +1,12 @@
-//! What a lab host's functions are set to.
+//! Settings of a lab host's functions.
 
 use anyhow::Result;
 
 use crate::host::Lab;
 
 impl Lab {
-    /// Driver, `driver_override`, power and ACS of every function, and whether drivers take what is found: all that
-    /// whoever changes a host must leave as it was or say. Groups are not in it.
+    /// Driver, `driver_override`, power and ACS of every function, and whether drivers are probed automatically: the
+    /// settings that a program that changes a host must restore or report. Groups are not included.
     ///
     /// # Errors
     /// The host is gone.

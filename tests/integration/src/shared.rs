@@ -1,4 +1,4 @@
-//! A lab host that several tests of one program use, one after the other.
+//! A lab host that several tests of one program share, one after the other.
 
 use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -7,8 +7,8 @@ use std::thread;
 use crate::host::Lab;
 use crate::profile::Profile;
 
-/// A lab booted by the first test that asks; kept in a `static`. It lives as long as the test program and
-/// keeps its slot, so such a program boots no other lab of its own.
+/// A lab in a `static`, booted by the first test that uses it. It lives as long as the test program and keeps its slot,
+/// so such a program boots no other lab.
 pub struct SharedLab {
     profile: &'static str,
     name: &'static str,
@@ -18,21 +18,21 @@ pub struct SharedLab {
     turn: Mutex<()>,
 }
 
-/// Whether a test program is the variant for ports with ACS. Such a program includes the file of the plain one, and its name
-/// is that with `_acs` behind it: `env!("CARGO_CRATE_NAME")`.
+/// Whether a test program is the variant for ports with ACS. Such a program includes the file of the plain one, and its
+/// name (`env!("CARGO_CRATE_NAME")`) is that of the plain one followed by `_acs`.
 #[must_use]
 pub const fn is_acs_variant(program: &str) -> bool {
     matches!(program.as_bytes(), [.., b'_', b'a', b'c', b's'])
 }
 
-/// One test's turn with the lab.
+/// Exclusive use of the lab by one test.
 pub struct Turn<'a> {
     lab: &'a Lab,
     _turn: MutexGuard<'a, ()>,
 }
 
 impl SharedLab {
-    /// A lab of a profile under `resources/lab`, to be booted later.
+    /// A lab of a profile under `resources/lab`. It is booted on first use.
     #[must_use]
     pub const fn new(profile: &'static str, name: &'static str) -> Self {
         Self {
@@ -45,15 +45,15 @@ impl SharedLab {
         }
     }
 
-    /// The same with systemd as its first process.
+    /// Makes systemd the first process of the lab.
     #[must_use]
     pub const fn with_systemd(mut self) -> Self {
         self.systemd = true;
         self
     }
 
-    /// The same machine with ACS, egress control included, at the downstream ports of its switches, and a root complex that
-    /// routes: what goes straight without ACS goes through the IOMMU there.
+    /// With `acs`, adds ACS, egress control included, to the downstream ports of the machine's switches, and a root
+    /// complex that routes: requests that take the direct route without ACS go through the IOMMU then.
     #[must_use]
     pub const fn with_acs(mut self, acs: bool) -> Self {
         self.acs = acs;
@@ -63,7 +63,7 @@ impl SharedLab {
     /// Waits for this test's turn.
     ///
     /// # Panics
-    /// The lab cannot be booted: tests that need one fail then, all with the same reason.
+    /// The lab cannot be booted. All tests that need it then fail with the same reason.
     pub fn turn(&self) -> Turn<'_> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let lab = self.lab.get_or_init(|| {
@@ -94,7 +94,7 @@ impl Deref for Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        // A lab in a static is never dropped, so its post-mortem is made at the end of the turn that failed.
+        // A lab in a static is never dropped, so its post-mortem is saved at the end of the turn that failed.
         if thread::panicking() {
             self.lab.post_mortem();
         }

@@ -1,4 +1,4 @@
-//! Ways of DMA requests, as the lab's QEMU writes them to a file while the host runs.
+//! Routes of DMA requests, which the lab's QEMU writes to a file while the host runs.
 
 use std::fs;
 use std::str::FromStr;
@@ -8,33 +8,33 @@ use iommu_group::Sbdf;
 
 use crate::host::Lab;
 
-/// Name of the file in the directory of a lab.
+/// Name of the trace file in a lab's directory.
 pub(crate) const FILE: &str = "fabric.log";
 
-/// Where a request went.
+/// Route of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
-    /// To a peer, without the IOMMU.
+    /// Directly to a peer, without the IOMMU.
     Straight,
-    /// To the root complex, which hands it to the IOMMU unless it is translated.
+    /// To the root complex, which passes it to the IOMMU unless its address is translated.
     Up,
-    /// Nowhere: an Unsupported Request or an ACS violation.
+    /// Blocked: an Unsupported Request or an ACS violation.
     Blocked,
 }
 
 /// A DMA request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TracedRequest {
-    /// Where it went.
+    /// Route of the request.
     pub way: Way,
     /// The function that sent it.
     pub from: Sbdf,
-    /// The port, or the function of a device, that decided: the egress port if it went straight.
+    /// The port, or the function of a device, that decided the route: the egress port for a direct route.
     pub at: Sbdf,
-    /// The address in it: a bus address if it is translated, else an I/O virtual address. The emulator asks for the way of
-    /// a page or of a window once and keeps it for one access, so this is the first address of an access.
+    /// Address of the request: a bus address if it is translated, else an I/O virtual address. The emulator determines
+    /// the route of a page or of a window once and keeps it for one access, so this is the first address of an access.
     pub address: u64,
-    /// Whether it writes.
+    /// Whether it is a write.
     pub write: bool,
     /// Whether its address was translated by ATS.
     pub translated: bool,
@@ -43,7 +43,7 @@ pub struct TracedRequest {
 impl FromStr for TracedRequest {
     type Err = anyhow::Error;
 
-    /// `straight 03:00.0 at 02:01.0 0xfe000000 write untranslated`, the format of the trace event `lab_fabric`.
+    /// Parses `straight 03:00.0 at 02:01.0 0xfe000000 write untranslated`, the format of the trace event `lab_fabric`.
     fn from_str(line: &str) -> Result<Self> {
         let mut words = line.split_ascii_whitespace();
         let mut word = || words.next().ok_or_else(|| anyhow!("cut short: {line:?}"));
@@ -70,10 +70,10 @@ impl FromStr for TracedRequest {
 }
 
 impl Lab {
-    /// Requests since the host was started, in their order; the profile has `trace` on.
+    /// Requests since the start of the host, in order. The profile must have `trace` on.
     ///
     /// # Errors
-    /// The profile has it off, or the file has a line that is none.
+    /// The profile has it off, or the file has an invalid line.
     pub fn trace(&self) -> Result<Vec<TracedRequest>> {
         let path = self.dir().join(FILE);
         let text = fs::read_to_string(&path)

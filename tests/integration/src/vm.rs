@@ -1,21 +1,21 @@
-//! A guest to start in the lab host with `p2p-vmm`, or a VMM with the same command line.
+//! A guest to start in the lab host with `p2p-vmm` or with a VMM that has the same command line.
 
 use std::env;
 use std::time::Duration;
 
 use crate::initramfs::{GUEST_INITRAMFS, GUEST_KERNEL};
 
-/// How long a guest may take from the start of its VMM to power-off. It takes half a minute of a processor, of which a
-/// machine that does other work gives a part.
+/// How long a guest may take from the start of its VMM to power-off. It needs half a minute of processor time, and
+/// other work on the machine competes for the processor.
 pub const GUEST: Duration = Duration::from_secs(600);
 
-/// A guest's kernel command line up to words of a test's own.
-/// What the kernel says of refused transfers (level 3) would come into the middle of the lines that a probe prints; as in
-/// the host, a processor that has to wait is no stall.
+/// A guest's kernel command line, before the words that a test adds. Kernel messages about refused transfers (level 3)
+/// would interrupt the lines that a probe prints. Stall warnings are off as in the host: a processor that waits is not
+/// stalled.
 pub const CMDLINE: &str =
     "console=ttyS0 loglevel=3 panic=-1 mitigations=off rcupdate.rcu_cpu_stall_suppress=1";
 
-/// The command line of a VMM, in the making.
+/// Builder for the command line of a VMM.
 #[derive(Debug, Clone)]
 pub struct Vm {
     guest: String,
@@ -29,8 +29,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A guest of 512 MiB that runs a line of shell, of 31 words at most, and powers off. Its devices are assigned as
-    /// `LAB_IOMMUFD` says, or as the VMM chooses.
+    /// A guest with 512 MiB that runs a shell command line of at most 31 words and powers off. `LAB_IOMMUFD` says how
+    /// its devices are assigned; if it is not set, the VMM chooses.
     #[must_use]
     pub fn new(guest: &str) -> Self {
         let iommufd = env::var("LAB_IOMMUFD").ok();
@@ -54,7 +54,7 @@ impl Vm {
         self
     }
 
-    /// The `--platform` option, whatever `LAB_IOMMUFD` says; without one the VMM chooses.
+    /// Sets the `--platform` option, whatever `LAB_IOMMUFD` says. With `None`, the VMM chooses.
     #[must_use]
     pub fn platform(mut self, option: Option<&str>) -> Self {
         self.platform = option.map(str::to_owned);
@@ -94,7 +94,8 @@ impl Vm {
         self
     }
 
-    /// Puts another program, with its first arguments, in the place of p2p-vmm: one that understands the same.
+    /// Replaces p2p-vmm with another program that accepts the same options. `words` are the program and its first
+    /// arguments.
     #[must_use]
     pub fn vmm(mut self, words: &[&str]) -> Self {
         self.vmm = words.iter().map(|word| (*word).to_owned()).collect();

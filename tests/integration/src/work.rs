@@ -1,15 +1,16 @@
-//! What a guest does all the while: it counts, and copies a file on the drive whose serial number begins with `work`,
-//! compares and begins again.
+//! Continuous work of a guest: it counts, writes a file to the drive whose serial number begins with `work`, compares
+//! the copy, and starts again.
 //!
-//! What goes wrong is a panic: it fails the test.
+//! Any failure panics, which fails the test.
 
 use std::time::Instant;
 
 use crate::live::{Live, PATIENCE};
 
-/// A file is written to sixteen places of the drive, one after the other, and read back. They are behind the first
-/// 256 KiB: there guest-probe tries to write, and where pages are on their way to the drive the kernel does by itself what
-/// the drive was not allowed to (linux 7.2 block/fops.c: `blkdev_direct_write` turns to the page cache on `EBUSY`).
+/// Shell script that writes a file to sixteen places of the drive, one after the other, and reads it back. The places
+/// are behind the first 256 KiB, because guest-probe tries to write there. While pages of a region are being written to
+/// the drive, the kernel does by itself what the drive was not allowed to do (linux 7.2 block/fops.c:
+/// `blkdev_direct_write` turns to the page cache on `EBUSY`).
 const LOOP: &str = "d=/dev/$(basename $(dirname $(grep -l work /sys/class/nvme/*/serial)))n1; \
     (i=0; w=0; read p x < /proc/uptime; p=${p%.*}${p#*.}; \
     while :; do i=$((i+1)); k=$((i%16+1)); \
@@ -18,23 +19,24 @@ const LOOP: &str = "d=/dev/$(basename $(dirname $(grep -l work /sys/class/nvme/*
     read n x < /proc/uptime; n=${n%.*}${n#*.}; g=$((n-p)); p=$n; [ $g -le $w ] || w=$g; \
     echo $i $w > /tmp/work.new; mv /tmp/work.new /tmp/work; done) >/dev/null 2>&1 & true";
 
-/// The work of a guest.
+/// The running work of a guest.
 pub struct Work {
     count: u64,
 }
 
 impl Work {
-    /// Begins it in a guest that has the drive.
+    /// Starts the work in a guest that has the drive.
     pub fn start(live: &mut Live<'_>) -> Self {
         live.guest("dd if=/dev/urandom of=/tmp/file bs=64k count=4 2>/dev/null");
         live.guest(LOOP);
         Self { count: 0 }
     }
 
-    /// Expects it to have gone on since the last time: without an error, and without a pause as long as a request that
-    /// is lost makes one. Returns how often it was done so far, and the longest pause in hundredths of a second.
+    /// Checks that the work has continued since the last call, without an error and without a pause as long as the
+    /// timeout of a lost request. Returns the number of rounds so far, and the longest pause in hundredths of a second.
     pub fn goes_on(&mut self, live: &mut Live<'_>) -> (u64, u64) {
-        // linux 7.2 drivers/nvme/host/core.c: nvme_io_timeout. Less is how busy the machine is that emulates all this.
+        // linux 7.2 drivers/nvme/host/core.c: nvme_io_timeout. Shorter pauses come from the load of the emulating
+        // machine.
         const LONGEST_CENTISECONDS: u64 = 3000;
         let started = Instant::now();
         let (count, longest) = loop {
@@ -59,7 +61,7 @@ impl Work {
     }
 }
 
-/// Rounds and longest pause, if they are there yet.
+/// Number of rounds and longest pause, if they are available.
 fn progress(text: &str) -> Option<(u64, u64)> {
     text.lines().find_map(|line| {
         let (count, longest) = line.trim().split_once(' ')?;

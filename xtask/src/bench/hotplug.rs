@@ -14,7 +14,7 @@ use ioctls::Ioctls;
 use vmm::{Guest, MEMORY_KB, Vmm};
 
 const DRIVE: &str = "0000:03:00.0";
-/// In the same group, so it must be bound to vfio-pci too.
+/// A drive in the same group, which must be bound to vfio-pci too.
 const NEIGHBOUR: &str = "0000:04:00.0";
 /// Add and remove cycles within a round; the median counts.
 const CYCLES: usize = 5;

@@ -99,7 +99,7 @@ fn measure(lab: &Lab, rounds: u8) -> Result<Vec<[Ratios; 2]>> {
                 let (some, _) = set.split_at(more);
                 join.by_steps += apply(lab, "--join", some)?;
             }
-            // The first is then alone in its group.
+            // The first endpoint is then alone in its group.
             for endpoint in set.iter().skip(1) {
                 isolate.by_steps += apply(lab, "--isolate", &[endpoint])?;
             }

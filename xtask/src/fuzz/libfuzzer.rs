@@ -1,4 +1,4 @@
-//! The fuzz targets as a program with libFuzzer in it: built, and run.
+//! Builds and runs the fuzz targets as one program with libFuzzer.
 
 use std::env;
 use std::fs::{self, File};
@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::report::Run;
 
-/// Flags by which stable rustc instruments all code for libFuzzer: a counter for each edge, a table of their addresses,
-/// and the operands of comparisons.
+/// Flags with which stable rustc instruments all code for libFuzzer: a counter for each edge, a table of edge
+/// addresses, and the operands of comparisons.
 const INSTRUMENT: [&str; 5] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -19,18 +19,18 @@ const INSTRUMENT: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// Longest input, in bytes. Seeds are no longer.
+/// Maximum length of an input, in bytes. Seeds are not longer.
 const MAX_INPUT_BYTES: u32 = 8192;
-/// Most memory of the process.
+/// Memory limit of the process.
 const MAX_MEMORY_MIB: u32 = 1024;
-/// Most memory of one allocation.
+/// Limit of one allocation.
 const MAX_ALLOCATION_MIB: u32 = 64;
-/// Longest time for one input.
+/// Time limit for one input.
 const MAX_SECONDS: u32 = 20;
 
-/// The program.
+/// The program with the fuzz targets.
 pub(super) struct Program {
-    /// The package `fuzz`.
+    /// Directory of the package `fuzz`.
     package: PathBuf,
     /// `target/fuzz`.
     dir: PathBuf,
@@ -38,7 +38,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Builds it, for `target/fuzz`: with other flags than all else.
+    /// Builds the program in `target/fuzz`, because its flags differ from those of the other builds.
     pub(super) fn build(package: &Path, target_dir: &Path) -> Result<Self> {
         let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let has_compiler = Command::new(&compiler)
@@ -55,7 +55,7 @@ impl Program {
         let host = host_triple()?;
         let dir = target_dir.join("fuzz");
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        // For a target that is named, the flags are not for build scripts.
+        // With an explicit target, the flags do not apply to build scripts.
         let built = Command::new(cargo)
             .args(["build", "--quiet", "--locked", "--package", "fuzz"])
             .args(["--features", "libfuzzer", "--profile", "fuzz"])
@@ -72,7 +72,7 @@ impl Program {
         })
     }
 
-    /// Runs a target for some minutes, or until it finds something.
+    /// Runs a target for some minutes, or until it finds a failure.
     pub(super) fn fuzz(&self, target: &str, minutes: f64) -> Result<Run> {
         let corpus = self.dir.join("corpus").join(target);
         let found = self.dir.join("found").join(target);
@@ -106,7 +106,7 @@ impl Program {
         ))
     }
 
-    /// Runs a target once, in sight.
+    /// Runs a target once on this input, with its output on the terminal.
     pub(super) fn replay(&self, target: &str, input: &Path) -> Result<ExitCode> {
         let shown = input.display();
         ensure!(input.is_file(), "{shown} is no file");

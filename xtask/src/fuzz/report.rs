@@ -1,27 +1,27 @@
-//! What libFuzzer says about a run, and a table of it.
+//! Parses the output of libFuzzer and renders the table of results.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Run {
     target: String,
     is_clean: bool,
-    /// Inputs that were run.
+    /// Number of executed inputs.
     executions: u64,
-    /// Edges of the control flow that were taken, and all that the program has.
+    /// Covered edges of the control flow, and all edges of the program.
     edges: (u64, u64),
-    /// Inputs in the corpus, each of which does something that no other does.
+    /// Number of inputs in the corpus, each of which covers something that no other covers.
     corpus: u64,
     /// The input that failed.
     found: Option<PathBuf>,
-    /// What libFuzzer wrote.
+    /// The log with libFuzzer's output.
     log: PathBuf,
 }
 
 impl Run {
-    /// From what libFuzzer wrote to its log.
+    /// Parses the text of libFuzzer's log.
     pub(super) fn read(target: &str, is_clean: bool, text: &str, log: PathBuf) -> Self {
         let number = |text: &str| {
             let end = text.find(|c: char| !c.is_ascii_digit());
@@ -42,7 +42,7 @@ impl Run {
         Self {
             target: target.to_owned(),
             is_clean,
-            // A run that ends early may not come to its statistics.
+            // A run that ends early may have no statistics.
             executions: last("stat::number_of_executed_units:")
                 .or_else(|| text.lines().rev().find_map(done))
                 .unwrap_or(0),
@@ -53,7 +53,7 @@ impl Run {
         }
     }
 
-    /// Whether nothing was found.
+    /// Whether the run found no failure.
     pub(super) fn is_clean(&self) -> bool {
         self.is_clean
     }
@@ -70,7 +70,7 @@ impl Run {
     }
 }
 
-/// A line for each run, and how to look at what was found.
+/// Renders a line for each run, and the log and the input of each failure.
 pub(super) fn table(runs: &[Run]) -> String {
     let mut rows = vec![["target", "executions", "edges", "corpus", "finding"].map(str::to_owned)];
     rows.extend(runs.iter().map(|run| {

@@ -1,4 +1,4 @@
-//! What subtrees need on an empty root bus, before anything is allocated.
+//! Resources that subtrees need on an empty root bus, computed before anything is allocated.
 
 use iommu_group::{AddressRange, Gpa, MemoryHole};
 
@@ -7,33 +7,34 @@ use super::tree::Tree;
 use super::{AssignError, SizeAlign};
 use crate::{Apertures, BusResources, Subtree};
 
-/// What subtrees need on an empty root bus.
+/// Resources that subtrees need on an empty root bus.
 ///
-/// A VMM allocates that, and gives what it got to [`assign_resources`](super::assign_resources), which then finds room
-/// for everything: apertures of these sizes and alignments are enough if they overlap neither each other nor the fixed
+/// A VMM allocates them and passes the allocation to [`assign_resources`](super::assign_resources), which then
+/// succeeds: apertures of these sizes and alignments are sufficient if they overlap neither each other nor the fixed
 /// windows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demands {
-    /// Bus numbers, those that switches reserve included, without that of the root bus.
+    /// Number of buses, including those that switches reserve, without the root bus.
     pub buses: u16,
-    /// Aperture below 4 GiB, for BARs that are not both 64-bit and prefetchable: bridges forward them there only.
+    /// Aperture below 4 GiB, for BARs that are not both 64-bit and prefetchable: bridges forward these only below 4
+    /// GiB.
     pub memory: SizeAlign,
-    /// Aperture for 64-bit prefetchable BARs, anywhere.
+    /// Aperture for 64-bit prefetchable BARs, at any address.
     pub prefetchable: SizeAlign,
-    /// Bridge windows of BARs that must be at their bus addresses. The host bridge must forward them, and neither memory
-    /// nor an aperture may overlap them.
+    /// Bridge windows of BARs that must be at their bus addresses. The host bridge must forward them, and neither guest
+    /// memory nor an aperture may overlap them.
     pub fixed_windows: Vec<AddressRange<Gpa>>,
-    /// Addresses at which requests of the devices do not get to the IOMMU. No memory may be there, nor a peer's BAR that
-    /// is not at its bus address.
+    /// Addresses at which requests of the devices do not reach the IOMMU. Neither guest memory nor a peer's BAR without
+    /// a fixed address may be there.
     pub holes: Vec<MemoryHole>,
 }
 
 impl Demands {
-    /// What `subtrees` need, whose endpoints have these memory holes on the host
+    /// Computes the needs of `subtrees`, whose endpoints have these memory holes on the host
     /// ([`RoutingModel::memory_holes`](iommu_group::RoutingModel::memory_holes)).
     ///
     /// # Errors
-    /// [`AssignError`] if no root bus has room for them, or if a BAR that must be at its bus address cannot be there.
+    /// [`AssignError`] if no root bus has room for them, or if a fixed BAR cannot be at its bus address.
     pub fn new<'h>(
         subtrees: &[Subtree],
         holes: impl IntoIterator<Item = &'h MemoryHole>,

@@ -1,25 +1,25 @@
-//! Why devices cannot all be placed.
+//! Errors of resource assignment.
 
 use iommu_group::{AddressRange, Gpa, Sbdf};
 use thiserror::Error;
 
-/// Why devices cannot all be placed.
+/// The devices cannot all be placed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AssignError {
-    /// Too many subtrees for a bus.
+    /// There are too many subtrees for a bus.
     #[error("{count} {what}, but there is room for {room}")]
     TooMany {
-        /// What there is too much of.
+        /// What there are too many of.
         what: &'static str,
-        /// How many there are.
+        /// How many are requested.
         count: usize,
         /// How many fit.
         room: usize,
     },
-    /// No bus numbers are left.
+    /// There are not enough bus numbers.
     #[error("the devices need more PCI buses than there are")]
     Buses,
-    /// The BARs of a subtree find no room.
+    /// There is no room for the BARs of a subtree.
     #[error(
         "{kind} BARs need {needed_bytes} bytes, aligned to {align_bytes}, and there is no room for them"
     )]
@@ -31,17 +31,17 @@ pub enum AssignError {
         /// The largest alignment, in bytes.
         align_bytes: u64,
     },
-    /// A BAR must be at its bus address, and has none, or not one that a bridge of the guest can forward.
+    /// A BAR that must be at its bus address has none, or none that a bridge of the guest can forward.
     #[error("BAR {bar} of the device at {sbdf} in the guest must be at its bus address: {why}")]
     Fixed {
         /// The device in the guest.
         sbdf: Sbdf,
         /// The BAR.
         bar: u8,
-        /// What is wrong with that.
+        /// The reason.
         why: &'static str,
     },
-    /// A window that must be where it is does not lead to the bus.
+    /// A fixed window is not forwarded to the bus.
     #[error(
         "the window of {sbdf} in the guest must be at the bus address {window}, and no PCI window is there: \
          guest memory or the limits of a switch are in the way"
@@ -52,7 +52,7 @@ pub enum AssignError {
         /// Its window.
         window: AddressRange<Gpa>,
     },
-    /// A window that must be where it is would be on one that is there already.
+    /// A fixed window overlaps the window of an existing port.
     #[error(
         "the window of {sbdf} in the guest must be at the bus address {window}, and {taken} is taken"
     )]
@@ -61,10 +61,10 @@ pub enum AssignError {
         sbdf: Sbdf,
         /// Its window.
         window: AddressRange<Gpa>,
-        /// What is there.
+        /// The existing window.
         taken: AddressRange<Gpa>,
     },
-    /// Two windows that must be where they are overlap.
+    /// Two fixed windows overlap.
     #[error(
         "the windows of {a} and {b} in the guest must be at bus addresses that overlap: {first} and {second}"
     )]

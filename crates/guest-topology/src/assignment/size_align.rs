@@ -1,4 +1,4 @@
-//! Address space that is needed, by the kind of bridge window that forwards it.
+//! Required address space, for each kind of bridge window.
 
 use iommu_group::{Address, Bar, Gpa};
 
@@ -35,10 +35,10 @@ impl Kind {
     }
 }
 
-/// Size and alignment of address space that is needed.
+/// Size and alignment of required address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeAlign {
-    /// Size in bytes; 0 if nothing is needed, [`u64::MAX`] if more than there is.
+    /// Size in bytes; 0 if nothing is required, [`u64::MAX`] if more than the address space is.
     pub bytes: u64,
     /// Alignment of the start in bytes, a power of two.
     pub align_bytes: u64,
@@ -51,14 +51,14 @@ impl SizeAlign {
     };
 }
 
-/// The lowest multiple of `align_bytes` that is not below `value`, [`u64::MAX`] if there is none.
+/// The lowest multiple of `align_bytes` that is at least `value`; [`u64::MAX`] if there is none.
 pub(super) fn align_up(value: u64, align_bytes: u64) -> u64 {
     value
         .checked_next_multiple_of(align_bytes)
         .unwrap_or(u64::MAX)
 }
 
-/// Offsets for items one after the other, those with the largest alignment first, and what all need.
+/// Packs items in the order of decreasing alignment. Returns their offsets, and the total size and alignment.
 pub(super) fn pack(items: &[SizeAlign]) -> (Vec<u64>, SizeAlign) {
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|at| std::cmp::Reverse(items[*at].align_bytes));

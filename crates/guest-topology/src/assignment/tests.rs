@@ -155,7 +155,7 @@ fn what_does_not_fit_into_one_aperture_goes_into_the_next() {
     assert_eq!(firsts, [0xc000_0000, 0xd000_0000]);
 }
 
-/// The endpoint with its BARs at these bus addresses, by number.
+/// The endpoint with its BARs at these bus addresses, by index.
 fn fixed(at: &[(u8, u64)], endpoint: &Endpoint) -> Endpoint {
     let bars = endpoint.bars().iter().map(|bar| {
         let address = at.iter().find(|(index, _)| *index == bar.index);
@@ -247,7 +247,7 @@ fn pair_below_4_gib(first: [u64; 2], second: [u64; 2]) -> Vec<String> {
 
 #[test]
 fn prefetchable_bars_below_4_gib_are_in_a_window_of_their_own() {
-    // The bridges of a host without 64-bit windows have these two as well.
+    // The bridges of a host without 64-bit windows also have these two windows.
     let windows = pair_below_4_gib([0xfd80_0000, 0xf800_0000], [0xfd60_0000, 0xf700_0000]);
     assert_eq!(
         windows,
@@ -301,7 +301,7 @@ fn too_many_branches_and_slots_are_counted() {
     ));
 }
 
-/// The bus of the switch that `topology` has, as it is when its members are there.
+/// Resources of the bus of the switch in `topology` when its members are present.
 fn below(topology: &GuestTopology) -> BusResources {
     let is = |kind| move |(_, port): &&(Sbdf, VirtualPort)| port.kind() == kind;
     let (_, up) = topology.ports.iter().find(is(PortKind::Upstream)).unwrap();
@@ -397,7 +397,7 @@ fn a_member_beyond_what_its_switch_keeps_is_refused() {
 const FIRST: [(u8, u64); 2] = [(0, 0xfe80_0000), (4, 0xc0_2000_0000)];
 const LATER: [(u8, u64); 2] = [(0, 0xfe60_0000), (4, 0xc0_0000_0000)];
 
-/// A switch with a member at its bus address, in a host whose root port has wider windows.
+/// A switch with a member at its bus address, on a host whose root port has wider windows.
 fn wide_switch() -> Subtree {
     let everything = vec![
         range(0xfe00_0000, 16 << 20),

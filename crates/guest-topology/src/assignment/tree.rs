@@ -1,4 +1,4 @@
-//! The ports and endpoints of a guest, with the addresses that they get.
+//! Tree of the ports and endpoints of a guest, with their addresses.
 
 mod nodes;
 
@@ -15,7 +15,7 @@ pub(super) enum Body {
     Port(Box<VirtualPort>),
     Endpoint {
         bars: Vec<(Bar, Gpa)>,
-        /// Its BARs are where they must be.
+        /// Whether its BARs are at fixed addresses.
         fixed: bool,
     },
 }
@@ -25,15 +25,15 @@ pub(super) struct Node {
     sbdf: Sbdf,
     body: Body,
     pub(super) windows: [Option<AddressRange<Gpa>>; 2],
-    /// What a window has beyond the needs of what is below, in bytes.
+    /// Bytes of a window that are reserved in addition to the needs of the functions below.
     reserve_bytes: [u64; 2],
 }
 
-/// The functions, each after the port above it.
+/// The functions; each follows the port above it.
 pub(super) struct Tree {
     pub(super) nodes: Vec<Node>,
     pub(super) resources: BusResources,
-    /// Upstream ports of switches, with the windows that they have beyond their needs if possible.
+    /// Upstream ports of switches, with the sets of windows to add if possible.
     wider: Vec<(usize, Vec<Vec<AddressRange<Gpa>>>)>,
 }
 
@@ -72,7 +72,7 @@ impl Tree {
         }
     }
 
-    /// Whether a subtree has an endpoint that must be where it is.
+    /// Whether a subtree has an endpoint with fixed BARs.
     pub(super) fn is_fixed(&self, at: usize) -> bool {
         match self.nodes.get(at).map(|node| &node.body) {
             Some(Body::Endpoint { fixed, .. }) => *fixed,
@@ -81,12 +81,12 @@ impl Tree {
         }
     }
 
-    /// Gives the ports above fixed endpoints the windows that these need.
+    /// Sets the windows of the ports above fixed endpoints.
     pub(super) fn fix(&mut self) -> Result<(), AssignError> {
         let tops: Vec<usize> = self.children(None).collect();
         for top in tops {
-            // On a host with all BARs below 4 GiB, the prefetchable ones of all ports are together, apart from the
-            // others, as its own bridges have two windows too; or they are mixed, if its bridges have one.
+            // If all BARs of the host are below 4 GiB, its bridges have either two windows, with the prefetchable BARs
+            // of all ports next to each other, or one window with mixed BARs. Try two windows first.
             let two = !self.reaches_high(top) && self.fix_below(top, true).is_ok();
             if !two {
                 self.fix_below(top, false)?;
@@ -95,10 +95,10 @@ impl Tree {
         self.check_apart(None)
     }
 
-    /// Does so for the ports of one subtree. Below 4 GiB, prefetchable BARs are in the prefetchable window if
-    /// `low_prefetchable`.
+    /// Sets the windows of the ports of one subtree. Below 4 GiB, prefetchable BARs are in the prefetchable window if
+    /// `low_prefetchable`, otherwise in the memory window.
     fn fix_below(&mut self, top: usize, low_prefetchable: bool) -> Result<(), AssignError> {
-        // Children come after their parents, so that going backwards each port finds its children done.
+        // Children follow their parents: in reverse order, the children of each port are done before the port.
         for at in (top..self.nodes.len()).rev() {
             if matches!(self.nodes[at].body, Body::Port(_)) && self.top_of(at) == top {
                 for kind in [Kind::Memory, Kind::Prefetchable] {
@@ -135,13 +135,13 @@ impl Tree {
         }
     }
 
-    /// The windows of the topmost ports, as far as they are placed.
+    /// The windows of the topmost ports that are placed.
     pub(super) fn windows_of_tops(&self) -> Vec<AddressRange<Gpa>> {
         let tops = self.children(None).filter_map(|top| self.nodes.get(top));
         tops.flat_map(|node| node.windows).flatten().collect()
     }
 
-    /// Windows that must be where they are must lead here, and nothing may be there yet.
+    /// Checks that fixed windows are forwarded to the bus and overlap no existing window.
     pub(super) fn check_forwarded(&self) -> Result<(), AssignError> {
         for top in self.children(None) {
             let node = &self.nodes[top];
@@ -171,8 +171,8 @@ impl Tree {
         forwarded.any(|range| range.contains(window))
     }
 
-    /// Lets switches with members at bus addresses take in the first of the windows around them that are in nobody's
-    /// way.
+    /// Widens the windows of switches with fixed members to the first set of reserved windows that overlaps nothing
+    /// else.
     pub(super) fn widen(&mut self) {
         for (up, choices) in std::mem::take(&mut self.wider) {
             let Some(root) = self.nodes.get(up).and_then(|node| node.parent) else {
@@ -214,7 +214,7 @@ impl Tree {
         }
     }
 
-    /// The ranges that a node takes of its parent's window of one kind, for it is fixed.
+    /// The ranges of a fixed node in its parent's window of one kind.
     fn fixed_ranges(
         &self,
         at: usize,
@@ -239,7 +239,7 @@ impl Tree {
         }
     }
 
-    /// Windows of ports on one bus must not overlap, whatever their kind.
+    /// Checks that the windows of ports on one bus do not overlap, whatever their kind.
     fn check_apart(&self, parent: Option<usize>) -> Result<(), AssignError> {
         let windows = self
             .children(parent)
@@ -247,7 +247,7 @@ impl Tree {
         apart(&windows.collect::<Vec<_>>())
     }
 
-    /// The two windows of one port must not overlap.
+    /// Checks that the two windows of one port do not overlap.
     fn check_apart_in(&self, at: usize) -> Result<(), AssignError> {
         apart(&self.windows_of(at).collect::<Vec<_>>())
     }
@@ -260,20 +260,20 @@ impl Tree {
             .flat_map(|(sbdf, windows)| windows.into_iter().flatten().map(move |w| (sbdf, w)))
     }
 
-    /// What the subtrees need that can be anywhere, by their topmost port.
+    /// Needs of the subtrees without fixed addresses, by their topmost port.
     pub(super) fn free_needs(&self, kind: Kind) -> impl Iterator<Item = (usize, SizeAlign)> {
         let tops = self.children(None).filter(|top| !self.is_fixed(*top));
         let needs = tops.map(move |top| (top, self.need(top, kind)));
         needs.filter(|(_, need)| need.bytes > 0)
     }
 
-    /// What `at` and everything below it needs.
+    /// Needs of `at` and everything below it.
     pub(super) fn need(&self, at: usize, kind: Kind) -> SizeAlign {
         let (_, mut total) = pack(&self.items(at, kind));
         let reserve = self.nodes[at].reserve_bytes[kind as usize];
         if reserve > 0 {
             total.bytes = total.bytes.saturating_add(reserve);
-            // A BAR that comes later is aligned to its size.
+            // A later BAR is aligned to its size.
             total.align_bytes = total.align_bytes.max(1 << reserve.ilog2());
         }
         if let Body::Port(_) = self.nodes[at].body

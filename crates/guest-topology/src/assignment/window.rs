@@ -1,4 +1,4 @@
-//! Windows of bridges and addresses below them: what must hold for one, and for several.
+//! Bridge windows, and rules for one window and for several.
 
 use iommu_group::spec::bridge::WINDOW_ALIGN;
 use iommu_group::{Address, AddressRange, Bar, Gpa, Sbdf};
@@ -6,8 +6,8 @@ use iommu_group::{Address, AddressRange, Bar, Gpa, Sbdf};
 use super::AssignError;
 use super::size_align::Kind;
 
-/// Where a BAR must be, if a bridge can forward that (PCI-to-PCI bridge r1.2 §3.2.5.8: only the prefetchable window
-/// reaches above 4 GiB).
+/// The bus address of a fixed BAR, if a bridge can forward it (PCI-to-PCI bridge r1.2 §3.2.5.8: only the prefetchable
+/// window can be above 4 GiB).
 pub(super) fn fixed_address(bar: &Bar) -> Result<Gpa, &'static str> {
     let known = bar.bus_address.map(Gpa::at_bus_address);
     let gpa = known.filter(|gpa| gpa.value() != 0);
@@ -21,7 +21,7 @@ pub(super) fn fixed_address(bar: &Bar) -> Result<Gpa, &'static str> {
     Ok(gpa)
 }
 
-/// Which window a range is to be taken into: the one that has a part of it already.
+/// The kind of window to extend by a range: the window that overlaps it already, otherwise by its address.
 pub(super) fn kind_around(range: &AddressRange<Gpa>, own: &[Option<AddressRange<Gpa>>; 2]) -> Kind {
     let [memory, prefetchable] =
         own.map(|window| window.is_some_and(|window| window.intersect(range).is_some()));
@@ -40,7 +40,7 @@ pub(super) fn hull(ranges: &[AddressRange<Gpa>]) -> Option<AddressRange<Gpa>> {
     AddressRange::new(Gpa::new(start), end - start)
 }
 
-/// No window may overlap another.
+/// Checks that no two windows overlap.
 pub(super) fn apart(windows: &[(Sbdf, AddressRange<Gpa>)]) -> Result<(), AssignError> {
     for (at, (a, first)) in windows.iter().enumerate() {
         for (b, second) in windows.iter().skip(at + 1) {

@@ -91,7 +91,7 @@ fn only_sizes_that_registers_can_express_are_taken() {
         (0, Memory64, 24 << 20, false),
         (4, Memory64, 1 << 63, true),
         (5, Memory64, 4096, false),
-        // Left out, whatever its size.
+        // An I/O BAR is left out, whatever its size.
         (2, Io, 8, true),
     ] {
         let endpoint = Endpoint::new([bar(index, space, size_bytes)], None, 0);

@@ -108,7 +108,7 @@ fn a_window_stays_open_while_it_is_programmed_anew() {
 fn a_window_that_is_closed_for_good_is_closed() {
     let mut port = port(PortKind::Upstream);
     port.set_windows(None, Some(range(0x41_0000_0000, 1 << 30)));
-    // What Linux writes for no window.
+    // The values that Linux writes to close a window.
     port.config_write(0x2c, &[0; 4]);
     port.config_write(0x24, &[0xf0, 0xff, 0x00, 0x00]);
     port.config_write(0x28, &[0; 4]);
@@ -124,7 +124,8 @@ fn a_port_that_is_looked_at_keeps_what_it_had() {
     let memory = range(0xc000_0000, 2 << 20);
     let prefetchable = range(0x41_0000_0000, 64 << 30);
     port.set_windows(Some(memory), Some(prefetchable));
-    // What linux 7.2 `pci_read_bases()` and then `pci_read_bridge_windows()` write, and whether windows are open after.
+    // The writes of linux 7.2 `pci_read_bases()` and then `pci_read_bridge_windows()`, and how many windows are open
+    // after each.
     let writes: [(u16, &[u8], usize); 4] = [
         (0x04, &[0x04, 0x00], 0),
         (0x04, &[0x06, 0x00], 2),
@@ -137,7 +138,7 @@ fn a_port_that_is_looked_at_keeps_what_it_had() {
         let last: Vec<_> = port.last_windows().collect();
         assert_eq!(last, [memory, prefetchable], "{offset:#x} {data:x?}");
     }
-    // What is moved has left.
+    // A moved window replaces the last one.
     port.config_write(0x20, &[0x00, 0xd0, 0x00, 0xd0]);
     let moved = range(0xd000_0000, 1 << 20);
     assert_eq!(port.last_windows().next(), Some(moved));

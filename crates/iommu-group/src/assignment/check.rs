@@ -1,4 +1,4 @@
-//! The decision on the devices of one VM.
+//! The check of all devices of one VM.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +8,17 @@ use super::{
 use crate::policy::share;
 use crate::{Placement, Route, Sbdf, Scope, Verdict};
 
-/// The devices that a VM is to have.
+/// The devices requested for a VM.
 #[derive(Clone, Debug)]
 pub struct AssignmentRequest<'a> {
-    /// All of them.
+    /// All requested devices.
     pub devices: Vec<DeviceInfo>,
-    /// Functions that the VM has in other ways, such as those behind vDPA devices.
+    /// Functions that the VM uses in other ways, such as those behind vDPA devices.
     pub others: &'a BTreeSet<Sbdf>,
     /// Functions whose exposure the request accepts. The policy may accept others.
     pub expose: &'a BTreeSet<Sbdf>,
-    /// `Some` if the last device joins a VM that has the others: the functions that the VM had and no longer has.
+    /// `Some` if the last device is added to a VM that has the others: the functions that the VM had before and does
+    /// not have now.
     pub departed: Option<&'a BTreeSet<Sbdf>>,
 }
 
@@ -33,10 +34,10 @@ pub enum ContextKind {
 /// The devices of one VM, sorted into IOMMU contexts.
 #[derive(Debug)]
 pub struct Assignment {
-    /// The devices with peer-to-peer: the members of each P2P domain, all of one group. A domain has a context of its
-    /// own.
+    /// The devices with peer-to-peer: the members of each P2P domain, all in one group. Each domain has its own
+    /// context.
     pub domains: Vec<Vec<DeviceInfo>>,
-    /// The other devices: they share a context in which no BAR is mapped.
+    /// The other devices. They share a context that maps no BAR.
     pub unshared: Vec<DeviceInfo>,
     /// Exposures that are accepted, and those that depend on the root complex or on a device.
     pub exposures: Vec<Exposed>,
@@ -45,12 +46,12 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// All devices, those with peer-to-peer first.
+    /// All devices. Those with peer-to-peer come first.
     pub fn devices(&self) -> impl Iterator<Item = &DeviceInfo> {
         self.domains.iter().flatten().chain(&self.unshared)
     }
 
-    /// The kind of context that every device needs.
+    /// The kind of context that each device needs.
     #[must_use]
     pub fn context_kinds(&self) -> Vec<(Sbdf, ContextKind)> {
         self.devices()
@@ -58,10 +59,10 @@ impl Assignment {
             .collect()
     }
 
-    /// Whether running devices, as an earlier assignment had them, can stay as they are beside those that come.
+    /// Checks that running devices, as an earlier assignment placed them, need no change when others are added.
     ///
     /// # Errors
-    /// The [`Refusal`] names those that would have to be shown, hidden or moved.
+    /// The [`Refusal`] names the running devices whose BARs would have to be shown, hidden or moved.
     pub fn keeps<'a>(&self, running: impl Iterator<Item = &'a DeviceInfo>) -> Result<(), Refusal> {
         let members = self.domains.iter().flatten();
         let change = |old: &DeviceInfo| {
@@ -81,7 +82,8 @@ impl Assignment {
     }
 }
 
-/// Whether two devices of a VM are not peers, by the P2P domain of each; `None` is a device outside of any domain.
+/// Whether two devices of a VM are not peers, given the P2P domain of each device; `None` is a device outside any
+/// domain.
 pub fn has_unshared(domains: impl IntoIterator<Item = Option<DomainName>>) -> bool {
     let mut domains = domains.into_iter();
     let Some(first) = domains.next() else {
@@ -92,14 +94,17 @@ pub fn has_unshared(domains: impl IntoIterator<Item = Option<DomainName>>) -> bo
 
 /// Decides which devices share which IOMMU context, or refuses with all reasons.
 ///
-/// The rules: the members of a P2P domain are in one IOMMU group, the policy leaves at least one of them to be reached,
-/// and the hardware carries requests to every member that can be reached. The IOMMU translates a group as a whole, so
-/// all devices of a group are in one domain or none is. No device reaches a function outside the VM without the IOMMU,
-/// and no device for another VM reaches one of them so, unless that exposure is accepted by name.
-/// Interrupts are isolated, or the operator accepts that they may not be.
+/// The rules:
+/// * The members of a P2P domain are in one IOMMU group. The policy allows at least one of them as a target, and the
+///   hardware routes requests to every member that is a target.
+/// * The IOMMU translates a group as a whole, so all devices of a group are in the same domain or none of them is in a
+///   domain.
+/// * No device reaches a function outside the VM without the IOMMU, and no device for another VM reaches a device of
+///   this VM without the IOMMU, unless that exposure is accepted by name.
+/// * Interrupts are isolated, or the operator accepts that they may not be.
 ///
 /// # Errors
-/// The [`Refusal`] names the devices and groups that are in the way.
+/// The [`Refusal`] names the devices and groups that prevent the assignment.
 pub fn check_assignment(
     host: &HostSnapshot,
     request: AssignmentRequest<'_>,
@@ -120,7 +125,7 @@ pub fn check_assignment(
     decide(devices, |from, to| pairs.hardware(from, to), exposures)
 }
 
-/// [`check_assignment`] by facts: `hardware` is the verdict on an initiator and a target without the policy,
+/// Implements [`check_assignment`]. `hardware` is the verdict on an initiator and a target without the policy,
 /// `exposures` are those of the devices.
 pub(super) fn decide(
     devices: Vec<DeviceInfo>,
@@ -157,7 +162,7 @@ pub(super) fn decide(
         }
     }
     let mut domains: Vec<_> = domains.into_values().collect();
-    // Policy and routes add nothing about devices that cannot be assigned together anyway.
+    // Policy and routes are irrelevant for devices that cannot be assigned together.
     if reasons.is_empty() {
         for members in &mut domains {
             reasons.extend(join(members, &hardware));
@@ -177,8 +182,8 @@ pub(super) fn decide(
     })
 }
 
-/// Decides which members of a domain show their BARs to the others, and where: at their bus addresses if a request to
-/// one that is shown goes straight across a switch. Returns the reasons against it.
+/// Decides which members of a domain show their BARs to the others, and where. The BARs are at their bus addresses if a
+/// request to a shown one goes directly across a switch. Returns the reasons against the domain.
 fn join(members: &mut [DeviceInfo], hardware: impl Fn(Sbdf, Sbdf) -> Verdict) -> Vec<Reason> {
     let direct = |from, to| {
         let route = Route::SwitchLocal;
@@ -215,7 +220,7 @@ fn join(members: &mut [DeviceInfo], hardware: impl Fn(Sbdf, Sbdf) -> Verdict) ->
     reasons
 }
 
-/// Why the requests for two devices exclude each other.
+/// The reason why two devices cannot be assigned together.
 fn incompatible(a: &DeviceInfo, b: &DeviceInfo) -> Option<Reason> {
     if a.sbdf == b.sbdf || a.domain.is_none() && b.domain.is_none() {
         return None;

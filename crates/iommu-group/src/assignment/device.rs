@@ -1,4 +1,4 @@
-//! A device that a VM is to have.
+//! A device that is requested for a VM.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -13,42 +13,42 @@ use crate::{
 /// A function that is requested for a VM, with the facts about it that the check needs.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
-    /// Its address.
+    /// Address of the function.
     pub sbdf: Sbdf,
-    /// The P2P domain that it was asked to join; `None` if peer-to-peer was not asked for.
+    /// The requested P2P domain; `None` without peer-to-peer.
     pub domain: Option<DomainName>,
     /// Its IOMMU group.
     pub group: GroupId,
-    /// All members of that group, itself included.
+    /// All members of the group, including the function itself.
     pub members: Vec<GroupMember>,
-    /// Bus addresses of its memory BARs, by number.
+    /// Bus addresses of its memory BARs, with the number of each BAR.
     pub bus_addresses: Vec<(u8, u64)>,
-    /// Bus addresses at which its requests do not reach the IOMMU: no guest memory may be there.
+    /// Bus addresses at which its requests do not reach the IOMMU. Guest memory must not be there.
     pub holes: Vec<MemoryHole>,
-    /// Windows of the bridges above it on the host, those of the topmost first: BARs of its peers may come to be there.
+    /// Windows of the bridges above it on the host, the topmost bridge first. BARs of its peers may be placed there.
     pub bridges: Vec<Vec<RangeInclusive<u64>>>,
-    /// The rule of the policy for it.
+    /// The policy's rule for the device.
     pub policy: PolicyMatch,
-    /// Set if the kernel would assign it although its interrupts were not isolated.
+    /// Set if the kernel would assign the device even if its interrupts were not isolated.
     pub unsafe_interrupts: Option<UnsafeInterrupts>,
-    /// Whether its BARs are kept from its peers. [`check_assignment`](super::check_assignment) sets it.
+    /// Whether its BARs are hidden from its peers. Set by [`check_assignment`](super::check_assignment).
     pub hidden: bool,
-    /// Where its BARs must be in guest-physical addresses. [`check_assignment`](super::check_assignment) sets it.
+    /// Required position of its BARs in guest-physical addresses. Set by [`check_assignment`](super::check_assignment).
     pub placement: Placement,
 }
 
 /// Name of a P2P domain of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DomainName {
-    /// The domain of devices that name none.
+    /// The domain of devices that do not name one.
     #[default]
     Unnamed,
-    /// A name that the operator chose.
+    /// A name chosen by the operator.
     Named(String),
 }
 
 impl DomainName {
-    /// The domain that a request asks for, by its `p2p` and `p2p_domain` options; `None` without peer-to-peer.
+    /// The domain requested by the options `p2p` and `p2p_domain`; `None` without peer-to-peer.
     #[must_use]
     pub fn requested(p2p: bool, name: Option<&str>) -> Option<Self> {
         let named = |name: &str| Self::Named(name.to_owned());
@@ -57,7 +57,8 @@ impl DomainName {
 }
 
 impl DeviceInfo {
-    /// Reads group and neighbours of the function at `path`, which may be any alias of it. `host` was read from `sysfs`.
+    /// Reads the facts about the function at `path`. The path may be any alias of the function's directory. `host` was
+    /// read from `sysfs`.
     ///
     /// # Errors
     /// If the path is not a PCI function of this host or has no IOMMU group.
@@ -85,7 +86,7 @@ impl DeviceInfo {
         })
     }
 
-    /// The kind of context that it needs: that of its domain if it is in one.
+    /// The kind of context that the device needs: that of its domain, if it has one.
     #[must_use]
     pub fn context_kind(&self) -> ContextKind {
         match self.domain {
@@ -94,10 +95,10 @@ impl DeviceInfo {
         }
     }
 
-    /// Checks that its requests reach existing guest memory. Memory that comes later is laid out for it.
+    /// Checks that requests of the device reach existing guest memory. Memory that is added later is placed for it.
     ///
     /// # Errors
-    /// The [`Refusal`] names the first memory that they do not reach, and the port that is in the way.
+    /// The [`Refusal`] names the first memory range that the requests do not reach, and the port that prevents it.
     pub fn reaches_memory(
         &self,
         memory: impl IntoIterator<Item = AddressRange<Gpa>>,

@@ -1,4 +1,4 @@
-//! Exposures with the operator's consent.
+//! Exposures of a VM, with the operator's consent.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,23 +10,23 @@ use crate::{
     UntranslatedReach,
 };
 
-/// A function that devices reach without the IOMMU, and who accepts that.
+/// A function that devices reach without the IOMMU, with the operator's consent if it is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposed {
-    /// Who is reached by whom, and where.
+    /// Which function is reached, by which devices, through which ports.
     pub exposure: Exposure,
-    /// The device of the VM that reaches or is reached.
+    /// The device of the VM that is an initiator or the target.
     pub device: Sbdf,
     /// The driver of the function that is reached.
     pub driver: Option<String>,
-    /// Whether all ports that requests go straight through could redirect them.
+    /// Whether all ports through which requests go directly could redirect them.
     pub closable: bool,
-    /// Who accepts it.
+    /// The consent to the exposure.
     pub consent: Option<Consent>,
 }
 
 impl Exposed {
-    /// Whether the devices may not be given to the VM because of it.
+    /// Whether the exposure prevents the assignment of the devices to the VM.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.exposure.needs_consent() && self.consent.is_none()
@@ -48,8 +48,8 @@ impl fmt::Display for Exposed {
     }
 }
 
-/// The exposures of a VM with these devices, for the groups as they are or as they will be. `consent` says who accepts
-/// the exposure of a function.
+/// The exposures of a VM with these devices, for the present groups or for predicted ones. `consent` returns the
+/// consent to the exposure of a function.
 #[must_use]
 pub fn exposures(
     routing: &RoutingModel<'_>,
@@ -85,8 +85,8 @@ fn can_redirect(topology: &Topology, port: Sbdf) -> bool {
 }
 
 impl HostSnapshot {
-    /// The exposures of a VM with these devices. `named` are functions whose exposure a request accepts; the policy may
-    /// accept others.
+    /// The exposures of a VM with these devices. `named` lists functions whose exposure a request accepts; the policy
+    /// may accept others.
     #[must_use]
     pub fn exposures(&self, devices: &BTreeSet<Sbdf>, named: &BTreeSet<Sbdf>) -> Vec<Exposed> {
         let topology = self.topology();
@@ -98,9 +98,10 @@ impl HostSnapshot {
         exposures(&routing, &groups, devices, consent)
     }
 
-    /// The exposures that a device causes which comes to a VM with the devices `others`: those in which its group takes
-    /// part. Other changes on the host are no reason to refuse it. Functions that `departed` from the VM count as the
-    /// VM's own unless a driver of the host has them: devices that are removed for a moment come back one by one.
+    /// The exposures that a new device causes in a VM with the devices `others`: those that involve a member of its
+    /// group. Other changes on the host are not a reason to refuse the device. Functions in `departed`, which the VM
+    /// had before, count as the VM's own unless they are bound to a host driver: devices that are removed temporarily
+    /// come back one at a time.
     #[must_use]
     pub fn exposures_of_newcomer(
         &self,

@@ -1,4 +1,4 @@
-//! A host as it was at one moment, with its operator's policy.
+//! Snapshot of a host with its operator's policy.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -15,7 +15,7 @@ pub struct HostSnapshot {
 }
 
 impl HostSnapshot {
-    /// Reads the running host.
+    /// Reads the running host from sysfs.
     ///
     /// # Errors
     /// If sysfs cannot be read.
@@ -25,31 +25,31 @@ impl HostSnapshot {
         Ok(Self::new(Topology::scan(&sysfs, host)?, policy))
     }
 
-    /// A host that was read already.
+    /// Combines a topology that was read before with a policy.
     #[must_use]
     pub fn new(topology: Topology, policy: Policy) -> Self {
         Self { topology, policy }
     }
 
-    /// The same host with another policy.
+    /// Replaces the policy.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
         Self { policy, ..self }
     }
 
-    /// The functions without the policy.
+    /// Returns the topology without the policy.
     #[must_use]
     pub fn into_topology(self) -> Topology {
         self.topology
     }
 
-    /// The functions.
+    /// The functions of the host.
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    /// The policy.
+    /// The policy of the operator.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
@@ -61,7 +61,7 @@ impl HostSnapshot {
         PairRules::new(self, scope)
     }
 
-    /// Windows of all bridges on the root buses. Every device of the host has its bus addresses in them.
+    /// Windows of all bridges on the root buses. They contain the bus addresses of every device of the host.
     #[must_use]
     pub fn bridge_windows(&self) -> Vec<RangeInclusive<u64>> {
         let roots = self.topology.root_buses().iter();

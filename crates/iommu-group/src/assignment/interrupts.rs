@@ -5,17 +5,18 @@ use std::fmt;
 use crate::Topology;
 use crate::policy::{Consent, Policy};
 
-/// The kernel assigns devices whether or not their interrupts are isolated.
+/// The kernel is set to assign devices whether or not their interrupts are isolated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnsafeInterrupts {
     /// The kernel modules whose parameter `allow_unsafe_interrupts` is set.
     pub modules: Vec<String>,
-    /// How the operator accepts it.
+    /// The operator's consent.
     pub consent: Option<Consent>,
 }
 
 impl UnsafeInterrupts {
-    /// Those of a host, with the operator's consent; `None` if its kernel assigns no such devices.
+    /// The setting of a host, with the operator's consent; `None` if the kernel assigns only devices with isolated
+    /// interrupts.
     #[must_use]
     pub fn of(topology: &Topology, policy: &Policy) -> Option<Self> {
         let modules = topology.host().unsafe_interrupts.clone();

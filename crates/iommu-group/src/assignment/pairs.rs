@@ -1,10 +1,10 @@
-//! The decision on pairs of functions.
+//! Verdicts on pairs of functions.
 
 use super::HostSnapshot;
 use crate::policy::forbidding;
 use crate::{Denial, Groups, RoutingModel, Sbdf, Scope, Verdict};
 
-/// The rules for pairs of a host's functions, by its hardware, its groups and its policy.
+/// The rules for pairs of functions of a host: hardware, groups and policy.
 pub struct PairRules<'h> {
     host: &'h HostSnapshot,
     routing: RoutingModel<'h>,
@@ -22,7 +22,7 @@ impl<'h> PairRules<'h> {
         }
     }
 
-    /// How the hardware carries requests.
+    /// The routing model of the host.
     #[must_use]
     pub fn routing(&self) -> &RoutingModel<'h> {
         &self.routing
@@ -34,13 +34,13 @@ impl<'h> PairRules<'h> {
         &self.groups
     }
 
-    /// Between which devices peer-to-peer is allowed at all.
+    /// Between which devices peer-to-peer is allowed.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.scope
     }
 
-    /// Whether `initiator` may reach the BARs of `target`.
+    /// Whether `initiator` may reach the BARs of `target`, by hardware, groups and policy.
     #[must_use]
     pub fn verdict(&self, initiator: Sbdf, target: Sbdf) -> Verdict {
         let hardware = self.hardware(initiator, target);
@@ -61,7 +61,7 @@ impl<'h> PairRules<'h> {
         }
     }
 
-    /// The same without the policy.
+    /// Whether `initiator` may reach the BARs of `target`, by hardware and groups.
     pub(super) fn hardware(&self, initiator: Sbdf, target: Sbdf) -> Verdict {
         self.routing
             .verdict(&self.groups, self.scope, initiator, target)

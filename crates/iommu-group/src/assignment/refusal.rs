@@ -18,7 +18,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Refuses if there are reasons.
+    /// Returns a refusal if there are reasons.
     pub(super) fn of(reasons: Vec<Reason>) -> Result<(), Self> {
         match reasons.is_empty() {
             true => Ok(()),
@@ -49,13 +49,13 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
-/// One reason of a [`Refusal`]; its text ends with what to do about it.
+/// One reason of a [`Refusal`]. Its text ends with advice.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Reason {
-    /// One function twice, by whatever paths.
+    /// A function is requested twice, possibly by different paths.
     #[error("{0} is given twice\n       name every device once")]
     Twice(Sbdf),
-    /// Not bound to vfio-pci or one of its variants.
+    /// The device is not bound to vfio-pci or one of its variants.
     #[error(
         "{sbdf} is not bound to vfio-pci: {}\n       \
          echo vfio-pci > /sys/bus/pci/devices/{sbdf}/driver_override, unbind it from its driver, then\n       \
@@ -63,27 +63,27 @@ pub enum Reason {
         Driver(driver)
     )]
     NotBound {
-        /// The device asked for.
+        /// The requested device.
         sbdf: Sbdf,
         /// Its driver.
         driver: Option<String>,
     },
-    /// A neighbour in the group has a driver of the host.
+    /// Another function in the group is bound to a host driver.
     #[error(
         "{sbdf} cannot leave the host alone: {neighbour} in its IOMMU group {group} is driven by {driver}\n       \
          bind {neighbour} to vfio-pci as well, or unbind it from {driver}"
     )]
     Neighbour {
-        /// The device asked for.
+        /// The requested device.
         sbdf: Sbdf,
         /// The group of both.
         group: GroupId,
-        /// The neighbour.
+        /// The other function.
         neighbour: String,
-        /// The neighbour's driver.
+        /// The driver of the other function.
         driver: String,
     },
-    /// Peer-to-peer across groups.
+    /// Peer-to-peer between devices of different groups.
     #[error(
         "{} and {} cannot share P2P: IOMMU group {} and group {}\n       \
          p2pctl explain {} {}   says why\n       \
@@ -97,7 +97,7 @@ pub enum Reason {
         /// The second device and its group.
         b: (Sbdf, GroupId),
     },
-    /// The hardware does not carry requests between peers.
+    /// The hardware does not route requests between peers.
     #[error(
         "{from} cannot reach {to}: {}\n       \
          p2pctl explain {from} {to}   says more\n       \
@@ -105,31 +105,31 @@ pub enum Reason {
         Denials(reasons)
     )]
     Route {
-        /// The device that would send.
+        /// The initiator.
         from: Sbdf,
-        /// The device that would be reached.
+        /// The target.
         to: Sbdf,
-        /// Why not.
+        /// The reasons of the verdict.
         reasons: Vec<Denial>,
     },
-    /// A rule of the policy.
+    /// A rule of the policy forbids the domain.
     #[error(transparent)]
     Policy(#[from] PolicyReason),
-    /// Devices of the VM reach functions of others without the IOMMU, or are reached so.
+    /// Devices of the VM reach functions of others without the IOMMU, or others reach them in this way.
     #[error("{}", Exposures(.0))]
     Exposed(Vec<Exposed>),
-    /// The kernel does not keep devices from raising interrupts of the host.
+    /// The kernel does not prevent devices from raising interrupts of the host.
     #[error("{}", Interrupts(.0))]
     Interrupts(UnsafeInterrupts),
-    /// The device that is added would change a running one.
+    /// The added device would need a change of a running device.
     #[error(
         "{sbdf} runs, and {change} for the device that comes\n       \
          give both to the VM at one time: unplug {sbdf} first, or start the VM with both"
     )]
     Runs {
-        /// The device that runs.
+        /// The running device.
         sbdf: Sbdf,
-        /// The change that it would need.
+        /// The necessary change.
         change: Change,
     },
     /// Existing guest memory is at addresses that a port above the device routes without the IOMMU.
@@ -138,14 +138,14 @@ pub enum Reason {
          give it to the VM when it starts, so that memory is laid out for it"
     )]
     Memory {
-        /// The device that comes.
+        /// The added device.
         sbdf: Sbdf,
-        /// The memory.
+        /// The memory range.
         memory: AddressRange<Gpa>,
-        /// Which part is out of reach, and why.
+        /// The part that the device cannot reach, and the cause.
         hole: MemoryHole,
     },
-    /// One group cannot be in two IOMMU contexts.
+    /// Two devices of one group need different IOMMU contexts.
     #[error(
         "{a} and {b} cannot be kept apart: both are in IOMMU group {group}, which the IOMMU translates as one\n       \
          give p2p=on with the same p2p_domain to both, or to neither"
@@ -153,21 +153,21 @@ pub enum Reason {
     SplitGroup {
         /// A device with `p2p=on`.
         a: Sbdf,
-        /// A device without, or of another domain.
+        /// A device without `p2p=on`, or of another domain.
         b: Sbdf,
         /// The group of both.
         group: GroupId,
     },
 }
 
-/// A change that a running device would need.
+/// A change of a running device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Its BARs are hidden from its peers.
+    /// Hide its BARs from its peers.
     Hide,
-    /// Its BARs are shown to its peers.
+    /// Show its BARs to its peers.
     Show,
-    /// Its BARs move to their bus addresses, or away from them.
+    /// Move its BARs to their bus addresses, or away from them.
     Move,
 }
 
@@ -181,7 +181,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// Interrupts that may not be isolated, and what to do about them.
+/// Renders interrupts that may not be isolated, with advice.
 struct Interrupts<'a>(&'a UnsafeInterrupts);
 
 impl fmt::Display for Interrupts<'_> {
@@ -200,7 +200,7 @@ impl fmt::Display for Interrupts<'_> {
     }
 }
 
-/// Exposures, one line each, with advice.
+/// Renders exposures, one per line, with advice.
 struct Exposures<'a>(&'a [Exposed]);
 
 impl fmt::Display for Exposures<'_> {
@@ -258,7 +258,7 @@ fn names(functions: BTreeSet<Sbdf>, gap: &str) -> String {
     names.join(gap)
 }
 
-/// The owner of the reached function, or of those that reach it.
+/// Renders the owner of the reached function, or of the functions that reach it.
 struct Whose<'a>(&'a Exposed);
 
 impl fmt::Display for Whose<'_> {

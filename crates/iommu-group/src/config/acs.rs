@@ -1,4 +1,4 @@
-//! Access Control Services: what a port or function does with requests between peers.
+//! Access Control Services: how a port or function handles peer-to-peer requests.
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr, BitXor, Not};
@@ -17,9 +17,9 @@ pub use setting::AcsSetting;
 
 /// A set of bits of the ACS control register (PCIe r6.0 §6.12, §7.7.11).
 ///
-/// The capability register has the same bits in its low byte, except that bit 7 says there that the enhanced
-/// controls exist. [`Display`](fmt::Display) gives the short names that `lspci` and this project use,
-/// [`LowerHex`](fmt::LowerHex) the register value; parsing takes either.
+/// The capability register has the same bits in its low byte, except that bit 7 of the capability register indicates
+/// the enhanced controls. [`Display`](fmt::Display) writes the short names used by `lspci` and this project,
+/// [`LowerHex`](fmt::LowerHex) writes the register value; parsing accepts both.
 ///
 /// ```
 /// use iommu_group::AcsBits;
@@ -34,40 +34,40 @@ pub use setting::AcsSetting;
 pub struct AcsBits(u16);
 
 impl AcsBits {
-    /// No bit.
+    /// The empty set.
     pub const NONE: Self = Self(0);
-    /// Source Validation: the requester id must belong below the port.
+    /// Source Validation: the requester ID must belong to a bus below the port.
     pub const SV: Self = Self(0x0001);
-    /// Translation Blocking: requests that claim to be translated are blocked.
+    /// Translation Blocking: requests marked as translated are blocked.
     pub const TB: Self = Self(0x0002);
-    /// P2P Request Redirect: requests between peers go upstream instead.
+    /// P2P Request Redirect: peer-to-peer requests are redirected upstream.
     pub const RR: Self = Self(0x0004);
-    /// P2P Completion Redirect: so do completions without Relaxed Ordering.
+    /// P2P Completion Redirect: peer-to-peer completions without Relaxed Ordering are redirected upstream.
     pub const CR: Self = Self(0x0008);
-    /// Upstream Forwarding: what would be routed back to the port it came from goes upstream.
+    /// Upstream Forwarding: requests and completions whose destination is their ingress port are forwarded upstream.
     pub const UF: Self = Self(0x0010);
-    /// P2P Egress Control: a vector says per peer port whether a request may go there.
+    /// P2P Egress Control: a vector defines for each port whether peer-to-peer requests may go there.
     pub const EC: Self = Self(0x0020);
-    /// Direct Translated P2P: translated requests go straight even where RR or EC would redirect.
+    /// Direct Translated P2P: translated requests take the direct route even if RR or EC would redirect them.
     pub const DT: Self = Self(0x0040);
-    /// I/O Request Blocking (enhanced); in the capability register: the enhanced controls exist.
+    /// I/O Request Blocking (enhanced). In the capability register the bit means that the enhanced controls exist.
     pub const IB: Self = Self(0x0080);
-    /// Memory requests to a downstream port's own BARs: bit 8 blocks, bit 9 redirects (enhanced).
+    /// Memory requests to the BARs of a downstream port: bit 8 blocks, bit 9 redirects (enhanced).
     pub const DSP_MT: Self = Self(0x0300);
-    /// Memory requests to the upstream port's own BARs: bit 10 blocks, bit 11 redirects (enhanced).
+    /// Memory requests to the BARs of the upstream port: bit 10 blocks, bit 11 redirects (enhanced).
     pub const USP_MT: Self = Self(0x0c00);
     /// Unclaimed Request Redirect (enhanced).
     pub const UR: Self = Self(0x1000);
-    /// What Linux wants of every port on a path before it keeps functions apart
-    /// (linux 7.2 drivers/iommu/iommu.c: `REQ_ACS_FLAGS`).
+    /// The bits that Linux requires of every port on a path to regard functions as isolated (linux 7.2
+    /// drivers/iommu/iommu.c: `REQ_ACS_FLAGS`).
     pub const REQUIRED: Self = Self(0x001d);
-    /// What keeps requests or completions from going straight
-    /// (linux 7.2 drivers/pci/p2pdma.c: `pci_bridge_has_acs_redir()`).
+    /// The bits that keep requests or completions off the direct route (linux 7.2 drivers/pci/p2pdma.c:
+    /// `pci_bridge_has_acs_redir()`).
     pub const REDIRECT: Self = Self(0x002c);
     /// The bits that `pci=config_acs=` may set (linux 7.2 drivers/pci/pci.c: `__pci_config_acs()`).
     pub const CONFIGURABLE: Self = Self(0x007f);
 
-    /// The set with these register bits.
+    /// Creates a set from register bits.
     #[must_use]
     pub const fn from_bits(bits: u16) -> Self {
         Self(bits)
@@ -79,25 +79,25 @@ impl AcsBits {
         self.0
     }
 
-    /// Whether all of `other` is in the set.
+    /// Whether the set contains all bits of `other`.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Whether any of `other` is in the set.
+    /// Whether the set contains any bit of `other`.
     #[must_use]
     pub const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// Whether no bit is set.
+    /// Whether the set is empty.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// This set with the bits of `mask` taken from `value`.
+    /// This set, with the bits in `mask` replaced by those of `value`.
     #[must_use]
     pub const fn with(self, mask: Self, value: Self) -> Self {
         Self((self.0 & !mask.0) | (value.0 & mask.0))
@@ -132,7 +132,7 @@ impl Not for AcsBits {
     }
 }
 
-/// Names of single bits and of the values of the two-bit fields, by which sets are written and read.
+/// Names of the single bits and of the values of the two-bit fields, for formatting and parsing.
 const NAMES: [(&str, u16); 14] = [
     ("SV", 0x0001),
     ("TB", 0x0002),
@@ -151,7 +151,7 @@ const NAMES: [(&str, u16); 14] = [
 ];
 
 impl AcsBits {
-    /// The names that bits are written and read by.
+    /// The names of the bits, for formatting and parsing.
     #[cfg(feature = "schema")]
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         NAMES.iter().map(|(name, _)| *name)
@@ -183,25 +183,25 @@ impl fmt::LowerHex for AcsBits {
     }
 }
 
-/// A text that is not a set of ACS bits.
+/// An error for a text that is not a set of ACS bits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{part}` is no ACS control: want a register value such as 001d, or names such as SV+RR+CR+UF"
 )]
 pub struct AcsBitsError {
-    /// The part that is wrong.
+    /// The invalid part.
     pub part: String,
 }
 
 impl FromStr for AcsBits {
     type Err = AcsBitsError;
 
-    /// Takes a hexadecimal value of up to four digits with or without `0x`, `none`, or names joined by `+`, `,` or
-    /// spaces, in either case.
+    /// Parses a hexadecimal value of up to four digits with or without `0x`, `none`, or names joined by `+`, `,` or
+    /// spaces. Case is ignored.
     fn from_str(text: &str) -> Result<Self, AcsBitsError> {
         let digits = text.strip_prefix("0x").unwrap_or(text);
         let hexadecimal = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
-        // "EC", "CR" and the like: of the names only EC consists of hexadecimal digits.
+        // EC is the only name that consists of hexadecimal digits.
         if hexadecimal && !text.eq_ignore_ascii_case("ec") {
             return u16::from_str_radix(digits, 16)
                 .map(Self)
@@ -249,19 +249,19 @@ impl<'de> Deserialize<'de> for AcsBits {
     }
 }
 
-/// What is known about the ACS capability of a function.
+/// ACS capability of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acs {
-    /// It has none.
+    /// The function has no ACS capability.
     Absent,
-    /// It could not be read. That is not the same as off.
+    /// The capability could not be read. Its controls may be on or off.
     Unknown(Unreadable),
-    /// It has these registers.
+    /// The function has these registers.
     Known(AcsRegisters),
 }
 
 impl Acs {
-    /// The registers, if they are known.
+    /// The registers, if known.
     #[must_use]
     pub fn registers(&self) -> Option<&AcsRegisters> {
         match self {
@@ -274,16 +274,16 @@ impl Acs {
 /// The registers of an ACS capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcsRegisters {
-    /// Where the capability is in configuration space.
+    /// Offset of the capability in configuration space.
     pub offset: u16,
-    /// What is implemented: bits 7:0 of the capability register.
+    /// The implemented controls: bits 7:0 of the capability register.
     pub capability: AcsBits,
-    /// What is switched on.
+    /// The enabled controls.
     pub control: AcsBits,
     /// The egress control vector, if egress control is implemented and the vector could be read.
     pub egress: Option<EgressVector>,
-    /// Whether the registers are doublewords, with the control register at offset 8: an erratum of Intel's 100 and
-    /// 200 series root ports (linux 7.2 drivers/pci/quirks.c: `pci_quirk_intel_spt_pch_acs()`).
+    /// Whether the registers are doublewords, with the control register at offset 8. This is an erratum of Intel's 100
+    /// and 200 series root ports (linux 7.2 drivers/pci/quirks.c: `pci_quirk_intel_spt_pch_acs()`).
     pub dword_layout: bool,
 }
 

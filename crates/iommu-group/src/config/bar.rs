@@ -1,4 +1,4 @@
-//! Base address registers and bridge windows: which addresses a function answers at or forwards.
+//! Base address registers and bridge windows: the addresses that a function responds to or forwards.
 
 use std::ops::RangeInclusive;
 
@@ -7,31 +7,31 @@ use serde::{Deserialize, Serialize};
 use super::ConfigSpace;
 use super::spec::{bar, bridge};
 
-/// The kind of addresses of a BAR.
+/// Address space of a BAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Space {
     /// I/O ports.
     Io,
-    /// Memory below 4 GiB.
+    /// Memory below 4 GiB (32-bit BAR).
     Memory32,
-    /// Memory anywhere.
+    /// Memory at any address (64-bit BAR).
     Memory64,
 }
 
-/// A base address register as it stands. Its size cannot be read without writing to it.
+/// The content of a base address register. Its size can be read only by writing to the register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BarRegister {
-    /// The kind of addresses.
+    /// Address space.
     pub space: Space,
-    /// Whether reads have no side effects.
+    /// Whether the memory is prefetchable, that is, reads have no side effects.
     pub prefetchable: bool,
-    /// The bus address; 0 usually means that none is assigned.
+    /// Bus address. 0 usually means that no address is assigned.
     pub address: u64,
 }
 
-/// Reads `N` registers through `read(index)`. A register of zero bits may be a 32-bit BAR without an address or
-/// none at all; it counts as none.
+/// Reads `N` registers through `read(index)`. A register of zero is either a 32-bit BAR without an address or not
+/// implemented; it is decoded as not implemented.
 pub(super) fn decode<const N: usize>(
     read: impl Fn(u16) -> Option<u32>,
 ) -> [Option<BarRegister>; N] {
@@ -79,7 +79,7 @@ pub(super) fn decode<const N: usize>(
 pub struct BridgeWindows {
     /// I/O ports.
     pub io: Option<RangeInclusive<u64>>,
-    /// Memory that need not be prefetchable, below 4 GiB.
+    /// Non-prefetchable memory, below 4 GiB.
     pub memory: Option<RangeInclusive<u64>>,
     /// Prefetchable memory.
     pub prefetchable: Option<RangeInclusive<u64>>,
@@ -87,7 +87,7 @@ pub struct BridgeWindows {
 
 impl BridgeWindows {
     pub(super) fn decode(space: &ConfigSpace) -> Option<Self> {
-        // Bits 3:0 of a base tell the width, not an address; the limit's low bits are ones.
+        // Bits 3:0 of a base encode the address width. The low bits of a limit are ones.
         let io_low = space.u8(bridge::IO_BASE)?;
         let io_upper = |offset| {
             (io_low & 0xf == 1)
@@ -118,8 +118,8 @@ impl BridgeWindows {
             | prefetch_upper(bridge::PREFETCH_LIMIT_UPPER)
             | 0xf_ffff;
 
-        // Registers that were never written read as zero and would stand for the lowest window. Nothing is
-        // forwarded there on any real machine: an all-zero pair is a window that is not implemented.
+        // Registers that were never written read as zero, which would decode as the lowest window. No real machine
+        // forwards that window, so an all-zero pair is decoded as not implemented.
         let window = |base: u64, limit: u64, implemented: bool| {
             (implemented && base <= limit).then_some(base..=limit)
         };

@@ -1,4 +1,4 @@
-//! Reading of a configuration space: no more of it than is needed.
+//! Reads the needed parts of a configuration space.
 
 use std::fs::File;
 use std::io;
@@ -8,9 +8,9 @@ use super::ConfigSpace;
 use super::list::{CapOffsets, next_extended};
 use super::spec::{self, acs, ext, header};
 
-/// Something to read a configuration space from.
+/// A source of configuration space bytes.
 pub trait ConfigSource {
-    /// Reads at `offset` into `buffer`; how many bytes there were, 0 at the end.
+    /// Reads bytes at `offset` into `buffer`. Returns the number of bytes read, 0 at the end.
     fn read_at(&self, offset: u16, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
@@ -32,9 +32,9 @@ impl ConfigSource for [u8] {
 }
 
 impl ConfigSpace {
-    /// Reads the header (of a CardBus bridge 128 bytes), the rest of the first 256 bytes if there are capabilities in it, and of the extended
-    /// capabilities the first doubleword of each and those that this crate decodes. A read that fails ends it, as if
-    /// the space ended there.
+    /// Reads the header (128 bytes for a CardBus bridge). If the first 256 bytes contain capabilities, it also reads
+    /// the rest of them. Of the extended capabilities it reads the first doubleword of each, and the body of those that
+    /// this crate decodes. After a failed read, the space ends at that offset.
     pub fn collect<S: ConfigSource + ?Sized>(source: &S) -> Self {
         let mut space = Self::default();
         let status = space
@@ -47,7 +47,7 @@ impl ConfigSpace {
         }
         if !has_list {
             if layout == header::LAYOUT_CARDBUS {
-                // Its header is longer: the subsystem comes after the first 64 bytes.
+                // The header of a CardBus bridge is longer: the subsystem IDs follow the first 64 bytes.
                 space.fetch::<{ spec::HEADER_BYTES }>(source, 64);
             }
             return space;
@@ -62,7 +62,7 @@ impl ConfigSpace {
         space
     }
 
-    /// Reads `N` bytes at `offset`; whether all of them were there.
+    /// Reads `N` bytes at `offset`. Returns whether all of them were read.
     fn fetch<const N: usize>(
         &mut self,
         source: &(impl ConfigSource + ?Sized),
@@ -84,13 +84,13 @@ impl ConfigSpace {
     }
 
     fn collect_extended(&mut self, source: &(impl ConfigSource + ?Sized)) {
-        // Capabilities need not lie in the order of their list, but runs do.
+        // The list may have capabilities in any order, but runs must be in ascending order.
         let mut pieces: Vec<(u16, Self)> = Vec::new();
         let mut at = spec::LEGACY_BYTES;
         for _ in 0..ext::MOST {
             let mut piece = Self::default();
             if !piece.fetch::<4>(source, at) {
-                // Nothing at 0x100: Linux, too, has only 256 bytes of this function. Elsewhere: cut short.
+                // Nothing at 0x100: the space has 256 bytes, for Linux too. At other offsets, the space is cut off.
                 if at != spec::LEGACY_BYTES {
                     self.visible_to(at);
                 }
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// Bytes that remember what was read of them.
+    /// A source that records its reads.
     struct Watched {
         bytes: Vec<u8>,
         reads: RefCell<Vec<(u16, usize)>>,

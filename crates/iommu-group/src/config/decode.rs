@@ -1,4 +1,4 @@
-//! A configuration space, decoded.
+//! Decoding of a configuration space.
 
 use std::fmt;
 
@@ -13,17 +13,17 @@ use super::{
 
 use crate::quirks::acs::has_dword_registers;
 
-/// Why part of a configuration space is not known.
+/// Why part of a configuration space is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", schemars(rename = "Hidden"))]
 pub enum Unreadable {
-    /// Only the header was shown: the reader lacked `CAP_SYS_ADMIN`.
+    /// Only the header is visible: the reader has no `CAP_SYS_ADMIN`.
     Unprivileged,
-    /// Nobody answered: all bits read as one, or nothing could be read.
+    /// The function does not respond: all bits read as one, or nothing could be read.
     Unreachable,
-    /// The bytes end before the capability does.
+    /// The bytes end before the end of the capability.
     Truncated,
 }
 
@@ -37,13 +37,13 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// What a configuration space says. Reading it never fails: what is missing or makes no sense is left out and, where
-/// it should have been there, noted in `faults`.
+/// Decoded configuration space. Decoding never fails: missing or invalid parts are left out. `faults` lists the parts
+/// that should exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The header; `None` if it could not be read.
     pub header: Option<Header>,
-    /// Why the capabilities are not all known, if they are not.
+    /// Why some capabilities are unknown, if any.
     pub hidden: Option<Unreadable>,
     /// The PCI Express capability.
     pub express: Option<Express>,
@@ -51,9 +51,9 @@ pub struct Config {
     pub acs: Acs,
     /// Address Translation Services.
     pub ats: Option<Ats>,
-    /// Alternative routing ids.
+    /// Alternative Routing-ID Interpretation.
     pub ari: Option<Ari>,
-    /// SR-IOV, of a physical function.
+    /// SR-IOV capability of a physical function.
     pub sriov: Option<Sriov>,
     /// Power management.
     pub power_management: Option<PowerManagement>,
@@ -63,14 +63,14 @@ pub struct Config {
     pub msi: Option<Msi>,
     /// MSI-X.
     pub msi_x: Option<MsiX>,
-    /// A CXL port; the value tells whether it passes secondary bus resets on.
+    /// Whether a CXL port forwards secondary bus resets. `None` if the function is not a CXL port.
     pub cxl_port_unmasks_reset: Option<bool>,
-    /// What was wrong.
+    /// Errors found while decoding.
     pub faults: Vec<ConfigError>,
 }
 
 impl Config {
-    /// Decodes what was read.
+    /// Decodes the bytes of a configuration space.
     #[must_use]
     pub fn decode(space: &ConfigSpace) -> Self {
         let mut config = Self {
@@ -125,8 +125,9 @@ impl Config {
     fn decode_acs(&mut self, space: &ConfigSpace, header: &Header, offset: u16) -> Acs {
         if offset == 0 {
             return match self.hidden {
-                // Without a list of capabilities there is no PCI Express and so no extended capability, whatever
-                // is hidden. With 256 bytes for root, Linux finds none either.
+                // A function without a list of capabilities has no PCI Express capability and therefore no extended
+                // capabilities, even if some bytes are hidden. If root sees only 256 bytes, Linux finds no extended
+                // capabilities either.
                 Some(reason) if header.has_capabilities => Acs::Unknown(reason),
                 _ => Acs::Absent,
             };
@@ -144,11 +145,11 @@ impl Config {
     }
 }
 
-/// Whether anything that matters is out of sight.
+/// Why needed parts of the space are unreadable, if any.
 fn hidden(space: &ConfigSpace, header: &Header, cut: bool) -> Option<Unreadable> {
     let len = space.visible();
     if len < spec::LEGACY_BYTES {
-        // What an unprivileged reader gets: 64 bytes, or 128 of a CardBus bridge.
+        // Visible to an unprivileged reader: 64 bytes, or 128 for a CardBus bridge.
         let shown_to_all = if header.layout_number() == 2 { 128 } else { 64 };
         return header.has_capabilities.then_some(if len == shown_to_all {
             Unreadable::Unprivileged
@@ -213,7 +214,7 @@ mod tests {
                 Acs::Unknown(Unreadable::Truncated),
                 Some(Unreadable::Truncated),
             ),
-            // Linux itself sees no extended capabilities here.
+            // Linux also finds no extended capabilities in this space.
             (256, Acs::Absent, None),
             (0x106, Acs::Unknown(Unreadable::Truncated), None),
         ] {
@@ -247,7 +248,7 @@ mod tests {
         let acs = decode(&all).acs;
         assert!(acs.registers().unwrap().dword_layout);
         assert_eq!(acs.registers().unwrap().control.bits(), 0x11);
-        // The same device id on something that is no root port.
+        // The same device ID on a function that is not a root port.
         all[0x42] = 0x62;
         assert!(!decode(&all).acs.registers().unwrap().dword_layout);
     }
@@ -267,7 +268,7 @@ mod tests {
                 .flat_map(|_| next().to_le_bytes())
                 .collect();
             bytes.truncate(len);
-            // Half of them get a plausible start, so that the lists are followed.
+            // Half of the rounds get a plausible start, so that the lists are followed.
             if round % 2 == 0 && len > 0x110 {
                 bytes[..0x40].copy_from_slice(&root_port()[..0x40]);
                 bytes[0x100] = 0x0d;

@@ -1,4 +1,4 @@
-//! The PCI Express capability: what a function is, and its link.
+//! The PCI Express capability: device/port type and link.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::ConfigSpace;
 use super::spec::express;
 
-/// What a function is to PCI Express (PCIe r6.0 §7.5.3.2, Device/Port Type).
+/// Device/port type of a function (PCIe r6.0 §7.5.3.2, Device/Port Type).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PortType {
     /// An endpoint (0).
     Endpoint,
-    /// An endpoint with habits of conventional PCI (1).
+    /// A legacy endpoint, with properties of conventional PCI (1).
     LegacyEndpoint,
     /// A root port (4).
     RootPort,
@@ -29,7 +29,7 @@ pub enum PortType {
     RcEndpoint,
     /// A root complex event collector (10).
     RcEventCollector,
-    /// A type that no specification has.
+    /// A type that the specification does not define.
     Reserved(u8),
     /// A function without a PCI Express capability.
     Conventional,
@@ -38,7 +38,7 @@ pub enum PortType {
 }
 
 impl PortType {
-    /// The type with this number in bits 7:4 of the capabilities register.
+    /// The type for the number in bits 7:4 of the capabilities register.
     pub(super) fn from_number(number: u8) -> Self {
         match number {
             0 => Self::Endpoint,
@@ -60,13 +60,13 @@ impl PortType {
         !matches!(self, Self::Conventional | Self::Unknown)
     }
 
-    /// Root ports and downstream ports of switches: the ports with a link below them.
+    /// Whether the function is a root port or a downstream port of a switch, that is, a port with a link below it.
     #[must_use]
     pub const fn is_downstream(self) -> bool {
         matches!(self, Self::RootPort | Self::SwitchDownstream)
     }
 
-    /// Whether peers meet in this function: any port of a switch or root complex, or a bridge.
+    /// Whether peer-to-peer requests can be routed by this function: a port of a switch or root complex, or a bridge.
     #[must_use]
     pub const fn is_port(self) -> bool {
         matches!(
@@ -99,28 +99,28 @@ impl fmt::Display for PortType {
     }
 }
 
-/// Speed and width of a link, as the registers encode them (PCIe r6.0 §7.5.3.6, §7.5.3.8).
+/// Speed and width of a link, as encoded in the registers (PCIe r6.0 §7.5.3.6, §7.5.3.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
-    /// Generation, 1 for 2.5 GT/s to 6 for 64 GT/s; 0 if there is no link.
+    /// Generation, from 1 (2.5 GT/s) to 6 (64 GT/s). 0 if there is no link.
     pub generation: u8,
-    /// Lanes; 0 if there is no link.
+    /// Number of lanes. 0 if there is no link.
     pub lanes: u8,
-    /// The highest generation that the port can do.
+    /// The highest generation that the port supports.
     pub max_generation: u8,
-    /// The most lanes that the port can do.
+    /// The largest number of lanes that the port supports.
     pub max_lanes: u8,
-    /// Data link layer up; only meaningful for ports that report it.
+    /// Whether the data link layer is up. Valid only for ports that report it.
     pub active: bool,
-    /// The port's number in its switch or root complex: its place in egress control vectors.
+    /// The port's number in its switch or root complex, which is its index in egress control vectors.
     pub port_number: u8,
 }
 
 impl Link {
-    /// The slowest link that PCI Express has: 2.5 GT/s on one lane.
+    /// The slowest link in PCI Express: 2.5 GT/s on one lane.
     pub const SLOWEST: Self = Self::at_most(1, 1);
 
-    /// A link that runs as fast as it can, at `generation` with `lanes` lanes.
+    /// A link with the maximum and current speed `generation` and width `lanes`.
     #[must_use]
     pub const fn at_most(generation: u8, lanes: u8) -> Self {
         Self {
@@ -147,7 +147,7 @@ impl Link {
         })
     }
 
-    /// Transfers per second and lane of a generation, in GT/s; `None` for numbers without a meaning.
+    /// Transfer rate per lane of a generation, in GT/s. `None` for undefined generations.
     #[must_use]
     pub fn gigatransfers(generation: u8) -> Option<&'static str> {
         match generation {
@@ -165,29 +165,29 @@ impl Link {
 /// The slot of a root or downstream port (PCIe r6.0 §7.5.3.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
-    /// Whether it is capable of hot-plug.
+    /// Whether the slot supports hot-plug.
     pub hotplug: bool,
-    /// The number printed on the chassis.
+    /// The slot number printed on the chassis.
     pub physical_number: u16,
 }
 
 /// The PCI Express capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Express {
-    /// Where the capability is in configuration space.
+    /// Offset of the capability in configuration space.
     pub offset: u16,
-    /// The type as the register has it. [`Function::port_type`](crate::Function::port_type) has the type that
-    /// Linux uses, with impossible ones corrected.
+    /// The type in the register. [`Function::port_type`](crate::Function::port_type) is the type that Linux uses, with
+    /// impossible types corrected.
     pub port_type: PortType,
-    /// Whether the function can be reset on its own (Function Level Reset).
+    /// Whether the function supports Function Level Reset.
     pub flr: bool,
     /// The slot, for a port that has one.
     pub slot: Option<Slot>,
-    /// The link; `None` where there is none or its registers could not be read.
+    /// The link. `None` if there is no link or its registers could not be read.
     pub link: Option<Link>,
     /// Whether a downstream port can forward to functions above 7 (ARI).
     pub ari_forwarding_supported: bool,
-    /// Whether it does.
+    /// Whether ARI forwarding is on.
     pub ari_forwarding: bool,
 }
 
@@ -208,7 +208,7 @@ impl Express {
         let inside_root_complex =
             matches!(port_type, PortType::RcEndpoint | PortType::RcEventCollector);
         let device_capabilities = space.u32(at(express::DEVICE_CAPABILITIES)).unwrap_or(0);
-        // The second halves of the registers exist from version 2 of the capability on (§7.5.3.2).
+        // Capability version 2 and later have the second half of the registers (§7.5.3.2).
         let second = flags & 0xf >= 2;
         let capabilities_2 = second
             .then(|| space.u32(at(express::DEVICE_CAPABILITIES_2)))

@@ -1,19 +1,18 @@
-//! Extended capabilities other than ACS: address translation, routing ids, virtual functions.
+//! Extended capabilities other than ACS: ATS, ARI and SR-IOV.
 
 use super::spec::{ari, ats, sriov};
 use super::{BarRegister, ConfigSpace, bar};
 
-/// Address Translation Services: whether the function may ask the IOMMU for translations and use them
-/// (PCIe r6.0 §10.5.1).
+/// Address Translation Services: the function can request translations from the IOMMU and use them (PCIe r6.0 §10.5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ats {
-    /// Whether it is on.
+    /// Whether ATS is enabled.
     pub enabled: bool,
-    /// Smallest translation unit: 4096 bytes shifted left by this.
+    /// Smallest translation unit: 4096 bytes shifted left by this value.
     pub smallest_unit: u8,
-    /// Whether untranslated addresses are always page-aligned; Intel's IOMMU driver insists on it.
+    /// Whether untranslated addresses are always page-aligned. Intel's IOMMU driver requires it.
     pub page_aligned: bool,
-    /// How many invalidations can be outstanding, 1 to 32.
+    /// Maximum number of outstanding invalidations, 1 to 32.
     pub queue_depth: u8,
 }
 
@@ -34,15 +33,14 @@ impl Ats {
     }
 }
 
-/// Alternative Routing-ID Interpretation: a device with up to 256 functions and no device number
-/// (PCIe r6.0 §6.13).
+/// Alternative Routing-ID Interpretation: a device has up to 256 functions and no device number (PCIe r6.0 §6.13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ari {
-    /// The next function of the device, 0 at the end.
+    /// The next function of the device. 0 at the end.
     pub next_function: u8,
-    /// Whether egress control goes by groups of functions.
+    /// Whether egress control uses function groups.
     pub acs_function_groups: bool,
-    /// The group of this function for that.
+    /// The function group of this function.
     pub function_group: u8,
 }
 
@@ -60,25 +58,24 @@ impl Ari {
     }
 }
 
-/// Single Root I/O Virtualization: a physical function and how its virtual functions are numbered
-/// (PCIe r6.0 §9.3.3).
+/// Single Root I/O Virtualization: a physical function and the numbering of its virtual functions (PCIe r6.0 §9.3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sriov {
-    /// Whether the virtual functions exist.
+    /// Whether the virtual functions are enabled.
     pub enabled: bool,
-    /// Whether functions above 7 can be used for them.
+    /// Whether virtual functions may use function numbers above 7.
     pub ari_hierarchy: bool,
-    /// How many there can be.
+    /// The maximum number of virtual functions.
     pub total_vfs: u16,
-    /// How many were asked for.
+    /// The requested number of virtual functions.
     pub num_vfs: u16,
-    /// Distance from the physical function's requester id to the first virtual one.
+    /// Distance from the requester ID of the physical function to that of the first virtual function.
     pub vf_offset: u16,
-    /// Distance from one virtual function to the next.
+    /// Distance between the requester IDs of consecutive virtual functions.
     pub vf_stride: u16,
-    /// Device id of the virtual functions; their vendor is the physical function's.
+    /// Device ID of the virtual functions. Their vendor ID is that of the physical function.
     pub vf_device: u16,
-    /// Where the BARs of the first virtual function are; those of the others follow.
+    /// BARs of the first virtual function. The BARs of the other virtual functions follow at consecutive addresses.
     pub vf_bars: [Option<BarRegister>; 6],
 }
 

@@ -8,18 +8,18 @@ use super::bar::{BarRegister, BridgeWindows};
 use super::spec::{bridge, header};
 use super::{ConfigSpace, bar};
 
-/// The numbers by which drivers and quirks know a function.
+/// The IDs by which drivers and quirks identify a function.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Ids {
-    /// Vendor id.
+    /// Vendor ID.
     pub vendor: u16,
-    /// Device id.
+    /// Device ID.
     pub device: u16,
-    /// Subsystem vendor id, 0 if there is none.
+    /// Subsystem vendor ID. 0 if there is none.
     pub subsystem_vendor: u16,
-    /// Subsystem device id, 0 if there is none.
+    /// Subsystem device ID. 0 if there is none.
     pub subsystem_device: u16,
 }
 
@@ -29,62 +29,62 @@ impl fmt::Display for Ids {
     }
 }
 
-/// What follows the first 16 bytes of a header.
+/// The layout-specific part of a header, after the first 16 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderLayout {
     /// Type 0: a device.
     Device {
-        /// The six base address registers; the upper half of a 64-bit one is `None`.
+        /// The six base address registers. The upper half of a 64-bit BAR is `None`.
         bars: [Option<BarRegister>; 6],
     },
-    /// Type 1: a PCI-to-PCI bridge, which every PCI Express port is.
+    /// Type 1: a PCI-to-PCI bridge. All PCI Express ports have this type.
     Bridge {
         /// The two base address registers.
         bars: [Option<BarRegister>; 2],
-        /// Number of the bus it is on.
+        /// Bus number of the primary side.
         primary: u8,
-        /// Number of the bus behind it.
+        /// Bus number of the secondary side.
         secondary: u8,
-        /// Highest bus number behind it.
+        /// Highest bus number below the bridge.
         subordinate: u8,
         /// The addresses that it forwards downstream.
         windows: BridgeWindows,
     },
     /// Type 2: a CardBus bridge.
     CardBus,
-    /// A type that no specification has.
+    /// A type that the specification does not define.
     Other(u8),
 }
 
 /// The common header (PCIe r6.0 §7.5.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// Vendor, device and subsystem. A virtual function reads `ffff:ffff` here (PCIe r6.0 §9.3.4.1).
+    /// Vendor, device and subsystem IDs. A virtual function reads `ffff:ffff` here (PCIe r6.0 §9.3.4.1).
     pub ids: Ids,
     /// Class, subclass and programming interface in bits 23:0.
     pub class: u32,
-    /// Revision.
+    /// Revision ID.
     pub revision: u8,
-    /// Whether memory decoding is on: without it the function answers at none of its BARs.
+    /// Whether memory decoding is on. If it is off, the function does not respond at its memory BARs.
     pub memory_enabled: bool,
     /// Whether I/O decoding is on.
     pub io_enabled: bool,
     /// Whether the function may send requests.
     pub bus_master: bool,
-    /// Whether bit 7 of the header type says that the device has several functions.
+    /// Whether bit 7 of the header type marks the device as multifunction.
     pub multifunction: bool,
-    /// The rest, by header type.
+    /// The layout-specific part.
     pub layout: HeaderLayout,
-    /// Whether there is a list of capabilities.
+    /// Whether the function has a list of capabilities.
     pub has_capabilities: bool,
 }
 
 impl Header {
-    /// Reads the header; `None` if not all of it is there.
+    /// Reads the header. `None` if it is incomplete.
     pub(super) fn decode(space: &ConfigSpace) -> Option<Self> {
         let kind = space.u8(header::HEADER_TYPE)?;
         let command = space.u16(header::COMMAND)?;
-        // The last register of every layout; if it is there, the header is.
+        // The last register of every layout. If it was read, the header is complete.
         space.u32(0x3c)?;
         let layout = match kind & header::HEADER_TYPE_LAYOUT {
             0 => HeaderLayout::Device {
@@ -128,7 +128,7 @@ impl Header {
         })
     }
 
-    /// The number of the layout, as in bits 6:0 of the header type.
+    /// The number of the layout: bits 6:0 of the header type.
     #[must_use]
     pub fn layout_number(&self) -> u8 {
         match self.layout {

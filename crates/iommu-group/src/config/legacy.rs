@@ -6,9 +6,9 @@ use super::spec::{af, msi, msix, pm};
 /// PCI Power Management (PCIe r6.0 §7.5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PowerManagement {
-    /// The power state, 0 to 3 for D0 to D3hot.
+    /// Power state: 0 to 3 for D0 to D3hot.
     pub state: u8,
-    /// Whether the function keeps its state on the way from D3hot to D0. If it does not, that way is a reset.
+    /// Whether the function keeps its state on the transition from D3hot to D0. If not, the transition resets it.
     pub no_soft_reset: bool,
 }
 
@@ -22,12 +22,12 @@ impl PowerManagement {
     }
 }
 
-/// Advanced Features: function level reset for conventional PCI.
+/// Advanced Features: Function Level Reset for conventional PCI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdvancedFeatures {
-    /// Whether pending transactions are reported; Linux resets only where they are.
+    /// Whether the function reports pending transactions. Linux uses the reset only if it does.
     pub transactions_pending: bool,
-    /// Whether the function can be reset on its own.
+    /// Whether the function supports Function Level Reset.
     pub flr: bool,
 }
 
@@ -41,23 +41,23 @@ impl AdvancedFeatures {
     }
 }
 
-/// Message signalled interrupts (PCIe r6.0 §7.7.1).
+/// Message Signaled Interrupts (PCIe r6.0 §7.7.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Msi {
-    /// Whether they are on.
+    /// Whether MSI is enabled.
     pub enabled: bool,
-    /// How many vectors the function can use, 1 to 32.
+    /// Number of vectors that the function can use, 1 to 32.
     pub vectors: u8,
-    /// Whether addresses above 4 GiB are possible.
+    /// Whether the function supports addresses above 4 GiB.
     pub wide: bool,
-    /// Whether vectors can be masked one by one.
+    /// Whether the function supports masking of single vectors.
     pub maskable: bool,
 }
 
 impl Msi {
     pub(super) fn decode(space: &ConfigSpace, offset: u16) -> Option<Self> {
         let control = space.u16(offset.saturating_add(msi::CONTROL))?;
-        // Values 6 and 7 are reserved; 32 is the most there can be.
+        // Values 6 and 7 are reserved. The maximum is 32 vectors.
         let exponent = ((control >> 1) & 0x7).min(5);
         Some(Self {
             enabled: control & msi::CONTROL_ENABLE != 0,
@@ -68,20 +68,20 @@ impl Msi {
     }
 }
 
-/// Message signalled interrupts with a table in a BAR (PCIe r6.0 §7.7.2).
+/// Message Signaled Interrupts with a table in a BAR (PCIe r6.0 §7.7.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiX {
-    /// Whether they are on.
+    /// Whether MSI-X is enabled.
     pub enabled: bool,
-    /// Entries of the table, 1 to 2048.
+    /// Number of table entries, 1 to 2048.
     pub vectors: u16,
-    /// Which BAR has the table, 0 to 7 (6 and 7 are reserved).
+    /// Number of the BAR that contains the table, 0 to 7 (6 and 7 are reserved).
     pub table_bar: u8,
-    /// Where in that BAR, in bytes.
+    /// Offset of the table in that BAR, in bytes.
     pub table_offset: u32,
-    /// Which BAR has the pending bits.
+    /// Number of the BAR that contains the pending bits.
     pub pending_bar: u8,
-    /// Where in that BAR, in bytes.
+    /// Offset of the pending bits in that BAR, in bytes.
     pub pending_offset: u32,
 }
 

@@ -5,24 +5,24 @@ use std::fmt;
 use super::ConfigSpace;
 use super::spec::{self, cap, ext, header};
 
-/// Something wrong with a configuration space, found while it was read. Reading went on without it.
+/// An error in a configuration space, found while reading it. The affected part is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConfigError {
-    /// A list of capabilities comes back to where it has been, or is longer than the space has room for.
+    /// A list of capabilities is a loop or is longer than the space allows.
     Endless {
-        /// Where the list was left.
+        /// Offset at which the search stopped.
         at: u16,
     },
-    /// A list of capabilities points into the header or to where no capability can be.
+    /// A list of capabilities points into the header or to another place where no capability can be.
     StrayPointer {
-        /// The capability, or the pointer in the header, that points there.
+        /// Offset of the capability, or of the pointer in the header, that has the pointer.
         at: u16,
-        /// Where it points.
+        /// The target of the pointer.
         to: u16,
     },
-    /// A capability lies outside of what could be read, though all should have been readable.
+    /// A capability is outside of the readable bytes although all bytes should be readable.
     Truncated {
-        /// Where it lies.
+        /// Offset of the capability.
         at: u16,
     },
 }
@@ -42,8 +42,8 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Where the capabilities that matter here are, 0 if there is none. The first of each kind counts, as for Linux
-/// (linux 7.2 drivers/pci/pci.c: `pci_find_capability()`, `pci_find_ext_capability()`).
+/// Offsets of the capabilities that this crate uses, 0 if absent. As in Linux, the first capability of each kind is
+/// used (linux 7.2 drivers/pci/pci.c: `pci_find_capability()`, `pci_find_ext_capability()`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct CapOffsets {
     pub(super) power_management: u16,
@@ -56,7 +56,7 @@ pub(super) struct CapOffsets {
     pub(super) ats: u16,
     pub(super) sriov: u16,
     pub(super) cxl_port: u16,
-    /// A list was followed to the end of what was read, and went on beyond.
+    /// Whether a list continues beyond the bytes that were read.
     pub(super) cut: bool,
 }
 
@@ -67,7 +67,7 @@ fn note(slot: &mut u16, at: u16) {
 }
 
 impl CapOffsets {
-    /// Follows both lists. `layout` is the header's; `status` tells whether there is a list at all.
+    /// Searches both lists. `layout` is the header layout; the bit `status` of the status register indicates a list.
     pub(super) fn find(
         space: &ConfigSpace,
         layout: u8,
@@ -157,7 +157,7 @@ impl CapOffsets {
     }
 }
 
-/// Where the list goes on after a capability whose first doubleword is `entry`; `None` at its end.
+/// Offset of the next capability after one whose first doubleword is `entry`. `None` at the end of the list.
 pub(super) fn next_extended(entry: u32) -> Option<u16> {
     u16::try_from((entry >> 20) & 0xffc)
         .ok()

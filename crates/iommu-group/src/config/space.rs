@@ -4,17 +4,17 @@ use std::fmt;
 
 use super::spec;
 
-/// What was read of a function's configuration space.
 ///
-/// Linux shows 64 bytes to a reader without `CAP_SYS_ADMIN` (128 of a CardBus bridge), else 256 or 4096
-/// (linux 7.2 drivers/pci/pci-sysfs.c: `pci_read_config()`); and of those only what is needed is read, because some
-/// devices do not bear to be read where they have nothing. Asking for what was not read gives `None`, never a
-/// made-up value.
+/// The bytes read from a function's configuration space.
+///
+/// Linux shows 64 bytes to a reader without `CAP_SYS_ADMIN` (128 for a CardBus bridge), otherwise 256 or 4096 (linux
+/// 7.2 drivers/pci/pci-sysfs.c: `pci_read_config()`). Only the needed bytes are read, because some devices fail when
+/// unimplemented registers are read. The value of a byte that was not read is `None`.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct ConfigSpace {
-    /// The ranges that were read, one after the other.
+    /// The bytes of all runs, one run after the other.
     bytes: Vec<u8>,
-    /// Where they are: ascending, neither empty nor touching each other.
+    /// The ranges that were read. They ascend, are not empty and do not touch each other.
     runs: Vec<Run>,
     visible: u16,
 }
@@ -23,12 +23,12 @@ pub struct ConfigSpace {
 struct Run {
     start: u16,
     len: u16,
-    /// Where in `bytes` the run starts.
+    /// Index of the first byte of the run in `bytes`.
     at: u16,
 }
 
 impl ConfigSpace {
-    /// A space all of which was read: the bytes from offset 0. What is beyond 4096 is ignored.
+    /// A space that was read completely: the bytes from offset 0. Bytes beyond 4096 are ignored.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
         let mut space = Self::default();
@@ -41,13 +41,13 @@ impl ConfigSpace {
         u16::try_from(self.bytes.len()).unwrap_or(spec::EXTENDED_BYTES)
     }
 
-    /// Notes that at least `visible` bytes can be seen.
+    /// Records that at least `visible` bytes are visible.
     pub(crate) fn visible_to(&mut self, visible: u16) {
         self.visible = self.visible.max(visible.min(spec::EXTENDED_BYTES));
     }
 
-    /// Adds bytes read at `offset`, which must not be below what was added before; what is is dropped, and so is
-    /// what lies beyond the end of the space.
+    /// Adds bytes read at `offset`. Bytes before the end of the last run are dropped, and so are bytes beyond the end
+    /// of the space.
     pub(crate) fn append(&mut self, offset: u16, bytes: &[u8]) {
         let end = self
             .runs
@@ -75,7 +75,7 @@ impl ConfigSpace {
         self.visible = self.visible.max(start.saturating_add(len));
     }
 
-    /// How many bytes could be seen, 0 to 4096.
+    /// Number of visible bytes, 0 to 4096.
     #[must_use]
     pub fn visible(&self) -> u16 {
         self.visible
@@ -87,20 +87,20 @@ impl ConfigSpace {
         self.bytes.is_empty()
     }
 
-    /// The byte at `offset`; `None` if it was not read.
+    /// The byte at `offset`. `None` if it was not read.
     #[must_use]
     pub fn u8(&self, offset: u16) -> Option<u8> {
         let [byte] = self.array(offset)?;
         Some(byte)
     }
 
-    /// The little-endian word at `offset`; `None` if not all of it was read.
+    /// The little-endian word at `offset`. `None` if it was not read completely.
     #[must_use]
     pub fn u16(&self, offset: u16) -> Option<u16> {
         self.array(offset).map(u16::from_le_bytes)
     }
 
-    /// The little-endian doubleword at `offset`; `None` if not all of it was read.
+    /// The little-endian doubleword at `offset`. `None` if it was not read completely.
     #[must_use]
     pub fn u32(&self, offset: u16) -> Option<u32> {
         self.array(offset).map(u32::from_le_bytes)
@@ -120,7 +120,7 @@ impl ConfigSpace {
         bytes.try_into().ok()
     }
 
-    /// The ranges that were read: the offset of each and its bytes.
+    /// The ranges that were read: offset and bytes of each.
     pub fn runs(&self) -> impl Iterator<Item = (u16, &[u8])> {
         self.runs.iter().map(|run| {
             let start = usize::from(run.at);
@@ -129,7 +129,7 @@ impl ConfigSpace {
         })
     }
 
-    /// Whether the header reads as all ones: nobody answers at this address any more, or not in this power state.
+    /// Whether the header reads as all ones: the device is gone or does not respond in its power state.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         self.array::<{ spec::HEADER_BYTES }>(0)

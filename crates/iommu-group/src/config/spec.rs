@@ -1,16 +1,17 @@
-//! Register offsets and bits of configuration space, by the names of the specifications.
 //!
-//! CapOffsets inside a module of a capability count from the start of that capability. Constants without a comment are
-//! what the specification says under that name.
+//! Register offsets and bits of configuration space, with the names of the specifications.
+//!
+//! Offsets in the module of a capability are relative to the start of the capability. Constants without a comment have
+//! the meaning that the specification defines for that name.
 //!
 //! Sections are those of the PCI Express Base Specification r6.0; the same registers are in
 //! linux 7.2 include/uapi/linux/pci_regs.h.
 
-/// Bytes of the header, which every reader may see (§7.5.1).
+/// Size of the header in bytes, visible to every reader (§7.5.1).
 pub const HEADER_BYTES: usize = 64;
-/// Bytes of the configuration space of conventional PCI; extended capabilities start here (§7.2.1).
+/// Size of conventional configuration space in bytes. Extended capabilities start here (§7.2.1).
 pub const LEGACY_BYTES: u16 = 256;
-/// Bytes of the configuration space of PCI Express (§7.2.1).
+/// Size of PCI Express configuration space in bytes (§7.2.1).
 pub const EXTENDED_BYTES: u16 = 4096;
 
 /// The common header (§7.5.1.1).
@@ -43,7 +44,7 @@ pub mod header {
     pub const INTERRUPT_LINE: u16 = 0x3c;
     /// 0: none, 1: INTA to 4: INTD.
     pub const INTERRUPT_PIN: u16 = 0x3d;
-    /// CardBus bridges have theirs elsewhere (PC Card Standard, PCI to CardBus bridge).
+    /// The corresponding registers of CardBus bridges (PC Card Standard, PCI to CardBus bridge).
     pub const CARDBUS_CAPABILITIES: u16 = 0x14;
     pub const CARDBUS_SUBSYSTEM_VENDOR: u16 = 0x40;
 }
@@ -63,7 +64,7 @@ pub mod bridge {
     pub const PREFETCH_LIMIT: u16 = 0x26;
     pub const PREFETCH_BASE_UPPER: u16 = 0x28;
     pub const PREFETCH_LIMIT_UPPER: u16 = 0x2c;
-    /// Bits 3:0 of the prefetchable base and limit: the window can be above 4 GiB.
+    /// Value of bits 3:0 of the prefetchable base and limit: the window may be above 4 GiB.
     pub const PREFETCH_64BIT: u8 = 0x1;
     /// Granularity of memory windows in bytes.
     pub const WINDOW_ALIGN: u64 = 1 << 20;
@@ -81,7 +82,7 @@ pub mod bar {
     pub const MEMORY_ADDRESS: u32 = !0xf;
 }
 
-/// The list of capabilities (§7.5.1.1.11), with the ids of those that matter here.
+/// The list of capabilities (§7.5.1.1.11), with the IDs that this crate uses.
 pub mod cap {
     pub const POWER_MANAGEMENT: u8 = 0x01;
     pub const MSI: u8 = 0x05;
@@ -91,11 +92,12 @@ pub mod cap {
     pub const EXPRESS: u8 = 0x10;
     pub const MSI_X: u8 = 0x11;
     pub const ADVANCED_FEATURES: u8 = 0x13;
-    /// A list cannot be longer: 192 bytes of 4 each (linux 7.2 drivers/pci/pci.h: `PCI_FIND_CAP_TTL`).
+    /// Maximum length of the list: 192 bytes hold 48 entries of 4 bytes (linux 7.2 drivers/pci/pci.h:
+    /// `PCI_FIND_CAP_TTL`).
     pub const MOST: usize = 48;
 }
 
-/// The list of extended capabilities (§7.6.3), with the ids of those that matter here.
+/// The list of extended capabilities (§7.6.3), with the IDs that this crate uses.
 pub mod ext {
     pub const ACS: u16 = 0x000d;
     pub const ARI: u16 = 0x000e;
@@ -106,7 +108,7 @@ pub mod ext {
     pub const PASID: u16 = 0x001b;
     pub const VENDOR_DESIGNATED: u16 = 0x0023;
     pub const VF_RESIZABLE_BAR: u16 = 0x0024;
-    /// As many as Linux follows (linux 7.2 drivers/pci/pci.h: `PCI_FIND_NEXT_EXT_CAP()`).
+    /// Maximum length that Linux follows (linux 7.2 drivers/pci/pci.h: `PCI_FIND_NEXT_EXT_CAP()`).
     pub const MOST: usize = (4096 - 256) / 8;
 }
 
@@ -121,7 +123,7 @@ pub mod pm {
 pub mod msi {
     pub const CONTROL: u16 = 0x02;
     pub const CONTROL_ENABLE: u16 = 1 << 0;
-    /// Multiple message capable, the logarithm of the number of vectors, is 3 bits from here.
+    /// First of the 3 bits of multiple message capable: the base-2 logarithm of the number of vectors.
     pub const CONTROL_CAPABLE_SHIFT: u16 = 1;
     /// Multiple message enable.
     pub const CONTROL_VECTORS: u16 = 0x70;
@@ -189,8 +191,8 @@ pub mod acs {
     pub const CAPABILITY: u16 = 0x04;
     pub const CONTROL: u16 = 0x06;
     pub const EGRESS_VECTOR: u16 = 0x08;
-    /// Where Intel's 100 and 200 series root ports have the control register, which is a doubleword there
-    /// (linux 7.2 drivers/pci/quirks.c: `INTEL_SPT_ACS_CTRL`).
+    /// Offset of the control register, a doubleword, in Intel's 100 and 200 series root ports (linux 7.2
+    /// drivers/pci/quirks.c: `INTEL_SPT_ACS_CTRL`).
     pub const CONTROL_OF_DWORD_LAYOUT: u16 = 0x08;
 }
 
@@ -225,8 +227,8 @@ pub mod sriov {
     pub const VF_BAR0: u16 = 0x24;
 }
 
-/// Designated vendor-specific capabilities (§7.9.6), and the one of CXL that matters for resets
-/// (CXL r3.1 §8.1.5, CXL Extensions DVSEC for Ports).
+/// Designated vendor-specific capabilities (§7.9.6), and the CXL capability that affects resets (CXL r3.1 §8.1.5, CXL
+/// Extensions DVSEC for Ports).
 pub mod dvsec {
     pub const VENDOR: u16 = 0x04;
     pub const ID: u16 = 0x08;

@@ -1,4 +1,4 @@
-//! Which functions are on one bus, and which of them share a device number.
+//! Index of the functions on each bus and in each slot.
 
 use std::collections::HashMap;
 
@@ -6,15 +6,15 @@ use super::node::Node;
 use crate::Topology;
 use crate::topology::FunctionId;
 
-/// The buses of a topology, as the kernel has them: a bus for every bridge and root, and one for every bus number
-/// beyond that virtual functions have.
+/// The buses of a topology, as in the kernel: one for every bridge and every root, and one for every further bus number
+/// that virtual functions use.
 #[derive(Debug, Clone)]
 pub(super) struct BusIndex {
-    /// The bus of each function.
+    /// Bus of each function.
     pub(super) of: Vec<u32>,
-    /// The functions of each bus, in ascending order.
+    /// Functions of each bus, in ascending order.
     members: Vec<Vec<FunctionId>>,
-    /// Those of them that send requests with other ids than their own.
+    /// Functions of each bus that also use requester IDs other than their own.
     alias_holders: HashMap<u32, Vec<FunctionId>>,
 }
 
@@ -69,7 +69,7 @@ impl BusIndex {
         self.alias_holders.get(&bus).map_or(&[], Vec::as_slice)
     }
 
-    /// The functions that share a device number with `devfn`, which is how Linux tells devices apart, also with ARI.
+    /// The functions with the same device number as `devfn`. Linux identifies devices by this number, also with ARI.
     pub(super) fn slot<'a>(
         &'a self,
         nodes: &'a [Node],

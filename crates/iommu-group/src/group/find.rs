@@ -1,4 +1,4 @@
-//! The search for the group of a function that is being added, step by step as Linux does it.
+//! Search for the group of a function that is being added, in the same steps as Linux.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +12,23 @@ use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
 
-/// The search for the group of a function that is being added (linux 7.2 drivers/iommu/iommu.c:
-/// `pci_device_group()`, the same in 6.12 and 7.3).
+/// Searches for the group of a function that is being added (linux 7.2 drivers/iommu/iommu.c: `pci_device_group()`, the
+/// same in 6.12 and 7.3).
 pub(super) struct GroupFinder<'a> {
     pub(super) topology: &'a Topology,
     pub(super) kernel: &'a Kernel,
     pub(super) nodes: &'a [Node],
     pub(super) buses: &'a BusIndex,
-    /// What the answer depends on and cannot be known.
+    /// Unknown facts that the result depends on.
     pub(super) doubts: &'a mut BTreeMap<Sbdf, Uncertainty>,
 }
 
-/// The functions of one bus that were looked at, so that aliases of aliases come to an end.
+/// The functions of one bus that were visited. It makes the search for aliases of aliases finite.
 #[derive(Default)]
 struct Visited([u64; 4]);
 
 impl Visited {
-    /// Whether this is the first visit.
+    /// Marks a function as visited. Returns whether this is the first visit.
     fn enter(&mut self, devfn: u8) -> bool {
         let Some(word) = self.0.get_mut(usize::from(devfn / 64)) else {
             return false;
@@ -41,9 +41,10 @@ impl Visited {
 }
 
 impl<'a> GroupFinder<'a> {
-    /// The group that a function gets, or `None` if it gets a new one; and why.
+    /// The group that a function joins, or `None` for a new group, with the reason.
     pub(super) fn find(&mut self, id: FunctionId) -> (Option<LocalGroup>, Reason) {
-        // Whose id its requests bear at the IOMMU: its own, or that of a bridge or of what provides its bus.
+        // The function whose requester ID the IOMMU sees: the function itself, a bridge, or the provider of its root
+        // bus.
         let mut last = id;
         if let Some((provider, node)) = self.provider(id) {
             last = provider;
@@ -68,7 +69,7 @@ impl<'a> GroupFinder<'a> {
                 }
             }
         }
-        // Up to where everything above keeps peers apart.
+        // Walk up until every function from there to the root isolates.
         for (bridge, node) in self.bridges_above(last) {
             let Some((culprit, lack)) = self.lack_up_from(bridge) else {
                 break;
@@ -107,7 +108,7 @@ impl<'a> GroupFinder<'a> {
             .map_or(Sbdf::from_devfn(0, 0, 0), |node| node.sbdf)
     }
 
-    /// The bridges above a function, the nearest first.
+    /// The bridges above a function, nearest first.
     fn bridges_above(
         &self,
         id: FunctionId,
@@ -117,7 +118,7 @@ impl<'a> GroupFinder<'a> {
         above.filter_map(|id| Some((id, nodes.get(id.index())?)))
     }
 
-    /// What provides the root bus of a function (linux 7.2 arch/x86/pci/common.c: `pci_real_dma_dev()`).
+    /// The provider of the root bus of a function (linux 7.2 arch/x86/pci/common.c: `pci_real_dma_dev()`).
     fn provider(&self, id: FunctionId) -> Option<(FunctionId, &'a Node)> {
         let root = self.topology.tree().root_of(id);
         let behind = self.topology.root_buses().get(root)?.behind?;
@@ -125,8 +126,8 @@ impl<'a> GroupFinder<'a> {
         Some((provider, self.node(provider)?))
     }
 
-    /// The lowest function from a bridge up to the root that does not keep peers apart (linux 7.2
-    /// drivers/pci/pci.c: `pci_acs_path_enabled()`).
+    /// The lowest function on the path from a bridge to the root that does not isolate (linux 7.2 drivers/pci/pci.c:
+    /// `pci_acs_path_enabled()`).
     fn lack_up_from(&mut self, bridge: FunctionId) -> Option<(Sbdf, AcsDeficiency)> {
         let own = self.node(bridge).map(|node| (bridge, node));
         let nodes = own.into_iter().chain(self.bridges_above(bridge));
@@ -147,7 +148,7 @@ impl<'a> GroupFinder<'a> {
         found
     }
 
-    /// A bridge that cannot be read may change requester ids or not.
+    /// Records an uncertainty for a bridge that cannot be read: it may change requester IDs.
     fn doubt_type(&mut self, node: &Node) {
         if node.port_type == PortType::Unknown {
             let hidden = node.hidden.unwrap_or(Unreadable::Unreachable);
@@ -156,7 +157,7 @@ impl<'a> GroupFinder<'a> {
         }
     }
 
-    /// The group of a function, or of one that shares requester ids with it (linux: `get_pci_alias_group()`).
+    /// The group of a function, or of a function that shares requester IDs with it (linux: `get_pci_alias_group()`).
     fn alias_group(
         &mut self,
         id: FunctionId,
@@ -180,8 +181,8 @@ impl<'a> GroupFinder<'a> {
         None
     }
 
-    /// The functions of the same bus that share requester ids with this one, in the order of the kernel's list
-    /// (linux: `pci_devs_are_dma_aliases()`; what provides a root bus is never on it).
+    /// The functions of the same bus that share requester IDs with this one, in the order of the kernel's list (linux:
+    /// `pci_devs_are_dma_aliases()`). The provider of a root bus is never on that bus.
     fn aliased_with(&mut self, id: FunctionId, node: &Node) -> Vec<FunctionId> {
         let holders = self.buses.alias_holders(node.bus);
         if holders.is_empty() {
@@ -218,7 +219,7 @@ impl<'a> GroupFinder<'a> {
         found.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// The group of another function of the same device, if neither keeps peers apart (linux:
+    /// The group of another function of the same device, if neither function isolates (linux:
     /// `get_pci_function_alias_group()`).
     fn device_group(
         &mut self,

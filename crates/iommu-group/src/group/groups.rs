@@ -1,27 +1,27 @@
-//! Who is in one group with whom.
+//! Partition of functions into IOMMU groups.
 
 use serde::Serialize;
 
 use crate::{Sbdf, Topology};
 
-/// Functions, divided into groups. Groups have no numbers here: Linux uses the numbers of dead groups again, so only
-/// who is together with whom can be compared.
+/// Functions, divided into groups. The groups have no numbers, because Linux reuses the numbers of deleted groups: only
+/// the members of groups can be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Groups {
-    /// Each group's members ascending, the groups in the order of their first members.
+    /// The groups, sorted by their first members. The members of each group are in ascending order.
     groups: Vec<Vec<Sbdf>>,
-    /// Function to place in `groups`, ascending.
+    /// Index into `groups` for each function, in ascending order of functions.
     places: Vec<(Sbdf, usize)>,
 }
 
-/// A function that is with others in one set of groups than in another.
+/// A function whose group differs between two sets of groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The function.
     pub sbdf: Sbdf,
-    /// Its group here, itself included; empty if it has none.
+    /// Its group in the first set, including itself. Empty if it has none.
     pub here: Vec<Sbdf>,
-    /// Its group there.
+    /// Its group in the second set.
     pub there: Vec<Sbdf>,
 }
 
@@ -37,7 +37,7 @@ impl Groups {
         )
     }
 
-    /// Functions and what identifies the group of each.
+    /// Builds groups from functions and the identifier of each function's group.
     pub(crate) fn new<G: Ord + Copy>(members: impl IntoIterator<Item = (Sbdf, G)>) -> Self {
         let mut members: Vec<(G, Sbdf)> = members
             .into_iter()
@@ -64,20 +64,20 @@ impl Groups {
         &self.groups
     }
 
-    /// The group of a function, itself included; `None` if it has none.
+    /// The group of a function, including itself. `None` if it has none.
     #[must_use]
     pub fn group_of(&self, sbdf: Sbdf) -> Option<&[Sbdf]> {
         self.groups.get(self.place(sbdf)?).map(Vec::as_slice)
     }
 
-    /// Whether two functions are in one group.
+    /// Whether two functions are in the same group.
     #[must_use]
     pub fn together(&self, a: Sbdf, b: Sbdf) -> bool {
         let (a, b) = (self.place(a), self.place(b));
         a.is_some() && a == b
     }
 
-    /// Every function that is with others here than there, or is missing in one of them, in ascending order.
+    /// The functions whose groups differ between the two sets, or that only one of them contains, in ascending order.
     #[must_use]
     pub fn differences(&self, there: &Self) -> Vec<Difference> {
         let mut all: Vec<Sbdf> = self

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// The number of an IOMMU group, as in `/sys/kernel/iommu_groups/<number>`.
 ///
-/// Linux hands out the lowest free number and reuses those of groups that died, so a number means
-/// something only until the next removal: compare partitions, not numbers
-/// (linux 7.2 drivers/iommu/iommu.c: `iommu_group_alloc()`).
+/// Linux assigns the lowest free number and reuses the numbers of deleted groups (linux 7.2 drivers/iommu/iommu.c:
+/// `iommu_group_alloc()`). A number is therefore valid only until the next removal. Compare the members of groups, not
+/// their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GroupId(pub u32);

@@ -1,4 +1,4 @@
-//! Whether a function keeps peers apart, as Linux judges it.
+//! Whether Linux regards a function as isolating.
 
 use std::fmt;
 
@@ -9,23 +9,23 @@ use crate::config::{AcsBits, PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::quirks::acs::AcsRule;
 
-/// Why Linux does not trust a function to keep peers apart.
+/// Why Linux does not regard a function as isolating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AcsDeficiency {
-    /// It has no ACS capability.
+    /// The function has no ACS capability.
     NoAcs,
-    /// It has one, but these bits of the control register are off.
+    /// The ACS capability exists, but these bits of the control register are clear.
     Off(AcsBits),
-    /// It is conventional PCI: what is on its bus can see what others do.
+    /// The function is conventional PCI: devices on its bus can observe each other's requests.
     Conventional,
-    /// It is a bridge between PCI Express and PCI, which cannot have ACS.
+    /// The function is a bridge between PCI Express and PCI, which cannot have ACS.
     Bridge,
-    /// It is an event collector, which cannot have ACS.
+    /// The function is an event collector, which cannot have ACS.
     EventCollector,
-    /// Linux has a rule for this device that says so.
+    /// A quirk of Linux marks this device as not isolating.
     Quirk(&'static str),
-    /// What it has could not be read, so nothing is certain.
+    /// The registers could not be read; the result is uncertain.
     Unreadable(Unreadable),
 }
 
@@ -43,8 +43,8 @@ impl fmt::Display for AcsDeficiency {
     }
 }
 
-/// Whether Linux trusts a function to keep peers apart: whether it has all of [`AcsBits::REQUIRED`] that it
-/// implements (linux 7.2 drivers/pci/pci.c: `pci_acs_enabled()`).
+/// The reason why Linux does not regard a function as isolating, if any. An isolating function has all bits of
+/// [`AcsBits::REQUIRED`] that it implements (linux 7.2 drivers/pci/pci.c: `pci_acs_enabled()`).
 pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<AcsDeficiency> {
     match node.rule {
         Some(AcsRule::Isolated(_)) => return None,
@@ -87,8 +87,8 @@ pub(super) fn lack(node: &Node, kernel: &Kernel) -> Option<AcsDeficiency> {
     }
 }
 
-/// What is missing in the registers. A bit that is not implemented counts as set: the specification requires it only
-/// where it would make a difference (linux 7.2 drivers/pci/pci.c: `pci_acs_flags_enabled()`).
+/// The required bits that are clear in the registers. A bit that is not implemented counts as set: the specification
+/// requires it only where it has an effect (linux 7.2 drivers/pci/pci.c: `pci_acs_flags_enabled()`).
 fn registers(node: &Node) -> Option<AcsDeficiency> {
     if let Some(hidden) = node.acs_hidden {
         return Some(AcsDeficiency::Unreadable(hidden));
@@ -100,8 +100,8 @@ fn registers(node: &Node) -> Option<AcsDeficiency> {
     (!off.is_empty()).then_some(AcsDeficiency::Off(off))
 }
 
-/// Whether a patched kernel was told to take the function for isolated. The patch adds a last entry to the table of
-/// quirks, for PCI Express functions without an ACS capability.
+/// Whether `pcie_acs_override=` of a patched kernel declares the function isolated. The patch appends an entry to the
+/// table of quirks, for PCI Express functions without an ACS capability.
 fn overridden(node: &Node, kernel: &Kernel) -> bool {
     let Some(wanted) = &kernel.parameters.acs_override else {
         return false;

@@ -1,4 +1,4 @@
-//! The kernel's groups as a thing that can be changed and looked at.
+//! Model of the kernel's IOMMU groups that supports changes and queries.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
 
-/// What ACS control registers are taken to hold when a machine starts.
+/// Assumed content of the ACS control registers when a machine starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Firmware {
-    /// Zero, as after a reset: firmware leaves ACS alone.
+    /// Zero, as after a reset: the firmware does not set up ACS.
     #[default]
     Cleared,
-    /// What they hold now.
+    /// The current content.
     AsFound,
 }
 
-/// Something that cannot be known and that a computed group depends on.
+/// An unknown fact that a computed group depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Uncertainty {
-    /// What the function is, or its ACS capability, could not be read.
+    /// The type or the ACS capability of the function could not be read.
     Unreadable(Unreadable),
-    /// The requester ids that the device uses are in its own memory (Switchtec non-transparent bridges).
+    /// The device stores its requester IDs in its own memory (Switchtec non-transparent bridges).
     AliasesInDeviceMemory,
 }
 
-/// The kernel's IOMMU groups: how it computes them when functions are added, what stays when others are removed, and
-/// what ports have in their ACS registers meanwhile. Nothing here touches the machine.
+/// A model of the kernel's IOMMU groups and of the ACS registers. It computes groups when functions are added, and
+/// keeps the groups of the other functions when functions are removed. It does not change the machine.
 ///
 /// ```
 /// # use iommu_group::{Firmware, GroupModel, Kernel, Topology};
@@ -49,18 +49,18 @@ pub struct GroupModel<'t> {
     kernel: Kernel,
     nodes: Vec<Node>,
     buses: BusIndex,
-    /// The functions that a scan finds, in its order.
+    /// The functions that a scan finds, in scan order.
     scan_order: Vec<FunctionId>,
     next_group: u32,
     clock: u32,
     doubts: BTreeMap<Sbdf, Uncertainty>,
-    /// Egress control vectors that were written.
+    /// Egress control vectors that were written to the model.
     egress: BTreeMap<Sbdf, EgressVector>,
 }
 
 impl<'t> GroupModel<'t> {
-    /// The groups and registers as they were found. If no function has a group, because there is no IOMMU in use,
-    /// there are none here either.
+    /// The current groups and registers. If no function has a group because no IOMMU is in use, the model has no groups
+    /// either.
     #[must_use]
     pub fn as_found(topology: &'t Topology, kernel: &Kernel) -> Self {
         let mut model = Self::new(topology, kernel);
@@ -95,8 +95,8 @@ impl<'t> GroupModel<'t> {
         model
     }
 
-    /// The groups and registers that a fresh start of the machine gives: all functions are found, ACS is set up, then
-    /// the IOMMU driver computes the groups in the order of the functions, and virtual functions are made last.
+    /// The groups and registers after a boot. The kernel finds all functions, sets up ACS, and computes the groups in
+    /// the order of the functions; virtual functions are added last.
     #[must_use]
     pub fn booted(topology: &'t Topology, kernel: &Kernel, firmware: Firmware) -> Self {
         let mut model = Self::new(topology, kernel);
@@ -161,7 +161,7 @@ impl<'t> GroupModel<'t> {
         model
     }
 
-    /// The topology that the model is of.
+    /// The topology of this model.
     #[must_use]
     pub fn topology(&self) -> &'t Topology {
         self.topology
@@ -171,30 +171,30 @@ impl<'t> GroupModel<'t> {
         &self.kernel
     }
 
-    /// The egress control vectors that were written.
+    /// The egress control vectors that were written to the model.
     pub(crate) fn written_egress(&self) -> &BTreeMap<Sbdf, EgressVector> {
         &self.egress
     }
 
-    /// Whether each function is there, and what its ACS control register holds.
+    /// For each function, whether it is present, and the content of its ACS control register.
     pub(crate) fn presence_and_control(&self) -> impl Iterator<Item = (bool, AcsBits)> {
         self.nodes.iter().map(|node| (node.present, node.control))
     }
 
-    /// Whether a function is there.
+    /// Whether a function is present.
     #[must_use]
     pub fn is_present(&self, sbdf: Sbdf) -> bool {
         self.node(sbdf).is_some_and(|node| node.present)
     }
 
-    /// What the ACS control register of a function holds; `None` if it has none or is not there.
+    /// The content of a function's ACS control register. `None` if it has none or is not present.
     #[must_use]
     pub fn acs_control(&self, sbdf: Sbdf) -> Option<AcsBits> {
         let node = self.node(sbdf)?;
         (node.present && node.capability.is_some()).then_some(node.control)
     }
 
-    /// What the kernel would make of the ACS control register of a function if it set it up again now, as it does when
+    /// The value that the kernel writes to a function's ACS control register when it sets up ACS again, as it does when
     /// a port wakes or is reset.
     #[must_use]
     pub fn acs_control_if_set_up(&self, sbdf: Sbdf) -> Option<AcsBits> {
@@ -203,7 +203,7 @@ impl<'t> GroupModel<'t> {
         Some(self.kernel.set_up_acs(self.topology, &subject).control)
     }
 
-    /// Writes the ACS control register of a function. That alone changes no group.
+    /// Writes the ACS control register of a function. This changes no group.
     pub fn set_acs_control(&mut self, sbdf: Sbdf, control: AcsBits) {
         let id = self.topology.id(sbdf);
         let node = id.and_then(|id| self.nodes.get_mut(id.index()));
@@ -212,21 +212,22 @@ impl<'t> GroupModel<'t> {
         }
     }
 
-    /// Writes the egress control vector of a function that has one.
+    /// Writes the egress control vector of a function, if it has one.
     pub fn set_egress(&mut self, sbdf: Sbdf, vector: EgressVector) {
         if self.is_present(sbdf) && self.egress(sbdf).is_some() {
             self.egress.insert(sbdf, vector);
         }
     }
 
-    /// The egress control vector of a function; `None` if it has none.
+    /// The egress control vector of a function. `None` if it has none.
     #[must_use]
     pub fn egress(&self, sbdf: Sbdf) -> Option<EgressVector> {
         let written = self.egress.get(&sbdf).copied();
         written.or_else(|| self.topology.get(sbdf)?.acs().registers()?.egress)
     }
 
-    /// Removes a function and all below it. With a physical function its virtual ones go for good.
+    /// Removes a function and all functions below it. If it is a physical function, its virtual functions are removed
+    /// permanently.
     pub fn remove(&mut self, sbdf: Sbdf) {
         let Some(id) = self.topology.id(sbdf) else {
             return;
@@ -256,8 +257,8 @@ impl<'t> GroupModel<'t> {
         }
     }
 
-    /// Scans for functions that were removed, and adds them: their ACS is set up anew and their groups are computed.
-    /// Virtual functions are not found by a scan.
+    /// Scans for removed functions and adds them again: the kernel sets up their ACS and computes their groups. A scan
+    /// does not find virtual functions.
     pub fn rescan(&mut self) {
         for index in 0..self.scan_order.len() {
             let Some(id) = self.scan_order.get(index).copied() else {
@@ -270,7 +271,7 @@ impl<'t> GroupModel<'t> {
         }
     }
 
-    /// The group that a function would get and why, if it alone were removed and added now.
+    /// The reason for the group that a function would get if only this function were removed and added again now.
     #[must_use]
     pub fn reason_if_readded(&self, sbdf: Sbdf) -> Option<Reason> {
         let id = self.topology.id(sbdf)?;
@@ -282,20 +283,20 @@ impl<'t> GroupModel<'t> {
         copy.nodes.get(id.index()).map(|node| node.reason)
     }
 
-    /// Why a function is in the group that it is in.
+    /// The reason for the current group of a function.
     #[must_use]
     pub fn reason(&self, sbdf: Sbdf) -> Option<Reason> {
         self.node(sbdf).map(|node| node.reason)
     }
 
-    /// Whether two functions are in one group.
+    /// Whether two functions are in the same group.
     #[must_use]
     pub fn together(&self, a: Sbdf, b: Sbdf) -> bool {
         let group = |sbdf| self.node(sbdf).and_then(|node| node.group);
         group(a).is_some() && group(a) == group(b)
     }
 
-    /// Who is in one group with whom.
+    /// The current groups.
     #[must_use]
     pub fn groups(&self) -> Groups {
         Groups::new(
@@ -305,7 +306,7 @@ impl<'t> GroupModel<'t> {
         )
     }
 
-    /// What the computed groups depend on and cannot be known.
+    /// The unknown facts that the computed groups depend on.
     pub fn doubts(&self) -> impl Iterator<Item = (Sbdf, Uncertainty)> {
         self.doubts.iter().map(|(sbdf, doubt)| (*sbdf, *doubt))
     }
@@ -321,7 +322,7 @@ impl<'t> GroupModel<'t> {
         }
     }
 
-    /// Adds a function that is found by a scan or made by its physical function.
+    /// Adds a function that a scan finds or that its physical function creates.
     fn add(&mut self, id: FunctionId) {
         self.tick(id);
         if let Some(node) = self.nodes.get_mut(id.index()) {
@@ -330,7 +331,7 @@ impl<'t> GroupModel<'t> {
         }
         self.set_up_acs(id);
         self.join(id);
-        // Only now does the scan note that this is not the first function of its device.
+        // The scan sets the multifunction flag of later functions only after it has added them.
         if let Some(node) = self.nodes.get_mut(id.index()) {
             node.multifunction |= node.later_function;
         }
@@ -373,7 +374,7 @@ impl<'t> GroupModel<'t> {
     }
 }
 
-/// The functions that a scan finds, in its order: all of a bus, then what is below its bridges, one after the other
+/// The functions that a scan finds, in scan order: all functions of a bus, then the functions below each of its bridges
 /// (linux 7.2 drivers/pci/probe.c: `pci_scan_child_bus_extend()`).
 fn scan_order(topology: &Topology) -> Vec<FunctionId> {
     let tree = topology.tree();
@@ -399,8 +400,8 @@ fn scan_order(topology: &Topology) -> Vec<FunctionId> {
     order
 }
 
-/// The functions that the kernel added out of the order of their addresses. It tells no domain: of functions with one
-/// number in several domains all are meant.
+/// The functions that the kernel added out of address order. The host's list has no segment: an entry matches the
+/// functions with that BDF in all segments.
 fn added_later(topology: &Topology) -> Vec<FunctionId> {
     let late = &topology.host().added_later;
     if late.is_empty() {

@@ -1,4 +1,4 @@
-//! A function as the computation of groups sees it.
+//! State of a function in the computation of groups.
 
 use crate::config::{Acs, AcsBits, PortType, Unreadable};
 use crate::kernel::{AcsSubject, Kernel};
@@ -9,27 +9,28 @@ use crate::{Function, Ids, Sbdf, Topology};
 
 use super::reason::Reason;
 
-/// What requests through a bridge look like above it (linux 7.2 drivers/pci/search.c: `pci_for_each_dma_alias()`).
+/// How a bridge changes the requester IDs of requests that pass through it (linux 7.2 drivers/pci/search.c:
+/// `pci_for_each_dma_alias()`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Passes {
-    /// As below: a PCI Express port, or anything that is no bridge.
+    /// It does not change them: a PCI Express port, or a function that is not a bridge.
     Unchanged,
-    /// With a requester id that all functions behind it share.
+    /// It replaces them by one requester ID that all functions behind it share.
     OneIdForAll,
-    /// The IOMMU is here: nothing above matters.
+    /// The IOMMU is at this bridge; bridges above have no effect.
     ToIommu,
 }
 
-/// A group while it is computed.
+/// A group during the computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LocalGroup(pub(super) u32);
 
-/// A function as the computation of groups sees it. The first part never changes.
+/// State of a function in the computation of groups. The fields before the blank line are constant.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) sbdf: Sbdf,
     pub(super) on_root_bus: bool,
-    /// Which bus, in the sense of the kernel's objects: functions of different buses never look at each other.
+    /// Index of the kernel's bus object. Linux compares only functions of the same bus.
     pub(super) bus: u32,
     pub(super) devfn: u8,
     pub(super) ids: Ids,
@@ -41,15 +42,15 @@ pub(super) struct Node {
     pub(super) aliases: Option<Box<Aliases>>,
     pub(super) aliases_unknown: bool,
     pub(super) rule: Option<AcsRule>,
-    /// The implemented bits of an ACS capability.
+    /// The implemented bits of the ACS capability.
     pub(super) capability: Option<AcsBits>,
     pub(super) acs_hidden: Option<Unreadable>,
     pub(super) hidden: Option<Unreadable>,
-    /// Whether an IOMMU serves it at all.
+    /// Whether an IOMMU translates for the function.
     pub(super) covered: bool,
 
     pub(super) present: bool,
-    /// When it was added: the order of the kernel's list of devices.
+    /// Position in the kernel's list of devices, in order of addition.
     pub(super) added: u32,
     pub(super) multifunction: bool,
     pub(super) control: AcsBits,
@@ -112,7 +113,7 @@ impl Node {
         }
     }
 
-    /// What the kernel looks at when it sets up ACS.
+    /// The properties that the kernel reads when it sets up ACS.
     pub(super) fn acs_subject(&self, id: FunctionId) -> AcsSubject {
         AcsSubject {
             id,
@@ -136,8 +137,8 @@ fn passes(bridge: &Function, kernel: &Kernel) -> Passes {
         PortType::PcieToPciBridge if alias::passes_requester_ids(ids, kernel.rules) => {
             Passes::Unchanged
         }
-        // The id is the bridge's own or that of function 0 behind it, depending on the kind of bridge and on quirks.
-        // Groups do not depend on which.
+        // The requester ID is that of the bridge or of function 0 behind it, depending on the kind of bridge and on
+        // quirks. Groups are the same in both cases.
         PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
             Passes::OneIdForAll
         }

@@ -1,4 +1,4 @@
-//! Why a function is in the group that it is in.
+//! Why a function is in its group.
 
 use std::fmt;
 
@@ -7,54 +7,56 @@ use serde::Serialize;
 use super::AcsDeficiency;
 use crate::Sbdf;
 
-/// Why a function is in the group that it is in: the step of linux 7.2 drivers/iommu/iommu.c: `pci_device_group()`
-/// that decided. [`Display`](fmt::Display) says it in words.
+/// The reason for the group of a function: the deciding step of linux 7.2 drivers/iommu/iommu.c: `pci_device_group()`.
+/// [`Display`](fmt::Display) formats it as a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// No IOMMU serves it: it has no group.
+    /// No IOMMU translates for the function: it has no group.
     NoIommu,
-    /// It is not there.
+    /// The function is not present.
     Gone,
-    /// It had this group before and stayed. Groups are only computed when a function is added.
+    /// The function kept its earlier group. Linux computes groups only when a function is added.
     Kept,
-    /// Nothing that it must be grouped with was there before it: it got a new group.
+    /// No function that it must be grouped with was present: it got a new group.
     New,
-    /// Its requests bear the id of a bridge above it, so the IOMMU cannot tell them apart.
+    /// Its requests have the requester ID of a bridge above it, so the IOMMU cannot distinguish them from other
+    /// requests.
     RequesterId {
         /// The bridge.
         bridge: Sbdf,
     },
-    /// Its root bus is provided by a function, whose requester id its requests bear.
+    /// A function provides its root bus, and its requests have the requester ID of that function.
     ProvidedBy {
         /// The function.
         provider: Sbdf,
     },
-    /// Some function above it lets peers reach each other.
+    /// A function above it does not isolate.
     NotIsolated {
-        /// The lowest bridge above that has a group and is not isolated up to the root: whose group it is.
+        /// The lowest bridge above that has a group and whose path to the root does not isolate. The function joins its
+        /// group.
         joins: Sbdf,
-        /// The lowest function from there up that Linux does not trust.
+        /// The lowest function on that path that does not isolate.
         culprit: Sbdf,
-        /// Why not.
+        /// Why that function does not isolate.
         lack: AcsDeficiency,
     },
-    /// It and another function of its bus send requests with each other's ids.
+    /// The function and another function of its bus use each other's requester IDs.
     Alias {
-        /// The function whose group is searched: itself, or the bridge that stands for it.
+        /// The function whose group is searched: the function itself, or the bridge whose requester ID it uses.
         of: Sbdf,
-        /// The other one.
+        /// The other function.
         with: Sbdf,
     },
-    /// It and another function of the same device may reach each other inside the device.
+    /// The function and another function of the same device may reach each other inside the device.
     SameDevice {
-        /// The function whose group is searched: itself, or the bridge that stands for it.
+        /// The function whose group is searched: the function itself, or the bridge whose requester ID it uses.
         of: Sbdf,
-        /// Why Linux does not trust it.
+        /// Why it does not isolate.
         lack: AcsDeficiency,
-        /// The other one.
+        /// The other function.
         with: Sbdf,
-        /// Why Linux does not trust that.
+        /// Why the other function does not isolate.
         with_lack: AcsDeficiency,
     },
 }

@@ -1,4 +1,4 @@
-//! What the kernel writes to ACS control registers.
+//! Values that the kernel writes to ACS control registers.
 
 use super::Kernel;
 use super::device_match::{Match, device_match};
@@ -7,30 +7,31 @@ use crate::quirks::acs::{self, IntelPort};
 use crate::topology::FunctionId;
 use crate::{Ids, Topology};
 
-/// What the kernel looks at of a function when it sets up ACS.
+/// The properties of a function that the kernel reads when it sets up ACS.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AcsSubject {
     pub(crate) id: FunctionId,
     pub(crate) ids: Ids,
     pub(crate) port_type: PortType,
-    /// The bits that are implemented, as this kernel sees them; `None` without a capability.
+    /// The implemented bits, as this kernel reads them. `None` without an ACS capability.
     pub(crate) capability: Option<AcsBits>,
-    /// What the control register has now.
+    /// The current value of the control register.
     pub(crate) control: AcsBits,
 }
 
-/// What became of it.
+/// The result of setting up ACS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AcsSetup {
     /// The new value of the control register.
     pub(crate) control: AcsBits,
-    /// An Intel root port without an ACS capability was set to keep peers apart in its own way.
+    /// The kernel enabled isolation in an Intel root port that has no ACS capability, through its device-specific
+    /// registers.
     pub(crate) intel_pch_enabled: bool,
 }
 
 impl Kernel {
-    /// What the control register of a function has after the kernel set it up, at enumeration and at all later times
-    /// when it does so again (linux 7.2 drivers/pci/pci.c: `pci_enable_acs()`).
+    /// Returns the control register of a function after the kernel has set it up, at enumeration or later (linux 7.2
+    /// drivers/pci/pci.c: `pci_enable_acs()`).
     pub(crate) fn set_up_acs(&self, topology: &Topology, subject: &AcsSubject) -> AcsSetup {
         let intel_port =
             acs::intel_port(subject.ids, subject.port_type, subject.capability.is_some());
@@ -46,8 +47,8 @@ impl Kernel {
         if self.parameters.no_ats {
             defaults = defaults | AcsBits::TB;
         }
-        // Root ports with a register layout of their own get the same bits by other means; those that have no
-        // capability but their own switches do not get them here.
+        // Root ports with doubleword registers get the same bits through device-specific code. Root ports without a
+        // capability use device-specific registers, which are not set here.
         if self.requests_acs && intel_port != Some(IntelPort::Pch) {
             setup.control = found | (capability & defaults);
         }
@@ -65,7 +66,7 @@ impl Kernel {
         ];
         for (mask, value) in parameters.into_iter().flatten() {
             setup.control = if intel_port == Some(IntelPort::Spt) {
-                // Whatever was asked for, only redirection is switched off.
+                // The device-specific code clears only the redirect bits, whatever the parameter requests.
                 setup.control & !redirect
             } else {
                 found.with(mask, value)
@@ -74,7 +75,7 @@ impl Kernel {
         setup
     }
 
-    /// The bits of an ACS capability that this kernel takes for implemented.
+    /// The bits of an ACS capability that this kernel treats as implemented.
     pub(crate) fn implemented(&self, ids: Ids, capability: AcsBits) -> AcsBits {
         if self.rules.hides_broken_source_validation() && acs::has_broken_source_validation(ids) {
             capability & !AcsBits::SV
@@ -84,7 +85,7 @@ impl Kernel {
     }
 }
 
-/// Whether a list of devices names a function.
+/// Whether a list of devices contains a function.
 fn names(topology: &Topology, id: FunctionId, mut list: &str) -> bool {
     while !list.is_empty() {
         match device_match(topology, id, list) {
@@ -99,8 +100,8 @@ fn names(topology: &Topology, id: FunctionId, mut list: &str) -> bool {
     false
 }
 
-/// The mask and value that `pci=config_acs=` has for a function: `flags@device;flags@device`
-/// (linux 7.2 drivers/pci/pci.c: `__pci_config_acs()`).
+/// The mask and value that `pci=config_acs=` defines for a function. The syntax is `flags@device;flags@device` (linux
+/// 7.2 drivers/pci/pci.c: `__pci_config_acs()`).
 fn configured(topology: &Topology, id: FunctionId, mut list: &str) -> Option<(AcsBits, AcsBits)> {
     while !list.is_empty() {
         let (flags, devices) = list.split_once('@')?;
@@ -117,8 +118,8 @@ fn configured(topology: &Topology, id: FunctionId, mut list: &str) -> Option<(Ac
     None
 }
 
-/// The last character is bit 0: `0` and `1` set it, `x` leaves it as it is; anything else makes the kernel give up.
-/// The register has 16 bits; what is said of higher ones is lost.
+/// Parses flags. The last character is bit 0. `0` and `1` set the value of a bit, `x` leaves the bit unchanged, and any
+/// other character makes the kernel stop. The register has 16 bits; flags of higher bits are ignored.
 fn flag_bits(flags: &str) -> Option<(AcsBits, AcsBits)> {
     let (mut mask, mut value) = (0_u16, 0_u16);
     for (flag, shift) in flags.bytes().rev().zip(0_u32..) {

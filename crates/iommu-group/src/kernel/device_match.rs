@@ -1,21 +1,21 @@
-//! How the kernel matches a device against the text of a parameter.
+//! Matching of a device against the text of a kernel parameter, as in the kernel.
 
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
 
-/// What a text at the head of a parameter's value means for one function.
+/// Result of matching the start of a parameter's value against one function.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Match<'a> {
-    /// It names this function.
+    /// The text names this function.
     Yes,
-    /// It names others; the value goes on here.
+    /// The text names another function. Holds the rest of the value.
     No(&'a str),
-    /// The kernel cannot read it and stops.
+    /// The kernel cannot parse the text and stops.
     Unreadable,
 }
 
-/// Whether the device at the head of `text` is this function: `[domain:]bus:device.function[/device.function]*` or
-/// `pci:vendor:device[:subvendor:subdevice]`, in the manner of linux 7.2 drivers/pci/pci.c: `pci_dev_str_match()`.
+/// Matches a function against the device at the start of `text`: `[domain:]bus:device.function[/device.function]*` or
+/// `pci:vendor:device[:subvendor:subdevice]` (linux 7.2 drivers/pci/pci.c: `pci_dev_str_match()`).
 pub(super) fn device_match<'a>(topology: &Topology, id: FunctionId, text: &'a str) -> Match<'a> {
     match text.strip_prefix("pci:") {
         Some(ids) => by_ids(topology, id, ids),
@@ -42,7 +42,7 @@ fn by_ids<'a>(topology: &Topology, id: FunctionId, text: &'a str) -> Match<'a> {
         ids.subsystem_vendor,
         ids.subsystem_device,
     ];
-    // Zero stands for any.
+    // Zero matches any value.
     if wanted
         .iter()
         .zip(have)
@@ -98,12 +98,12 @@ fn by_path<'a>(topology: &Topology, id: FunctionId, text: &'a str) -> Match<'a> 
     }
 }
 
-/// `PCI_DEVFN()`: five bits of device, three of function, whatever was written.
+/// `PCI_DEVFN()`: truncates to five bits of device and three bits of function.
 fn devfn(device: u32, function: u32) -> u32 {
     ((device & 0x1f) << 3) | (function & 0x7)
 }
 
-/// `N` hexadecimal numbers with these separators, and what comes after; `None` if there are fewer.
+/// Parses `N` hexadecimal numbers with these separators. Returns them and the rest; `None` if there are fewer.
 fn scan<'a, const N: usize>(text: &'a str, separators: &[char]) -> Option<([u32; N], &'a str)> {
     let mut numbers = [0; N];
     let mut rest = text;
@@ -119,7 +119,7 @@ fn scan<'a, const N: usize>(text: &'a str, separators: &[char]) -> Option<([u32;
     Some((numbers, rest))
 }
 
-/// A number as the kernel's `sscanf("%x")` reads it: blanks and `0x` before it, and no limit to its digits.
+/// Parses a number like the kernel's `sscanf("%x")`: skips blanks and `0x`, and accepts any number of digits.
 fn hex(text: &str) -> Option<(u32, &str)> {
     let text = text.trim_start_matches(|c: char| c.is_ascii_whitespace());
     if !text.starts_with(|c: char| c.is_ascii_hexdigit()) {

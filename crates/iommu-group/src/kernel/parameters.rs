@@ -2,32 +2,33 @@
 
 use crate::Ids;
 
-/// The parameters that change what the kernel does with ACS. Later ones win over earlier ones of the same name.
+/// The parameters that affect ACS. A later parameter overrides an earlier one of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
-    /// `pci=disable_acs_redir=`: the ports that lose request and completion redirect.
+    /// `pci=disable_acs_redir=`: the ports whose request and completion redirect are disabled.
     pub disable_acs_redir: Option<String>,
-    /// `pci=config_acs=`: values for ports.
+    /// `pci=config_acs=`: ACS control values for ports.
     pub config_acs: Option<String>,
     /// `pci=noats`.
     pub no_ats: bool,
-    /// `pcie_acs_override=`, which only patched kernels know.
+    /// `pcie_acs_override=`, supported only by patched kernels.
     pub acs_override: Option<AcsOverride>,
 }
 
-/// What `pcie_acs_override=` of a widespread patch that is not in Linux declares to be isolated, without its being so.
+/// The functions that `pcie_acs_override=` declares isolated without changing the hardware. The parameter comes from a
+/// common patch that is not in Linux.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AcsOverride {
     /// Root ports and downstream ports without an ACS capability.
     pub downstream: bool,
     /// Functions of multifunction devices without an ACS capability.
     pub multifunction: bool,
-    /// Functions without an ACS capability, by vendor and device id.
+    /// Functions without an ACS capability, by vendor and device ID.
     pub ids: Vec<(u16, u16)>,
 }
 
 impl Parameters {
-    /// Reads the words of a kernel command line.
+    /// Parses the words of a kernel command line.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         let mut parameters = Self::default();
         for word in words {
@@ -42,7 +43,7 @@ impl Parameters {
         parameters
     }
 
-    /// The options of `pci=`, separated by commas (linux 7.2 drivers/pci/pci.c: `pci_setup()`).
+    /// Parses the options of `pci=`, separated by commas (linux 7.2 drivers/pci/pci.c: `pci_setup()`).
     fn pci(&mut self, options: &str) {
         for option in options.split(',') {
             if let Some(value) = option.strip_prefix("disable_acs_redir=") {

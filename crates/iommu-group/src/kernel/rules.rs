@@ -1,11 +1,12 @@
-//! The rules that differ between kernel versions.
+//! Rules that differ between kernel versions.
 
 use serde::{Deserialize, Serialize};
 
-/// A set of rules, named after the first release that was read and found to have it.
 ///
-/// How groups are computed is the same in all of them; tables and times differ. A release between two of them is
-/// given the older set.
+/// A set of rules, named after the first release in which they were verified.
+///
+/// All versions compute groups in the same way; the quirk tables and the times of ACS setup differ. A release between
+/// two versions uses the older set.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -23,7 +24,7 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// The rules of a release such as `6.12.95+deb12-amd64`. One that cannot be read is taken for a current one.
+    /// The rules of a release such as `6.12.95+deb12-amd64`. A release that cannot be parsed gets the current rules.
     #[must_use]
     pub fn of_release(release: &str) -> Self {
         let mut numbers = release
@@ -36,28 +37,28 @@ impl Rules {
         }
     }
 
-    /// Whether binding a driver to a port makes the kernel set ACS again
-    /// (linux 7.2 drivers/pci/pci-driver.c: `pci_dma_configure()`).
+    /// Whether the kernel sets up ACS again when a driver is bound to a port (linux 7.2 drivers/pci/pci-driver.c:
+    /// `pci_dma_configure()`).
     #[must_use]
     pub fn bind_sets_acs(self) -> bool {
         self >= Self::V7_2
     }
 
-    /// Whether `drivers_autoprobe` holds for functions that a rescan finds
-    /// (linux 7.2 drivers/pci/bus.c: `pci_bus_add_device()`).
+    /// Whether `drivers_autoprobe` applies to functions that a rescan finds (linux 7.2 drivers/pci/bus.c:
+    /// `pci_bus_add_device()`).
     #[must_use]
     pub fn autoprobe_holds_on_rescan(self) -> bool {
         self >= Self::V7_2
     }
 
-    /// Whether source validation of two IDT switches counts as not implemented
-    /// (linux 7.2 drivers/pci/quirks.c: `pci_disable_broken_acs_cap()`).
+    /// Whether source validation of two IDT switches counts as not implemented (linux 7.2 drivers/pci/quirks.c:
+    /// `pci_disable_broken_acs_cap()`).
     pub(crate) fn hides_broken_source_validation(self) -> bool {
         self >= Self::V7_2
     }
 
-    /// Whether an ASPEED bridge passes requester ids on unchanged
-    /// (linux 7.2 drivers/pci/quirks.c: `quirk_aspeed_pci_bridge_no_alias()`).
+    /// Whether an ASPEED bridge forwards requester IDs unchanged (linux 7.2 drivers/pci/quirks.c:
+    /// `quirk_aspeed_pci_bridge_no_alias()`).
     pub(crate) fn knows_bridges_without_alias(self) -> bool {
         self >= Self::V7_2
     }

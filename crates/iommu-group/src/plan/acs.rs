@@ -1,4 +1,4 @@
-//! Setting ACS words because they were asked for, with groups to match.
+//! Sets requested ACS control values and changes groups to match.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,9 @@ use crate::config::{Acs, AcsBits};
 use crate::{Function, Sbdf};
 
 impl Planner<'_> {
-    /// Sets the words that were asked for. Where that changes what Linux makes of the functions below, these are
-    /// removed and found again: before the word is written if it lets more pass, so that nothing alive is below.
+    /// Sets the requested values. If a value changes how Linux groups the functions below, these are removed and found
+    /// again. They are removed before the write if the value lets more requests pass, so that no active device is
+    /// below.
     pub(super) fn set_acs(&mut self) -> Result<(), Refusal> {
         let asked = self.goals.acs.clone();
         let reasons: Vec<Infeasible> = asked
@@ -57,7 +58,7 @@ impl Planner<'_> {
         match function.acs() {
             Acs::Absent | Acs::Unknown(_) => Some(Infeasible::NoAcs { port }),
             Acs::Known(acs) => {
-                // The bit that says in the capability that there are enhanced controls allows for all of them.
+                // The capability has one bit for all enhanced controls.
                 let enhanced = if acs.enhanced() {
                     AcsBits::IB | AcsBits::DSP_MT | AcsBits::USP_MT | AcsBits::UR
                 } else {

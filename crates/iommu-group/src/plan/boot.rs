@@ -1,4 +1,4 @@
-//! The kernel argument that comes nearest to a plan.
+//! The kernel argument that has the effect most similar to a plan at boot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,16 +10,17 @@ use crate::config::AcsBits;
 use crate::kernel::Kernel;
 use crate::{Firmware, Function, GroupModel, Sbdf};
 
-/// The kernel argument that comes nearest to a plan, for machines that are to start like that.
+/// The kernel argument that has the effect most similar to a plan, for machines that should boot in this state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootArgument {
-    /// The argument. Entries that the present command line has are kept, behind the new ones.
+    /// The argument. Entries of the present command line are kept, after the new ones.
     pub argument: String,
-    /// Whether the functions to be joined are in one group at boot with it.
+    /// Whether the functions to be joined are in one group at boot with the argument.
     pub joins: bool,
-    /// Devices that get into the groups of those at boot, and do not by the plan: ports lack what they lack for good.
+    /// Devices that are in the groups of the joined functions at boot but not after the plan: at boot the ports are
+    /// opened permanently.
     pub wider: BTreeSet<Sbdf>,
 }
 
@@ -31,7 +32,7 @@ impl Planner<'_> {
             .map(|change| (change.port, change.after))
             .collect();
         words.extend(&self.opened);
-        // A word that the kernel would set anyway needs no argument.
+        // ACS control that the kernel would set anyway needs no argument.
         let usual = GroupModel::booted(self.topology, self.kernel, Firmware::Cleared);
         words.retain(|port, word| usual.acs_control(*port) != Some(*word));
         if words.is_empty() {
@@ -72,7 +73,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Flags of `config_acs=`, bit 0 last; what the port does not implement is left as it is.
+    /// Flags of `config_acs=`, bit 0 last. Bits that the port does not implement are left unchanged.
     fn flags(&self, port: Sbdf, word: AcsBits) -> String {
         let implemented = self
             .port_acs(port)
@@ -90,7 +91,7 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// A port by the way to it from its root bus: bus numbers below may be others at the next boot.
+    /// The path of a port from its root bus. Bus numbers below the root bus may change at the next boot.
     fn path(&self, port: Sbdf) -> String {
         let mut chain: Vec<Sbdf> = std::iter::once(port)
             .chain(self.topology.ancestors(port).map(Function::sbdf))

@@ -1,4 +1,4 @@
-//! What is different after a plan, and while it is carried out.
+//! Changes after a plan and while it is carried out.
 
 use std::fmt;
 
@@ -7,69 +7,69 @@ use serde::{Deserialize, Serialize};
 use crate::config::AcsBits;
 use crate::{EgressVector, Route, Sbdf};
 
-/// A function whose group is different in the end.
+/// A function whose group differs in the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GroupChange {
     /// The function.
     pub function: Sbdf,
-    /// Its group before, itself included.
+    /// Its group before, including itself.
     pub before: Vec<Sbdf>,
-    /// Its group in the end; empty if it is not there.
+    /// Its group in the end; empty if the function is not present.
     pub after: Vec<Sbdf>,
 }
 
-/// The way of requests between two functions, before and in the end.
+/// The route of requests between two functions, before and in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RouteChange {
-    /// From.
+    /// The initiator.
     pub from: Sbdf,
-    /// To.
+    /// The target.
     pub to: Sbdf,
-    /// How they went.
+    /// The route before.
     pub before: Route,
-    /// How they go.
+    /// The route in the end.
     pub after: Route,
 }
 
-/// A port whose ACS is different in the end.
+/// A port whose ACS differs in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PortChange {
     /// The port.
     pub port: Sbdf,
-    /// What its control register held.
+    /// Its control register before.
     pub before: AcsBits,
-    /// What it holds.
+    /// Its control register in the end.
     pub after: AcsBits,
-    /// Whether the kernel would set another word when the port wakes or is reset, so that it has to be kept awake.
+    /// Whether the kernel would set another value when the port wakes or is reset. The port has to be kept awake if so.
     pub hold: bool,
-    /// What its egress control vector holds, if that is different.
+    /// Its egress control vector in the end, if it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressVector>,
 }
 
-/// A port that lacks something for the moment of a rescan.
+/// A port whose ACS control differs during a rescan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Transient {
     /// The port.
     pub port: Sbdf,
-    /// What its control register holds before and after.
+    /// Its control register before and after the rescan.
     pub from: AcsBits,
-    /// What it holds for the moment.
+    /// Its control register during the rescan.
     pub to: AcsBits,
-    /// The devices below it that are alive meanwhile.
+    /// The devices below it that are active during the rescan.
     pub alive: Vec<Sbdf>,
 }
 
 impl fmt::Display for Transient {
-    /// What is off, and what that means for those who are alive.
+    /// Writes which control is off, and the effect on active devices.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let off = self.from & !self.to;
         f.write_str(if off.contains(AcsBits::RR) {

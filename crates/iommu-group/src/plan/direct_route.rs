@@ -1,4 +1,4 @@
-//! Opening straight routes between joined functions, by the mildest means.
+//! Opens direct routes between joined functions by the least permissive means.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,14 @@ use super::{Purpose, RoutePreference};
 use crate::config::{AcsBits, EgressVector};
 use crate::{Function, GroupModel, Route, Sbdf};
 
-/// A change of a port that lets requests go straight.
+/// A change of a port that lets requests go directly.
 struct Means {
     control: AcsBits,
     egress: Option<EgressVector>,
 }
 
 impl Planner<'_> {
-    /// Opens routes between the functions of every joined set, as was wished.
+    /// Opens routes between the functions of every joined set, as requested.
     pub(super) fn open_routes(&mut self) {
         if self.options.route == RoutePreference::Iommu {
             return;
@@ -28,7 +28,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The ports at which requests between functions of a set turn: directly below what two of them have in common.
+    /// The ports at which requests between functions of a set turn: those directly below the lowest common bridge of
+    /// two functions.
     pub(super) fn junctions(&self, set: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
         let routing = self.routing();
         let pairs = pairs(set);
@@ -38,13 +39,13 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// Whether requests of some function of a set go straight at a port.
+    /// Whether requests from any function of a set go directly at a port.
     pub(super) fn straight_to(&self, port: Sbdf, set: &BTreeSet<Sbdf>) -> bool {
         self.ways_at(&self.model, port, set)
             .any(|(_, _, route)| is_straight(route))
     }
 
-    /// The ways between functions of a set that are decided at a port.
+    /// The routes between functions of a set that a port decides.
     fn ways_at<'m>(
         &self,
         model: &'m GroupModel<'_>,
@@ -87,7 +88,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Completions go back by the way the request came, if that was straight.
+    /// Clears completion redirect at a port if completions of direct requests take a detour because of it.
     fn let_completions_pass(&mut self, port: Sbdf, set: &BTreeSet<Sbdf>) {
         let routing = self.routing();
         let detour = pairs(set).any(|(from, to)| {
@@ -100,7 +101,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Only translated requests go straight: the IOMMU's mappings still decide who is reached.
+    /// Only translated requests go directly: the mappings of the IOMMU still decide which targets are reachable.
     fn by_translation(&self, port: Sbdf) -> Option<Means> {
         let acs = self.port_acs(port)?;
         let control = self.control(port);
@@ -112,7 +113,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Only requests to the ports of the others go straight.
+    /// Only requests to the ports of the other functions go directly.
     fn by_egress(&self, port: Sbdf, ways: &[(Sbdf, Sbdf, Route)]) -> Option<Means> {
         let acs = self.port_acs(port)?;
         let needed = AcsBits::EC | AcsBits::RR;
@@ -125,7 +126,7 @@ impl Planner<'_> {
             .map(|(from, to, _)| routing.egress_port_number(routing.path(*from, *to).egress?))
             .collect();
         let vector = self.model.egress(port)?.open_only_to(&numbers?);
-        // The vector must know every port of the switch, or there is no telling what becomes of the rest.
+        // The vector must cover every port of the switch. Otherwise the routes to the other ports are unknown.
         let switch = self.topology.upstream(port)?;
         let knows = |other: &Function| {
             let number = routing.egress_port_number(other.sbdf());
@@ -141,7 +142,7 @@ impl Planner<'_> {
         })
     }
 
-    /// All requests go straight, to whatever is there.
+    /// All requests go directly, to any target.
     fn by_redirect_off(&self, port: Sbdf) -> Option<Means> {
         let acs = self.port_acs(port)?;
         let keep = acs.capability & (AcsBits::SV | AcsBits::UF);
@@ -160,14 +161,14 @@ impl Planner<'_> {
         trial
     }
 
-    /// Whether all ways at the port are straight with the means.
+    /// Whether all routes at the port are direct with the means.
     fn opens(&self, port: Sbdf, means: &Means, set: &BTreeSet<Sbdf>) -> bool {
         let trial = self.with_means(port, means);
         self.ways_at(&trial, port, set)
             .all(|(_, _, route)| is_straight(route))
     }
 
-    /// The devices that become reachable at the port, other than those that are to be.
+    /// The devices that become reachable at the port and are not meant to be.
     fn newly_exposed(&self, port: Sbdf, means: &Means, set: &BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
         let before = self.routing();
         let trial = self.with_means(port, means);
@@ -194,7 +195,7 @@ impl Planner<'_> {
     }
 
     fn use_means(&mut self, port: Sbdf, means: &Means) {
-        // The vector first: it counts for nothing until egress control is on.
+        // The vector is written first: it has no effect until egress control is set.
         if let Some(vector) = means.egress {
             self.set_egress_vector(port, vector);
         }

@@ -1,4 +1,4 @@
-//! A plan as a file.
+//! File format of a plan.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,22 +7,22 @@ use super::Plan;
 const FORMAT: &str = "regroup-plan";
 const VERSION: u32 = 2;
 
-/// Why a text is not a plan.
+/// Plan file parse error.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// It is not JSON, or not of the shape that a plan has.
+    /// The text is not JSON, or not a plan.
     #[error("not a plan: {0}")]
     Json(#[from] serde_json::Error),
-    /// It is some other document.
+    /// The document has another format.
     #[error("not a plan: its format is `{found}`, want `{FORMAT}`")]
     Format {
-        /// What it says it is.
+        /// The format that the document names.
         found: String,
     },
-    /// It is of a version that this program does not know.
+    /// This program does not support the version.
     #[error("plan of version {found}: this program reads version {VERSION}")]
     Version {
-        /// The version of the file.
+        /// The version of the document.
         found: u32,
     },
 }
@@ -34,7 +34,7 @@ struct Writing<'a> {
     plan: &'a Plan,
 }
 
-/// Read first, so that another format or version is told as such and not by what is strange in it.
+/// The format and version of a document. They are read first, so that an unsupported document gets a clear error.
 #[derive(Deserialize)]
 struct Heading {
     format: String,
@@ -47,7 +47,7 @@ struct Reading {
 }
 
 impl Plan {
-    /// Writes the plan as a file.
+    /// Writes the plan as the text of a file.
     #[must_use]
     pub fn to_json(&self) -> String {
         let writing = Writing {

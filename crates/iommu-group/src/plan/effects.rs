@@ -1,4 +1,4 @@
-//! Finding out what is different after a plan, and while it is carried out.
+//! Computes the changes after a plan and while it is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +11,11 @@ use crate::{
     Exposure, Function, IsolationHole, PortType, Route, RoutingModel, Sbdf, UntranslatedReach,
 };
 
-/// Two ports next to each other, and how certainly the first lets requests to the second go straight.
+/// Two ports beside each other, and how certain it is that the first lets requests to the second go directly.
 type Opened = (Sbdf, Sbdf, UntranslatedReach);
 
 impl Planner<'_> {
-    /// Puts the plan together.
+    /// Assembles the plan.
     pub(super) fn finish(mut self) -> Result<Plan, Refusal> {
         self.check_goals()?;
         let before = RoutingModel::of(&self.before);
@@ -55,7 +55,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Functions that were to be isolated and have ways past the IOMMU in the end.
+    /// Warnings for functions that should be isolated and that still have isolation holes in the end.
     fn not_apart(&self, leaks: &[IsolationHole]) -> Vec<Warning> {
         let accepted = |function: &&Sbdf| !self.options.expose.contains(*function);
         let isolated = self.goals.isolate.iter().filter(accepted);
@@ -80,7 +80,7 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// Whether all goals are reached in the end, and the way there does not depend on guesses.
+    /// Checks that all goals are reached in the end, and that the prediction does not depend on unknown facts.
     fn check_goals(&self) -> Result<(), Refusal> {
         if let Some(doubt) = self.doubtful() {
             return Err(doubt.into());
@@ -103,8 +103,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The pairs of neighbouring ports of the switches and root buses concerned between which requests go straight in
-    /// one state and not in the other.
+    /// The pairs of ports beside each other, on the switches and root buses concerned, between which requests go
+    /// directly in state `open` and not in state `closed`.
     fn difference(&self, open: &RoutingModel<'_>, closed: &RoutingModel<'_>) -> Vec<Opened> {
         let written: BTreeSet<Sbdf> = self
             .steps
@@ -139,7 +139,7 @@ impl Planner<'_> {
             let implements = self
                 .port_acs(port)
                 .is_some_and(|acs| inside.is_some() || acs.capability.contains(AcsBits::RR));
-            // Between root ports it is up to the root complex.
+            // Between root ports the root complex decides.
             let reach = match inside {
                 Some(_) => UntranslatedReach::Yes,
                 None => UntranslatedReach::Perhaps,
@@ -157,7 +157,7 @@ impl Planner<'_> {
         found
     }
 
-    /// The devices that have to be let go of: those that are removed, and those whose requests go another way.
+    /// The devices that have to be released: those that are removed, and those whose requests take another route.
     fn unplugged(&self, newly_open: &[Opened], newly_closed: &[Opened]) -> BTreeSet<Sbdf> {
         let is_device =
             |function: &Sbdf| self.topology.get(*function).is_some_and(|f| !f.is_bridge());
@@ -167,7 +167,7 @@ impl Planner<'_> {
                 unplug.extend(self.devices_below(*port));
             }
         }
-        // Translated requests may go another way too.
+        // The route of translated requests may change too.
         for change in self.port_changes() {
             if (change.before ^ change.after).intersects(AcsBits::DT) {
                 unplug.extend(self.devices_below(change.port));
@@ -176,7 +176,7 @@ impl Planner<'_> {
         unplug
     }
 
-    /// The devices at a place next to a port: below another port, or a function there.
+    /// The devices at a position beside a port: below another port, or a function there.
     fn devices_at(&self, place: Sbdf) -> impl Iterator<Item = Sbdf> {
         let itself = self
             .topology
@@ -221,7 +221,7 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// The ways between named functions, and between those and others where they changed.
+    /// The routes between joined functions, and the routes from or to named functions that change.
     fn route_changes(
         &self,
         before: &RoutingModel<'_>,
@@ -238,7 +238,7 @@ impl Planner<'_> {
         for one in &named {
             for other in concerned.iter().filter(|other| *other != one) {
                 for (from, to) in [(*one, *other), (*other, *one)] {
-                    // A pair of named functions comes once from each of them.
+                    // A pair of named functions occurs once for each of them.
                     if from != *one && named.contains(&from) {
                         continue;
                     }
@@ -307,7 +307,7 @@ impl Planner<'_> {
         for change in groups {
             objections.extend(self.regrouped(change, &named));
         }
-        // Those below a port whose word was asked for are as good as named.
+        // Devices below a port whose ACS control was requested count as named.
         let below_asked: BTreeSet<Sbdf> = self
             .goals
             .acs
@@ -343,7 +343,7 @@ impl Planner<'_> {
         objections
     }
 
-    /// Whether a function comes to share its group with devices that it was not asked to.
+    /// A warning if a function gets into a group with devices that it was not to be joined with.
     fn regrouped(&self, change: &GroupChange, named: &BTreeSet<Sbdf>) -> Option<Warning> {
         let function = change.function;
         if self.topology.get(function).is_none_or(Function::is_bridge) {
@@ -359,7 +359,7 @@ impl Planner<'_> {
         };
         let strangers: Vec<Sbdf> = change.after.iter().copied().filter(stranger).collect();
         if named.contains(&function) {
-            // Others that were not named have an objection of their own.
+            // Functions that were not named have their own warning.
             let others: Vec<Sbdf> = strangers
                 .into_iter()
                 .filter(|other| named.contains(other))
@@ -400,7 +400,7 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// Adds what every plan begins and ends with.
+    /// Adds the first and last steps of every plan.
     fn frame(&mut self, unplug: &BTreeSet<Sbdf>) {
         if self.steps.is_empty() {
             return;
@@ -433,7 +433,7 @@ impl Planner<'_> {
             let checked = matches!(step, Step::CheckGroups { .. });
             steps.push(step);
             if checked {
-                // A port that was found again has forgotten that it is to stay awake.
+                // A port that was removed and found again has lost its setting to stay awake.
                 let later: BTreeSet<Sbdf> = needed
                     .iter()
                     .skip(index.saturating_add(1))

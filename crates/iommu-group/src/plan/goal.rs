@@ -1,4 +1,4 @@
-//! What is asked of a plan.
+//! Goals and options of a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,18 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::distinct::{distinct, each_distinct};
 use crate::{AcsBits, Exposure, Sbdf};
 
-/// What is asked for.
+/// The goals of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Goals {
-    /// Sets of functions, each to be in one group.
+    /// Sets of functions. Each set is to be in one group.
     #[serde(default, deserialize_with = "each_distinct")]
     pub join: Vec<BTreeSet<Sbdf>>,
-    /// Functions, each to be in a group without other devices, and reachable from none without the IOMMU.
+    /// Functions to isolate. Each is to be in a group without other devices, and no device is to reach it without the
+    /// IOMMU.
     #[serde(default, deserialize_with = "distinct")]
     pub isolate: BTreeSet<Sbdf>,
-    /// Ports, and what their ACS control registers are to hold, with groups to match.
+    /// Ports and the requested values of their ACS control registers. Groups are changed to match.
     #[serde(default)]
     pub acs: BTreeMap<Sbdf, AcsBits>,
 }
@@ -30,7 +31,7 @@ impl Goals {
         joined.chain(&self.isolate).copied().collect()
     }
 
-    /// Whether all who reach a function are joined with it.
+    /// Whether all devices that reach a function are joined with it.
     #[must_use]
     pub fn asks_for(&self, exposure: &Exposure) -> bool {
         let mut sets = self.join.iter();
@@ -39,34 +40,34 @@ impl Goals {
     }
 }
 
-/// How requests between joined functions shall go.
+/// Preferred route of requests between joined functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", schemars(rename = "RouteWish"))]
 pub enum RoutePreference {
-    /// By the mildest means that there is: straight if that exposes nobody, else through the IOMMU if the root complex
-    /// is known to route, else straight.
+    /// The least permissive available: direct if this exposes no other device, otherwise through the IOMMU if the root
+    /// complex is known to route, otherwise direct.
     #[default]
     Mildest,
-    /// Straight across the switch.
+    /// Directly across the switch.
     Direct,
     /// Up through the IOMMU.
     Iommu,
 }
 
-/// How it is asked for.
+/// Options of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PlanOptions {
-    /// How requests between joined functions shall go.
+    /// Preferred route of requests between joined functions.
     #[serde(default)]
     pub route: RoutePreference,
-    /// Functions that may become reachable without the IOMMU for devices that they are not joined with.
+    /// Functions that may become reachable without the IOMMU from devices that they are not joined with.
     #[serde(default, deserialize_with = "distinct")]
     pub expose: BTreeSet<Sbdf>,
-    /// Functions that may be unplugged for a while, get into a group with named ones, or be lost.
+    /// Functions that may be unplugged temporarily, get into a group with named ones, or be lost.
     #[serde(default, deserialize_with = "distinct")]
     pub with: BTreeSet<Sbdf>,
 }

@@ -1,4 +1,4 @@
-//! Isolating functions: closing the routes to them, and taking them out of their groups.
+//! Isolates functions: closes the routes to them and takes them out of their groups.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +8,8 @@ use crate::config::AcsBits;
 use crate::{Function, GroupModel, PortType, Sbdf};
 
 impl Planner<'_> {
-    /// Closes the ways across switches that are to be closed: from and to functions to be isolated, and between
-    /// joined ones if their requests are to go through the IOMMU. That comes first: no group splits while its members
-    /// still reach each other.
+    /// Closes routes across switches: from and to functions to be isolated, and between joined functions whose requests
+    /// are to go through the IOMMU. This comes first: no group splits while its members still reach each other.
     pub(super) fn close_routes(&mut self) {
         for function in self.goals.isolate.clone() {
             self.raise_path(function);
@@ -39,7 +38,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Sets what Linux asks for at every port above a function, or it will not take the way up for isolating.
+    /// Sets the ACS controls that Linux requires at every port above a function. Otherwise Linux does not consider the
+    /// path as isolating.
     fn raise_path(&mut self, function: Sbdf) {
         let ports: Vec<Sbdf> = self
             .topology
@@ -57,7 +57,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Sets a port to what the kernel would: redirection on, nothing straight.
+    /// Sets a port to the kernel's default: requests are redirected and none go directly.
     fn close(&mut self, port: Sbdf) {
         let Some(acs) = self.port_acs(port) else {
             return;
@@ -67,8 +67,8 @@ impl Planner<'_> {
         self.set_acs_word(port, closed, Purpose::CloseRoute);
     }
 
-    /// The ports with ACS that let requests to or from a function go straight: those of every switch above it, and its
-    /// root port.
+    /// The ports with ACS that let requests to or from a function go directly: the ports of every switch above it, and
+    /// its root port.
     fn open_ports_towards(&self, function: Sbdf) -> BTreeSet<Sbdf> {
         let routing = self.routing();
         let mut open = BTreeSet::new();
@@ -126,7 +126,7 @@ impl Planner<'_> {
         if !reasons.is_empty() {
             return Err(Refusal { reasons });
         }
-        // What is below something that goes, goes with it.
+        // Functions below a removed function are removed with it.
         let inside = |function: &Sbdf| {
             self.topology
                 .ancestors(*function)
@@ -151,7 +151,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The smallest removal that leaves a function with as few others as can be.
+    /// The smallest removal that leaves a function in a group with the fewest others.
     fn removal_for(&self, function: Sbdf) -> Result<BTreeSet<Sbdf>, Infeasible> {
         let mut best = self.mates(&self.model, function);
         let mut removal = BTreeSet::new();
@@ -173,7 +173,7 @@ impl Planner<'_> {
                 removal = candidate;
             }
         }
-        // Those that it cannot be without must be meant to leave with it.
+        // The functions that stay in its group must be functions to isolate too.
         if best.iter().any(|mate| !self.goals.isolate.contains(mate)) {
             return Err(Infeasible::Inseparable {
                 because: self.culprit(function, &removal),
@@ -184,7 +184,8 @@ impl Planner<'_> {
         Ok(self.with_own_ports(removal))
     }
 
-    /// A removal, with the ports above that lead to nobody else: they leave the group too, and are as at boot again.
+    /// Extends a removal to the ports above that have no other devices below. They leave the group too and return to
+    /// their state at boot.
     fn with_own_ports(&self, mut removal: BTreeSet<Sbdf>) -> BTreeSet<Sbdf> {
         let leaves = |device: &Sbdf| self.goals.isolate.contains(device);
         while let Some(above) = removal.first().and_then(|f| self.topology.upstream(*f)) {
@@ -203,8 +204,8 @@ impl Planner<'_> {
         removal
     }
 
-    /// What could be removed to have the group of a function computed again, the least first: it alone, its device,
-    /// the ports above it one after the other with their devices.
+    /// The possible removals that cause the group of a function to be computed again, the smallest first: the function
+    /// alone, its device, then each port above it with the port's device.
     fn removals(&self, function: Sbdf) -> Vec<BTreeSet<Sbdf>> {
         let chain =
             std::iter::once(function).chain(self.topology.ancestors(function).map(Function::sbdf));
@@ -221,7 +222,7 @@ impl Planner<'_> {
             .collect()
     }
 
-    /// The functions of the device of one, virtual ones excepted.
+    /// The functions of one device, without virtual functions.
     fn device_of(&self, function: Sbdf) -> impl Iterator<Item = Sbdf> {
         let above = self.topology.upstream(function).map(Function::sbdf);
         self.topology
@@ -238,7 +239,7 @@ impl Planner<'_> {
             .filter(move |other| self.topology.upstream(*other).map(Function::sbdf) == above)
     }
 
-    /// What keeps a function in its group even when it is added anew.
+    /// The port or function that keeps a function in its group even when it is added again.
     fn culprit(
         &self,
         function: Sbdf,

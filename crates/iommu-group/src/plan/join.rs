@@ -1,4 +1,4 @@
-//! Joining functions into one group.
+//! Joins functions into one group.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::{Infeasible, Purpose, Refusal, Step};
 use crate::config::AcsBits;
 use crate::{Function, GroupModel, Sbdf};
 
-/// What a port lacks for the moment of a rescan, so that Linux does not take it for isolating.
+/// A change of a port during a rescan, so that Linux does not consider the port as isolating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Opening {
     port: Sbdf,
@@ -18,18 +18,19 @@ struct Opening {
 
 /// One removal and rescan.
 struct Round {
-    /// The bridge whose group the functions come into.
+    /// The bridge whose group the functions join.
     anchor: Sbdf,
     remove: BTreeSet<Sbdf>,
-    /// `None` if the way above the anchor is not isolating as it is.
+    /// `None` if no change is necessary: the path above the anchor is not isolating.
     opening: Option<Opening>,
 }
 
-/// The bits to switch off, the least harmful first.
+/// The bits that may be cleared, the least harmful first.
 ///
-/// With request redirect on, no request goes from peer to peer and so no completion does; without completion redirect
-/// nothing changes but the way of completions of redirected requests, for a moment. Without upstream forwarding those
-/// requests are lost. Without request redirect requests go straight, so that is for ports with nothing alive below.
+/// With request redirect set, no request goes from peer to peer, so no completion does. Clearing completion redirect
+/// changes only the path of completions of redirected requests, temporarily. Clearing upstream forwarding loses those
+/// requests. Clearing request redirect lets requests go directly, so it is used only for ports without active devices
+/// below.
 const OPENINGS: [AcsBits; 3] = [AcsBits::CR, AcsBits::UF, AcsBits::RR];
 
 impl Planner<'_> {
@@ -58,7 +59,7 @@ impl Planner<'_> {
         first.is_some_and(|first| set.iter().all(|other| model.together(*first, *other)))
     }
 
-    /// The removal and rescan that joins a set with the fewest functions touched; `None` if it is joined already.
+    /// The removal and rescan that joins a set and affects the fewest functions; `None` if the set is joined already.
     fn round_for(&self, set: &BTreeSet<Sbdf>) -> Result<Option<Round>, Infeasible> {
         if Self::are_together(&self.model, set) {
             return Ok(None);
@@ -81,7 +82,7 @@ impl Planner<'_> {
         }))
     }
 
-    /// The bridges above all of a set, the lowest first.
+    /// The bridges above all functions of a set, the lowest first.
     fn common_bridges(&self, set: &BTreeSet<Sbdf>) -> Result<Vec<Sbdf>, Infeasible> {
         let ancestors = |function: Sbdf| -> Vec<Sbdf> {
             self.topology
@@ -107,7 +108,7 @@ impl Planner<'_> {
     }
 
     fn round_at(&self, anchor: Sbdf, set: &BTreeSet<Sbdf>) -> Result<Round, Infeasible> {
-        // What is in the group of the anchor already stays where it is.
+        // Functions that are already in the group of the anchor are not moved.
         let moving: Vec<Sbdf> = set
             .iter()
             .copied()
@@ -156,7 +157,7 @@ impl Planner<'_> {
         })
     }
 
-    /// What could be switched off above the anchor, the least harmful and the nearest first.
+    /// The possible openings above the anchor, the least harmful and the nearest first.
     fn openings(&self, anchor: Sbdf, removed: &BTreeSet<Sbdf>) -> Vec<Opening> {
         let ports: Vec<Sbdf> = std::iter::once(anchor)
             .chain(self.topology.ancestors(anchor).map(Function::sbdf))
@@ -193,7 +194,7 @@ impl Planner<'_> {
     }
 
     fn steps_of(&self, round: &Round) -> Vec<Step> {
-        // The port is opened for as short as can be: when those who leave have left.
+        // The port is open for as short a time as possible: the functions are removed first.
         let mut steps = vec![Step::Remove {
             functions: round.remove.clone(),
         }];
@@ -243,8 +244,8 @@ impl Planner<'_> {
         self.check_groups();
     }
 
-    /// What was removed only because it is below something that had to be is taken out of the group again: it is
-    /// unplugged anyway, and now nothing above it lacks anything.
+    /// Takes functions out of the group again that were removed only because they are below a removed function. They
+    /// are unplugged anyway, and the ports above them are restored now.
     fn split_bystanders(&mut self, round: &Round, set: &BTreeSet<Sbdf>) {
         let mut pending: Vec<Sbdf> = round.remove.iter().copied().collect();
         let mut tops = BTreeSet::new();
@@ -271,7 +272,7 @@ impl Planner<'_> {
             set.iter().any(|member| model.together(*member, function))
         };
         tops.retain(|top| with_member(&self.model, *top));
-        // Only what does leave is worth a second removal.
+        // Only functions that leave the group are worth a second removal.
         let split = |tops: &BTreeSet<Sbdf>| {
             let mut trial = self.model.clone();
             tops.iter().for_each(|top| trial.remove(*top));

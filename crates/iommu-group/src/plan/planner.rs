@@ -1,4 +1,4 @@
-//! Where a plan is made: the machine as it would be after the steps so far.
+//! Planner: the state of the machine after the steps so far.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::config::{Acs, AcsBits, AcsRegisters, EgressVector, PortType, Unreadab
 use crate::kernel::Kernel;
 use crate::{Function, GroupModel, RoutingModel, Sbdf, Topology, Uncertainty};
 
-/// A plan in the making.
+/// A plan under construction.
 pub(super) struct Planner<'a> {
     pub(super) topology: &'a Topology,
     pub(super) kernel: &'a Kernel,
@@ -19,10 +19,10 @@ pub(super) struct Planner<'a> {
     /// The machine after the steps so far.
     pub(super) model: GroupModel<'a>,
     pub(super) steps: Vec<Step>,
-    /// Every function that is removed at some time.
+    /// Every function that is removed by any step.
     pub(super) removed: BTreeSet<Sbdf>,
     pub(super) transients: Vec<Transient>,
-    /// Which port was opened for a rescan, and to what.
+    /// The ports that are opened for a rescan, and the control value of each.
     pub(super) opened: BTreeMap<Sbdf, AcsBits>,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Adds a step, and does it to the model.
+    /// Adds a step and applies it to the model.
     pub(super) fn step(&mut self, step: Step) {
         if let Step::Remove { functions } = &step {
             for function in functions {
@@ -66,8 +66,9 @@ impl<'a> Planner<'a> {
         self.steps.push(step);
     }
 
-    /// Adds a step that writes an ACS word, unless it is there already. The vector of egress control that a route was
-    /// opened with is cleared when that is switched off again: each bit is 0 unless it was written (PCIe r6.0 §7.7.11.4).
+    /// Adds a step that writes an ACS control register, unless it has the value already. If the step clears egress
+    /// control for a route, a further step clears the egress control vector: each bit is 0 unless it was written (PCIe
+    /// r6.0 §7.7.11.4).
     pub(super) fn set_acs_word(&mut self, port: Sbdf, to: AcsBits, purpose: Purpose) {
         let from = self.control(port);
         if from == to {
@@ -89,7 +90,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Adds a step that writes an egress control vector, unless it is there already.
+    /// Adds a step that writes an egress control vector, unless it has the value already.
     pub(super) fn set_egress_vector(&mut self, port: Sbdf, to: EgressVector) {
         if let Some(from) = self.model.egress(port).filter(|from| *from != to) {
             self.step(Step::SetEgress { port, from, to });
@@ -110,14 +111,14 @@ impl<'a> Planner<'a> {
         self.step(Step::CheckGroups { expect });
     }
 
-    /// All functions below the root ports of those that were named.
+    /// All functions below the root ports of the named functions.
     pub(super) fn concerned(&self) -> BTreeSet<Sbdf> {
         let named = self.goals.functions();
         let ports = self.goals.acs.keys().copied();
         concerned(self.topology, named.into_iter().chain(ports))
     }
 
-    /// The ACS registers of a port that decides about requests: a root port or downstream port.
+    /// The ACS registers of a port that decides routes: a root port or downstream port.
     pub(super) fn port_acs(&self, port: Sbdf) -> Option<&'a AcsRegisters> {
         let function = self.topology.get(port)?;
         if !function.port_type().is_downstream() {
@@ -134,12 +135,12 @@ impl<'a> Planner<'a> {
         RoutingModel::of(&self.model)
     }
 
-    /// The set of functions that one is to be joined with, itself included.
+    /// The set of functions that a function is to be joined with, including itself.
     pub(super) fn join_set(&self, function: Sbdf) -> Option<&BTreeSet<Sbdf>> {
         self.goals.join.iter().find(|set| set.contains(&function))
     }
 
-    /// The functions below a port that are no ports themselves and are there.
+    /// The functions below a port that are present and are not ports.
     pub(super) fn devices_below(&self, port: Sbdf) -> impl Iterator<Item = Sbdf> {
         self.topology
             .descendants(port)
@@ -161,7 +162,7 @@ impl<'a> Planner<'a> {
         None
     }
 
-    /// The other devices in the group of one.
+    /// The other devices in the group of a function.
     pub(super) fn mates(&self, model: &GroupModel<'_>, function: Sbdf) -> Vec<Sbdf> {
         self.topology
             .functions()
@@ -172,7 +173,7 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// What of the model's answers so far cannot be relied on.
+    /// The reason why the model's groups are uncertain, if they are.
     pub(super) fn doubtful(&self) -> Option<Infeasible> {
         let mut unreadable = Vec::new();
         let mut functions = Vec::new();
@@ -196,7 +197,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// All functions below the root ports of these, the root ports included.
+/// All functions below the root ports of these functions, including the root ports.
 fn concerned(topology: &Topology, functions: impl Iterator<Item = Sbdf>) -> BTreeSet<Sbdf> {
     let roots: BTreeSet<Sbdf> = functions
         .map(|function| {
@@ -214,7 +215,7 @@ fn concerned(topology: &Topology, functions: impl Iterator<Item = Sbdf>) -> BTre
         .collect()
 }
 
-/// The goals with sets that share a function made one, and sets of fewer than two left as they are.
+/// Merges sets that share a function. Sets of fewer than two functions are kept as they are.
 fn united(goals: &Goals) -> Goals {
     let mut join: Vec<BTreeSet<Sbdf>> = Vec::new();
     for set in &goals.join {
@@ -235,7 +236,7 @@ fn united(goals: &Goals) -> Goals {
     }
 }
 
-/// Why goals cannot even be considered.
+/// The reasons why goals are invalid or cannot be evaluated.
 fn unfit(topology: &Topology, goals: &Goals) -> Vec<Infeasible> {
     let named = goals.functions();
     let mut reasons = Vec::new();
@@ -280,7 +281,7 @@ fn unfit(topology: &Topology, goals: &Goals) -> Vec<Infeasible> {
     }
     let mut unreadable: BTreeMap<Unreadable, Vec<Sbdf>> = BTreeMap::new();
     for sbdf in concerned(topology, named.iter().chain(goals.acs.keys()).copied()) {
-        // Of devices that were not named it matters only where groups depend on them, and then it is doubted there.
+        // A device that was not named matters only if groups depend on it. The model reports that as uncertain.
         let matters = |function: &&Function| {
             function.is_bridge()
                 || named.contains(&sbdf)
@@ -298,7 +299,7 @@ fn unfit(topology: &Topology, goals: &Goals) -> Vec<Infeasible> {
     reasons
 }
 
-/// Why it is not known what a function is or does.
+/// The reason why the type or the ACS of a function is unknown.
 fn hidden(function: &Function) -> Option<Unreadable> {
     match function.acs() {
         Acs::Unknown(hidden) => Some(*hidden),

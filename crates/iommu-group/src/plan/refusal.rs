@@ -1,4 +1,4 @@
-//! Goals that cannot be reached.
+//! Reasons why goals cannot be reached.
 
 use std::fmt;
 
@@ -6,56 +6,56 @@ use serde::Serialize;
 
 use crate::{AcsBits, AcsDeficiency, Sbdf, Unreadable};
 
-/// Why a goal cannot be reached at run time.
+/// The reason why a goal cannot be reached at run time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Infeasible {
     /// No function has a group: no IOMMU is in use.
     NoIommu,
-    /// Nothing was asked for.
+    /// No goal was given.
     NoGoal,
-    /// One function alone cannot be joined.
+    /// A set to be joined has only one function.
     Alone {
         /// The function.
         function: Sbdf,
     },
-    /// There is no such function.
+    /// The function does not exist.
     Missing {
         /// The address.
         function: Sbdf,
     },
-    /// The function is a port or bridge, which cannot be joined or isolated for its own sake.
+    /// The function is a port or bridge, which cannot be joined or isolated by itself.
     NotADevice {
         /// The function.
         function: Sbdf,
     },
-    /// The function has no group: no IOMMU serves it.
+    /// The function has no group: no IOMMU translates its requests.
     NoGroup {
         /// The function.
         function: Sbdf,
     },
-    /// Both to be joined and to be isolated.
+    /// The function is to be both joined and isolated.
     Contradiction {
         /// The function.
         function: Sbdf,
     },
-    /// What these functions are, or their ACS, could not be read.
+    /// The type or the ACS of these functions could not be read.
     Unreadable {
         /// The functions.
         functions: Vec<Sbdf>,
-        /// Why not.
+        /// Why they are unreadable.
         hidden: Unreadable,
     },
-    /// What these functions do cannot be told, and groups depend on it.
+    /// Groups depend on aliases of these functions that are kept in device memory and are unknown.
     Doubtful {
         /// The functions.
         functions: Vec<Sbdf>,
     },
-    /// The two have nothing in common but the root complex.
+    /// The two functions share only the root complex.
     DifferentRootPorts {
-        /// One.
+        /// The first function.
         a: Sbdf,
-        /// The other.
+        /// The second function.
         b: Sbdf,
     },
     /// A virtual function cannot be removed and found again.
@@ -65,31 +65,31 @@ pub enum Infeasible {
         /// Its physical function.
         physical: Sbdf,
     },
-    /// No port above can be made to lack what Linux asks for.
+    /// No port above can be opened: no ACS control that Linux requires can be cleared safely.
     CannotOpen {
         /// The functions to be joined.
         functions: Vec<Sbdf>,
         /// The lowest bridge above all of them.
         anchor: Sbdf,
-        /// What keeps the functions below the bridge apart, port by port.
+        /// The ports that isolate the functions below the bridge.
         ports: Vec<Sbdf>,
     },
-    /// The function stays with others whatever is removed.
+    /// The function stays in a group with others, whichever functions are removed.
     Inseparable {
         /// The function.
         function: Sbdf,
-        /// Those that it stays with.
+        /// The functions that it stays with.
         from: Vec<Sbdf>,
-        /// A port or function that Linux does not trust to keep them apart, if that is why.
+        /// A port or function that Linux does not consider as isolating, if that is the cause.
         because: Option<(Sbdf, AcsDeficiency)>,
     },
-    /// One goal undoes another.
+    /// One goal prevents another.
     Conflict {
-        /// Functions that should be together and are not, or the other way round.
+        /// Functions that should be in one group and are not, or that should be separate and are not.
         functions: Vec<Sbdf>,
     },
-    /// ACS can be set at run time on root ports and downstream ports only: the kernel sets that of others anew all the
-    /// time.
+    /// The function is not a root port or downstream port. ACS can be set at run time only on these; the kernel
+    /// repeatedly resets the ACS of other functions.
     NotAPort {
         /// The function.
         function: Sbdf,

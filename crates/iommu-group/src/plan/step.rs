@@ -1,4 +1,4 @@
-//! The steps of a plan.
+//! Steps of a plan.
 
 use std::collections::BTreeSet;
 
@@ -6,74 +6,74 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AcsBits, EgressVector, GroupModel, Sbdf};
 
-/// Why an ACS word is written.
+/// The purpose of an ACS control write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
-    /// So that requests no longer go straight.
+    /// Requests no longer go directly.
     CloseRoute,
-    /// So that Linux groups what it adds in the next rescan.
+    /// Linux groups the functions that it adds in the next rescan.
     OpenForRescan,
-    /// To have it as it was before that.
+    /// The value from before the rescan is restored.
     Restore,
-    /// So that requests go straight.
+    /// Requests go directly.
     OpenRoute,
-    /// Because it was asked for.
+    /// The value was requested.
     Asked,
 }
 
-/// A step of a plan. Whoever carries it out stops if the machine is not as the step expects it.
+/// A step of a plan. The executor stops if the state of the machine is not the one that the step expects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Step {
-    /// Drivers and guests let go of the devices; nothing is left bound to them that could start requests.
+    /// Drivers and guests release the devices. No driver that could start requests stays bound to them.
     Unplug {
         /// The devices.
         functions: BTreeSet<Sbdf>,
     },
-    /// `power/control` of the ports is set to `on`: a port that sleeps gets the kernel's ACS word when it wakes.
+    /// Set `power/control` of the ports to `on`: when a sleeping port wakes, the kernel sets its own ACS control.
     KeepAwake {
         /// The ports, and those above them.
         ports: BTreeSet<Sbdf>,
     },
-    /// The ACS control register is written.
+    /// Write the ACS control register.
     SetAcs {
         /// The port.
         port: Sbdf,
-        /// What it holds before.
+        /// The value before the write.
         from: AcsBits,
-        /// What it holds then.
+        /// The value to write.
         to: AcsBits,
-        /// Why.
+        /// The purpose of the write.
         purpose: Purpose,
     },
-    /// The egress control vector is written.
+    /// Write the egress control vector.
     SetEgress {
         /// The port.
         port: Sbdf,
-        /// What it holds before.
+        /// The value before the write.
         from: EgressVector,
-        /// What it holds then.
+        /// The value to write.
         to: EgressVector,
     },
-    /// The functions and all below them are removed from the kernel.
+    /// Remove the functions and all functions below them from the kernel.
     Remove {
         /// The functions.
         functions: BTreeSet<Sbdf>,
     },
-    /// The buses below the ports are scanned; what was removed is found again, and the kernel sets up its ACS.
+    /// Scan the buses below the ports. The kernel finds the removed functions again and sets up their ACS.
     Rescan {
         /// The ports.
         below: BTreeSet<Sbdf>,
     },
-    /// The kernel's groups are compared with those predicted; if they differ the plan is undone.
+    /// Compare the kernel's groups with the predicted ones. If they differ, the plan is undone.
     CheckGroups {
         /// The groups of all functions below the root ports concerned.
         expect: Vec<Vec<Sbdf>>,
     },
-    /// The devices are given back.
+    /// Return the devices to their drivers and guests.
     Replug {
         /// The devices.
         functions: BTreeSet<Sbdf>,
@@ -81,7 +81,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// Does to a model what the step does to the machine.
+    /// Applies to a model the change that the step makes to the machine.
     pub fn apply(&self, model: &mut GroupModel<'_>) {
         match self {
             Self::SetAcs { port, to, .. } => model.set_acs_control(*port, *to),

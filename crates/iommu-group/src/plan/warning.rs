@@ -1,4 +1,4 @@
-//! What a plan would do that nobody asked for.
+//! Unrequested effects of a plan.
 
 use std::fmt;
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AcsBits, Exposure, Route, Sbdf, UntranslatedReach};
 
-/// Something that a plan would do and that was not asked for. It has to be accepted by name.
+/// An effect of a plan that was not requested. It has to be accepted by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[cfg_attr(feature = "schema", schemars(rename = "Objection"))]
 pub enum Warning {
-    /// A function becomes reachable, without the IOMMU, from devices that it is not joined with.
+    /// A function becomes reachable without the IOMMU from devices that it is not joined with.
     Exposes(Exposure),
-    /// A function that was to be isolated is so for Linux only: it and other devices still reach each other without the
-    /// IOMMU, because no port between them can redirect.
+    /// A function to be isolated is isolated only in Linux's groups: it and other devices still reach each other
+    /// without the IOMMU, because no port between them can redirect.
     NotApart {
         /// The function.
         function: Sbdf,
@@ -26,17 +26,17 @@ pub enum Warning {
     Regroups {
         /// The function.
         function: Sbdf,
-        /// Those that it comes to share a group with.
+        /// The functions that it gets into a group with.
         with: Vec<Sbdf>,
     },
-    /// Functions that were to be joined separately end up in one group.
+    /// Functions that are to be joined in separate sets end up in one group.
     Merges {
-        /// One.
+        /// The first function.
         function: Sbdf,
-        /// Those of other sets.
+        /// The functions of other sets.
         with: Vec<Sbdf>,
     },
-    /// A device that was not named has to be unplugged meanwhile.
+    /// A device that was not named has to be unplugged temporarily.
     Interrupts {
         /// The device.
         function: Sbdf,
@@ -46,17 +46,17 @@ pub enum Warning {
         /// The function.
         function: Sbdf,
     },
-    /// Requests do not go as was asked for.
+    /// Requests do not take the requested route.
     RouteNotAsAsked {
-        /// From.
+        /// The initiator.
         from: Sbdf,
-        /// To.
+        /// The target.
         to: Sbdf,
-        /// How they would go.
+        /// The route that the requests would take.
         route: Route,
     },
-    /// Source validation or upstream forwarding would be switched off: a device could send requests in the name of
-    /// another, or those that turn around at the port would be lost.
+    /// Source validation or upstream forwarding would be cleared: a device could send requests with the requester ID of
+    /// another device, or requests that turn around at the port would be lost.
     ClearsSafety {
         /// The port.
         port: Sbdf,
@@ -66,7 +66,7 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// The function to name, and the option to name it in, for those objections that can be met like that.
+    /// The function to name and the option that accepts it, for warnings that can be accepted in this way.
     #[must_use]
     pub fn remedy(&self) -> Option<(&'static str, Sbdf)> {
         match self {

@@ -1,4 +1,4 @@
-//! The operator's consent to an exposure.
+//! The operator's consent to an exposure or to unsafe interrupts.
 
 use std::fmt;
 

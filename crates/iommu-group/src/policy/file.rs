@@ -13,51 +13,51 @@ use super::rule::Rule;
 use super::{Consent, Location, Policy, Role};
 use crate::Sbdf;
 
-/// A policy file that cannot be used.
+/// Policy file error.
 #[derive(Debug, Error)]
 pub enum PolicyError {
-    /// Not TOML, or not of this form.
+    /// The text is not TOML, or not a policy.
     #[error("{location}: {message}\n       {line}")]
     Syntax {
-        /// Where.
+        /// Position of the error.
         location: Location,
-        /// What the parser says.
+        /// Message of the parser.
         message: String,
-        /// The line.
+        /// Text of the line.
         line: String,
     },
-    /// Not a number.
+    /// A value is not a number.
     #[error("{location}: {key} = {text:?} is not a number of four hexadecimal digits")]
     Number {
-        /// Where.
+        /// Position of the value.
         location: Location,
         /// The key.
         key: &'static str,
-        /// Its value.
+        /// The value.
         text: String,
     },
-    /// Not the address of a function.
+    /// A value is not the address of a function.
     #[error(
         "{location}: function = {text:?} is not the address of a function, such as 0000:04:00.0"
     )]
     Function {
-        /// Where.
+        /// Position of the value.
         location: Location,
-        /// Its value.
+        /// The value.
         text: String,
     },
-    /// Two entries for one function.
+    /// Two entries name the same function.
     #[error("{location}: {function} has an entry already")]
     Repeated {
-        /// The second one.
+        /// Position of the second entry.
         location: Location,
         /// The function.
         function: Sbdf,
     },
-    /// An entry without a reason.
+    /// An entry has no reason.
     #[error("{location}: why = \"\" says nothing; write down the reason")]
     NoReason {
-        /// Where.
+        /// Position of the entry.
         location: Location,
     },
 }
@@ -95,7 +95,7 @@ struct InterruptsEntry {
     why: Spanned<String>,
 }
 
-/// The policy in a file's text; `name` is the file's name in messages.
+/// Parses the text of a policy file; `name` is the file's name in messages.
 pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
     let source = Source {
         name: name.into(),
@@ -126,7 +126,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
     })
 }
 
-/// A file being parsed.
+/// A policy file during parsing.
 struct Source<'a> {
     name: Arc<str>,
     text: &'a str,
@@ -166,7 +166,7 @@ impl Source<'_> {
         })
     }
 
-    /// An accepted exposure: the function, and why and where.
+    /// Parses an accepted exposure: the function, the reason and the location.
     fn exposed(
         &self,
         entry: Spanned<ExposeEntry>,
@@ -188,7 +188,7 @@ impl Source<'_> {
         Ok(Consent::File { why, location })
     }
 
-    /// A reason, which must not be empty.
+    /// Checks that a reason is not empty.
     fn reason(&self, why: Spanned<String>) -> Result<String, PolicyError> {
         if why.as_ref().trim().is_empty() {
             let location = self.location(why.span());
@@ -197,7 +197,7 @@ impl Source<'_> {
         Ok(why.into_inner())
     }
 
-    /// Four hexadecimal digits, with or without `0x`, as lspci and sysfs write them.
+    /// Parses four hexadecimal digits, with or without `0x`, as lspci and sysfs write them.
     fn number(&self, key: &'static str, text: Spanned<String>) -> Result<u16, PolicyError> {
         let location = self.location(text.span());
         let text = text.into_inner();

@@ -1,4 +1,4 @@
-//! The origin of a rule.
+//! Origins of rules.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::sync::Arc;
 pub struct Location {
     /// Name of the file, as it was given.
     pub file: Arc<str>,
-    /// Number of the line, from 1.
+    /// Line number, from 1.
     pub line: usize,
 }
 
 impl Location {
-    /// The line of `text` with the byte at `offset`.
+    /// The line of `text` that contains the byte at `offset`.
     #[cfg(feature = "policy-file")]
     pub(super) fn of(file: &Arc<str>, text: &str, offset: usize) -> Self {
         let before = text.bytes().take(offset);

@@ -5,11 +5,11 @@ use super::rule::{Identity, Role};
 /// A built-in rule.
 pub(super) struct Quirk {
     vendor: u16,
-    /// `None` is every device of the vendor.
+    /// `None` matches every device of the vendor.
     device: Option<u16>,
     /// Base class (PCI Code and ID Assignment r1.11 §1).
     base_class: Option<u8>,
-    /// Whether it must be a part of the root complex, without a link of its own.
+    /// Whether the rule matches only devices that are part of the root complex, without a link of their own.
     integrated: bool,
     pub(super) role: Role,
     pub(super) why: &'static str,
@@ -19,9 +19,8 @@ const DISPLAY: u8 = 0x03;
 const COHERENT: &str =
     "its large BARs are memory behind the processor's coherent link, not where PCIe routes lead";
 
-/// A GPU whose memory is a part of the processor's physical memory, to which a link of its own leads; the
-/// driver makes it look like BARs (linux 7.2 drivers/vfio/pci/nvgrace-gpu/main.c, whose
-/// `nvgrace_gpu_vfio_pci_table` these ids are from).
+/// A GPU whose memory is part of the processor's physical memory and has a link of its own. The driver presents the
+/// memory as BARs (linux 7.2 drivers/vfio/pci/nvgrace-gpu/main.c; the IDs are from its `nvgrace_gpu_vfio_pci_table`).
 const fn coherent(device: u16) -> Quirk {
     Quirk {
         vendor: 0x10de,
@@ -44,7 +43,7 @@ pub(super) const QUIRKS: [Quirk; 6] = [
     coherent(0x2941),
     // GB300.
     coherent(0x31c2),
-    // Their apertures are windows into memory that firmware has set aside for graphics.
+    // The apertures of these devices are windows into memory that firmware has reserved for graphics.
     Quirk {
         vendor: 0x8086,
         device: None,

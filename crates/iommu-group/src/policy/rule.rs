@@ -1,4 +1,4 @@
-//! A rule of a policy, and what it is compared with.
+//! Policy rules, and the identity of a device that they match.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,22 +8,22 @@ use super::Location;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// Initiate requests to other devices, and be a target of theirs.
+    /// May send requests to other devices and be their target.
     Peer,
-    /// Be a target only: it must not send requests to other devices.
+    /// May only be a target. It must not send requests to other devices.
     TargetOnly,
-    /// Initiate only: its BARs are not plain device memory.
+    /// May only send requests: its BARs are not plain device memory.
     InitiatorOnly,
-    /// Take no part in peer-to-peer.
+    /// Takes no part in peer-to-peer.
     Never,
 }
 
-/// The identity of a device, which rules are compared with.
+/// The identity of a device that rules match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// Vendor id.
+    /// Vendor ID.
     pub(crate) vendor: u16,
-    /// Device id.
+    /// Device ID.
     pub(crate) device: u16,
     /// Class, subclass and programming interface in bits 23:0.
     pub(crate) class: u32,
@@ -31,11 +31,11 @@ pub(crate) struct Identity {
     pub(crate) integrated: bool,
 }
 
-/// A rule of the operator.
+/// A rule of the policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) vendor: u16,
-    /// `None` is every device of the vendor.
+    /// `None` matches every device of the vendor.
     pub(super) device: Option<u16>,
     pub(super) role: Role,
     pub(super) why: String,

@@ -1,4 +1,4 @@
-//! The rules applied to the members of one domain.
+//! Applies the rules to the members of one domain.
 
 use thiserror::Error;
 
@@ -8,15 +8,15 @@ use crate::Sbdf;
 /// A reason why the policy forbids a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PolicyReason {
-    /// It takes no part in peer-to-peer.
+    /// A member must not take part in peer-to-peer.
     #[error("{sbdf} must not do P2P: {rule}\n       leave p2p=on out for it")]
     Never {
         /// The device.
         sbdf: Sbdf,
-        /// Its rule.
+        /// The rule of the device.
         rule: PolicyMatch,
     },
-    /// A device must not reach BARs that its domain has to map.
+    /// A device that may only be a target would reach BARs that its domain has to map.
     #[error(
         "{target} may only be a target: {rule}\n       \
          the IOMMU cannot keep it from the BARs of {other}, which it translates for the whole domain\n       \
@@ -30,7 +30,7 @@ pub enum PolicyReason {
         /// The rule of the target.
         rule: PolicyMatch,
     },
-    /// A device reaches another against the rules, by requests that do not pass the IOMMU.
+    /// A request that a rule forbids does not pass through the IOMMU, so the rule cannot be enforced.
     #[error(
         "{bound} may only {}: {rule}\n       \
          the IOMMU cannot enforce that: the switch carries requests from {from} to {to} without it\n       \
@@ -39,23 +39,23 @@ pub enum PolicyReason {
         verb(rule.role)
     )]
     Past {
-        /// The device with the rule: one of the other two.
+        /// The device with the rule: `from` or `to`.
         bound: Sbdf,
         /// The initiator.
         from: Sbdf,
         /// The target.
         to: Sbdf,
-        /// Its rule.
+        /// The rule of the device.
         rule: PolicyMatch,
     },
-    /// All BARs of a domain are hidden.
+    /// All BARs of the domain are hidden.
     #[error(
         "{sbdf} may only initiate: {rule}\n       nothing in its domain may be reached: leave p2p=on out"
     )]
     NoTarget {
-        /// One of the devices; the others have the same role.
+        /// One of the devices. The others have the same role.
         sbdf: Sbdf,
-        /// Its rule.
+        /// The rule of the device.
         rule: PolicyMatch,
     },
 }
@@ -80,12 +80,12 @@ pub(crate) fn forbidding<'a>(from: Member<'a>, to: Member<'a>) -> impl Iterator<
         .map(|(member, _)| member)
 }
 
-/// Decides for each member of a domain whether its BARs are shown to the others, in the order of
-/// `members`. `direct` says whether the hardware carries requests from one to another without the IOMMU.
+/// Decides for each member of a domain whether its BARs are shown to the others, in the order of `members`. `direct`
+/// returns whether the hardware routes requests from one member to another without the IOMMU.
 ///
-/// A domain is one IOMMU context, in which every member reaches everything that is mapped. So a device that may
-/// only initiate has no BAR mapped. A device that may only be a target is the only one with a BAR there, which is
-/// possible if its partners need not be targets. The IOMMU cannot enforce a rule on requests that do not pass it.
+/// A domain is one IOMMU context, in which every member reaches everything that is mapped. Therefore a device that may
+/// only initiate has no BAR mapped. A device that may only be a target is the only one with a mapped BAR, which is
+/// possible if its peers need not be targets. The IOMMU cannot enforce a rule on requests that do not pass through it.
 ///
 /// # Errors
 /// All reasons.
@@ -101,7 +101,7 @@ pub(crate) fn share(
         }
     }
     let count = |role| members.iter().filter(|(_, r)| r.role == role).count();
-    // One peer gives up being a target; of two, each would lose the other.
+    // A single peer can give up being a target. With two peers, each would lose access to the other.
     let peers_show = count(Role::TargetOnly) == 0 || count(Role::Peer) > 1;
     let shows = |role: Role| match role {
         Role::Peer => peers_show,
@@ -112,7 +112,7 @@ pub(crate) fn share(
     for from in members.iter().copied() {
         let others = members.iter().copied().zip(&shown);
         for (to, shown) in others.filter(|(to, _)| to.0 != from.0) {
-            // A member that takes no part has its reason already.
+            // A member with the role `Never` already has a reason.
             let mut bound = forbidding(from, to).filter(|(_, rule)| rule.role != Role::Never);
             let Some((bound, rule)) = bound.next() else {
                 continue;

@@ -1,27 +1,28 @@
-//! Devices whose isolation is not what their ACS capability says.
 //!
-//! The tables are those of linux 7.2 drivers/pci/quirks.c: `pci_dev_acs_enabled[]` and `pci_dev_acs_ops[]`, which
-//! 6.12 and 7.3 have word for word.
+//! Devices whose isolation differs from their ACS capability.
+//!
+//! The tables correspond to `pci_dev_acs_enabled[]` and `pci_dev_acs_ops[]` of linux 7.2 drivers/pci/quirks.c. They are
+//! the same in 6.12 and 7.3.
 
 use super::Devices;
 use crate::Ids;
 use crate::config::PortType;
 
-/// What an entry of the table says about a device that it matches.
+/// Rule of the table for a matching device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AcsRule {
-    /// Functions of AMD southbridges do not reach each other: for multifunction devices on a root bus, where
+    /// The functions of AMD southbridges do not reach each other. Applies to multifunction devices on a root bus if
     /// firmware describes an AMD IOMMU.
     AmdSouthbridge,
     /// Isolated, for the reason given.
     Isolated(&'static str),
-    /// Not isolated, whatever the capability says.
+    /// Not isolated, even if the capability indicates isolation.
     NotIsolated(&'static str),
-    /// An old Intel root port: isolated once the kernel has set it up in its own way.
+    /// An old Intel root port. It is isolated after the kernel has set up its device-specific registers.
     IntelPch,
 }
 
-/// An entry: a vendor's devices, and what to make of them.
+/// A table entry: the devices of a vendor and their rule.
 struct Entry {
     vendor: u16,
     devices: Devices,
@@ -55,7 +56,7 @@ const CAVIUM: u16 = 0x177d;
 const BROADCOM: u16 = 0x14e4;
 const ZHAOXIN: u16 = 0x1d17;
 
-/// In the order in which Linux asks. The first entry that has an answer decides.
+/// The entries in the order of Linux. The first entry that returns a rule applies.
 static TABLE: [Entry; 22] = [
     Entry::listed(
         0x1002,
@@ -73,7 +74,7 @@ static TABLE: [Entry; 22] = [
     ),
     Entry::listed(0x1dbf, &[0x0401], root_ports_apart),
     Entry::any(INTEL, intel_pch),
-    // Here Linux asks about Intel's doubleword registers; those are read as such when they are decoded.
+    // At this place Linux checks Intel's doubleword registers. Here they are handled when the capability is decoded.
     Entry::listed(0x19a2, &[0x0710], no_internal_p2p),
     Entry::listed(0x10df, &[0x0720], no_internal_p2p),
     Entry::any(CAVIUM, cavium_root_port),
@@ -213,7 +214,7 @@ fn wangxun(device: u16, port_type: PortType) -> Option<AcsRule> {
     }
 }
 
-/// What the table says of a device; `None` if nothing.
+/// The rule of the table for a device. `None` if no entry applies.
 pub(crate) fn rule(ids: Ids, port_type: PortType) -> Option<AcsRule> {
     TABLE
         .iter()
@@ -221,16 +222,16 @@ pub(crate) fn rule(ids: Ids, port_type: PortType) -> Option<AcsRule> {
         .find_map(|entry| (entry.rule)(ids.device, port_type))
 }
 
-/// Intel root ports that Linux sets up in ways of their own.
+/// Intel root ports with device-specific ACS setup in Linux.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IntelPort {
-    /// Without an ACS capability, but with registers to the same effect.
+    /// No ACS capability, but device-specific registers with the same effect.
     Pch,
-    /// With doublewords where the ACS registers should be words.
+    /// An ACS capability whose registers are doublewords instead of words.
     Spt,
 }
 
-/// Whether Linux sets up a port in a way of its own.
+/// The kind of device-specific ACS setup that Linux uses for a port, if any.
 pub(crate) fn intel_port(ids: Ids, port_type: PortType, has_capability: bool) -> Option<IntelPort> {
     if ids.vendor != INTEL || port_type != PortType::RootPort {
         return None;
@@ -248,7 +249,7 @@ pub(crate) fn has_dword_registers(ids: Ids, port_type: PortType) -> bool {
         && INTEL_SPT_ROOT_PORTS.contains(ids.device)
 }
 
-/// IDT switches that take source validation amiss (linux: `pci_disable_broken_acs_cap()`).
+/// IDT switches whose source validation is broken (linux: `pci_disable_broken_acs_cap()`).
 pub(crate) fn has_broken_source_validation(ids: Ids) -> bool {
     ids.vendor == 0x111d && matches!(ids.device, 0x80b5 | 0x8090)
 }

@@ -1,11 +1,12 @@
-//! Devices whose requests bear another requester id than their own.
 //!
-//! The tables are those of linux 7.2 drivers/pci/quirks.c, where each is cited.
+//! Devices whose requests use requester IDs other than their own.
+//!
+//! The tables correspond to linux 7.2 drivers/pci/quirks.c. Each is cited.
 
 use crate::kernel::Rules;
 use crate::{Ids, Sbdf};
 
-/// The functions, on the same bus, as which a device's requests may appear (linux: `dma_alias_mask`).
+/// The functions of the same bus whose requester IDs a device may use (linux: `dma_alias_mask`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Aliases([u64; 4]);
 
@@ -34,12 +35,13 @@ impl std::fmt::Debug for Aliases {
     }
 }
 
-/// What is known of a device's aliases.
+/// The known aliases of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AliasRule {
-    /// It has these.
+    /// The device has these aliases.
     Known(Aliases),
-    /// It has some that are read from its own memory when it is set up: Switchtec non-transparent bridges.
+    /// The device has aliases that Linux reads from the device's memory during setup: Switchtec non-transparent
+    /// bridges.
     InDeviceMemory,
 }
 
@@ -47,7 +49,7 @@ const fn devfn(device: u8, function: u8) -> u8 {
     (device << 3) | function
 }
 
-/// Marvell and those who sell its chips: requests bear function 1 (`quirk_dma_func1_alias()`).
+/// Marvell and vendors of its chips: requests use the requester ID of function 1 (`quirk_dma_func1_alias()`).
 fn is_function_1(ids: Ids) -> bool {
     match ids.vendor {
         0x1b4b => matches!(
@@ -75,18 +77,18 @@ fn is_function_1(ids: Ids) -> bool {
     }
 }
 
-/// The aliases of a function; `None` if it has none.
+/// The aliases of a function. `None` if it has none.
 pub(crate) fn aliases(ids: Ids, class: u32, sbdf: Sbdf, rules: Rules) -> Option<AliasRule> {
     let known = |aliases| Some(AliasRule::Known(aliases));
     match (ids.vendor, ids.device) {
-        // Ricoh, Glenfly: requests bear function 0 (`quirk_dma_func0_alias()`).
+        // Ricoh, Glenfly: requests use the requester ID of function 0 (`quirk_dma_func0_alias()`).
         (0x1180, 0xe832 | 0xe476) | (0x6766, 0x3d40 | 0x3d41) if sbdf.function() != 0 => {
             known(Aliases::NONE.with(devfn(sbdf.device(), 0)))
         }
         _ if is_function_1(ids) && sbdf.function() != 1 => {
             known(Aliases::NONE.with(devfn(sbdf.device(), 1)))
         }
-        // Adaptec 3405 and 3805: a hidden device 01.0 does the work (`quirk_fixed_dma_alias()`).
+        // Adaptec 3405 and 3805: requests use the requester ID of a hidden device 01.0 (`quirk_fixed_dma_alias()`).
         (0x9005, 0x0285)
             if ids.subsystem_vendor == 0x9005
                 && matches!(ids.subsystem_device, 0x02bb | 0x02bc) =>
@@ -119,7 +121,7 @@ pub(crate) fn aliases(ids: Ids, class: u32, sbdf: Sbdf, rules: Rules) -> Option<
     }
 }
 
-/// Switchtec ids, generation 3 to 5 (`SWITCHTEC_QUIRK()`): the family in the upper byte, the lanes in the lower.
+/// Switchtec device IDs, generation 3 to 5 (`SWITCHTEC_QUIRK()`): the family in the upper byte, the lanes in the lower.
 fn is_switchtec(device: u16) -> bool {
     let [lanes, family] = device.to_le_bytes();
     match family {
@@ -132,12 +134,12 @@ fn is_switchtec(device: u16) -> bool {
     }
 }
 
-/// Bridges at which the IOMMU sits, instead of at the root (`quirk_bridge_cavm_thrx2_pcie_root()`).
+/// Bridges that contain the IOMMU, instead of the root (`quirk_bridge_cavm_thrx2_pcie_root()`).
 pub(crate) fn is_translation_root(ids: Ids) -> bool {
     matches!((ids.vendor, ids.device), (0x14e4, 0x9000 | 0x9084))
 }
 
-/// PCIe-to-PCI bridges that pass requester ids on unchanged (`quirk_aspeed_pci_bridge_no_alias()`).
+/// PCIe-to-PCI bridges that forward requester IDs unchanged (`quirk_aspeed_pci_bridge_no_alias()`).
 pub(crate) fn passes_requester_ids(ids: Ids, rules: Rules) -> bool {
     rules.knows_bridges_without_alias() && (ids.vendor, ids.device) == (0x1a03, 0x1150)
 }

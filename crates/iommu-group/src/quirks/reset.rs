@@ -1,11 +1,12 @@
-//! Devices that do not bear a kind of reset that they say they have.
 //!
-//! From linux 7.2 drivers/pci/quirks.c, where each flag is cited.
+//! Devices on which an advertised kind of reset does not work.
+//!
+//! From linux 7.2 drivers/pci/quirks.c. Each flag is cited.
 
 use crate::Ids;
 use crate::kernel::Rules;
 
-/// Devices that do not come back from a reset of their bus (`PCI_DEV_FLAGS_NO_BUS_RESET`).
+/// Devices that do not recover from a bus reset (`PCI_DEV_FLAGS_NO_BUS_RESET`).
 pub(crate) fn no_bus_reset(ids: Ids, rules: Rules) -> bool {
     match ids.vendor {
         0x10de => matches!(ids.device, 0x22ce | 0x22d0) || ids.device & 0xffc0 == 0x2340,
@@ -21,7 +22,7 @@ pub(crate) fn no_bus_reset(ids: Ids, rules: Rules) -> bool {
     }
 }
 
-/// Devices whose function level reset does harm (`PCI_DEV_FLAGS_NO_FLR_RESET`).
+/// Devices on which a function level reset is harmful (`PCI_DEV_FLAGS_NO_FLR_RESET`).
 pub(crate) fn no_flr(ids: Ids, revision: u8, rules: Rules) -> bool {
     match ids.vendor {
         0x1022 => {
@@ -35,8 +36,8 @@ pub(crate) fn no_flr(ids: Ids, revision: u8, rules: Rules) -> bool {
     }
 }
 
-/// Devices that a change of power state does not reset, though they say so (`PCI_DEV_FLAGS_NO_PM_RESET`); only below
-/// a bridge.
+/// Devices that advertise a reset by power state transition but are not reset by it (`PCI_DEV_FLAGS_NO_PM_RESET`).
+/// Applies only below a bridge.
 pub(crate) fn no_pm_reset(ids: Ids, class: u32, on_root_bus: bool) -> bool {
     let listed = match ids.vendor {
         0x1002 => class >> 8 == 0x0300,

@@ -1,4 +1,4 @@
-//! Kinds of resets, and sets of them.
+//! Kinds of resets, and sets of kinds.
 
 use std::fmt;
 use std::ops::BitOr;
@@ -6,27 +6,27 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A kind of reset, in the order in which Linux tries them (linux 7.2 drivers/pci/pci.c:
-/// `pci_reset_fn_methods[]`; what is `bus` there is a slot or a bus reset here).
+/// A kind of reset, in the order in which Linux tries them (linux 7.2 drivers/pci/pci.c: `pci_reset_fn_methods[]`; its
+/// `bus` is either a slot or a bus reset here).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ResetKind {
-    /// By a procedure of the device's own that the kernel knows.
+    /// A device-specific procedure that the kernel implements.
     DeviceSpecific,
-    /// By firmware (`_RST`).
+    /// Reset by firmware (`_RST`).
     Acpi,
     /// Function Level Reset of PCI Express.
     Flr,
-    /// Function Level Reset of conventional PCI, by the Advanced Features capability.
+    /// Function Level Reset of conventional PCI (Advanced Features capability).
     AfFlr,
-    /// By going to D3hot and back.
+    /// A transition to D3hot and back.
     Pm,
-    /// Of the hot-plug slot: everything on the link.
+    /// Reset of the hot-plug slot: affects everything on the link.
     Slot,
-    /// Of the bus, by the bridge above it: everything on it and below.
+    /// Reset of the bus by the bridge above it: affects everything on the bus and below.
     Bus,
-    /// Of the bus, below a CXL port that has to be told to pass it on.
+    /// Reset of the bus below a CXL port that masks the reset until it is set to pass it on.
     CxlBus,
 }
 
@@ -43,7 +43,7 @@ impl ResetKind {
         Self::CxlBus,
     ];
 
-    /// Whether it hits everything on a link or bus, not only the function.
+    /// Whether the reset affects everything on a link or bus, not only the function.
     #[must_use]
     pub const fn is_link(self) -> bool {
         matches!(self, Self::Slot | Self::Bus | Self::CxlBus)
@@ -73,7 +73,7 @@ impl fmt::Display for ResetKind {
     }
 }
 
-/// A set of kinds of resets: which ones a caller would accept.
+/// A set of kinds of resets: those that a caller accepts.
 ///
 /// ```
 /// use iommu_group::{ResetKind, ResetMask};
@@ -88,9 +88,9 @@ impl fmt::Display for ResetKind {
 pub struct ResetMask(u8);
 
 impl ResetMask {
-    /// None.
+    /// No kinds.
     pub const NONE: Self = Self(0);
-    /// Those that hit the function alone.
+    /// Kinds that affect only the function.
     pub const FUNC: Self = Self(
         ResetKind::DeviceSpecific.bit()
             | ResetKind::Acpi.bit()
@@ -98,10 +98,10 @@ impl ResetMask {
             | ResetKind::AfFlr.bit()
             | ResetKind::Pm.bit(),
     );
-    /// Those that hit a link or bus.
+    /// Kinds that affect a link or bus.
     pub const LINK: Self =
         Self(ResetKind::Slot.bit() | ResetKind::Bus.bit() | ResetKind::CxlBus.bit());
-    /// All.
+    /// All kinds.
     pub const ANY: Self = Self(Self::FUNC.0 | Self::LINK.0);
 
     /// Whether a kind is in the set.
@@ -144,13 +144,13 @@ impl fmt::Display for ResetMask {
     }
 }
 
-/// A text that is not a set of kinds of resets.
+/// The text is not a set of kinds of resets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{part}` is no kind of reset: want device-specific, acpi, flr, af-flr, pm, slot, bus, cxl-bus, func, link or any"
 )]
 pub struct ResetMaskError {
-    /// The part that is wrong.
+    /// The invalid part.
     pub part: String,
 }
 
@@ -171,7 +171,7 @@ impl TryFrom<String> for ResetMask {
 impl FromStr for ResetMask {
     type Err = ResetMaskError;
 
-    /// Takes names joined by `+` or `,`. The names in the kernel's `reset_method`, with underscores, do as well.
+    /// Parses names joined by `+` or `,`. The names in the kernel's `reset_method`, with underscores, are accepted too.
     fn from_str(text: &str) -> Result<Self, ResetMaskError> {
         text.split(['+', ',']).try_fold(Self::NONE, |mask, part| {
             let name = part.trim().to_ascii_lowercase().replace('_', "-");

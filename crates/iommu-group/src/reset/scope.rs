@@ -1,4 +1,4 @@
-//! Whom a reset would hit.
+//! Functions that a reset affects.
 
 use std::collections::BTreeSet;
 
@@ -9,24 +9,24 @@ use crate::kernel::{Kernel, Rules};
 use crate::quirks::reset;
 use crate::{Function, Sbdf, Topology};
 
-/// A reset that a function can be given.
+/// A reset that is available for a function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reset {
-    /// Its kind.
+    /// Kind of the reset.
     pub kind: ResetKind,
-    /// Whether the kernel would use it to reset this function alone (sysfs `reset`, `VFIO_DEVICE_RESET`). Resets of a
-    /// link that has other functions can only be had as such: by VFIO's hot reset or `reset_subordinate`.
+    /// Whether the kernel would use it to reset this function alone (sysfs `reset`, `VFIO_DEVICE_RESET`). A link with
+    /// other functions can only be reset explicitly, by VFIO's hot reset or `reset_subordinate`.
     pub resets_function: bool,
-    /// The port that does it, for a reset of a link or bus.
+    /// The port that performs a reset of a link or bus.
     pub port: Option<Sbdf>,
-    /// Every function that is hit, the one asked for included, in ascending order.
+    /// All affected functions, including the requested one, in ascending order.
     pub hits: Vec<Sbdf>,
-    /// Those of them that are ports: their ACS is reset too, and the kernel sets its defaults again.
+    /// The affected functions that are ports. Their ACS is reset too, and the kernel sets its defaults again.
     pub hit_ports: Vec<Sbdf>,
 }
 
 impl Reset {
-    /// The functions that are hit and that the owner does not have.
+    /// The affected functions that the owner does not have.
     pub fn not_owned(&self, owned: &BTreeSet<Sbdf>) -> impl Iterator<Item = Sbdf> {
         self.hits
             .iter()
@@ -35,19 +35,19 @@ impl Reset {
     }
 }
 
-/// The way in which the kernel would reset the link above a function.
+/// How the kernel would reset the link above a function.
 struct LinkReset {
     kind: ResetKind,
     port: Sbdf,
-    /// Whether the kernel would do so to reset this function alone.
+    /// Whether the kernel would use it to reset this function alone.
     alone: bool,
 }
 
 impl Topology {
-    /// The resets that a function can be given, in the order in which Linux tries them.
+    /// The resets that are available for a function, in the order in which Linux tries them.
     ///
-    /// For those of the function alone `reset_method` in sysfs is believed, where it is; an administrator may have
-    /// switched some off there.
+    /// For resets of the function alone, `reset_method` in sysfs decides if it exists, because an administrator may
+    /// have disabled some of them there.
     #[must_use]
     pub fn resets(&self, kernel: &Kernel, sbdf: Sbdf) -> Vec<Reset> {
         let Some(function) = self.get(sbdf) else {
@@ -82,7 +82,7 @@ impl Topology {
         resets
     }
 
-    /// The first reset that the mask allows, of those that reset the function alone if there is such a one.
+    /// The first reset that the mask allows. Resets of the function alone are preferred.
     #[must_use]
     pub fn choose_reset(&self, kernel: &Kernel, sbdf: Sbdf, mask: ResetMask) -> Option<Reset> {
         let mut allowed = self.resets(kernel, sbdf);
@@ -99,12 +99,12 @@ impl Topology {
     }
 
     fn function_reset(&self, kind: ResetKind, function: &Function, resets_function: bool) -> Reset {
-        // The virtual functions of a physical one go with it (PCIe r6.0 §6.6.2).
+        // A reset of a physical function resets its virtual functions (PCIe r6.0 §6.6.2).
         let mut hits: Vec<Sbdf> = vec![function.sbdf()];
         if function.config().sriov.is_some() {
             hits.extend(self.virtual_functions(function.sbdf()).map(Function::sbdf));
         }
-        // What is below a bridge is cut off meanwhile.
+        // Functions below a bridge are cut off during its reset.
         hits.extend(self.descendants(function.sbdf()).map(Function::sbdf));
         hits.sort_unstable();
         hits.dedup();

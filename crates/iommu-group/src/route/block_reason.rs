@@ -1,4 +1,4 @@
-//! Why a request does not arrive.
+//! Reasons why a request does not arrive.
 
 use std::fmt;
 
@@ -7,56 +7,57 @@ use serde::{Deserialize, Serialize};
 use crate::config::Unreadable;
 use crate::{RootBus, Sbdf};
 
-/// Why a request from one function to another does not arrive, or cannot be counted on to.
+/// The reason why a request from one function to another does not arrive, or is not known to arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", schemars(rename = "Block"))]
 pub enum BlockReason {
-    /// There is no such function.
+    /// The function does not exist.
     Missing {
         /// The address.
         function: Sbdf,
     },
-    /// A function does not reach itself this way.
+    /// Initiator and target are the same function.
     Itself,
     /// The function is a port or bridge, not a device.
     NotADevice {
         /// The function.
         function: Sbdf,
     },
-    /// What a port does cannot be told.
+    /// The routing of a port is not known.
     Unreadable {
         /// The port.
         function: Sbdf,
-        /// Why not.
+        /// Why the port is unreadable.
         hidden: Unreadable,
     },
-    /// A bridge to conventional PCI is in the way: its bus is shared and it takes requests over as its own.
+    /// A bridge to conventional PCI is on the path. Its bus is shared, and the bridge takes ownership of requests.
     PciBridge {
         /// The bridge.
         bridge: Sbdf,
     },
-    /// Egress control of a port blocks requests to another one.
+    /// Egress control of a port blocks requests to another port.
     EgressControl {
-        /// The port at which the request arrives.
+        /// The ingress port of the request.
         port: Sbdf,
-        /// The port at which it would leave.
+        /// The port through which the request would leave.
         egress: Sbdf,
     },
-    /// A request would have to turn around at a port that does not forward upstream what is addressed below it.
+    /// The request would have to turn around at a port, and the port does not forward upstream what is addressed below
+    /// it.
     NoUpstreamForwarding {
         /// The port.
         port: Sbdf,
     },
-    /// Only the root complex could route it, and it is not known to.
+    /// Only the root complex could route the request, and it is not known to do so.
     RootComplex {
-        /// The root bus of the sender.
+        /// The root bus of the initiator.
         from: RootBus,
-        /// The root bus of the receiver.
+        /// The root bus of the target.
         to: RootBus,
     },
-    /// The bus is provided by a function that sends and receives for all that is on it.
+    /// A function provides the bus, and sends and receives for all functions on it.
     ProvidedBus {
         /// The function.
         provider: Sbdf,

@@ -1,4 +1,4 @@
-//! Devices that others reach without the IOMMU.
+//! Exposures: devices that other devices reach without the IOMMU.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,7 +9,7 @@ use super::isolation_hole::{UntranslatedReach, list};
 use super::model::RoutingModel;
 use crate::{Function, Groups, Sbdf};
 
-/// Base class of bridges, those without a bus below them included: host bridges, and bridges to ISA.
+/// Base class of bridges: it includes host bridges and ISA bridges, which have no PCI bus below them.
 const BRIDGE: u32 = 0x06;
 
 /// A device that other devices reach without the IOMMU.
@@ -17,20 +17,20 @@ const BRIDGE: u32 = 0x06;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Exposure {
-    /// The device that is reached. An exposure is accepted by naming it.
+    /// The device that is reached. Naming it accepts the exposure.
     pub function: Sbdf,
     /// The devices that reach it.
     pub to: Vec<Sbdf>,
-    /// Where their requests go straight: ports that do not redirect, the bridge of a conventional bus, or the sender
-    /// itself within a multifunction device.
+    /// Where their requests bypass the IOMMU: a port that does not redirect, the bridge of a conventional bus, or the
+    /// initiator itself within a multifunction device.
     pub through: Vec<Sbdf>,
-    /// How certain that is; never [`UntranslatedReach::No`].
+    /// How certain the exposure is; never [`UntranslatedReach::No`].
     pub reach: UntranslatedReach,
 }
 
 impl Exposure {
-    /// Whether it has to be accepted by name: it exists, or what is on the way could not be read. One that is up to the
-    /// root complex or to a device is a warning.
+    /// Whether the exposure has to be accepted by name: the exposure is certain, or a function on the path could not be
+    /// read. An exposure that depends on the root complex or on a device is only a warning.
     #[must_use]
     pub fn needs_consent(&self) -> bool {
         match self.reach {
@@ -39,7 +39,7 @@ impl Exposure {
         }
     }
 
-    /// Whether one of these devices reaches or is reached.
+    /// Whether one of these devices is an initiator or the target of the exposure.
     #[must_use]
     pub fn involves(&self, devices: &BTreeSet<Sbdf>) -> bool {
         let mut ends = std::iter::once(&self.function).chain(&self.to);
@@ -65,12 +65,13 @@ impl fmt::Display for Exposure {
 }
 
 impl RoutingModel<'_> {
-    /// The exposures of one owner's devices: the functions of others that they reach without the IOMMU, and those of
-    /// them that devices for other virtual machines reach.
+    /// The exposures of the devices of one owner: the functions of others that these devices reach without the IOMMU,
+    /// and those of these devices that devices of other virtual machines reach.
     ///
-    /// An IOMMU group has one owner, so what shares a group with one of `devices` counts as the owner's. Other virtual
-    /// machines may have what a VFIO driver is bound to. Ports, bridges and host bridges are nobody's. One entry for each device that
-    /// is reached and each degree of certainty, in ascending order.
+    /// An IOMMU group has one owner, so every function in a group with one of `devices` counts as the owner's. A
+    /// function that is bound to a VFIO driver may belong to another virtual machine. Ports, bridges and host bridges
+    /// are ignored. The result has one entry for each device that is reached and each degree of certainty, in ascending
+    /// order.
     #[must_use]
     pub fn exposures(&self, groups: &Groups, devices: &BTreeSet<Sbdf>) -> Vec<Exposure> {
         let mates = devices.iter().filter_map(|device| groups.group_of(*device));

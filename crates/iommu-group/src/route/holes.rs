@@ -1,4 +1,4 @@
-//! Addresses that a guest's memory must keep clear of.
+//! Address ranges at which guest memory must not be placed.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -11,33 +11,33 @@ use crate::config::AcsBits;
 use crate::topology::FunctionId;
 use crate::{PortType, Sbdf};
 
-/// Bus addresses at which requests of a device do not get to the IOMMU, and so do not get to guest memory either.
+/// Bus addresses at which requests of a device do not reach the IOMMU, and therefore do not reach guest memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryHole {
     /// First and last address.
     pub range: RangeInclusive<u64>,
-    /// The function whose window or BAR it is.
+    /// The function that has the window or BAR.
     pub port: Sbdf,
-    /// What becomes of such requests.
+    /// What happens to such requests.
     pub cause: HoleCause,
-    /// Whether that is known. What a root complex does between root ports without ACS is not.
+    /// Whether the hole is known to exist. What a root complex does between root ports without ACS is not known.
     pub certain: bool,
 }
 
-/// What becomes of a request that does not get to the IOMMU, the worst first.
+/// What happens to a request that does not reach the IOMMU, the worst case first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HoleCause {
-    /// It is delivered to somebody else: the port at which it arrives does not redirect.
+    /// Another function receives it: the ingress port does not redirect.
     Neighbour,
-    /// It is dropped where it arrives: the address is below that port, which does not forward such requests upstream.
+    /// The ingress port drops it: the address is below that port, and the port does not forward such requests upstream.
     NotForwarded,
-    /// It ends at a switch, whatever ACS says: the address is in the window of the upstream port and no downstream port
-    /// claims it, or it is in a BAR of the upstream port.
+    /// It ends at a switch, whatever ACS is set to: the address is in the window of the upstream port and no downstream
+    /// port claims it, or it is in a BAR of the upstream port.
     Switch,
 }
 
-/// What becomes of requests, and whether that is known.
+/// What happens to requests, and whether that is known.
 type End = (HoleCause, bool);
 
 const TAKEN: End = (HoleCause::Neighbour, true);
@@ -58,7 +58,8 @@ impl MemoryHole {
 }
 
 impl fmt::Display for MemoryHole {
-    /// Where it is, and what becomes of requests: `0xe0000000-0xe00fffff, which 0000:02:00.0 does not forward upstream`.
+    /// Writes the range and what happens to requests: `0xe0000000-0xe00fffff, which 0000:02:00.0 does not forward
+    /// upstream`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             range, port, cause, ..
@@ -73,14 +74,15 @@ impl fmt::Display for MemoryHole {
 }
 
 impl RoutingModel<'_> {
-    /// The bus addresses that the memory of a guest, and anything else mapped for it, must keep clear of if it is
-    /// given this device: requests of the device do not get to the IOMMU there.
+    /// The bus addresses at which requests of this device do not reach the IOMMU. Memory of a guest that has the
+    /// device, and anything else mapped for the guest, must not be placed there.
     ///
-    /// These are, by what is above the device:
-    /// * a switch: the whole window of its upstream port, whatever ACS says, because what no downstream port claims ends
-    ///   as an Unsupported Request (PCIe r6.0 §6.12.1.1), and the upstream port's own BARs; with what the other ports
-    ///   claim named apart if the device's port does not redirect to the IOMMU;
-    /// * a root port: its window, unless it forwards upstream; and everything else on the root bus, unless it redirects;
+    /// The holes depend on what is above the device:
+    /// * a switch: the whole window of its upstream port, whatever ACS is set to, because a request that no downstream
+    ///   port claims ends as an Unsupported Request (PCIe r6.0 §6.12.1.1), and the BARs of the upstream port. What the
+    ///   other ports claim is listed separately if the device's port does not redirect to the IOMMU;
+    /// * a root port: its window, unless it forwards upstream; and everything else on the root bus, unless it
+    ///   redirects;
     /// * a bridge to conventional PCI: its window;
     /// * other functions of the same device: their BARs, if the device can route between its functions and does.
     #[must_use]
@@ -91,7 +93,7 @@ impl RoutingModel<'_> {
         let mut holes = Vec::new();
         let chain = self.chain(id);
         let ports = chain.get(1..).unwrap_or_default();
-        // Nothing is known of what such a port does with which addresses.
+        // It is not known which addresses a port of unknown type claims, or what it does with them.
         let unreadable = ports
             .iter()
             .any(|port| self.port_type(*port) == PortType::Unknown);
@@ -107,7 +109,7 @@ impl RoutingModel<'_> {
                 PortType::SwitchUpstream => {
                     self.holes_of_switch(*port, *below, unreadable, &mut holes);
                 }
-                // What a downstream port does is told of its switch.
+                // `holes_of_switch` covers the downstream ports.
                 PortType::SwitchDownstream => {}
                 PortType::RootPort => {
                     if let Some(end) = self.end_in_root_port(*port) {
@@ -117,7 +119,7 @@ impl RoutingModel<'_> {
                 _ => self.holes_of(*port, TAKEN, &mut holes),
             }
         }
-        // A root port that does not redirect may pass requests on to whatever else is on its root bus.
+        // A root port that does not redirect may pass requests on to anything else on its root bus.
         if let Some(top) = ports.last().filter(|top| !self.keeps_to_iommu(**top)) {
             let root = self.topology().tree().root_of(*top);
             let others = self.topology().tree().on_root_number(root).iter();
@@ -137,7 +139,7 @@ impl RoutingModel<'_> {
         holes
     }
 
-    /// The holes that a switch makes for what is below its port `below`.
+    /// Adds the holes that a switch makes for functions below its port `below`.
     fn holes_of_switch(
         &self,
         upstream: FunctionId,
@@ -158,7 +160,7 @@ impl RoutingModel<'_> {
         }
     }
 
-    /// What other functions of a device take of one's requests inside the device.
+    /// Adds the BARs of other functions of the same device that requests of the function reach inside the device.
     fn holes_of_device(&self, id: FunctionId, holes: &mut Vec<MemoryHole>) {
         let ingress = self.ingress(id);
         if self.port_type(id).is_downstream() || !ingress.implements(AcsBits::RR) {
@@ -181,8 +183,8 @@ impl RoutingModel<'_> {
         }
     }
 
-    /// Whether a port sends everything that comes from below to the IOMMU, whatever its address. Upstream ports of
-    /// switches do not decide.
+    /// Whether a port sends every request from below to the IOMMU, whatever its address. Upstream ports of switches do
+    /// not make this decision.
     fn keeps_to_iommu(&self, port: FunctionId) -> bool {
         let port_type = self.port_type(port);
         if port_type == PortType::SwitchUpstream {
@@ -192,7 +194,7 @@ impl RoutingModel<'_> {
             return false;
         }
         let ingress = self.ingress(port);
-        // Without a number only request redirect for all counts: with egress control some peer may be open.
+        // With egress control some port may be open, so only request redirect without egress control counts.
         let redirects = match self.control(port) {
             Some(control) if control.contains(AcsBits::EC) => false,
             _ => ingress.untranslated(None) == RequestRoute::Redirected,
@@ -204,7 +206,8 @@ impl RoutingModel<'_> {
             && ingress.forwards_upstream(port_type) != Some(false)
     }
 
-    /// What becomes of requests from below a root port that are addressed below it; `None` if it forwards them upstream.
+    /// What happens to requests from below a root port that are addressed below it; `None` if the port forwards them
+    /// upstream.
     fn end_in_root_port(&self, port: FunctionId) -> Option<End> {
         let ingress = self.ingress(port);
         match (ingress, ingress.forwards_upstream(PortType::RootPort)) {

@@ -1,4 +1,4 @@
-//! Who can reach whom without the IOMMU.
+//! Isolation holes: paths between functions that bypass the IOMMU.
 
 use std::fmt;
 
@@ -10,37 +10,37 @@ use crate::config::{AcsBits, PortType};
 use crate::topology::FunctionId;
 use crate::{Groups, Sbdf};
 
-/// Whether requests of a function can reach another one without the IOMMU having a say.
+/// Whether requests of a function can reach another function without the IOMMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "schema", schemars(rename = "Reach"))]
 pub enum UntranslatedReach {
-    /// No: what is on their way keeps them apart.
+    /// No: a function on the path prevents it.
     No,
     /// The specification leaves it to the root complex or the device.
     Perhaps,
     /// Yes.
     Yes,
-    /// What is on their way could not be read.
+    /// A function on the path could not be read.
     Unknown,
 }
 
-/// A way across a switch that passes the IOMMU by, between functions that Linux has in different groups. Whoever owns
-/// one of them can reach the other.
+/// A path across a switch that bypasses the IOMMU, between functions that Linux has in different groups. The owner of
+/// one function can reach the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "schema", schemars(rename = "Leak"))]
 pub struct IsolationHole {
     /// The upstream port of the switch.
     pub switch: Sbdf,
-    /// The port that does not redirect what it receives from below.
+    /// The port that does not redirect the requests that it receives from below.
     pub port: Sbdf,
-    /// The port of the same switch that requests get to.
+    /// The port of the same switch that the requests reach.
     pub into: Sbdf,
     /// The devices below `port`.
     pub from: Vec<Sbdf>,
-    /// Those of the devices below `into` that are in other groups than some of `from`.
+    /// The devices below `into` that are in a different group from at least one of `from`.
     pub exposed: Vec<Sbdf>,
 }
 
@@ -63,16 +63,16 @@ pub(super) fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Resul
 }
 
 impl RoutingModel<'_> {
-    /// Whether untranslated requests of `from` can reach `to` without the IOMMU, by the rules of PCI Express. In
-    /// doubt the answer is not no.
+    /// Whether untranslated requests of `from` can reach `to` without the IOMMU, by the rules of PCI Express. If in
+    /// doubt, the answer is not `No`.
     #[must_use]
     pub fn reach(&self, from: Sbdf, to: Sbdf) -> UntranslatedReach {
         self.gap(from, to)
             .map_or(UntranslatedReach::No, |(reach, _)| reach)
     }
 
-    /// How untranslated requests of `from` can reach `to` without the IOMMU, and where they go straight; `None` if
-    /// they cannot.
+    /// How untranslated requests of `from` can reach `to` without the IOMMU, and the function at which they bypass it;
+    /// `None` if they cannot.
     pub(super) fn gap(&self, from: Sbdf, to: Sbdf) -> Option<(UntranslatedReach, Sbdf)> {
         let (from, to) = (self.find(from)?, self.find(to)?);
         if from == to {
@@ -89,7 +89,7 @@ impl RoutingModel<'_> {
         (reach != UntranslatedReach::No).then(|| (reach, self.sbdf(at)))
     }
 
-    /// The same of functions below one bridge.
+    /// The same for functions below a common bridge.
     fn reach_below(
         &self,
         common: FunctionId,
@@ -98,7 +98,7 @@ impl RoutingModel<'_> {
         meeting: &Meeting,
     ) -> (UntranslatedReach, FunctionId) {
         match self.port_type(common) {
-            // All that is on a conventional bus shares it.
+            // All functions on a conventional bus share it.
             PortType::PcieToPciBridge | PortType::PciToPcieBridge | PortType::Conventional => {
                 return (UntranslatedReach::Yes, common);
             }
@@ -119,9 +119,9 @@ impl RoutingModel<'_> {
         (reach, meeting.ingress)
     }
 
-    /// A device that could let its functions reach each other must have ACS with request redirect, so one without is
-    /// not supposed to; but Linux does not rely on it, and neither should anybody (PCIe r6.0 §6.12.1.2). Virtual
-    /// functions without ACS are taken at their word, as Linux does.
+    /// A device that can route between its functions must have ACS with request redirect (PCIe r6.0 §6.12.1.2), so a
+    /// device without ACS should not do so. Linux does not rely on this, and neither does this code. Virtual functions
+    /// without ACS are taken as isolated, as in Linux.
     fn reach_inside_device(
         &self,
         from: FunctionId,
@@ -146,8 +146,8 @@ impl RoutingModel<'_> {
         }
     }
 
-    /// Whether a root port passes requests on to others is up to the root complex, unless ACS says that it does not. A
-    /// port that could not be read makes that no more certain.
+    /// The root complex decides whether requests from a root port reach others, unless ACS of the port redirects them.
+    /// An unreadable port does not make the answer more certain.
     fn reach_between_root_ports(
         &self,
         ingress: FunctionId,
@@ -162,7 +162,7 @@ impl RoutingModel<'_> {
         match self.port_type(ingress) {
             PortType::RootPort => {}
             PortType::Unknown => return UntranslatedReach::Perhaps,
-            // A device of the root complex that says that it routes between its functions.
+            // The functions belong to a device of the root complex that declares that it routes between its functions.
             _ if slot(ingress) == slot(egress)
                 && port.implements(AcsBits::RR)
                 && turn == RequestRoute::Straight =>
@@ -178,7 +178,7 @@ impl RoutingModel<'_> {
         }
     }
 
-    /// Every way across a switch that passes the IOMMU by between functions of different groups.
+    /// Every path across a switch that bypasses the IOMMU between functions of different groups.
     #[must_use]
     pub fn isolation_holes(&self, groups: &Groups) -> Vec<IsolationHole> {
         let tree = self.topology().tree();
@@ -212,7 +212,7 @@ impl RoutingModel<'_> {
         leaks
     }
 
-    /// The devices below `into` that `port` lets requests through to and that are not in one group with all of `from`.
+    /// The devices below `into` that `port` lets requests through to and that do not share a group with all of `from`.
     fn exposed_across(
         &self,
         port: FunctionId,
@@ -237,7 +237,7 @@ impl RoutingModel<'_> {
             && matches!(self.ingress(port), Ingress::Plain | Ingress::Acs { .. })
     }
 
-    /// The functions below a port that are there and are no ports themselves.
+    /// The functions below a port that are present and are not ports.
     fn devices_below(&self, port: FunctionId) -> Vec<Sbdf> {
         self.topology()
             .descendants(self.sbdf(port))

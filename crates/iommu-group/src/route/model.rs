@@ -1,4 +1,4 @@
-//! The ports of a machine and what they do with requests.
+//! The routing model: the ports of a machine and how they route requests.
 
 use std::collections::BTreeMap;
 
@@ -8,38 +8,38 @@ use crate::quirks::acs::{self, AcsRule};
 use crate::topology::FunctionId;
 use crate::{Function, GroupModel, Sbdf, Topology};
 
-/// What a port or a function of a multifunction device does with requests that it receives from below, or sends.
+/// What a port does with requests from below, or a function of a multifunction device with its own requests.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ingress {
-    /// It has no ACS: it routes by address.
+    /// It has no ACS and routes by address.
     Plain,
-    /// It has ACS with these bits implemented and on.
+    /// It has ACS, with these bits implemented and set.
     Acs {
         implemented: AcsBits,
         on: AcsBits,
         egress: Option<EgressVector>,
     },
-    /// Its vendor says that it keeps peers apart, by other means.
+    /// It has no ACS, but its vendor states that it isolates functions by other means.
     Apart,
-    /// Nobody knows.
+    /// It could not be read.
     Unreadable(Unreadable),
 }
 
-/// Where an untranslated request goes that has a peer's address.
+/// Where a port sends an untranslated request with the address of another port or function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestRoute {
-    /// To the peer.
+    /// Directly to the target.
     Straight,
     /// Upstream.
     Redirected,
-    /// Nowhere.
+    /// The port blocks the request.
     Blocked,
-    /// Nobody knows.
+    /// Unknown, because the port could not be read.
     Unknown(Unreadable),
 }
 
 impl Ingress {
-    /// The implemented bits that are on.
+    /// Whether a bit is implemented and set.
     pub(super) fn has(&self, bit: AcsBits) -> bool {
         matches!(self, Self::Acs { on, .. } if on.contains(bit))
     }
@@ -49,7 +49,7 @@ impl Ingress {
         matches!(self, Self::Acs { implemented, .. } if implemented.contains(bit))
     }
 
-    /// What becomes of an untranslated request whose address belongs to the peer with this number in egress control
+    /// Routes an untranslated request whose address belongs to the port or function with this number in egress control
     /// vectors (PCIe r6.0 §6.12.3: interaction of request redirect and egress control).
     pub(super) fn untranslated(&self, egress_number: Option<u8>) -> RequestRoute {
         match self {
@@ -66,7 +66,7 @@ impl Ingress {
                     Some(redirect)
                 };
                 match (stops, redirect) {
-                    // No vector could be read, or it has no bit for this peer: there is no telling.
+                    // The vector could not be read, or it has no bit for this number, so the route is unknown.
                     (None, _) => RequestRoute::Unknown(Unreadable::Truncated),
                     (Some(false), _) => RequestRoute::Straight,
                     (Some(true), true) => RequestRoute::Redirected,
@@ -76,8 +76,8 @@ impl Ingress {
         }
     }
 
-    /// Whether a translated request goes straight to a peer: where an untranslated one does, and where Direct
-    /// Translated P2P is on; not where translated requests are blocked.
+    /// Whether a translated request goes directly to its target. It does so if an untranslated one does or if Direct
+    /// Translated P2P is set, unless translated requests are blocked.
     pub(super) fn translated_goes_straight(&self, egress_number: Option<u8>) -> bool {
         !self.has(AcsBits::TB)
             && (self.has(AcsBits::DT) || self.untranslated(egress_number) == RequestRoute::Straight)
@@ -93,8 +93,8 @@ impl Ingress {
         self.has(AcsBits::TB)
     }
 
-    /// Whether what is addressed below this port turns around and goes upstream. `None` where that is up to the root
-    /// complex.
+    /// Whether a request from below that is addressed below this port is forwarded upstream. `None` if the root complex
+    /// decides.
     pub(super) fn forwards_upstream(&self, port_type: PortType) -> Option<bool> {
         if self.implements(AcsBits::UF) {
             return Some(self.has(AcsBits::UF));
@@ -107,22 +107,22 @@ impl Ingress {
     }
 }
 
-/// The functions of a machine and what they do with requests: its topology with ACS registers of one moment.
+/// Routing model of a machine: its topology and the ACS registers at one moment.
 ///
-/// Routes, reach and exposure are asked of it. It is made from a topology as it was found, or from a
-/// [`GroupModel`] after changes.
+/// It computes routes, reach and exposures. It is built from a topology as found, or from a [`GroupModel`] after
+/// changes.
 #[derive(Debug, Clone)]
 pub struct RoutingModel<'t> {
     topology: &'t Topology,
     kernel: Kernel,
-    /// The control register of each function and whether the function is there, if not as found.
+    /// The control register of each function and whether the function is present; `None` if the machine is as found.
     changed: Option<Vec<(bool, AcsBits)>>,
-    /// Egress control vectors that are not as found.
+    /// Egress control vectors that differ from those found.
     egress: BTreeMap<Sbdf, EgressVector>,
 }
 
 impl<'t> RoutingModel<'t> {
-    /// The machine as it was found.
+    /// The model of the machine as found.
     #[must_use]
     pub fn found(topology: &'t Topology) -> Self {
         Self {
@@ -133,7 +133,7 @@ impl<'t> RoutingModel<'t> {
         }
     }
 
-    /// The machine as a model has it.
+    /// The model of the machine in the state of a group model.
     #[must_use]
     pub fn of(model: &GroupModel<'t>) -> Self {
         Self {
@@ -154,7 +154,7 @@ impl<'t> RoutingModel<'t> {
         &self.kernel
     }
 
-    /// The function with this address, if it is there.
+    /// The function with this address, if it is present.
     pub(super) fn find(&self, sbdf: Sbdf) -> Option<FunctionId> {
         self.topology.id(sbdf).filter(|id| self.is_present(*id))
     }
@@ -189,7 +189,7 @@ impl<'t> RoutingModel<'t> {
         })
     }
 
-    /// What a function does with requests from below, or with its own.
+    /// What a function does with requests from below, or with its own requests.
     pub(super) fn ingress(&self, id: FunctionId) -> Ingress {
         let Some(function) = self.function(id) else {
             return Ingress::Plain;
@@ -218,8 +218,8 @@ impl<'t> RoutingModel<'t> {
         }
     }
 
-    /// The number of a function in the egress control vectors of its peers: a port's own number, or the number of a
-    /// function within its device (PCIe r6.0 §7.7.11.4).
+    /// The number of a function in the egress control vectors of ports or functions beside it: a port's own number, or
+    /// the number of a function within its device (PCIe r6.0 §7.7.11.4).
     pub(super) fn egress_number(&self, id: FunctionId) -> Option<u8> {
         let function = self.function(id)?;
         if function.port_type().is_downstream() {
@@ -232,12 +232,12 @@ impl<'t> RoutingModel<'t> {
         }
     }
 
-    /// The number of a port in the egress control vectors of its peers.
+    /// The number of a port in the egress control vectors of the ports beside it.
     pub(crate) fn egress_port_number(&self, port: Sbdf) -> Option<u8> {
         self.egress_number(self.find(port)?)
     }
 
-    /// Whether untranslated requests that arrive at `port` go straight to `other`, a port of the same switch.
+    /// Whether untranslated requests that arrive at `port` go directly to `other`, a port of the same switch.
     pub(crate) fn goes_straight(&self, port: Sbdf, other: Sbdf) -> bool {
         let (Some(port), Some(other)) = (self.find(port), self.find(other)) else {
             return false;

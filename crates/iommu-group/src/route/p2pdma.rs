@@ -1,4 +1,4 @@
-//! What the kernel's own peer-to-peer code thinks of a pair.
+//! Prediction of the kernel's `pci_p2pdma` for a pair of functions.
 
 use serde::Serialize;
 
@@ -12,33 +12,33 @@ use crate::topology::FunctionId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum P2pMapping {
-    /// By its bus address, past the IOMMU.
+    /// By its bus address, without the IOMMU.
     BusAddress,
     /// Through the host bridge, like host memory.
     ThroughHostBridge,
-    /// Not at all.
+    /// `pci_p2pdma` does not support the pair.
     NotSupported,
 }
 
-/// What `pci_p2pdma` thinks of a pair. It decides for drivers of this kernel, not for what a virtual machine does
-/// with passed-through devices.
+/// The result of `pci_p2pdma` for a pair. It applies to drivers of the host kernel, not to passed-through devices of a
+/// virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct P2pDma {
-    /// How it would map.
+    /// The type of the mapping.
     pub mapping: P2pMapping,
-    /// Steps from one to the other over the bridges between them.
+    /// Number of steps between the two functions across the bridges between them.
     pub distance: u32,
-    /// The functions whose ACS redirects, as the kernel counts them: also endpoints, and also the common bridge.
+    /// The functions whose ACS redirects, as the kernel counts them. Endpoints and the common bridge are included.
     pub redirecting: Vec<Sbdf>,
-    /// Whether the CPU is of a kind whose root complexes the kernel trusts.
+    /// Whether the kernel trusts all root complexes of this kind of CPU.
     pub cpu_supports: bool,
     /// Whether the root complexes are on the kernel's list.
     pub host_bridge_listed: bool,
 }
 
 impl RoutingModel<'_> {
-    /// What `pci_p2pdma` thinks of memory of `provider` for DMA by `client`; `None` if one of them is not there, or if
-    /// the ACS of a function that counts could not be read (linux 7.2 drivers/pci/p2pdma.c:
+    /// Predicts the result of `pci_p2pdma` for memory of `provider` and DMA by `client`. Returns `None` if one of them
+    /// is not present, or if the ACS of a function that counts could not be read (linux 7.2 drivers/pci/p2pdma.c:
     /// `calc_map_type_and_dist()`).
     #[must_use]
     pub fn p2pdma(&self, provider: Sbdf, client: Sbdf) -> Option<P2pDma> {
@@ -92,8 +92,8 @@ impl RoutingModel<'_> {
         })
     }
 
-    /// Whether the word at offset 6 of the ACS capability has a bit that redirects. Of Intel's doubleword ports that
-    /// is not the control register, but the kernel looks there all the same.
+    /// Whether the word at offset 6 of the ACS capability has a bit that redirects. In Intel's ports with doubleword
+    /// registers this is not the control register, but the kernel reads it nevertheless.
     fn redirects(&self, id: FunctionId) -> bool {
         let Some(function) = self.function(id) else {
             return false;

@@ -1,4 +1,4 @@
-//! The way of a request from one function to another.
+//! Paths of requests from one function to another.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,45 +14,46 @@ use crate::topology::FunctionId;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Route {
-    /// Straight across a switch (or inside a device), untranslated: by the address that the sender uses, before the
-    /// IOMMU sees it.
+    /// Directly across a switch or inside a device, untranslated: the hardware routes by the address that the initiator
+    /// uses, and the request does not reach the IOMMU.
     SwitchLocal,
-    /// Straight across a switch, but only translated: by an address that the sender got from the IOMMU.
+    /// Directly across a switch, but only translated requests: the initiator uses an address that it got from the
+    /// IOMMU.
     SwitchLocalTranslated,
     /// Up to the root complex, through the IOMMU, and down again.
     HostBridge,
-    /// Not at all, or not as far as is known.
+    /// The request does not arrive, or is not known to arrive.
     Blocked(BlockReason),
 }
 
-/// The way of a request, with where it was decided.
+/// The path of a request, and the ports that decide it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Path {
-    /// How the request is carried.
+    /// The route of the request.
     pub route: Route,
     /// The lowest bridge above both functions.
     pub common: Option<Sbdf>,
-    /// Where the request arrives at what both have in common: a port below the common bridge, or the sender itself.
+    /// The ingress of the request: a port directly below the common bridge, or the initiator itself.
     pub ingress: Option<Sbdf>,
-    /// Where it leaves for the receiver.
+    /// The port, or the target itself, through which the request leaves for the target.
     pub egress: Option<Sbdf>,
-    /// Completions of reads that go straight take the way through the root complex (completion redirect).
+    /// Completions of direct reads go through the root complex (completion redirect).
     pub completions_detour: bool,
 }
 
-/// What two functions have in common.
+/// The point in the topology where the chains of two functions meet.
 pub(super) struct Meeting {
-    /// The lowest bridge above both; `None` if only the root complex is.
+    /// The lowest bridge above both; `None` if they share only the root complex.
     pub(super) common: Option<FunctionId>,
-    /// The function at or above the sender that is directly below `common`, or on its root bus.
+    /// The function at or above the initiator that is directly below `common`, or on its root bus.
     pub(super) ingress: FunctionId,
-    /// The same of the receiver.
+    /// The same for the target.
     pub(super) egress: FunctionId,
 }
 
 impl<'t> RoutingModel<'t> {
-    /// The way of a request from `initiator` to a BAR of `target`.
+    /// The path of a request from `initiator` to a BAR of `target`.
     #[must_use]
     pub fn path(&self, initiator: Sbdf, target: Sbdf) -> Path {
         let blocked = |block| Path {
@@ -96,7 +97,7 @@ impl<'t> RoutingModel<'t> {
         }
     }
 
-    /// How a request from `initiator` to a BAR of `target` is carried.
+    /// The route of a request from `initiator` to a BAR of `target`.
     #[must_use]
     pub fn route(&self, initiator: Sbdf, target: Sbdf) -> Route {
         self.path(initiator, target).route
@@ -105,7 +106,7 @@ impl<'t> RoutingModel<'t> {
     pub(super) fn meeting(&self, from: FunctionId, to: FunctionId) -> Meeting {
         let (mut up, mut down) = (self.chain(from), self.chain(to));
         let mut common = None;
-        // The chains end at the root: strip what they share there.
+        // Both chains end at the root: remove the part that they share.
         while let (Some(a), Some(b)) = (up.last().copied(), down.last().copied()) {
             if a != b || up.len() == 1 || down.len() == 1 {
                 break;
@@ -159,7 +160,7 @@ impl<'t> RoutingModel<'t> {
         })
     }
 
-    /// What lies in the way whatever the ports do: bridges to conventional PCI, buses that a function provides.
+    /// What blocks the path regardless of the ports: bridges to conventional PCI, and buses that a function provides.
     fn obstacle(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Option<BlockReason> {
         let up_to = |id: FunctionId, last: FunctionId| {
             let mut chain = self.chain(id);
@@ -177,7 +178,7 @@ impl<'t> RoutingModel<'t> {
         if meeting.common.is_some() {
             return None;
         }
-        // Different sides of a provided bus, or nothing but root buses above both.
+        // The functions are on different sides of a provided bus, or have only root buses above them.
         self.provider(from)
             .or_else(|| self.provider(to))
             .map(|provider| BlockReason::ProvidedBus { provider })
@@ -208,18 +209,19 @@ impl<'t> RoutingModel<'t> {
         self.topology().root_buses().get(root)?.behind
     }
 
-    /// Whether sender and receiver are in functions of one device: below one link there is only one.
+    /// Whether initiator and target are in functions of one device: a link has only one device below it.
     pub(super) fn one_device(&self, common: FunctionId, meeting: &Meeting) -> bool {
         if self.port_type(common).is_downstream() {
             return true;
         }
         let device = |id| self.sbdf(id).device();
-        // Inside a switch every device number is a port of its own.
+        // Inside a switch every device number is a separate port.
         !self.port_type(meeting.ingress).is_downstream()
             && device(meeting.ingress) == device(meeting.egress)
     }
 
-    /// Between functions of one device: inside it only if the device says that it can, else by the link and back.
+    /// Routes a request between functions of one device: inside the device only if it declares that it can, otherwise
+    /// up the link and back.
     fn inside_device(
         &self,
         from: FunctionId,
@@ -244,7 +246,7 @@ impl<'t> RoutingModel<'t> {
         self.turn_around(from, to, Some(common))
     }
 
-    /// A request that goes upstream although its receiver is below: every port on its way up must forward it.
+    /// Routes a request that goes upstream although its target is below: every port on its way up must forward it.
     fn turn_around(&self, from: FunctionId, to: FunctionId, port: Option<FunctionId>) -> Route {
         let ports = port.map(|port| self.chain(port)).unwrap_or_default();
         if let Some(block) = self.first_unfit(ports.iter().copied()) {
@@ -271,7 +273,8 @@ impl<'t> RoutingModel<'t> {
     }
 
     fn between_root_ports(&self, from: FunctionId, to: FunctionId, meeting: &Meeting) -> Route {
-        // Redirected to the IOMMU or not, what routes between root ports is the root complex. Only a block counts.
+        // The root complex routes between root ports, whether or not the request is redirected to the IOMMU. Only a
+        // block matters here.
         let ingress = self.ingress(meeting.ingress);
         if ingress.untranslated(self.egress_number(meeting.egress)) == RequestRoute::Blocked {
             return Route::Blocked(BlockReason::EgressControl {
@@ -303,7 +306,7 @@ impl<'t> RoutingModel<'t> {
         }
     }
 
-    /// Whether a function uses translated addresses, and every port below `common` lets them pass.
+    /// Whether a function uses translated addresses and every port below `common` lets translated requests pass.
     pub(super) fn sends_translated(&self, from: FunctionId, common: FunctionId) -> bool {
         let on = self
             .function(from)

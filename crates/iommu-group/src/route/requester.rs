@@ -1,5 +1,5 @@
-//! Ports that block requests which no well-behaved function sends: with the requester ID of another function, or marked
-//! as translated though the IOMMU has not translated the address.
+//! Ports that block forged requests: those with the requester ID of another function, and those that are marked as
+//! translated although the IOMMU has not translated the address.
 
 use super::model::RoutingModel;
 use crate::Sbdf;
@@ -7,11 +7,11 @@ use crate::config::AcsBits;
 use crate::topology::FunctionId;
 
 impl RoutingModel<'_> {
-    /// The first port above `from` that blocks requests of `from` with the requester ID of `other`: source validation is on,
-    /// and the bus of `other` is not among the buses below the port (PCIe r6.0 §6.12.1.1).
+    /// The first port above `from` that blocks requests of `from` with the requester ID of `other`: source validation
+    /// is set, and the bus of `other` is not among the buses below the port (PCIe r6.0 §6.12.1.1).
     ///
     /// Without such a port the IOMMU uses the mappings of `other` for these requests: `from` reaches what is mapped for
-    /// `other`, in whichever groups the two are. No port tells functions on buses below it apart.
+    /// `other`, whatever groups the two are in. A port does not distinguish functions on buses below it.
     #[must_use]
     pub fn validating_port(&self, from: Sbdf, other: Sbdf) -> Option<Sbdf> {
         self.first_port(from, |port| {
@@ -26,16 +26,16 @@ impl RoutingModel<'_> {
         })
     }
 
-    /// The first port above `from` that blocks translated requests: translation blocking is on (PCIe r6.0 §6.12.1.1).
+    /// The first port above `from` that blocks translated requests: translation blocking is set (PCIe r6.0 §6.12.1.1).
     ///
-    /// Without such a port a function whose ATS is enabled reaches all memory and every BAR behind the root complex, if it
-    /// marks requests as translated: the IOMMU does not check their addresses.
+    /// Without such a port a function whose ATS is enabled reaches all memory and every BAR behind the root complex if
+    /// it marks requests as translated: the IOMMU does not check their addresses.
     #[must_use]
     pub fn translation_blocking_port(&self, from: Sbdf) -> Option<Sbdf> {
         self.first_port(from, |port| self.ingress(port).blocks_translated())
     }
 
-    /// The first downstream or root port above a function that a condition is true of.
+    /// The first downstream or root port above a function that satisfies a condition.
     fn first_port(&self, from: Sbdf, is_it: impl Fn(FunctionId) -> bool) -> Option<Sbdf> {
         let chain = self.chain(self.find(from)?);
         let mut ports = chain.into_iter().skip(1);

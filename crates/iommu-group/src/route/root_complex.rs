@@ -7,11 +7,11 @@ use crate::{Cpu, PortType, Topology};
 /// An entry of linux 7.3 drivers/pci/p2pdma.c: `pci_p2pdma_whitelist[]`.
 struct Known {
     vendor: u16,
-    /// `None` for all of the vendor's.
+    /// `None` matches all devices of the vendor.
     device: Option<u16>,
-    /// Only between devices of one root complex.
+    /// Whether the entry holds only between devices of one root complex.
     same_only: bool,
-    /// The first rules that have it.
+    /// The first rules that have the entry.
     since: Rules,
 }
 
@@ -57,21 +57,21 @@ static TABLE: [Known; 25] = [
     known(0x8086, 0x4944, Rules::V7_2),
     known(0x8086, 0x4946, Rules::V7_2),
     known(0x8086, 0x4948, Rules::V7_2),
-    // Google's.
+    // Google.
     Known {
         vendor: 0x1ae0,
         device: None,
         same_only: false,
         since: Rules::V7_2,
     },
-    // NVIDIA's.
+    // NVIDIA.
     known(0x10de, 0x2f95, Rules::V7_3),
     known(0x10de, 0x2f96, Rules::V7_3),
     known(0x10de, 0x2f97, Rules::V7_3),
     known(0x10de, 0x2f98, Rules::V7_3),
 ];
 
-/// Whether the CPU is of a kind whose root complexes all route between devices.
+/// Whether all root complexes of this kind of CPU route between devices.
 pub(super) fn cpu_routes(topology: &Topology) -> bool {
     let cpu = topology.host().cpu.as_ref();
     cpu.is_some_and(Cpu::supports_p2pdma)
@@ -87,7 +87,8 @@ pub(super) fn listed(topology: &Topology, kernel: &Kernel, a: FunctionId, b: Fun
     listed_root(topology, kernel, a, false) && listed_root(topology, kernel, b, false)
 }
 
-/// A root complex is known by the first function of its root bus, if that is function 00.0 or a root port.
+/// Whether a root complex is on the list. It is identified by the first function of its root bus, if that is function
+/// 00.0 or a root port.
 fn listed_root(topology: &Topology, kernel: &Kernel, root: usize, same: bool) -> bool {
     let first = topology
         .tree()

@@ -1,4 +1,4 @@
-//! The verdict on a route: whether it may be used.
+//! Verdicts on routes: whether a route may be used.
 
 use std::fmt;
 
@@ -8,56 +8,56 @@ use super::{BlockReason, Route, RoutingModel};
 use crate::policy::Role;
 use crate::{GroupId, Groups, Sbdf};
 
-/// Between which devices peer-to-peer is allowed at all.
+/// Between which devices peer-to-peer is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
     /// Between devices of one IOMMU group.
     #[default]
     SameGroup,
-    /// Between devices of one virtual machine, whatever their groups. It is never the default.
+    /// Between devices of one virtual machine, whatever their groups. Never the default.
     SameVm,
 }
 
-/// Where a peer's window must be in guest-physical addresses.
+/// Required position of a peer's BAR mapping in guest-physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
-    /// At its bus address: the request is compared with bridge windows before the IOMMU sees it.
+    /// At its bus address: bridges compare the request with their windows before it reaches the IOMMU.
     AtBusAddress,
     /// Anywhere: the IOMMU translates.
     Anywhere,
 }
 
-/// Why peer-to-peer is refused.
+/// A reason why peer-to-peer is denied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Denial {
-    /// The two are in different IOMMU groups.
+    /// The two functions are in different IOMMU groups.
     DifferentGroups {
-        /// The sender's, by number if it is known.
+        /// The initiator's group, if its number is known.
         initiator: Option<GroupId>,
-        /// The receiver's.
+        /// The target's group, if its number is known.
         target: Option<GroupId>,
     },
-    /// A function has no IOMMU group, so no IOMMU guards it.
+    /// A function has no IOMMU group, so no IOMMU isolates it.
     NoGroup {
         /// The function.
         function: Sbdf,
     },
-    /// A device's role does not allow it.
+    /// A device's role in the policy does not allow it.
     Role {
         /// The device.
         function: Sbdf,
         /// Its role.
         role: Role,
     },
-    /// The receiver has no memory to reach.
+    /// The target has no memory BAR.
     NoMemory {
-        /// The receiver.
+        /// The target.
         function: Sbdf,
     },
-    /// The hardware does not carry it.
+    /// The hardware does not route the request.
     Route(BlockReason),
 }
 
@@ -85,18 +85,18 @@ impl fmt::Display for Denial {
     }
 }
 
-/// Whether one device may reach another, and what it takes; or why not, with all reasons.
+/// Whether one device may reach another, with the route and the placement, or all reasons why not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It may.
+    /// The device may reach the target.
     Allowed {
-        /// How.
+        /// The route.
         route: Route,
-        /// Where the receiver's window must be.
+        /// Required position of the target's BAR mapping.
         placement: Placement,
     },
-    /// It may not.
+    /// The device must not reach the target.
     Denied {
         /// All reasons.
         reasons: Vec<Denial>,
@@ -104,7 +104,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether it may.
+    /// Whether the device may reach the target.
     #[must_use]
     pub fn is_allowed(&self) -> bool {
         matches!(self, Self::Allowed { .. })
@@ -112,7 +112,7 @@ impl Verdict {
 }
 
 impl Route {
-    /// Where a peer's window must be for this route; `None` if nothing arrives.
+    /// Required position of a peer's BAR mapping for this route; `None` if no request arrives.
     #[must_use]
     pub fn placement(&self) -> Option<Placement> {
         match self {
@@ -124,8 +124,8 @@ impl Route {
 }
 
 impl RoutingModel<'_> {
-    /// Whether `initiator` may reach the BARs of `target`, by hardware and groups. The policy is not asked:
-    /// [`PairRules::verdict`](crate::assignment::PairRules::verdict) does that.
+    /// Whether `initiator` may reach the BARs of `target`, by hardware and groups. The policy is not included:
+    /// [`PairRules::verdict`](crate::assignment::PairRules::verdict) applies it.
     #[must_use]
     pub fn verdict(&self, groups: &Groups, scope: Scope, initiator: Sbdf, target: Sbdf) -> Verdict {
         let mut reasons = Vec::new();
@@ -135,7 +135,7 @@ impl RoutingModel<'_> {
         reasons.extend(ungrouped.map(|function| Denial::NoGroup { function }));
         if reasons.is_empty() && scope == Scope::SameGroup && !groups.together(initiator, target) {
             let number = |sbdf| self.topology().get(sbdf).and_then(crate::Function::group);
-            // The numbers are those found; they say nothing about groups that were computed.
+            // The numbers are those found. They do not apply to computed groups.
             let as_found = number(initiator) != number(target);
             reasons.push(Denial::DifferentGroups {
                 initiator: number(initiator).filter(|_| as_found),
@@ -144,7 +144,7 @@ impl RoutingModel<'_> {
         }
         let has_memory = |function: &crate::Function| {
             let bars = self.topology().bars(function);
-            // Without the file that has the sizes nothing is known of BARs.
+            // Without resources from sysfs the BARs are unknown.
             bars.iter().any(crate::Bar::is_memory) || function.resources().is_empty()
         };
         if self

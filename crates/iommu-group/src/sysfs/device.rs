@@ -1,4 +1,4 @@
-//! From what a person writes to a PCI function, and its driver.
+//! Conversion of a user's text or path to a PCI function, and lookup of its driver.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use super::{Sysfs, SysfsError};
 use crate::Sbdf;
 
 impl Sysfs {
-    /// The PCI function that a path stands for: its directory in sysfs, or any link or alias that leads there
+    /// Returns the PCI function of a path: its directory in sysfs, or a link or alias to it
     /// (`/sys/class/net/eth0/device`, a udev link, a relative path).
     pub fn resolve(&self, path: &Path) -> Result<Sbdf, SysfsError> {
         let target = fs::canonicalize(path).map_err(|error| {
@@ -29,7 +29,7 @@ impl Sysfs {
         };
         let name = target.file_name().and_then(|n| n.to_str());
         let sbdf: Sbdf = name.and_then(|n| n.parse().ok()).ok_or_else(not_pci)?;
-        // The name alone proves nothing: the function of that name must be this very directory.
+        // The name is not sufficient: the function with that name must have the same directory.
         match fs::canonicalize(self.device_dir(sbdf)) {
             Ok(listed) if listed == target => Ok(sbdf),
             Ok(_) => Err(not_pci()),
@@ -38,7 +38,7 @@ impl Sysfs {
         }
     }
 
-    /// The PCI function that a word of a command line stands for: an address as `lspci` prints it, or a path.
+    /// Returns the PCI function for a command-line argument: an address as printed by `lspci`, or a path.
     pub fn find(&self, text: &str) -> Result<Sbdf, SysfsError> {
         match text.parse() {
             Ok(sbdf) => self.must_exist(sbdf).map(|()| sbdf),
@@ -46,7 +46,7 @@ impl Sysfs {
         }
     }
 
-    /// Whether there is such a function, as an error if not.
+    /// Returns an error if there is no such function.
     pub fn must_exist(&self, sbdf: Sbdf) -> Result<(), SysfsError> {
         let path = self.device_dir(sbdf);
         match fs::metadata(&path) {
@@ -59,20 +59,20 @@ impl Sysfs {
         }
     }
 
-    /// The driver bound to a function; `None` if no driver is.
+    /// The driver bound to a function. `None` if there is none.
     pub fn driver_of(&self, sbdf: Sbdf) -> Result<Option<String>, SysfsError> {
         self.must_exist(sbdf)?;
         link_name(&self.device_dir(sbdf).join("driver"))
     }
 }
 
-/// The last component of what a link points to; `None` if there is no link.
+/// The last component of a link's target. `None` if there is no link.
 pub(super) fn link_name(link: &Path) -> Result<Option<String>, SysfsError> {
     match fs::read_link(link) {
         Ok(target) => Ok(target
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())),
-        // EINVAL: there is something, but it is no link.
+        // EINVAL: the file exists but is not a link.
         Err(error) if is_missing(&error) || error.kind() == io::ErrorKind::InvalidInput => Ok(None),
         Err(error) => Err(SysfsError::io("read the link", link)(error)),
     }

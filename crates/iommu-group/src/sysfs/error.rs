@@ -1,41 +1,41 @@
-//! What can go wrong when sysfs is read.
+//! Errors of reading sysfs.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::{GroupId, Sbdf};
 
-/// A failed read of sysfs.
+/// An error while reading sysfs.
 #[derive(Debug, thiserror::Error)]
 pub enum SysfsError {
-    /// There is no PCI here at all.
+    /// The tree has no PCI bus.
     #[error("there is no PCI bus: {} does not exist", dir.display())]
     NoPci {
-        /// The directory that should list the functions.
+        /// The missing directory of PCI functions.
         dir: PathBuf,
     },
     /// There is no PCI function with this address.
     #[error("there is no PCI function {sbdf} in {}", dir.display())]
     NoSuchFunction {
-        /// The address asked for.
+        /// The requested address.
         sbdf: Sbdf,
-        /// Where it was looked for.
+        /// The directory that was searched.
         dir: PathBuf,
     },
-    /// A path given for a device does not exist.
+    /// The path of a device does not exist.
     #[error("{} does not exist", path.display())]
     NoSuchPath {
         /// The path as given.
         path: PathBuf,
     },
-    /// A path given for a device exists but is not a PCI function of this sysfs.
+    /// The path of a device exists but is not a PCI function of this sysfs tree.
     #[error("{} is {}, which is not a PCI function in {}", path.display(), target.display(), dir.display())]
     NotPci {
         /// The path as given.
         path: PathBuf,
-        /// What it resolves to.
+        /// The target of the path.
         target: PathBuf,
-        /// The directory in which PCI functions are listed.
+        /// The directory that lists the PCI functions.
         dir: PathBuf,
     },
     /// The function has no IOMMU group.
@@ -47,27 +47,27 @@ pub enum SysfsError {
     /// There is no IOMMU group with this number.
     #[error("there is no IOMMU group {group} in {}", dir.display())]
     NoSuchGroup {
-        /// The number asked for.
+        /// The requested number.
         group: GroupId,
-        /// Where it was looked for.
+        /// The directory that was searched.
         dir: PathBuf,
     },
-    /// A link does not point to what sysfs has it point to.
+    /// A link has an unexpected target.
     #[error("{} points to {}, which is not {want}", link.display(), target.display())]
     OddLink {
         /// The link.
         link: PathBuf,
-        /// Where it points.
+        /// Its target.
         target: PathBuf,
-        /// What it should point to.
+        /// The expected target.
         want: &'static str,
     },
-    /// Anything else the operating system refused.
+    /// Another I/O error.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
-        /// What was attempted.
+        /// The operation that failed.
         verb: &'static str,
-        /// On what.
+        /// The path that it failed on.
         path: PathBuf,
         /// The errno.
         source: io::Error,
@@ -75,15 +75,15 @@ pub enum SysfsError {
 }
 
 impl SysfsError {
-    /// For `map_err`: `verb` on `path` failed.
+    /// Returns a function for `map_err` that reports that `verb` on `path` failed.
     pub(crate) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { verb, path, source }
     }
 }
 
-/// Whether a lookup failed because nothing is there. `ENODEV` is what sysfs says for a device that
-/// vanished between lookup and use.
+/// Whether a lookup failed because the object does not exist. Sysfs returns `ENODEV` for a device that was removed
+/// between lookup and use.
 pub(crate) fn is_missing(error: &io::Error) -> bool {
     // ENXIO = 6 and ENODEV = 19 on every Linux architecture.
     error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(6 | 19))

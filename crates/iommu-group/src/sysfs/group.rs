@@ -1,4 +1,4 @@
-//! IOMMU groups as the kernel has them.
+//! IOMMU groups of the running kernel.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::{DriverKind, GroupId, Sbdf};
 /// A member of an IOMMU group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupMember {
-    /// The address, or `None` for a member that is not a PCI function (a platform device, for one).
+    /// The address. `None` for a member that is not a PCI function, such as a platform device.
     pub sbdf: Option<Sbdf>,
     /// The name of the device in sysfs.
     pub name: String,
@@ -41,7 +41,7 @@ impl Sysfs {
         })
     }
 
-    /// The members of a group in the order of their addresses, those that are not PCI functions last.
+    /// The members of a group, sorted by address. Members that are not PCI functions come last.
     pub fn group_members(&self, group: GroupId) -> Result<Vec<GroupMember>, SysfsError> {
         let dir = self.groups_dir().join(group.to_string()).join("devices");
         let entries = fs::read_dir(&dir).map_err(|error| {
@@ -71,7 +71,7 @@ impl Sysfs {
         Ok(members)
     }
 
-    /// Every IOMMU group's number, ascending. Empty if the kernel has no IOMMU in use.
+    /// The numbers of all IOMMU groups, ascending. Empty if no IOMMU is in use.
     pub fn groups(&self) -> Result<Vec<GroupId>, SysfsError> {
         let dir = self.groups_dir();
         let entries = match fs::read_dir(&dir) {

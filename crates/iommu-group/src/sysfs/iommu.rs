@@ -1,4 +1,4 @@
-//! What the IOMMU of a function can do.
+//! Capabilities of the IOMMU of a function.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use super::{Sysfs, SysfsError};
 use crate::Sbdf;
 
 impl Sysfs {
-    /// How many bits an I/O virtual address of a function can have; `None` if its IOMMU does not say. Intel's does, in
-    /// its capability register; others translate as many as processors have.
+    /// Width of a function's I/O virtual addresses in bits. `None` if the IOMMU does not report it. Intel's IOMMU
+    /// reports it in its capability register; others translate as many bits as the CPU.
     pub fn iommu_address_bits(&self, sbdf: Sbdf) -> Result<Option<u8>, SysfsError> {
         let path = self.device_dir(sbdf).join("iommu/intel-iommu/cap");
         match fs::read_to_string(&path) {
@@ -19,7 +19,7 @@ impl Sysfs {
     }
 }
 
-/// The maximum guest address width, or what the deepest page table reaches if that is less (VT-d r4.1 §11.4.2: MGAW in
+/// The smaller of the maximum guest address width and the range of the deepest page table (VT-d r4.1 §11.4.2: MGAW in
 /// bits 21:16, SAGAW in 12:8).
 fn vtd_bits(capability: u64) -> Option<u8> {
     let bits = |low: u32, len: u32| u8::try_from(capability >> low & ((1 << len) - 1)).ok();
@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn the_narrower_of_the_two_counts() {
-        // QEMU's with aw-bits=39 and 48, then tables that are deeper than addresses are wide, as deep, and less deep.
+        // QEMU with aw-bits=39 and 48; then page tables that cover more, as many, and fewer bits than the address
+        // width.
         for (capability, bits) in [
             (0x00d2_0080_2026_0286, 39),
             (0x00d2_0080_222f_0686, 48),

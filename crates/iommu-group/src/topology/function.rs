@@ -5,7 +5,7 @@ use super::{FunctionId, Parent, RawFunction, ResourceLines};
 use crate::config::{Acs, BridgeWindows, Config, ConfigSpace, HeaderLayout, Ids, PortType};
 use crate::{DriverKind, GroupId, Sbdf};
 
-/// A PCI function, as sysfs and its configuration space describe it.
+/// A PCI function, as described by sysfs and its configuration space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
     raw: RawFunction,
@@ -36,7 +36,8 @@ impl Function {
         self.raw.sbdf
     }
 
-    /// Vendor, device and subsystem; of a virtual function as the kernel knows it, not as it reads itself.
+    /// Vendor, device and subsystem IDs. For a virtual function these are the kernel's values, since its own registers
+    /// read `ffff:ffff`.
     #[must_use]
     pub fn ids(&self) -> Ids {
         match (&self.raw.known_as, &self.config.header) {
@@ -60,39 +61,40 @@ impl Function {
         }
     }
 
-    /// The type, as Linux uses it: a downstream port below a downstream port is taken for an upstream port, and the
-    /// other way round (linux 7.2 drivers/pci/probe.c: `set_pcie_port_type()`).
+    /// The port type that Linux uses. Linux corrects a downstream port below a downstream port to an upstream port, and
+    /// an upstream port below an upstream port to a downstream port (linux 7.2 drivers/pci/probe.c:
+    /// `set_pcie_port_type()`).
     #[must_use]
     pub fn port_type(&self) -> PortType {
         self.port_type
     }
 
-    /// Whether Linux takes it for a part of a device with several functions now: bit 7 of its header type, or any
-    /// function but the first (linux 7.2 drivers/pci/probe.c: `pci_scan_slot()`); never a virtual function.
+    /// Whether Linux treats the function as part of a multifunction device: bit 7 of its header type is set, or it is
+    /// not the first function (linux 7.2 drivers/pci/probe.c: `pci_scan_slot()`). Always false for a virtual function.
     #[must_use]
     pub fn is_multifunction(&self) -> bool {
         self.multifunction
     }
 
-    /// What its configuration space says.
+    /// The decoded configuration space.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The bytes of its configuration space.
+    /// The bytes of the configuration space.
     #[must_use]
     pub fn space(&self) -> &ConfigSpace {
         &self.raw.space
     }
 
-    /// Its ACS capability.
+    /// The ACS capability.
     #[must_use]
     pub fn acs(&self) -> &Acs {
         &self.config.acs
     }
 
-    /// Whether there is a bus below it: a port or bridge, by the layout of its header.
+    /// Whether the function has a bus below it: a port or bridge, according to the layout of its header.
     #[must_use]
     pub fn is_bridge(&self) -> bool {
         matches!(
@@ -110,7 +112,7 @@ impl Function {
         }
     }
 
-    /// The highest number of a bus below a PCI-to-PCI bridge.
+    /// The highest bus number below a PCI-to-PCI bridge.
     #[must_use]
     pub fn subordinate_bus(&self) -> Option<u8> {
         match self.config.header.as_ref()?.layout {
@@ -128,31 +130,31 @@ impl Function {
         }
     }
 
-    /// The driver bound to it.
+    /// The driver bound to the function.
     #[must_use]
     pub fn driver(&self) -> Option<&str> {
         self.raw.driver.as_deref()
     }
 
-    /// The kind of the driver bound to it.
+    /// The kind of the driver bound to the function.
     #[must_use]
     pub fn driver_kind(&self) -> DriverKind {
         DriverKind::of(self.driver())
     }
 
-    /// Its IOMMU group.
+    /// The IOMMU group.
     #[must_use]
     pub fn group(&self) -> Option<GroupId> {
         self.raw.group
     }
 
-    /// The NUMA node it is attached to.
+    /// The NUMA node that the function is attached to.
     #[must_use]
     pub fn numa_node(&self) -> Option<u32> {
         self.raw.numa_node
     }
 
-    /// The words of `reset_method`, in the order in which Linux tries them; `None` if it has none at all.
+    /// The words of `reset_method`, in the order in which Linux tries them. `None` if the attribute is absent.
     pub fn reset_method_words(&self) -> Option<impl Iterator<Item = &str>> {
         self.raw
             .reset_methods
@@ -160,26 +162,26 @@ impl Function {
             .map(str::split_ascii_whitespace)
     }
 
-    /// The physical function of a virtual one.
+    /// The physical function of a virtual function.
     #[must_use]
     pub fn physical_function(&self) -> Option<Sbdf> {
         self.raw.physical_function
     }
 
-    /// Whether it is a virtual function.
+    /// Whether this is a virtual function.
     #[must_use]
     pub fn is_virtual(&self) -> bool {
         self.raw.physical_function.is_some()
     }
 
-    /// Whether the driver for native PCI Express hot-plug serves this port.
+    /// Whether the native PCI Express hot-plug driver serves this port.
     #[must_use]
     pub fn has_native_hotplug(&self) -> bool {
         self.raw.native_hotplug
     }
 
-    /// Whether the bus of a virtual function has no bridge of its own, because its number is not that of its
-    /// physical function's bus (linux 7.2 drivers/pci/iov.c: `virtfn_add_bus()`).
+    /// Whether a virtual function is on a bus without a bridge, because its bus number differs from that of its
+    /// physical function (linux 7.2 drivers/pci/iov.c: `virtfn_add_bus()`).
     pub(crate) fn on_virtual_bus(&self) -> bool {
         self.raw
             .physical_function
@@ -198,14 +200,13 @@ impl Function {
         &self.raw.resources
     }
 
-    /// Bit 7 of the header type; a virtual function's is ignored (linux 7.2 drivers/pci/iov.c:
-    /// `pci_iov_add_virtfn()`).
+    /// Bit 7 of the header type. Ignored for a virtual function (linux 7.2 drivers/pci/iov.c: `pci_iov_add_virtfn()`).
     pub(crate) fn multifunction_bit(&self) -> bool {
         !self.is_virtual() && self.config.header.as_ref().is_some_and(|h| h.multifunction)
     }
 }
 
-/// Fills in what depends on the functions above: corrected types, and who counts as part of a multifunction device.
+/// Sets the properties that depend on the functions above: corrected port types and multifunction flags.
 pub(super) fn settle(functions: &mut [Function], tree: &Tree) {
     for id in tree.top_down() {
         let above = tree
@@ -221,7 +222,7 @@ pub(super) fn settle(functions: &mut [Function], tree: &Tree) {
     }
 }
 
-/// Whether Linux finds this function in a slot after function 0.
+/// Whether Linux finds this function after function 0 of the same slot.
 pub(crate) fn is_later_function(function: &Function, ari: bool) -> bool {
     let number = if ari {
         function.sbdf().devfn()
@@ -231,7 +232,7 @@ pub(crate) fn is_later_function(function: &Function, ari: bool) -> bool {
     number != 0 && !function.is_virtual()
 }
 
-/// Whether a downstream port forwards to functions above 7, so that its bus has one device with up to 256.
+/// Whether a downstream port forwards to functions above 7. Its bus then has one device with up to 256 functions.
 pub(crate) fn forwards_ari(port: &Function) -> bool {
     port.config().express.is_some_and(|e| e.ari_forwarding)
 }
@@ -248,7 +249,7 @@ fn corrected(own: PortType, above: Option<PortType>) -> PortType {
 }
 
 impl Function {
-    /// The id among `functions`, which are in the order of their addresses.
+    /// The ID of the function with this address among `functions`, which are sorted by address.
     pub(super) fn position(functions: &[Self], sbdf: Sbdf) -> Option<FunctionId> {
         functions
             .binary_search_by_key(&sbdf, Self::sbdf)

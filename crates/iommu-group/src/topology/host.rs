@@ -1,4 +1,4 @@
-//! What decisions need to know of a host apart from its PCI functions.
+//! Facts about a host, other than its PCI functions, that decisions need.
 
 use std::fs;
 use std::path::Path;
@@ -7,52 +7,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::Sysfs;
 
-/// What is known of a host apart from its PCI functions. Everything may be unknown; decisions then say what they
-/// assume.
+/// Facts about a host other than its PCI functions. Each may be unknown; decisions then state their assumptions.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Host {
-    /// The kernel's release, as `uname -r` has it.
+    /// Kernel release, as printed by `uname -r`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
-    /// Those words of the kernel's command line that matter to ACS, groups and routes; no others are kept.
+    /// The words of the kernel's command line that affect ACS, groups and routes. Other words are not stored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_arguments: Vec<String>,
     /// The CPU, on x86.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Cpu>,
-    /// The IOMMU that Linux drives.
+    /// The IOMMU driven by Linux.
     #[serde(default)]
     pub iommu: Iommu,
-    /// Functions that the kernel added out of the order of their addresses, because they were removed and found again
-    /// or are virtual, in the order in which it did: bus, device and function as `lspci` prints them. Where several
-    /// neighbours have a group to offer, Linux takes that of the one it has known longest.
+    /// Functions that the kernel added out of address order: functions that were removed and found again, and virtual
+    /// functions. Each is written as bus, device and function as printed by `lspci`, in the order of addition. If
+    /// several neighbours have a group that a new function can join, Linux selects the group of the neighbour that was
+    /// added first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub added_later: Vec<String>,
-    /// Kernel modules whose parameter `allow_unsafe_interrupts` is set. They assign devices also where interrupts are not
-    /// isolated, so that a device can raise any interrupt of the host by a DMA write (linux 7.2
+    /// Kernel modules whose parameter `allow_unsafe_interrupts` is set. They also assign devices whose interrupts are
+    /// not isolated. Such a device can raise any interrupt of the host by a DMA write (linux 7.2
     /// drivers/vfio/vfio_iommu_type1.c: `vfio_iommu_type1_attach_group()`; drivers/iommu/iommufd/device.c:
     /// `iommufd_group_setup_msi()`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsafe_interrupts: Vec<String>,
 }
 
-/// A CPU, as far as `pci_p2pdma` asks (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
+/// A CPU, with the properties that `pci_p2pdma` checks (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
-    /// The vendor string of CPUID, such as `AuthenticAMD`.
+    /// CPUID vendor string, such as `AuthenticAMD`.
     pub vendor: String,
-    /// The family, extended family added.
+    /// CPU family, including the extended family.
     pub family: u32,
 }
 
-/// The kind of IOMMU that Linux drives.
+/// The kind of IOMMU driven by Linux.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Iommu {
-    /// Not known.
+    /// Unknown.
     #[default]
     Unknown,
-    /// None is in use.
+    /// No IOMMU is in use.
     None,
     /// Intel VT-d.
     Intel,
@@ -62,7 +62,7 @@ pub enum Iommu {
     Other,
 }
 
-/// The kernel parameters that are kept, by what comes before `=`.
+/// Names of the kernel parameters that are stored: the part before `=`.
 const ARGUMENTS: [&str; 12] = [
     "pci",
     "pcie_acs_override",
@@ -82,7 +82,7 @@ const ARGUMENTS: [&str; 12] = [
 const ASSIGNING_MODULES: [&str; 2] = ["vfio_iommu_type1", "iommufd"];
 
 impl Host {
-    /// Reads `/proc` (or a directory that stands for it) and the list of IOMMUs in sysfs. What cannot be read stays
+    /// Reads `/proc` (or a directory in its place) and the list of IOMMUs in sysfs. Facts that cannot be read stay
     /// unknown.
     #[must_use]
     pub fn read(proc: &Path, sysfs: &Sysfs) -> Self {
@@ -107,8 +107,8 @@ impl Host {
     }
 }
 
-/// Whether a module assigns devices whose interrupts are not isolated. A module that is not loaded yet takes its parameters
-/// from the kernel's command line.
+/// Whether a module assigns devices whose interrupts are not isolated. A module that is not loaded yet gets its
+/// parameters from the kernel's command line.
 fn allows_unsafe_interrupts(module: &str, sysfs: &Sysfs, kernel_arguments: &[String]) -> bool {
     let parameter = format!("module/{module}/parameters/allow_unsafe_interrupts");
     if let Ok(value) = fs::read_to_string(sysfs.root().join(parameter)) {
@@ -119,15 +119,16 @@ fn allows_unsafe_interrupts(module: &str, sysfs: &Sysfs, kernel_arguments: &[Str
         let (key, value) = argument.split_once('=').unwrap_or((argument, "y"));
         (key.replace('-', "_") == name).then_some(value)
     });
-    // linux 7.2 lib/kstrtox.c: `kstrtobool()`. The last one counts.
+    // linux 7.2 lib/kstrtox.c: `kstrtobool()`. The last value takes effect.
     values.next_back().is_some_and(|value| {
         let value = value.to_ascii_lowercase();
         value.starts_with(['y', 't', '1']) || value.starts_with("on")
     })
 }
 
-/// The end of `/proc/bus/pci/devices` from where it is no longer ascending. The list is in the order of the kernel's own
-/// (linux 7.2 drivers/pci/proc.c: `pci_seq_next()`); its first word is bus and function number.
+/// The entries of `/proc/bus/pci/devices` from the first one that is out of ascending order. The file has the order of
+/// the kernel's device list (linux 7.2 drivers/pci/proc.c: `pci_seq_next()`); the first word of a line is bus and
+/// function number.
 fn added_later(list: &str) -> Vec<String> {
     let numbers = list.lines().filter_map(|line| {
         let word = line.split_ascii_whitespace().next()?;
@@ -143,7 +144,8 @@ fn added_later(list: &str) -> Vec<String> {
     numbers.iter().skip(ascending).map(name).collect()
 }
 
-/// The words of a kernel command line that matter here. A word may have quotes around parts with blanks.
+/// The words of a kernel command line whose names are in `ARGUMENTS`. Quotes may enclose parts of a word that contain
+/// blanks.
 fn relevant_arguments(command_line: &str) -> Vec<String> {
     let mut quoted = false;
     command_line
@@ -154,7 +156,7 @@ fn relevant_arguments(command_line: &str) -> Vec<String> {
         .map(|word| word.replace('"', ""))
         .filter(|word| {
             let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
-            // The kernel takes `-` and `_` in the names of parameters for the same.
+            // In parameter names the kernel treats `-` and `_` as the same.
             let name = name.replace('-', "_");
             ARGUMENTS.contains(&name.as_str())
         })
@@ -162,15 +164,15 @@ fn relevant_arguments(command_line: &str) -> Vec<String> {
 }
 
 impl Cpu {
-    /// Whether Linux on this CPU takes every host bridge for one that routes between devices: AMD from Zen on
-    /// (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`). A guest on such a CPU accepts P2PDMA between any two of
-    /// its devices.
+    /// Whether Linux on this CPU assumes that every host bridge routes between devices: AMD from Zen on (linux 7.2
+    /// drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`). A guest on such a CPU accepts P2PDMA between any two of its
+    /// devices.
     #[must_use]
     pub fn supports_p2pdma(&self) -> bool {
         self.vendor == "AuthenticAMD" && self.family >= 0x17
     }
 
-    /// Reads the first processor of `/proc/cpuinfo`; `None` where it does not look like an x86's.
+    /// Parses the first processor of `/proc/cpuinfo`. `None` if the file does not have the x86 format.
     fn parse(cpuinfo: &str) -> Option<Self> {
         let value = |key: &str| {
             cpuinfo
@@ -257,7 +259,7 @@ mod tests {
             fs::write(proc.join("cmdline"), line).unwrap();
             assert_eq!(found(), modules, "{line}");
         }
-        // Of a module that is loaded the parameter says how it is now.
+        // For a loaded module the parameter in sysfs is the current value.
         fs::write(proc.join("cmdline"), "iommufd.allow_unsafe_interrupts=1").unwrap();
         for (module, value) in [("vfio_iommu_type1", "Y\n"), ("iommufd", "N\n")] {
             let parameters = sys.join("module").join(module).join("parameters");

@@ -1,16 +1,16 @@
-//! What sysfs says of one function, before anything is made of it.
+//! Undecoded facts about one function from sysfs.
 
 use crate::config::{ConfigSpace, Ids};
 use crate::topology::ResourceLines;
 use crate::{GroupId, Sbdf};
 
-/// What sysfs says of one function. A scan gathers it, a fixture stores it.
+/// Facts about one function from sysfs. A scan collects them and a fixture stores them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RawFunction {
     pub(crate) sbdf: Sbdf,
     pub(crate) parent: Parent,
-    /// Vendor, device and class as the kernel knows them, where configuration space does not show them: a virtual
-    /// function reads `ffff:ffff`.
+    /// The kernel's vendor, device and class IDs, if configuration space does not have them. A virtual function reads
+    /// `ffff:ffff`.
     pub(crate) known_as: Option<KernelIds>,
     pub(crate) space: ConfigSpace,
     pub(crate) resources: ResourceLines,
@@ -20,11 +20,11 @@ pub(crate) struct RawFunction {
     /// The words of `reset_method`, in their order.
     pub(crate) reset_methods: Option<Box<str>>,
     pub(crate) physical_function: Option<Sbdf>,
-    /// The native PCI Express hot-plug driver serves this port.
+    /// Whether the native PCI Express hot-plug driver serves this port.
     pub(crate) native_hotplug: bool,
 }
 
-/// What the kernel knows a function as.
+/// The kernel's IDs of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KernelIds {
     pub(crate) ids: Ids,
@@ -32,17 +32,17 @@ pub(crate) struct KernelIds {
     pub(crate) class: u32,
 }
 
-/// Where a function hangs.
+/// The parent of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parent {
     /// Below a bridge.
     Bridge(Sbdf),
-    /// On a root bus. `behind` is the function that provides the bus, as Intel's VMD does.
+    /// On a root bus. `behind` is the function that provides the bus, such as an Intel VMD endpoint.
     Root {
         domain: u32,
         bus: u8,
         behind: Option<Sbdf>,
     },
-    /// Sysfs did not say: go by the bus numbers of the bridges.
+    /// Sysfs does not name the parent. It is derived from the bus numbers of the bridges.
     ByBusNumber,
 }

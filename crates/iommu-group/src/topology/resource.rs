@@ -1,11 +1,10 @@
-//! The addresses of a function as the kernel assigned them.
+//! Addresses that the kernel assigned to a function.
 
 use super::{Function, Topology};
 use crate::address::{Address, BusAddress};
 use crate::config::{BarRegister, HeaderLayout, Space};
 
-/// One line of the file `resource`: addresses as the CPU uses them, and flags
-/// (linux 7.2 include/linux/ioport.h: `IORESOURCE_*`).
+/// One line of the file `resource`: CPU addresses and flags (linux 7.2 include/linux/ioport.h: `IORESOURCE_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Resource {
     pub(crate) line: u8,
@@ -20,15 +19,15 @@ const PREFETCHABLE: u64 = 0x2000;
 const MEMORY_64: u64 = 0x0010_0000;
 const DISABLED: u64 = 0x1000_0000;
 const UNSET: u64 = 0x2000_0000;
-/// Lines 7 to 12 are the BARs of all virtual functions together.
+/// Lines 7 to 12 are the VF BARs, each covering all virtual functions.
 const FIRST_VF_BAR: u8 = 7;
 
-/// The lines of the file `resource` that are not zero.
+/// The nonzero lines of the file `resource`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ResourceLines(pub(crate) Vec<Resource>);
 
 impl ResourceLines {
-    /// Reads `start end flags` lines; those that make no sense are left out.
+    /// Parses lines of the form `start end flags`. Invalid lines are skipped.
     pub(crate) fn parse(text: &str) -> Self {
         let parsed = text.lines().zip(0_u8..).filter_map(|(text, line)| {
             let mut words = text
@@ -45,7 +44,7 @@ impl ResourceLines {
         Self(parsed.collect())
     }
 
-    /// Whether there are none: the function has no addresses, or sysfs did not tell.
+    /// Whether there are no lines: the function has no addresses, or sysfs does not have them.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -55,24 +54,24 @@ impl ResourceLines {
     }
 }
 
-/// A BAR: addresses at which a function answers.
+/// A base address register with its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bar {
-    /// Its number, 0 to 5.
+    /// BAR number, 0 to 5.
     pub index: u8,
-    /// The kind of addresses.
+    /// Kind of address space.
     pub space: Space,
     /// Whether reads have no side effects.
     pub prefetchable: bool,
-    /// Where it starts on the bus, which is what a peer's request must bear; `None` if it is not assigned. The CPU's
-    /// address differs on hosts whose bridge translates.
+    /// Start address on the bus, which peer-to-peer requests use. `None` if no address is assigned. It differs from the
+    /// CPU address on hosts whose bridge translates addresses.
     pub bus_address: Option<BusAddress>,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size_bytes: u64,
 }
 
 impl Bar {
-    /// Whether it is memory, which a peer can reach.
+    /// Whether it is a memory BAR. Other devices can reach only memory BARs.
     #[must_use]
     pub fn is_memory(&self) -> bool {
         self.space != Space::Io
@@ -110,8 +109,8 @@ pub(super) fn bars(topology: &Topology, function: &Function) -> Vec<Bar> {
         .collect()
 }
 
-/// The bus address of a BAR whose CPU address is known. Where the register cannot be read the two are taken to be
-/// the same, as they are on x86.
+/// Converts the CPU address of a BAR to its bus address. If the register cannot be read, both are assumed to be equal,
+/// as on x86.
 fn bus_address(topology: &Topology, function: &Function, index: u8, cpu_address: u64) -> u64 {
     let register = register(function, index);
     let offset = match function
@@ -119,7 +118,8 @@ fn bus_address(topology: &Topology, function: &Function, index: u8, cpu_address:
         .and_then(|sbdf| topology.get(sbdf))
     {
         None => return register.map_or(cpu_address, |register| register.address),
-        // A virtual function's registers read zero: all of them together are where its physical function says.
+        // The BAR registers of a virtual function read zero. Their addresses derive from the VF BARs of the physical
+        // function.
         Some(physical) => {
             let all = physical
                 .resources()

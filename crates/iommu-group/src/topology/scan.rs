@@ -12,8 +12,8 @@ use crate::sysfs::{SysfsError, is_missing};
 use crate::{GroupId, Sbdf, Sysfs};
 
 impl Topology {
-    /// Reads every PCI function below `sysfs`. Functions that vanish meanwhile are left out, and what the caller may
-    /// not read is unknown; an error is only returned where there is no PCI at all or sysfs itself fails.
+    /// Reads every PCI function below `sysfs`. Functions that are removed during the scan are skipped. Values that the
+    /// caller may not read are unknown. Returns an error only if there is no PCI bus or if sysfs itself fails.
     pub fn scan(sysfs: &Sysfs, host: Host) -> Result<Self, SysfsError> {
         let dir = sysfs.root().join("bus/pci/devices");
         let entries = fs::read_dir(&dir).map_err(|error| {
@@ -44,7 +44,8 @@ impl Topology {
     }
 }
 
-/// The ports served by the driver for native hot-plug: its services are named after them, as `0000:00:04.0:pcie004`.
+/// The ports served by the native hot-plug driver. Its services are named after the ports, such as
+/// `0000:00:04.0:pcie004`.
 fn native_hotplug_ports(sysfs: &Sysfs) -> HashSet<Sbdf> {
     let Ok(services) = fs::read_dir(sysfs.root().join("bus/pci_express/drivers/pciehp")) else {
         return HashSet::new();
@@ -57,7 +58,7 @@ fn native_hotplug_ports(sysfs: &Sysfs) -> HashSet<Sbdf> {
         .collect()
 }
 
-/// Reads one function after the other with buffers that are used again.
+/// Reads functions one by one and reuses its buffers.
 struct Scanner {
     text: Box<[u8; 4096]>,
 }
@@ -71,7 +72,7 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Reads a function; `None` if it vanished.
+    /// Reads a function. `None` if it was removed.
     fn function(
         &mut self,
         mut dir: PathBuf,
@@ -79,7 +80,7 @@ impl Scanner {
     ) -> Result<Option<RawFunction>, SysfsError> {
         let parent = match fs::read_link(&dir) {
             Ok(target) => parent_in(&target),
-            // EINVAL: a plain directory. Trees that were copied have those.
+            // EINVAL: a directory instead of a link, as in copied trees.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Parent::ByBusNumber,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(SysfsError::io("read the link", &dir)(error)),
@@ -95,11 +96,11 @@ impl Scanner {
                 dir.push("config");
                 ConfigSpace::default()
             }
-            // Somebody forbids it: it stays unknown.
+            // Access is denied: the configuration space stays unknown.
             Err(_) => ConfigSpace::default(),
         };
         dir.pop();
-        // Virtual functions and those that do not answer read ffff here.
+        // The vendor ID of virtual functions and of functions that do not respond reads ffff.
         let speaks = space.u16(0).is_some_and(|vendor| vendor != 0xffff);
         let known_as = if speaks {
             None
@@ -140,7 +141,7 @@ impl Scanner {
         }))
     }
 
-    /// The text of an attribute; `None` if it cannot be read. The kernel gives all of it at once.
+    /// Reads the text of an attribute. `None` if it cannot be read. The kernel returns the whole text in one read.
     fn read(&mut self, dir: &mut PathBuf, name: &str) -> Option<&str> {
         dir.push(name);
         let file = File::open(&*dir);
@@ -160,7 +161,7 @@ impl Scanner {
         let (vendor, device) = (word("vendor")?, word("device")?);
         let subsystem_vendor = word("subsystem_vendor").unwrap_or(0);
         let subsystem_device = word("subsystem_device").unwrap_or(0);
-        // The class of a virtual function is not hidden, but one that does not answer has none to show.
+        // A virtual function has its class in configuration space. A function that does not respond reads as all ones.
         let class = match space.u32(0x08) {
             Some(value) if value != u32::MAX => value >> 8,
             _ => number("class")?,
@@ -177,7 +178,7 @@ impl Scanner {
     }
 }
 
-/// The last component of what the link `dir/name` points to; `None` if there is no such link.
+/// The last component of the target of the link `dir/name`. `None` if there is no such link.
 fn link(dir: &mut PathBuf, name: &str) -> Option<String> {
     dir.push(name);
     let target = fs::read_link(&*dir);
@@ -186,7 +187,7 @@ fn link(dir: &mut PathBuf, name: &str) -> Option<String> {
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
-/// Where a function hangs, by the path of its directory: `…/pci0000:00/0000:00:04.0/0000:01:00.0`.
+/// The parent of a function, from the path of its directory: `…/pci0000:00/0000:00:04.0/0000:01:00.0`.
 fn parent_in(target: &Path) -> Parent {
     let mut above = target
         .parent()

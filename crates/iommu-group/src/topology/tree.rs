@@ -1,4 +1,4 @@
-//! Which function hangs below which.
+//! The tree of PCI functions and root buses.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Function, Parent};
 use crate::Sbdf;
 
-/// The place of a function in its topology.
+/// Index of a function in its topology.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FunctionId(u32);
 
@@ -21,16 +21,16 @@ impl FunctionId {
     }
 }
 
-/// A root bus: what the kernel calls `pci0000:00`.
+/// A root bus: `pci0000:00` in the kernel's naming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RootBus {
-    /// Domain number.
+    /// Segment number.
     pub domain: u32,
     /// Bus number.
     pub bus: u8,
-    /// The PCI function that provides this bus, as an Intel VMD endpoint does. All requests from below carry its
-    /// requester id.
+    /// The PCI function that provides this bus, such as an Intel VMD endpoint. All requests from devices below use its
+    /// requester ID.
     pub behind: Option<Sbdf>,
 }
 
@@ -44,13 +44,13 @@ impl std::fmt::Display for RootBus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tree {
     parents: Vec<Option<FunctionId>>,
-    /// Which of the root buses each function is under.
+    /// Index of the root bus of each function.
     roots: Vec<usize>,
     root_buses: Vec<RootBus>,
-    /// The functions below each function, then those on each root bus: ranges of `members`.
+    /// Ranges of `members`: the functions below each function, then the functions on each root bus.
     starts: Vec<usize>,
     members: Vec<FunctionId>,
-    /// Every bridge before what is below it.
+    /// All functions; every bridge comes before the functions below it.
     top_down: Vec<FunctionId>,
 }
 
@@ -66,7 +66,7 @@ impl Tree {
             }
         }
         root_buses.sort_unstable();
-        // A bus that is behind a function sorts after the same bus that is not; keep what says more.
+        // If a bus is listed twice, the entry with a providing function sorts last. Reversing keeps that entry.
         root_buses.reverse();
         root_buses.dedup_by_key(|root| (root.domain, root.bus));
         root_buses.reverse();
@@ -109,7 +109,7 @@ impl Tree {
         self.parents.get(id.index()).copied().flatten()
     }
 
-    /// The bridges above a function, the nearest first.
+    /// The bridges above a function, nearest first.
     pub(crate) fn ancestors(&self, id: FunctionId) -> impl Iterator<Item = FunctionId> {
         std::iter::successors(self.parent(id), |id| self.parent(*id))
     }
@@ -118,7 +118,7 @@ impl Tree {
         &self.root_buses
     }
 
-    /// The place of the function's root bus among the root buses.
+    /// The index of the function's root bus among the root buses.
     pub(crate) fn root_of(&self, id: FunctionId) -> usize {
         self.roots.get(id.index()).copied().unwrap_or(0)
     }
@@ -134,12 +134,12 @@ impl Tree {
         }
     }
 
-    /// The functions on the root bus with this place among the root buses.
+    /// The functions on the root bus with this index.
     pub(crate) fn on_root_number(&self, index: usize) -> &[FunctionId] {
         self.range(self.parents.len().saturating_add(index))
     }
 
-    /// All functions, every bridge before what is below it.
+    /// All functions; every bridge comes before the functions below it.
     pub(crate) fn top_down(&self) -> impl Iterator<Item = FunctionId> {
         self.top_down.iter().copied()
     }
@@ -166,7 +166,7 @@ fn own_root(function: &Function) -> RootBus {
             bus,
             behind,
         },
-        // Sysfs knows of no bridge above: the bus that the function is on is the root, or as good as one.
+        // Sysfs has no bridge above: the function's own bus is treated as a root bus.
         Parent::Bridge(_) | Parent::ByBusNumber => {
             let address = function
                 .physical_function()
@@ -206,8 +206,8 @@ fn direct_parents(functions: &[Function]) -> Vec<Option<FunctionId>> {
         .collect()
 }
 
-/// Cuts every chain of parents that comes back to itself, which only broken bus numbers or a broken file can make,
-/// and returns all functions with each parent before its children.
+/// Cuts every cycle of parents. Cycles occur only with invalid bus numbers or in an invalid file. Returns all
+/// functions, each parent before its children.
 fn break_cycles(parents: &mut [Option<FunctionId>]) -> Vec<FunctionId> {
     #[derive(Clone, Copy, PartialEq)]
     enum Seen {
@@ -224,7 +224,7 @@ fn break_cycles(parents: &mut [Option<FunctionId>]) -> Vec<FunctionId> {
             match seen.get(id.index()).copied().unwrap_or(Seen::Done) {
                 Seen::Done => break,
                 Seen::OnThisWay => {
-                    // The last on the way has an ancestor below itself.
+                    // The last function of the walk has an ancestor below itself.
                     if let Some(last) = way
                         .last()
                         .copied()
@@ -252,7 +252,7 @@ fn break_cycles(parents: &mut [Option<FunctionId>]) -> Vec<FunctionId> {
     order
 }
 
-/// Sorts `count` things into `slots` by `slot_of`, keeping their order: where each slot starts, and the things.
+/// Sorts `count` items into `slots` by `slot_of` and keeps their order. Returns the start of each slot, and the items.
 fn group_by(
     slots: usize,
     count: usize,

@@ -1,4 +1,4 @@
-//! The checks. Each leaves the context as it was.
+//! The checks of the suite. Each restores the context.
 
 use crate::dma::DmaError;
 use crate::memory::HostMemory;
@@ -6,7 +6,7 @@ use iommu_group::{Address, AddressRange, Iova};
 
 use super::{Check, Failure, PAGE, Ram, Rig};
 
-/// Where checks map: inside of what every IOMMU can translate.
+/// I/O address at which checks map: every IOMMU can translate it.
 const HERE: u64 = 0x10_0000;
 
 pub(super) const ALL: [Check<dyn Rig>; 12] = [
@@ -48,12 +48,12 @@ fn unmap(rig: &dyn Rig, range: AddressRange<Iova>) -> Result<(), Failure> {
     unmapped.map_err(|error| error.to_string())
 }
 
-/// A mapping must be refused with this errno.
+/// Checks that a mapping is refused with this errno.
 fn refused(rig: &dyn Rig, at: u64, memory: HostMemory, errno: i32) -> Result<(), Failure> {
     refused_with_any(rig, at, memory, &[errno])
 }
 
-/// A mapping must be refused with one of these.
+/// Checks that a mapping is refused with one of these errnos.
 fn refused_with_any(
     rig: &dyn Rig,
     at: u64,
@@ -156,7 +156,7 @@ fn nothing(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(1)?)?;
     refused(rig, HERE - 4 * PAGE, ram.pages(16)?, libc::EEXIST)?;
     not_mapped(rig, AddressRange::new(iova(HERE - 4 * PAGE), 16 * PAGE))?;
-    // All around is free still.
+    // The addresses around it are still free.
     let before = map(rig, HERE - 2 * PAGE, ram.pages(2)?)?;
     let after = map(rig, HERE + PAGE, ram.pages(16)?)?;
     for range in [range, before, after] {
@@ -208,7 +208,7 @@ fn outside(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     let (Some(first), Some(last)) = (first, last) else {
         return Err("the IOMMU translates nothing".to_owned());
     };
-    // Across the end, behind it, and across the start of the hole between two ranges.
+    // Across the end, beyond it, and across the start of the hole between two ranges.
     let end = last.end().value();
     refused(rig, end - PAGE, ram.pages(2)?, libc::EINVAL)?;
     refused(rig, end, ram.pages(1)?, libc::EINVAL)?;
@@ -237,7 +237,7 @@ fn sleeping(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, rig.bar())?;
     rig.decode(false);
     let unmapped = unmap(rig, range);
-    // The place is free.
+    // The address is free.
     let ram = ram.pages(1)?;
     let again = map(rig, HERE, ram).and_then(|range| unmap(rig, range));
     rig.decode(true);

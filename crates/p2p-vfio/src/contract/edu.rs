@@ -1,4 +1,4 @@
-//! The DMA engine of the lab: QEMU's `edu` device (QEMU docs/specs/edu.rst), driven through VFIO.
+//! DMA engine of the lab: QEMU's `edu` device (QEMU docs/specs/edu.rst), driven through VFIO.
 
 use std::io;
 use std::thread;
@@ -14,12 +14,12 @@ const COUNT: u64 = 0x90;
 const COMMAND: u64 = 0x98;
 const START: u64 = 1;
 const OUT: u64 = 2;
-/// The device's own buffer as its engine addresses it. The processor cannot reach it.
+/// Address of the device's buffer for its DMA engine. The CPU cannot access the buffer.
 const BUFFER: u64 = 0x4_0000;
-/// A transfer takes 100 ms; the rest is for slow emulation.
+/// A transfer takes 100 ms; the margin is for slow emulation.
 const TRANSFER: Duration = Duration::from_secs(10);
 
-/// Copies a word from one bus address to another, by way of the device's buffer.
+/// Copies a word from one bus address to another through the device's buffer.
 pub(super) fn copy(device: &VfioPci, from: u64, to: u64) -> io::Result<()> {
     transfer(device, from, BUFFER, START)?;
     transfer(device, BUFFER, to, START | OUT)

@@ -1,4 +1,4 @@
-//! The suite on the kernel's type1 driver and on iommufd, and what only a kernel can get wrong.
+//! The suite on the kernel's type1 driver and on iommufd, with checks that apply only to a kernel.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +19,7 @@ use super::{Check, Failure, Ram, Results, Rig, checks, edu, run};
 const COMMAND: u64 = 0x04;
 const ON: [u8; 1] = [0x06];
 const OFF: [u8; 1] = [0x04];
-/// Where the word that a device is to write lies, for the device.
+/// I/O address of the word that a device writes.
 const WORD_AT: u64 = 0x8000_0000;
 
 struct KernelRig {
@@ -27,13 +27,13 @@ struct KernelRig {
     peers: Arc<dyn DmaBackend>,
     sbdf: Sbdf,
     group: GroupId,
-    /// Open unless a check has closed it for a moment.
+    /// `None` while a check has closed it.
     device: Mutex<Option<VfioPci>>,
     word: GuestMemoryMmap,
 }
 
-/// Checks the contract on a context of `interface` with the `edu` device `sbdf` of `group`, which is bound to
-/// vfio-pci: names and results.
+/// Runs the suite on a context of `interface` with the `edu` device `sbdf` of `group`, which is bound to vfio-pci.
+/// Returns the names and results of the checks.
 ///
 /// # Errors
 /// The device cannot be opened.
@@ -132,7 +132,7 @@ fn new_context(interface: Interface) -> Result<IommuContext, Failure> {
     IommuContext::new(&Arc::new(iommu), ContextKind::P2p).map_err(|e| e.to_string())
 }
 
-/// The first device of a context cannot be opened, the second one can: it has guest memory.
+/// Checks that a second device can be opened in a context with guest memory after the first could not be opened.
 fn failed_first(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<(), Failure> {
     let text = |error: &dyn std::error::Error| error.to_string();
     let context = new_context(interface)?;

@@ -1,4 +1,4 @@
-//! The two ends of a BAR that is shared as a dma-buf: whose it is, and who reaches it by DMA.
+//! The two ends of a BAR that is shared as a dma-buf: the exporter owns the BAR, the importer accesses it by DMA.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ const COMMAND: u64 = 0x04;
 const MEMORY_AND_MASTER: [u8; 1] = [0x06];
 const MASTER: [u8; 1] = [0x04];
 const PAGE: u64 = 4096;
-/// Where the importer's device finds the shared page, and the word to be written there.
+/// I/O addresses for the importer's device: the shared page, and the word to write into it.
 const SHARED_AT: u64 = 0x10_0000;
 const WORD_AT: u64 = 0x8000_0000;
-/// A register of the `edu` device that keeps the inverse of what is written to it.
+/// A register of the `edu` device that reads as the inverse of the value written.
 const LIVENESS: u64 = 4;
 
 fn text(error: impl std::error::Error) -> Failure {
     error.to_string()
 }
 
-/// Whose BAR it is: an `edu` device on iommufd, opened as the member of a P2P domain.
+/// The owner of the BAR: an `edu` device on iommufd, opened as a member of a P2P domain.
 pub struct Exporter {
     device: VfioPci,
     page: HostMemory,
@@ -41,7 +41,7 @@ impl Exporter {
     /// Opens the device, which is bound to vfio-pci, and exports the first page of BAR 0.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn open(sbdf: Sbdf, group: GroupId) -> Result<Self, Failure> {
         let handed = Arc::default();
         let iommu = HostIommu::choose(
@@ -61,10 +61,10 @@ impl Exporter {
         })
     }
 
-    /// The page.
+    /// The dma-buf of the page.
     ///
     /// # Errors
-    /// It was not exported.
+    /// The page was not exported.
     pub fn dma_buf(&self) -> Result<BorrowedFd<'_>, Failure> {
         self.page.dma_buf().ok_or("there is no dma-buf".to_owned())
     }
@@ -72,25 +72,25 @@ impl Exporter {
     /// Turns memory decode on or off.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn decode(&self, on: bool) -> Result<(), Failure> {
         let value = if on { &MEMORY_AND_MASTER } else { &MASTER };
         let written = self.device.write(Region::Config, COMMAND, value);
         written.map_err(text)
     }
 
-    /// Resets the device; the kernel restores its registers after.
+    /// Resets the device; the kernel restores its registers afterwards.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn reset(&self) -> Result<(), Failure> {
         self.device.reset().map_err(text)
     }
 
-    /// Writes a register that keeps the inverse of what is written.
+    /// Writes the register that reads as the inverse of the value written.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn write(&self, word: u32) -> Result<(), Failure> {
         let written = self
             .device
@@ -98,10 +98,10 @@ impl Exporter {
         written.map_err(text)
     }
 
-    /// What was written to that register last.
+    /// The value that was last written to that register.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn written(&self) -> Result<u32, Failure> {
         let mut word = [0; 4];
         let read = self.device.read(Region::Bar(0), LIVENESS, &mut word);
@@ -110,7 +110,7 @@ impl Exporter {
     }
 }
 
-/// Who reaches it: an `edu` device of another group, on an iommufd of its own.
+/// The importer: an `edu` device of another group, on its own iommufd.
 pub struct Importer {
     device: VfioPci,
     context: Arc<Ioas>,
@@ -121,7 +121,7 @@ impl Importer {
     /// Opens the device, which is bound to vfio-pci.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// The kernel's error.
     pub fn open(sbdf: Sbdf) -> Result<Self, Failure> {
         let iommufd = Arc::new(Iommufd::open().map_err(text)?);
         let file = Cdev::find(sbdf).map_err(text)?;
@@ -143,24 +143,23 @@ impl Importer {
         })
     }
 
-    /// Maps somebody else's page for the device.
+    /// Maps the exporter's page for the device.
     ///
     /// # Errors
-    /// What the kernel said: `ENODEV` while the exporter does not decode memory.
+    /// The kernel's error: `ENODEV` while the exporter does not decode memory.
     pub fn map(&self, page: BorrowedFd<'_>) -> Result<(), Failure> {
         self.context.map_shared(shared()?, page).map_err(text)
     }
 
-    /// Unmaps it.
+    /// Unmaps the page.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn unmap(&self) -> Result<(), Failure> {
         self.context.unmap_shared(shared()?).map_err(text)
     }
 
-    /// Lets the device write a word into the page by DMA, at the register that an exporter reads; whether it arrives
-    /// is another question.
+    /// Makes the device write a word into the page by DMA, at the register that an exporter reads. The write may fault.
     ///
     /// # Errors
     /// The device does not do DMA.

@@ -1,4 +1,4 @@
-//! From an open host function to one of a guest.
+//! Attaches an open host function to a guest.
 
 use std::sync::Arc;
 
@@ -22,11 +22,11 @@ use super::vfio_events::VfioEvents;
 use super::{AssignedDevice, AttachError, DeviceParams, HostDevice};
 
 impl AssignedDevice {
-    /// Makes an open device one of a guest. Memory decode is off and its BARs are at 0 until
-    /// [`place_bar`](Self::place_bar) and [`enable_memory`](Self::enable_memory).
+    /// Attaches an open device to a guest. Memory decode is off and its BARs are at 0 until
+    /// [`place_bar`](Self::place_bar) and [`enable_memory`](Self::enable_memory) are called.
     ///
     /// # Errors
-    /// [`AttachError`] names the device and what was attempted; the device is closed then.
+    /// [`AttachError`] names the device and the failed operation; the device is closed then.
     pub fn new(host: HostDevice, params: DeviceParams) -> Result<Self, AttachError> {
         let HostDevice {
             sbdf,
@@ -84,7 +84,7 @@ impl AssignedDevice {
         Ok(this)
     }
 
-    /// Maps what can be mapped of the BARs into this process; it is visible to nobody yet.
+    /// Maps the mappable parts of the BARs into this process. The guest and the peers do not see them yet.
     fn map_bars(&mut self) -> Result<(), AttachError> {
         let structures: Vec<_> = self
             .msix

@@ -1,4 +1,4 @@
-//! The base address registers that the guest reads and writes.
+//! The base address registers as the guest reads and writes them.
 
 use iommu_group::spec::{bar, header};
 use iommu_group::{Address, AddressRange, Bar, Gpa, Space};
@@ -7,7 +7,7 @@ const COUNT: usize = 6;
 /// First byte after the BARs of a type 0 header.
 pub(super) const END: u16 = header::BAR0 + 24;
 
-/// The six registers. I/O BARs are not offered to the guest: they read as not implemented.
+/// The six registers. I/O BARs read as not implemented for the guest.
 #[derive(Debug)]
 pub(super) struct Bars {
     registers: [u32; COUNT],
@@ -66,7 +66,7 @@ impl Bars {
         &self.infos
     }
 
-    /// Where a BAR is now.
+    /// The current range of a BAR.
     pub(super) fn range(&self, info: &Bar) -> Option<AddressRange<Gpa>> {
         let at = usize::from(info.index);
         let mut address = u64::from(self.registers[at] & bar::MEMORY_ADDRESS);
@@ -76,7 +76,7 @@ impl Bars {
         AddressRange::new(Gpa::new(address), info.size_bytes)
     }
 
-    /// Moves a BAR. Bits below its size are dropped, as hardware does.
+    /// Sets the address of a BAR. Bits below its size are dropped, as in hardware.
     pub(super) fn set(&mut self, info: &Bar, address: Gpa) {
         let at = usize::from(info.index);
         self.store(at, low(address.value()));
@@ -85,7 +85,7 @@ impl Bars {
         }
     }
 
-    /// Back to address 0, as after reset.
+    /// Sets all addresses to 0, as after reset.
     pub(super) fn reset(&mut self) {
         for (register, writable) in self.registers.iter_mut().zip(self.writable) {
             *register &= !writable;
@@ -116,7 +116,7 @@ impl Bars {
     }
 }
 
-/// The bits of a register that are not address.
+/// The low bits of a register, which are not part of the address.
 fn flags(info: &Bar) -> u32 {
     let kind = if info.is_64bit() {
         bar::MEMORY_TYPE_64

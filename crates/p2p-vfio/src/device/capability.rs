@@ -2,14 +2,14 @@
 
 use iommu_group::spec::{self, cap, header, msi};
 
-/// A capability and where its header is. Its id is a byte in the first list and a word in the second.
+/// A capability and the offset of its header. The id is 8 bits in the first list and 16 bits in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capability<Id> {
     pub(super) id: Id,
     pub(super) offset: u16,
 }
 
-/// The capabilities in the first 256 bytes. A list that loops or leaves the space ends there.
+/// Lists the capabilities in the first 256 bytes. A loop or an offset outside of the space ends the list.
 pub(super) fn standard(config: &[u8]) -> Vec<Capability<u8>> {
     let mut found: Vec<Capability<u8>> = Vec::new();
     let status = word(config, header::STATUS).unwrap_or(0);
@@ -34,7 +34,7 @@ pub(super) fn standard(config: &[u8]) -> Vec<Capability<u8>> {
     found
 }
 
-/// The capabilities from 0x100 on. A list that loops or leaves the space ends there.
+/// Lists the capabilities from 0x100 on. A loop or an offset outside of the space ends the list.
 pub(super) fn extended(config: &[u8]) -> Vec<Capability<u16>> {
     let mut found: Vec<Capability<u16>> = Vec::new();
     let mut next = spec::LEGACY_BYTES;
@@ -55,7 +55,7 @@ pub(super) fn extended(config: &[u8]) -> Vec<Capability<u16>> {
     found
 }
 
-/// How long a capability in the first 256 bytes is, in bytes; a header's four if its kind is not known.
+/// Length in bytes of a capability in the first 256 bytes; 4, the header, for an unknown kind.
 pub(super) fn len_bytes(config: &[u8], capability: Capability<u8>) -> u16 {
     let control = word(config, capability.offset.saturating_add(2)).unwrap_or(0);
     match capability.id {
@@ -83,14 +83,14 @@ pub(super) fn len_bytes(config: &[u8], capability: Capability<u8>) -> u16 {
     }
 }
 
-/// The little-endian word at `offset`, if the space reaches that far.
+/// The little-endian word at `offset`; `None` beyond the end of the space.
 fn word(config: &[u8], offset: u16) -> Option<u16> {
     let at = usize::from(offset);
     let bytes = config.get(at..at.checked_add(2)?)?;
     Some(u16::from_le_bytes(bytes.try_into().ok()?))
 }
 
-/// The little-endian dword at `offset`, if the space reaches that far.
+/// The little-endian dword at `offset`; `None` beyond the end of the space.
 pub(super) fn dword(config: &[u8], offset: u16) -> Option<u32> {
     let at = usize::from(offset);
     let bytes = config.get(at..at.checked_add(4)?)?;

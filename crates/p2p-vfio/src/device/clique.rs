@@ -1,9 +1,9 @@
-//! NVIDIA's capability by which a hypervisor tells the GPU driver in a guest which GPUs may use
-//! peer-to-peer: those that show the same clique number.
+//! NVIDIA's P2P clique capability. A hypervisor adds it to tell the guest's GPU driver which GPUs can use peer-to-peer:
+//! those with the same clique number.
 //!
-//! It is a vendor-specific capability (PCI r3.0 §6.7) of eight bytes: length 8, the signature `P2P`,
-//! then the version in bits 2:0 (0) and the clique in bits 6:3. The driver looks for it along the list,
-//! so it may be wherever nothing else is.
+//! It is a vendor-specific capability (PCI r3.0 §6.7) of eight bytes: length 8, the signature `P2P`, then the version
+//! in bits 2:0 (0) and the clique in bits 6:3. The driver searches the capability list for it, so any free offset is
+//! valid.
 
 use iommu_group::spec::{self, cap, header};
 
@@ -18,13 +18,12 @@ const LEN: u8 = 8;
 pub struct Clique(u8);
 
 impl Clique {
-    /// The clique of the P2P domain with this number; `None` beyond 15, which the capability cannot
-    /// express.
+    /// The clique of the P2P domain with this number; `None` above 15, which the capability cannot express.
     pub fn of_domain(domain: usize) -> Option<Self> {
         u8::try_from(domain).ok().filter(|n| *n < 16).map(Self)
     }
 
-    /// Adds the capability in front of the list, if the function is a GPU of NVIDIA's.
+    /// Adds the capability at the head of the list if the function is an NVIDIA GPU.
     pub(super) fn show(self, config: &[u8], mask: &mut ConfigMask) -> Result<(), &'static str> {
         let is_nvidia = config.starts_with(&NVIDIA);
         let class = config.get(usize::from(header::BASE_CLASS));
@@ -54,10 +53,10 @@ impl Clique {
     }
 }
 
-/// The last place with room for the capability: in none that the list has, and all zeros in hardware.
+/// The last offset with room for the capability: outside of all listed capabilities, and all zeros in hardware.
 fn gap(config: &[u8], list: &[Capability<u8>]) -> Option<u16> {
     let len = u16::from(LEN);
-    // Between header and extended space there is nothing but capabilities (PCIe r6.0 §7.2.1).
+    // The space between header and extended space holds only capabilities (PCIe r6.0 §7.2.1).
     let first = u16::try_from(spec::HEADER_BYTES).ok()?;
     let mut candidates = (first..=spec::LEGACY_BYTES - len)
         .rev()

@@ -1,4 +1,4 @@
-//! What the guest reads instead of the hardware's configuration space, as data.
+//! The bits of configuration space that the guest reads in place of the hardware's.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,8 +7,8 @@ use iommu_group::spec::{acs, ext, header};
 
 use super::capability::{self, Capability};
 
-/// Extended capabilities that would be untrue or harmful in the guest's topology (PCIe r6.0 §7.8,
-/// §7.9, §9.3, §10.5): their controls act on ports, IOMMU or functions that the guest does not see.
+/// Extended capabilities that are wrong or harmful in the guest's topology (PCIe r6.0 §7.8, §7.9, §9.3, §10.5): their
+/// controls act on ports, an IOMMU or functions that the guest does not see.
 const HIDDEN: [(u16, &str, Length); 8] = [
     (ext::ACS, "ACS", Length::Acs),
     (ext::ARI, "ARI", Length::Fixed(0x08)),
@@ -24,10 +24,10 @@ const HIDDEN: [(u16, &str, Length); 8] = [
     ),
 ];
 
-/// How long a capability is.
+/// Length of a capability.
 #[derive(Clone, Copy)]
 enum Length {
-    /// So many bytes.
+    /// A fixed number of bytes.
     Fixed(u16),
     /// Longer with an egress control vector (PCIe r6.0 §7.7.11).
     Acs,
@@ -47,7 +47,7 @@ impl Length {
                 let [low, vector_bits, ..] = register(acs::CAPABILITY).to_le_bytes();
                 match (low & EGRESS, vector_bits) {
                     (0, _) => 8,
-                    // All of 256.
+                    // 0 encodes 256 bits.
                     (_, 0) => 8 + 32,
                     (_, bits) => 8 + u16::from(bits).div_ceil(32) * 4,
                 }
@@ -64,7 +64,7 @@ impl Length {
 #[derive(Debug, Default)]
 pub(super) struct ConfigMask {
     bytes: BTreeMap<u16, Patch>,
-    /// Hidden capabilities, headers included: no write gets there, and what is not patched reads as zero.
+    /// Hidden capabilities, headers included: writes are dropped, and bytes without a patch read as zero.
     hidden: Vec<Range<u16>>,
 }
 
@@ -78,7 +78,7 @@ impl ConfigMask {
     /// The mask of an endpoint: one function, no ROM, pin INTA or none, no capability of [`HIDDEN`].
     pub(super) fn of_endpoint(config: &[u8], has_line: bool) -> Self {
         let mut mask = Self::default();
-        // A function of a multi-function device is alone in its slot of the guest.
+        // A function of a multi-function device is the only function in its slot of the guest.
         mask.set(header::HEADER_TYPE, header::HEADER_TYPE_MULTIFUNCTION, 0);
         for byte in header::EXPANSION_ROM..header::EXPANSION_ROM + 4 {
             mask.set(byte, 0xff, 0);
@@ -100,7 +100,7 @@ impl ConfigMask {
         mask
     }
 
-    /// Replaces what the hardware has from `offset` on.
+    /// Replaces the hardware's bytes from `offset` on.
     pub(super) fn replace(&mut self, offset: u16, bytes: &[u8]) {
         for (at, byte) in (offset..).zip(bytes) {
             self.set(at, 0xff, *byte);
@@ -111,7 +111,7 @@ impl ConfigMask {
         self.bytes.insert(offset, Patch { mask, value });
     }
 
-    /// Turns what the hardware said at `offset` into what the guest reads.
+    /// Replaces the masked bits in `data`, which was read from the hardware at `offset`.
     pub(super) fn apply(&self, offset: u16, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
             if let Some(patch) = self.bytes.get(&at) {
@@ -122,7 +122,7 @@ impl ConfigMask {
         }
     }
 
-    /// Whether the guest's writes to this byte are dropped: all of it is ours.
+    /// Whether the mask replaces the whole byte, so that writes of the guest are dropped.
     pub(super) fn owns(&self, offset: u16) -> bool {
         self.hides(offset) || self.bytes.get(&offset).is_some_and(|p| p.mask == 0xff)
     }

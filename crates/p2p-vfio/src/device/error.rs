@@ -1,4 +1,4 @@
-//! Why a device could not be assigned or taken away.
+//! Errors of attaching and detaching a device.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::context::ContextError;
 
 use super::bar_mappings::BarMappingError;
 
-/// Why a device could not be assigned. It was given back to VFIO as it was found.
+/// A device could not be assigned. It was returned to VFIO in the state in which it was found.
 #[derive(Debug, Error)]
 pub enum AttachError {
     /// It could not be opened in its IOMMU context.
@@ -21,21 +21,21 @@ pub enum AttachError {
     Config {
         /// The device.
         sbdf: Sbdf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// It does not answer: configuration space reads as all ones.
+    /// The device does not respond: configuration space reads as all ones.
     #[error("{sbdf} does not answer; is it still there and powered?")]
     Absent {
         /// The device.
         sbdf: Sbdf,
     },
-    /// It has a BAR that PCI does not allow.
+    /// It has an invalid BAR.
     #[error("{sbdf}: {error}")]
     Bar {
         /// The device.
         sbdf: Sbdf,
-        /// The BAR.
+        /// The error of the BAR.
         error: BarError,
     },
     /// A BAR could not be mapped into this process.
@@ -45,15 +45,15 @@ pub enum AttachError {
         sbdf: Sbdf,
         /// The BAR.
         bar: u8,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// The host could not be asked to tell of errors, or when it wants the device back.
+    /// The eventfds for errors and for requests of the host could not be set up.
     #[error("cannot listen to what the host tells of {sbdf}: {error}")]
     VfioEvents {
         /// The device.
         sbdf: Sbdf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
     /// Its interrupts could not be set up.
@@ -61,37 +61,37 @@ pub enum AttachError {
     Interrupts {
         /// The device.
         sbdf: Sbdf,
-        /// What VFIO or the hypervisor said.
+        /// The error of VFIO or the hypervisor.
         error: io::Error,
     },
-    /// A BAR could not be shown.
+    /// A BAR could not be mapped for the guest or the peers.
     #[error(transparent)]
     BarMapping(#[from] BarMappingError),
-    /// A BAR was placed where no bridge leads to the device.
+    /// A BAR has an address that the bridges above the device do not forward.
     #[error("BAR {bar} of {sbdf} is at {range}, to which no bridge leads")]
     Beyond {
         /// The device.
         sbdf: Sbdf,
         /// The BAR.
         bar: u8,
-        /// Where it is.
+        /// Guest-physical range of the BAR.
         range: AddressRange<Gpa>,
     },
-    /// The clique capability does not fit.
+    /// The clique capability could not be added.
     #[error("cannot tell the guest's driver the P2P clique of {sbdf}: {why}")]
     Clique {
         /// The device.
         sbdf: Sbdf,
-        /// What is in the way.
+        /// The reason.
         why: &'static str,
     },
 }
 
-/// Why a device could not be taken away. It is quiet, and [`detach`](super::AssignedDevice::detach)
-/// can be called again.
+/// A device could not be detached. It does no DMA unless its command register could not be written.
+/// [`detach`](super::AssignedDevice::detach) can be called again.
 #[derive(Debug, Error)]
 pub enum DetachError {
-    /// It is still visible somewhere.
+    /// A BAR is still mapped.
     #[error(transparent)]
     BarMapping(#[from] BarMappingError),
     /// Its interrupts could not be turned off.
@@ -99,7 +99,7 @@ pub enum DetachError {
     Interrupts {
         /// The device.
         sbdf: Sbdf,
-        /// What VFIO or the hypervisor said.
+        /// The error of VFIO or the hypervisor.
         error: io::Error,
     },
     /// Its command register could not be written.
@@ -107,7 +107,7 @@ pub enum DetachError {
     Config {
         /// The device.
         sbdf: Sbdf,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! What happens to an assigned device without the VMM's doing.
+//! Events of an assigned device that the VMM did not cause.
 
 use std::io;
 
@@ -10,70 +10,71 @@ use crate::dma::DmaError;
 
 use super::bar_mappings::BarMappingError;
 
-/// Something that a VMM is told of one of its devices.
+/// Event that a VMM receives about one of its devices.
 #[derive(Debug, Error)]
 pub enum DeviceEvent {
-    /// The guest put a BAR where it cannot be, or it could not be taken from where it was. The BAR is
-    /// visible to nobody until the guest puts it elsewhere or the place becomes free.
+    /// A BAR could not be mapped at the address that the guest programmed, or could not be unmapped from its former
+    /// address. The BAR is not visible until the guest moves it or the address becomes free.
     #[error(transparent)]
     BarMapping(BarMappingError),
-    /// The guest moved a BAR off the bus address at which a switch of the host carries requests to it. The
-    /// IOMMU has it at the new place, but what is sent there goes up to the root complex, if no other
-    /// device below the switch takes it for its own.
+    /// The guest moved a BAR away from the bus address at which a host switch routes requests to it. The IOMMU maps the
+    /// BAR at its new address, but the switch sends requests to that address up to the root complex, or to another
+    /// device below it that claims the address.
     #[error(
         "BAR {bar} went from {from} to {to}, off its bus address {bus_address}: peers no longer reach it \
          straight across the switch, only through the IOMMU, if the root complex routes between devices"
     )]
     RouteDegraded {
-        /// Its BAR.
+        /// Index of the BAR.
         bar: u8,
-        /// Where it was.
+        /// Its former address.
         from: Gpa,
-        /// Where it is.
+        /// Its new address.
         to: Gpa,
-        /// Where it should be.
+        /// The bus address that the switch routes to it.
         bus_address: Gpa,
     },
-    /// The guest moved such a BAR back.
+    /// The guest moved such a BAR back to its bus address.
     #[error(
         "BAR {bar} went from {from} back to its bus address {bus_address}: peers reach it straight across \
          the switch again"
     )]
     RouteRestored {
-        /// Its BAR.
+        /// Index of the BAR.
         bar: u8,
-        /// Where it was.
+        /// Its former address.
         from: Gpa,
-        /// Where it is.
+        /// Its new address.
         bus_address: Gpa,
     },
-    /// The guest turned bus mastering on, and the BARs of its peers could not be mapped for it. Bus mastering stays off.
+    /// The guest turned bus mastering on, but the BARs of its peers could not be mapped for the device. Bus mastering
+    /// stays off.
     #[error("bus mastering stays off, because the BARs of its peers cannot be mapped: {0}")]
     Initiator(DmaError),
-    /// The guest's interrupts could not be set up as it wants them.
+    /// The interrupts could not be set up as the guest programmed them.
     #[error("interrupts are not as the guest wants them: {0}")]
     Interrupts(io::Error),
     /// The guest's write to a register did not reach the device.
     #[error("write to configuration space at {offset:#x}: {error}")]
     Config {
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u16,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
     /// The guest reset the function.
     #[error("the guest reset it")]
     Reset,
-    /// The guest wanted to reset the function; it is quiet, but as it was.
+    /// The guest tried to reset the function and the reset failed. Bus mastering and memory decode are off.
     #[error("the guest's reset failed: {0}")]
     ResetFailed(io::Error),
     /// The hardware reported an uncorrectable error. The device is stopped.
     #[error("the hardware reported an uncorrectable error; the device is stopped")]
     Error,
-    /// The host wants the device back: soft-unplug it.
+    /// The host requests the device back: the VMM should unplug it with the guest's consent.
     #[error("the host wants the device back")]
     Requested,
-    /// The device does not answer any more. It is stopped.
+    /// The device does not respond any more. It is stopped.
     #[error("the device has vanished")]
     Vanished,
 }

@@ -23,27 +23,27 @@ struct Domain {
     peers: Arc<PeerBars>,
 }
 
-/// A function of the fake host.
+/// Configuration of a function of the fake host.
 #[derive(Debug, Clone)]
 pub struct FakeFunction {
     /// Its configuration space.
     pub config: Vec<u8>,
-    /// The sizes of its BARs, in bytes, up to 16 MiB; 0 for one that does not exist.
+    /// Sizes of its BARs, in bytes, up to 16 MiB; 0 for an absent BAR.
     pub bar_sizes: [u64; 6],
     /// Whether its BARs can be mapped.
     pub mappable: bool,
-    /// How many MSI and MSI-X vectors it has.
+    /// Number of its MSI and MSI-X vectors.
     pub vectors: [u32; 2],
     /// Whether MSI-X vectors can be added while others are on.
     pub dynamic: bool,
 }
 
-/// What the host sees of a function that is assigned.
+/// The host's view of an assigned function.
 #[derive(Debug)]
 pub struct FakeRegisters(Arc<Mutex<FakeHardware>>);
 
 impl FakeHost {
-    /// A VM with so many P2P domains.
+    /// Creates a VM with this number of P2P domains.
     pub fn new(domains: usize) -> Self {
         let countdown = Countdown::default();
         let vm = || Arc::new(FakeVm::failing_with(countdown.clone()));
@@ -53,7 +53,7 @@ impl FakeHost {
         }
     }
 
-    /// Assigns a function, in a domain or in none.
+    /// Attaches a function, in a P2P domain or unshared.
     ///
     /// # Errors
     /// As for [`AssignedDevice::new`].
@@ -87,43 +87,43 @@ impl FakeHost {
         Ok((AssignedDevice::new(host, params)?, registers))
     }
 
-    /// The call after so many others fails, once.
+    /// Lets `calls` calls succeed and the next one fail, once.
     pub fn fail_after(&self, calls: u32) {
         self.vm.countdown.set(calls);
     }
 
-    /// No call fails from now on.
+    /// Makes all calls succeed from now on.
     pub fn stop_failing(&self) {
         self.vm.countdown.stop();
     }
 
-    /// Forgets what devices have told; how much that was.
+    /// Takes the events of the devices and returns their number.
     pub fn take_events(&self) -> usize {
         self.vm.told().len()
     }
 
-    /// Memory that the guest sees, in order.
+    /// Memory slots of the guest, in order.
     pub fn slots(&self) -> Vec<AddressRange<Gpa>> {
         self.vm.slot_ranges()
     }
 
-    /// Ranges at which devices answer, in order.
+    /// Ranges that devices have claimed, in order.
     pub fn claims(&self) -> Vec<AddressRange<Gpa>> {
         self.vm.claim_ranges()
     }
 
-    /// What the devices of a domain reach besides guest memory, in order.
+    /// Ranges that the devices of a domain can reach in addition to guest memory, in order.
     pub fn mapped(&self, domain: usize) -> Vec<AddressRange<Iova>> {
         let domain = self.domains.get(domain);
         domain.map_or_else(Vec::new, |domain| domain.context.dma_ranges())
     }
 
-    /// How many messages can be delivered to the guest.
+    /// Number of message routes to the guest.
     pub fn routes(&self) -> usize {
         self.vm.messages().len()
     }
 
-    /// How many devices are connected to interrupt lines.
+    /// Number of devices connected to interrupt lines.
     pub fn lines(&self) -> usize {
         self.vm.lines()
     }
@@ -160,26 +160,26 @@ impl FakeRegisters {
         self.lock().line
     }
 
-    /// How many of its vectors signal.
+    /// Number of its connected vectors.
     pub fn vectors(&self) -> usize {
         let hardware = self.lock();
         hardware.vectors.as_ref().map_or(0, |(.., on)| on.len())
     }
 
-    /// Where peers reached it during the last reset.
+    /// Addresses at which peers could reach it during the last reset.
     pub fn peers_at_reset(&self) -> Vec<u64> {
         self.lock().peers_at_reset.clone()
     }
 
-    /// The host says that there was an error, or else that it wants the device back.
+    /// Signals an error from the host if `error` is true, otherwise the request to give the device back.
     pub fn signal(&self, error: bool) {
         if let Some(event) = self.lock().notices.get(&u8::from(!error)) {
-            // A full counter is signalled already.
+            // The write fails only if the counter is full: the event is signalled then.
             let _ = event.write(1);
         }
     }
 
-    /// The function is pulled: every call fails from now on.
+    /// Simulates surprise removal: all calls fail from now on.
     pub fn pull(&self) {
         self.lock().gone = Some(libc::ENODEV);
     }

@@ -1,4 +1,4 @@
-//! A host function that is open through VFIO but not yet one of a guest.
+//! A host function that is open through VFIO and not yet attached to a guest.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::peers::PeerBars;
 use super::bars::decode;
 use super::{AttachError, capability};
 
-/// An open device: what it needs is known, nothing of it is visible to a guest.
+/// An open device. Its requirements are known, and no guest sees it.
 pub struct HostDevice {
     pub(super) sbdf: Sbdf,
     pub(super) device: Box<dyn PciBackend>,
     pub(super) config: Vec<u8>,
     pub(super) endpoint: Endpoint,
-    /// The BARs of its P2P domain; `None` outside of one.
+    /// The table of its P2P domain; `None` for an unshared device.
     pub(super) domain: Option<Arc<PeerBars>>,
-    /// Policy hides its BARs: they are mapped for nobody, and the IOMMU keeps the peers from them.
+    /// Policy hides its BARs: they are not mapped for peers, whose requests fault in the IOMMU.
     pub(super) hidden: bool,
 }
 
@@ -29,7 +29,7 @@ impl HostDevice {
     /// Opens a checked device in `context`. The kernel resets it.
     ///
     /// # Errors
-    /// [`AttachError`] names the device and what was attempted; it is closed then.
+    /// [`AttachError`] names the device and the failed operation; the device is closed then.
     pub fn open(context: &IommuContext, info: &DeviceInfo) -> Result<Self, AttachError> {
         let device = Box::new(context.open(info.sbdf, info.group)?);
         let mut this = Self::new(info.sbdf, device, &info.bus_addresses)?;
@@ -39,7 +39,7 @@ impl HostDevice {
         Ok(this)
     }
 
-    /// From an open device and the bus addresses of its BARs, by number.
+    /// Creates it from an open device and the bus addresses of its BARs, by index.
     pub(super) fn new(
         sbdf: Sbdf,
         device: Box<dyn PciBackend>,
@@ -63,13 +63,13 @@ impl HostDevice {
         })
     }
 
-    /// What it needs of the guest's topology and address space.
+    /// Its requirements for the guest's topology and address space.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 }
 
-/// The endpoint that an open device is: sizes of BARs from VFIO, everything else from its configuration space.
+/// Describes an open device: BAR sizes come from VFIO, everything else from configuration space.
 fn endpoint(
     sbdf: Sbdf,
     device: &dyn PciBackend,

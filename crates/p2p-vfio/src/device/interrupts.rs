@@ -1,7 +1,7 @@
-//! Interrupts: from the device's signal to what the guest asked for.
+//! Interrupts: from the device's signal to the interrupt that the guest programmed.
 //!
-//! One of three kinds is on at a time: the pin, MSI or MSI-X. The host gives a vector only for what the
-//! guest uses: with dynamic MSI-X one by one, else as many as reach the highest in use.
+//! One of three kinds is on at a time: the pin, MSI or MSI-X. The host allocates only the vectors that the guest uses:
+//! with dynamic MSI-X one by one, otherwise all up to the highest in use.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,11 +14,11 @@ use crate::descriptors::DescriptorLimit;
 use crate::pci::{Line, PciBackend, VectorKind};
 use crate::vmm::{IntxLine, MsiMessage, MsiRouter, RouteId};
 
-/// What the guest has programmed.
+/// The interrupts that the guest has programmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     Off,
-    /// The pin.
+    /// The pin INTA.
     Line,
     /// Message of every vector, `None` while masked.
     Vectors(VectorKind, Vec<Option<MsiMessage>>),
@@ -40,10 +40,10 @@ pub(super) struct Interrupts {
     fds: DescriptorLimit,
     line: Option<Arc<dyn IntxLine>>,
     pin: Option<Pin>,
-    /// Vectors are on in the device.
+    /// The kind of vectors that is on in the device.
     on: Option<VectorKind>,
     vectors: BTreeMap<u32, Vector>,
-    /// How many vectors the host has given.
+    /// Number of vectors that the host has allocated.
     given: u32,
 }
 
@@ -64,11 +64,11 @@ impl Interrupts {
         }
     }
 
-    /// Makes interrupts what the guest wants. A masked vector keeps its signal pending.
+    /// Sets up the interrupts that the guest has programmed. A masked vector keeps its signal pending.
     ///
     /// # Errors
-    /// The errno of VFIO or of the hypervisor. Vectors that worked before work on; what could not be
-    /// set up is off, and is tried again when the guest changes something.
+    /// The errno of VFIO or of the hypervisor. Vectors that worked before still work. Vectors that could not be set up
+    /// are off, and the next change by the guest tries again.
     pub(super) fn apply(&mut self, device: &dyn PciBackend, wanted: &Wanted) -> io::Result<()> {
         match wanted {
             Wanted::Off => self.turn_off(device),
@@ -78,7 +78,7 @@ impl Interrupts {
                 self.pin_on(device)
             }
             Wanted::Vectors(kind, messages) => {
-                // The table of MSI-X does not change; what is used of it does.
+                // The guest can change which entries of the MSI-X table are in use, but not the size of the table.
                 let same = *kind == VectorKind::Msix || self.given == count(messages);
                 if self.on != Some(*kind) || !same {
                     self.turn_off(device)?;
@@ -119,7 +119,7 @@ impl Interrupts {
         let used = (0_u32..)
             .zip(messages)
             .filter(|(n, message)| {
-                // The first one is always given: without any, the kind would be off in the device.
+                // The first vector is always allocated: without any vector, the kind would be off in the device.
                 kind == VectorKind::Msi || *n == 0 || message.is_some()
             })
             .map(|(n, _)| n);
@@ -132,16 +132,16 @@ impl Interrupts {
                         place.insert(Vector { event, route: None });
                         new.push(n);
                     }
-                    // It stays as if it were masked; the others have theirs.
+                    // The vector stays masked; the other vectors are set up.
                     Err(error) => without = without.or(Some((n, error))),
                 }
             }
         }
-        // Routes first: a signal that comes at once must not be lost.
+        // Set up routes first: a signal that comes at once must not be lost.
         let result = self.route(messages).and_then(|()| {
             let most = match kind {
                 VectorKind::Msi => count(messages),
-                // One at least: without any, the kind would be off in the device.
+                // At least one: without any vector, the kind would be off in the device.
                 VectorKind::Msix => self.vectors.keys().next_back().map_or(1, |n| n + 1),
             };
             if self.on.is_some() && !dynamic && most > self.given {
@@ -174,7 +174,7 @@ impl Interrupts {
         }
     }
 
-    /// Turns the kind on in the device with its first vectors, so many.
+    /// Turns the kind on in the device with its first `first` vectors.
     fn give_all(
         &mut self,
         device: &dyn PciBackend,
@@ -189,7 +189,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Gives single vectors of a kind that is on.
+    /// Allocates single vectors of a kind that is on.
     fn give(&mut self, device: &dyn PciBackend, kind: VectorKind, which: &[u32]) -> io::Result<()> {
         for n in which {
             let event = self.vectors.get(n).map(|vector| &vector.event);
@@ -207,7 +207,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Forgets vectors that could not be set up.
+    /// Removes vectors that could not be set up.
     fn withdraw(&mut self, device: &dyn PciBackend, which: &[u32]) {
         for n in which {
             if let Some(kind) = self.on
@@ -219,16 +219,16 @@ impl Interrupts {
             if let Some(mut vector) = self.vectors.remove(n)
                 && let Err(error) = vector.route(&*self.router, None)
             {
-                // Closing the eventfd ends delivery as well, and the guest can have this as often as it likes.
+                // Closing the eventfd also ends delivery. Logged at debug level because the guest can repeat this.
                 log::debug!("while undoing: {error}");
             }
         }
     }
 
-    /// Turns everything off and forgets what was pending.
+    /// Turns all interrupts off and drops pending signals.
     ///
     /// # Errors
-    /// What could not be turned off is still there, and tried again next time.
+    /// The first failure. What could not be turned off is kept, and the next call tries again.
     pub(super) fn turn_off(&mut self, device: &dyn PciBackend) -> io::Result<()> {
         if let (Some(pin), Some(line)) = (&self.pin, &self.line) {
             device.set_line(None)?;
@@ -251,7 +251,7 @@ fn count(messages: &[Option<MsiMessage>]) -> u32 {
 }
 
 impl Vector {
-    /// Delivers `message` from now on; nothing if that is `None`.
+    /// Delivers `message` from now on; `None` ends delivery.
     fn route(&mut self, router: &dyn MsiRouter, message: Option<MsiMessage>) -> io::Result<()> {
         match (self.route, message) {
             (None, None) => {}

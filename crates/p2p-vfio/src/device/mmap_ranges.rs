@@ -1,14 +1,14 @@
-//! Which parts of a BAR are mapped: a pure function of what VFIO allows and what must trap.
+//! Ranges of a BAR to map: computed from the ranges that VFIO allows and the ranges that must trap.
 
 use crate::pci::{Mappable, RegionInfo};
 
-/// The unit in which KVM and the IOMMU map, in bytes.
+/// Page size of KVM and the IOMMU, in bytes.
 const PAGE: u64 = 4096;
 
-/// The parts of a region to map: what VFIO allows, in whole pages, without the pages that hold
-/// `traps` (MSI-X structures, which the VMM emulates), as (offset, length) in bytes.
+/// The ranges of a region to map, as (offset, length) in bytes: the ranges that VFIO allows, in whole pages, without
+/// the pages that hold `traps` (MSI-X structures, which the VMM emulates).
 ///
-/// A BAR of less than a page has none: the rest of its page is somebody else's.
+/// A BAR smaller than a page has none: other registers can be in the rest of its page.
 pub(super) fn mmap_ranges(info: &RegionInfo, traps: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let allowed = match &info.mappable {
         Mappable::Nothing => return Vec::new(),

@@ -1,4 +1,4 @@
-//! The guest's accesses to BARs that no memory slot answers.
+//! Guest accesses to BARs outside of memory slots.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use iommu_group::Gpa;
 use super::{AssignedDevice, DeviceEvent};
 
 impl AssignedDevice {
-    /// Which BAR an access of `len` bytes is in, with the offset.
+    /// The BAR that contains an access of `len` bytes, and the offset in it.
     fn locate(&self, gpa: Gpa, len: usize) -> Option<(u8, u64)> {
         self.bars.infos().iter().find_map(|info| {
             let range = self.mappings.live(info.index)?;
@@ -18,7 +18,7 @@ impl AssignedDevice {
         })
     }
 
-    /// Serves a trapped read; whether the address belongs to this device.
+    /// Serves a trapped read. Returns whether the address belongs to this device.
     pub fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> bool {
         let Some((bar, offset)) = self.locate(gpa, data.len()) else {
             return false;
@@ -34,7 +34,7 @@ impl AssignedDevice {
         true
     }
 
-    /// Serves a trapped write; whether the address belongs to this device.
+    /// Serves a trapped write. Returns whether the address belongs to this device.
     pub fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
         let Some((bar, offset)) = self.locate(gpa, data.len()) else {
             return false;
@@ -57,10 +57,10 @@ impl AssignedDevice {
         self.look_for_absence(error);
     }
 
-    /// Tells the device that the hypervisor could not reach memory that a slot of it shows
-    /// (`KVM_EXIT_MEMORY_FAULT`): the kernel has taken the BAR away because the device is gone or was
-    /// put to sleep by the host. Whether the address belongs to this device; its windows are closed
-    /// then, so that the guest's next try reads all ones instead of faulting again.
+    /// Handles `KVM_EXIT_MEMORY_FAULT`: the hypervisor could not access memory in a slot of this device, because the
+    /// kernel has revoked the BAR. The device is gone, or the host has put it to sleep. Returns whether the address
+    /// belongs to this device; its BARs are unmapped then, so that the guest's next access reads all ones instead of
+    /// faulting again.
     pub fn memory_fault(&mut self, gpa: Gpa) -> bool {
         if self.locate(gpa, 1).is_none() {
             return false;

@@ -6,7 +6,7 @@ use crate::vmm::MsiMessage;
 
 const LEN: usize = 24;
 
-/// Shadow of the capability: the hardware's copy is programmed by VFIO.
+/// Shadow of the capability. VFIO programs the hardware's copy.
 #[derive(Debug)]
 pub(super) struct Msi {
     offset: u16,
@@ -16,7 +16,7 @@ pub(super) struct Msi {
 }
 
 impl Msi {
-    /// From the hardware's capability at `offset` with its message control register.
+    /// Creates the shadow of the hardware's capability at `offset` with its message control register.
     pub(super) fn new(offset: u16, id_and_next: [u8; 2], control: u16) -> Self {
         let is_64bit = control & msi::CONTROL_64BIT != 0;
         let maskable = control & msi::CONTROL_MASKING != 0;
@@ -35,7 +35,7 @@ impl Msi {
         }
         let mut bytes = [0; LEN];
         bytes[..2].copy_from_slice(&id_and_next);
-        // Off, with one vector allotted.
+        // MSI is off, with one vector allocated.
         bytes[2..4].copy_from_slice(
             &(control & !(msi::CONTROL_ENABLE | msi::CONTROL_VECTORS)).to_le_bytes(),
         );
@@ -52,12 +52,12 @@ impl Msi {
         (at < self.len).then_some(usize::from(at))
     }
 
-    /// What the guest reads at a configuration offset; `None` if that is elsewhere.
+    /// The byte at a configuration offset; `None` outside of the capability.
     pub(super) fn read(&self, offset: u16) -> Option<u8> {
         self.bytes.get(self.locate(offset)?).copied()
     }
 
-    /// Writes one byte; whether the offset is in the capability at all.
+    /// Writes one byte. Returns whether the offset is in the capability.
     pub(super) fn write(&mut self, offset: u16, value: u8) -> bool {
         let Some(at) = self.locate(offset) else {
             return false;
@@ -76,7 +76,7 @@ impl Msi {
         u32::from(self.word(at)) | u32::from(self.word(at + 2)) << 16
     }
 
-    /// Message of every vector that is on, `None` for a masked one; `None` if MSI is off.
+    /// Message of each enabled vector, `None` for a masked one; `None` if MSI is off.
     pub(super) fn messages(&self) -> Option<Vec<Option<MsiMessage>>> {
         let control = self.word(msi::CONTROL);
         if control & msi::CONTROL_ENABLE == 0 {
@@ -106,7 +106,7 @@ impl Msi {
         Some((0..count).map(message).collect())
     }
 
-    /// Back to the state after reset.
+    /// Restores the state after reset.
     pub(super) fn reset(&mut self) {
         for (byte, writable) in self.bytes.iter_mut().zip(self.writable) {
             *byte &= !writable;

@@ -4,7 +4,7 @@ use iommu_group::spec::msix;
 
 use crate::vmm::MsiMessage;
 
-/// A structure that lies in a BAR: the vector table or the pending bits.
+/// A structure in a BAR: the vector table or the pending bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InBar {
     pub(super) bar: u8,
@@ -22,14 +22,14 @@ impl InBar {
         }
     }
 
-    /// Bytes from the structure's start, if `offset` of BAR `bar` lies in it.
+    /// Offset in bytes from the structure's start; `None` if `offset` of BAR `bar` is outside of it.
     pub(super) fn locate(&self, bar: u8, offset: u64) -> Option<u64> {
         let at = offset.checked_sub(self.offset)?;
         (bar == self.bar && at < self.len_bytes).then_some(at)
     }
 }
 
-/// Shadow of capability and table: the hardware's copies are programmed by VFIO.
+/// Shadow of the capability and the table. VFIO programs the hardware's copies.
 #[derive(Debug)]
 pub(super) struct Msix {
     offset: u16,
@@ -40,7 +40,7 @@ pub(super) struct Msix {
 }
 
 impl Msix {
-    /// From the hardware's capability at `offset`: message control, table and PBA registers.
+    /// Creates the shadow of the hardware's capability at `offset` from its message control, table and PBA registers.
     pub(super) fn new(offset: u16, control: u16, table: u32, pending: u32) -> Self {
         let count = u64::from(control & msix::CONTROL_TABLE_SIZE) + 1;
         let mut msix = Self {
@@ -54,13 +54,13 @@ impl Msix {
         msix
     }
 
-    /// What the guest reads at a configuration offset; `None` where that is not ours.
+    /// The byte at a configuration offset; `None` outside of the shadowed bytes.
     pub(super) fn read(&self, offset: u16) -> Option<u8> {
         let at = offset.checked_sub(self.offset + msix::CONTROL)?;
         self.control.to_le_bytes().get(usize::from(at)).copied()
     }
 
-    /// Writes one byte of message control; whether the offset is there at all.
+    /// Writes one byte of message control. Returns whether the offset is in the capability.
     pub(super) fn write(&mut self, offset: u16, value: u8) -> bool {
         match offset.checked_sub(self.offset + msix::CONTROL) {
             Some(0) => true,
@@ -83,8 +83,8 @@ impl Msix {
         }
     }
 
-    /// Writes the table at `at` bytes from its start; an access that is no aligned dword or qword
-    /// is dropped, for its result would be undefined.
+    /// Writes the table at `at` bytes from its start. An access that is not an aligned dword or qword is dropped,
+    /// because its result is undefined.
     pub(super) fn write_table(&mut self, at: u64, data: &[u8]) {
         if !at.is_multiple_of(4) || !matches!(data.len(), 4 | 8) {
             return;
@@ -113,7 +113,7 @@ impl Msix {
         self.entries.get_mut(entry)?.get_mut(word)
     }
 
-    /// Message of every vector, `None` for a masked one; `None` if MSI-X is off.
+    /// Message of each vector, `None` for a masked one; `None` if MSI-X is off.
     pub(super) fn messages(&self) -> Option<Vec<Option<MsiMessage>>> {
         if self.control & msix::CONTROL_ENABLE == 0 {
             return None;
@@ -128,7 +128,7 @@ impl Msix {
         Some(self.entries.iter().map(message).collect())
     }
 
-    /// Back to the state after reset: off, every vector masked.
+    /// Restores the state after reset: MSI-X off, all vectors masked.
     pub(super) fn reset(&mut self) {
         self.control &= !(msix::CONTROL_ENABLE | msix::CONTROL_FUNCTION_MASK);
         self.entries.fill([0, 0, 0, msix::ENTRY_MASKED]);

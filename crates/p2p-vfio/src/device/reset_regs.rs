@@ -1,4 +1,4 @@
-//! The registers whose writes do more than store: resets and the power state.
+//! Configuration registers whose writes have side effects: function resets and the power state.
 
 use iommu_group::spec::{af, cap, express, pm};
 
@@ -30,18 +30,18 @@ impl ResetReg {
     }
 }
 
-/// Where a function's controls are.
+/// Offsets of a function's reset and power registers.
 #[derive(Debug, Default)]
 pub(super) struct ResetRegs {
     device_control: Option<u16>,
     advanced: Option<u16>,
     power: Option<u16>,
-    /// Whether the way from D3hot to D0 is a reset.
+    /// Whether the transition from D3hot to D0 resets the function.
     pub(super) soft_reset: bool,
 }
 
 impl ResetRegs {
-    /// From configuration space as it is at the start.
+    /// Finds the registers in the initial configuration space.
     pub(super) fn find(config: &[u8]) -> Self {
         let mut found = Self::default();
         for Capability { id, offset } in capability::standard(config) {
@@ -69,7 +69,7 @@ impl ResetRegs {
         found
     }
 
-    /// What the byte at `offset` controls, if anything.
+    /// The register at `offset`, if it is one of these.
     pub(super) fn at(&self, offset: u16) -> Option<ResetReg> {
         [
             (self.device_control, ResetReg::Express),

@@ -1,4 +1,4 @@
-//! What the host tells of a device: errors, and that it wants it back.
+//! Host events about a device: errors, and requests to give the device back.
 
 use std::io;
 
@@ -14,7 +14,7 @@ pub(super) struct VfioEvents {
 }
 
 impl VfioEvents {
-    /// Asks the kernel for every notice that it has for this device.
+    /// Sets up an eventfd for each event that the kernel reports for this device.
     pub(super) fn listen(device: &dyn PciBackend) -> io::Result<Self> {
         let listen = |notice| -> io::Result<Option<EventFd>> {
             if !device.has_notice(notice) {
@@ -35,7 +35,7 @@ impl VfioEvents {
         self.error.iter().chain(&self.request)
     }
 
-    /// What has been told since the last time, errors first.
+    /// Takes the events since the last call, errors first.
     pub(super) fn take(&self) -> Vec<VfioEvent> {
         let told = |event: &Option<EventFd>| event.as_ref().is_some_and(|e| e.read().is_ok());
         let error = told(&self.error).then_some(VfioEvent::Error);

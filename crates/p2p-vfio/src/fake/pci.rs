@@ -1,4 +1,4 @@
-//! A function whose BARs are pieces of a file.
+//! Fake PCI function whose BARs are pieces of a file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,22 +14,22 @@ use crate::sys::BarMmap;
 
 use super::vm::FakeVm;
 
-/// What the host sees of a fake device.
+/// The host's view of a fake device.
 #[derive(Debug, Default)]
 pub(crate) struct FakeHardware {
     pub(crate) config: Vec<u8>,
-    /// The kind that is on, how many vectors it was turned on with, and those that signal.
+    /// The kind that is on, the number of vectors with which it was turned on, and the connected vectors.
     pub(crate) vectors: Option<(VectorKind, u32, Vec<u32>)>,
     pub(crate) line: bool,
     pub(crate) resets: u32,
     pub(crate) notices: BTreeMap<u8, EventFd>,
-    /// Errno of every call from now on: the device was pulled.
+    /// Errno of all calls from now on: the device was removed.
     pub(crate) gone: Option<i32>,
-    /// What peers could reach of it at the moment of the last reset.
+    /// Addresses at which peers could reach it during the last reset.
     pub(crate) peers_at_reset: Vec<u64>,
 }
 
-/// A function of a fake VM's host.
+/// A PCI function of the fake host.
 pub(crate) struct FakePci {
     vm: Arc<FakeVm>,
     pub(crate) hardware: Arc<Mutex<FakeHardware>>,
@@ -41,9 +41,9 @@ pub(crate) struct FakePci {
     file: File,
 }
 
-/// Bytes of vendor and device, which no write changes.
+/// Length of the vendor and device ids, which are read-only.
 const IDS: usize = 4;
-/// Room for each BAR in the file, in bytes.
+/// Bytes of the file that are reserved for each BAR.
 const BAR_STRIDE: u64 = 1 << 24;
 
 impl FakePci {

@@ -1,4 +1,4 @@
-//! A VM: slots, DMA mappings, interrupt routes, and what its devices told.
+//! Fake VM: memory slots, DMA mappings, interrupt routes and device events.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,8 +14,8 @@ use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteI
 use super::countdown::Countdown;
 use super::pci::FakeHardware;
 
-/// What the kernel and the VMM have. Overlaps are `EEXIST`, addresses beyond 39 bits or on the MSI
-/// doorbells `EINVAL`, and BARs of a device with memory decode off `EFAULT`.
+/// State of the fake kernel and VMM. Overlaps fail with `EEXIST`, addresses beyond 39 bits or in the MSI doorbells with
+/// `EINVAL`, and BARs of a device with memory decode off with `EFAULT`.
 #[derive(Debug, Default)]
 pub(crate) struct FakeVm {
     pub(crate) countdown: Countdown,
@@ -27,18 +27,18 @@ struct State {
     slots: Vec<(u32, u64, HostMemory)>,
     claims: Vec<AddressRange<Gpa>>,
     dma: Vec<(AddressRange<Iova>, HostMemory)>,
-    /// How often something was mapped for devices.
+    /// Number of DMA mappings made.
     maps: usize,
     bars: Vec<(usize, Arc<Mutex<FakeHardware>>)>,
     routes: Vec<(u32, MsiMessage)>,
     lines: usize,
     told: Vec<String>,
-    /// Start addresses of BARs that peers lost while their device could still send requests.
+    /// Start addresses of BARs that were unmapped for peers while their device was a bus master.
     torn: Vec<u64>,
     next: u32,
 }
 
-/// What the fake IOMMU translates: 39 bits without x86's MSI doorbells.
+/// Ranges that the fake IOMMU translates: 39 bits without x86's MSI doorbells.
 pub(crate) fn iova_ranges() -> Vec<AddressRange<Iova>> {
     let range = |start: u64, end: u64| AddressRange::new(Iova::new(start), end - start);
     [range(0, 0xfee0_0000), range(0xfef0_0000, 1 << 39)]
@@ -56,7 +56,7 @@ impl FakeVm {
         self.state.lock().unwrap()
     }
 
-    /// One whose calls fail together with those of others.
+    /// Creates a fake VM whose calls count together with those of others.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn failing_with(countdown: Countdown) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl FakeVm {
         }
     }
 
-    /// What the guest sees, in order.
+    /// Memory slots of the guest, in order.
     pub(crate) fn slot_ranges(&self) -> Vec<AddressRange<Gpa>> {
         let state = self.state();
         let range = |(_, at, memory): &(u32, u64, HostMemory)| {
@@ -76,21 +76,21 @@ impl FakeVm {
         ranges
     }
 
-    /// What the peers see, in order.
+    /// DMA mappings of BARs, in order.
     pub(crate) fn dma_ranges(&self) -> Vec<AddressRange<Iova>> {
         let mut ranges: Vec<_> = self.state().dma.iter().map(|(range, _)| *range).collect();
         ranges.sort_unstable();
         ranges
     }
 
-    /// What devices have claimed, in order.
+    /// Claimed ranges, in order.
     pub(crate) fn claim_ranges(&self) -> Vec<AddressRange<Gpa>> {
         let mut ranges = self.state().claims.clone();
         ranges.sort_unstable();
         ranges
     }
 
-    /// Start addresses of what the peers see of one function, in order.
+    /// Start addresses of the DMA mappings of one function's BARs, in order.
     pub(super) fn dma_of(&self, hardware: &Arc<Mutex<FakeHardware>>) -> Vec<u64> {
         let state = self.state();
         let is_its = |memory: &HostMemory| {
@@ -104,51 +104,51 @@ impl FakeVm {
         starts
     }
 
-    /// Start addresses of what the guest sees, in order.
+    /// Start addresses of the memory slots, in order.
     pub(crate) fn slots(&self) -> Vec<u64> {
         let ranges = self.slot_ranges().into_iter();
         ranges.map(|range| range.start().value()).collect()
     }
 
-    /// Start addresses of what the peers see, in order.
+    /// Start addresses of the DMA mappings of BARs, in order.
     pub(crate) fn dma(&self) -> Vec<u64> {
         let ranges = self.dma_ranges().into_iter();
         ranges.map(|range| range.start().value()).collect()
     }
 
-    /// How often something was mapped for devices.
+    /// Number of DMA mappings made.
     pub(crate) fn maps(&self) -> usize {
         self.state().maps
     }
 
-    /// Start addresses of what devices have claimed, in order.
+    /// Start addresses of the claimed ranges, in order.
     pub(crate) fn claims(&self) -> Vec<u64> {
         let ranges = self.claim_ranges().into_iter();
         ranges.map(|range| range.start().value()).collect()
     }
 
-    /// Messages that are delivered now.
+    /// Messages of the current routes.
     pub(crate) fn messages(&self) -> Vec<MsiMessage> {
         let state = self.state();
         state.routes.iter().map(|(_, message)| *message).collect()
     }
 
-    /// How many devices are connected to interrupt lines.
+    /// Number of devices connected to interrupt lines.
     pub(crate) fn lines(&self) -> usize {
         self.state().lines
     }
 
-    /// What devices have told since the last time, as text.
+    /// Takes the device events since the last call, as text.
     pub(crate) fn told(&self) -> Vec<String> {
         std::mem::take(&mut self.state().told)
     }
 
-    /// Start addresses of BARs that peers lost while bus mastering of their device was on.
+    /// Start addresses of BARs that were unmapped for peers while bus mastering of their device was on.
     pub(crate) fn torn(&self) -> Vec<u64> {
         self.state().torn.clone()
     }
 
-    /// Whether nothing of any device is anywhere.
+    /// Whether there are no slots, mappings, claims, routes or connected lines.
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.state();
         state.slots.is_empty()
@@ -158,7 +158,7 @@ impl FakeVm {
             && state.lines == 0
     }
 
-    /// A device does DMA: the word arrives if something is mapped there, and faults if not.
+    /// A device writes a word by DMA: it reaches the memory that is mapped at `iova`, and faults if there is none.
     #[cfg(test)]
     pub(crate) fn store(&self, iova: Iova, word: u32) {
         let state = self.state();
@@ -169,7 +169,7 @@ impl FakeVm {
         }
     }
 
-    /// Learns whose BAR is mapped at an address of this process.
+    /// Records the function whose BAR is mapped at an address of this process.
     pub(super) fn know_bar(&self, memory: *mut u8, hardware: &Arc<Mutex<FakeHardware>>) {
         let mut state = self.state();
         state.bars.retain(|(at, _)| *at != memory.addr());

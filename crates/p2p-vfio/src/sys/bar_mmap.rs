@@ -1,4 +1,4 @@
-//! A mapping of a piece of a device's BAR into this process.
+//! Mapping of a piece of a device's BAR into this process.
 
 #![allow(unsafe_code, reason = "mmap of a VFIO region")]
 
@@ -8,15 +8,15 @@ use std::ptr::NonNull;
 
 use super::dma_buf::DmaBuf;
 
-/// Sizes of the pages with which the kernel maps large BARs, largest first, in bytes.
+/// Page sizes with which the kernel maps large BARs, largest first, in bytes.
 const HUGE_PAGES: [usize; 2] = [1 << 30, 2 << 20];
 const PAGE: usize = 4096;
 
 /// Part of a BAR, mapped shared, readable and writable; unmapped when dropped.
 ///
-/// The kernel takes the pages away while the device's memory decode is off and gives them back on
-/// the next access (linux drivers/vfio/pci/vfio_pci_core.c: vfio_pci_mmap_huge_fault()), so the
-/// mapping outlives every state of the device. Nothing in this process reads or writes it.
+/// The kernel removes the pages while the device's memory decode is off and restores them on the next access (linux
+/// drivers/vfio/pci/vfio_pci_core.c: vfio_pci_mmap_huge_fault()), so the mapping is valid in every state of the device.
+/// This process does not read or write it.
 #[derive(Debug)]
 pub(crate) struct BarMmap {
     addr: NonNull<u8>,
@@ -24,21 +24,21 @@ pub(crate) struct BarMmap {
     dma_buf: Option<DmaBuf>,
 }
 
-// SAFETY: the mapping is only an address for KVM and the IOMMU; no thread dereferences it here.
+// SAFETY: the mapping is only an address for KVM and the IOMMU; no thread of this process dereferences it.
 unsafe impl Send for BarMmap {}
 // SAFETY: as for Send.
 unsafe impl Sync for BarMmap {}
 
 impl BarMmap {
-    /// Maps `len_bytes` bytes at `file_offset` of the VFIO device `device`, which are `bar_offset` bytes
-    /// into their BAR.
+    /// Maps `len_bytes` bytes at `file_offset` of the VFIO device `device`, which are at `bar_offset` bytes of their
+    /// BAR.
     ///
-    /// BARs are aligned to their size, so an address that is congruent to the offset in the BAR modulo a
-    /// huge page is congruent to the address on the bus, and huge pages can be used.
+    /// A BAR is aligned to its size. An address that is congruent to the offset in the BAR modulo a huge page is
+    /// therefore congruent to the bus address, and the kernel can use huge pages.
     ///
     /// # Errors
-    /// The errno of mmap(2): `EINVAL` for an offset or length that is not page-aligned or lies
-    /// outside the region, `ENODEV` for a region that cannot be mapped.
+    /// The errno of mmap(2): `EINVAL` for an offset or length that is not page-aligned or lies outside the region,
+    /// `ENODEV` for a region that cannot be mapped.
     pub(crate) fn new(
         device: BorrowedFd<'_>,
         file_offset: u64,
@@ -54,7 +54,7 @@ impl BarMmap {
         }
         let align = alignment(len_bytes);
         let reserved = len_bytes.checked_add(align).ok_or_else(invalid)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        // SAFETY: a new mapping at an address chosen by the kernel touches no existing memory.
         let room = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -75,7 +75,7 @@ impl BarMmap {
         let lead = lead(room.addr.addr(), bar_offset, align);
         room.cut_front(lead);
         let addr = room.addr;
-        // SAFETY: the range is inside the reservation, which nobody else knows of.
+        // SAFETY: the range is inside the reservation, which only this function uses.
         let mapped = unsafe {
             libc::mmap(
                 addr.cast(),
@@ -89,7 +89,7 @@ impl BarMmap {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // The mapping is ours now, the rest of the room goes back.
+        // The mapping belongs to this function now; the rest of the reservation is released.
         room.addr = room.addr.wrapping_add(len_bytes);
         room.len_bytes -= len_bytes;
         let addr = NonNull::new(addr).ok_or_else(|| io::Error::other("mmap returned 0"))?;
@@ -100,7 +100,7 @@ impl BarMmap {
         })
     }
 
-    /// The same piece with the dma-buf by which peers on iommufd reach it.
+    /// Adds the dma-buf by which peers on iommufd reach this piece.
     pub(super) fn with_dma_buf(self, dma_buf: DmaBuf) -> Self {
         let mut this = self;
         this.dma_buf = Some(dma_buf);
@@ -128,14 +128,14 @@ impl Drop for BarMmap {
     }
 }
 
-/// Reserved address space, given back when dropped.
+/// Reserved address space, released when dropped.
 struct Room {
     addr: *mut u8,
     len_bytes: usize,
 }
 
 impl Room {
-    /// Gives back the first `bytes` bytes.
+    /// Releases the first `bytes` bytes.
     fn cut_front(&mut self, bytes: usize) {
         let front = Self {
             addr: self.addr,
@@ -150,7 +150,7 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         if self.len_bytes > 0 {
-            // SAFETY: the range is part of a reservation that nothing was put into.
+            // SAFETY: the range is part of a reservation in which nothing is mapped.
             unsafe { libc::munmap(self.addr.cast(), self.len_bytes) };
         }
     }

@@ -1,4 +1,4 @@
-//! A VFIO device opened by its own file, without its group.
+//! A VFIO device that is opened by its own file instead of its group.
 
 #![allow(unsafe_code, reason = "VFIO device ioctls of iommufd")]
 
@@ -24,21 +24,22 @@ const BIND_IOMMUFD: libc::c_ulong = vfio_ioctl(18);
 const ATTACH_IOMMUFD_PT: libc::c_ulong = vfio_ioctl(19);
 const DETACH_IOMMUFD_PT: libc::c_ulong = vfio_ioctl(20);
 
-/// The size of struct vfio_device_bind_iommufd without a token: what every kernel since linux 6.6 takes.
+/// The size of struct vfio_device_bind_iommufd without a token, which every kernel since linux 6.6 accepts.
 const BIND_BYTES: u32 = 16;
 
-/// A device that is bound to an iommufd: this process owns it, but its DMA goes nowhere yet.
+/// A device that is bound to an iommufd: this process owns it, but it is not attached to an address space, so its DMA
+/// faults.
 pub(crate) struct Cdev {
-    // KVM forgets it before it is closed.
+    // KVM releases the device before it is closed.
     _kvm: Option<KvmFile>,
     file: File,
 }
 
 impl Cdev {
-    /// The file of the device `sbdf`: `vfioN` below its directory in sysfs is `/dev/vfio/devices/vfioN`.
+    /// The path of the device `sbdf`: `vfioN` below its directory in sysfs is `/dev/vfio/devices/vfioN`.
     ///
     /// # Errors
-    /// `ENOENT` if the kernel or the device's driver has none.
+    /// `ENOENT` if the kernel or the device's driver provides no such file.
     pub(crate) fn find(sbdf: Sbdf) -> io::Result<PathBuf> {
         let device = format!("/sys/bus/pci/devices/{sbdf}/vfio-dev");
         let name = only_entry(Path::new(&device))?;
@@ -46,7 +47,7 @@ impl Cdev {
         path.metadata().map(|_| path)
     }
 
-    /// Opens the file `path` of a device. Nobody owns the device by that.
+    /// Opens the file `path` of a device. This does not take ownership of the device.
     ///
     /// # Errors
     /// The errno of opening it.
@@ -54,38 +55,40 @@ impl Cdev {
         OpenOptions::new().read(true).write(true).open(path)
     }
 
-    /// Makes the device whose file this is this process's. The kernel resets the function.
+    /// Binds the device of this file to the iommufd, so that this process owns it. The kernel resets the function.
     ///
     /// # Errors
-    /// The errno of binding it: `EBUSY` if somebody else has it, or a host driver has a neighbour in its group.
+    /// The errno of binding it: `EBUSY` if another process owns it, or if another device of its group has a host
+    /// driver.
     pub(crate) fn bind(
         file: File,
         iommufd: &Iommufd,
         kvm: Option<Arc<DeviceFd>>,
     ) -> io::Result<Self> {
-        // The kernel takes note of the VM when the device is bound.
+        // The kernel records the VM when the device is bound.
         let kvm = kvm.map(|kvm| KvmFile::add(kvm, &file)).transpose()?;
         let mut argument = vfio_device_bind_iommufd {
             argsz: BIND_BYTES,
             iommufd: iommufd.as_raw_fd(),
             ..Default::default()
         };
-        // SAFETY: the structure is complete, and longer than it says.
+        // SAFETY: the structure is complete, and at least as long as its size field.
         check(unsafe { ioctl_with_mut_ref(&file, BIND_IOMMUFD, &mut argument) })?;
         Ok(Self { _kvm: kvm, file })
     }
 
-    /// A device that is bound already and stays so when this is dropped. KVM learns of it only now: a VM that it knew of
-    /// when it was bound would be kept for as long (linux drivers/vfio/vfio_main.c: vfio_device_get_kvm_safe()).
+    /// Wraps a device that is already bound and stays bound when this is dropped. KVM is told only now: the kernel
+    /// would keep a VM that it knew at the time of binding for as long as the device is bound (linux
+    /// drivers/vfio/vfio_main.c: vfio_device_get_kvm_safe()).
     ///
     /// # Errors
-    /// KVM does not take it.
+    /// KVM refuses the device.
     pub(crate) fn bound(file: File, kvm: Option<Arc<DeviceFd>>) -> io::Result<Self> {
         let kvm = kvm.map(|kvm| KvmFile::add(kvm, &file)).transpose()?;
         Ok(Self { _kvm: kvm, file })
     }
 
-    /// Resets the device as binding does: what cannot be reset is used as it is.
+    /// Resets the device, as binding does. A device that cannot be reset is used as it is.
     pub(crate) fn reset(&self) {
         if let Err(error) = reset(&self.file) {
             log::warn!("a device that the VM had before is not reset: {error}");
@@ -103,14 +106,14 @@ fn only_entry(directory: &Path) -> io::Result<std::ffi::OsString> {
     first.ok_or(io::ErrorKind::NotFound)?.map(|e| e.file_name())
 }
 
-/// A device in a context; dropping takes it out and closes it.
+/// A device in a context; it is detached and closed when dropped.
 pub(super) struct AttachedCdev {
     device: Cdev,
     _context: Arc<Ioas>,
 }
 
 impl AttachedCdev {
-    /// From here on the device's DMA goes where `context` says, as that of its whole IOMMU group.
+    /// Attaches the device to `context`, which translates its DMA and that of its whole IOMMU group from then on.
     ///
     /// # Errors
     /// `EINVAL` if another device of its group is attached to another context.
@@ -134,7 +137,7 @@ impl AttachedCdev {
 }
 
 impl Drop for AttachedCdev {
-    /// Closing would do it too, but a mapping of a BAR keeps the file open.
+    /// Closing the file would detach the device too, but a mapping of a BAR keeps the file open.
     fn drop(&mut self) {
         let argument = vfio_device_detach_iommufd_pt {
             argsz: argsz::<vfio_device_detach_iommufd_pt>(),

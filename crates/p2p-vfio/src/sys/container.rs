@@ -27,7 +27,7 @@ const UNMAP_DMA: libc::c_ulong = vfio_ioctl(14);
 pub(super) struct Container(File);
 
 impl Container {
-    /// An empty container of a kernel that has the type1 IOMMU driver, version 2.
+    /// Opens an empty container. Fails if the kernel does not have version 2 of the type1 IOMMU driver.
     pub(super) fn open() -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -45,7 +45,7 @@ impl Container {
         Ok(Self(file))
     }
 
-    /// Chooses the IOMMU driver, which the container needs after its first group has joined.
+    /// Sets the IOMMU driver, after the first group has joined the container.
     pub(super) fn set_type1(&self) -> io::Result<()> {
         let type1 = libc::c_ulong::from(VFIO_TYPE1v2_IOMMU);
         // SAFETY: the argument is a number.
@@ -55,7 +55,7 @@ impl Container {
     /// Maps `memory` readable and writable at `range`.
     ///
     /// # Safety
-    /// The memory must be kept until it was unmapped or the container has no group any more.
+    /// The caller keeps the memory until it is unmapped or the container has no group any more.
     pub(super) unsafe fn map(
         &self,
         range: AddressRange<Iova>,
@@ -68,7 +68,7 @@ impl Container {
             iova: range.start().value(),
             size: range.len_bytes(),
         };
-        // SAFETY: the structure is complete; the caller keeps the memory that it names.
+        // SAFETY: the structure is complete; the caller keeps the memory that it refers to.
         check(unsafe { ioctl_with_ref(&self.0, MAP_DMA, &argument) }).map(drop)
     }
 
@@ -80,7 +80,7 @@ impl Container {
             size: range.len_bytes(),
             ..Default::default()
         };
-        // SAFETY: the structure is complete and has no data behind it.
+        // SAFETY: the structure is complete and no data follows it.
         check(unsafe { ioctl_with_mut_ref(&self.0, UNMAP_DMA, &mut argument) })?;
         if argument.size != range.len_bytes() {
             let text = format!("the kernel unmapped {:#x} bytes only", argument.size);

@@ -1,4 +1,4 @@
-//! Pieces of BARs as dma-bufs: what iommufd maps a peer's BAR from.
+//! Pieces of BARs as dma-bufs, from which iommufd maps a peer's BAR.
 
 #![allow(
     unsafe_code,
@@ -18,7 +18,7 @@ use super::{argsz, check, vfio_ioctl};
 
 const FEATURE: libc::c_ulong = vfio_ioctl(17);
 
-/// struct vfio_device_feature, struct vfio_device_feature_dma_buf with one range.
+/// struct vfio_device_feature followed by struct vfio_device_feature_dma_buf with one range.
 #[derive(Default)]
 #[repr(C)]
 struct Argument {
@@ -32,13 +32,13 @@ struct Argument {
     length: u64,
 }
 
-/// One range of a BAR. It is dead while the device does not decode memory, and whoever has mapped it then has
-/// nothing any more (linux drivers/vfio/pci/vfio_pci_dmabuf.c: vfio_pci_dma_buf_move()).
+/// One range of a BAR. It is revoked when the device stops decoding memory: importers that have mapped it lose the
+/// mapping (linux drivers/vfio/pci/vfio_pci_dmabuf.c: vfio_pci_dma_buf_move()).
 #[derive(Debug)]
 pub(crate) struct DmaBuf(OwnedFd);
 
 impl DmaBuf {
-    /// Whether the device's driver exports BARs at all.
+    /// Checks whether the device's driver can export BARs.
     ///
     /// # Errors
     /// `ENOTTY` if it does not.
@@ -50,7 +50,7 @@ impl DmaBuf {
     /// Exports `len_bytes` bytes at `offset` of BAR `bar`, both in whole pages.
     ///
     /// # Errors
-    /// `EINVAL` if these are not pages of the BAR, `ENODEV` if it cannot be mapped by a processor either.
+    /// `EINVAL` if these are not pages of the BAR, `ENODEV` if the BAR cannot be mapped into a process either.
     pub(super) fn export(
         device: &File,
         bar: u8,
@@ -67,7 +67,7 @@ impl DmaBuf {
             ..Argument::default()
         };
         let fd = request(device, 0, argument)?;
-        // SAFETY: the kernel made this descriptor for us and nobody else owns it.
+        // SAFETY: the kernel created this descriptor for this call and nothing else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 }
@@ -81,6 +81,6 @@ impl AsFd for DmaBuf {
 fn request(device: &File, flags: u32, mut argument: Argument) -> io::Result<libc::c_int> {
     argument.argsz = argsz::<Argument>();
     argument.flags = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF | flags;
-    // SAFETY: the structure is complete, with as many ranges as it says.
+    // SAFETY: the structure is complete and has the stated number of ranges.
     check(unsafe { ioctl_with_ref(device, FEATURE, &argument) })
 }

@@ -1,4 +1,4 @@
-//! Whether peers can reach a device's BARs on iommufd: found out by trying.
+//! Probe: tests whether peers can reach a device's BARs on iommufd by mapping one.
 
 use std::fs::File;
 use std::io;
@@ -15,13 +15,13 @@ use super::vfio_pci::region_info;
 
 const PAGE: usize = 4096;
 
-/// Why a device's BARs cannot be mapped for peers on iommufd.
+/// A device's BARs cannot be mapped for peers on iommufd.
 #[derive(Debug, Error)]
 pub(crate) enum DmabufUnsupported {
     /// The driver does not export them (linux: `CONFIG_VFIO_PCI_DMABUF`, since 6.19).
     #[error("its driver does not export BARs as dma-bufs: {0}")]
     Export(io::Error),
-    /// iommufd does not take them.
+    /// iommufd does not map dma-bufs of BARs.
     #[error("iommufd does not map BARs that are dma-bufs: {0}")]
     Import(io::Error),
 }
@@ -29,7 +29,7 @@ pub(crate) enum DmabufUnsupported {
 /// Exports a page of a BAR of `device` and maps it in an address space that no device uses.
 ///
 /// # Errors
-/// What the kernel cannot do. A device without a BAR that can be mapped has nothing to share, and lacks nothing.
+/// What the kernel does not support. A device without a mappable BAR has nothing to share, so the probe succeeds.
 pub(crate) fn probe_dmabuf(iommufd: &Iommufd, device: &Cdev) -> Result<(), DmabufUnsupported> {
     DmaBuf::probe(device.file()).map_err(DmabufUnsupported::Export)?;
     let Some((bar, offset)) = (0..6).find_map(|bar| Some((bar, first_page(device.file(), bar)?)))
@@ -42,7 +42,7 @@ pub(crate) fn probe_dmabuf(iommufd: &Iommufd, device: &Cdev) -> Result<(), Dmabu
     let range =
         range.ok_or_else(|| DmabufUnsupported::Import(io::ErrorKind::InvalidInput.into()))?;
     match iommufd.try_map(range, &page) {
-        // The device need not decode memory at this moment, and iommufd looks at that last.
+        // The device need not decode memory at this moment; iommufd checks this last.
         Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
             Err(DmabufUnsupported::Import(error))
         }
@@ -50,7 +50,7 @@ pub(crate) fn probe_dmabuf(iommufd: &Iommufd, device: &Cdev) -> Result<(), Dmabu
     }
 }
 
-/// Offset of a page of a BAR that may be mapped.
+/// Offset of a mappable page of a BAR.
 fn first_page(device: &File, bar: u8) -> Option<u64> {
     let (_, info) = region_info(device, Region::Bar(bar)).ok()?;
     let page = PAGE as u64;

@@ -1,4 +1,4 @@
-//! A VFIO group: an IOMMU group that this process holds.
+//! A VFIO group: an IOMMU group that this process owns.
 
 #![allow(unsafe_code, reason = "VFIO group ioctls")]
 
@@ -22,7 +22,7 @@ const SET_CONTAINER: libc::c_ulong = vfio_ioctl(4);
 const UNSET_CONTAINER: libc::c_ulong = vfio_ioctl(5);
 const GET_DEVICE_FD: libc::c_ulong = vfio_ioctl(6);
 
-/// A group in a container; it leaves KVM and the container when the last of its devices is closed.
+/// A group in a container. It leaves KVM and the container when the last of its devices is closed.
 pub(super) struct Group {
     file: File,
     id: GroupId,
@@ -31,7 +31,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Opens a group and puts it into `container`, and tells KVM of it.
+    /// Opens a group, adds it to `container` and registers it with KVM.
     pub(super) fn join(
         id: GroupId,
         container: Arc<Container>,
@@ -60,26 +60,26 @@ impl Group {
             _container: container,
             kvm: None,
         };
-        // From here on dropping the group takes it out again.
+        // From here on, dropping the group removes it from the container.
         if let Some(kvm) = kvm {
             group.kvm = Some(KvmFile::add(kvm, &group.file)?);
         }
         Ok(group)
     }
 
-    /// Opens a device of the group. The container has its IOMMU driver by now.
+    /// Opens a device of the group. The IOMMU driver of the container must be set.
     pub(super) fn open_device(&self, sbdf: Sbdf) -> io::Result<File> {
         let name = CString::new(sbdf.to_string())?;
         // SAFETY: the argument is a C string that lives through the call.
         let fd = check(unsafe { ioctl_with_ptr(&self.file, GET_DEVICE_FD, name.as_ptr()) })?;
-        // SAFETY: the kernel made this descriptor for us and nobody else owns it.
+        // SAFETY: the kernel created this descriptor for this call and nothing else owns it.
         Ok(unsafe { File::from_raw_fd(fd) })
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // KVM first: it asks the group, which has to be in its container then.
+        // KVM first: it queries the group, which must still be in its container.
         self.kvm = None;
         // SAFETY: the ioctl has no argument.
         if let Err(error) = check(unsafe { ioctl(&self.file, UNSET_CONTAINER) }) {

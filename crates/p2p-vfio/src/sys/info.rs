@@ -1,4 +1,4 @@
-//! VFIO's information structures of variable length, with their chains of capabilities.
+//! Variable-length information structures of VFIO, with their capability chains.
 
 #![allow(
     unsafe_code,
@@ -12,18 +12,18 @@ use vmm_sys_util::ioctl::ioctl_with_mut_ptr;
 
 use super::check;
 
-/// More than any kernel will need, so that a broken length is not believed.
+/// Limit above what any kernel needs, so that an invalid length is refused.
 const MAX_BYTES: usize = 64 << 10;
 
-/// A filled structure. All of them begin with `argsz` and `flags`.
+/// An information structure filled by the kernel. All of them begin with `argsz` and `flags`.
 #[derive(Debug)]
 pub(super) struct Info {
     bytes: Vec<u8>,
 }
 
 impl Info {
-    /// Asks `request` of `fd`. `fixed` is the structure without capabilities; its first dword is
-    /// set to the buffer's length, the rest is what the kernel shall be told.
+    /// Performs the ioctl `request` on `fd`. `fixed` is the structure without capabilities; its first dword is set to
+    /// the buffer's length, the rest is the input for the kernel.
     pub(super) fn get(
         fd: &impl AsRawFd,
         request: libc::c_ulong,
@@ -46,7 +46,7 @@ impl Info {
         fixed: &[u32],
         len_bytes: usize,
     ) -> io::Result<Self> {
-        // Whole qwords, so that the buffer is aligned as the structures are.
+        // Whole qwords, so that the buffer has the alignment of the structures.
         let mut buffer = vec![0_u64; len_bytes.div_ceil(8)];
         let argsz = u32::try_from(buffer.len() * 8).unwrap_or(u32::MAX);
         let words = std::iter::once(argsz).chain(fixed.iter().copied().skip(1));
@@ -81,7 +81,7 @@ impl Info {
         Some(u64::from_ne_bytes(field.try_into().ok()?))
     }
 
-    /// `count` pairs of qwords from `at` on; `None` if the structure ends before.
+    /// `count` pairs of qwords from offset `at` on; `None` beyond the end of the structure.
     pub(super) fn pairs(&self, at: usize, count: u32) -> Option<Vec<(u64, u64)>> {
         let count = usize::try_from(count).ok()?;
         (0..count)
@@ -92,7 +92,7 @@ impl Info {
             .collect()
     }
 
-    /// Offset of the capability `id` in the chain that starts where the field at `first` says.
+    /// Offset of the capability `id` in the chain whose start is in the field at `first`.
     pub(super) fn capability(&self, first: usize, id: u32) -> Option<usize> {
         let mut at = self.field32(first)? as usize;
         while at != 0 {
@@ -100,7 +100,7 @@ impl Info {
                 return Some(at);
             }
             let next = self.field32(at + 4)? as usize;
-            // The kernel appends, so a chain that goes back is broken.
+            // The kernel appends capabilities, so a chain that goes backwards is invalid.
             at = (next > at).then_some(next)?;
         }
         None

@@ -1,4 +1,4 @@
-//! IOMMU contexts on iommufd: address spaces of one `/dev/iommu`, and what is mapped in them.
+//! IOMMU contexts on iommufd: the address spaces of one `/dev/iommu` and their mappings.
 
 #![allow(unsafe_code, reason = "a mapping needs memory that is kept")]
 
@@ -17,7 +17,7 @@ use super::dma_buf::DmaBuf;
 use super::iommufd::{IoasId, IommuFile};
 use super::usable_ranges;
 
-/// The contexts of one VM: memory that is in several of them is pinned once.
+/// The iommufd of one VM. Memory that is mapped in several of its contexts is pinned once.
 #[derive(Debug)]
 pub(crate) struct Iommufd {
     file: IommuFile,
@@ -27,7 +27,7 @@ pub(crate) struct Iommufd {
 /// Memory of this process that is mapped in an address space.
 #[derive(Clone, Copy, Debug)]
 struct Pinned {
-    /// Where it is in this process. It is nobody else's for as long as the mapping stands.
+    /// Address in this process. No other memory has it as long as the mapping exists.
     address: usize,
     ioas: IoasId,
     range: AddressRange<Iova>,
@@ -36,7 +36,7 @@ struct Pinned {
 impl Iommufd {
     /// # Errors
     /// The errno of opening `/dev/iommu`: `ENOENT` if the kernel is built without iommufd, `ENODEV` if its module is
-    /// not there.
+    /// not loaded.
     pub(crate) fn open() -> io::Result<Self> {
         Ok(Self {
             file: IommuFile::open()?,
@@ -44,7 +44,7 @@ impl Iommufd {
         })
     }
 
-    /// One that somebody else has opened. That it is one shows when it is used.
+    /// Wraps an iommufd that another process has opened. Its type is not checked until it is used.
     pub(crate) fn of(file: OwnedFd) -> Self {
         Self {
             file: IommuFile::of(file),
@@ -52,10 +52,10 @@ impl Iommufd {
         }
     }
 
-    /// Maps a dma-buf in an address space that is gone after.
+    /// Maps a dma-buf in a temporary address space.
     ///
     /// # Errors
-    /// What the kernel says to it.
+    /// The kernel's error.
     pub(super) fn try_map(&self, range: AddressRange<Iova>, dma_buf: &DmaBuf) -> io::Result<()> {
         let ioas = self.file.allocate()?;
         let mapped = self.file.map_dma_buf(ioas, range, dma_buf.as_fd());
@@ -74,16 +74,16 @@ impl AsRawFd for Iommufd {
     }
 }
 
-/// One address space and everything mapped in it. It stands whether or not a device is attached.
+/// One address space and its mappings. It exists whether or not a device is attached.
 pub(crate) struct Ioas {
     id: IoasId,
     iommufd: Arc<Iommufd>,
-    // Dropped after the address space has let go of the pages.
+    // Dropped after the address space has released the pages.
     mapped: Mutex<BTreeMap<AddressRange<Iova>, HostMemory>>,
 }
 
 impl Ioas {
-    /// An address space without devices.
+    /// Creates an address space without devices.
     ///
     /// # Errors
     /// The errno of `IOMMU_IOAS_ALLOC`.
@@ -95,12 +95,12 @@ impl Ioas {
         })
     }
 
-    /// What devices are attached to.
+    /// The id by which devices are attached.
     pub(super) fn id(&self) -> IoasId {
         self.id
     }
 
-    /// The I/O addresses that may be mapped, ascending. A device is attached by now.
+    /// I/O address ranges that can be mapped, ascending. Call it when a device is attached.
     ///
     /// # Errors
     /// The errno of `IOMMU_IOAS_IOVA_RANGES`.
@@ -109,10 +109,10 @@ impl Ioas {
         ranges.ok_or(io::Error::from_raw_os_error(libc::EPROTO))
     }
 
-    /// Maps somebody else's dma-buf, of which nothing is known here.
+    /// Maps a dma-buf of another iommufd. Nothing else about it is known here.
     ///
     /// # Errors
-    /// What the kernel says to it.
+    /// The kernel's error.
     #[cfg(feature = "contract")]
     pub(crate) fn map_shared(
         &self,
@@ -125,7 +125,7 @@ impl Ioas {
     /// Unmaps what [`map_shared`](Self::map_shared) has mapped.
     ///
     /// # Errors
-    /// What the kernel says to it.
+    /// The kernel's error.
     #[cfg(feature = "contract")]
     pub(crate) fn unmap_shared(&self, range: AddressRange<Iova>) -> io::Result<()> {
         self.iommufd.file.unmap(self.id, range)
@@ -135,7 +135,8 @@ impl Ioas {
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Maps memory of this process: from another address space that has it, so that it is pinned and accounted once.
+    /// Maps memory of this process. If another address space maps it already, the mapping is copied, so that the memory
+    /// is pinned and accounted once.
     fn map_ram(&self, range: AddressRange<Iova>, memory: &HostMemory) -> io::Result<()> {
         let mut pinned = self.iommufd.pinned();
         let address = memory.as_ptr().addr();
@@ -144,9 +145,9 @@ impl Ioas {
             .find(|p| p.address == address && p.range.len_bytes() == range.len_bytes());
         let file = &self.iommufd.file;
         match known {
-            // SAFETY: the caller keeps `memory` until it is unmapped here; the other keeps it too.
+            // SAFETY: the caller keeps `memory` until it is unmapped here; the owner of the other mapping keeps it too.
             Some(known) => unsafe { file.copy((known.ioas, known.range), (self.id, range)) },
-            // SAFETY: the caller keeps `memory` until it is unmapped here; so do those who copy it.
+            // SAFETY: the caller keeps `memory` until it is unmapped here; so does the owner of each copy.
             None => unsafe { file.map(self.id, range, memory) },
         }?;
         pinned.push(Pinned {
@@ -179,7 +180,7 @@ impl DmaBackend for Ioas {
         if !mapped.contains_key(&range) {
             return Err(DmaError::NotMapped(range));
         }
-        // Locked through the call: a copy must not be made of what goes.
+        // Locked through the call: a mapping that is being removed must not be copied.
         let mut pinned = self.iommufd.pinned();
         let unmapped = self.iommufd.file.unmap(self.id, range);
         unmapped.map_err(|error| DmaError::Unmap { range, error })?;
@@ -195,7 +196,7 @@ impl Drop for Ioas {
         pinned.retain(|p| p.ioas != self.id);
         if let Err(error) = self.iommufd.file.destroy(self.id) {
             log::error!("cannot end an I/O address space: {error}");
-            // Devices may reach it still: it goes with the process only.
+            // Devices may still reach the memory: keep it until the process ends.
             let mapped = self.mapped.get_mut();
             std::mem::forget(std::mem::take(
                 mapped.unwrap_or_else(PoisonError::into_inner),

@@ -1,7 +1,7 @@
-//! `/dev/iommu`: the kernel's object that IOMMU contexts and devices of one VM are bound to.
+//! `/dev/iommu`: the kernel object to which the IOMMU contexts and devices of one VM are bound.
 //!
-//! The ioctls are our own, on the structures of iommufd-bindings: iommufd-ioctls has no `IOMMU_IOAS_COPY` and no
-//! `IOMMU_IOAS_IOVA_RANGES`, and maps without a word of how long the memory has to live.
+//! The ioctls are defined here, with the structures of iommufd-bindings: iommufd-ioctls has no `IOMMU_IOAS_COPY` and no
+//! `IOMMU_IOAS_IOVA_RANGES`, and its mapping functions do not state how long the memory must live.
 
 #![allow(unsafe_code, reason = "iommufd ioctls")]
 
@@ -25,10 +25,10 @@ use iommu_group::{Address, AddressRange, Iova};
 
 use super::{argsz, check};
 
-/// Mappings are where the guest has the memory, and devices read and write it.
+/// Mappings are at fixed I/O addresses, and devices can read and write them.
 const FLAGS: u32 = FIXED_IOVA | READABLE | WRITEABLE;
 
-/// More than any IOMMU has, so that a broken count is not believed.
+/// Limit above what any IOMMU has, so that an invalid count is refused.
 const MAX_RANGES: u32 = 4096;
 
 /// The number of an iommufd ioctl (linux include/uapi/linux/iommufd.h: `_IO(IOMMUFD_TYPE, IOMMUFD_CMD_…)`).
@@ -40,7 +40,7 @@ const fn iommufd_ioctl(command: u32) -> libc::c_ulong {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IoasId(pub(super) u32);
 
-/// An open `/dev/iommu`. What is pinned in one of its address spaces can be copied to another.
+/// An open `/dev/iommu`. Memory that is pinned in one of its address spaces can be copied to another.
 #[derive(Debug)]
 pub(super) struct IommuFile(File);
 
@@ -53,12 +53,12 @@ impl IommuFile {
         Ok(Self(file))
     }
 
-    /// One that somebody else has opened.
+    /// Wraps an iommufd that another process has opened.
     pub(super) fn of(file: OwnedFd) -> Self {
         Self(file.into())
     }
 
-    /// A new address space, in which nothing is mapped.
+    /// Creates an address space without mappings.
     pub(super) fn allocate(&self) -> io::Result<IoasId> {
         let mut argument = iommu_ioas_alloc {
             size: argsz::<iommu_ioas_alloc>(),
@@ -70,7 +70,7 @@ impl IommuFile {
         Ok(IoasId(argument.out_ioas_id))
     }
 
-    /// Ends an address space that no device is attached to.
+    /// Destroys an address space without attached devices.
     pub(super) fn destroy(&self, ioas: IoasId) -> io::Result<()> {
         let argument = iommu_destroy {
             size: argsz::<iommu_destroy>(),
@@ -84,8 +84,8 @@ impl IommuFile {
     /// Maps memory of this process. The kernel pins it as soon as a device is attached.
     ///
     /// # Safety
-    /// The memory must be kept until it was unmapped here and in every address space that it was copied to, or
-    /// these are gone.
+    /// The caller keeps the memory until it is unmapped here and in every address space to which it was copied, or
+    /// these address spaces are destroyed.
     pub(super) unsafe fn map(
         &self,
         ioas: IoasId,
@@ -102,11 +102,12 @@ impl IommuFile {
             ..Default::default()
         };
         let request = iommufd_ioctl(IOMMUFD_CMD_IOAS_MAP);
-        // SAFETY: the structure is complete; the caller keeps the memory that it names.
+        // SAFETY: the structure is complete; the caller keeps the memory that it refers to.
         check(unsafe { ioctl_with_ref(&self.0, request, &argument) }).map(drop)
     }
 
-    /// Maps what another address space has mapped as `from` in one piece, without pinning it again.
+    /// Copies the mapping `from` of another address space, which was made in one piece, without pinning the memory
+    /// again.
     ///
     /// # Safety
     /// As for [`map`](Self::map).
@@ -125,12 +126,12 @@ impl IommuFile {
             src_iova: from.start().value(),
         };
         let request = iommufd_ioctl(IOMMUFD_CMD_IOAS_COPY);
-        // SAFETY: the structure is complete; the caller keeps the memory that it names.
+        // SAFETY: the structure is complete; the caller keeps the memory that it refers to.
         check(unsafe { ioctl_with_ref(&self.0, request, &argument) }).map(drop)
     }
 
-    /// Maps all of a dma-buf, which the kernel holds from then on. It takes the pages away again by itself, and for
-    /// good, when the device behind it stops decoding memory (linux drivers/iommu/iommufd/pages.c:
+    /// Maps all of a dma-buf, to which the kernel holds a reference from then on. The kernel revokes the mapping
+    /// permanently when the exporting device stops decoding memory (linux drivers/iommu/iommufd/pages.c:
     /// iopt_revoke_notify()).
     pub(super) fn map_dma_buf(
         &self,
@@ -170,8 +171,8 @@ impl IommuFile {
         Ok(())
     }
 
-    /// First and last addresses of what may be mapped, ascending: all but the regions that are reserved for the
-    /// attached devices, and what their IOMMU cannot translate.
+    /// First and last addresses of the ranges that can be mapped, ascending: without the reserved regions of the
+    /// attached devices, and within the width of their IOMMU.
     pub(super) fn ranges(&self, ioas: IoasId) -> io::Result<Vec<(u64, u64)>> {
         let mut count = 32;
         loop {
@@ -185,7 +186,7 @@ impl IommuFile {
                 ..Default::default()
             };
             let request = iommufd_ioctl(IOMMUFD_CMD_IOAS_IOVA_RANGES);
-            // SAFETY: the structure is complete and names a buffer of as many ranges as it says.
+            // SAFETY: the structure is complete and names a buffer for the stated number of ranges.
             let asked = check(unsafe { ioctl_with_mut_ref(&self.0, request, &mut argument) });
             match asked {
                 Ok(_) => {

@@ -21,16 +21,16 @@ use super::{check, vfio_ioctl};
 const GET_IRQ_INFO: libc::c_ulong = vfio_ioctl(9);
 const SET_IRQS: libc::c_ulong = vfio_ioctl(10);
 
-/// Interrupts of an index (`VFIO_PCI_*_IRQ_INDEX`).
+/// Information about the interrupts of an index (`VFIO_PCI_*_IRQ_INDEX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IrqInfo {
-    /// How many there are; 0 for an index that the kernel does not know.
+    /// Number of interrupts; 0 for an index that the kernel does not know.
     pub(super) count: u32,
-    /// Whether single ones can be set while others are on.
+    /// Whether single interrupts can be set while others are on.
     pub(super) resizable: bool,
 }
 
-/// Asks what there is of an index.
+/// Reads the information about an index.
 pub(super) fn info(device: &impl AsRawFd, index: u32) -> io::Result<IrqInfo> {
     // struct vfio_irq_info: argsz, flags, index, count.
     let info = Info::get(device, GET_IRQ_INFO, &[0, 0, index, 0])?;
@@ -42,7 +42,7 @@ pub(super) fn info(device: &impl AsRawFd, index: u32) -> io::Result<IrqInfo> {
     })
 }
 
-/// Lets interrupt `first + n` signal `events[n]`, nobody if that is `None`; turns the index on.
+/// Connects interrupt `first + n` to `events[n]`, or disconnects it if that is `None`; turns the index on.
 pub(super) fn signal(
     device: &impl AsRawFd,
     index: u32,
@@ -53,7 +53,7 @@ pub(super) fn signal(
     set(device, flags, index, first, events)
 }
 
-/// Lets a signal on `event` unmask interrupt 0 of an index.
+/// Connects `event` to the unmasking of interrupt 0 of an index.
 pub(super) fn unmask_on(device: &impl AsRawFd, index: u32, event: &EventFd) -> io::Result<()> {
     let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
     set(device, flags, index, 0, &[Some(event)])

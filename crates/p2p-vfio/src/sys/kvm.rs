@@ -1,4 +1,4 @@
-//! What KVM takes into account of the devices of its VM.
+//! Registration of devices with KVM.
 
 use std::fs::File;
 use std::io;
@@ -10,16 +10,16 @@ use kvm_bindings::{
 };
 use kvm_ioctls::DeviceFd;
 
-/// A VFIO group or device that KVM knows until this is dropped: whether its DMA is coherent with caches
-/// decides what the guest may do (linux virt/kvm/vfio.c).
+/// A VFIO group or device that is registered with KVM until this is dropped. What KVM allows the guest depends on
+/// whether the DMA of the device is cache-coherent (linux virt/kvm/vfio.c).
 pub(super) struct KvmFile {
     kvm: Arc<DeviceFd>,
-    /// The same open file as its owner's: KVM compares these when it is to forget one.
+    /// A clone of the owner's descriptor for the same open file: KVM compares open files when it removes one.
     file: File,
 }
 
 impl KvmFile {
-    /// Tells the KVM-VFIO device of a group, or of a device that is not bound yet.
+    /// Registers a group, or a device that is not bound yet, with the KVM-VFIO device.
     pub(super) fn add(kvm: Arc<DeviceFd>, file: &File) -> io::Result<Self> {
         let file = file.try_clone()?;
         tell(&kvm, &file, KVM_DEV_VFIO_FILE_ADD)?;

@@ -1,4 +1,4 @@
-//! An IOMMU context on a container with the type1 driver: its groups and what is mapped.
+//! An IOMMU context on a container with the type1 driver: its groups and mappings.
 
 #![allow(unsafe_code, reason = "a mapping needs memory that is kept")]
 
@@ -20,9 +20,9 @@ use super::{usable_ranges, vfio_ioctl};
 
 const IOMMU_GET_INFO: libc::c_ulong = vfio_ioctl(12);
 
-/// One container, the groups in it and everything mapped in it.
+/// One container, its groups and its mappings.
 pub(crate) struct Type1 {
-    // Declared, and so dropped, before `mapped`: the kernel lets go of the pages first.
+    // Declared, and so dropped, before `mapped`: the kernel releases the pages first.
     container: Arc<Container>,
     kvm: Option<Arc<DeviceFd>>,
     groups: Mutex<BTreeMap<GroupId, Weak<Group>>>,
@@ -30,7 +30,7 @@ pub(crate) struct Type1 {
 }
 
 impl Type1 {
-    /// A context without groups. `kvm` is the VM's KVM-VFIO device, which learns of every group.
+    /// Creates a context without groups. `kvm` is the VM's KVM-VFIO device, which registers each group.
     ///
     /// # Errors
     /// The errno of opening `/dev/vfio/vfio`, or a kernel without type1 version 2.
@@ -43,10 +43,10 @@ impl Type1 {
         })
     }
 
-    /// The group `id`, in this container from now on if it was not yet.
+    /// The group `id`. It joins the container if it is not a member yet.
     ///
     /// # Errors
-    /// The errno of opening the group (`EBUSY`: somebody else has it) or of joining.
+    /// The errno of opening the group (`EBUSY`: another process owns it) or of joining.
     pub(super) fn join(&self, id: GroupId) -> io::Result<Arc<Group>> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|_, group| group.strong_count() > 0);
@@ -56,10 +56,9 @@ impl Type1 {
         let first = groups.is_empty();
         let group = Group::join(id, Arc::clone(&self.container), self.kvm.clone())?;
         if first {
-            // The driver forgot all mappings when the last group left (linux
-            // drivers/vfio/vfio_iommu_type1.c: vfio_iommu_unmap_unpin_all()), but what was mapped
-            // here still is, as far as anybody outside knows: guest memory, that is, for a BAR's
-            // device was closed. If it cannot be mapped again, the group leaves.
+            // The driver dropped all mappings when the last group left (linux drivers/vfio/vfio_iommu_type1.c:
+            // vfio_iommu_unmap_unpin_all()), but `mapped` still has those of guest memory; there are none of BARs,
+            // because their devices are closed. Map them again; if that fails, the group leaves.
             self.container.set_type1()?;
             let mut mapped = self.lock_mapped();
             mapped.retain(|_, memory| memory.is_ram());
@@ -73,12 +72,12 @@ impl Type1 {
         Ok(group)
     }
 
-    /// The I/O addresses that may be mapped, ascending: reserved regions (MSI doorbells, RMRR) are
-    /// left out and the IOMMU's width is their end (linux drivers/vfio/vfio_iommu_type1.c:
-    /// vfio_iommu_iova_build_caps()). A group has joined by now.
+    /// I/O address ranges that can be mapped, ascending, without reserved regions (MSI doorbells, RMRR) and within the
+    /// IOMMU's width (linux drivers/vfio/vfio_iommu_type1.c: vfio_iommu_iova_build_caps()). Call it when a group has
+    /// joined.
     ///
     /// # Errors
-    /// The errno of `VFIO_IOMMU_GET_INFO`; `ENODATA` from a kernel that tells no ranges.
+    /// The errno of `VFIO_IOMMU_GET_INFO`; `ENODATA` if the kernel reports no ranges.
     pub(crate) fn iova_ranges(&self) -> io::Result<Vec<AddressRange<Iova>>> {
         // struct vfio_iommu_type1_info: argsz, flags, page sizes, cap_offset, padding.
         let info = Info::get(&*self.container, IOMMU_GET_INFO, &[0; 6])?;
@@ -104,7 +103,7 @@ impl DmaBackend for Type1 {
         let range = AddressRange::new(iova, len_bytes as u64)
             .ok_or(DmaError::BadRange { iova, len_bytes })?;
         let mut mapped = self.lock_mapped();
-        // SAFETY: `memory` is kept in `mapped` until it is unmapped or the container is gone.
+        // SAFETY: `memory` is kept in `mapped` until it is unmapped or the container is closed.
         unsafe { self.container.map(range, &memory) }
             .map_err(|error| DmaError::Map { range, error })?;
         mapped.insert(range, memory);

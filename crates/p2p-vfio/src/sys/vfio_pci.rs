@@ -46,14 +46,14 @@ pub(crate) struct VfioPci {
     regions: Vec<(Region, u64, RegionInfo)>,
     vectors: [(VectorKind, Vectors); 2],
     has_line: bool,
-    /// Pieces of BARs come with a dma-buf.
+    /// Whether pieces of BARs are exported as dma-bufs for peers.
     shares: bool,
 }
 
-/// How it was opened, and what it keeps alive.
+/// How the device was opened, with the objects that it keeps alive.
 enum Opened {
     InGroup {
-        // Closed before the group and the context can go.
+        // Closed before the group and the context.
         file: File,
         _group: Arc<Group>,
         _context: Arc<Type1>,
@@ -62,11 +62,11 @@ enum Opened {
 }
 
 impl VfioPci {
-    /// Opens `sbdf`, which puts its group into `context`. The kernel resets the function.
+    /// Opens `sbdf` and adds its group to `context`. The kernel resets the function.
     ///
     /// # Errors
-    /// The errno of opening or joining the group (`EBUSY`: in use elsewhere, `EPERM`: a neighbour
-    /// in the group has a host driver) or of opening the device.
+    /// The errno of opening or joining the group (`EBUSY`: in use elsewhere, `EPERM`: another device of the group has a
+    /// host driver) or of opening the device.
     pub(crate) fn open(context: Arc<Type1>, group: GroupId, sbdf: Sbdf) -> io::Result<Self> {
         let group = context.join(group)?;
         let opened = Opened::InGroup {
@@ -77,10 +77,10 @@ impl VfioPci {
         Self::new(opened, false)
     }
 
-    /// Puts a device that is bound into a context of its iommufd; with `shares`, its BARs can be mapped there.
+    /// Attaches a bound device to a context of its iommufd. With `shares`, its BARs can be mapped there.
     ///
     /// # Errors
-    /// The errno of attaching it (`EINVAL`: a neighbour in its group is in another context).
+    /// The errno of attaching it (`EINVAL`: another device of its group is in another context).
     pub(crate) fn attach(context: Arc<Ioas>, device: Cdev, shares: bool) -> io::Result<Self> {
         let attached = AttachedCdev::new(device, context)?;
         Self::new(Opened::Alone(attached), shares)
@@ -117,7 +117,7 @@ impl VfioPci {
         found.ok_or(io::Error::from_raw_os_error(libc::EINVAL))
     }
 
-    /// Where in the file `len_bytes` bytes at `offset` of a region are.
+    /// File offset of `len_bytes` bytes at `offset` of a region.
     fn locate(&self, region: Region, offset: u64, len_bytes: usize) -> io::Result<u64> {
         let (_, start, info) = self.find(region)?;
         let end = offset.checked_add(len_bytes as u64);
@@ -141,7 +141,7 @@ const NO_VECTORS: Vectors = Vectors {
     dynamic: false,
 };
 
-/// What there is of a kind of vectors, as long as the device is open.
+/// Properties of a kind of vectors. They are fixed while the device is open.
 fn vectors(device: &File, kind: VectorKind) -> Vectors {
     let info = irq::info(device, vector_index(kind));
     info.map_or(NO_VECTORS, |info| Vectors {
@@ -150,7 +150,7 @@ fn vectors(device: &File, kind: VectorKind) -> Vectors {
     })
 }
 
-/// Offset in the device's file, and description, of a region.
+/// Offset of a region in the device's file, and its description.
 pub(super) fn region_info(device: &File, region: Region) -> io::Result<(u64, RegionInfo)> {
     let index = match region {
         Region::Bar(bar) => u32::from(bar),
@@ -260,7 +260,7 @@ impl PciBackend for VfioPci {
             return irq::disable(self.file(), VFIO_PCI_INTX_IRQ_INDEX);
         };
         irq::signal(self.file(), VFIO_PCI_INTX_IRQ_INDEX, 0, &[Some(raised)])?;
-        // Masked by the kernel whenever it is raised, and only the guest knows when it was handled.
+        // The kernel masks the pin whenever it is raised; only the guest knows when the interrupt was handled.
         let unmask = irq::unmask_on(self.file(), VFIO_PCI_INTX_IRQ_INDEX, handled);
         if unmask.is_err() {
             irq::disable(self.file(), VFIO_PCI_INTX_IRQ_INDEX)?;
@@ -281,7 +281,7 @@ impl PciBackend for VfioPci {
     }
 }
 
-/// Resets a function by its file.
+/// Resets the function of an open device file.
 pub(super) fn reset(device: &File) -> io::Result<()> {
     // SAFETY: the ioctl has no argument.
     check(unsafe { ioctl(device, RESET) }).map(drop)

@@ -1,18 +1,18 @@
-//! cloud-hypervisor's command line, of which only the options that matter here are understood.
+//! cloud-hypervisor's command line. Only the options that P2P depends on are parsed.
 
 use std::ffi::{OsStr, OsString};
 
-/// Program and arguments. What nobody asks for is passed through as it is, in its order.
+/// Program and arguments. Other arguments are passed through unchanged and in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommandLine {
     words: Vec<OsString>,
 }
 
-/// A value of an option, and where it stands.
+/// A value of an option and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Value {
     word: usize,
-    /// `--option=`, if the value stands in the same word.
+    /// `--option=`, if the value is in the same argument.
     lead: String,
     pub(crate) text: String,
 }
@@ -22,7 +22,7 @@ impl CommandLine {
         Self { words }
     }
 
-    /// What would be started.
+    /// The program to start.
     pub(crate) fn program(&self) -> &OsStr {
         self.words.first().map_or(OsStr::new(""), |word| word)
     }
@@ -35,8 +35,8 @@ impl CommandLine {
         &self.words
     }
 
-    /// All values of an option: an option has as many as follow it up to the next word that begins with a hyphen, or the
-    /// one behind `=`. A value that is no UTF-8 is none that an option here could have.
+    /// All values of an option: the arguments up to the next one that begins with a hyphen, or the value after `=`.
+    /// Values that are not UTF-8 are skipped: no option that is parsed here accepts them.
     pub(crate) fn values(&self, option: &str) -> Vec<Value> {
         let mut values = Vec::new();
         let mut ours = false;
@@ -60,7 +60,7 @@ impl CommandLine {
         values
     }
 
-    /// Whether an option is given at all.
+    /// Whether the option is present.
     pub(crate) fn has(&self, option: &str) -> bool {
         let lead = format!("{option}=");
         self.arguments()
@@ -69,14 +69,14 @@ impl CommandLine {
             .any(|word| word == option || word.starts_with(&lead))
     }
 
-    /// Puts another text in the place of a value.
+    /// Replaces a value.
     pub(crate) fn replace(&mut self, value: &Value, text: &str) {
         if let Some(word) = self.words.get_mut(value.word) {
             *word = format!("{}{text}", value.lead).into();
         }
     }
 
-    /// Adds an option at the end.
+    /// Appends an option.
     pub(crate) fn append(&mut self, option: &str, text: &str) {
         self.words.extend([option.into(), text.into()]);
     }

@@ -1,4 +1,4 @@
-//! A device as `--device` asks for it.
+//! A device as `--device` requests it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,27 +9,27 @@ use thiserror::Error;
 
 use super::option_list::{OptionList, Unpaired, switch};
 
-/// What somebody wants of a device. `p2p`, `p2p_domain` and `expose` are taken out of the list: cloud-hypervisor
-/// does not know them.
+/// A requested device. `p2p`, `p2p_domain` and `expose` are removed from the option list because cloud-hypervisor does
+/// not know them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
-    /// What is left for cloud-hypervisor.
+    /// The options for cloud-hypervisor.
     pub(crate) options: OptionList,
-    /// The device in sysfs; `None` if it is handed over as a descriptor.
+    /// The device in sysfs; `None` if it is passed as a descriptor.
     pub(crate) path: Option<PathBuf>,
-    /// Whether it shall have peers.
+    /// Whether the device has peers.
     pub(crate) p2p: bool,
-    /// The domain of its peers.
+    /// The P2P domain.
     pub(crate) domain: Option<String>,
-    /// Functions of which it is accepted that they are reachable without the IOMMU because of it.
+    /// Functions whose exposure through this device is accepted.
     pub(crate) expose: BTreeSet<Sbdf>,
-    /// Whether it is behind the guest's own IOMMU, in a context of its own.
+    /// Whether the device is behind the guest's virtual IOMMU, in its own context.
     pub(crate) viommu: bool,
-    /// The clique that it is to show, if one is asked for by number.
+    /// The requested clique number, if any.
     pub(crate) clique: Option<String>,
 }
 
-/// Why `--device` was not understood.
+/// Error in a `--device` value.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum AskError {
     #[error("--device {0}")]
@@ -43,7 +43,7 @@ pub(crate) enum AskError {
 }
 
 impl Asked {
-    /// The P2P domain that it is to join.
+    /// The P2P domain to join.
     pub(crate) fn domain_name(&self) -> Option<DomainName> {
         DomainName::requested(self.p2p, self.domain.as_deref())
     }

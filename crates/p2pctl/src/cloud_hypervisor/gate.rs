@@ -1,4 +1,4 @@
-//! Admission for a running cloud-hypervisor: what its API is asked for is judged as its command line would be.
+//! Admission for a running cloud-hypervisor: API requests are checked like its command line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,11 +26,11 @@ use super::seen::Seen;
 use super::vdpa;
 use super::version::Version;
 
-/// Why no VM is received.
+/// Why `vm.receive-migration` is refused.
 const MIGRATION: &str = "which devices a VM has that comes from another host shows only when it has them\n       \
     receive it at cloud-hypervisor's own socket without devices, and add them here";
 
-/// The gate of one VM.
+/// The request filter of one VM.
 pub(crate) struct StockGate {
     sysfs: PathBuf,
     policy: Policy,
@@ -38,9 +38,9 @@ pub(crate) struct StockGate {
     seen: Mutex<Seen>,
 }
 
-/// A decision, before it is one for HTTP.
+/// A decision, before the conversion to the proxy's type.
 enum Decision {
-    /// With this body; as it came if that is nothing.
+    /// Forward the request with this body; with the original body if this is null.
     Passes(Value),
     Refused(Vec<String>),
     Malformed(String),
@@ -56,8 +56,8 @@ impl StockGate {
         }
     }
 
-    /// The same for devices that move in and out of being peers: what is no peer is added with its BARs mapped for
-    /// nobody from the start, and not only after one was seen of which that was so already.
+    /// The same filter for devices that can become peers later. Devices that are not peers are added without mapped
+    /// BARs from the start; otherwise that happens only after the VM had such a device.
     pub(crate) fn for_regrouping(self) -> Self {
         Self {
             seen: Mutex::new(Seen::without_bars()),
@@ -65,7 +65,7 @@ impl StockGate {
         }
     }
 
-    /// A VM that is to be: its description says all.
+    /// `vm.create`: the body is the complete configuration.
     fn create(&self, mut config: Value) -> Result<Decision> {
         if let Some(why) = misshapen(&config) {
             return Ok(Decision::Malformed(why));
@@ -115,7 +115,7 @@ impl StockGate {
         Ok(Decision::Passes(config))
     }
 
-    /// A VM that is described in a directory: what is there cannot be changed.
+    /// `vm.restore`: the configuration is in a directory and cannot be changed.
     fn restore(&self, mut request: Value) -> Result<Decision> {
         let (config, directory) = match restored::config(&request) {
             Ok(found) => found,
@@ -141,7 +141,7 @@ impl StockGate {
         Ok(Decision::Passes(request))
     }
 
-    /// A VM that opens its devices, for the first time or again: the host may have changed since they were judged.
+    /// `vm.boot` and `vm.reboot`: the VM opens its devices. The host may have changed since they were checked.
     fn open(&self) -> Result<Decision> {
         let Some((_, config)) = self.vm_info()? else {
             return Ok(Decision::Passes(Value::Null));
@@ -161,8 +161,8 @@ impl StockGate {
         Ok(no.unwrap_or(Decision::Passes(Value::Null)))
     }
 
-    /// Why a VM may not have the devices that it is described with, if anything speaks against it. Nothing about it can be
-    /// changed; `mapped` if it maps BARs.
+    /// The refusal of the VM's configured devices, if there is one. The configuration cannot be changed here. `mapped`
+    /// is true if the VM maps BARs.
     fn stands_in_the_way(
         &self,
         config: &Value,
@@ -185,8 +185,8 @@ impl StockGate {
         Ok((!limits.is_empty()).then(|| Decision::Refused(Refusal::Limits(limits).reasons())))
     }
 
-    /// What the VM says of itself, and the description in it. Without a VM there is nothing to decide about, and
-    /// cloud-hypervisor says so itself.
+    /// The answer to `vm.info` and the configuration in it. `None` without a VM: cloud-hypervisor then answers the
+    /// request with an error itself.
     fn vm_info(&self) -> Result<Option<(Value, Value)>> {
         let info: Value = match self.client.get("vm.info") {
             Ok(info) => info,
@@ -197,7 +197,7 @@ impl StockGate {
         Ok(Some((info, config)))
     }
 
-    /// A vDPA device for a VM that is there.
+    /// `vm.add-vdpa` for an existing VM.
     fn add_vdpa(&self, mut device: Value) -> Result<Decision> {
         without_links(&mut device);
         let new = match vdpa::path(&device) {
@@ -221,7 +221,7 @@ impl StockGate {
         })
     }
 
-    /// A device for a VM that is there: what it was started with cannot be changed.
+    /// `vm.add-device` for an existing VM, whose start options cannot be changed.
     fn add(&self, mut device: Value, descriptors: &[OwnedFd]) -> Result<Decision> {
         self.name_by_kernel(&mut device);
         let mut new = match Asked::of_json(&device, false) {
@@ -252,7 +252,7 @@ impl StockGate {
         };
         let mut wishes = wishes(&config);
         let mapped = wishes.p2p_dma != Some(false);
-        // That it is on was nobody's wish: it is so unless said.
+        // `on` is the default, so it is not an explicit request.
         wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
         let mut asked = self.existing(&config, mapped);
         let (at, peer) = (asked.len(), new.p2p);
@@ -262,7 +262,7 @@ impl StockGate {
             Ok(settings) => settings,
             Err(refusal) => {
                 let mut reasons = refusal.reasons();
-                // The others were taken for peers, which nobody may have asked for.
+                // The existing devices count as peers here, although nobody may have requested that.
                 if mapped && !peer {
                     reasons.extend(asked.last().map(|new| mapped_for_all(new).to_string()));
                 }
@@ -298,7 +298,7 @@ impl StockGate {
         Ok(Decision::Passes(device))
     }
 
-    /// Puts the kernel's own path of a function in the place of a link to it: what is judged is what will be opened.
+    /// Replaces a link to a function by the kernel's path, so that the path that is checked is the one that is opened.
     fn name_by_kernel(&self, device: &mut Value) {
         let path = device.get("path").and_then(Value::as_str).map(Path::new);
         let Some(found) = path.and_then(|path| fs::canonicalize(path).ok()) else {
@@ -314,7 +314,7 @@ impl StockGate {
         }
     }
 
-    /// The function behind a descriptor of `/dev/vfio/devices/vfioN`; none if it is something else.
+    /// The function behind a descriptor of `/dev/vfio/devices/vfioN`; `None` for other files.
     fn device_of(&self, descriptor: &OwnedFd) -> Option<PathBuf> {
         let status = fstat(descriptor).ok()?;
         if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice {
@@ -324,7 +324,7 @@ impl StockGate {
         fs::canonicalize(self.sysfs.join("dev/char").join(number).join("device")).ok()
     }
 
-    /// A device that is asked back: what the VM says of it now it says no more later.
+    /// Records a device before its removal is requested: the VM does not list it afterwards.
     fn remove(&self, request: &Value) {
         let info = self.client.get::<Value>("vm.info");
         let id = request.get("id").and_then(Value::as_str);
@@ -336,7 +336,7 @@ impl StockGate {
         }
     }
 
-    /// The devices that the VM has. One that did not come this way has what the VM was started with.
+    /// The devices of the VM. A device that was not added through the proxy has the VM's start settings.
     fn existing(&self, config: &Value, mapped: bool) -> Vec<Asked> {
         let seen = self.seen();
         devices(config)
@@ -355,8 +355,8 @@ impl StockGate {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the VM may have these devices. With `departed`, those that it had and has no more, the last one comes to
-    /// the others.
+    /// Checks whether the VM may have these devices. With `departed`, the functions that left the VM, only the last
+    /// device is new.
     fn judge(
         &self,
         asked: &[Asked],
@@ -388,7 +388,7 @@ impl StockGate {
     }
 }
 
-/// The devices of a VM's description.
+/// The devices in a VM's configuration.
 fn asked(config: &Value) -> Result<Vec<Asked>, &'static str> {
     let all: Vec<Asked> = devices(config)
         .map(|device| Asked::of_json(device, false))
@@ -399,7 +399,7 @@ fn asked(config: &Value) -> Result<Vec<Asked>, &'static str> {
     }
 }
 
-/// What would have to be different about a VM that is there.
+/// Limits due to the start settings of an existing VM, which cannot be changed.
 fn unchangeable(
     asked: &[Asked],
     settings: &Settings,
@@ -419,7 +419,7 @@ fn unchangeable(
     limits
 }
 
-/// Why a device that asked for no P2P cannot come to a VM that maps every BAR.
+/// Why a device without P2P cannot be added to a VM that maps all BARs.
 fn mapped_for_all(new: &Asked) -> Limit {
     let device = new.options.get("path").unwrap_or_default();
     Limit::Mapped { device }
@@ -442,9 +442,9 @@ impl RequestFilter for StockGate {
     ) -> vmm_api::Decision {
         let value = match serde_json::from_slice(body) {
             Ok(value @ Value::Object(_)) => value,
-            // cloud-hypervisor refuses a body, if there is one.
+            // These calls have no body; cloud-hypervisor refuses one.
             _ if call.has_no_body() => Value::Null,
-            // serde would take an array for a struct.
+            // serde parses an array as a struct.
             Ok(_) => return vmm_api::Decision::Malformed("the body is no JSON object".to_owned()),
             Err(error) => return vmm_api::Decision::Malformed(error.to_string()),
         };
@@ -472,7 +472,7 @@ impl RequestFilter for StockGate {
     }
 }
 
-/// Puts the path of a file in the place of a link to it: what is judged is what will be opened.
+/// Resolves links in a file path, so that the path that is checked is the one that is opened.
 fn without_links(device: &mut Value) {
     let path = device.get("path").and_then(Value::as_str);
     if let Some(path) = path.and_then(|path| fs::canonicalize(path).ok()) {
@@ -480,7 +480,7 @@ fn without_links(device: &mut Value) {
     }
 }
 
-/// Sets a key in a part of a description, which is `fresh` if it is not there.
+/// Sets a key in a section of a configuration. A missing section is created as `fresh`.
 fn set_in(config: &mut Value, part: &str, fresh: Value, key: &str, value: Value) {
     let Some(parts) = config.as_object_mut() else {
         return;

@@ -1,6 +1,6 @@
-//! What the rules need to know of a VM, out of the JSON of cloud-hypervisor's API.
+//! The fields of cloud-hypervisor's API JSON that the constraints depend on.
 //!
-//! All that is not asked for here stays as it came: a proxy must not know more of it than it has to.
+//! All other fields are forwarded unchanged.
 
 use std::collections::BTreeSet;
 
@@ -13,28 +13,29 @@ use super::memory::GuestMemory;
 use super::option_list::OptionList;
 use super::rules::Wishes;
 
-/// What only this project knows of a device.
+/// Device fields of this project that cloud-hypervisor does not know.
 const OURS: [&str; 3] = ["p2p", "p2p_domain", "expose"];
 
-/// The key for BARs that are mapped for nobody, not even for the guest, which is trapped instead; and all BARs there are.
+/// Key of the BARs that are not mapped; accesses of the guest to them are trapped. The value that excludes all BARs
+/// follows.
 pub(super) const EXCLUDED: &str = "x_exclude_mmap_bars";
 pub(super) const ALL_BARS: [u64; 6] = [0, 1, 2, 3, 4, 5];
 
-/// The devices that a VM's description has.
+/// The devices in a VM's configuration.
 pub(super) fn devices(config: &Value) -> impl Iterator<Item = &Value> {
     let devices = config.get("devices").and_then(Value::as_array);
     devices.into_iter().flatten()
 }
 
-/// Whether none of a device's BARs is mapped for anybody.
+/// Whether no BAR of the device is mapped.
 pub(super) fn excludes_all(device: &Value) -> bool {
     let excluded = device.get(EXCLUDED).and_then(Value::as_array);
     let has = |bar: &u64| excluded.is_some_and(|bars| bars.contains(&Value::from(*bar)));
     ALL_BARS.iter().all(has)
 }
 
-/// What of a VM's description is not in the form that is read here. serde takes an array for a struct, so that
-/// cloud-hypervisor would understand it.
+/// The part of a VM's configuration that does not have the expected JSON type. serde parses an array as a struct, so
+/// cloud-hypervisor would accept it.
 pub(super) fn misshapen(config: &Value) -> Option<String> {
     let there = |path: &str| config.pointer(path).filter(|value| !value.is_null());
     let objects = ["/platform", "/cpus", "/memory"].into_iter();
@@ -56,7 +57,7 @@ pub(super) fn misshapen(config: &Value) -> Option<String> {
 }
 
 impl Asked {
-    /// From a device's description. `p2p` stands in for one that says nothing of it.
+    /// Parses a device's configuration. `p2p` is the default of its `p2p` field.
     pub(crate) fn of_json(device: &Value, p2p: bool) -> Result<Self, &'static str> {
         if !device.is_object() {
             return Err("a device is a JSON object");
@@ -101,14 +102,14 @@ impl Asked {
     }
 }
 
-/// Takes what cloud-hypervisor does not know out of a device's description.
+/// Removes the fields that cloud-hypervisor does not know from a device's configuration.
 pub(crate) fn strip(device: &mut Value) {
     if let Some(fields) = device.as_object_mut() {
         fields.retain(|key, _| !OURS.contains(&key.as_str()));
     }
 }
 
-/// What a VM's description says that matters.
+/// The VM options in a configuration that the constraints depend on.
 pub(crate) fn wishes(config: &Value) -> Wishes {
     let number = |path: &str| config.pointer(path).and_then(Value::as_u64);
     Wishes {

@@ -1,4 +1,4 @@
-//! The check of a VM's devices, and the facts of the host that the rules for cloud-hypervisor need.
+//! Checks a VM's devices and reads the host facts that cloud-hypervisor's constraints depend on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,23 +18,23 @@ use super::vdpa;
 use super::version::Version;
 use crate::source;
 
-/// Class of display controllers, and NVIDIA's vendor id: their driver goes by cliques.
+/// Class of display controllers, and NVIDIA's vendor ID: their drivers use cliques.
 const DISPLAY: u32 = 0x03;
 const NVIDIA: u16 = 0x10de;
 
-/// What is asked about a VM.
+/// A VM to check.
 pub(crate) struct Question<'a> {
-    /// The devices that it is to have.
+    /// The requested devices.
     pub(crate) asked: &'a [Asked],
-    /// The device files of the vDPA devices that it is to have.
+    /// The device files of the requested vDPA devices.
     pub(crate) vdpa: &'a [PathBuf],
     pub(crate) policy: Policy,
     pub(crate) version: Option<Version>,
-    /// If the last of them comes to a VM that has the others: the functions that the VM had and has no more.
+    /// Set if the last device is added to a VM that has the others: the functions that left the VM.
     pub(crate) departed: Option<&'a BTreeSet<Sbdf>>,
 }
 
-/// Reads the devices and checks the VM as every VMM's is checked.
+/// Reads the devices and runs the checks that apply to all VMMs.
 pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, Refusal>> {
     let Question {
         asked,
@@ -100,7 +100,7 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
     }
 }
 
-/// Physical address bits of the host's processors: what `/proc/cpuinfo` beside `/sys` says.
+/// Physical address bits of the host's processors, from the `/proc/cpuinfo` that belongs to this sysfs.
 fn cpu_bits(root: &Path) -> Option<u8> {
     let info = fs::read_to_string(root.parent()?.join("proc/cpuinfo")).ok()?;
     let sizes = info
@@ -125,7 +125,7 @@ fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
     }
 }
 
-/// Two peers between which the BARs would have to be at their bus addresses.
+/// Two peers whose route requires BARs at their bus addresses.
 fn by_bus_address(assignment: &Assignment) -> Option<(Sbdf, Sbdf)> {
     assignment.domains.iter().find_map(|members| {
         let [a, b, ..] = members.as_slice() else {
@@ -135,7 +135,7 @@ fn by_bus_address(assignment: &Assignment) -> Option<(Sbdf, Sbdf)> {
     })
 }
 
-/// Devices whose BARs are to be kept from their peers.
+/// Devices whose BARs policy hides from their peers.
 fn hidden(assignment: &Assignment) -> Vec<Sbdf> {
     let members = assignment.domains.iter().flatten();
     members

@@ -1,4 +1,4 @@
-//! Where cloud-hypervisor puts memory and BARs of a guest on x86-64.
+//! cloud-hypervisor's memory map on x86-64: guest RAM and BARs.
 
 use std::ops::RangeInclusive;
 
@@ -7,24 +7,24 @@ use super::option_list::OptionList;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// RAM below 4 GiB ends here, and 32-bit BARs begin.
+/// End of RAM below 4 GiB and start of 32-bit BARs.
 const RAM_32_END: u64 = 3 * GIB;
-/// Size of the place for 32-bit BARs.
+/// Size of the range for 32-bit BARs.
 const BARS_32_BYTES: u64 = 640 * MIB;
 const FOUR_GIB: u64 = 4 * GIB;
-/// Memory that is plugged starts at such boundaries, once for each region.
+/// Alignment of hotplugged memory, applied once per region.
 const PLUG_ALIGN: u64 = 128 * MIB;
-/// What it takes for granted without `--memory`.
+/// Default size without `--memory`.
 const DEFAULT_BYTES: u64 = 512 * MIB;
-/// Physical addresses that it gives a guest without `max_phys_bits`, if the CPU has as many.
+/// Default physical address bits of a guest without `max_phys_bits`, if the CPU has that many.
 pub(crate) const DEFAULT_BITS: u8 = 46;
 
-/// Memory of a guest in bytes.
+/// Guest memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GuestMemory {
-    /// What it boots with.
+    /// Boot memory.
     pub(crate) boot: u64,
-    /// What can be plugged, with what is lost by alignment.
+    /// Hotpluggable memory, with the loss by alignment.
     pub(crate) plugged: u64,
 }
 
@@ -38,7 +38,7 @@ impl Default for GuestMemory {
 }
 
 impl GuestMemory {
-    /// From `--memory` and `--memory-zone`; `None` if a size is none.
+    /// Parses `--memory` and `--memory-zone`; `None` if a size is invalid.
     pub(crate) fn asked_for(line: &CommandLine) -> Option<Self> {
         let own = line.values("--memory");
         let mut memory = match own.as_slice() {
@@ -59,7 +59,7 @@ impl GuestMemory {
         Some(memory)
     }
 
-    /// With another part of so many bytes, and so many that can be plugged.
+    /// Adds a region with this boot size and hotpluggable size.
     pub(super) fn and(self, boot: u64, plugged: Option<u64>) -> Option<Self> {
         let plugged = match plugged {
             None => 0,
@@ -71,7 +71,7 @@ impl GuestMemory {
         })
     }
 
-    /// Where it can be. What is plugged is always above 4 GiB.
+    /// Possible addresses of guest memory. Hotplugged memory is always above 4 GiB.
     pub(crate) fn ranges(self) -> Vec<RangeInclusive<u64>> {
         let low = self.boot.min(RAM_32_END);
         let high = (self.boot - low).saturating_add(self.plugged);
@@ -82,7 +82,7 @@ impl GuestMemory {
             .collect()
     }
 
-    /// Where 64-bit BARs can be, in a guest with so many physical address bits; `None` if there is no place.
+    /// Possible addresses of 64-bit BARs with this number of physical address bits; `None` if there is no space.
     pub(crate) fn bars_64(self, bits: u8) -> Option<RangeInclusive<u64>> {
         let start = self
             .ranges()
@@ -95,12 +95,12 @@ impl GuestMemory {
     }
 }
 
-/// Where 32-bit BARs can be.
+/// Possible addresses of 32-bit BARs.
 pub(crate) fn bars_32() -> RangeInclusive<u64> {
     RAM_32_END..=RAM_32_END + BARS_32_BYTES - 1
 }
 
-/// What two ranges have in common.
+/// The intersection of two ranges.
 pub(crate) fn overlap(
     a: &RangeInclusive<u64>,
     b: &RangeInclusive<u64>,
@@ -109,7 +109,7 @@ pub(crate) fn overlap(
     (!both.is_empty()).then_some(both)
 }
 
-/// `512M`, `1G`, `4096K` or a number of bytes.
+/// Parses `512M`, `1G`, `4096K` or a number of bytes.
 fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let (number, shift) = match text.strip_suffix(['K', 'M', 'G']) {

@@ -1,16 +1,16 @@
-//! Option lists as cloud-hypervisor reads them: `key=value,key=[1,2],key="a,b"`.
+//! Option lists in cloud-hypervisor's syntax: `key=value,key=[1,2],key="a,b"`.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// A list whose parts keep the spelling and the order in which they were given.
+/// An option list that keeps the spelling and order of its entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct OptionList {
     parts: Vec<String>,
 }
 
-/// Why a text is no option list.
+/// Parse error of an option list.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("\"{text}\" has quotes or brackets that do not pair up")]
 pub(crate) struct Unpaired {
@@ -18,7 +18,7 @@ pub(crate) struct Unpaired {
 }
 
 impl OptionList {
-    /// Splits at the commas that are in neither quotes nor brackets.
+    /// Splits at commas outside of quotes and brackets.
     pub(crate) fn parse(text: &str) -> Result<Self, Unpaired> {
         let mut parts = vec![String::new()];
         let (mut quoted, mut depth) = (false, 0_u32);
@@ -47,7 +47,7 @@ impl OptionList {
         Ok(Self { parts })
     }
 
-    /// The value of a key without quotes around it; the last counts if there are several.
+    /// The value of a key, without quotes. The last entry wins.
     pub(crate) fn get(&self, key: &str) -> Option<String> {
         let value = |part: &String| {
             Some(
@@ -65,14 +65,14 @@ impl OptionList {
         Some(inner.map_or(raw.clone(), |inner| inner.replace("\"\"", "\"")))
     }
 
-    /// Takes a key out of the list.
+    /// Removes a key from the list and returns its value.
     pub(crate) fn take(&mut self, key: &str) -> Option<String> {
         let value = self.get(key);
         self.parts.retain(|part| key_of(part) != key);
         value
     }
 
-    /// Gives a key a value, in its old place if it has one.
+    /// Sets a key, in its existing position if there is one.
     pub(crate) fn set(&mut self, key: &str, value: impl fmt::Display) {
         let pair = format!("{key}={value}");
         match self.parts.iter().rposition(|part| key_of(part) == key) {
@@ -96,7 +96,7 @@ impl fmt::Display for OptionList {
     }
 }
 
-/// `on` or `off`, in all spellings that cloud-hypervisor understands.
+/// Parses `on` or `off`, in all spellings that cloud-hypervisor accepts.
 pub(crate) fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "true" => Some(true),

@@ -1,4 +1,4 @@
-//! What cannot be had with cloud-hypervisor, and what to do about it.
+//! Requests that cloud-hypervisor cannot fulfil, and hints for the user.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,22 +8,22 @@ use thiserror::Error;
 
 use super::version::Version;
 
-/// Why a VM is not started as asked. Nothing was changed.
+/// Why a VM is not started as requested. Nothing was changed.
 #[derive(Debug, Error)]
 pub(crate) enum Refusal {
-    /// It may not have these devices like this, whatever the VMM.
+    /// The devices are refused for every VMM.
     #[error(transparent)]
     Assignment(#[from] assignment::Refusal),
-    /// A device that the host does not have, or that no IOMMU guards.
+    /// The host does not have the device, or no IOMMU protects it.
     #[error("{source}\n       {}", way_out(source))]
     Host { source: SysfsError },
-    /// It could, but not with cloud-hypervisor.
+    /// The request is refused for cloud-hypervisor only.
     #[error("{}", Lines(.0))]
     Limits(Vec<Limit>),
 }
 
 impl Refusal {
-    /// Every reason, each with what to do about it.
+    /// All reasons, each with a hint.
     pub(crate) fn reasons(&self) -> Vec<String> {
         match self {
             Self::Assignment(refusal) => refusal.reasons.iter().map(ToString::to_string).collect(),
@@ -58,7 +58,7 @@ impl fmt::Display for Lines<'_> {
     }
 }
 
-/// One thing that cannot be had; its text ends with what to do about it.
+/// A limit of cloud-hypervisor. The message ends with a hint.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum Limit {
     /// More than one domain.
@@ -73,13 +73,13 @@ pub(crate) enum Limit {
          give p2p=on to {other} as well, leave it out of this VM, or use p2p-vmm, which keeps them apart"
     )]
     Outsider { peer: Sbdf, other: String },
-    /// A device that may initiate only.
+    /// A device that may only initiate requests.
     #[error(
         "policy keeps the BARs of {device} from its peers, and cloud-hypervisor maps those of all devices\n       \
          leave p2p=on out for it, or use p2p-vmm, which maps BARs one by one"
     )]
     Hidden { device: Sbdf },
-    /// BARs would have to be at their bus addresses.
+    /// Peers that need their BARs at the bus addresses.
     #[error(
         "{a} and {b} would reach each other straight across a switch, by bus address, and cloud-hypervisor gives BARs \
          addresses of its own\n       \
@@ -87,7 +87,7 @@ pub(crate) enum Limit {
          or use p2p-vmm, which keeps bus addresses"
     )]
     BusAddress { a: Sbdf, b: Sbdf },
-    /// A BAR might get an address at which requests do not get to the IOMMU.
+    /// A BAR may get an address at which requests do not reach the IOMMU.
     #[error(
         "requests of {from} for {to} may go astray: cloud-hypervisor may put a BAR of {to} at {hole}\n       \
          leave out p2p=on, or use p2p-vmm, which chooses addresses that are free"
@@ -97,32 +97,32 @@ pub(crate) enum Limit {
         to: Sbdf,
         hole: MemoryHole,
     },
-    /// Guest memory is where requests do not get to the IOMMU.
+    /// Guest memory is at an address at which requests do not reach the IOMMU.
     #[error(
         "requests of {device} would not reach guest memory at {hole}\n       \
          give the guest memory below {:#x}, or use p2p-vmm, which leaves such addresses free",
         hole.range.start()
     )]
     Memory { device: Sbdf, hole: MemoryHole },
-    /// Peers behind the guest's IOMMU.
+    /// Peers behind the guest's virtual IOMMU.
     #[error(
         "{device} cannot have both p2p=on and iommu=on: cloud-hypervisor maps no BARs for devices behind a virtual IOMMU\n       \
          leave out one of the two"
     )]
     VirtualIommu { device: Sbdf },
-    /// A version that always maps BARs.
+    /// A version that always maps all BARs.
     #[error(
         "cloud-hypervisor {version} maps the BARs of all devices of a VM for each other and cannot be told not to\n       \
          use v52.0 or newer, or give p2p=on to all of them if they shall be peers"
     )]
     AlwaysOn { version: Version },
-    /// Peer-to-peer for all.
+    /// P2P is switched on for all devices.
     #[error(
         "vfio_p2p_dma=on would let every device of the VM reach all others, and they were not asked for that\n       \
          leave it out, and give p2p=on to devices that shall be peers"
     )]
     ForAll,
-    /// Peer-to-peer that is switched off.
+    /// P2P is switched off.
     #[error(
         "{device} has p2p=on, and vfio_p2p_dma=off would keep it from its peers\n       leave out one of the two"
     )]
@@ -133,33 +133,33 @@ pub(crate) enum Limit {
          add p2p=on, which sets the clique too, or leave it out"
     )]
     Clique { device: Sbdf },
-    /// A VM that was started with peer-to-peer for all.
+    /// A running VM that maps the BARs of all devices.
     #[error(
         "this VM maps every BAR for every device, and {device} was not asked for p2p=on\n       \
          start the VM with vfio_p2p_dma=off in its platform (v52.0 and newer; p2pctl launch does), or ask for p2p=on for all \
          its devices"
     )]
     Mapped { device: String },
-    /// A peer that came beside others, and so without what its peers would reach.
+    /// A peer that was added beside devices that are not peers, and so has no mapped BARs.
     #[error(
         "{device} was asked for p2p=on beside devices that were not, and so came without its BARs: a peer would not reach it\n       \
          remove those devices and {device}, and then add the peers; or use p2p-vmm, which keeps peers and others apart"
     )]
     WithoutBars { device: String },
-    /// A device that was asked back and has not gone.
+    /// A device whose removal was requested and that the guest still has.
     #[error(
         "{id} was asked back and the guest has not let go of it: in the VM's one IOMMU context it and the new device could \
          reach each other\n       \
          try again when the VM has said device-removed: then the device_tree of its vm.info has {id} no more"
     )]
     Leaving { id: String },
-    /// A VM that was started with too many address bits.
+    /// A running VM with too many address bits.
     #[error(
         "the guest has {guest} address bits, and BARs at the top of them are out of reach: it may have {bits}\n       \
          start the VM with max_phys_bits={bits} in its cpus"
     )]
     Bits { guest: u8, bits: u8 },
-    /// A descriptor, of which nothing is known.
+    /// A device that is passed as a descriptor, so that its function is unknown.
     #[error(
         "nothing can be said of a device that is handed over as a descriptor ({options}): p2p=on needs its path\n       \
          give path=/sys/bus/pci/devices/… instead of fd="
@@ -172,7 +172,7 @@ pub(crate) enum Limit {
         path.display()
     )]
     Vdpa { path: PathBuf },
-    /// A vDPA device that is not alone in its group.
+    /// A vDPA device that shares its IOMMU group.
     #[error(
         "{function}, which is behind {}, cannot leave the host alone: {neighbour} in its IOMMU group is driven by {driver}\n       \
          unbind {neighbour} from {driver}, or use a function with a group of its own",
@@ -184,13 +184,13 @@ pub(crate) enum Limit {
         neighbour: String,
         driver: String,
     },
-    /// Sizes that are none.
+    /// The guest's memory size cannot be parsed.
     #[error(
         "the guest's memory cannot be made out, and devices behind a switch need it to be clear of that switch's windows\n       \
          give --memory size=, and a size to each --memory-zone"
     )]
     UnknownMemory,
-    /// Not enough addresses.
+    /// Not enough address space.
     #[error(
         "{memory_end:#x} bytes of guest memory and 64-bit BARs do not fit into the {bits} address bits that the IOMMU \
          translates\n       give the guest less memory"

@@ -1,4 +1,4 @@
-//! The description of a VM that is to be restored from a snapshot.
+//! Configuration of a VM that is restored from a snapshot.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,9 +10,9 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// What cloud-hypervisor calls the description in the directory of a snapshot.
+/// Name of the configuration file in a snapshot directory.
 const FILE: &str = "config.json";
-/// Longest description, in bytes: as much as a VM can be created with.
+/// Longest configuration, in bytes: the limit of `vm.create`.
 const MAX_BYTES: u64 = 512 << 10;
 const SCHEME: &str = "file://";
 #[expect(clippy::cast_possible_wrap, reason = "the flag is far from the sign")]
@@ -40,7 +40,7 @@ pub(super) enum Unrestorable {
     Writable { path: PathBuf },
 }
 
-/// The description of the VM that a request of `vm.restore` names, and the directory that it is in.
+/// The configuration of the VM that a `vm.restore` request names, and its directory.
 pub(super) fn config(request: &Value) -> Result<(Value, PathBuf), Unrestorable> {
     let given = |key: &str| {
         let value = request.get(key).unwrap_or(&Value::Null);
@@ -79,14 +79,14 @@ pub(super) fn url(directory: &Path) -> Value {
     json!(format!("{SCHEME}{}", directory.display()))
 }
 
-/// Whether only root and this process's user can put something else in a place.
+/// Whether only root and this process's user can replace the file or its contents.
 fn is_ours(path: &Path) -> Result<bool, Unrestorable> {
     const WRITABLE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     let status = fs::symlink_metadata(path).map_err(unreadable(path))?;
     let owner = status.uid();
     let known = owner == 0 || owner == geteuid().as_raw();
-    // In a sticky directory everybody may add, and only the owner may replace.
+    // In a sticky directory everybody can add files, but only the owner of a file can replace it.
     let kept = status.mode() & WRITABLE == 0 || status.is_dir() && status.mode() & STICKY != 0;
     Ok(known && kept && !status.is_symlink())
 }
@@ -97,7 +97,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Unrestorable> {
         why: why.to_owned(),
     };
     let mut options = File::options();
-    // A pipe would not be waited for.
+    // Opening a pipe must not block.
     let options = options.read(true).custom_flags(NONBLOCK);
     let file = options.open(path).map_err(unreadable(path))?;
     if !file.metadata().map_err(unreadable(path))?.is_file() {

@@ -1,4 +1,4 @@
-//! From the command line that somebody wrote to the one that cloud-hypervisor gets.
+//! Rewrites the user's command line into the one for cloud-hypervisor.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::refusal::Limit;
 use super::rules::{BitsReason, Host, Settings, Wishes, bits_as_peers, settle};
 use super::version::Version;
 
-/// The devices that a command line asks for.
+/// The devices that a command line requests.
 pub(crate) fn asked(line: &CommandLine) -> Result<Vec<Asked>, AskError> {
     line.values("--device")
         .iter()
@@ -24,7 +24,7 @@ pub(crate) fn asked(line: &CommandLine) -> Result<Vec<Asked>, AskError> {
         .collect()
 }
 
-/// The device files of the vDPA devices that a command line asks for.
+/// The device files of the vDPA devices that a command line requests.
 pub(crate) fn vdpa(line: &CommandLine) -> Result<Vec<PathBuf>, Unpaired> {
     let devices = line.values("--vdpa");
     let path = |value: &Value| {
@@ -38,13 +38,13 @@ pub(crate) fn vdpa(line: &CommandLine) -> Result<Vec<PathBuf>, Unpaired> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rewritten {
     pub(crate) line: CommandLine,
-    /// What was changed.
+    /// The changes to the user's command line.
     pub(crate) changes: Vec<Change>,
-    /// What the caller should know but need not act on.
+    /// Notes for the user that need no action.
     pub(crate) notes: Vec<String>,
 }
 
-/// Something that differs from what was written.
+/// A difference from the user's command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) what: String,
@@ -60,16 +60,16 @@ impl Change {
     }
 }
 
-/// How BARs are kept from devices that are no peers.
+/// How BARs are isolated from devices that are not peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Apart {
-    /// For as long as the VM runs, by a switch that costs nothing.
+    /// For the VM's lifetime, with `vfio_p2p_dma=off`. The guest's accesses stay fast.
     ForGood,
-    /// Until they become peers: by devices that are added without their BARs, which the guest reaches by traps only.
+    /// Until the devices become peers: they are added without mapped BARs, and the guest's accesses are trapped.
     ForNow,
 }
 
-/// Makes the command line, or says what cannot be had.
+/// Writes cloud-hypervisor's command line, or returns the limits that the request exceeds.
 pub(crate) fn rewrite(
     line: &CommandLine,
     asked: &[Asked],
@@ -77,7 +77,7 @@ pub(crate) fn rewrite(
     apart: Apart,
 ) -> Result<Rewritten, Vec<Limit>> {
     let settings = settle(asked, &wishes(line), host)?;
-    // Whoever says that it shall be off gets that.
+    // An explicit `off` is kept.
     let off = option(line, "--platform", "vfio_p2p_dma").is_some();
     let exclude = settings.p2p_off && apart == Apart::ForNow && !off;
     let mut rewritten = Rewritten {
@@ -93,7 +93,8 @@ pub(crate) fn rewrite(
             "no two devices asked for P2P; without it every BAR is mapped for every device",
         ));
     }
-    // Those that may be joined later need as few bits as peers do, and a VM keeps those that it was started with.
+    // Devices that may be joined later need as few address bits as peers do, and a VM keeps the bits it was started
+    // with.
     let later = exclude.then(|| bits_as_peers(asked, &wishes(line), host));
     if let Some((bits, reason)) = later.flatten().or(settings.bits) {
         rewritten.set("--cpus", "max_phys_bits", &bits.to_string());
@@ -119,7 +120,7 @@ impl Rewritten {
             let facts = host.devices.get(at).and_then(Option::as_ref);
             let name = facts.map_or_else(|| options.to_string(), |facts| facts.sbdf.to_string());
             if settings.cliques.contains(&at) {
-                // The one domain that there can be is the first.
+                // The VM's only domain has clique 0.
                 options.set("x_nv_gpudirect_clique", 0);
                 self.changes.push(Change::new(
                     format!("--device x_nv_gpudirect_clique=0 ({name})"),
@@ -142,11 +143,11 @@ impl Rewritten {
         }
     }
 
-    /// Sets a key of an option that has one list.
+    /// Sets a key of an option that has a single list.
     fn set(&mut self, option: &str, key: &str, text: &str) {
         match self.line.values(option).last() {
             Some(value) => {
-                // What is no list here is none for cloud-hypervisor either, and it says so itself.
+                // cloud-hypervisor reports an invalid list itself.
                 let Ok(mut list) = OptionList::parse(&value.text) else {
                     return;
                 };
@@ -166,7 +167,7 @@ fn wishes(line: &CommandLine) -> Wishes {
     }
 }
 
-/// A key of an option that has one list.
+/// The value of a key of an option that has a single list.
 pub(crate) fn option(line: &CommandLine, option: &str, key: &str) -> Option<String> {
     let value = line.values(option).pop()?;
     OptionList::parse(&value.text).ok()?.get(key)
@@ -210,7 +211,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
     notes
 }
 
-/// What is accepted, each thing in words, and all exposures that are possible at once.
+/// Notes about accepted risks, and about all exposures that are possible at once.
 pub(crate) fn told(host: &Host) -> Vec<String> {
     let (accepted, possible): (Vec<&Exposed>, Vec<_>) = host
         .exposures

@@ -1,4 +1,4 @@
-//! What a VM of cloud-hypervisor may have of what is asked for, and how it has to be told.
+//! Constraints of cloud-hypervisor: which requested devices a VM may have, and the settings that they need.
 
 use iommu_group::assignment::{Exposed, UnsafeInterrupts};
 use iommu_group::{MemoryHole, Sbdf};
@@ -8,79 +8,79 @@ use super::memory::{DEFAULT_BITS, GuestMemory, bars_32, overlap};
 use super::refusal::Limit;
 use super::version::Version;
 
-/// Fewer address bits are not tried.
+/// Smallest number of address bits that is tried.
 const FEWEST_BITS: u8 = 36;
 
-/// What the host says of a device.
+/// Host facts about a device.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) sbdf: Sbdf,
-    /// Whether its driver in the guest asks for a clique.
+    /// Whether its guest driver uses cliques.
     pub(crate) wants_clique: bool,
-    /// Whether it has memory BARs of 32 and of 64 bits.
+    /// Whether it has 32-bit and 64-bit memory BARs.
     pub(crate) bars_32: bool,
     pub(crate) bars_64: bool,
-    /// Addresses at which its requests do not get to the IOMMU.
+    /// Addresses at which its requests do not reach the IOMMU.
     pub(crate) holes: Vec<MemoryHole>,
 }
 
-/// What is known of host and VMM.
+/// Facts about the host and the VMM.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
-    /// The devices, in the order in which they are asked for; `None` for one without a path.
+    /// The devices, in the order of the request; `None` for a device without a path.
     pub(crate) devices: Vec<Option<Facts>>,
-    /// Two peers whose requests go straight across a switch, by bus address.
+    /// Two peers with a direct route across a switch that requires BARs at their bus addresses.
     pub(crate) by_bus_address: Option<(Sbdf, Sbdf)>,
-    /// Devices whose BARs are to be kept from their peers, as policy has it.
+    /// Devices whose BARs policy hides from their peers.
     pub(crate) hidden: Vec<Sbdf>,
-    /// Address bits that the IOMMU translates for all of them.
+    /// Address bits that the IOMMU translates for all devices.
     pub(crate) iommu_bits: Option<u8>,
-    /// Physical address bits of the processors, which a guest has no more of.
+    /// Physical address bits of the processors; an upper limit for the guest.
     pub(crate) cpu_bits: Option<u8>,
-    /// Whether Linux on its processors accepts P2PDMA between any two devices, in guests too.
+    /// Whether Linux accepts P2PDMA between any two devices on these processors, also in guests.
     pub(crate) accepts_any_p2pdma: bool,
-    /// The VMM, if it said which it is.
+    /// The VMM's version, if known.
     pub(crate) version: Option<Version>,
-    /// Exposures that are accepted, or up to the root complex or a device.
+    /// Exposures that are accepted, or that depend on the root complex or on a device.
     pub(crate) exposures: Vec<Exposed>,
     /// Set if the operator accepts that interrupts may not be isolated.
     pub(crate) unsafe_interrupts: Option<UnsafeInterrupts>,
 }
 
-/// What else the command line says that matters.
+/// The VM options that the constraints depend on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wishes {
     /// `--platform vfio_p2p_dma`.
     pub(crate) p2p_dma: Option<bool>,
     /// `--cpus max_phys_bits`.
     pub(crate) bits: Option<u8>,
-    /// The guest's memory, if it can be made out.
+    /// The guest's memory, if its size can be parsed.
     pub(crate) memory: Option<GuestMemory>,
 }
 
-/// How cloud-hypervisor has to be told.
+/// The settings that cloud-hypervisor needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// Switch the mapping of BARs off.
+    /// Whether to switch off the mapping of BARs.
     pub(crate) p2p_off: bool,
-    /// Which devices show a clique, by their place in the list.
+    /// Indexes of the devices that show a clique.
     pub(crate) cliques: Vec<usize>,
-    /// The most address bits that the guest may have, and why.
+    /// The maximum of the guest's address bits, and the reason.
     pub(crate) bits: Option<(u8, BitsReason)>,
-    /// Addresses at which guest memory will be, and where requests are not known to get to the IOMMU.
+    /// Addresses that guest memory uses and at which requests may not reach the IOMMU.
     pub(crate) doubtful: Vec<MemoryHole>,
 }
 
-/// Why address bits are taken away.
+/// Why the guest gets fewer address bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BitsReason {
-    /// The IOMMU translates no more.
+    /// The IOMMU translates no more bits.
     Iommu,
-    /// BARs of peers must keep clear of windows that the host routes by address.
+    /// BARs of peers must be outside of windows that the host routes by address.
     Windows,
 }
 
-/// Decides; every limit is named.
+/// Computes the settings, or all limits that the request exceeds.
 pub(crate) fn settle(
     asked: &[Asked],
     wishes: &Wishes,
@@ -113,7 +113,8 @@ pub(crate) fn settle(
     }
 }
 
-/// The most address bits that the guest may have if the devices are ever to be peers; `None` if any will do, or none.
+/// The maximum of the guest's address bits if the devices are to become peers later; `None` if there is no limit, or if
+/// no number of bits works.
 pub(crate) fn bits_as_peers(
     asked: &[Asked],
     wishes: &Wishes,
@@ -153,8 +154,8 @@ impl Vm<'_> {
         self.facts().filter(|(asked, _)| asked.p2p).collect()
     }
 
-    /// Whether BARs are to be mapped for none. A device that asked alone may get company later, unless somebody else
-    /// is there.
+    /// Whether BARs are not mapped at all. A single peer keeps its mapping because other peers may be added later,
+    /// unless the VM also has devices that are not peers.
     fn p2p_off(&self) -> bool {
         let peers = self.peers().len();
         let others = self.devices.len().saturating_sub(peers);
@@ -173,7 +174,7 @@ impl Vm<'_> {
         wanted.map(|(at, _)| at).collect()
     }
 
-    /// One context for all.
+    /// Limits because a VM has one IOMMU context.
     fn domain_limits(&self) -> Vec<Limit> {
         let mut limits = Vec::new();
         for (asked, facts) in &self.devices {
@@ -216,7 +217,7 @@ impl Vm<'_> {
         limits
     }
 
-    /// What the command line says of the mapping of BARs must be what was asked for.
+    /// Limits because the mapping options contradict the requested devices.
     fn switch_limits(&self) -> Vec<Limit> {
         let mut limits = Vec::new();
         let peers = self.peers();
@@ -240,7 +241,7 @@ impl Vm<'_> {
         limits
     }
 
-    /// The most address bits with which no BAR can be where it must not.
+    /// The maximum of the guest's address bits at which all BARs are at permitted addresses.
     fn bits(&self) -> Result<Option<(u8, BitsReason)>, Limit> {
         if self.devices.is_empty() {
             return Ok(None);
@@ -273,10 +274,10 @@ impl Vm<'_> {
         memory.is_none_or(|memory| memory.bars_64(bits).is_some())
     }
 
-    /// A request between peers that may be taken for another, if BARs may be anywhere below this many bits.
+    /// A peer request that may be routed elsewhere, if BARs can be at any address of this many bits.
     fn astray(&self, bits: u8) -> Option<Limit> {
         let peers = self.peers();
-        // Without memory's size the place of 64-bit BARs is taken for all above 4 GiB.
+        // Without the size of memory, 64-bit BARs may be anywhere above 4 GiB.
         let memory = self.wishes.memory.unwrap_or(GuestMemory {
             boot: 0,
             plugged: 0,
@@ -301,7 +302,8 @@ impl Vm<'_> {
         None
     }
 
-    /// Guest memory must not be where requests of a device do not get to the IOMMU. Of root ports that is not always known.
+    /// Checks that requests for guest memory reach the IOMMU. Returns the addresses at which that is uncertain, as
+    /// behind some root ports.
     fn memory_holes(&self) -> Result<Vec<MemoryHole>, Vec<Limit>> {
         let Some(memory) = self.wishes.memory else {
             let any = self.facts().any(|(_, facts)| !facts.holes.is_empty());

@@ -1,4 +1,4 @@
-//! What a front has seen of its VM, and cloud-hypervisor does not tell.
+//! VM state that the proxy records because cloud-hypervisor does not report it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,22 +9,23 @@ use serde_json::Value;
 use super::device::Asked;
 use super::json::{devices, excludes_all};
 
-/// Of one VM.
+/// Recorded state of one VM.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// A device was there without its BARs, so others may be.
+    /// Whether the VM had a device without mapped BARs, so that others may be like that.
     without_bars: bool,
-    /// What was asked for, for the devices that came this way, by their paths.
+    /// The requested settings of the devices that were added through the proxy, by path.
     asked: BTreeMap<PathBuf, Asked>,
-    /// Devices that were asked back, by their ids, and whether their BARs are mapped. cloud-hypervisor's description of the
-    /// VM has them no more from then on, whether the guest lets go of them or not.
+    /// The devices whose removal was requested, by ID, and whether their BARs are mapped. From then on cloud-hypervisor
+    /// no longer lists them in the configuration, even while the guest still has them.
     asked_back: BTreeMap<String, bool>,
-    /// Functions that were asked back, or left another way. They count as the VM's own when they come again.
+    /// Functions whose removal was requested, or that left otherwise. They count as the VM's own when they
+    /// return.
     departed: BTreeSet<Sbdf>,
 }
 
 impl Seen {
-    /// A VM of which it is known that devices are there without their BARs.
+    /// State of a VM that is known to have devices without mapped BARs.
     pub(super) fn without_bars() -> Self {
         Self {
             without_bars: true,
@@ -32,17 +33,17 @@ impl Seen {
         }
     }
 
-    /// Whether devices may come without their BARs.
+    /// Whether the VM may have devices without mapped BARs.
     pub(super) fn may_lack_bars(&self) -> bool {
         self.without_bars
     }
 
-    /// What was asked for, for a device that came this way.
+    /// The requested settings of a device that was added through the proxy.
     pub(super) fn asked_for(&self, path: &Path) -> Option<&Asked> {
         self.asked.get(path)
     }
 
-    /// A device that asked for P2P and has no BARs for a peer; `config` is the description of the VM.
+    /// A device with P2P whose BARs are not mapped, so that peers cannot reach it. `config` is the VM's configuration.
     pub(super) fn peer_without_bars(&self, config: &Value) -> Option<String> {
         let paths = devices(config).filter(|device| excludes_all(device));
         let mut paths = paths.filter_map(|device| device.get("path")?.as_str());
@@ -53,12 +54,12 @@ impl Seen {
         paths.find(asked).map(str::to_owned)
     }
 
-    /// Another VM is described: it has had nothing yet.
+    /// Records that a new VM was created, which no device has left yet.
     pub(super) fn created(&mut self) {
         self.departed.clear();
     }
 
-    /// These come to the VM.
+    /// Records that these devices are added.
     pub(super) fn come(&mut self, asked: &[Asked]) {
         let by_path = asked
             .iter()
@@ -66,12 +67,12 @@ impl Seen {
         self.asked.extend(by_path);
     }
 
-    /// The description of the VM, before something is done to it.
+    /// Records facts from the VM's configuration before the VM is changed.
     pub(super) fn look(&mut self, config: &Value) {
         self.without_bars |= devices(config).any(excludes_all);
     }
 
-    /// A device is asked back.
+    /// Records that the removal of a device is requested.
     pub(super) fn removal(&mut self, config: &Value, id: &str) {
         let named = |device: &&Value| device.get("id").and_then(Value::as_str) == Some(id);
         if let Some(device) = devices(config).find(named) {
@@ -81,18 +82,18 @@ impl Seen {
         }
     }
 
-    /// A function that left the VM.
+    /// Records that a function left the VM.
     pub(super) fn left(&mut self, function: Sbdf) {
         self.departed.insert(function);
     }
 
-    /// The functions that the VM had and was asked for, or has no more.
+    /// The functions whose removal was requested, or that left otherwise.
     pub(super) fn departed(&self) -> &BTreeSet<Sbdf> {
         &self.departed
     }
 
-    /// A device that was asked back and is still in the VM, if it could reach a device that comes, or that one it.
-    /// `info` is what the VM says of itself; what comes has BARs that are mapped, or not.
+    /// A device whose removal was requested, that the guest still has, and that can reach the new device or be reached
+    /// by it. `info` is the answer to `vm.info`; `mapped` is true if the BARs of the new device are mapped.
     pub(super) fn leaving(&mut self, info: &Value, mapped: bool) -> Option<String> {
         let there = info.get("device_tree").and_then(Value::as_object);
         self.asked_back
@@ -109,7 +110,7 @@ impl Seen {
     }
 }
 
-/// A function by its directory, which may be a link.
+/// The function of a sysfs directory, which may be a link.
 fn function(path: &Path) -> Option<Sbdf> {
     let name = |path: &Path| path.file_name()?.to_str()?.parse().ok();
     name(path).or_else(|| name(&path.canonicalize().ok()?))
@@ -122,7 +123,7 @@ mod tests {
     use super::super::json::{ALL_BARS, EXCLUDED};
     use super::*;
 
-    /// A VM that lists these devices, and has all these.
+    /// Answer to `vm.info` of a VM that lists these devices and has these in its device tree.
     fn info(listed: &[Value], tree: &[&str]) -> Value {
         let tree = tree.iter().map(|id| ((*id).to_owned(), json!({"id": id})));
         json!({"config": {"devices": listed},
@@ -137,7 +138,7 @@ mod tests {
         seen.removal(&json!({"devices": [&device]}), "disk");
         let departed: Vec<String> = seen.departed().iter().map(Sbdf::to_string).collect();
         assert_eq!(departed, ["0000:03:00.0"]);
-        // It could not be asked back: it is listed as before.
+        // The removal failed: the device is listed as before.
         assert_eq!(
             seen.leaving(&info(&[device], &["left", "disk"]), true),
             None

@@ -1,5 +1,5 @@
-//! vDPA devices. The kernel maps guest memory for the PCI function behind one, so that function is checked as one that is
-//! assigned, apart from its driver (linux 7.2 drivers/vhost/vdpa.c: `vhost_vdpa_alloc_domain()`).
+//! vDPA devices. The kernel maps guest memory for the PCI function of a vDPA device, so that function is checked like
+//! an assigned one, except for its driver (linux 7.2 drivers/vhost/vdpa.c: `vhost_vdpa_alloc_domain()`).
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,20 +12,20 @@ use serde_json::Value;
 
 use super::refusal::{Limit, Refusal};
 
-/// The paths of the vDPA devices that a VM's description has.
+/// The paths of the vDPA devices in a VM's configuration.
 pub(super) fn paths(config: &Value) -> Result<Vec<PathBuf>, &'static str> {
     let devices = config.get("vdpa").and_then(Value::as_array);
     devices.into_iter().flatten().map(path).collect()
 }
 
-/// The path in the description of a vDPA device.
+/// The path in the configuration of a vDPA device.
 pub(super) fn path(device: &Value) -> Result<PathBuf, &'static str> {
     let path = device.get("path").and_then(Value::as_str);
     path.map(PathBuf::from)
         .ok_or("a vdpa device needs its path")
 }
 
-/// The functions behind vDPA devices, each of which must be alone with its driver in its IOMMU group.
+/// The functions of vDPA devices. Each of them must be the only function with a driver in its IOMMU group.
 pub(super) fn functions(
     sysfs: &Sysfs,
     host: &HostSnapshot,
@@ -55,7 +55,7 @@ pub(super) fn functions(
     checked.collect()
 }
 
-/// The PCI function behind a device file of vhost-vdpa: the last one on the way to the device.
+/// The PCI function of a vhost-vdpa device file: the last one in the device's sysfs path.
 fn function(sysfs: &Sysfs, path: &Path) -> Option<Sbdf> {
     let file = fs::metadata(path).ok()?;
     if !file.file_type().is_char_device() {

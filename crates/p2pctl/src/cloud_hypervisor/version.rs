@@ -1,8 +1,8 @@
-//! Which cloud-hypervisor one has.
+//! Versions of cloud-hypervisor.
 
 use std::fmt;
 
-/// A release, as `cloud-hypervisor --version` and `vmm.ping` have it: `v53.0`, `v53.0-12-g1234`.
+/// A release, as in `cloud-hypervisor --version` and `vmm.ping`: `v53.0`, `v53.0-12-g1234`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
     major: u32,
@@ -10,16 +10,16 @@ pub(crate) struct Version {
 }
 
 impl Version {
-    /// The oldest that is looked after.
+    /// The oldest supported version.
     pub(crate) const OLDEST: Self = Self::new(51, 0);
-    /// The first that can be told to map no BARs (`--platform vfio_p2p_dma=off`).
+    /// The first version that can switch off the mapping of BARs (`--platform vfio_p2p_dma=off`).
     const P2P_SWITCH: Self = Self::new(52, 0);
 
     pub(crate) const fn new(major: u32, minor: u32) -> Self {
         Self { major, minor }
     }
 
-    /// Reads the first word of a text that looks like a version.
+    /// Finds the first word that parses as a version.
     pub(crate) fn find(text: &str) -> Option<Self> {
         text.split_ascii_whitespace().find_map(|word| {
             let number = word.strip_prefix('v')?;
@@ -30,7 +30,7 @@ impl Version {
         })
     }
 
-    /// Whether it can be told to map no BARs.
+    /// Whether the version can switch off the mapping of BARs.
     pub(crate) fn has_p2p_switch(self) -> bool {
         self >= Self::P2P_SWITCH
     }

@@ -1,4 +1,4 @@
-//! `p2pctl apply`: carries a plan out.
+//! `p2pctl apply`: applies a plan.
 
 use std::fs;
 use std::path::Path;
@@ -21,20 +21,20 @@ use crate::progress::{Teller, seconds};
 use crate::show::{Line, Terminal, Text, Tone};
 use crate::source::Source;
 
-/// What is to be carried out.
+/// The source of a plan.
 pub(crate) enum What<'a> {
     /// A plan in a file.
     File(&'a Path),
-    /// What the command line says.
+    /// The goals on the command line.
     Args(&'a GoalArgs),
-    /// What is missing of this, if anything.
+    /// The changes that are needed to reach these goals, if any.
     Wish {
         goals: &'a Goals,
         options: &'a PlanOptions,
     },
 }
 
-/// Carries a plan out, or shows what that would do.
+/// Applies a plan, or shows its effects.
 pub(crate) fn run(
     what: &What<'_>,
     how: &ChangeArgs,
@@ -93,7 +93,7 @@ pub(crate) fn run(
     let mut blockers = Vec::new();
     let ended = match Daemon::at(&how.at.daemon.socket)? {
         Some(daemon) => {
-            // Before anybody loses anything.
+            // The check comes before devices are unplugged.
             view.forecast = Some(daemon.check(&plan)?);
             view.guests().into_iter().for_each(|line| teller.say(line));
             let guest = Duration::from_secs(how.guest_timeout.into());
@@ -153,7 +153,7 @@ fn dry_run(view: &View<'_>, source: &Source, plan: &Plan, json: bool) -> Result<
     Ok(answer.about(source).refused_if(refused))
 }
 
-/// Why nothing was done, one line per reason.
+/// The reasons for a refusal, one per line.
 fn refused(view: &View<'_>, goals: &Goals, reasons: &[String]) -> Text {
     let mut text = Text::new();
     let title = Line::new().strong(format_args!("{}: ", view.title(goals)));
@@ -166,7 +166,7 @@ fn refused(view: &View<'_>, goals: &Goals, reasons: &[String]) -> Text {
     text
 }
 
-/// How it ended, what is true now, and how to go back.
+/// The outcome, the current state, and the command that undoes the change.
 pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
     let mut text = Text::new();
     let plan = &report.plan;
@@ -236,7 +236,7 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
     text
 }
 
-/// Which virtual machines were without which devices, and for how long.
+/// The devices that virtual machines were without, and for how long.
 fn away(view: &View<'_>, report: &Report) -> Vec<Line> {
     let Some(away_ms) = report.away_ms else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! `p2pctl draw`: the machine as a picture.
+//! `p2pctl draw`: the machine as SVG.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::peers::Peers;
 use crate::show::Text;
 use crate::source::Source;
 
-/// What to draw, and where to put it.
+/// What to draw, and the output file.
 pub(crate) struct Request<'a> {
     pub(crate) title: Option<&'a str>,
     pub(crate) all: bool,
@@ -32,7 +32,7 @@ pub(crate) fn run(source: &Source, request: &Request<'_>) -> Result<Answer> {
     };
     let topology = source.topology();
     let pairs = source.host.pairs(request.scope);
-    // A picture of many devices is still a picture; who may reach whom is then asked for with names.
+    // With too many devices for a matrix, the picture has none; `p2pctl matrix` compares named functions.
     let peers = Peers::select(source, &[]).map_or_else(|_| Vec::new(), |peers| peers.functions);
     let matrix = Matrix::new(&pairs, peers);
     let warnings = leaks::sentences(

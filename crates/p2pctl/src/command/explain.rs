@@ -1,4 +1,4 @@
-//! `p2pctl explain A B`: what is between two functions, why, and what to do about it.
+//! `p2pctl explain A B`: the path between two functions, the verdict, its reasons and advice.
 
 mod advice;
 mod way;
@@ -18,10 +18,10 @@ use crate::names::Names;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
-/// Columns of the words that say what a line is about.
+/// Width of the label column.
 const LABEL: usize = 10;
 
-/// Explains both directions. Refused if the first is.
+/// Explains both directions. The exit status is that of the first direction.
 pub(crate) fn run(
     source: &Source,
     pair: [Sbdf; 2],
@@ -76,7 +76,7 @@ pub(crate) fn run(
     Ok(Answer::text(text).about(source).refused_if(refused))
 }
 
-/// The leaks by which one of the two reaches the other.
+/// The isolation holes through which one of the two functions reaches the other.
 fn leaks_between(
     routing: &RoutingModel<'_>,
     groups: &Groups,
@@ -94,7 +94,7 @@ fn leaks_between(
     leaks
 }
 
-/// Whether two verdicts of opposite directions need not be told apart.
+/// Whether the verdicts of both directions can be shown as one.
 fn same(there: &Verdict, back: &Verdict) -> bool {
     let kinds = |verdict: &Verdict| match verdict {
         Verdict::Allowed { route, .. } => vec![format!("{route:?}")],
@@ -142,7 +142,7 @@ impl Explanation<'_> {
         text
     }
 
-    /// The first line: who to whom, and whether.
+    /// The first line: initiator, target and verdict.
     fn answer(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Line {
         let common = common_switch(self.routing, from, to).is_some();
         let cell = Cell::of(verdict, common);
@@ -207,7 +207,7 @@ impl Explanation<'_> {
         }
     }
 
-    /// Why two functions in different groups are where they are.
+    /// Why two functions in different groups are in their groups.
     fn reasons(&self, from: Sbdf, to: Sbdf) -> Vec<Line> {
         let kernel = Kernel::of(self.topology);
         let booted = GroupModel::booted(self.topology, &kernel, Firmware::Cleared);
@@ -215,7 +215,7 @@ impl Explanation<'_> {
             .into_iter()
             .filter_map(|sbdf| Some((sbdf, booted.reason(sbdf)?)))
             .map(|(sbdf, reason)| match reason {
-                // Said in one word by the number of the group.
+                // The group number shows this reason.
                 Reason::New => format!(
                     "{}: all ports above it have the ACS that Linux asks for",
                     self.of(sbdf)
@@ -231,7 +231,7 @@ impl Explanation<'_> {
             .collect()
     }
 
-    /// Reasons for a refusal that are neither groups nor routes.
+    /// Reasons for a refusal other than groups and routes.
     fn other_reasons(&self, verdict: &Verdict) -> Vec<Line> {
         let Verdict::Denied { reasons } = verdict else {
             return Vec::new();
@@ -244,7 +244,7 @@ impl Explanation<'_> {
     }
 }
 
-/// What the kernel's own P2P code would do, which does not bind virtual machines.
+/// The result of the kernel's own P2P code, which does not apply to virtual machines.
 fn kernel(p2pdma: &P2pDma) -> Line {
     let words = match p2pdma.mapping {
         P2pMapping::BusAddress => "by bus address",

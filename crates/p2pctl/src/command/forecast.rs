@@ -1,4 +1,4 @@
-//! What carrying out a plan would mean for those who use the devices, in words.
+//! The effects of a plan on the users of the devices, as text.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::progress::seconds;
 use crate::show::{Line, Tone};
 use crate::source::Source;
 
-/// What carrying out a plan would mean now; none if that cannot be told: of a file about a machine, or without root.
+/// The current effects of a plan; `None` if they are unknown: for a file of a machine, or without root.
 pub(super) fn forecast(
     global: &Global,
     source: &Source,
@@ -26,7 +26,7 @@ pub(super) fn forecast(
     if global.from.is_some() || source.topology().needs_privilege() {
         return Ok(None);
     }
-    // The daemon knows no other host than its own.
+    // The daemon serves its own host only.
     let elsewhere = global
         .sysfs
         .as_deref()
@@ -39,7 +39,7 @@ pub(super) fn forecast(
     Ok(Some(regroup.check(plan)?))
 }
 
-/// Devices by the virtual machines that have them, in the order of their addresses.
+/// Devices by virtual machine, in the order of their addresses.
 pub(super) fn by_guest(devices: &[VmDevice]) -> BTreeMap<&str, Vec<&VmDevice>> {
     let mut guests: BTreeMap<&str, Vec<&VmDevice>> = BTreeMap::new();
     for device in devices {
@@ -51,7 +51,7 @@ pub(super) fn by_guest(devices: &[VmDevice]) -> BTreeMap<&str, Vec<&VmDevice>> {
     guests
 }
 
-/// What a device is when it comes back.
+/// Role of a device when it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Back {
     Peer,
@@ -81,14 +81,14 @@ impl Back {
 }
 
 impl View<'_> {
-    /// What has to be dealt with before a plan may be carried out, apart from what the plan itself does.
+    /// The blockers that must be resolved before the plan can be applied. The plan's own warnings are separate.
     pub(super) fn blocked(&self) -> Vec<Line> {
         self.blockers()
             .map(|blocker| Line::new().toned(Tone::Bad, self.names.shorten(&blocker.to_string())))
             .collect()
     }
 
-    /// Whether the host as it is stands in the way of a plan.
+    /// Whether the current state of the host blocks the plan.
     pub(super) fn is_blocked(&self) -> bool {
         self.blockers().next().is_some()
     }
@@ -100,7 +100,7 @@ impl View<'_> {
             .filter(|blocker| !matches!(blocker, Blocker::Objection { .. }))
     }
 
-    /// Which virtual machines lose what, for how long, and who goes on beside them.
+    /// The devices that virtual machines lose and for how long, and the devices nearby that keep running.
     pub(super) fn guests(&self) -> Vec<Line> {
         let Some(forecast) = &self.forecast else {
             return Vec::new();
@@ -149,7 +149,7 @@ impl View<'_> {
         names.join(", ")
     }
 
-    /// Functions, and the virtual machines that have them.
+    /// Functions, with the virtual machines that have them.
     pub(super) fn whose<'f>(&self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
         let owner = |function: Sbdf| {
             let mut devices = self
@@ -187,7 +187,7 @@ impl View<'_> {
         words.join("; ")
     }
 
-    /// The devices that stay, below the same root ports as those that do not.
+    /// The devices that stay, below the same root ports as unplugged ones.
     fn near(&self, forecast: &Forecast) -> Vec<VmDevice> {
         let root = |device: &VmDevice| {
             let above = self.topology.ancestors(device.function);

@@ -1,4 +1,4 @@
-//! `p2pctl front`: admission before the API of a cloud-hypervisor.
+//! `p2pctl front`: a proxy that checks requests to cloud-hypervisor's API.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::cloud_hypervisor::StockGate;
 use crate::confine;
 use crate::policy_file;
 
-/// Before which socket, and at which.
+/// The sockets and rules of the proxy.
 pub(crate) struct Request<'a> {
     pub(crate) vmm: &'a Path,
     pub(crate) listen: &'a Path,
     pub(crate) policy: Option<&'a Path>,
-    /// Where snapshots are that may be restored.
+    /// The directory of snapshots that may be restored.
     pub(crate) snapshots: Option<&'a Path>,
     pub(crate) expose: &'a [Sbdf],
 }
 
-/// Serves until it is ended by a signal.
+/// Serves until a signal.
 pub(crate) fn run(global: &Global, request: &Request<'_>) -> Result<Answer> {
     if global.from.is_some() {
         bail!("front looks at the machine that it runs on: leave --from out");

@@ -1,4 +1,4 @@
-//! `p2pctl groups`: who shares an IOMMU group with whom.
+//! `p2pctl groups`: the IOMMU groups and their members.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +16,15 @@ use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
 
-/// What to show of the groups.
+/// A query about groups.
 pub(crate) struct Request<'a> {
-    /// Only the groups that these are in; all if empty.
+    /// Functions whose groups are shown; all groups if empty.
     pub(crate) of: &'a [Sbdf],
-    /// Also why each function is in its group.
+    /// Whether to show why each function is in its group.
     pub(crate) why: bool,
 }
 
-/// The groups that a fresh boot of the machine would give.
+/// The groups after a fresh boot.
 struct Booted<'t> {
     model: GroupModel<'t>,
     partition: Groups,
@@ -73,7 +73,7 @@ pub(crate) fn run(
     Ok(answer.note(different(&differences, source.names)))
 }
 
-/// What to say about groups that are not those of a fresh boot.
+/// Note about groups that differ from those after a fresh boot.
 fn different(differences: &[Difference], names: Names) -> String {
     const FEW: usize = 8;
     let mut who: Vec<String> = differences
@@ -91,7 +91,7 @@ fn different(differences: &[Difference], names: Names) -> String {
     )
 }
 
-/// The functions of each group in the order of their addresses.
+/// The functions by group, in the order of their addresses.
 fn by_group<'t>(topology: &'t Topology, of: &[Sbdf]) -> BTreeMap<GroupId, Vec<&'t Function>> {
     let wanted: Vec<GroupId> = of
         .iter()
@@ -138,7 +138,7 @@ fn show(
     table.render(width)
 }
 
-/// Why a function is in the group with these members, in few words.
+/// A short reason why a function is in the group with these members.
 fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> Line {
     let reason = match booted.model.reason(function) {
         Some(reason) if booted.partition.group_of(function) == Some(members) => reason,

@@ -1,4 +1,4 @@
-//! Signals that ask for the end while the host is being changed.
+//! Termination signals while the host is being changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
-/// While there is one, a signal does not end the process: it asks for the end of the change, and is told of.
+/// While this exists, a signal does not terminate the process: it requests the end of the change and prints a message.
 pub(super) struct Interrupt {
     asked: Arc<AtomicBool>,
     signals: Handle,
@@ -38,7 +38,7 @@ impl Interrupt {
         })
     }
 
-    /// Whether somebody has asked.
+    /// Whether a signal has been received.
     pub(super) fn flag(&self) -> &AtomicBool {
         &self.asked
     }

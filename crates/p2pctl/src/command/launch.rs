@@ -1,4 +1,4 @@
-//! `p2pctl launch`: cloud-hypervisor, with peers that were looked at.
+//! `p2pctl launch`: starts cloud-hypervisor with checked devices.
 
 mod events;
 mod program;
@@ -27,21 +27,22 @@ use crate::show::{Line, Terminal, Text, Tone};
 /// Name and version of the document that `--json` prints.
 const SCHEMA: &str = "p2pctl/launch/1";
 
-/// What to start, and whether.
+/// A launch request.
 pub(crate) struct Request<'a> {
     pub(crate) command: &'a [OsString],
     pub(crate) dry_run: bool,
-    /// How devices that are no peers are kept apart.
+    /// How BARs are isolated from devices that are not peers.
     pub(crate) apart: Apart,
-    /// What the daemon is to call the VM.
+    /// The daemon's name for the VM.
     pub(crate) name: Option<&'a str>,
-    /// A file with rules for devices that are no ordinary peers.
+    /// The policy file.
     pub(crate) policy: Option<&'a Path>,
     /// Functions whose exposure is accepted.
     pub(crate) expose: &'a [Sbdf],
 }
 
-/// Becomes cloud-hypervisor, if nothing speaks against it: then it does not return.
+/// Replaces this process by cloud-hypervisor, unless the request is refused. It returns only if cloud-hypervisor is not
+/// started.
 pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -> Result<Answer> {
     if global.from.is_some() {
         bail!("launch looks at the machine that it runs on: leave --from out");
@@ -69,13 +70,13 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
     } else if let Some(name) = request.name {
         bail!("{name} would be a name for a socket that there is not: give --api-socket PATH");
     }
-    // Only a failure comes back from here.
+    // `exec` returns only on failure.
     let line = &rewritten.line;
     let error = Command::new(line.program()).args(line.arguments()).exec();
     Err(error).with_context(|| format!("cannot start {}", line.program().display()))
 }
 
-/// The command line to run. Only looks.
+/// Computes the command line. Changes nothing.
 fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refusal>> {
     let line = CommandLine::new(request.command.to_vec());
     let (asked, vdpa) = (asked(&line)?, vdpa(&line).context("--vdpa")?);
@@ -95,7 +96,7 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         version,
         departed: None,
     };
-    // What is read is the host's, and what is started has all rights of who asked.
+    // The checks read host files and run confined. The program that is started keeps all rights of the caller.
     let looked = thread::scope(|scope| {
         let inspect = || {
             confine::inspection(sysfs)?;
@@ -137,7 +138,7 @@ fn refused_json(refusal: &Refusal) -> Result<Answer> {
     Ok(Answer::json(&document)?.refused_if(true))
 }
 
-/// What `--dry-run` prints.
+/// The document of `--dry-run`.
 #[derive(Serialize)]
 struct Shown<'a> {
     schema: &'static str,
@@ -189,7 +190,7 @@ fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answe
     Ok(answer.note("nothing was started"))
 }
 
-/// A word as a shell takes it for one.
+/// Quotes a word for the shell.
 fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+@%[]".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

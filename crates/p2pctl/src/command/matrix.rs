@@ -1,4 +1,4 @@
-//! `p2pctl matrix`: every pair at a glance.
+//! `p2pctl matrix`: the verdicts for all pairs.
 
 use std::collections::BTreeMap;
 
@@ -18,37 +18,37 @@ use crate::peers::Peers;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
-/// What a cell of the matrix says.
+/// A cell of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cell {
     /// The function itself.
     Itself,
-    /// Allowed, straight across the switch.
+    /// Allowed, directly across the switch.
     Direct,
-    /// Allowed, straight across the switch by translated addresses.
+    /// Allowed, directly across the switch by translated addresses.
     DirectTranslated,
     /// Allowed, through the IOMMU.
     ThroughIommu,
-    /// Only the groups are in the way, or the groups and a switch that redirects: a plan can change both.
+    /// Refused only because of the groups, or of the groups and a switch that redirects. A plan can change both.
     Groups,
-    /// Only the groups are in the way, but no switch is above both: a plan cannot change that.
+    /// Refused only because of the groups, and there is no common switch. A plan cannot change that.
     GroupsApart,
-    /// One group, but the switch sends requests up to a root complex that is not known to send them back.
+    /// Same group, but the switch redirects requests to a root complex that is not known to route them back.
     Redirected,
-    /// Only through root complexes that are not known to route.
+    /// The path goes through root complexes that are not known to route.
     RootComplex,
     /// No IOMMU group.
     NoGroup,
-    /// The receiver has no memory.
+    /// The target has no memory.
     NoMemory,
-    /// Something else is in the way.
+    /// Refused for another reason.
     Blocked,
-    /// Part of the way could not be read.
+    /// Part of the path could not be read.
     Unknown,
 }
 
 impl Cell {
-    /// What to show for a verdict. `common` is whether both are below one switch.
+    /// The cell of a verdict. `common` is whether both functions are below one switch.
     pub(crate) fn of(verdict: &Verdict, common: bool) -> Self {
         let reasons = match verdict {
             Verdict::Allowed { route, .. } => {
@@ -111,7 +111,7 @@ impl Cell {
         }
     }
 
-    /// What the sign means, and what to do about it.
+    /// The meaning of the sign, and advice.
     pub(crate) fn meaning(self) -> &'static str {
         match self {
             Self::Itself => "",
@@ -138,10 +138,10 @@ impl Cell {
     }
 }
 
-/// All pairs.
+/// The verdicts for all pairs.
 pub(crate) struct Matrix {
     pub(crate) functions: Vec<Sbdf>,
-    /// For each function as the initiator, a cell for each as the target.
+    /// One row per initiator, with one cell per target.
     pub(crate) cells: Vec<Vec<Cell>>,
 }
 
@@ -162,7 +162,7 @@ impl Matrix {
         Self { functions, cells }
     }
 
-    /// The signs in use, what is allowed first.
+    /// The signs in use, allowed ones first.
     pub(crate) fn used(&self) -> Vec<Cell> {
         let mut counts: BTreeMap<Cell, usize> = BTreeMap::new();
         for cell in self.cells.iter().flatten().filter(|c| **c != Cell::Itself) {
@@ -172,7 +172,7 @@ impl Matrix {
     }
 }
 
-/// The upstream port of the lowest switch above both.
+/// The upstream port of the lowest switch above both functions.
 pub(crate) fn common_switch(routing: &RoutingModel<'_>, from: Sbdf, to: Sbdf) -> Option<Sbdf> {
     let common = routing.topology().get(routing.path(from, to).common?)?;
     (common.port_type() == PortType::SwitchUpstream).then(|| common.sbdf())
@@ -224,7 +224,7 @@ pub(crate) fn run(
     })
 }
 
-/// The table: with names above the columns if that fits, else with numbers.
+/// The table, with names above the columns if they fit, otherwise with numbers.
 fn table(topology: &Topology, names: Names, matrix: &Matrix, width: usize) -> Text {
     let labels: Vec<String> = matrix.functions.iter().map(|f| names.of(*f)).collect();
     let widest = labels.iter().map(String::len).max().unwrap_or(0);
@@ -256,7 +256,7 @@ fn named(labels: &[String], widest: usize, matrix: &Matrix) -> Text {
     for (label, cells) in labels.iter().zip(&matrix.cells) {
         let mut line = Line::new().plain(format_args!("{label:widest$}"));
         for cell in cells {
-            // The sign stands below the middle of the name.
+            // The sign is below the middle of the name.
             let before = 2 + widest / 2;
             let after = widest - widest / 2 - 1;
             line = line

@@ -1,4 +1,4 @@
-//! `p2pctl plan` and `p2pctl kernel-args`: what would have to be done to change groups and routes.
+//! `p2pctl plan` and `p2pctl kernel-args`: the changes that would give other groups and routes.
 
 mod changes;
 mod steps;
@@ -23,19 +23,19 @@ use crate::names::Names;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
-/// Columns of the words that say what a line is about.
+/// Width of the label column.
 const LABEL: usize = 11;
 
-/// What is to be planned, and for whom.
+/// A planning request.
 pub(crate) struct Request<'a> {
     pub(crate) goals: &'a GoalArgs,
-    /// The file to write it to.
+    /// The output file.
     pub(crate) output: Option<&'a Path>,
     pub(crate) at: &'a PlaceArgs,
 }
 
-/// Computes a plan and shows it, or writes it to a file. Refused if it is impossible, not acceptable as it stands, or
-/// if `apply` would refuse it now.
+/// Computes a plan and shows it, or writes it to a file. It is refused if it is infeasible, if its warnings are not
+/// accepted, or if `apply` would refuse it now.
 pub(crate) fn run(
     source: &Source,
     request: &Request<'_>,
@@ -78,7 +78,7 @@ pub(crate) fn run(
     Ok(answer.about(source).refused_if(refused))
 }
 
-/// Shows the kernel argument that comes nearest to a plan.
+/// Shows the kernel argument that is closest to a plan.
 pub(crate) fn kernel_args(
     source: &Source,
     args: &GoalArgs,
@@ -147,12 +147,12 @@ pub(super) fn make_wish(
     Ok(Plan::make(source.topology(), &kernel, goals, options))
 }
 
-/// A plan in words.
+/// Renders plans as text.
 pub(super) struct View<'a> {
     pub(super) topology: &'a Topology,
     pub(super) names: Names,
     pub(super) width: usize,
-    /// What it would mean for those who use the devices now, if that is known.
+    /// The effects on the current users of the devices, if known.
     pub(super) forecast: Option<Forecast>,
 }
 
@@ -175,7 +175,7 @@ impl View<'_> {
         text.push_section((label, LABEL), lines, self.width);
     }
 
-    /// The goals in words.
+    /// The goals as text.
     pub(super) fn title(&self, goals: &Goals) -> String {
         let mut parts: Vec<String> = goals
             .join
@@ -257,7 +257,7 @@ impl View<'_> {
         text
     }
 
-    /// What to say to accept the plan, if that is possible.
+    /// The options that accept the plan's warnings, if that is possible.
     fn options_to_accept(&self, plan: &Plan) -> String {
         if plan.objections.iter().any(|o| o.remedy().is_none()) {
             return String::new();
@@ -289,7 +289,7 @@ impl View<'_> {
             .collect()
     }
 
-    /// The goals as they are written on the command line.
+    /// The goals as command-line options.
     fn goal_options(&self, goals: &Goals) -> String {
         let mut words: Vec<String> = goals
             .join
@@ -305,7 +305,7 @@ impl View<'_> {
         words.join(" ")
     }
 
-    /// What brings the groups back to what they were.
+    /// The command that restores the previous groups.
     pub(super) fn back(&self, plan: &Plan) -> Vec<Line> {
         let goals = &plan.goals;
         let mut words = String::new();
@@ -330,7 +330,7 @@ impl View<'_> {
         vec![Line::new().strong(format_args!("p2pctl plan{words}"))]
     }
 
-    /// The sets of devices that were in one group, of which some are isolated.
+    /// The sets of devices that shared a group and of which some are isolated.
     fn parted(&self, plan: &Plan) -> BTreeSet<Vec<Sbdf>> {
         let isolated = plan.goals.isolate.iter();
         let changes = isolated.filter_map(|function| {
@@ -347,7 +347,7 @@ impl View<'_> {
             .collect()
     }
 
-    /// Goals that cannot be reached.
+    /// Text for goals that cannot be reached.
     pub(super) fn refusal(&self, goals: &Goals, refusal: &Refusal) -> Text {
         let mut text = Text::new();
         text.push(
@@ -370,7 +370,7 @@ impl View<'_> {
     }
 }
 
-/// What to do about a goal that cannot be reached.
+/// Advice for a goal that cannot be reached.
 fn way_out(reason: &Infeasible) -> Option<&'static str> {
     Some(match reason {
         Infeasible::NoIommu | Infeasible::NoGroup { .. } => {

@@ -1,4 +1,4 @@
-//! `p2pctl reconcile`: brings the host to what a file says that it should be.
+//! `p2pctl reconcile`: brings the host into the state that a file describes.
 
 mod config;
 
@@ -14,7 +14,7 @@ use crate::answer::Answer;
 use crate::cli::{ChangeArgs, Global};
 use crate::show::Terminal;
 
-/// Does what is missing, and nothing if nothing is.
+/// Makes the missing changes, if any.
 pub(crate) fn run(
     config: &Path,
     how: &ChangeArgs,

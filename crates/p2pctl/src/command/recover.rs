@@ -1,4 +1,4 @@
-//! `p2pctl recover`: brings a change to its end that was interrupted.
+//! `p2pctl recover`: completes an interrupted change or rolls it back.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::registry;
 use crate::show::{Terminal, Text};
 use crate::source::Source;
 
-/// Brings a change to its end, forwards or backwards, whatever is left of it.
+/// Completes an interrupted change or rolls it back.
 pub(crate) fn run(
     global: &Global,
     at: &PlaceArgs,
@@ -77,7 +77,7 @@ pub(crate) fn run(
     Ok(answer.failed_if(failed))
 }
 
-/// The virtual machines that `p2pctl launch` has registered, and those that the interrupted change has recorded.
+/// The virtual machines that `p2pctl launch` registered, and those in the record of the interrupted change.
 fn guests(global: &Global, policy: Option<&Path>, state: &StateDir) -> Result<Vec<Guest>> {
     let places = Places {
         named: Vec::new(),

@@ -1,4 +1,4 @@
-//! The host's daemon, as commands talk to it.
+//! Client of the host's daemon.
 
 use std::io;
 use std::path::Path;
@@ -12,27 +12,27 @@ use vmm_api::{Client, ClientError, Next, connect};
 
 use crate::daemon::{Apply, Began, Check, STEP, STUCK, Told};
 
-/// How long to wait for an event at a time.
+/// Timeout of one wait for an event.
 const TICK: Duration = Duration::from_secs(5);
 
-/// How long the daemon may take to accept a connection.
+/// Timeout of a connection to the daemon.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The daemon, if there is one.
+/// A running daemon.
 pub(super) struct Daemon(Client);
 
-/// How a change ended that was asked for.
+/// Result of a requested change.
 pub(super) enum Ended {
     /// There was nothing to do.
     Nothing,
-    /// It was not begun, for these reasons.
+    /// The change was not started, for these reasons.
     Refused(Vec<String>),
-    /// It was begun and has ended.
+    /// The change was started and has ended.
     Report(Box<Report>),
 }
 
 impl Daemon {
-    /// The daemon at a socket; none if nobody listens there.
+    /// Connects to the daemon at a socket; `None` if no process listens there.
     pub(super) fn at(socket: &Path) -> Result<Option<Self>> {
         match connect(socket, CONNECT) {
             Ok(_) => Ok(Some(Self(Client::new(socket)))),
@@ -45,14 +45,14 @@ impl Daemon {
         }
     }
 
-    /// What carrying a plan out would mean now.
+    /// The current effects of a plan.
     pub(super) fn check(&self, plan: &Plan) -> Result<Forecast> {
         let request = Check { plan: plan.clone() };
         let answer = self.0.put("check", &serde_json::to_value(&request)?)?;
         Ok(serde_json::from_slice(&answer.unwrap_or_default())?)
     }
 
-    /// Has a plan carried out; `told` hears of every step.
+    /// Applies a plan. `told` is called for every step.
     pub(super) fn apply(
         &self,
         plan: Plan,
@@ -66,7 +66,7 @@ impl Daemon {
         self.follow("apply", &serde_json::to_value(&request)?, told)
     }
 
-    /// Has a function reset; refused for the reasons in the inner error.
+    /// Resets a function. The inner error holds the reasons of a refusal.
     pub(super) fn reset(&self, order: &ResetOrder) -> Result<Result<ResetDone, Vec<String>>> {
         match self.0.put("reset", &serde_json::to_value(order)?) {
             Ok(answer) => Ok(Ok(serde_json::from_slice(&answer.unwrap_or_default())?)),
@@ -75,7 +75,7 @@ impl Daemon {
         }
     }
 
-    /// Has a change brought to its end that was interrupted.
+    /// Recovers an interrupted change.
     pub(super) fn recover(&self, told: &mut dyn FnMut(&Progress<'_>)) -> Result<Ended> {
         self.follow("recover", &Value::Object(Map::new()), told)
     }
@@ -86,7 +86,7 @@ impl Daemon {
         body: &Value,
         told: &mut dyn FnMut(&Progress<'_>),
     ) -> Result<Ended> {
-        // Before the call, so that nothing is missed.
+        // Subscribes before the call, so that no event is missed.
         let mut events = self.0.events()?;
         let answer = match self.0.put(call, body) {
             Ok(answer) => answer.unwrap_or_default(),
@@ -100,7 +100,7 @@ impl Daemon {
         loop {
             let record = match events.next(TICK)? {
                 Next::Event(record) => record,
-                // An event may have been missed: what has ended can be asked for.
+                // An event may have been missed, so the report is requested.
                 Next::Quiet => match self.report(&id)? {
                     Some(report) => return Ok(Ended::Report(Box::new(report))),
                     None => continue,

@@ -1,4 +1,4 @@
-//! `p2pctl reset`: resets a function that nobody uses.
+//! `p2pctl reset`: resets an unused function.
 
 use anyhow::Result;
 use hotplug::regroup::{Regroup, RegroupError, ResetDone, ResetOrder, StateDir};
@@ -13,7 +13,7 @@ use crate::json;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
-/// Resets a function, if all that this hits is the caller's and nobody uses any of it.
+/// Resets a function, if the caller owns all affected functions and none of them is in use.
 pub(crate) fn run(
     order: &ResetOrder,
     at: &PlaceArgs,
@@ -52,7 +52,7 @@ pub(crate) fn run(
     Ok(answer.about(&source).refused_if(refused))
 }
 
-/// What was reset, or why nothing was.
+/// The functions that were reset, or the reasons of a refusal.
 fn told(view: &View<'_>, order: &ResetOrder, result: &Result<ResetDone, Vec<String>>) -> Text {
     let names = view.names;
     let mut text = Text::new();

@@ -1,4 +1,4 @@
-//! `p2pctl reset-scope`: whom a reset would hit.
+//! `p2pctl reset-scope`: the functions that a reset affects.
 
 use std::collections::BTreeSet;
 
@@ -12,17 +12,17 @@ use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
 
-/// Which reset of which function, and who wants it.
+/// A query about the resets of a function.
 pub(crate) struct Request<'a> {
     pub(crate) function: Sbdf,
-    /// The kinds that are acceptable; all are listed if there is none.
+    /// The acceptable kinds; `None` lists all.
     pub(crate) kind: Option<ResetMask>,
-    /// The functions that the caller has.
+    /// The functions that the caller owns.
     pub(crate) owned: &'a [Sbdf],
 }
 
-/// Shows the resets of a function, or the one that would be chosen. Refused if there is none, or if it hits what the
-/// caller does not own.
+/// Shows the resets of a function, or the one that would be chosen. Refused if there is none, or if it affects
+/// functions that the caller does not own.
 pub(crate) fn run(
     source: &Source,
     request: &Request<'_>,
@@ -88,7 +88,7 @@ impl View<'_> {
         words.join(" ")
     }
 
-    /// Every kind that there is; the one that Linux would choose first is marked.
+    /// All kinds; the one that Linux would choose is marked.
     fn all(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
         let mut table = Table::new(["", "KIND", "BY", "HITS"]);
         for reset in all {
@@ -123,7 +123,7 @@ impl View<'_> {
         text
     }
 
-    /// The one that would be chosen, and everybody it hits.
+    /// The reset that would be chosen, and all functions that it affects.
     fn one(&self, request: &Request<'_>, chosen: &Reset, foreign: &[Sbdf]) -> Text {
         let mut text = Text::new();
         let by = chosen
@@ -199,7 +199,7 @@ impl View<'_> {
         text
     }
 
-    /// There is no such reset.
+    /// Text for a function without an acceptable reset.
     fn none(&self, request: &Request<'_>, all: &[Reset]) -> Text {
         let mut text = Text::new();
         let function = self.names.of(request.function);
@@ -234,7 +234,7 @@ fn count(count: usize, one: &str, several: &str) -> String {
     }
 }
 
-/// The name of a set of kinds, or its members.
+/// The name of a set of kinds, or the names of its members.
 fn kinds_in_short(mask: ResetMask) -> String {
     if mask == ResetMask::FUNC {
         "func".to_owned()

@@ -25,26 +25,26 @@ use crate::registry;
 use crate::show::Text;
 use crate::source::Source;
 
-/// How to serve.
+/// Options of the daemon.
 pub(crate) struct Request {
     pub(crate) socket: PathBuf,
     pub(crate) state: PathBuf,
     pub(crate) guests: Vec<NamedSocket>,
     pub(crate) guest_dir: Option<PathBuf>,
-    /// A file with rules for devices that are no ordinary peers.
+    /// The policy file.
     pub(crate) policy: Option<PathBuf>,
-    /// Whether a change that was interrupted is brought to its end first.
+    /// Whether to recover an interrupted change first.
     pub(crate) recover: bool,
 }
 
-/// Serves until a signal comes. A change that is under way then comes to its end first.
+/// Serves until a signal, and then until a running change has ended.
 pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     let host = host::live(global)?;
     if Source::load(global)?.topology().needs_privilege() {
         bail!("only root can change the host: run it as root");
     }
     log_to_stderr();
-    // Before there are other threads, which would get the signals.
+    // Comes before other threads are started, because they would receive the signals.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     confine::daemon()?;
     let events = EventLog::new();
@@ -73,7 +73,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
                 eprintln!("p2pctl: change {id} was interrupted and is brought to its end");
             }
             Ok(None) => {}
-            // Others must be served all the same, and whoever looks after the host must be told.
+            // The daemon serves other requests anyway, and the operator must see the error.
             Err(error) => eprintln!("p2pctl: cannot recover: {}", error_text(&error)),
         }
     }
@@ -100,7 +100,7 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     Ok(Answer::text(Text::new()))
 }
 
-/// What happens goes to standard error, which is the journal of a unit. The steps of a change have journals of their own.
+/// Logs events to standard error, which is the journal of a systemd unit. The steps of a change have their own journal.
 fn log_to_stderr() {
     env_logger::Builder::new()
         .filter_level(LevelFilter::Info)

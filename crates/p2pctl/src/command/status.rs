@@ -1,4 +1,4 @@
-//! `p2pctl status`: what is under way, what was interrupted, and what is kept up.
+//! `p2pctl status`: running, interrupted and completed changes, and the settings that are held for them.
 
 use anyhow::Result;
 use hotplug::regroup::{Regroup, StateDir, Status};
@@ -9,10 +9,10 @@ use crate::host;
 use crate::json;
 use crate::show::{Line, Text, Tone};
 
-/// How many of the changes that are over are shown.
+/// Number of completed changes that are shown.
 const LAST: usize = 5;
 
-/// Shows what the state directory says. Reads nothing else of the host.
+/// Shows the contents of the state directory. Reads nothing else of the host.
 pub(crate) fn run(global: &Global, state: &StateArgs, width: usize) -> Result<Answer> {
     let host = host::live(global)?;
     let state = StateDir::new(&state.state_dir);

@@ -12,14 +12,14 @@ use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone, branches};
 use crate::source::Source;
 
-/// As many virtual functions of one physical one are shown singly.
+/// Up to this number, the virtual functions of a physical function are shown one per line.
 const FEW: usize = 4;
 
-/// Which part of the tree to show, and how much of it.
+/// The part of the tree to show, and the level of detail.
 pub(crate) struct Request<'a> {
-    /// Only what is at and below these; everything if empty.
+    /// Roots of the subtrees to show; all if empty.
     pub(crate) below: &'a [Sbdf],
-    /// Every virtual function in a line of its own.
+    /// Whether to show every virtual function on its own line.
     pub(crate) all: bool,
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn run(
     Ok(Answer::text(text).about(source))
 }
 
-/// The tree as a text.
+/// The tree as text.
 fn show(topology: &Topology, names: Names, request: &Request<'_>) -> Text {
     let mut tree = Tree {
         topology,
@@ -70,7 +70,7 @@ fn show(topology: &Topology, names: Names, request: &Request<'_>) -> Text {
             tree.function(top, &mut Vec::new());
         }
     }
-    // Lines of a tree are not broken: the branches would be.
+    // Lines of a tree are not wrapped, because that would break the branches.
     tree.table.render(usize::MAX)
 }
 
@@ -106,7 +106,7 @@ impl Tree<'_> {
         self.siblings(&functions, &mut Vec::new());
     }
 
-    /// Whether the root complex is known to route between devices, where there are any that could ask it to.
+    /// Whether the root complex is known to route between devices; `None` without root ports.
     fn root_complex(&self, root: &RootBus) -> Option<&'static str> {
         let port = self
             .topology
@@ -133,7 +133,7 @@ impl Tree<'_> {
         }
     }
 
-    /// The siblings, many virtual functions of one physical function taken together.
+    /// The rows of siblings. Many virtual functions of a physical function share one row.
     fn rows<'f>(&self, functions: &[&'f Function]) -> Vec<Row<'f>> {
         let mut rows: Vec<Row<'f>> = Vec::new();
         for function in functions {
@@ -165,7 +165,7 @@ impl Tree<'_> {
         let empty = function.port_type().is_downstream() && children.is_empty();
         let mut about = describe::acs(function);
         let mut words = Vec::new();
-        // That the port driver drives a port goes without saying.
+        // `pcieport` is the normal driver of a port and not shown.
         if let Some(driver) = function.driver().filter(|driver| *driver != "pcieport") {
             words.push(driver.to_owned());
         }

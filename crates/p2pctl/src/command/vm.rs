@@ -1,4 +1,4 @@
-//! `p2pctl vm`: a running VM, through the API of its VMM.
+//! `p2pctl vm`: shows and changes a running VM through the API of its VMM.
 
 pub(super) mod events;
 mod info;
@@ -14,7 +14,7 @@ use crate::answer::Answer;
 use crate::cli::VmVerb;
 use crate::show::{Line, Terminal, Text, Tone};
 
-/// Does what is asked of the VMM at the socket.
+/// Runs a command for the VMM at the socket.
 pub(crate) fn run(verb: &VmVerb, json: bool, terminal: &Terminal) -> Result<Answer> {
     let answer = match verb {
         VmVerb::Info { at } => info::run(&Client::new(&at.api_socket), json, terminal.width),
@@ -42,13 +42,13 @@ pub(crate) fn run(verb: &VmVerb, json: bool, terminal: &Terminal) -> Result<Answ
     }
 }
 
-/// Why a call to the VMM has no answer.
+/// Error of a call to the VMM.
 #[derive(Debug, Error)]
 pub(super) enum CallError {
-    /// The VMM refused it, or could not be asked.
+    /// The VMM refused the call or could not be reached.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// What the VMM said could not be shown, or is not what was waited for.
+    /// The answer could not be shown, or is not the expected one.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
@@ -68,7 +68,7 @@ fn add(client: &Client, device: &DeviceConfig, json: bool) -> Result<Answer, Cal
     Ok(Answer::text(text))
 }
 
-/// A refusal: the reasons, each with its next step.
+/// A refusal: the reasons, each with a hint.
 fn refused(reasons: &[String], json: bool) -> Result<Answer> {
     if json {
         return Ok(Answer::json(&json!({ "refused": reasons }))?.refused_if(true));

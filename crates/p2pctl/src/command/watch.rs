@@ -1,4 +1,4 @@
-//! `p2pctl watch`: what the daemon does and finds, as it happens.
+//! `p2pctl watch`: the daemon's events as they occur.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Which files may still be opened: those that the host's topology is read from.
+//! Restricts the files that can be opened to those that the topology is read from.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use landlock::{
 
 use crate::source::proc_beside;
 
-/// The newest Landlock whose rules are known here; a kernel with an older one enforces what it has.
+/// The newest Landlock ABI that is used. An older kernel enforces the subset that it supports.
 const KNOWN: ABI = ABI::V6;
 
-/// Which host it is.
+/// Files in `/proc` that describe the host.
 const PROC: [&str; 4] = [
     "bus/pci/devices",
     "cmdline",
@@ -20,8 +20,8 @@ const PROC: [&str; 4] = [
     "sys/kernel/osrelease",
 ];
 
-/// Lets this thread, and what it starts, read the topology below `sysfs` and what is below `snapshots` only, and make and
-/// remove the socket `listen`.
+/// Restricts this thread and its children to reading the topology below `sysfs` and files below `snapshots`, and to
+/// creating and removing the socket `listen`.
 pub(super) fn restrict_to_topology(
     sysfs: &Path,
     listen: Option<&Path>,
@@ -52,7 +52,7 @@ pub(super) fn restrict_to_topology(
     Ok(())
 }
 
-/// What is not there is left out.
+/// Permits access to a path. A missing path is skipped.
 fn allow(
     ruleset: RulesetCreated,
     path: &Path,

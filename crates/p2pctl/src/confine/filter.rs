@@ -1,7 +1,7 @@
-//! System calls that are none of this program's business: they fail with `EPERM`.
+//! System call filter: calls that this program does not need fail with `EPERM`.
 //!
-//! Everything else passes. What is listed starts programs and processes, looks into others, or changes the machine beside
-//! what the capabilities that are kept are for.
+//! All other calls are permitted. The list has calls that start programs and processes, inspect other processes, or
+//! change the machine beyond the purposes of the remaining capabilities.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +10,9 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
-/// Whatever their arguments.
+/// Denied for all arguments.
 const DENIED: [i64; 60] = [
-    // Programs, processes, and what others have.
+    // Programs, processes, and access to other processes.
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_fork,
@@ -94,7 +94,7 @@ pub(super) fn programs(families: &[libc::c_int]) -> Result<[BpfProgram; 3], Erro
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     Ok([
         without_x32(),
-        // Its flags are in memory, where no filter sees them; the C library uses clone then.
+        // A filter cannot read its flags, which are in memory. The C library falls back to clone.
         denying(clone3, libc::ENOSYS)?,
         denying(rules(families)?, libc::EPERM)?,
     ])
@@ -108,7 +108,7 @@ fn denying(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProg
 
 fn rules(families: &[libc::c_int]) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error> {
     let mut rules: BTreeMap<_, _> = DENIED.map(|call| (call, Vec::new())).into();
-    // What is no thread, and what has a namespace of its own.
+    // Deny new processes, and threads with their own namespaces.
     let thread = libc::CLONE_THREAD.cast_unsigned().into();
     let mut clone = vec![when(&[(0, Op::MaskedEq(thread), 0)])?];
     for flag in NAMESPACES {
@@ -129,7 +129,7 @@ fn rules(families: &[libc::c_int]) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Er
     Ok(rules)
 }
 
-/// All of these conditions on arguments, of which the kernel looks at 32 bits.
+/// A rule for all of these conditions. The kernel uses the lower 32 bits of the arguments.
 fn when(conditions: &[(u8, Op, u64)]) -> Result<SeccompRule, Error> {
     let conditions = conditions.iter().cloned();
     let conditions = conditions
@@ -138,7 +138,7 @@ fn when(conditions: &[(u8, Op, u64)]) -> Result<SeccompRule, Error> {
     Ok(SeccompRule::new(conditions)?)
 }
 
-/// The x32 ABI has the same calls by other numbers (linux arch/x86/include/uapi/asm/unistd.h: `__X32_SYSCALL_BIT`).
+/// The x32 ABI has the same calls with other numbers (linux arch/x86/include/uapi/asm/unistd.h: `__X32_SYSCALL_BIT`).
 fn without_x32() -> BpfProgram {
     /// Load the number of the call; jump if it is not less; return (linux include/uapi/linux/bpf_common.h).
     const LOAD: u16 = 0x20;

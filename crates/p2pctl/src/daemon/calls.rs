@@ -17,10 +17,10 @@ use crate::command::{groups, matrix, topology};
 use crate::json;
 use crate::source::Source;
 
-/// Columns of texts that nobody sees.
+/// Width of text that is not printed.
 const WIDTH: usize = 80;
 
-/// Who answers the calls.
+/// Handler of the API calls.
 pub(crate) struct Calls {
     changes: Changes,
     global: Global,
@@ -49,7 +49,7 @@ impl Calls {
         value(&document.map_err(|error| failed(&error))?)
     }
 
-    /// Sets the words of several ports in one transaction.
+    /// Sets the ACS control of several ports in one transaction.
     fn acs(&self, words: Words) -> Result<Value, Failure> {
         let goals = Goals {
             acs: words.ports,
@@ -145,7 +145,7 @@ impl Calls {
     }
 }
 
-/// All calls but the stream of events.
+/// All calls except the event stream.
 pub(super) const CALLS: &[(&str, HttpMethod)] = &[
     ("ping", HttpMethod::Get),
     ("guests", HttpMethod::Get),
@@ -172,7 +172,7 @@ impl Handler for Calls {
     }
 }
 
-/// The document that a command prints with `--json`.
+/// The JSON document that a command prints with `--json`.
 fn document(answer: anyhow::Result<Answer>) -> Result<Value, Failure> {
     match answer.map_err(|error| failed(&error))?.body {
         Body::Raw(text) => serde_json::from_str(&text).map_err(|error| Failure::failed(&error)),

@@ -16,13 +16,13 @@ use vmm_api::{EventLog, Failure};
 use super::guests::{Guest, Guests};
 use super::messages::{STEP, STUCK, Told};
 
-/// Reports that are kept for those who ask.
+/// Number of reports that are kept.
 const KEPT: usize = 64;
 
-/// Devices of which it is remembered that a transaction gave them back.
+/// Number of devices whose return by a transaction is remembered.
 const REMEMBERED: usize = 1024;
 
-/// What there is to change, and how to reach it.
+/// The host, its virtual machines and the state directory.
 #[derive(Clone)]
 pub(crate) struct Host {
     pub(crate) host: LinuxHost,
@@ -30,7 +30,7 @@ pub(crate) struct Host {
     pub(crate) state: StateDir,
 }
 
-/// Who changes the host. Clones are the same.
+/// Runs transactions. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Changes {
     host: Arc<Host>,
@@ -41,12 +41,12 @@ pub(crate) struct Changes {
 #[derive(Default)]
 struct Now {
     busy: bool,
-    /// How many have begun.
+    /// Number of transactions that have started.
     count: u64,
     reports: BTreeMap<String, Report>,
-    /// The functions that the last changes may touch, the last of them last; all if that is not known.
+    /// The functions that the last transactions may have touched, newest last; `None` if unknown.
     touched: VecDeque<Touched>,
-    /// How many had begun when a device was given back last, by VM and name.
+    /// The transaction count when a transaction last returned a device, by VM and name.
     given_back: BTreeMap<(String, String), u64>,
 }
 
@@ -64,13 +64,13 @@ impl Now {
     }
 }
 
-/// The functions that a change may touch; `None` if that may be any.
+/// The functions that a transaction may touch; `None` for any.
 pub(crate) type Touched = Option<BTreeSet<Sbdf>>;
 
-/// A transaction that has begun, or has ended before anybody could see it.
+/// Name of a started transaction, `None` if there was nothing to do, or why it did not start.
 pub(crate) type Begun = Result<Option<String>, Failure>;
 
-/// What is to be done.
+/// The work of a transaction.
 enum Work {
     Apply(Box<Plan>),
     Recover,
@@ -93,18 +93,18 @@ impl Changes {
         &self.events
     }
 
-    /// Whether the host is being changed, and how often that was begun.
+    /// Whether a transaction is running, and how many have started.
     pub(crate) fn activity(&self) -> (bool, u64) {
         let now = self.lock();
         (now.busy, now.count)
     }
 
-    /// How a transaction ended, if it has.
+    /// The report of a transaction that has ended.
     pub(crate) fn report(&self, transaction: &str) -> Option<Report> {
         self.lock().reports.get(transaction).cloned()
     }
 
-    /// Whether a change is under way that does not touch this port, and is the first since so many.
+    /// Whether the running transaction does not touch this port and is the only one since this count.
     pub(crate) fn spares(&self, port: Sbdf, since: u64) -> bool {
         let now = self.lock();
         let touched = now.touched.back().and_then(Option::as_ref);
@@ -113,7 +113,7 @@ impl Changes {
             && touched.is_some_and(|functions| !functions.contains(&port))
     }
 
-    /// The functions that changes may have touched since so many had begun.
+    /// The functions that transactions may have touched since this count.
     pub(crate) fn touched(&self, since: u64) -> Touched {
         let now = self.lock();
         let count = usize::try_from(now.count.saturating_sub(since)).unwrap_or(usize::MAX);
@@ -125,21 +125,21 @@ impl Changes {
         Some(all)
     }
 
-    /// How many transactions had begun when one of them gave a device back last.
+    /// The transaction count when a transaction last returned this device.
     pub(crate) fn given_back(&self, device: &VmDevice) -> Option<u64> {
         let key = (device.vm.clone(), device.id.clone());
         self.lock().given_back.get(&key).copied()
     }
 
-    /// What carrying a plan out would mean now.
+    /// The effects that a plan would have now.
     pub(crate) fn check(&self, plan: &Plan) -> Result<Forecast, Failure> {
         let forecast = self.regroup(|regroup| regroup.check(plan));
         forecast.map_err(|error| failure(&error))
     }
 
-    /// Resets a function, if nothing else is under way.
+    /// Resets a function, if no transaction is running.
     pub(crate) fn reset(&self, order: &ResetOrder) -> Result<ResetDone, Failure> {
-        // What it does to ports it undoes.
+        // A reset restores the ports that it changes.
         self.occupy(Some(BTreeSet::new()))?;
         let result = self.regroup(|regroup| regroup.reset(order));
         self.lock().busy = false;
@@ -162,7 +162,7 @@ impl Changes {
         ask(regroup.accepting(accepted))
     }
 
-    /// From now on the host is being changed, unless it is already.
+    /// Marks the host as being changed, or fails if it is already.
     fn occupy(&self, touches: Touched) -> Result<(), Failure> {
         let mut now = self.lock();
         if now.busy {
@@ -178,17 +178,17 @@ impl Changes {
         Ok(())
     }
 
-    /// Begins to carry a plan out; returns when it is on record, or refused.
+    /// Starts to apply a plan. Returns when the plan is in the journal, or is refused.
     pub(crate) fn apply(&self, plan: Plan, guest: Option<Duration>) -> Begun {
         self.begin(Work::Apply(Box::new(plan)), guest)
     }
 
-    /// Begins to bring what was interrupted to its end; none if there is nothing.
+    /// Starts to recover an interrupted transaction; `None` if there is none.
     pub(crate) fn recover(&self) -> Begun {
         self.begin(Work::Recover, None)
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until no transaction is running.
     pub(crate) fn settle(&self) {
         const LOOK: Duration = Duration::from_millis(50);
         while self.lock().busy {
@@ -228,7 +228,7 @@ impl Changes {
             }
         }
         drop(now);
-        // Who waits for it to begin has been told already, unless it has ended at once.
+        // The caller already has the name of the transaction, unless the transaction ended at once.
         let _ = match result {
             Ok(report) => {
                 let id = report.as_ref().map(|report| report.id.clone());
@@ -253,7 +253,7 @@ impl Changes {
         guest: Option<Duration>,
         begun: &Sender<Begun>,
     ) -> Result<Option<Report>, RegroupError> {
-        // A transaction that is recovered has a name already, and devices of virtual machines.
+        // A recovered transaction already has a name, and may have taken devices from virtual machines.
         let (mut id, guests) = match work {
             Work::Apply(_) => (None, self.host.guests.now()),
             Work::Recover => match self.host.state.unfinished()? {
@@ -327,7 +327,7 @@ impl Changes {
     }
 }
 
-/// The functions that carrying out a plan may touch: all below the root ports of those that change groups.
+/// The functions that a plan may touch: all functions below the root ports of those that change groups.
 fn touches(plan: &Plan) -> BTreeSet<Sbdf> {
     let mut all = plan.unplug.clone();
     for step in &plan.steps {

@@ -1,6 +1,6 @@
-//! The OpenAPI document of the daemon's API.
+//! OpenAPI document of the daemon's API.
 //!
-//! `resources/openapi-daemon.json` is this document; a test says so.
+//! A test checks that `resources/openapi-daemon.json` is this document.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use vmm_api::{CallSpec, Description, Record};
 use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
 use crate::json::apply::StatusDocument;
 
-/// Every answer that says no.
+/// Error statuses and their meaning.
 const ERRORS: [(&str, &str); 5] = [
     ("400", "The request is not what the call needs"),
     ("404", "There is no such call or transaction"),
@@ -94,7 +94,7 @@ fn calls() -> Vec<CallSpec> {
     ]
 }
 
-/// The document.
+/// The OpenAPI document.
 pub(crate) fn openapi() -> Value {
     let description = Description {
         title: "p2pctl serve",
@@ -127,7 +127,7 @@ mod tests {
         );
     }
 
-    /// A part of the document.
+    /// The value at a JSON pointer in the document.
     fn part(pointer: &str) -> Value {
         openapi().pointer(pointer).cloned().unwrap_or_default()
     }

@@ -1,15 +1,18 @@
-//! What others do to the host: ports whose ACS is changed, devices that change groups, and functions that arrive behind
-//! the daemon's back.
+//! Drift: changes to the host that the daemon did not make. ACS settings of ports change, devices change groups, and
+//! functions appear.
 //!
 //! ```text
-//! guard:  ACS settings, four times a second ─▶ put back ───────────────┐
-//! looker: uevents of PCI functions ─▶ look at the whole host ─▶ differ ─┴▶ alarm ─▶ worker, one for each VM
+//! guard:  ACS settings, four times a second ─▶ restore ────────────────────────┐
+//! looker: uevents of PCI functions ─▶ scan the whole host ─▶ differences ──────┴▶ alarm ─▶ worker, one per VM
 //!
-//! worker: close the mappings ─▶ check the host ─▶ open them, or unplug, check again, plug
+//! worker: close the mappings ─▶ check the host ─▶ reopen them, or unplug, check again, plug
 //! ```
-//! The guard and the looker ask nothing of a VMM, and each worker only its own: one that does not answer holds up neither
-//! ACS nor other VMs. Nor does a log that nobody reads: another thread writes it. A transaction changes the same things; what is seen meanwhile means nothing, and afterwards there
-//! is a new normal.
+//! The guard and the looker never call a VMM, and each worker calls only its own VMM. A VMM that does not answer
+//! therefore delays neither ACS nor other VMs. Events are written by another thread, so a log reader that blocks delays
+//! nothing either.
+//!
+//! A transaction of the daemon changes the same state. What is seen during a transaction is ignored; the state after it
+//! is the new reference.
 
 mod acs;
 mod assessment;
@@ -50,13 +53,13 @@ use snapshot::Snapshot;
 use teller::Telling;
 use worker::{Worker, World};
 
-/// How long the end of the daemon waits for devices that are on their way back into their VMs.
+/// How long the daemon's shutdown waits for devices that are being returned to their VMs.
 const END: Duration = Duration::from_secs(10);
 
-/// How long a VMM may take to say which process it is.
+/// Timeout of a VMM's answer to a ping.
 const PING: Duration = Duration::from_secs(5);
 
-/// The threads that look. They end when this is dropped.
+/// The threads that watch the host. Dropping this ends them.
 pub(crate) struct Drift {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -117,18 +120,18 @@ impl Drop for Drift {
     }
 }
 
-/// What the threads have in common.
+/// State that the threads share.
 struct Shared {
     changes: Changes,
     global: Global,
-    /// Where events are told.
+    /// Queue of the events to report.
     tellings: SyncSender<Telling>,
     ended: AtomicBool,
-    /// Whether the workers are to end too.
+    /// Whether the workers must end as well.
     is_over: AtomicBool,
-    /// Whether the looker has a reason to look.
+    /// Whether the looker has a reason to scan.
     poked: AtomicBool,
-    /// What the guard is to watch from now on.
+    /// The next watch for the guard.
     watch: Mutex<Option<Watch>>,
     /// The workers, by the sockets of their VMs.
     inboxes: Mutex<BTreeMap<PathBuf, (String, Arc<Inbox>)>>,
@@ -151,13 +154,13 @@ impl Shared {
         self.poked.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether the policy file accepts an exposure, whichever device it is of.
+    /// Whether the policy file accepts an exposure, for any device.
     fn is_accepted(&self, exposure: &Exposure) -> bool {
         let policy = self.changes.host().guests.policy();
         policy.consent(exposure.function).is_some()
     }
 
-    /// Tells the workers of all VMs, and waits for none.
+    /// Sends an alarm to the workers of all VMs, without waiting.
     fn alarm(self: &Arc<Self>, alarm: &Alarm) {
         for at in self.changes.host().guests.sockets() {
             self.deliver(at, |inbox| inbox.alarm(alarm));
@@ -165,7 +168,7 @@ impl Shared {
         lock(&self.inboxes).retain(|_, (_, inbox)| !inbox.is_closed());
     }
 
-    /// Leaves something for the worker of a VM, and starts one if there is none.
+    /// Delivers something to the worker of a VM, and starts the worker if needed.
     fn deliver(self: &Arc<Self>, at: NamedSocket, leave: impl Fn(&Inbox) -> bool) {
         let mut inboxes = lock(&self.inboxes);
         let known = inboxes.get(&at.socket);
@@ -184,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// The VMs whose devices are closed or away.
+    /// The VMs with devices that are closed or unplugged.
     fn at_work(&self) -> Vec<String> {
         let inboxes = lock(&self.inboxes);
         let at_work = inboxes.values().filter(|(_, inbox)| !inbox.is_at_rest());
@@ -196,7 +199,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A VM, and the host that it is on.
+/// A VM and its host.
 struct Vm {
     shared: Arc<Shared>,
     at: NamedSocket,

@@ -1,4 +1,4 @@
-//! The virtual machines that the daemon knows, and how it speaks with each.
+//! The virtual machines that the daemon knows, and the connection to each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use vmm_api::Client;
 use crate::cloud_hypervisor::StockGate;
 use crate::registry;
 
-/// How long a VMM may take to say which it is.
+/// Timeout for a VMM's answer to a ping.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `NAME=SOCKET`.
@@ -42,35 +42,36 @@ impl FromStr for NamedSocket {
     }
 }
 
-/// A virtual machine that the daemon may speak with.
+/// A virtual machine that the daemon can control.
 pub(crate) type Guest = Arc<dyn Vmm + Send + Sync>;
 
-/// Where virtual machines are found.
+/// Where to find virtual machines.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Places {
     pub(crate) named: Vec<NamedSocket>,
-    /// Directories with a socket, or a link to one, for each: `NAME.sock`.
+    /// Directories with a socket, or a link to one, per VM: `NAME.sock`.
     pub(crate) dirs: Vec<PathBuf>,
 }
 
-/// What devices of a cloud-hypervisor are judged by.
+/// Inputs of the checks for cloud-hypervisor devices.
 #[derive(Debug, Clone)]
 pub(crate) struct Judgement {
     pub(crate) sysfs: PathBuf,
     pub(crate) policy: Policy,
 }
 
-/// The virtual machines. Clones are the same.
+/// The virtual machines. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Guests {
     places: Places,
     judgement: Judgement,
-    /// Those of cloud-hypervisor by socket, with the process that answered there: they know more of a VM than it says.
+    /// The cloud-hypervisor VMs by socket, with the process ID that answered there. The handles record state that the
+    /// VMM does not report.
     stock: Arc<Mutex<BTreeMap<PathBuf, (i64, CloudHypervisorVmm)>>>,
 }
 
 impl Places {
-    /// The sockets there are now. What is named explicitly goes before what is found.
+    /// The current sockets. An explicit name takes precedence over a directory entry.
     pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
         let mut all = self.named.clone();
         for dir in &self.dirs {
@@ -92,7 +93,7 @@ impl Places {
     }
 }
 
-/// The VM of a socket in a directory, or of a link to one.
+/// The VM of a socket in a directory, or of a link to a socket.
 fn socket_at(path: &Path) -> Option<NamedSocket> {
     let is_socket = fs::metadata(path).ok()?.file_type().is_socket();
     let name = path.file_stem()?.to_str()?.to_owned();
@@ -109,17 +110,17 @@ impl Guests {
         }
     }
 
-    /// What devices are judged by.
+    /// The policy for devices.
     pub(crate) fn policy(&self) -> &Policy {
         &self.judgement.policy
     }
 
-    /// The sockets there are now.
+    /// The current sockets.
     pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
         self.places.sockets()
     }
 
-    /// The virtual machines there are now, those included that have gone and left their sockets. Asks nothing of them.
+    /// The current virtual machines, including those that ended and left their sockets. Does not connect to them.
     pub(crate) fn now(&self) -> Vec<Guest> {
         let sockets = self.sockets();
         let listed = |at: &PathBuf| sockets.iter().any(|guest| guest.socket == *at);
@@ -127,7 +128,7 @@ impl Guests {
         sockets.iter().map(|at| self.guest(at)).collect()
     }
 
-    /// The same, with those that an interrupted change has recorded and that are not among them.
+    /// The current virtual machines, and those that only the record of an interrupted change names.
     pub(crate) fn with_recorded(&self, recorded: &BTreeMap<String, VmAddress>) -> Vec<Guest> {
         let mut guests = self.now();
         for (name, address) in recorded {
@@ -142,7 +143,7 @@ impl Guests {
         guests
     }
 
-    /// Speaks with a VM as what answers for it wants it; if nothing does, as its record says.
+    /// Connects by the kind of VMM that answers; if none answers, by the kind in the record.
     fn recorded(&self, at: &NamedSocket, kind: VmmKind) -> Guest {
         let client = Client::new(&at.socket).with_patience(PATIENCE);
         let known = self.lock().contains_key(&at.socket);
@@ -152,7 +153,8 @@ impl Guests {
         self.guest(at)
     }
 
-    /// The virtual machine behind a socket, each call to whose VMM takes `patience` at most. Fails if it does not answer.
+    /// The virtual machine at a socket. `patience` is the timeout of each call to the VMM. Fails if the VMM does not
+    /// answer.
     pub(crate) fn reach(&self, at: &NamedSocket, patience: Duration) -> Result<Guest, VmmError> {
         let client = Client::new(&at.socket).with_patience(patience);
         let ping = client.ping();
@@ -172,7 +174,7 @@ impl Guests {
         })
     }
 
-    /// The cloud-hypervisor that answers at a socket with this process.
+    /// The cloud-hypervisor with this process ID at a socket.
     fn stock_at(&self, at: &NamedSocket, pid: i64) -> CloudHypervisorVmm {
         let client = Client::new(&at.socket);
         let Judgement { sysfs, policy } = self.judgement.clone();
@@ -193,7 +195,7 @@ impl Guests {
     }
 }
 
-/// The virtual machine at a socket. Which VMM it has shows when something is asked of it.
+/// The virtual machine at a socket. The kind of VMM is determined by the first call.
 struct AtSocket {
     at: NamedSocket,
     client: Client,
@@ -201,9 +203,9 @@ struct AtSocket {
 }
 
 impl AtSocket {
-    /// The VMM, which may take so long to say which it is.
+    /// Determines the VMM. `patience` is the timeout of the ping.
     fn vmm(&self, patience: Duration) -> Result<Guest, VmmError> {
-        // No lock is held while something is asked.
+        // No lock is held across the call.
         match self.client.clone().with_patience(patience).ping() {
             Ok(ping) if ping.features.iter().any(|feature| feature == "p2p") => {
                 self.guests.lock().remove(&self.at.socket);
@@ -211,7 +213,7 @@ impl AtSocket {
             }
             Ok(ping) => Ok(Arc::new(self.guests.stock_at(&self.at, ping.pid))),
             Err(error) => match self.guests.lock().get(&self.at.socket) {
-                // It does not answer now, and is what it was.
+                // The VMM does not answer, so its kind is assumed unchanged.
                 Some((_, vmm)) => Ok(Arc::new(vmm.clone())),
                 None => Err(VmmError::of(&self.at.name, &error)),
             },
@@ -341,7 +343,7 @@ mod tests {
         assert!(guests.now().is_empty() && guests.lock().is_empty());
     }
 
-    /// Answers pings as cloud-hypervisor does before it has a VM, each with one call after it.
+    /// Answers pings like a cloud-hypervisor without a VM, each with one call after it.
     fn answer_pings(listener: &std::os::unix::net::UnixListener, count: usize) {
         for number in 0..count * 2 {
             let (mut stream, _) = listener.accept().unwrap();

@@ -1,4 +1,4 @@
-//! What the daemon and its clients say to each other.
+//! Messages between the daemon and its clients.
 
 use std::collections::BTreeMap;
 
@@ -71,13 +71,13 @@ pub(crate) struct Began {
     pub(crate) transaction: Option<String>,
 }
 
-/// Name of the event that tells of a step.
+/// Name of the event that reports a step.
 pub(crate) const STEP: &str = "transaction-step";
 
-/// Name of the event that says that a transaction could be brought to no end.
+/// Name of the event for a transaction that could neither complete nor roll back.
 pub(crate) const STUCK: &str = "transaction-stuck";
 
-/// What an event tells of a transaction, apart from its beginning, which has all of the plan.
+/// Content of a transaction event. The first event of a transaction has the whole plan and is separate.
 #[derive(Debug, Clone)]
 pub(crate) struct Told {
     pub(crate) record: Record,
@@ -85,7 +85,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    /// The properties of the event that tells of progress; `None` for what is told otherwise.
+    /// The properties of a progress event; `None` for progress that is reported by another event.
     pub(crate) fn properties(
         transaction: &str,
         progress: &Progress<'_>,
@@ -107,7 +107,7 @@ impl Told {
         Some(properties)
     }
 
-    /// What an event with these properties tells.
+    /// Parses the properties of an event.
     pub(crate) fn of(properties: &BTreeMap<String, String>) -> Option<Self> {
         let action = properties.get("action");
         Some(Self {

@@ -1,4 +1,4 @@
-//! Telling whoever has started the daemon that it listens (systemd's `sd_notify(3)`).
+//! Readiness notification for the service manager (systemd's `sd_notify(3)`).
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,13 +6,13 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Tells it at the socket that `NOTIFY_SOCKET` names: a path, or `@` and a name in the abstract space.
+/// Sends the notification to the socket in `NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace.
 pub(crate) fn ready(socket: &OsStr) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,
     };
-    // A datagram is sent as a whole or not at all.
+    // A datagram is sent completely or not at all.
     UnixDatagram::unbound()?
         .send_to_addr(b"READY=1", &address)
         .map(drop)

@@ -1,4 +1,4 @@
-//! What the kernel tells when a PCI function comes, goes or changes its driver: uevents, over netlink.
+//! Kernel uevents over netlink: a PCI function appears, disappears or changes its driver.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,13 +9,13 @@ use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recvfrom, socket_with};
 
-/// The group to which the kernel itself sends; others are for what udev makes of it.
+/// The multicast group of the kernel; the other group is for udev's processed events.
 const KERNEL: u32 = 1;
 
-/// Bytes for a message: more than the kernel makes of one (linux 7.2 include/linux/kobject.h: `UEVENT_BUFFER_SIZE`).
+/// Buffer size in bytes; larger than any uevent (linux 7.2 include/linux/kobject.h: `UEVENT_BUFFER_SIZE`).
 const LONGEST: usize = 8 << 10;
 
-/// A socket on which the kernel tells.
+/// Netlink socket for uevents.
 pub(super) struct Uevents(OwnedFd);
 
 impl Uevents {
@@ -31,7 +31,7 @@ impl Uevents {
         Ok(Self(socket))
     }
 
-    /// Waits until the kernel tells something, at most so long; whether any of it was about PCI functions.
+    /// Waits for uevents for at most `patience`. Returns whether one of them was about a PCI function.
     pub(super) fn wait(&self, patience: Duration) -> io::Result<bool> {
         let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
@@ -45,12 +45,12 @@ impl Uevents {
         loop {
             match recvfrom(&self.0, &mut message[..], RecvFlags::empty()) {
                 Ok((length, _, Some(sender))) => {
-                    // A process with the right to may send to the group as well.
+                    // Privileged processes can also send to the group.
                     let kernel = SocketAddrNetlink::try_from(sender).is_ok_and(|s| s.pid() == 0);
                     news |= kernel && message.get(..length).is_some_and(is_about_pci);
                 }
                 Ok((_, _, None)) | Err(Errno::INTR) => {}
-                // More was told than there is room for: it may have been about anything.
+                // Messages were lost; any of them may have been about a PCI function.
                 Err(Errno::NOBUFS) => news = true,
                 Err(Errno::AGAIN) => return Ok(news),
                 Err(error) => return Err(error.into()),
@@ -59,8 +59,9 @@ impl Uevents {
     }
 }
 
-/// Whether a message tells that a PCI function came, went, or got or lost its driver: `action@path`, then `KEY=value`
-/// each, with a NUL behind it (linux 7.2 lib/kobject_uevent.c: `kobject_uevent_env()`).
+/// Whether a message reports that a PCI function appeared, disappeared, or got or lost its driver. The format is
+/// `action@path`, then `KEY=value` entries, each terminated by NUL (linux 7.2 lib/kobject_uevent.c:
+/// `kobject_uevent_env()`).
 fn is_about_pci(message: &[u8]) -> bool {
     let mut parts = message.split(|byte| *byte == 0);
     let action = parts.next().unwrap_or_default();
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn nothing_is_heard_on_a_quiet_socket_for_as_long_as_one_waits() {
-        // A sandbox may have no such sockets; the daemon then does without.
+        // A sandbox may not permit netlink sockets; the daemon then works without them.
         if let Ok(uevents) = Uevents::open() {
             uevents.wait(Duration::ZERO).unwrap();
         }

@@ -1,35 +1,35 @@
-//! What is drawn, and where.
+//! Selection and placement of the functions in a picture.
 
 use iommu_group::{Bar, Function, PortType, RootBus, Topology};
 
 use crate::names::Names;
 
-/// As many virtual functions of one physical one get boxes of their own.
+/// Up to this number, the virtual functions of a physical function have their own boxes.
 const FEW: usize = 4;
 
 pub(super) const ROW: i32 = 44;
 pub(super) const BOX_HEIGHT: i32 = 34;
-/// A port whose name has no domain, and one whose name has.
+/// Width of a port whose name has no segment, and of one whose name has.
 const PORT_WIDTH: i32 = 96;
 const PORT_WIDTH_WITH_DOMAIN: i32 = 136;
-/// Between a port and what is at the other end of its link: room for the link's speed.
+/// Distance between a port and the other end of its link, with space for the link's speed.
 const LINK: i32 = 76;
-/// Between the ports of a switch.
+/// Distance between the ports of a switch.
 const INSIDE: i32 = 30;
 pub(super) const MARGIN: i32 = 24;
 pub(super) const ROOT_WIDTH: i32 = 108;
 const TITLE: i32 = 56;
-/// Above the first row of a panel, for its name.
+/// Space above the first row of a panel, for its name.
 const PANEL_HEAD: i32 = 30;
 const PANEL_GAP: i32 = 16;
 
-/// Everything with its place.
+/// All nodes with their positions.
 pub(super) struct Layout<'a> {
     pub(super) panels: Vec<Panel<'a>>,
     pub(super) port_width: i32,
     /// Left edge of the endpoints.
     pub(super) endpoints_x: i32,
-    /// Below the last panel.
+    /// Bottom edge of the last panel.
     pub(super) bottom: i32,
 }
 
@@ -47,10 +47,10 @@ pub(super) struct Root<'a> {
     pub(super) children: Vec<Node<'a>>,
 }
 
-/// A function, or many virtual ones that are drawn as one.
+/// A function, or several virtual functions that are drawn as one.
 pub(super) struct Node<'a> {
     pub(super) function: &'a Function,
-    /// How many virtual functions it stands for, if it does.
+    /// Number of virtual functions that the node represents, if it does.
     pub(super) virtual_functions: Option<usize>,
     pub(super) x: i32,
     pub(super) y: i32,
@@ -62,7 +62,7 @@ impl<'a> Node<'a> {
         !self.function.is_bridge()
     }
 
-    /// This node and all below, depth first.
+    /// Visits this node and all nodes below, depth first.
     pub(super) fn walk(&self, visit: &mut impl FnMut(&Node<'a>)) {
         visit(self);
         for child in &self.children {
@@ -72,7 +72,7 @@ impl<'a> Node<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Places everything worth drawing, or with `all` everything.
+    /// Selects and places the functions; with `all`, every function.
     pub(super) fn new(topology: &'a Topology, names: Names, all: bool) -> Self {
         let builder = Builder {
             topology,
@@ -146,7 +146,7 @@ impl<'a> Layout<'a> {
         self.bottom = panel.bottom;
     }
 
-    /// All nodes, from top to bottom.
+    /// Visits all nodes, from top to bottom.
     pub(super) fn walk(&self, visit: &mut impl FnMut(&Node<'a>)) {
         for panel in &self.panels {
             for root in &panel.roots {
@@ -158,7 +158,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Finds what is worth drawing.
+/// Selects the functions to draw.
 struct Builder<'a> {
     topology: &'a Topology,
     all: bool,
@@ -166,7 +166,7 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// The functions worth drawing among siblings, with what is below them.
+    /// The siblings to draw, with the functions below them.
     fn nodes(&self, functions: &[&'a Function], x: i32) -> Vec<Node<'a>> {
         let mut nodes = Vec::new();
         for function in functions {
@@ -195,7 +195,7 @@ impl<'a> Builder<'a> {
         nodes
     }
 
-    /// Like [`Builder::nodes`], with many virtual functions taken together.
+    /// Like [`Builder::nodes`], with many virtual functions combined into one node.
     fn nodes_below(&self, functions: &[&'a Function], x: i32) -> Vec<Node<'a>> {
         let (virtual_ones, real): (Vec<&Function>, Vec<&Function>) =
             functions.iter().copied().partition(|f| f.is_virtual());
@@ -222,7 +222,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Gives every node its row: endpoints one each, ports the middle of what is below.
+/// Assigns rows: one to each endpoint, and to a port the middle of the rows below it.
 fn place(node: &mut Node<'_>, row: &mut i32, endpoints_x: i32) {
     if node.is_endpoint() {
         node.x = endpoints_x;

@@ -1,4 +1,4 @@
-//! Colours. Group colours are tints of Okabe and Ito's set, which people with any colour vision tell apart.
+//! Colours. Group colours are tints of the Okabe–Ito palette, which is distinguishable with any colour vision.
 
 use crate::show::Tone;
 
@@ -34,7 +34,7 @@ pub(super) fn group(index: usize) -> Pair {
     GROUPS.get(index % GROUPS.len()).copied().unwrap_or(ALONE)
 }
 
-/// The colour of words in a tone.
+/// The text colour of a tone.
 pub(super) fn ink(tone: Tone) -> &'static str {
     match tone {
         Tone::Plain | Tone::Strong | Tone::Name => INK,

@@ -1,4 +1,4 @@
-//! The picture of a layout.
+//! Renders a layout as SVG.
 
 use std::collections::BTreeMap;
 
@@ -13,23 +13,23 @@ use crate::describe;
 use crate::names::Names;
 use crate::show::{Line, Tone};
 
-/// What to draw.
+/// Contents of a picture.
 pub(crate) struct Request<'a> {
     pub(crate) topology: &'a Topology,
     pub(crate) names: Names,
     pub(crate) title: &'a str,
-    /// Also what has no memory to reach and no device below it.
+    /// Whether to draw functions without memory and ports without devices below them as well.
     pub(crate) all: bool,
     /// Verdicts to show beside the devices.
     pub(crate) matrix: &'a Matrix,
-    /// What to warn of.
+    /// Warnings to show.
     pub(crate) warnings: &'a [String],
 }
 
-/// Width of a character of 12 pixels, a little more than it is.
+/// Width of a 12-pixel character in pixels, slightly overestimated.
 const CHARACTER: i32 = 8;
 const SMALL_CHARACTER: i32 = 6;
-/// Columns of the legend.
+/// Line height of the legend.
 pub(super) const LEGEND_STEP: i32 = 20;
 
 /// Draws a machine.
@@ -79,7 +79,7 @@ struct Picture<'a> {
     endpoint_width: i32,
 }
 
-/// A colour for each group that has several of the drawn functions.
+/// A colour for each group with several drawn functions.
 fn group_colours(layout: &Layout<'_>) -> BTreeMap<GroupId, Pair> {
     let mut sizes: BTreeMap<GroupId, usize> = BTreeMap::new();
     layout.walk(&mut |node| {
@@ -100,7 +100,7 @@ fn endpoint_width(layout: &Layout<'_>, request: &Request<'_>) -> i32 {
     layout.walk(&mut |node| {
         if node.is_endpoint() {
             let (first, second) = endpoint_words(request.topology, request.names, node);
-            // Room for the group at the end of the first line.
+            // Space for the group at the end of the first line.
             widest = widest.max((length(&first) + 7) * CHARACTER);
             widest = widest.max(length(&second) * SMALL_CHARACTER);
         }
@@ -112,7 +112,7 @@ fn length(text: &str) -> i32 {
     i32::try_from(text.chars().count()).unwrap_or(0)
 }
 
-/// The two lines of an endpoint.
+/// The two lines of text of an endpoint.
 fn endpoint_words(topology: &Topology, names: Names, node: &Node<'_>) -> (String, String) {
     let function = node.function;
     let name = names.of(function.sbdf());
@@ -187,7 +187,7 @@ impl Picture<'_> {
         }
     }
 
-    /// A line from a box to a node at its right, in steps.
+    /// A stepped line from a box to a node at its right.
     fn connect(&mut self, from_x: i32, from_y: i32, node: &Node<'_>, width: f32) {
         let bend = from_x + 12;
         let points = [
@@ -248,7 +248,7 @@ impl Picture<'_> {
             fill: palette::SWITCH,
             stroke: palette::SWITCH_EDGE,
         });
-        // Two rows leave no room above the upstream port.
+        // With two rows there is no space above the upstream port.
         if last - first > ROW {
             let font = Font::new(10, palette::FAINT);
             let y = first - BOX_HEIGHT / 2 + 10;
@@ -325,7 +325,7 @@ impl Picture<'_> {
         self.svg.close();
     }
 
-    /// What the signs mean, from `top` on; gives where it ends.
+    /// The legend of the signs, from `top` on. Returns its bottom edge.
     fn legend(&mut self, top: i32) -> i32 {
         let mut y = top;
         let ink = Font::new(11, palette::INK);
@@ -362,7 +362,7 @@ impl Picture<'_> {
     }
 }
 
-/// What there is to say about a port: its ACS.
+/// Text about a port: its ACS.
 fn port_words(node: &Node<'_>) -> (&'static str, String) {
     match describe::acs_in_short(node.function) {
         Some((tone, words)) => (palette::ink(tone), words),

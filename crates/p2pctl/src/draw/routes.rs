@@ -1,4 +1,4 @@
-//! Beside each device of a picture: which others it may reach, and how.
+//! The verdict matrix beside the devices of a picture.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ use crate::command::matrix::{Cell, Matrix};
 
 /// Width of a column.
 const COLUMN: i32 = 26;
-/// Above the first row, for the names of the columns.
+/// Height above the first row, for the column names.
 const HEAD: i32 = 14;
 
-/// The matrix of a picture, with the rows of its devices.
+/// The matrix of a picture, and the rows of its devices.
 pub(super) struct Routes<'a> {
     matrix: &'a Matrix,
-    /// The middle of each function's row; functions that are not drawn have none.
+    /// Vertical centre of each function's row; functions that are not drawn have none.
     rows: BTreeMap<Sbdf, i32>,
     names: BTreeMap<Sbdf, String>,
     left: i32,
 }
 
 impl<'a> Routes<'a> {
-    /// Puts the matrix to the right of the devices.
+    /// Places the matrix to the right of the devices.
     pub(super) fn place(layout: &Layout<'_>, request: &Request<'a>, left: i32) -> Self {
         let mut rows = BTreeMap::new();
         layout.walk(&mut |node| {
@@ -45,7 +45,7 @@ impl<'a> Routes<'a> {
         }
     }
 
-    /// Whether there is anything to compare.
+    /// Whether the matrix has no pairs.
     fn is_empty(&self) -> bool {
         self.matrix.functions.len() < 2
     }
@@ -102,7 +102,7 @@ impl<'a> Routes<'a> {
         }
     }
 
-    /// What the signs mean; gives where it ends.
+    /// The legend of the signs. Returns its bottom edge.
     pub(super) fn legend(&self, svg: &mut Svg, top: i32) -> i32 {
         let mut y = top;
         if self.is_empty() {

@@ -1,13 +1,13 @@
-//! SVG, as far as a picture of boxes needs it.
+//! SVG writer for pictures of boxes.
 
 use std::fmt::{self, Write};
 
-/// A document that grows element by element.
+/// An SVG document under construction.
 pub(super) struct Svg {
     body: String,
 }
 
-/// Looks of a text.
+/// Style of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Font {
     pub(super) size: i32,
@@ -42,7 +42,7 @@ impl Font {
     }
 }
 
-/// Looks and place of a rectangle.
+/// Style and position of a rectangle.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rect {
     pub(super) x: i32,
@@ -97,7 +97,7 @@ impl Svg {
         ));
     }
 
-    /// A line through points, horizontal and vertical parts only if the points are so.
+    /// A line through points. A part is horizontal or vertical only if its points are.
     pub(super) fn path(&mut self, points: &[(i32, i32)], width: f32, colour: &str) {
         let mut d = String::new();
         for (index, (x, y)) in points.iter().enumerate() {
@@ -108,7 +108,7 @@ impl Svg {
         ));
     }
 
-    /// A text that reads upwards.
+    /// Text that reads upwards.
     pub(super) fn upright(&mut self, x: i32, y: i32, font: Font, text: &str) {
         let Font { size, colour, .. } = font;
         let text = escaped(text);
@@ -123,7 +123,7 @@ impl Svg {
         ));
     }
 
-    /// Everything until [`Svg::close`] shows this text under a pointer.
+    /// Opens a group whose tooltip is this text, until [`Svg::close`].
     pub(super) fn open(&mut self, title: &str) {
         let title = escaped(title);
         self.line(format_args!("<g><title>{title}</title>"));
@@ -133,7 +133,7 @@ impl Svg {
         self.line(format_args!("</g>"));
     }
 
-    /// The document.
+    /// Completes the document.
     pub(super) fn finish(self, width: i32, height: i32, title: &str) -> String {
         let title = escaped(title);
         format!(

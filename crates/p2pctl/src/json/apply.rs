@@ -16,13 +16,13 @@ pub(crate) struct Document<'a> {
     failure: Option<Failure<'a>>,
     remains: Vec<Entry<'a, Difference>>,
     blockers: Vec<Reason<'a>>,
-    /// The devices that virtual machines were without, and for how long.
+    /// The devices that virtual machines were without for `away_ms`.
     guests: &'a [VmDevice],
     away_ms: Option<u64>,
     journal: Option<&'a Path>,
-    /// Why the journal does not say all that happened.
+    /// Why the journal is incomplete.
     unrecorded: Option<&'a str>,
-    /// Why the change is not over, and has to be recovered once more.
+    /// Why the change has not ended and needs another `recover`.
     open: Option<&'a str>,
 }
 
@@ -32,7 +32,7 @@ struct Failure<'a> {
     error: &'a str,
 }
 
-/// A reason in words; and in its parts, where they are known: a daemon tells the words only.
+/// A reason as text and, if known, as a value. The daemon sends the text only.
 #[derive(Serialize)]
 struct Reason<'a> {
     text: &'a str,
@@ -57,7 +57,7 @@ fn entries<T: Serialize + ToString>(values: &[T]) -> Vec<Entry<'_, T>> {
 
 const SCHEMA: &str = "p2pctl/apply/1";
 
-/// Makes the document of a change that ended.
+/// The document of a change that has ended.
 pub(crate) fn report(report: &Report) -> Document<'_> {
     Document {
         schema: SCHEMA,
@@ -81,7 +81,7 @@ pub(crate) fn report(report: &Report) -> Document<'_> {
     }
 }
 
-/// Makes the document of a change that was refused.
+/// The document of a refused change.
 pub(crate) fn refusal<'a>(reasons: &'a [String], blockers: &'a [Blocker]) -> Document<'a> {
     let reason = |(index, text): (usize, &'a String)| Reason {
         text,
@@ -94,7 +94,7 @@ pub(crate) fn refusal<'a>(reasons: &'a [String], blockers: &'a [Blocker]) -> Doc
     }
 }
 
-/// Makes the document of no change at all.
+/// The document if there is nothing to change.
 pub(crate) fn nothing<'a>() -> Document<'a> {
     Document {
         schema: SCHEMA,
@@ -133,7 +133,7 @@ struct Held<'a> {
     power: &'a str,
 }
 
-/// Makes the document of a state directory.
+/// The document of a state directory.
 pub(crate) fn status(status: &Status) -> StatusDocument<'_> {
     StatusDocument {
         schema: "p2pctl/status/1",

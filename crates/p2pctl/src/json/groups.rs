@@ -45,7 +45,7 @@ struct Change {
     at_boot: Vec<Sbdf>,
 }
 
-/// Makes the document.
+/// Builds the document.
 pub(crate) fn document<'a>(
     topology: &Topology,
     groups: &BTreeMap<GroupId, Vec<&'a Function>>,

@@ -1,9 +1,9 @@
-//! The leaks that several documents have.
+//! Isolation holes, as several documents list them.
 
 use iommu_group::{IsolationHole, Sbdf};
 use serde::Serialize;
 
-/// A way across a switch, past the IOMMU, between functions of different groups.
+/// A path across a switch that bypasses the IOMMU, between functions of different groups.
 #[derive(Serialize)]
 pub(crate) struct LeakEntry {
     switch: Sbdf,

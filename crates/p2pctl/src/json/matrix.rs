@@ -68,7 +68,7 @@ struct Kernel {
     host_bridge_listed: bool,
 }
 
-/// What a document is made of.
+/// Inputs of a document.
 pub(crate) struct Request<'a> {
     pub(crate) pairs: &'a PairRules<'a>,
     pub(crate) functions: &'a [Sbdf],
@@ -81,7 +81,7 @@ pub(crate) fn matrix(request: &Request<'_>) -> Document {
     build("p2pctl/matrix/1", request)
 }
 
-/// The document of `explain`: the same for two functions.
+/// The document of `explain`, which is that of `matrix` for two functions.
 pub(crate) fn explanation(request: &Request<'_>) -> Document {
     build("p2pctl/explain/1", request)
 }

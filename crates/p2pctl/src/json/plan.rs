@@ -13,13 +13,13 @@ pub(crate) struct Document {
     acceptable: bool,
     impossible: Vec<String>,
     objections: Vec<ObjectionEntry>,
-    /// What `apply` would refuse it for now; none if that cannot be told.
+    /// Reasons why `apply` would refuse the plan now; `None` if unknown.
     blockers: Option<Vec<BlockerEntry>>,
-    /// The devices that virtual machines lose meanwhile; none if that cannot be told.
+    /// The devices that virtual machines lose while the plan is applied; `None` if unknown.
     guests: Option<Vec<Guest>>,
-    /// For how many milliseconds virtual machines were without their devices the last time.
+    /// Time that virtual machines were without their devices in the last change, in milliseconds.
     last_away_ms: Option<u64>,
-    /// The plan as `-o` writes it, which is a format of its own.
+    /// The plan in the format of `-o`, which is versioned separately.
     plan: Option<Value>,
 }
 
@@ -30,7 +30,7 @@ struct BlockerEntry {
     value: Blocker,
 }
 
-/// A device as it is, and as it comes back.
+/// A device before and after the change.
 #[derive(Serialize)]
 struct Guest {
     #[serde(flatten)]
@@ -79,7 +79,7 @@ fn guest(now: &VmDevice, plug: &[VmDevice]) -> Guest {
     }
 }
 
-/// Makes the document of a plan, and what it would mean now, or of its impossibility.
+/// The document of a plan and its current effects, or of infeasible goals.
 pub(crate) fn document(
     made: &Result<Plan, Refusal>,
     forecast: Option<&Forecast>,
@@ -119,7 +119,7 @@ pub(crate) fn document(
     })
 }
 
-/// Makes the document of a kernel argument.
+/// The document of a kernel argument.
 pub(crate) fn boot(plan: &Plan) -> Boot<'_> {
     Boot {
         schema: "p2pctl/kernel-args/1",

@@ -25,7 +25,7 @@ struct Entry {
     hit_ports: Vec<Sbdf>,
 }
 
-/// Makes the document of the resets that a function has.
+/// The document of the resets of a function.
 pub(crate) fn document<'a>(
     function: Sbdf,
     resets: &[Reset],
@@ -64,7 +64,7 @@ pub(crate) struct ResultDocument<'a> {
     reasons: &'a [String],
 }
 
-/// Makes the document of a reset that was asked for.
+/// The document of a requested reset.
 pub(crate) fn result<'a>(
     order: &ResetOrder,
     result: &'a Result<ResetDone, Vec<String>>,

@@ -30,7 +30,7 @@ struct Root {
 #[derive(Serialize)]
 struct Entry<'a> {
     address: Sbdf,
-    /// The bridge above; none on a root bus.
+    /// The bridge above; `None` on a root bus.
     parent: Option<Sbdf>,
     root_bus: Option<String>,
     #[serde(rename = "type")]
@@ -48,9 +48,9 @@ struct Entry<'a> {
     link: Option<LinkEntry>,
     bars: Vec<BarEntry>,
     reset_methods: Vec<&'a str>,
-    /// Why part of its configuration space is not known.
+    /// Why part of its configuration space is unknown.
     hidden: Option<Unreadable>,
-    /// What is wrong with its configuration space.
+    /// Errors in its configuration space.
     faults: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ struct BarEntry {
     bus_address: Option<String>,
 }
 
-/// Makes the document for everything at and below `below`, or for all if that is empty.
+/// The document of all functions at and below `below`, or of all functions if `below` is empty.
 pub(crate) fn document<'a>(
     topology: &'a Topology,
     below: &[Sbdf],
@@ -167,7 +167,7 @@ fn bar(bar: &Bar) -> BarEntry {
         space: bar.space,
         prefetchable: bar.prefetchable,
         size_bytes: bar.size_bytes,
-        // A string: JSON readers may keep numbers in 53 bits.
+        // A string, because some JSON readers limit numbers to 53 bits.
         bus_address: bar.bus_address.map(|address| format!("{address:#x}")),
     }
 }

@@ -1,26 +1,26 @@
-//! Words with a tone, in lines, in a text.
+//! Words with a tone, lines and texts.
 
 use std::fmt::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-/// What a word wants to say by its looks. On paper and in pipes it says nothing more than the word itself.
+/// Meaning of a word's style. Without colour the word alone carries the information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Tone {
-    /// Nothing.
+    /// No meaning.
     #[default]
     Plain,
-    /// The answer, or what it is about.
+    /// The result, or its subject.
     Strong,
-    /// Beside the point.
+    /// Secondary information.
     Dim,
     /// As it should be.
     Good,
-    /// Open, but for a reason.
+    /// Open, for a reason.
     Warn,
     /// Refused, or dangerous.
     Bad,
-    /// A name that recurs elsewhere: a group.
+    /// A name that appears in several places, such as a group.
     Name,
 }
 
@@ -45,7 +45,7 @@ struct Span {
     tone: Tone,
 }
 
-/// One line, built word by word.
+/// A line that is built word by word.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Line {
     spans: Vec<Span>,
@@ -56,8 +56,8 @@ impl Line {
         Self::default()
     }
 
-    /// Adds text. Control characters, which could come from a file that somebody sent, show as `?`: they must not
-    /// reach a terminal.
+    /// Appends text. Control characters, which may come from an untrusted file, are replaced by `?`, so that they do
+    /// not reach the terminal.
     pub(crate) fn toned(mut self, tone: Tone, text: impl fmt::Display) -> Self {
         let text: String = text
             .to_string()
@@ -86,7 +86,7 @@ impl Line {
         self.toned(Tone::Dim, text)
     }
 
-    /// Adds another line's words.
+    /// Appends the words of another line.
     pub(crate) fn then(mut self, other: &Self) -> Self {
         for span in &other.spans {
             self = self.toned(span.tone, &span.text);
@@ -94,7 +94,7 @@ impl Line {
         self
     }
 
-    /// Adds spaces until the line is `width` columns wide.
+    /// Appends spaces until the line is `width` columns wide.
     pub(crate) fn pad(self, width: usize) -> Self {
         let missing = width.saturating_sub(self.width());
         self.plain(" ".repeat(missing))
@@ -104,17 +104,17 @@ impl Line {
         self.spans.is_empty()
     }
 
-    /// Columns that the line takes: what is printed here is one column per character.
+    /// Width of the line in columns. All characters that are printed take one column.
     pub(crate) fn width(&self) -> usize {
         self.spans.iter().map(|s| s.text.chars().count()).sum()
     }
 
-    /// Breaks the line at spaces so that no part is wider than `width`, if its words allow it.
+    /// Breaks the line at spaces into parts of at most `width` columns, if its words permit.
     pub(crate) fn wrap(&self, width: usize) -> Vec<Self> {
         self.wrap_hanging(width, width)
     }
 
-    /// The same with another width for all parts but the first.
+    /// As `wrap`, with a different width for the first part.
     fn wrap_hanging(&self, first: usize, rest: usize) -> Vec<Self> {
         let mut lines = Vec::new();
         let mut current = Self::new();
@@ -125,7 +125,7 @@ impl Line {
                 lines.push(std::mem::take(&mut current));
                 current = word;
             } else {
-                // Spaces inside a toned part belong to it.
+                // A space inside a toned part has the tone of that part.
                 let before = current.spans.last().map(|span| span.tone);
                 let tone = match word.spans.first() {
                     Some(first) if before == Some(first.tone) => first.tone,
@@ -138,7 +138,7 @@ impl Line {
         lines
     }
 
-    /// The words with the number of spaces before each.
+    /// The words, each with the number of spaces before it.
     fn words(&self) -> Vec<(Self, usize)> {
         let mut words = Vec::new();
         let mut word = Self::new();
@@ -184,7 +184,7 @@ impl Line {
 }
 
 impl fmt::Display for Line {
-    /// The words without their tones.
+    /// Writes the words without tones.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.spans
             .iter()
@@ -204,7 +204,7 @@ impl From<String> for Line {
     }
 }
 
-/// Lines, one below the other.
+/// A sequence of lines.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Text {
     lines: Vec<Line>,
@@ -219,7 +219,7 @@ impl Text {
         self.lines.push(line.into());
     }
 
-    /// Adds a line broken to `width` columns, all parts but the first indented by `indent`.
+    /// Appends a line that is broken to `width` columns. All parts but the first are indented by `indent`.
     pub(crate) fn push_wrapped(&mut self, line: &Line, width: usize, indent: usize) {
         let rest = width.saturating_sub(indent);
         for (index, part) in line.wrap_hanging(width, rest).into_iter().enumerate() {
@@ -228,7 +228,7 @@ impl Text {
         }
     }
 
-    /// Adds lines with a label of `columns` before the first of them.
+    /// Appends lines, the first of them with a label of `columns` columns.
     pub(crate) fn push_section(
         &mut self,
         (label, columns): (&str, usize),
@@ -253,7 +253,7 @@ impl Text {
         self.lines.extend(other.lines);
     }
 
-    /// The text with every line broken to `width` columns.
+    /// The text with all lines broken to `width` columns.
     pub(crate) fn wrapped(&self, width: usize, indent: usize) -> Self {
         let mut text = Self::new();
         for line in &self.lines {
@@ -262,7 +262,7 @@ impl Text {
         text
     }
 
-    /// The text as it is printed, with escape sequences if `colour`.
+    /// Renders the text, with escape sequences if `colour`.
     pub(crate) fn render(&self, colour: bool) -> String {
         let mut out = String::new();
         for line in &self.lines {

@@ -1,8 +1,9 @@
-//! Columns.
+//! Tables.
 
 use super::{Line, Text};
 
-/// Rows of cells below an optional head; a row of one cell runs across all columns. The last column takes what is left of the width and is broken to it.
+/// Rows of cells below an optional header. A row with a single cell spans all columns. The last column gets the
+/// remaining width and is wrapped to it.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     head: Vec<Line>,
@@ -10,9 +11,9 @@ pub(crate) struct Table {
     right: Vec<usize>,
 }
 
-/// Columns between columns.
+/// Gap between columns.
 const GAP: usize = 2;
-/// The last column never gets narrower than this; then the table is wider than asked.
+/// Minimum width of the last column. The table may exceed the requested width because of it.
 const LEAST: usize = 16;
 
 impl Table {
@@ -33,7 +34,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The table in at most `width` columns if that is possible. A column that is empty throughout is left out.
+    /// Renders the table in at most `width` columns if possible. Empty columns are left out.
     pub(crate) fn render(&self, width: usize) -> Text {
         let widths = self.widths();
         let last = widths.iter().rposition(|w| *w > 0).unwrap_or(0);
@@ -76,7 +77,7 @@ impl Table {
         text
     }
 
-    /// The width of each column, 0 for one without content.
+    /// The width of each column; 0 for an empty one.
     fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         (0..columns)

@@ -1,4 +1,4 @@
-//! What the output goes to.
+//! Properties of the output streams.
 
 use std::io::IsTerminal;
 
@@ -15,26 +15,26 @@ pub(crate) enum Colour {
     Never,
 }
 
-/// What a stream can show.
+/// Properties of stdout and stderr.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terminal {
     /// Whether to use colour on stdout.
     pub(crate) colour: bool,
     /// Whether to use colour on stderr.
     pub(crate) talk_colour: bool,
-    /// Columns.
+    /// Width in columns.
     pub(crate) width: usize,
 }
 
-/// Columns where nobody says how many there are.
+/// Default width if it is unknown.
 const USUAL: usize = 80;
-/// Lines longer than this are hard to read, however wide the terminal is.
+/// Maximum width: longer lines are hard to read.
 const MOST: usize = 120;
-/// Less than this is not worth breaking lines for.
+/// Minimum width: lines are not broken to less.
 const LEAST: usize = 60;
 
 impl Terminal {
-    /// What stdout and stderr are.
+    /// Detects the properties of stdout and stderr.
     pub(crate) fn detect(colour: Colour) -> Self {
         // https://no-color.org: set and not empty.
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())

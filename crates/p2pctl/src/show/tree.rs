@@ -1,6 +1,6 @@
-//! Branches in front of lines.
+//! Branches of a tree.
 
-/// The marks that lead to a line of a tree, given for each level whether it is the last of its siblings.
+/// The branches in front of a line. `last` tells for each level whether it is the last of its siblings.
 pub(crate) fn branches(last: &[bool]) -> String {
     let Some((own, above)) = last.split_last() else {
         return String::new();

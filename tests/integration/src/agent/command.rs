@@ -1,4 +1,4 @@
-//! Commands in the lab host, as a test writes them.
+//! Commands that a test runs in the lab host.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::protocol::{Exit, Invocation, Reply, Request};
 /// How long one poll waits in the lab host.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long a killed command may take to end: a VMM gives back all of its guest's memory first.
+/// How long a killed command may take to end: a VMM first frees all of its guest's memory.
 const KILLED: Duration = Duration::from_secs(60);
 
 /// signal(7).
@@ -26,18 +26,18 @@ pub struct Command<'lab> {
     deadline: Duration,
 }
 
-/// What a command did.
+/// Result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// Program and arguments.
     pub argv: Vec<String>,
     /// How it ended.
     pub exit: Exit,
-    /// Standard output; what is not UTF-8 is replaced.
+    /// Standard output; bytes that are not UTF-8 are replaced.
     pub stdout: String,
-    /// Standard error; what is not UTF-8 is replaced.
+    /// Standard error; bytes that are not UTF-8 are replaced.
     pub stderr: String,
-    /// Part of the output was too much to keep.
+    /// Part of the output exceeded the limit and was dropped.
     pub truncated: bool,
 }
 
@@ -54,7 +54,7 @@ impl Output {
     /// Standard output of a command that must have succeeded.
     ///
     /// # Errors
-    /// The command did not exit with code 0; the error shows what it said.
+    /// The command did not exit with code 0; the error shows its output.
     pub fn ok(self) -> Result<String> {
         if self.exit == Exit::Code(0) {
             return Ok(self.stdout);
@@ -90,22 +90,22 @@ impl<'lab> Command<'lab> {
         self
     }
 
-    /// What the command reads; nothing by default.
+    /// Standard input of the command; empty by default.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
-    /// When the command, with its process group, is killed.
+    /// Time after which the command and its process group are killed.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Runs it to its end or its deadline.
+    /// Runs the command until it ends or its deadline passes.
     ///
     /// # Errors
-    /// It cannot be started, or the lab host is gone. A command that fails is no error here.
+    /// It cannot be started, or the lab host is gone. The failure of the command itself is not an error here.
     pub fn run(self) -> Result<Output> {
         let request = Request::Run(self.invocation());
         let answer = self.agent.ask(&request, &self.stdin, self.deadline)?;
@@ -123,7 +123,7 @@ impl<'lab> Command<'lab> {
         Ok(output)
     }
 
-    /// Starts it and leaves it running.
+    /// Starts the command and leaves it running.
     ///
     /// # Errors
     /// It cannot be started, or the lab host is gone.
@@ -154,7 +154,7 @@ impl<'lab> Command<'lab> {
     }
 }
 
-/// A command that runs in the background of the lab host; killed when dropped.
+/// A command that runs in the background of the lab host. It is killed when this is dropped.
 pub struct Running<'lab> {
     agent: &'lab Agent,
     process: u64,
@@ -168,7 +168,7 @@ pub struct Running<'lab> {
 }
 
 impl Running<'_> {
-    /// What it has written to standard output so far.
+    /// Standard output up to now.
     ///
     /// # Errors
     /// The lab host is gone.
@@ -207,12 +207,12 @@ impl Running<'_> {
         }
     }
 
-    /// Waits for its end, which the deadline guarantees.
+    /// Waits for the command to end, which the deadline guarantees.
     ///
     /// # Errors
     /// The lab host is gone.
     pub fn wait(mut self) -> Result<Output> {
-        // The agent kills at the deadline; past it by this much, the agent is stuck.
+        // The agent kills the command at the deadline; if it has not ended this long afterwards, the agent is stuck.
         let limit = self.deadline + Duration::from_secs(60);
         while self.exit.is_none() {
             if Instant::now() > limit {
@@ -224,7 +224,7 @@ impl Running<'_> {
         Ok(self.take_output(exit))
     }
 
-    /// Everything it wrote; it counts as ended from now on.
+    /// All output of the command, which counts as ended from now on.
     fn take_output(&mut self, exit: Exit) -> Output {
         self.exit = Some(exit);
         let output = Output {
@@ -239,7 +239,7 @@ impl Running<'_> {
         output
     }
 
-    /// Whether it has ended.
+    /// Whether the command has ended.
     ///
     /// # Errors
     /// The lab host is gone.
@@ -248,7 +248,7 @@ impl Running<'_> {
         Ok(self.exit.is_some())
     }
 
-    /// Sends a signal to it and its children.
+    /// Sends a signal to the command and its children.
     ///
     /// # Errors
     /// It has ended, the signal does not exist, or the lab host is gone.
@@ -281,8 +281,8 @@ impl Drop for Running<'_> {
         if self.reported {
             return;
         }
-        // Nothing is left to kill if the lab host is gone; else its end is awaited, so that it is forgotten there and
-        // whoever comes next finds what it had open. A poll returns earlier where there is output.
+        // If the lab host is gone, nothing is left to kill. Otherwise, wait for the command to end, so that the agent
+        // forgets it and the next command can use what it had open. A poll returns earlier if there is output.
         if self.exit.is_none() && self.signal(KILL).is_ok() {
             let limit = Instant::now() + KILLED;
             while self.exit.is_none() && Instant::now() < limit && self.poll(POLL).is_ok() {}
@@ -291,7 +291,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The output part of an answer, taken apart.
+/// The output part of an answer.
 struct Piece {
     exit: Option<Exit>,
     stdout: Vec<u8>,

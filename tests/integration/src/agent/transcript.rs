@@ -1,4 +1,4 @@
-//! What was run in a lab host and what came of it, in a file beside its logs.
+//! Record of the commands run in a lab host and their results, in a file beside the host's logs.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::Output;
 
-/// The file; a test that fails points to it.
+/// The transcript file; a failed test points to it.
 pub(crate) struct Transcript {
     file: Mutex<File>,
     started: Instant,
@@ -27,7 +27,7 @@ impl Transcript {
         })
     }
 
-    /// Adds a command that has ended, or was left.
+    /// Adds a command that has ended or was abandoned.
     pub(super) fn add(&self, output: &Output) {
         let mut text = format!(
             "[{:8.3}] {}: {}\n",
@@ -41,7 +41,7 @@ impl Transcript {
             }
         }
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full disk shows in other ways; the command itself went well.
+        // Ignored: a full disk shows in other ways, and the command itself succeeded.
         drop(file.write_all(text.as_bytes()));
     }
 }

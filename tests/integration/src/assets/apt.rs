@@ -1,4 +1,5 @@
-//! apt, asked for packages without touching the machine's own lists or installing anything.
+//! Queries and downloads packages with apt, without changing the machine's package lists and without installing
+//! anything.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,11 +24,11 @@ pub(super) struct Apt {
 /// A file of a source package.
 pub(super) struct SourceFile {
     pub(super) path: PathBuf,
-    /// In hexadecimal digits, as the archive's lists have it.
+    /// In hexadecimal digits, as in the archive's lists.
     pub(super) sha256: String,
 }
 
-/// apt with package lists of its own for some suites.
+/// apt with separate package lists for some suites.
 pub(super) struct Scope {
     dir: PathBuf,
 }
@@ -42,7 +43,7 @@ pub(super) struct Package {
 }
 
 impl Apt {
-    /// Finds out which mirror the machine uses.
+    /// Determines which mirror the machine uses.
     pub(super) fn new(cache: &Path) -> Result<Self> {
         for program in ["apt-get", "apt-cache", "dpkg-deb"] {
             ensure!(
@@ -73,14 +74,14 @@ impl Apt {
         &self.codename
     }
 
-    /// Fetches the package lists of suites. The machine's own release brings along its updates.
+    /// Downloads the package lists of suites. The machine's own release includes its updates.
     pub(super) fn scope(&self, suites: &[&str], progress: &Progress) -> Result<Scope> {
         let dir = self.dir.join(suites.join("+"));
         let text = self.stanzas(suites)?;
         Self::update(dir, &text, &suites.join(" and "), progress)
     }
 
-    /// Fetches the list of the source packages of a suite.
+    /// Downloads the list of the source packages of a suite.
     pub(super) fn source_scope(&self, suite: &str, progress: &Progress) -> Result<Scope> {
         let dir = self.dir.join(format!("{suite}+src"));
         let text = self.stanzas(&[suite])?;
@@ -128,7 +129,7 @@ impl Apt {
 }
 
 impl Scope {
-    /// Packages and everything they depend on that the machine does not have.
+    /// Packages and all their dependencies that are not installed on the machine.
     pub(super) fn closure(&self, names: &[&str], suite: &str) -> Result<Vec<Package>> {
         let mut command = apt("apt-get", &self.dir);
         command
@@ -145,7 +146,7 @@ impl Scope {
         self.show(&wanted)
     }
 
-    /// The packages that make up the suite's current kernel, found through what `linux-image-amd64` depends on.
+    /// The packages of the suite's current kernel, found through the dependencies of `linux-image-amd64`.
     pub(super) fn kernel(&self) -> Result<Vec<Package>> {
         let meta = self.depends("linux-image-amd64")?;
         let image = meta
@@ -168,7 +169,7 @@ impl Scope {
         self.show(&parts)
     }
 
-    /// A package with sources: `name`, or what `newest` depends on if there is no such package any more.
+    /// A package with sources: `name`, or the dependency of `newest` if `name` no longer exists.
     pub(super) fn sources(&self, name: &str, newest: &str) -> Result<Vec<Package>> {
         if let Ok(found) = self.show(&[name.to_owned()]) {
             return Ok(found);
@@ -178,8 +179,8 @@ impl Scope {
         self.show(&[found.with_context(|| format!("there is neither {name} nor {newest}"))?])
     }
 
-    /// Downloads the upstream tarball of a source package into `dir`. Debian's own part of the package is not needed,
-    /// and an archive that has a newer one may have dropped it.
+    /// Downloads the upstream tarball of a source package into `dir`. Debian's part of the package is not needed; an
+    /// archive that has a newer one may have dropped it.
     pub(super) fn upstream_tarball(
         &self,
         name: &str,
@@ -207,7 +208,7 @@ impl Scope {
         bail!("apt did not download {}", path.display())
     }
 
-    /// These packages, without what they depend on.
+    /// These packages, without their dependencies.
     pub(super) fn packages(&self, names: &[&str]) -> Result<Vec<Package>> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         self.show(&names)
@@ -281,7 +282,7 @@ pub(super) fn download(packages: &[Package], dir: &Path, progress: &Progress) ->
     })
 }
 
-/// An apt program that looks at our lists only, and keeps what it caches with them.
+/// An apt program that uses only our package lists and keeps its cache beside them.
 fn apt(program: &str, dir: &Path) -> Command {
     let mut command = Command::new(program);
     let path = |sub: &str| dir.join(sub).display().to_string();
@@ -313,8 +314,8 @@ fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).context("apt's output is not UTF-8")
 }
 
-/// Runs a command, calling `tick` a few times a second. Its standard error goes to a file in `dir`, because a
-/// pipe that nobody empties could fill.
+/// Runs a command and calls `tick` a few times a second. Standard error goes to a file in `dir`, because a pipe that is
+/// not read could fill.
 fn watch(command: &mut Command, dir: &Path, what: &str, mut tick: impl FnMut()) -> Result<()> {
     let log = dir.join("apt.log");
     let errors =
@@ -383,7 +384,7 @@ fn parse_source_line(line: &str) -> Option<(String, u64, String)> {
     Some((file.to_owned(), size, hash.to_owned()))
 }
 
-/// Fields of control stanzas; what spans lines is not needed here and skipped.
+/// Fields of control stanzas. Continuation lines are skipped; they are not needed here.
 fn parse_stanzas(text: &str) -> Vec<BTreeMap<String, String>> {
     text.split("\n\n")
         .map(|stanza| {

@@ -1,4 +1,4 @@
-//! What building a part of the lab from source takes: tools, a key for the cache, steps that show how far they are.
+//! Building a part of the lab from source: required tools, cache keys, and build steps with progress.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use super::store::hex;
 use crate::paths::find_program;
 use crate::progress::Progress;
 
-/// Name of a build in the cache: it is another one if any of the inputs is.
+/// Name of a build in the cache. It differs if any of the inputs differs.
 pub(super) fn key<'a>(inputs: impl IntoIterator<Item = &'a str>) -> String {
     let mut hasher = Sha256::new();
     for input in inputs {
@@ -24,7 +24,7 @@ pub(super) fn key<'a>(inputs: impl IntoIterator<Item = &'a str>) -> String {
     digest.get(..16).unwrap_or(&digest).to_owned()
 }
 
-/// Checks that programs and files are here, each named with the Debian package that has it.
+/// Checks that programs and files are present. Each is named with the Debian package that contains it.
 pub(super) fn ensure_tools(
     what: &str,
     programs: &[(&str, &'static str)],
@@ -43,12 +43,12 @@ pub(super) fn ensure_tools(
     Ok(())
 }
 
-/// Path of the log of a build.
+/// Path of a build's log.
 pub(super) fn log_of(work: &Path) -> String {
     work.join("log").display().to_string()
 }
 
-/// Runs a step, showing how many lines it has written so far: one for each file, about.
+/// Runs a step and shows how many lines it has written so far, about one for each file.
 pub(super) fn run(
     command: &mut Command,
     work: &Path,
@@ -83,7 +83,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Removes a directory, which need not exist.
+/// Removes a directory. It need not exist.
 pub(super) fn clear(dir: &Path) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot clear {}", dir.display()))?;

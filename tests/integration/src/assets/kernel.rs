@@ -13,18 +13,18 @@ use crate::progress::Progress;
 /// Suite with a kernel that has `PCI_P2PDMA` and `VFIO_PCI_DMABUF`.
 pub(super) const KERNEL_SUITE: &str = "trixie-backports";
 
-/// Where a bzImage says how far its version string is from [`HEADER_END`], and what it begins with (linux
-/// Documentation/arch/x86/boot.rst: kernel_version, header).
+/// Offset of the field that holds the distance of the version string from [`HEADER_END`], and the magic number of the
+/// header (linux Documentation/arch/x86/boot.rst: kernel_version, header).
 const VERSION_AT: usize = 0x20e;
 const MAGIC_AT: usize = 0x202;
 const MAGIC: &[u8] = b"HdrS";
 const HEADER_END: usize = 0x200;
 
-/// A kernel with what can be loaded into it.
+/// A kernel and its modules.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
-    /// A `lib/modules/<version>` directory. A kernel that has everything built in need not have one.
+    /// A `lib/modules/<version>` directory. A kernel with everything built in may have none.
     pub(crate) modules: Option<PathBuf>,
     pub(crate) version: String,
 }
@@ -53,7 +53,7 @@ impl Kernel {
             .context("cannot fetch a kernel")
     }
 
-    /// The kernel that the unpacked packages hold.
+    /// The kernel in the unpacked packages.
     fn in_root(root: &Path) -> Result<Self> {
         let dir = root.join("usr/lib/modules");
         let mut versions = fs::read_dir(&dir)
@@ -101,7 +101,7 @@ impl Kernel {
     }
 }
 
-/// `7.2.12 (builder@host) #1 …` in a bzImage, up to the blank: what `uname -r` says.
+/// `7.2.12 (builder@host) #1 …` in a bzImage, up to the blank: the output of `uname -r`.
 pub(super) fn version_of(image: &[u8]) -> Option<String> {
     let magic = image.get(MAGIC_AT..MAGIC_AT + MAGIC.len())?;
     let [low, high] = *image.get(VERSION_AT..VERSION_AT + 2)? else {

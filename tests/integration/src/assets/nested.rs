@@ -1,4 +1,4 @@
-//! QEMU inside of the lab host, as another VMM to compare with.
+//! QEMU inside the lab host, as another VMM to compare with.
 
 use std::path::PathBuf;
 
@@ -8,17 +8,18 @@ use super::{Assets, Qemu, ldd, missing_in, paths_in};
 use crate::host::Lab;
 use crate::progress::Progress;
 
-/// Where it is put in the lab host.
+/// QEMU's directory in the lab host.
 const DIR: &str = "/lab/qemu";
 
-/// What QEMU needs to start a kernel of its own accord.
+/// Firmware that QEMU needs for a kernel started with `-kernel`.
 const FIRMWARE: [&str; 3] = ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin"];
 
 impl Lab {
-    /// Copies the QEMU that this host runs in into it; the words that start it there.
+    /// Copies the QEMU that runs this lab host into the lab host. Returns the program and arguments that start it
+    /// there.
     ///
     /// # Errors
-    /// A part of it is not there, or the host is gone.
+    /// A part of it is missing, or the host is gone.
     pub fn put_qemu(&self) -> Result<Vec<String>> {
         Assets::ensure(&Progress::new())?.qemu.put_into(self)
     }

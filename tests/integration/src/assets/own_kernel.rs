@@ -1,6 +1,6 @@
-//! A kernel of the lab's own, with iommufd: built from Debian's sources with `resources/lab/kernel.config`.
+//! The lab's own kernel, with iommufd: built from Debian's sources with `resources/lab/kernel.config`.
 //!
-//! Minutes of work, so it is made when somebody asks for it and kept in the cache until the configuration changes.
+//! The build takes minutes, so it runs on request, and the result stays in the cache until the configuration changes.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -21,12 +21,12 @@ use crate::lock::FileLock;
 use crate::paths::{cache_dir, resources};
 use crate::progress::Progress;
 
-/// The kernel that the configuration was made for and the lab's tests have been seen to pass with. If Debian has no
-/// such package any more, its newest is taken.
+/// The kernel that the configuration was made for and that the lab's tests are known to pass with. If Debian no longer
+/// has this package, its newest one is used.
 const SOURCE: &str = "linux-source-7.2";
 const NEWEST_SOURCE: &str = "linux-source";
 
-/// What Linux needs to be built, by program and Debian package.
+/// Tools that the build of Linux needs, by program and Debian package.
 const TOOLS: [(&str, &str); 8] = [
     ("gcc", "gcc"),
     ("make", "make"),
@@ -37,10 +37,10 @@ const TOOLS: [(&str, &str); 8] = [
     ("tar", "tar"),
     ("xz", "xz-utils"),
 ];
-/// The same for a library; objtool is linked with it.
+/// A library that objtool is linked with, by header and Debian package.
 const LIBELF: (&str, &str) = ("/usr/include/gelf.h", "libelf-dev");
 
-/// Change this when something else than the configuration changes what is built.
+/// Change this when something other than the configuration changes the build.
 const FORMAT: &str = "1";
 
 /// A built kernel.
@@ -51,11 +51,11 @@ pub struct OwnKernel {
 }
 
 impl OwnKernel {
-    /// The kernel that `LAB_KERNEL` names, if it does; else finds it in the cache, or builds it: ten minutes on two
-    /// processors, 165 MB of sources.
+    /// Returns the kernel that `LAB_KERNEL` names, if it is set. Otherwise finds one in the cache or builds it: ten
+    /// minutes on two processors, 165 MB of sources.
     ///
     /// # Errors
-    /// A tool is missing, the sources cannot be fetched, or the build fails; the error says what to do.
+    /// A tool is missing, the sources cannot be downloaded, or the build fails; the error says what to do.
     pub fn ensure(progress: &Progress) -> Result<Self> {
         if let Some(image) = env::var_os("LAB_KERNEL") {
             return Ok(Self {
@@ -85,7 +85,7 @@ impl OwnKernel {
         let built = build(&sources, &fragment, &work, progress)
             .and_then(|tree| pack(&tree, &work.join("root"), progress));
         built.with_context(|| format!("cannot build a kernel; its log is in {}", log_of(&work)))?;
-        // Renamed into place when complete: what has this name is whole.
+        // It is renamed into place when complete, so anything with this name is complete.
         clear(&place)?;
         fs::rename(work.join("root"), &place)
             .with_context(|| format!("cannot move {} into place", place.display()))?;
@@ -93,7 +93,7 @@ impl OwnKernel {
         Self::at(&place)
     }
 
-    /// What tells the lab to boot it: names and values of environment variables.
+    /// Names and values of the environment variables that make the lab boot it.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let modules = self.modules.as_deref();
         let modules = modules.map(|path| ("LAB_MODULES", path));
@@ -114,7 +114,7 @@ impl OwnKernel {
     }
 }
 
-/// The archive of sources in Debian's package.
+/// The source archive in Debian's package.
 fn fetch_sources(cache: &Path, store: &Store, progress: &Progress) -> Result<PathBuf> {
     const SET: &str = "linux-source";
     let root = match store.find(SET) {
@@ -133,7 +133,7 @@ fn fetch_sources(cache: &Path, store: &Store, progress: &Progress) -> Result<Pat
         .with_context(|| format!("{} has no sources", dir.display()))
 }
 
-/// Unpacks, configures and compiles; the tree that has it all.
+/// Unpacks, configures and compiles. Returns the source tree with the results.
 fn build(sources: &Path, fragment: &str, work: &Path, progress: &Progress) -> Result<PathBuf> {
     let tree = work.join("tree");
     fs::create_dir_all(&tree)?;
@@ -168,14 +168,14 @@ fn build(sources: &Path, fragment: &str, work: &Path, progress: &Progress) -> Re
     Ok(tree)
 }
 
-/// Lines of a fragment that did not make it into the configuration.
+/// Lines of a fragment that are missing from the final configuration.
 fn refused<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
     let taken: BTreeSet<&str> = config.lines().collect();
     let wanted = fragment.lines().filter(|line| line.starts_with("CONFIG_"));
     wanted.filter(|line| !taken.contains(line)).collect()
 }
 
-/// Keeps what the lab needs of the tree, as a kernel package has it.
+/// Copies what the lab needs from the tree, in the layout of a kernel package.
 fn pack(tree: &Path, root: &Path, progress: &Progress) -> Result<()> {
     let image = fs::read(tree.join("arch/x86/boot/bzImage")).context("no image")?;
     let version = version_of(&image).context("the image has no version")?;
@@ -189,7 +189,7 @@ fn pack(tree: &Path, root: &Path, progress: &Progress) -> Result<()> {
     ] {
         fs::copy(tree.join(from), modules.join(to)).with_context(|| format!("no {from}"))?;
     }
-    // Nothing can be loaded.
+    // There are no loadable modules.
     fs::write(modules.join("modules.order"), "")?;
     progress.step(&format!("built Linux {version}"));
     Ok(())

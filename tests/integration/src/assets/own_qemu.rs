@@ -1,7 +1,7 @@
-//! A QEMU of the lab's own, whose switches route: built from Debian's sources with the files of `resources/qemu`.
+//! The lab's own QEMU, whose switches route: built from Debian's sources with the files of `resources/qemu`.
 //!
-//! A few minutes of work, so it is kept in the cache until these files change. It runs with the firmware and the
-//! libraries of the packaged QEMU.
+//! The build takes a few minutes, so the result stays in the cache until these files change. It runs with the firmware
+//! and the libraries of the packaged QEMU.
 
 use std::env;
 use std::fs;
@@ -18,13 +18,13 @@ use crate::lock::FileLock;
 use crate::paths::{cache_dir, resources};
 use crate::progress::Progress;
 
-/// Change this when something else than the files in `resources/qemu` changes what is built.
+/// Change this when something other than the files in `resources/qemu` changes the build.
 const FORMAT: &str = "1";
 
-/// The releases whose sources are tried: the files were made for QEMU 10.0.
+/// Releases whose sources are tried. The files were written for QEMU 10.0.
 const SUITES: [&str; 2] = ["bookworm-backports", "trixie"];
 
-/// What QEMU needs to be built, by program and Debian package.
+/// Tools that the build of QEMU needs, by program and Debian package.
 const TOOLS: [(&str, &str); 7] = [
     ("gcc", "gcc"),
     ("ld", "binutils"),
@@ -35,7 +35,7 @@ const TOOLS: [(&str, &str); 7] = [
     ("xz", "xz-utils"),
 ];
 
-/// Headers and libraries that QEMU is compiled with, by Debian package; they are unpacked beside it, not installed.
+/// Headers and libraries for the build, by Debian package. They are unpacked beside QEMU, not installed.
 const LIBRARIES: [&str; 15] = [
     "libglib2.0-dev",
     "libglib2.0-0",
@@ -54,7 +54,7 @@ const LIBRARIES: [&str; 15] = [
     "libfdt1",
 ];
 
-/// The build system, from PyPI: QEMU 10 wants a newer one than Debian 12 has.
+/// The build system, from PyPI: QEMU 10 needs a newer one than Debian 12 has.
 const PYTHON_PACKAGES: [&str; 7] = [
     "meson==1.5.0",
     "pycotap",
@@ -84,7 +84,7 @@ const CONFIGURE: [&str; 13] = [
 /// Finds the program in the cache, or builds it.
 ///
 /// # Errors
-/// A tool is missing, the sources cannot be fetched, or the build fails; the error says what to do.
+/// A tool is missing, the sources cannot be downloaded, or the build fails; the error says what to do.
 pub(super) fn ensure(progress: &Progress) -> Result<PathBuf> {
     let cache = cache_dir();
     let _lock = FileLock::wait(
@@ -104,7 +104,7 @@ pub(super) fn ensure(progress: &Progress) -> Result<PathBuf> {
     let built = build(&files, &cache, &work, progress);
     let program =
         built.with_context(|| format!("cannot build QEMU; its log is in {}", log_of(&work)))?;
-    // Renamed into place when complete: what has this name is whole.
+    // It is renamed into place when complete, so anything with this name is complete.
     fs::rename(&program, &place)
         .with_context(|| format!("cannot move {} into place", place.display()))?;
     clear(&work)?;
@@ -118,7 +118,7 @@ pub(super) fn find() -> Result<Option<PathBuf>> {
     Ok(place.is_file().then_some(place))
 }
 
-/// What is put into QEMU's tree: paths below it, and their text.
+/// Files to add to QEMU's tree: paths below it, and their text.
 struct Files {
     patch: String,
     sources: Vec<(PathBuf, String)>,
@@ -176,7 +176,7 @@ fn build(files: &Files, cache: &Path, work: &Path, progress: &Progress) -> Resul
         .arg(&tree);
     run(&mut tar, work, "unpacking QEMU's sources", progress)?;
     files.put_into(&tree, work, progress)?;
-    // Debian's tarball has no UEFI firmware to unpack.
+    // Debian's tarball does not include the UEFI firmware.
     let blobs = tree.join("pc-bios/meson.build");
     let text = fs::read_to_string(&blobs).context("QEMU's sources lack pc-bios")?;
     fs::write(

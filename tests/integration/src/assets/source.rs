@@ -1,4 +1,4 @@
-//! The machine's apt sources, read so that other suites can be asked of the same mirror.
+//! The machine's apt sources, parsed so that other suites can be downloaded from the same mirror.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ pub(super) struct Source {
     uris: Vec<String>,
     suites: Vec<String>,
     components: Vec<String>,
-    /// Further fields, named as in deb822 format; a value may span lines (an inline key).
+    /// Further fields, named as in deb822 format. A value may span lines (an inline key).
     options: Vec<(String, String)>,
 }
 
@@ -83,12 +83,12 @@ impl Source {
         })
     }
 
-    /// Whether this is where a release comes from, not only its updates.
+    /// Whether this source provides a release itself, not only its updates.
     pub(super) fn has_suite(&self, suite: &str) -> bool {
         self.suites.iter().any(|known| known == suite)
     }
 
-    /// The suites of one release: `bookworm`, `bookworm-security`, …
+    /// Whether one of the suites belongs to a release: `bookworm`, `bookworm-security`, …
     pub(super) fn belongs_to(&self, codename: &str) -> bool {
         self.suites
             .iter()
@@ -129,7 +129,7 @@ fn long_name(option: &str) -> String {
         "lang" => "Languages",
         "target" => "Targets",
         "pdiffs" => "PDiffs",
-        // The others differ in case only, which apt ignores.
+        // The others differ only in case, which apt ignores.
         other => other,
     }
     .to_owned()

@@ -1,4 +1,4 @@
-//! Sets of unpacked packages in the cache, each with a stamp that says what belongs there.
+//! Sets of unpacked packages in the cache, each with a stamp that lists its contents.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ pub(super) struct Store {
     dir: PathBuf,
 }
 
-/// Written last, so that a set without it is unfinished.
+/// Contents of a set. Written last, so a set without it is incomplete.
 #[derive(Serialize, Deserialize)]
 struct Stamp {
     packages: Vec<StampedPackage>,
@@ -46,7 +46,7 @@ impl Store {
         }
     }
 
-    /// The root of a set, if it is complete: every file is there in the size that it was unpacked to.
+    /// The root of a set, if it is complete: every file exists with the size it had when it was unpacked.
     pub(super) fn find(&self, set: &str) -> Option<PathBuf> {
         let dir = self.dir.join(set);
         let stamp: Stamp = serde_json::from_slice(&fs::read(dir.join(STAMP)).ok()?).ok()?;
@@ -59,7 +59,7 @@ impl Store {
         complete.then_some(root)
     }
 
-    /// Downloads and unpacks a set, replacing what was there.
+    /// Downloads and unpacks a set, replacing any previous one.
     pub(super) fn install(
         &self,
         set: &str,
@@ -106,7 +106,7 @@ impl Store {
     }
 }
 
-/// Every package must have arrived whole; apt checks too, but it is our cache.
+/// Checks that every package was downloaded completely. apt checks too, but the cache is ours.
 fn verify(packages: &[Package], archives: &[(PathBuf, u64)]) -> Result<()> {
     ensure!(
         archives.len() == packages.len(),
@@ -183,7 +183,7 @@ fn sorted_files(dir: &Path) -> Result<Vec<(PathBuf, u64)>> {
     Ok(files)
 }
 
-/// Regular files below `root`; links may point out of it and say nothing.
+/// Regular files below `root`. Links are skipped, because they may point outside.
 fn list_files(root: &Path, below: &Path, files: &mut Vec<StampedFile>) -> Result<()> {
     for entry in fs::read_dir(root.join(below))? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! systemd, for labs whose first process it is: the machine's own, or Debian's package.
+//! systemd, for labs that run it as the first process: the machine's own, or Debian's package.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,11 @@ use super::{libraries, lock_set_up};
 use crate::paths::cache_dir;
 use crate::progress::Progress;
 
-/// Where its programs are: the second before `/lib` and `/usr/lib` became one.
+/// Directories of its programs: the second applies to systems from before `/lib` and `/usr/lib` were merged.
 const HOMES: [&str; 2] = ["usr/lib/systemd", "lib/systemd"];
 const BINARIES: [&str; 2] = ["usr/bin", "bin"];
 
-/// What starts services and keeps what they say. The second there is since systemd 254.
+/// Programs that start services and keep their logs. The second exists since systemd 254.
 const DAEMONS: [(&str, bool); 3] = [
     ("systemd", true),
     ("systemd-executor", false),
@@ -22,7 +22,7 @@ const DAEMONS: [(&str, bool); 3] = [
 ];
 const COMMANDS: [&str; 3] = ["systemctl", "journalctl", "systemd-analyze"];
 
-/// What a service may be ordered by, and the journal. No more: each unit costs time under emulation.
+/// Units that a service may be ordered by, and the journal. No others: each unit costs time under emulation.
 const UNITS: [&str; 16] = [
     "basic.target",
     "final.target",
@@ -46,16 +46,16 @@ const UNITS: [&str; 16] = [
 pub(crate) struct Systemd {
     /// Path in the lab and source of each program.
     pub(crate) programs: Vec<(String, PathBuf)>,
-    /// The same for units.
+    /// Path in the lab and source of each unit.
     pub(crate) units: Vec<(String, PathBuf)>,
-    /// What the programs are linked with.
+    /// Libraries that the programs are linked with.
     pub(crate) libraries: Vec<PathBuf>,
 }
 
 impl Systemd {
     const SET: &str = "systemd";
 
-    /// Finds or fetches it.
+    /// Finds or downloads it.
     pub(crate) fn ensure(progress: &Progress) -> Result<Self> {
         if let Ok(own) = Self::below(Path::new("/"), None) {
             return Ok(own);
@@ -75,7 +75,7 @@ impl Systemd {
         Self::below(&root, Some(&root))
     }
 
-    /// The one whose files are below a directory; `fetched` is where libraries are that the machine lacks.
+    /// The systemd whose files are below a directory. `fetched` is the directory of libraries that the machine lacks.
     fn below(root: &Path, fetched: Option<&Path>) -> Result<Self> {
         let find = |dirs: &[&str], name: &str| {
             let mut paths = dirs.iter().map(|dir| root.join(dir).join(name));

@@ -1,7 +1,8 @@
-//! Kills a program as soon as the journal of its transaction is longer than this: `at-limit BYTES PROGRAM…`, and dies as it
-//! does. A way to stop a program behind every record of a journal.
+//! Runs a program and kills it as soon as the journal of its transaction exceeds a size: `at-limit BYTES PROGRAM…`. It
+//! ends with the program's exit status. Tests use it to stop a program after any record of a journal.
 //!
-//! It is woken by the write, and goes before the program on a machine with one processor: it is a real-time process.
+//! The write wakes this process. It is a real-time process, so on a machine with one processor it runs before the
+//! program continues.
 
 #![allow(unsafe_code, reason = "the scheduler has no safe interface")]
 
@@ -16,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::process::{Signal, getpid, kill_process};
 
-/// Where p2pctl keeps the journal of a transaction that is under way, and where those of all are: it is one file with two
-/// names.
+/// Directory of p2pctl's journals: the journal of the running transaction, and those of all transactions. A journal is
+/// one file with two names.
 const STATE: &str = "/var/lib/p2pctl";
 const JOURNAL: &str = "/var/lib/p2pctl/running.jsonl";
 
@@ -77,10 +78,10 @@ fn die(child: &mut Child) -> io::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Makes this process go before every ordinary one (sched(7)). The child was started before, and does not inherit it.
+/// Gives this process priority over all ordinary ones (sched(7)). The child was started before and does not inherit it.
 fn go_first() -> io::Result<()> {
     let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the structure lives as long as the call, which changes nothing else.
+    // SAFETY: the structure lives as long as the call, which only reads it.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

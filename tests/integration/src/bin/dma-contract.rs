@@ -1,11 +1,11 @@
-//! Checks that the kernel does what p2p-vfio expects of IOMMU contexts and of shared BARs.
+//! Checks that the kernel behaves as p2p-vfio expects for IOMMU contexts and shared BARs.
 //!
 //! ```text
-//! dma-contract type1|iommufd BDF    the contract; an edu device that is bound to vfio-pci
-//! dma-contract share BDF BDF        a BAR of the first device is mapped for the second one by another process
+//! dma-contract type1|iommufd BDF    checks the contract with an edu device that is bound to vfio-pci
+//! dma-contract share BDF BDF        maps a BAR of the first device for the second one in another process
 //! ```
 //!
-//! One line per check; exit code 0 if all went well.
+//! Prints one line per check; exit code 0 if all succeeded.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Write};
@@ -54,7 +54,7 @@ fn contract(interface: Interface, bdf: &str) -> Result<Results> {
     run_on_kernel(interface, sbdf, group).map_err(|error| anyhow!(error))
 }
 
-/// The process that imports, as the one that exports sees it.
+/// The importing process, as seen by the exporting one.
 struct Other {
     child: Child,
     line: BufReader<UnixStream>,
@@ -81,7 +81,7 @@ impl Other {
         Ok(Self { child, line })
     }
 
-    /// What came of a request: nothing, or what the kernel said.
+    /// Result of a request: nothing, or the kernel's error.
     fn ask(&mut self, request: &str) -> Result<Result<(), String>> {
         writeln!(self.line.get_mut(), "{request}")?;
         let mut answer = String::new();
@@ -94,7 +94,8 @@ impl Other {
     }
 }
 
-/// A BAR is shared, revoked by a reset through VFIO but by none past it, and shared again.
+/// Shares a BAR, revokes it by a reset through VFIO, resets the device outside VFIO without a revocation, and shares it
+/// again.
 fn share(exporter: &str, importer: &str) -> Result<Results> {
     let (sbdf, group) = device(exporter)?;
     let text = |error: String| anyhow!(error);
@@ -102,7 +103,7 @@ fn share(exporter: &str, importer: &str) -> Result<Results> {
     exporter.decode(true).map_err(text)?;
     let mut other = Other::start(importer, exporter.dma_buf().map_err(text)?)?;
     let mut results = Results::new();
-    // The word that DMA brings, and what is in the register before.
+    // DMA writes `word`; the register holds 0 before.
     let mut check = |name, word: u32, arrives: bool, other: &mut Other| -> Result<()> {
         exporter.write(0).map_err(text)?;
         let stored = other.ask(&format!("store {word}"))?;
@@ -126,7 +127,7 @@ fn share(exporter: &str, importer: &str) -> Result<Results> {
         true,
         &mut other,
     )?;
-    // Past VFIO, whose drivers are told of resets by none but themselves.
+    // A reset outside VFIO: its drivers are notified only of resets that they start.
     let reset = Path::new("/sys/bus/pci/devices")
         .join(sbdf.to_string())
         .join("reset");
@@ -157,7 +158,7 @@ fn share(exporter: &str, importer: &str) -> Result<Results> {
     Ok(results)
 }
 
-/// The process that imports: standard input is a socket, which brings the dma-buf first.
+/// The importing process. Its standard input is a socket, from which it first receives the dma-buf.
 fn import(bdf: &str) -> Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let page = receive(&socket)?;

@@ -1,12 +1,12 @@
-//! Maps memory for the lab's endpoints at addresses of a test's choice, and has an endpoint use it, as no VMM and no
-//! well-behaved function should.
+//! Maps memory for the lab's endpoints at addresses that a test chooses, and makes an endpoint access it, as no VMM and
+//! no conforming function should.
 //!
 //! ```text
-//! ram-hazard BDF IOVA…             memory of the endpoint itself, where a switch routes requests to a device, or nowhere
+//! ram-hazard BDF IOVA…             the endpoint's own memory, where a switch routes requests to a device or nowhere
 //! ram-hazard BDF --as BDF2 IOVA…   memory of BDF2, in requests with the requester ID of BDF2
 //! ram-hazard BDF --forged          memory of no device, by its physical address, in requests marked as translated
 //! ```
-//! Functions are bound to vfio-pci. One line of JSON for each address.
+//! Functions must be bound to vfio-pci. Prints one line of JSON for each address.
 
 #![allow(unsafe_code, reason = "VFIO maps memory by its address")]
 
@@ -42,21 +42,21 @@ const LOCAL_DESTINATION: u64 = 1 << 1;
 const FORGE: u64 = 1 << 3;
 const SPOOF: u64 = 1 << 4;
 
-/// What the memory holds before the device writes to it.
+/// Contents of the memory before the device writes to it.
 const BEFORE: u64 = 0x0bad_f00d_0bad_f00d;
-/// What the device writes.
+/// Word that the device writes.
 const WORD: u64 = 0x600d_600d_600d_600d;
 
-/// An endpoint that VFIO has, with memory that can be mapped for it.
+/// An endpoint opened through VFIO, with a container for its mappings.
 struct Endpoint {
     container: Arc<VfioContainer>,
     device: VfioDevice,
 }
 
-/// A page that devices reach.
+/// A page of memory that devices access.
 struct Page(NonNull<u8>);
 
-/// What the requests of an endpoint are like.
+/// How an endpoint sends its requests.
 #[derive(Clone, Copy)]
 enum Mode {
     Plain,
@@ -89,7 +89,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Maps memory at each address for one endpoint, and has another use it.
+/// Maps memory at each address for `owner`, and makes `user` access it.
 fn use_each(user: &Endpoint, owner: &Endpoint, addresses: &[&str], mode: Mode) -> Result<()> {
     for address in addresses {
         let iova = u64::from_str_radix(address.trim_start_matches("0x"), 16)
@@ -131,7 +131,7 @@ impl Endpoint {
         unmapped.map_err(|error| anyhow!("cannot unmap {iova:#x}: {error}"))
     }
 
-    /// Writes to a place in a page and reads it. The page is at the address `start` in requests.
+    /// Writes to a place in a page and reads it back, through the device. Requests see the page at the address `start`.
     fn use_memory(&self, page: &Page, start: u64, place: usize, mode: Mode) -> Result<Finding> {
         let address = start + u64::try_from(place)?;
         page.write(place, BEFORE)?;
@@ -170,7 +170,7 @@ impl Endpoint {
 
 impl Page {
     fn new() -> Result<Self> {
-        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let memory = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
@@ -184,7 +184,7 @@ impl Page {
             .context("no memory")
     }
 
-    /// Where a word of it is.
+    /// Pointer to a word of the page.
     fn word(&self, place: usize) -> Result<*mut u64> {
         if !place.is_multiple_of(8) || place >= PAGE {
             bail!("{place:#x} is no place of a word in a page");
@@ -205,7 +205,7 @@ impl Page {
         Ok(unsafe { word.read_volatile() })
     }
 
-    /// Where it is in the host's memory (linux Documentation/admin-guide/mm/pagemap.rst).
+    /// Physical address of the page on the host (linux Documentation/admin-guide/mm/pagemap.rst).
     fn physical_address(&self) -> Result<u64> {
         const PRESENT: u64 = 1 << 63;
         const FRAME: u64 = (1 << 55) - 1;

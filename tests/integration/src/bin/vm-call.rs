@@ -1,12 +1,12 @@
-//! One call of a VMM's API: HTTP over a unix socket.
+//! Makes one call of a VMM's API: HTTP over a unix socket.
 //!
 //! ```text
-//! vm-call SOCKET GET|PUT CALL [BODY [FILE]]   prints the status, then the body in lines of their own
-//! vm-call SOCKET hold COUNT                   connects so often, asks nothing and prints `held`; ends with its input
-//! vm-call SOCKET                              passes on what it reads, and prints what comes back, as they are
+//! vm-call SOCKET GET|PUT CALL [BODY [FILE]]   prints the status and, on separate lines, the body
+//! vm-call SOCKET hold COUNT                   opens COUNT connections, prints `held`; ends when its input ends
+//! vm-call SOCKET                              forwards its input unchanged, and prints the answer unchanged
 //! ```
 //!
-//! FILE is opened for reading and writing, and rides on the call.
+//! FILE is opened for reading and writing; its descriptor is sent with the call.
 
 use std::fs::File;
 use std::io::{IoSlice, Read, Write, copy, stdin, stdout};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// How long an answer may take.
+/// Timeout of an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
@@ -74,7 +74,7 @@ fn ask(mut stream: UnixStream, verb: &str, call: &str, rest: &[&str]) -> Result<
     Ok(())
 }
 
-/// Head and body. cloud-hypervisor keeps the connection, whatever it is asked to do.
+/// Reads head and body. cloud-hypervisor keeps the connection open, whatever the request says.
 fn answer(stream: &mut UnixStream) -> Result<(String, String)> {
     let mut bytes = Vec::new();
     loop {
@@ -99,7 +99,7 @@ fn answer(stream: &mut UnixStream) -> Result<(String, String)> {
     }
 }
 
-/// Sends the beginning of `bytes`, on which the file rides; how much that was.
+/// Sends the beginning of `bytes` with the descriptor of the file. Returns the number of bytes sent.
 fn send_with(stream: &UnixStream, bytes: &[u8], path: &str) -> Result<usize> {
     let file = File::options().read(true).write(true).open(path);
     let file = file.with_context(|| format!("cannot open {path}"))?;

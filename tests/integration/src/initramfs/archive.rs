@@ -1,4 +1,4 @@
-//! A cpio archive in the making (`newc` format, Linux Documentation/driver-api/early-userspace/buffer-format.rst).
+//! Builds a cpio archive (`newc` format, Linux Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-/// The kernel skips zeros between archives up to a multiple of four; a block is tidier.
+/// The kernel skips zeros between archives up to a multiple of four; this uses full blocks.
 const ALIGN: usize = 512;
 
-/// Where the host's init points the loader to; not a standard directory, so that it does not matter what
-/// the standard one is on the machine that the libraries come from.
+/// Library directory that the host's init sets for the loader. It is not a standard directory, so it works whatever the
+/// standard directory is on the machine that the libraries come from.
 const LIBRARIES: &str = "/lib/lab";
 
-/// Paths in the archive and what they hold; directories above them are made.
+/// Paths in the archive and their contents. Parent directories are added.
 #[derive(Default)]
 pub(super) struct Archive {
     entries: BTreeMap<PathBuf, Entry>,
@@ -80,7 +80,7 @@ impl Archive {
         );
     }
 
-    /// A shared library; the loader keeps its path, which programs name in full.
+    /// Adds a shared library. The loader keeps its full path, because programs name it in full.
     pub(super) fn library(&mut self, source: &Path) {
         let name = source.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with("ld-linux") {
@@ -90,7 +90,7 @@ impl Archive {
         }
     }
 
-    /// Every file below a directory.
+    /// Adds every file below a directory.
     pub(super) fn tree(&mut self, path: &str, source: &Path) -> Result<()> {
         let entries =
             fs::read_dir(source).with_context(|| format!("cannot list {}", source.display()))?;
@@ -112,7 +112,7 @@ impl Archive {
             .insert(PathBuf::from(path.trim_start_matches('/')), entry);
     }
 
-    /// Appends the archive, padded so that another may follow.
+    /// Appends the archive, padded so that another can follow.
     pub(super) fn write(self, out: &mut Vec<u8>) -> Result<()> {
         let above: BTreeSet<PathBuf> = self
             .entries
@@ -124,7 +124,7 @@ impl Archive {
         for dir in above {
             entries.entry(dir).or_insert(Entry::Directory);
         }
-        // The map is sorted by path components, so a directory comes before what it holds.
+        // The map is sorted by path components, so a directory comes before its contents.
         for (inode, (path, entry)) in (1_u32..).zip(entries) {
             let name = path.to_string_lossy();
             let header = Builder::new(&name).ino(inode).uid(0).gid(0);

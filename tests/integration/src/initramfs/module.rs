@@ -1,4 +1,4 @@
-//! Kernel modules: a few of the thousands, with what they need.
+//! Selects kernel modules and their dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,12 +24,12 @@ impl<'a> ModuleTree<'a> {
         })
     }
 
-    /// Puts the named modules and all that they depend on, uncompressed, below `staging`, with the files that
-    /// depmod wants beside them.
+    /// Puts the named modules and all their dependencies, uncompressed, below `staging`, with the files that depmod
+    /// needs.
     pub(super) fn select(&self, names: &[String], staging: &Path) -> Result<()> {
         let mut known = BTreeMap::new();
         let loadable = self.modules.join("kernel");
-        // A kernel that has all of them built in has none there.
+        // The directory does not exist for a kernel that has all of them built in.
         if loadable.exists() {
             find_modules(&loadable, &mut known)?;
         }
@@ -101,7 +101,7 @@ fn module_name(path: &str) -> Option<String> {
     matches!(rest, "" | ".xz" | ".gz" | ".zst").then(|| canonical(name))
 }
 
-/// The kernel takes `-` and `_` in a module's name for the same.
+/// Canonical form of a module's name: the kernel treats `-` and `_` as equal.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -121,8 +121,8 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
     Ok(image)
 }
 
-/// What `modinfo` shows as `depends:`: a string in the section `.modinfo`. The key cannot stand anywhere
-/// else after a zero byte, so the section need not be looked up.
+/// Dependencies of a module, which `modinfo` shows as `depends:`: a string in the section `.modinfo`. The key cannot
+/// occur elsewhere after a zero byte, so the section is not looked up.
 fn dependencies(image: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(start) = image.windows(KEY.len()).position(|window| window == KEY) else {

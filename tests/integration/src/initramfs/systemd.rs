@@ -1,4 +1,4 @@
-//! What is packed beside the rest where systemd is the lab host's first process.
+//! Additional contents for a lab host whose first process is systemd.
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use super::archive::Archive;
 use crate::assets::Systemd;
 use crate::paths::resources;
 
-/// An archive with systemd, what it needs, and how it is set up.
+/// An archive with systemd, its dependencies and its configuration.
 pub(super) fn archive(systemd: &Systemd) -> Result<Archive> {
     let mut archive = Archive::default();
     for (target, source) in &systemd.programs {
@@ -19,7 +19,7 @@ pub(super) fn archive(systemd: &Systemd) -> Result<Archive> {
         archive.library(library);
     }
     archive.tree("/etc/systemd", &resources().join("initramfs/systemd"))?;
-    // Without one it is a machine's first boot, on which all units are enabled.
+    // Without a machine ID, systemd treats this as a first boot and enables all units.
     archive.bytes("/etc/machine-id", format!("{:032x}\n", 1).into_bytes());
     Ok(archive)
 }

@@ -1,4 +1,4 @@
-//! Starting QEMU so that it does not outlive us, with a socket handed over.
+//! Starts QEMU so that it ends with this process, and passes a socket to it.
 
 #![allow(
     unsafe_code,
@@ -18,20 +18,19 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Starts `command`, which inherits `socket` under the number that it has here.
+/// Starts `command`, which inherits `socket` under the same number.
 ///
-/// The kernel kills the child when the *thread* that started it ends (prctl(2), `PR_SET_PDEATHSIG`). A lab may
-/// outlive the thread that booted it, so all children are started by one thread that lives as long as the
-/// process.
+/// The kernel kills the child when the *thread* that started it ends (prctl(2), `PR_SET_PDEATHSIG`). A lab may outlive
+/// the thread that booted it, so one thread that lives as long as the process starts all children.
 pub(super) fn spawn(mut command: Command, socket: OwnedFd) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let prepare = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The parent may have died before the line above; nobody would send the signal then.
+        // The parent may have ended before the line above; then no signal would be sent.
         if getppid() != Some(parent) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        // In the child only: programs that other threads start must not inherit the socket.
+        // Only in the child: programs that other threads start must not inherit the socket.
         Ok(fcntl_setfd(&socket, FdFlags::empty())?)
     };
     // SAFETY: the closure makes system calls only; it neither allocates nor takes locks, so it may run between
@@ -39,7 +38,7 @@ pub(super) fn spawn(mut command: Command, socket: OwnedFd) -> io::Result<Child> 
     unsafe { command.pre_exec(prepare) };
     let (sender, started) = mpsc::channel();
     run_on_keeper(Box::new(move || {
-        // The asker waits below and cannot be gone.
+        // The caller waits below, so the receiver exists.
         drop(sender.send(command.spawn()));
     }))?;
     started

@@ -1,4 +1,4 @@
-//! A profile as QEMU arguments.
+//! Translates a profile into QEMU arguments.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use iommu_group::AcsBits;
 use super::{Profile, STANDARD_ACS};
 
 impl Profile {
-    /// QEMU arguments for everything the profile names; drives and shared memory are files in `files`.
+    /// QEMU arguments for everything in the profile. Drives and shared memory are files in `files`.
     ///
     /// The profile must have passed [`Profile::check`].
     #[must_use]
@@ -65,7 +65,7 @@ impl Profile {
         format!("{id}.mem")
     }
 
-    /// Buses in an order in which QEMU finds what each one hangs below.
+    /// Adds the buses in an order in which QEMU finds the parent of each.
     fn bus_args(&self, args: &mut Args) {
         for part in &self.root_complexes {
             args.option(
@@ -96,7 +96,7 @@ impl Profile {
             }
             args.option("-device", option);
         }
-        // What hangs below a switch or a bridge comes after it; `check` made sure that this ends.
+        // A bus below a switch or a bridge comes after it; `check` ensures that this loop ends.
         let mut switches: Vec<_> = self.switches.iter().collect();
         let mut bridges: Vec<_> = self.pci_bridges.iter().collect();
         while !(switches.is_empty() && bridges.is_empty()) {
@@ -141,7 +141,7 @@ impl Args {
         self.words.extend([name.to_owned(), value]);
     }
 
-    /// Slots are told apart by chassis number, so every port gets one of its own.
+    /// QEMU distinguishes slots by chassis number, so every port gets its own.
     fn next_chassis(&mut self) -> u8 {
         self.chassis = self.chassis.saturating_add(1);
         self.chassis
@@ -161,7 +161,7 @@ impl Args {
             let acs = switch.acs_of(id);
             let port = match acs == AcsBits::default() {
                 true => format!("xio3130-downstream,{place}"),
-                // Egress control knows ports by their numbers.
+                // Egress control identifies ports by their numbers.
                 false => format!("lab-downstream-port,{place},port={slot},acs-caps={acs:#x}"),
             };
             self.option("-device", port);

@@ -1,16 +1,16 @@
-//! Whether a profile describes a machine that can be built.
+//! Checks that a profile describes a machine that can be built.
 
 use std::collections::BTreeMap;
 
 use super::{Profile, ROOT_BUS};
 
-/// Why a profile cannot become a machine.
+/// Why a profile does not describe a machine that can be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    /// Not TOML, or a key nobody knows.
+    /// Invalid TOML, or an unknown key.
     #[error("profile: {0}")]
     Syntax(#[from] toml::de::Error),
-    /// Two parts have one name.
+    /// Two parts have the same name.
     #[error("profile: {first} and {second} are both called {id:?}")]
     Duplicate {
         /// The name.
@@ -28,7 +28,7 @@ pub enum ProfileError {
         /// The name.
         id: String,
     },
-    /// Something sits on a bus that is not there.
+    /// A part sits on a bus that does not exist.
     #[error(
         "profile: {kind} {id:?} sits on bus {bus:?}, which nothing provides (there are: {known})"
     )]
@@ -39,10 +39,10 @@ pub enum ProfileError {
         id: String,
         /// The bus it names.
         bus: String,
-        /// Buses that do exist.
+        /// Buses that exist.
         known: String,
     },
-    /// Switches or bridges hang below each other in a circle.
+    /// Switches or bridges form a cycle.
     #[error("profile: {kind} {id:?} sits below itself")]
     Circle {
         /// Kind of the part.
@@ -50,7 +50,7 @@ pub enum ProfileError {
         /// Its name.
         id: String,
     },
-    /// A device names a drive that is not there.
+    /// A device names a drive that does not exist.
     #[error("profile: device {device:?} uses drive {drive:?}, which the profile does not have")]
     UnknownDrive {
         /// The device.
@@ -58,7 +58,7 @@ pub enum ProfileError {
         /// The drive it names.
         drive: String,
     },
-    /// Two devices name one drive.
+    /// Two devices name the same drive.
     #[error("profile: drive {drive:?} is used by {first:?} and by {second:?}")]
     SharedDrive {
         /// The drive.
@@ -73,33 +73,33 @@ pub enum ProfileError {
     BadProperty {
         /// The device.
         device: String,
-        /// The offending text.
+        /// The invalid text.
         text: String,
     },
-    /// The IOMMU's width is not one that VT-d has.
+    /// VT-d does not support the IOMMU's address width.
     #[error("profile: the IOMMU's address width is {0} bits; QEMU has 39 and 48")]
     BadWidth(u8),
-    /// No processor has physical addresses of that width.
+    /// No processor has physical addresses of this width.
     #[error("profile: {0} bits of physical address; 32 to 52 are possible")]
     BadAddressBits(u8),
-    /// A machine without memory or processors.
+    /// The machine has too little memory or no processors.
     #[error("profile: a machine with {cpus} processors and {memory_mib} MiB of memory cannot boot")]
     TooSmall {
-        /// Processors asked for.
+        /// Number of processors in the profile.
         cpus: u32,
-        /// Memory asked for in MiB.
+        /// Memory in the profile, in MiB.
         memory_mib: u32,
     },
 }
 
-/// Least memory that the lab host's kernel and initramfs can live in, in MiB.
+/// Minimum memory for the lab host's kernel and initramfs, in MiB.
 const MIN_MEMORY_MIB: u32 = 512;
 
 impl Profile {
-    /// Checks what the types cannot: names, and that everything sits on something.
+    /// Checks what the types cannot: that names are valid, and that every part sits on a bus that exists.
     ///
     /// # Errors
-    /// The first thing wrong, by name.
+    /// The first error found, with the name of the part.
     pub fn check(&self) -> Result<(), ProfileError> {
         let machine = &self.machine;
         if machine.cpus == 0 || machine.memory_mib < MIN_MEMORY_MIB {
@@ -123,7 +123,7 @@ impl Profile {
         self.check_devices()
     }
 
-    /// Every part with the name it has in QEMU.
+    /// Every part with its name in QEMU.
     fn names(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.root_complexes
             .iter()
@@ -172,7 +172,7 @@ impl Profile {
         Ok(())
     }
 
-    /// The bus that each bus hangs below; roots hang below nothing.
+    /// The parent of each bus; root buses have none.
     fn parents(&self) -> BTreeMap<&str, Option<&str>> {
         let mut parents = BTreeMap::from([(ROOT_BUS, None)]);
         parents.extend(self.root_complexes.iter().map(|p| (p.id.as_str(), None)));
@@ -213,7 +213,7 @@ impl Profile {
             .map(|p| ("PCI bridge", &p.id, &p.bus));
         for (kind, id, bus) in switches.chain(bridges) {
             let mut above = Some(bus.as_str());
-            // A path longer than there are buses visits one of them twice.
+            // A path longer than the number of buses visits a bus twice.
             for _ in 0..=parents.len() {
                 above = above.and_then(|bus| parents.get(bus).copied().flatten());
             }
@@ -236,7 +236,7 @@ impl Profile {
             let names = std::iter::once(device.model.clone())
                 .chain(addr)
                 .chain(keys);
-            // A value may be empty: `romfile` without one is no option ROM.
+            // A value may be empty: `romfile` with an empty value disables the option ROM.
             let texts = names
                 .map(|text| (text, false))
                 .chain(values.map(|text| (text, true)));

@@ -7,7 +7,7 @@ use lab::Lab;
 const EVENT: &str = "/sys/kernel/tracing/events/syscalls/sys_enter_ioctl";
 const COUNT: &str = "hist:keys=cmd.hex:size=2048";
 
-/// Types of ioctls (linux Documentation/userspace-api/ioctl/ioctl-number.rst): VFIO shares its own with iommufd.
+/// Ioctl types (linux Documentation/userspace-api/ioctl/ioctl-number.rst): VFIO and iommufd share one.
 const VFIO: u64 = 0x3b;
 const KVM: u64 = 0xae;
 /// Ioctls of a running guest, which are not counted: `KVM_RUN`, `KVM_IRQ_LINE` and `KVM_IRQ_LINE_STATUS`.
@@ -15,7 +15,7 @@ const RUNNING: [u64; 3] = [0xae80, 0x4008_ae61, 0xc008_ae67];
 /// `VFIO_IOMMU_MAP_DMA`, `IOMMU_IOAS_MAP` and `IOMMU_IOAS_MAP_FILE`.
 const MAPS: [u64; 3] = [0x3b71, 0x3b85, 0x3b8f];
 
-/// Numbers of ioctls.
+/// Numbers of ioctls by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Ioctls {
     /// Of VFIO and iommufd.

@@ -41,7 +41,7 @@ impl Vmm {
                 let vm = devices.iter().fold(vm, |vm, bdf| vm.device(bdf));
                 let vm = vm.vmm(&["cloud-hypervisor"]);
                 let argv = vm.platform(Some("vfio_p2p_dma=off")).argv();
-                // It would place the drives' 64-bit BARs above the addresses that the IOMMU translates.
+                // cloud-hypervisor would place the drives' 64-bit BARs above the addresses that the IOMMU translates.
                 let one = |word: String| match word.as_str() {
                     "boot=1" => "boot=1,max_phys_bits=39".to_owned(),
                     _ => word,

@@ -1,4 +1,4 @@
-//! Demands are enough, and no more than that.
+//! Demands are sufficient and minimal.
 
 use iommu_group::{Address, Bar, BusAddress, Link, Placement, Space};
 
@@ -23,7 +23,7 @@ fn random_endpoint(random: &mut fastrand::Rng) -> Endpoint {
             true => Space::Memory32,
             false => Space::Memory64,
         };
-        // Behind a bridge, what is not prefetchable is below 4 GiB.
+        // Behind a bridge, a BAR that is not prefetchable is below 4 GiB.
         let prefetchable = space == Space::Memory64 && (size_bytes > 1 << 24 || random.bool());
         if random.u8(..) < 200 {
             bars.push(bar(index, size_bytes, space, prefetchable));
@@ -50,7 +50,7 @@ fn random_subtrees(random: &mut fastrand::Rng) -> Vec<Subtree> {
     (0..random.usize(1..9)).map(|_| subtree(random)).collect()
 }
 
-/// Apertures of just the size that is needed, as low as the alignment lets them be above these addresses.
+/// Allocates apertures of exactly the demanded sizes, at the lowest aligned addresses above these two.
 fn allocate(demands: &Demands, memory: u64, prefetchable: u64) -> BusResources {
     let range = |need: SizeAlign, above: u64| {
         let start = above.next_multiple_of(need.align_bytes);
@@ -129,14 +129,14 @@ fn a_switch_demands_buses_for_its_reserve_and_itself() {
         reserve: reserve.clone(),
     };
     let buses = |subtrees: &[Subtree]| Demands::new(subtrees, &[]).map(|demands| demands.buses);
-    // Below the root port, below the upstream port, one for each slot.
+    // One below the root port, one below the upstream port, and one for each slot.
     assert_eq!(buses(&[switch(2)]), Ok(2 + 18));
     assert_eq!(buses(&[switch(20)]), Ok(2 + 32), "32 slots at most");
     assert_eq!(
         buses(&[switch(2), Subtree::Endpoint(member.clone())]),
         Ok(21)
     );
-    // 8 switches of 34 buses are more than there are.
+    // 8 switches of 34 buses need more buses than a segment has.
     let eight: Vec<Subtree> = (0..8).map(|_| switch(20)).collect();
     assert_eq!(buses(&eight), Err(AssignError::Buses));
 }

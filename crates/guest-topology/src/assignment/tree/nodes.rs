@@ -10,7 +10,7 @@ use crate::{BusNumbers, Endpoint, PortKind, Reserve, Subtree, VirtualPort};
 
 impl Tree {
     pub(in crate::assignment) fn build(&mut self, subtrees: &[Subtree]) -> Result<(), AssignError> {
-        // Switches first: devices may have any slot.
+        // Switches first: devices can use any slot.
         let mut numbers = vec![0; subtrees.len()];
         for switches in [true, false] {
             for (number, subtree) in numbers.iter_mut().zip(subtrees) {
@@ -115,7 +115,7 @@ impl Tree {
         }
     }
 
-    /// A port with its device number and the buses below it, first and last.
+    /// Adds a port with its device number and the first and last bus below it.
     fn port(
         &mut self,
         kind: PortKind,
@@ -124,7 +124,7 @@ impl Tree {
         link: Link,
     ) -> usize {
         let primary = self.bus_below(parent);
-        // Unique in the guest, as slot numbers must be.
+        // The bus number is unique in the guest, as the slot number must be.
         let mut port = VirtualPort::new(kind, secondary, link);
         port.set_buses(BusNumbers {
             primary,

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigSpace;
 
-/// The egress control vector: one bit per port number of the switch, or per function (group) number of the device
-/// (PCIe r6.0 §7.7.11.4). A bit that is set stops requests to that port or function: they are redirected upstream
-/// with request redirect, and blocked without it.
+/// The egress control vector: one bit per port number of the switch, or per function (group) number of the device (PCIe
+/// r6.0 §7.7.11.4). A set bit stops requests to that port or function: with request redirect they are redirected
+/// upstream, otherwise they are blocked.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "Text", into = "Text")]
@@ -18,7 +18,7 @@ pub struct EgressVector {
 }
 
 impl EgressVector {
-    /// Reads a vector whose size field is `size_field`, where 0 stands for 256.
+    /// Reads a vector with the size field `size_field`. The value 0 means 256.
     pub(super) fn decode(space: &ConfigSpace, at: u16, size_field: u8) -> Option<Self> {
         let size = if size_field == 0 {
             256
@@ -33,13 +33,13 @@ impl EgressVector {
         Some(Self { words, size })
     }
 
-    /// How many ports or functions the vector covers, 1 to 256.
+    /// Number of ports or functions covered by the vector, 1 to 256.
     #[must_use]
     pub fn size(&self) -> u16 {
         self.size
     }
 
-    /// Whether requests to this port or function number are stopped; `None` if the vector does not reach that far.
+    /// Whether requests to this port or function number are stopped. `None` if the vector does not cover the number.
     #[must_use]
     pub fn stops(&self, number: u8) -> Option<bool> {
         if u16::from(number) >= self.size {
@@ -49,7 +49,7 @@ impl EgressVector {
         Some(word & (1 << (number % 32)) != 0)
     }
 
-    /// A vector of the same size that stops requests to all but these numbers.
+    /// A vector of the same size that stops requests to all other numbers.
     #[must_use]
     pub fn open_only_to(&self, numbers: &[u8]) -> Self {
         let mut words = [0; 8];
@@ -74,7 +74,7 @@ impl EgressVector {
         }
     }
 
-    /// A vector of the same size with these registers; `None` if they are not as many.
+    /// A vector of the same size with these registers. `None` if their number differs.
     #[must_use]
     pub fn with_words(&self, words: &[u32]) -> Option<Self> {
         if words.len() != self.words().count() {
@@ -87,7 +87,7 @@ impl EgressVector {
         Some(vector)
     }
 
-    /// Whether every request is stopped that `other` stops.
+    /// Whether this vector stops all requests that `other` stops.
     #[must_use]
     pub fn stops_all_of(&self, other: &Self) -> bool {
         self.size == other.size
@@ -114,7 +114,7 @@ impl fmt::Debug for EgressVector {
     }
 }
 
-/// A vector in a file.
+/// Text form of a vector in a file.
 #[derive(Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]

@@ -1,4 +1,4 @@
-//! What the ACS registers of a port are set to.
+//! Values of the ACS registers of a port.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AcsBits, AcsRegisters, EgressVector};
 
-/// Controls that keep requests from passing the IOMMU by while they are on.
+/// Controls that keep requests from bypassing the IOMMU while they are on.
 const ISOLATION: AcsBits = AcsBits::from_bits(
     AcsBits::SV.bits()
         | AcsBits::TB.bits()
@@ -16,7 +16,7 @@ const ISOLATION: AcsBits = AcsBits::from_bits(
         | AcsBits::EC.bits(),
 );
 
-/// The ACS control register of a port, and its egress control vector while egress control is on.
+/// The ACS control register of a port, with its egress control vector if egress control is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AcsSetting {
@@ -26,7 +26,7 @@ pub struct AcsSetting {
 }
 
 impl AcsSetting {
-    /// A setting. Without egress control the vector has no effect, and is left out.
+    /// Creates a setting. Without egress control the vector has no effect and is dropped.
     #[must_use]
     pub fn new(control: AcsBits, egress: Option<EgressVector>) -> Self {
         Self {
@@ -41,21 +41,21 @@ impl AcsSetting {
         self.control
     }
 
-    /// The egress control vector; `None` if egress control is off, or the vector could not be read.
+    /// The egress control vector. `None` if egress control is off or the vector could not be read.
     #[must_use]
     pub fn egress(&self) -> Option<EgressVector> {
         self.egress
     }
 
-    /// Whether requests can pass the IOMMU by that could not with the setting `was`.
+    /// Whether requests that cannot bypass the IOMMU with the setting `was` can bypass it with this one.
     #[must_use]
     pub fn is_less_strict_than(&self, was: &Self) -> bool {
         let lost = was.control & !self.control & ISOLATION;
-        // Translated requests go straight, or untranslated ones by a vector instead of never (PCIe r6.0 §6.12.3).
+        // DT gives translated requests the direct route. EC replaces redirection by a vector (PCIe r6.0 §6.12.3).
         let gained = self.control & !was.control & (AcsBits::DT | AcsBits::EC);
         let opened = match (was.egress, self.egress) {
             (Some(was), Some(is)) => !is.stops_all_of(&was),
-            // It cannot be read any more.
+            // The vector can no longer be read.
             (Some(_), None) => true,
             (None, _) => false,
         };
@@ -67,7 +67,7 @@ impl AcsSetting {
 }
 
 impl AcsRegisters {
-    /// What they are set to.
+    /// The setting held by these registers.
     #[must_use]
     pub fn setting(&self) -> AcsSetting {
         AcsSetting::new(self.control, self.egress)
@@ -75,7 +75,7 @@ impl AcsRegisters {
 }
 
 impl fmt::Display for AcsSetting {
-    /// `001d`, or `0031 with egress vector fffffffd`.
+    /// Formats the setting as `001d`, or as `0031 with egress vector fffffffd`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}", self.control)?;
         let Some(vector) = &self.egress else {

@@ -1,4 +1,4 @@
-//! What to do about a verdict.
+//! Advice for a verdict.
 
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,7 @@ use crate::describe;
 use crate::show::Line;
 
 impl Explanation<'_> {
-    /// What it takes, or what would change the verdict.
+    /// The conditions of an allowed verdict, or the changes that would allow it.
     pub(super) fn advice(&self, from: Sbdf, to: Sbdf, verdict: &Verdict) -> Vec<Line> {
         match verdict {
             Verdict::Allowed { placement, .. } => {
@@ -120,7 +120,7 @@ impl Explanation<'_> {
     }
 }
 
-/// What to do about a block that no plan changes.
+/// Advice for a refusal that no plan changes.
 fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
     let Denial::Route(block) = denial else {
         return None;
@@ -136,7 +136,7 @@ fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
     }
 }
 
-/// The addresses of all holes, in as few ranges as possible.
+/// The addresses of all holes, merged into as few ranges as possible.
 fn merged(holes: &[MemoryHole]) -> Vec<RangeInclusive<u64>> {
     let mut ranges: Vec<RangeInclusive<u64>> =
         holes.iter().map(|hole| hole.range.clone()).collect();

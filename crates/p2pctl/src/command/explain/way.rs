@@ -1,4 +1,4 @@
-//! The way of a request: what it passes, and what the hardware does with it there.
+//! The path of a request, and the actions of the hardware on it.
 
 use iommu_group::{BlockReason, Function, Path, Route, Sbdf};
 
@@ -8,7 +8,7 @@ use crate::describe;
 use crate::show::{Line, Tone};
 
 impl Explanation<'_> {
-    /// The functions that a request passes, with the ACS of the ports.
+    /// The functions on the path, with the ACS of the ports.
     pub(super) fn way(&self, from: Sbdf, to: Sbdf, path: &Path) -> Line {
         let chain = |start: Sbdf| -> Vec<Sbdf> {
             std::iter::once(start)
@@ -20,7 +20,7 @@ impl Explanation<'_> {
             path.route,
             Route::SwitchLocal | Route::SwitchLocalTranslated
         );
-        // What goes straight turns at the common bridge, the rest at the root.
+        // Direct requests turn at the common bridge, others at the root.
         let top = |chain: &[Sbdf]| match path.common.filter(|_| straight) {
             Some(common) => chain
                 .iter()
@@ -66,7 +66,7 @@ impl Explanation<'_> {
         }
     }
 
-    /// What the hardware does with a request.
+    /// The actions of the hardware on the path.
     pub(super) fn hardware(&self, from: Sbdf, to: Sbdf, path: &Path) -> Vec<Line> {
         let ingress = path.ingress.map(|f| self.of(f)).unwrap_or_default();
         let switch = common_switch(self.routing, from, to).map(|f| self.of(f));
@@ -112,7 +112,7 @@ impl Explanation<'_> {
     }
 }
 
-/// Stops on a way.
+/// Joins the stops of a path.
 fn joined(stops: &[Line]) -> Line {
     let mut line = Line::new();
     for (index, stop) in stops.iter().enumerate() {

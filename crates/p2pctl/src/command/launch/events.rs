@@ -1,7 +1,7 @@
-//! Where cloud-hypervisor tells what happens to a VM.
+//! cloud-hypervisor's event monitor.
 //!
-//! Who moves devices in and out of it has to learn when the guest has let go of one, and only its event monitor says so.
-//! It writes without waiting and drops what does not fit, so it gets a regular file.
+//! Changing a VM's devices requires knowing when the guest has released one, and only the event monitor reports that.
+//! It writes without blocking and drops events that do not fit, so its output is a regular file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use anyhow::{Context, Result};
 use crate::cloud_hypervisor::{Change, CommandLine, Rewritten, option};
 use crate::registry::EVENTS;
 
-/// An event monitor that is to be added.
+/// An event monitor to add.
 pub(super) struct EventMonitor {
     pub(super) path: PathBuf,
 }
 
-/// Whether one is missing: without an API there is nobody who could act on events.
+/// The event monitor to add, if the command line has none. Without an API nothing acts on events, so none is added.
 pub(super) fn wanted(line: &CommandLine) -> Option<EventMonitor> {
     api_socket(line)?;
-    // What is started keeps the process id.
+    // `exec` keeps the process ID.
     let path = Path::new(EVENTS).join(process::id().to_string());
     (!line.has("--event-monitor")).then_some(EventMonitor { path })
 }
 
-/// Where the VMM will listen: `--api-socket path=PATH`, or `PATH` alone.
+/// The socket of the VMM: `--api-socket path=PATH`, or `PATH` alone.
 pub(super) fn api_socket(line: &CommandLine) -> Option<PathBuf> {
     let bare = || {
         let text = line.values("--api-socket").pop()?.text;
@@ -47,7 +47,7 @@ impl EventMonitor {
     }
 }
 
-/// Makes the directory, and removes what VMMs that are gone have left there.
+/// Creates the directory, and removes files of VMMs that have ended.
 pub(super) fn make_room(file: &Path) -> Result<()> {
     let dir = file.parent().unwrap_or(Path::new(EVENTS));
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -55,7 +55,7 @@ pub(super) fn make_room(file: &Path) -> Result<()> {
     for entry in entries.flatten() {
         let gone = |pid: &str| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
         if entry.file_name().to_str().is_some_and(gone) {
-            // Two may tidy up at the same time.
+            // Another process may clean up at the same time.
             drop(fs::remove_file(entry.path()));
         }
     }
@@ -90,7 +90,7 @@ mod tests {
     fn what_dead_vmms_left_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().join(process::id().to_string());
-        // No process id reaches this (linux include/linux/threads.h: `PID_MAX_LIMIT`).
+        // Larger than any process ID (linux include/linux/threads.h: `PID_MAX_LIMIT`).
         let dead = dir.path().join("4194305");
         let other = dir.path().join("notes");
         for file in [&own, &dead, &other] {

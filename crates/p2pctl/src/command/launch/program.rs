@@ -1,4 +1,4 @@
-//! The program that is to be started.
+//! The program to start.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -10,13 +10,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::cloud_hypervisor::Version;
 
-/// How long a program may take to say which it is.
+/// Timeout of a program's version output.
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
-/// More than anybody says of a version.
+/// Limit of a program's version output, in bytes.
 const MOST_BYTES: u64 = 4096;
 
-/// Asks the program which version it is; `None` if its answer has none.
+/// The version of the program; `None` if its output has none.
 pub(super) fn version(program: &OsStr) -> Result<Option<Version>> {
     let mut child = Command::new(program)
         .arg("--version")
@@ -38,7 +38,7 @@ pub(super) fn version(program: &OsStr) -> Result<Option<Version>> {
     Ok(Version::find(&text))
 }
 
-/// Waits for the end of a program that says little.
+/// Waits for a program with little output to end.
 fn end(child: &mut Child) -> Result<()> {
     let started = Instant::now();
     while child.try_wait()?.is_none() {

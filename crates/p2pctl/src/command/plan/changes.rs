@@ -1,4 +1,4 @@
-//! What a plan changes.
+//! The changes that a plan makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +46,7 @@ impl View<'_> {
         lines
     }
 
-    /// The groups that are different in the end.
+    /// The groups that differ after the plan.
     pub(in crate::command) fn groups(&self, plan: &Plan) -> Vec<Line> {
         let after: BTreeSet<&Vec<Sbdf>> = plan.groups.iter().map(|change| &change.after).collect();
         let mut lines: Vec<Line> = after
@@ -87,9 +87,9 @@ impl View<'_> {
         lines
     }
 
-    /// The ways of requests that matter: those between joined functions, and those that change.
+    /// The relevant routes: those between joined functions, and those that change.
     pub(in crate::command) fn routes(&self, plan: &Plan) -> Vec<Line> {
-        // Who sends to whom by the same way, before and after.
+        // Targets by initiator and by route after and before.
         let mut ways: BTreeMap<(Sbdf, Route, Route), BTreeSet<Sbdf>> = BTreeMap::new();
         for change in &plan.routes {
             let key = (change.from, change.after, change.before);
@@ -106,7 +106,7 @@ impl View<'_> {
                 back.and_then(only) == Some(*from)
             });
             let (sign, to) = match mirror {
-                // The other direction has its line.
+                // The line of the other direction shows this pair.
                 Some(to) if to < *from => continue,
                 Some(to) => ("↔", self.names.of(to)),
                 None => ("→", self.list(to)),
@@ -124,7 +124,7 @@ impl View<'_> {
     }
 
     pub(super) fn isolation(&self, plan: &Plan) -> Vec<Line> {
-        // Those who become reachable for the same devices, under the same title.
+        // Functions that become reachable for the same devices, by title.
         let mut exposed: BTreeMap<(&str, UntranslatedReach, Vec<Sbdf>), Vec<Sbdf>> =
             BTreeMap::new();
         let mut asked: BTreeSet<Sbdf> = BTreeSet::new();
@@ -186,7 +186,7 @@ impl View<'_> {
         lines
     }
 
-    /// What is different only for a moment.
+    /// Changes that last only while the plan is applied.
     pub(super) fn transients(&self, plan: &Plan) -> Vec<Line> {
         plan.transients
             .iter()
@@ -206,7 +206,7 @@ impl View<'_> {
             .collect()
     }
 
-    /// What gives the same at boot: the argument if it fits, else how to get it.
+    /// How to get the same at boot: the kernel argument if it is sufficient, otherwise the alternative.
     pub(super) fn boot(&self, plan: &Plan, command: &str) -> Vec<Line> {
         let Some(boot) = &plan.boot else {
             return Vec::new();
@@ -233,7 +233,7 @@ impl View<'_> {
     }
 }
 
-/// A route in words.
+/// A route as text.
 fn route(route: Route) -> (Tone, &'static str) {
     match route {
         Route::SwitchLocal => (Tone::Good, "direct in the switch"),

@@ -50,7 +50,7 @@ impl View<'_> {
     }
 }
 
-/// Which bits change: `CR off`, `RR CR on, DT off`.
+/// The bits that change: `CR off`, `RR CR on, DT off`.
 fn difference(from: AcsBits, to: AcsBits) -> String {
     let (on, off) = (to & !from, from & !to);
     let mut words = Vec::new();

@@ -5,23 +5,23 @@ use std::collections::BTreeSet;
 use iommu_group::{Goals, PlanOptions, RoutePreference, Sbdf};
 use serde::Deserialize;
 
-/// What a host should be.
+/// The desired state of a host.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Sets of functions, each to be in one group.
+    /// Sets of functions that share a group.
     #[serde(default)]
     domain: Vec<Domain>,
-    /// Functions, each to be in a group without other devices.
+    /// Functions whose groups have no other devices.
     #[serde(default)]
     isolate: BTreeSet<Sbdf>,
-    /// How requests within the domains shall go.
+    /// Preferred route of requests within the domains.
     #[serde(default)]
     route: RoutePreference,
     /// Functions that may become reachable without the IOMMU.
     #[serde(default)]
     expose: BTreeSet<Sbdf>,
-    /// Functions that may get into a group with named ones, or be unplugged for a while.
+    /// Functions that may join a group with named ones, or be unplugged temporarily.
     #[serde(default)]
     with: BTreeSet<Sbdf>,
 }

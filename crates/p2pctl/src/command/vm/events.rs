@@ -1,4 +1,4 @@
-//! `p2pctl vm events`: what happens, as it happens.
+//! `p2pctl vm events`: the VM's events as they occur.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::CallError;
 use crate::answer::Answer;
 use crate::show::Text;
 
-/// How long to wait at a time; the next wait follows at once.
+/// Timeout of one wait; the next wait follows at once.
 const WAIT: Duration = Duration::from_secs(3600);
 
 pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer, CallError> {
     let mut events = client.events()?;
-    // Nothing may happen for long; what happens from here on is told.
+    // The first event may take long. Only events from here on are printed.
     eprintln!("waiting for events (Ctrl-C ends it)");
     let mut stdout = io::stdout().lock();
     loop {
@@ -28,7 +28,7 @@ pub(in crate::command) fn run(client: &Client, json: bool) -> Result<Answer, Cal
             true => serde_json::to_string(&record).context("cannot write an event")?,
             false => line(&record),
         };
-        // Who reads sees it at once; who stops reading, such as `head`, has seen enough.
+        // Each line is flushed at once. A closed pipe, as with `head`, ends the command.
         match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return Ok(Answer::text(Text::new()));

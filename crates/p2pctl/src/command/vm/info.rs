@@ -1,6 +1,6 @@
 //! `p2pctl vm info`: the VM and its devices.
 //!
-//! Also of cloud-hypervisor, whose description of a VM has more than this project's: what is not known is passed over.
+//! Unknown fields are ignored, because cloud-hypervisor's configuration has more fields than that of this project.
 
 use serde_json::Value;
 use vmm_api::Client;
@@ -41,7 +41,7 @@ pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, C
     Ok(Answer::text(text))
 }
 
-/// Which exposures were accepted with a device.
+/// The exposures that were accepted for a device.
 fn accepted(device: &Value) -> Option<Line> {
     let functions = device.get("expose")?.as_array()?.iter();
     let functions: Vec<&str> = functions.filter_map(Value::as_str).collect();
@@ -92,7 +92,7 @@ fn bar(bar: &Value) -> String {
     )
 }
 
-/// A size in the largest unit that leaves no fraction.
+/// A size in the largest unit that divides it.
 pub(super) fn bytes(bytes: u64) -> String {
     let units = [(30, "G"), (20, "M"), (10, "K")];
     let fits = |shift: &u32| bytes > 0 && bytes.trailing_zeros() >= *shift;

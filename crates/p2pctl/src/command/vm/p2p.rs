@@ -1,4 +1,4 @@
-//! `p2pctl vm p2p`: who may reach whom.
+//! `p2pctl vm p2p`: which devices can reach each other.
 
 use vmm_api::{
     Client, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pMember, P2pRoute, P2pVerdict,

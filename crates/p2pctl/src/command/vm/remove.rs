@@ -1,4 +1,4 @@
-//! `p2pctl vm remove`: asks the guest to let go of a device, and waits until it is free.
+//! `p2pctl vm remove`: asks the guest to release a device, and waits until it is free.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -11,25 +11,25 @@ use super::CallError;
 use crate::answer::Answer;
 use crate::show::{Line, Text};
 
-/// Which device, and how.
+/// A removal request.
 pub(super) struct Request<'a> {
     pub(super) id: &'a str,
-    /// How long the guest may take.
+    /// Timeout of the guest.
     pub(super) timeout: Duration,
     pub(super) force: bool,
 }
 
-/// How long the VMM may take to say how it ended, beyond what the guest may take.
+/// Additional time for the VMM to report the result after the guest's timeout.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often progress is shown, and a VMM without events asked.
+/// Interval of progress output, and of polling a VMM without events.
 const TICK: Duration = Duration::from_millis(500);
 
 pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<Answer, CallError> {
     let milliseconds = u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX);
-    // Before the call, so that no event is missed.
+    // Subscribes before the call, so that no event is missed.
     let events = match client.events() {
         Ok(events) => Some(events),
-        // cloud-hypervisor has no such call.
+        // cloud-hypervisor does not have this call.
         Err(ClientError::Failed { status: 404, .. }) => None,
         Err(error) => return Err(error.into()),
     };
@@ -42,7 +42,7 @@ pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<
     let started = Instant::now();
     let mut progress = Progress::start(request.id, request.timeout);
     let ended = match events {
-        // Without a guest there is nobody to wait for.
+        // Without a guest the device is free at once.
         _ if is_gone(client, request.id)? => Ok(()),
         Some(events) => wait(events, request, &mut progress),
         None => poll(client, request, &mut progress),
@@ -64,7 +64,7 @@ pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<
     Ok(Answer::text(text))
 }
 
-/// Waits for the event that ends it.
+/// Waits for the event that reports the result.
 fn wait(
     mut events: EventStream,
     request: &Request<'_>,
@@ -90,7 +90,7 @@ fn wait(
     Err(anyhow!("{id}: the VMM does not say what became of it").into())
 }
 
-/// What an event says of the removal of `id`; none if it says nothing.
+/// The result of the removal of `id`, if the event reports it.
 fn ended(record: &Record, id: &str) -> Option<anyhow::Result<()>> {
     let property = |key: &str| record.properties.as_ref()?.get(key);
     if property("id").map(String::as_str) != Some(id) {
@@ -106,14 +106,14 @@ fn ended(record: &Record, id: &str) -> Option<anyhow::Result<()>> {
     }
 }
 
-/// Whether no guest has the device.
+/// Whether the device is in no guest.
 fn is_gone(client: &Client, id: &str) -> Result<bool, ClientError> {
     let info: Value = client.get("vm.info")?;
     let tree = info.get("device_tree").and_then(Value::as_object);
     Ok(tree.is_none_or(|tree| !tree.contains_key(id)))
 }
 
-/// Asks until the device is gone.
+/// Polls until the device is gone.
 fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Result<(), CallError> {
     let deadline = Instant::now() + request.timeout;
     while Instant::now() < deadline {
@@ -127,7 +127,7 @@ fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Resu
     Err(anyhow!("{id}: the guest did not let go in time; the device is still attached").into())
 }
 
-/// What is shown on stderr while waiting: a line that counts on a terminal, one line that stays elsewhere.
+/// Progress on stderr: a counter on a terminal, otherwise a single line.
 struct Progress {
     id: String,
     timeout: Duration,

@@ -1,4 +1,4 @@
-//! The ACS settings of the ports that matter: those above devices that VFIO has, and those that a transaction holds.
+//! ACS settings of the watched ports: those above devices that VFIO has, and those that a transaction holds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,12 +9,12 @@ use iommu_group::{AcsSetting, Function, Sbdf, Sysfs, Topology};
 
 use super::snapshot::Snapshot;
 
-/// The ports that matter, and what they should hold.
+/// The watched ports and their expected settings.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watch {
-    /// How many transactions had begun when it was made.
+    /// The transaction count when the watch was made.
     pub(super) transactions: u64,
-    /// The host as it should be.
+    /// The reference state of the host.
     pub(super) normal: Arc<Snapshot>,
     pub(super) ports: Vec<WatchedPort>,
 }
@@ -22,20 +22,20 @@ pub(super) struct Watch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WatchedPort {
     pub(super) register: AcsRegister,
-    /// What it should hold.
+    /// The expected setting.
     pub(super) good: AcsSetting,
     /// Whether a transaction holds it.
     held: bool,
 }
 
-/// What a port holds that does not hold what it should.
+/// A deviation from the expected setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It has to be put back.
+    /// The setting has to be restored.
     PutBack(AcsSetting),
-    /// It is stricter, and nobody needs it as it was.
+    /// The setting is stricter than expected, and the port need not be restored.
     Stricter(AcsSetting),
-    /// It is not there, or another one.
+    /// The port is gone, or another function replaced it.
     Gone,
 }
 
@@ -61,7 +61,7 @@ impl Watch {
         }
     }
 
-    /// Whether a port that is watched has to be put back, on a host that was found like this.
+    /// Whether a watched port has to be restored in this snapshot.
     pub(super) fn awaits(&self, now: &Snapshot) -> bool {
         self.ports.iter().any(|port| {
             let found = now.acs.get(&port.register.port());
@@ -76,9 +76,9 @@ impl Watch {
 }
 
 impl WatchedPort {
-    /// What it holds that it should not; `None` if it holds what it should, or sleeps.
+    /// The deviation of the port; `None` if there is none or if the port is suspended.
     pub(super) fn look(&self, sysfs: &Sysfs) -> Option<Found> {
-        // To read a register would wake a port that sleeps, with all devices below it.
+        // Reading a register would wake a suspended port and all devices below it.
         if sleeps(sysfs, self.register.port()) {
             return None;
         }
@@ -127,7 +127,7 @@ mod tests {
         AcsSetting::new(text.parse().unwrap(), None)
     }
 
-    /// A machine whose registers are files, and the watch over it.
+    /// A machine whose registers are files, and a watch over it.
     fn machine(held: &[&str]) -> (tempfile::TempDir, Sysfs, Watch) {
         let topology = Arc::new(Topology::from_fixture(SWITCH).unwrap());
         let dir = tempfile::tempdir().unwrap();
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(look("02:00.0"), Some(Found::PutBack(setting("0011"))));
         write("02:00.0", 0x156, 0x1f);
         assert_eq!(look("02:00.0"), Some(Found::Stricter(setting("001f"))));
-        // What a transaction holds is put back either way.
+        // A port that a transaction holds is restored in both directions.
         write("02:01.0", 0x156, 0x1f);
         assert_eq!(look("02:01.0"), Some(Found::PutBack(setting("001f"))));
         let status = sysfs.device_dir(at("02:00.0")).join("power/runtime_status");

@@ -1,4 +1,4 @@
-//! Which devices drift concerns, and what a check of the host means for each of them.
+//! Which devices are affected by drift, and the result of a host check for each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,23 +9,23 @@ use iommu_group::{Exposure, Sbdf};
 use super::response::Event;
 use super::snapshot::Snapshot;
 
-/// What changed on the host.
+/// A change of the host.
 #[derive(Debug, Clone)]
 pub(super) struct Alarm {
-    /// The host as it was.
+    /// The host before the change.
     pub(super) before: Arc<Snapshot>,
-    /// The functions that changed, and how.
+    /// The changed functions, and a description of each change.
     pub(super) changed: BTreeMap<Sbdf, String>,
 }
 
-/// What a check of the host means for a device.
+/// Result of a host check for a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// All that it depends on is as it was.
+    /// All state that the device depends on is unchanged.
     Same,
-    /// Something is different, and nobody is exposed who was not.
+    /// Some of it changed, without new exposures.
     Changed,
-    /// There are exposures that there were not.
+    /// There are new exposures.
     Exposed(BTreeSet<Exposure>),
     /// The function is gone.
     Lost,
@@ -43,12 +43,12 @@ impl Verdict {
 }
 
 impl Alarm {
-    /// Takes in what changed later. The host as it was stays the one before all of it.
+    /// Merges a later change. The earlier snapshot of the host is kept.
     pub(super) fn merge(&mut self, later: Self) {
         self.changed.extend(later.changed);
     }
 
-    /// How what a device depends on changed; `None` if none of it did.
+    /// Description of the changes that affect a device; `None` if none does.
     pub(super) fn reason(&self, device: &VmDevice) -> Option<String> {
         let facts = self.before.functions.get(&device.function);
         let path = facts.into_iter().flat_map(|facts| &facts.path);
@@ -59,7 +59,7 @@ impl Alarm {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// The devices that it concerns, each with the reason: those that depend on what changed, and all peers of those.
+    /// The affected devices, each with the reason: those that depend on changed state, and all peers of those.
     pub(super) fn concerned<'d>(&self, devices: &'d [VmDevice]) -> Vec<(&'d VmDevice, String)> {
         let touched: Vec<(&VmDevice, String)> = devices
             .iter()
@@ -77,13 +77,13 @@ impl Alarm {
     }
 }
 
-/// Whether two devices of one VM are in one P2P domain.
+/// Whether two devices of a VM are in the same P2P domain.
 pub(super) fn are_peers(a: &VmDevice, b: &VmDevice) -> bool {
     a.p2p && b.p2p && a.domain == b.domain
 }
 
-/// What the host as it is now means for a device. Exposures are known if they are within the VM, which has the functions
-/// `own`, or if somebody has accepted them.
+/// Assesses the current host for a device. An exposure is not new if it is between functions of the VM, `own`, or if
+/// the operator has accepted it.
 pub(super) fn assess(
     device: &VmDevice,
     good: &DeviceFacts,
@@ -103,7 +103,7 @@ pub(super) fn assess(
     if !exposed.is_empty() {
         return Verdict::Exposed(exposed);
     }
-    // Without peers it depends on nothing but whom it can reach.
+    // A device without peers depends only on what it can reach.
     if !device.p2p || (&good.path, good.group) == (&is.path, is.group) {
         return Verdict::Same;
     }
@@ -208,7 +208,7 @@ mod tests {
         let exposed = Verdict::Exposed(BTreeSet::from([exposure.clone()]));
         assert_eq!(verdict(&peer, &now), exposed);
         assert_eq!(verdict(&alone, &now), exposed);
-        // Both are in the VM, or it was accepted.
+        // Both functions are in the VM, or the exposure is accepted.
         let own = BTreeSet::from([at("03:00.0"), exposure.function]);
         assert_eq!(assess(&alone, &good, &now, &own, &|_| false), Verdict::Same);
         assert_eq!(assess(&alone, &good, &now, &none, &|_| true), Verdict::Same);

@@ -1,4 +1,4 @@
-//! What a worker knows of one device that drift concerns.
+//! State of one device that is affected by drift.
 
 use std::time::{Duration, Instant};
 
@@ -7,50 +7,50 @@ use hotplug::regroup::{DeviceFacts, PeerMappings, VmDevice};
 use super::response::{Action, Event, State};
 use super::snapshot::Snapshot;
 
-/// How long the first of a row of requests is waited for …
+/// Timeout of the first in a row of requests.
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 
-/// … and the later ones. One that waits is answered as soon as the VMM answers at all, and each that is given up leaves
-/// a connection for the VMM to clear.
+/// Limit of the timeout of later requests. A pending request is answered as soon as the VMM answers at all, and each
+/// abandoned request leaves a connection that the VMM must clean up.
 const LONGEST: Duration = Duration::from_secs(16);
 
-/// How long to wait after a request that failed.
+/// Delay after a failed request.
 pub(super) const AGAIN: Duration = Duration::from_millis(250);
 
-/// How long a guest that keeps a device is left alone before it is asked again.
+/// Delay before a guest that keeps a device is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(120);
 
-/// How long it is remembered that a device was closed.
+/// How long an entry is kept after the device was reopened.
 const MEMORY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) device: VmDevice,
-    /// What it depends on, as it was when it was open.
+    /// The state that the device depended on when it was last open.
     pub(super) good: DeviceFacts,
-    /// A VMM or a transaction has decided about the device since: what it depends on now is good.
+    /// Whether a VMM or a transaction has since approved the device, so that the current state is the new reference.
     pub(super) rebase: bool,
     pub(super) state: State,
     pub(super) why: String,
-    /// How many transactions were over when the good facts were taken.
+    /// The number of completed transactions when `good` was recorded.
     pub(super) transactions: u64,
-    /// Actions that have not ended.
+    /// Actions that are running.
     pub(super) in_flight: Vec<Action>,
-    /// When there is something to do.
+    /// Time of the next action.
     pub(super) due: Instant,
-    /// Attempts in vain, by which the next one is put off.
+    /// Failed attempts in a row; they delay the next one.
     tries: u32,
-    /// How the VMM closed it.
+    /// How the VMM closed the mappings.
     pub(super) closed: Option<PeerMappings>,
-    /// What was told of it last, which is not told again.
+    /// The last event that was reported; it is not repeated.
     told: String,
-    /// When it came into its state.
+    /// When the current state was entered.
     since: Instant,
-    /// How often it was closed of late.
+    /// How often the device was closed recently.
     strikes: u32,
 }
 
-/// Doubles a time, so often, up to a limit.
+/// Doubles a duration this number of times, up to a limit.
 pub(super) fn backoff(first: Duration, times: u32, limit: Duration) -> Duration {
     let factor = 2_u32.saturating_pow(times.min(16));
     first.saturating_mul(factor).min(limit)
@@ -79,7 +79,7 @@ impl Entry {
         }
     }
 
-    /// One that a daemon before this one has taken from the VM; whether the VM has it all the same.
+    /// An entry for a device that an earlier daemon took from the VM. The VM may have the device anyway.
     pub(super) fn recovered(
         device: VmDevice,
         good: DeviceFacts,
@@ -95,7 +95,7 @@ impl Entry {
         }
     }
 
-    /// Something that the device depends on changed; before that it was like this.
+    /// Records that something the device depends on changed. `before` is the host before the change.
     pub(super) fn drift(
         &mut self,
         before: &Snapshot,
@@ -114,7 +114,7 @@ impl Entry {
         self.step(Event::Drift, now);
     }
 
-    /// Goes on to the next state.
+    /// Enters the next state.
     pub(super) fn step(&mut self, event: Event, now: Instant) {
         const LATER: Duration = Duration::from_secs(1);
         const CALM: Duration = Duration::from_secs(30);
@@ -126,16 +126,16 @@ impl Entry {
             return;
         }
         let (from, to) = (self.state, next);
-        // What cannot succeed at once goes on being tried less and less often.
+        // Attempts that fail repeatedly are made less and less often.
         let failed = matches!((from, to), (State::Returning { .. }, State::Away));
         let again = matches!((from, to), (State::Away, State::Returning { .. }));
         if !failed && !again {
             self.tries = 0;
         }
         self.due = match (from, to) {
-            // What is on its way to the VMM is carried out within this time.
+            // Requests that are under way to the VMM are carried out within this time.
             (State::Closing { twice: true }, State::Closing { .. }) => now + LATER,
-            // What changes all the time is not opened all the time.
+            // Mappings are reopened less often while the host keeps changing.
             (State::Closing { .. }, State::Closed) if self.strikes > 1 => {
                 now + backoff(LATER, self.strikes - 2, CALM)
             }
@@ -149,7 +149,7 @@ impl Entry {
         }
     }
 
-    /// The next attempt is later, and later each time.
+    /// Delays the next attempt, longer each time.
     pub(super) fn put_off(&mut self, now: Instant) {
         const FIRST: Duration = Duration::from_secs(1);
         const LIMIT: Duration = Duration::from_secs(10);
@@ -157,7 +157,7 @@ impl Entry {
         self.tries = self.tries.saturating_add(1);
     }
 
-    /// A request has failed, or had no answer: it is made again soon, and waited for longer.
+    /// A request failed or timed out: repeats it soon, with a longer timeout.
     pub(super) fn retry(&mut self, now: Instant) {
         self.due = now + AGAIN;
         self.tries = self.tries.saturating_add(1);
@@ -167,15 +167,15 @@ impl Entry {
         self.tries
     }
 
-    /// Whether this was not told since the device is in its state.
+    /// Whether this event has not been reported in the current state.
     pub(super) fn is_news(&mut self, event: &str) -> bool {
         let news = self.told != event;
         event.clone_into(&mut self.told);
         news
     }
 
-    /// What there is to begin now. No two actions that contradict each other are under way, but a mapping is closed
-    /// whatever else is.
+    /// The action to start now. Contradicting actions never run at the same time, except that mappings are always
+    /// closed at once.
     pub(super) fn begins(&self, is_busy: bool, now: Instant) -> Option<Action> {
         let action = self.state.action();
         let may = match action {
@@ -203,7 +203,7 @@ impl Entry {
         matches!(self.state, State::Open | State::Forgotten) && self.in_flight.is_empty()
     }
 
-    /// Whether the guest was asked to let go of it, and it has not been checked since.
+    /// Whether the device is kept from the guest until a host check succeeds.
     pub(super) fn is_withheld(&self) -> bool {
         matches!(
             self.state,
@@ -211,7 +211,7 @@ impl Entry {
         )
     }
 
-    /// Whether the guest has kept the device for long enough to be asked again.
+    /// Whether the guest has kept the device long enough to be asked again.
     pub(super) fn is_to_be_asked_again(&self, now: Instant) -> bool {
         self.state == State::Kept && now.saturating_duration_since(self.since) >= ASK_AGAIN
     }

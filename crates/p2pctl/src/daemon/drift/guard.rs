@@ -1,5 +1,5 @@
-//! The thread that puts ACS back. It reads a few registers four times a second and waits for nobody: not for a VMM, and
-//! not for a look at the whole host.
+//! The thread that restores ACS settings. It reads a few registers four times a second, and waits neither for VMMs nor
+//! for scans of the whole host.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use super::assessment::Alarm;
 use super::snapshot::acs_change;
 use super::teller::Teller;
 
-/// How often the registers are read. What is wrong with them is put back within a second.
+/// Interval between reads. Wrong settings are restored within a second.
 pub(super) const PERIOD: Duration = Duration::from_millis(250);
 
 pub(super) struct Guard {
     shared: Arc<Shared>,
     watch: Watch,
-    /// What was found and not put back, so that it is told once.
+    /// Deviations that were not restored, so that each is reported once.
     open: BTreeMap<Sbdf, Found>,
     teller: Teller,
 }
 
-/// What was found at a port, and what came of putting it back.
+/// A deviation at a port, and the result of restoring it.
 struct Done {
     port: Sbdf,
     good: AcsSetting,
@@ -44,7 +44,7 @@ impl Guard {
         }
     }
 
-    /// Looks at every port once. First all that is wrong is put back, then others hear of it.
+    /// Checks every port once. All settings are restored before anything is reported.
     pub(super) fn turn(&mut self) {
         if let Some(watch) = self.shared.take_watch() {
             self.watch = watch;
@@ -61,7 +61,7 @@ impl Guard {
             match port.look(sysfs) {
                 Some(found) => {
                     let result = self.put_back(port, found);
-                    // If not, a transaction has begun: what is there now is its doing.
+                    // Otherwise a transaction has started, and the deviation is its change.
                     if !matches!(result, Ok(false)) {
                         done.push(Done {
                             port: at,
@@ -71,7 +71,7 @@ impl Guard {
                         });
                     }
                 }
-                // Somebody else has put it back.
+                // Somebody else has restored the port.
                 None if self.open.remove(&at).is_some() => self.shared.poke(),
                 None => {}
             }
@@ -89,18 +89,18 @@ impl Guard {
         }
     }
 
-    /// Whether no transaction has begun since the watch was made.
+    /// Whether no transaction has started since the watch was made.
     fn is_current(&self) -> bool {
         self.shared.changes.activity() == (false, self.watch.transactions)
     }
 
-    /// Whether the first transaction since then is under way, and leaves the port alone.
+    /// Whether the first transaction since then is running and does not touch the port.
     fn is_spared(&self, port: Sbdf) -> bool {
         let changes = &self.shared.changes;
         changes.spares(port, self.watch.transactions)
     }
 
-    /// Puts a port back, if that has to be; `false` if a transaction may have begun to change it.
+    /// Restores a port if needed; `false` if a transaction may have started to change it.
     fn put_back(&self, port: &WatchedPort, found: Found) -> Result<bool, RegroupError> {
         let Found::PutBack(_) = found else {
             return Ok(true);
@@ -114,7 +114,7 @@ impl Guard {
         regroup.write_acs(&port.register, &port.good, || self.is_current())
     }
 
-    /// Tells what was found, and remembers it; what changed, if it is new.
+    /// Reports a deviation and records it. Returns the change if it is new.
     fn settle(&mut self, done: Done) -> Option<(Sbdf, String)> {
         let Done {
             port,
@@ -123,7 +123,7 @@ impl Guard {
             result,
         } = done;
         let is = match found {
-            // The look at the whole host says what that means.
+            // The scan of the whole host reports the consequences.
             Found::Gone => {
                 if self.open.insert(port, found) != Some(found) {
                     self.shared.poke();
@@ -144,7 +144,7 @@ impl Guard {
                     .tell("acs-restored", &[("function", &function), ("to", &to)]);
             }
             (_, Err(error)) => {
-                // It is tried again at every turn.
+                // Each turn tries again.
                 if self.open.insert(port, found) == Some(found) {
                     return None;
                 }
@@ -165,7 +165,7 @@ impl Guard {
     }
 }
 
-/// Runs until it is told to end.
+/// Runs until the daemon ends.
 pub(super) fn run(shared: Arc<Shared>) {
     let mut guard = Guard::new(Arc::clone(&shared));
     while !shared.ended.load(Ordering::Acquire) {

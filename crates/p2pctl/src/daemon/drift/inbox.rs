@@ -1,4 +1,4 @@
-//! What a worker is told: bounded by what it has begun itself, as alarms are merged.
+//! The inbox of a worker. Its size is bounded by the actions that the worker has started, because alarms are merged.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use hotplug::regroup::{PeerMappings, VmDevice, VmmError, WithheldDevice};
 use super::assessment::Alarm;
 use super::response::Action;
 
-/// What came of something that a worker has begun.
+/// The result of a call that a worker has started.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// The devices that the VM has.
+    /// The devices of the VM.
     Devices(Result<Vec<VmDevice>, VmmError>),
-    /// An action for a device ended.
+    /// An action for a device has ended.
     Ended {
         id: String,
         action: Action,
@@ -22,13 +22,13 @@ pub(super) enum Message {
     },
 }
 
-/// What an action did.
+/// The result of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Closed(PeerMappings),
     Reopened,
     LetGo,
-    /// How the device came back.
+    /// How the device was returned.
     Plugged(&'static str),
 }
 
@@ -36,18 +36,18 @@ pub(super) enum Outcome {
 pub(super) struct Inbox {
     mail: Mutex<Mail>,
     more: Condvar,
-    /// Whether the worker has nothing to do, as far as it knows.
+    /// Whether the worker has nothing left to do.
     at_rest: AtomicBool,
 }
 
-/// What has come since somebody looked.
+/// The contents that arrived since the inbox was last read.
 #[derive(Debug, Default)]
 pub(super) struct Mail {
     pub(super) alarm: Option<Alarm>,
     pub(super) messages: Vec<Message>,
-    /// Devices that a daemon before this one has taken from the VM.
+    /// Devices that an earlier daemon took from the VM.
     pub(super) withheld: Vec<WithheldDevice>,
-    /// Nobody takes mail any more.
+    /// Whether the inbox is closed.
     closed: bool,
 }
 
@@ -58,7 +58,7 @@ impl Mail {
 }
 
 impl Inbox {
-    /// Leaves an alarm; `false` if nobody will find it.
+    /// Delivers an alarm; `false` if the inbox is closed.
     pub(super) fn alarm(&self, alarm: &Alarm) -> bool {
         let mut mail = self.lock();
         if mail.closed {
@@ -72,7 +72,7 @@ impl Inbox {
         true
     }
 
-    /// Leaves a device that the VM is without; `false` if nobody will find it.
+    /// Delivers a device that is kept from the VM; `false` if the inbox is closed.
     pub(super) fn withheld(&self, device: &WithheldDevice) -> bool {
         let mut mail = self.lock();
         if mail.closed {
@@ -88,7 +88,7 @@ impl Inbox {
         self.more.notify_one();
     }
 
-    /// Takes what there is, or what comes within this time.
+    /// Takes the contents, or waits for some for at most `patience`.
     pub(super) fn take(&self, patience: Duration) -> Mail {
         let nothing = |mail: &mut Mail| mail.is_empty();
         let waited = self
@@ -104,7 +104,7 @@ impl Inbox {
         }
     }
 
-    /// Takes no more mail, unless there is some.
+    /// Closes the inbox if it is empty.
     pub(super) fn close_if_empty(&self) -> bool {
         let mut mail = self.lock();
         mail.closed = mail.is_empty();
@@ -119,7 +119,7 @@ impl Inbox {
         self.at_rest.store(at_rest, Ordering::Release);
     }
 
-    /// Whether there is nothing to do for the worker.
+    /// Whether the worker has nothing left to do.
     pub(super) fn is_at_rest(&self) -> bool {
         let mail = self.lock();
         mail.closed || (mail.is_empty() && self.at_rest.load(Ordering::Acquire))

@@ -1,4 +1,4 @@
-//! The thread that looks at the whole host, when the kernel tells that a function came or went.
+//! The thread that scans the whole host when the kernel reports that a function appeared or disappeared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,13 +23,13 @@ pub(super) struct Looker {
     shared: Arc<Shared>,
     started: Instant,
     schedule: Schedule,
-    /// None if the kernel does not tell what comes and goes.
+    /// `None` if uevents are not available.
     uevents: Option<Uevents>,
-    /// After how many transactions the host was looked at first, and what it should be like since.
+    /// The transaction count at the last scan, and the reference state of the host since.
     normal: Option<(u64, Arc<Snapshot>)>,
-    /// What differs from that and was told already: until ACS is put back that stays as it is.
+    /// Differences from the reference that were reported. They persist until ACS is restored.
     told: BTreeSet<String>,
-    /// Whether ACS had to be put back when the host was looked at last.
+    /// Whether ACS had to be restored at the last scan.
     was_waiting: bool,
     teller: Teller,
 }
@@ -46,7 +46,7 @@ impl Looker {
             told: BTreeSet::new(),
             was_waiting: false,
         };
-        // What the kernel tells is about no other host than its own.
+        // Uevents are about this host only.
         let elsewhere = looker.shared.global.sysfs.clone();
         match elsewhere.filter(|sysfs| sysfs != Path::new("/sys")) {
             None => match Uevents::open() {
@@ -58,7 +58,7 @@ impl Looker {
         looker
     }
 
-    /// From now on the host is looked at, as the kernel does not tell what comes and goes.
+    /// Switches to polling because uevents are not available.
     fn deafen(&mut self, why: &str) {
         self.uevents = None;
         self.schedule.deafen();
@@ -77,7 +77,7 @@ impl Looker {
         }
     }
 
-    /// Looks, if there is a reason to, and waits until there may be one.
+    /// Scans if there is a reason, and waits until there may be one.
     fn turn(&mut self) {
         if self.shared.was_poked() {
             self.schedule.news(self.started.elapsed());
@@ -100,14 +100,14 @@ impl Looker {
     }
 
     fn look(&mut self, count: u64) {
-        // A function may go while it is looked at.
+        // The scan fails if a function disappears meanwhile.
         let Ok(source) = Source::load(&self.shared.global) else {
             self.schedule.news(self.started.elapsed());
             return;
         };
         let topology = Arc::new(source.host.into_topology());
         let now = Arc::new(Snapshot::of(Arc::clone(&topology)));
-        // One that has begun meanwhile has made the differences itself.
+        // A transaction that started meanwhile may have caused the differences.
         if self.shared.changes.activity() != (false, count) {
             return;
         }
@@ -129,7 +129,7 @@ impl Looker {
             BTreeSet::new()
         });
         let watch = Watch::new(count, Arc::clone(&normal), &topology, &held);
-        // What has to be put back is not what the host should be like.
+        // Settings that have to be restored do not belong to the reference.
         let is_waiting = watch.awaits(&now);
         self.answer(&topology, &watch, &now, is_waiting);
         self.was_waiting = is_waiting;
@@ -150,13 +150,13 @@ impl Looker {
         Regroup::new(&host.host, &[], host.state.clone()).held()
     }
 
-    /// Tells what is different, and has the VMs that it concerns closed.
+    /// Reports the differences and sends an alarm for those that are new.
     fn answer(&mut self, topology: &Topology, watch: &Watch, now: &Snapshot, is_waiting: bool) {
         let normal = &watch.normal;
         let mut changed = BTreeMap::new();
         for (function, what) in normal.changes(now) {
             if self.told.insert(what.clone()) {
-                // The guard tells of those itself.
+                // The guard reports changes of these ports.
                 if !(watch.has(function) && now.acs.contains_key(&function)) {
                     let function = function.to_string();
                     self.teller
@@ -165,7 +165,7 @@ impl Looker {
                 changed.insert(function, what);
             }
         }
-        // While ACS is being put back anybody may be exposed for a moment.
+        // While ACS is being restored, exposures may be temporary.
         if !is_waiting || self.was_waiting {
             for exposure in normal.lost(now) {
                 if !self.shared.is_accepted(&exposure) && self.told.insert(exposure.to_string()) {
@@ -205,7 +205,7 @@ impl Looker {
     }
 }
 
-/// Runs until it is told to end.
+/// Runs until the daemon ends.
 pub(super) fn run(shared: Arc<Shared>) {
     let mut looker = Looker::new(Arc::clone(&shared));
     while !shared.ended.load(Ordering::Acquire) {

@@ -1,4 +1,4 @@
-//! The thread that gives the workers what a daemon before this one has taken from VMs.
+//! The thread that gives the workers the devices that an earlier daemon took from VMs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,14 +10,14 @@ use vmm_api::Client;
 
 use super::Shared;
 
-/// How long a VMM may take to say which process it is.
+/// Timeout of a VMM's answer to a ping.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How often VMMs are looked for that do not answer yet, and how often is looked whether the daemon ends.
+/// Interval between attempts to reach missing VMMs, and between checks whether the daemon ends.
 const AGAIN: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(50);
 
-/// Runs until every VM is found, or until it is told to end.
+/// Runs until every VM is found or the daemon ends.
 pub(super) fn run(shared: &Arc<Shared>) {
     let host = shared.changes.host();
     let regroup = Regroup::new(&host.host, &[], host.state.clone());
@@ -44,7 +44,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// Whether the VM of a device was found: it is the one that had it, or that one is gone.
+/// Whether the VM of a device was found: it is the one that had the device, or that one is gone.
 fn find(
     shared: &Arc<Shared>,
     regroup: &Regroup<'_>,

@@ -1,89 +1,89 @@
-//! What becomes of one device after drift. Pure: what there is to do follows from the state, and the next state from
-//! what came of it.
+//! State machine of one device after drift. It is pure: the state determines the action, and the event determines the
+//! next state.
 //!
 //! ```text
 //!         drift              closed             as before
 //! Open ─────────▶ Closing ──────────▶ Closed ────────────▶ Opening ──▶ Open
 //!                    ▲                   │ different           │ no answer: it may be open
 //!                    └───────────────────┼─────────────────────┘
-//!                                        ▼    let go           safe
+//!                                        ▼    released         safe
 //!                                     Leaving ───────▶ Away ────────▶ Returning ──▶ Open
 //!                                        │              ▲ │ ▲             │
 //!                                        │ kept         │ │ └─────────────┘ failed
-//!                                        ▼    let go    │ └▶ Forgotten: the function is gone
+//!                                        ▼    released  │ └▶ Forgotten: the function is gone
 //!                                      Kept ────────────┘
 //! ```
-//! No state leads to `Opening` or `Returning` but by a check of the host that was made after the mappings were closed.
+//! `Opening` and `Returning` are entered only after a check of the host that was made after the mappings were closed.
 
-/// Where a device is.
+/// State of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// Nothing is wrong with it.
+    /// The device is in normal use.
     Open,
     /// Its mappings have to be closed.
     Closing {
-        /// A request to open them had no answer, and may be carried out yet: they are closed twice.
+        /// A request to open them was not answered and may still be carried out, so they are closed twice.
         twice: bool,
     },
-    /// Its mappings are closed, or stay until it is unplugged; the host has to be checked.
+    /// Its mappings are closed, or stay until the device is unplugged. The host has to be checked.
     Closed,
-    /// The host was as before: its mappings may be opened.
+    /// The host was unchanged: its mappings may be opened.
     Opening,
-    /// The host was different: the guest has to let go of it.
+    /// The host was different: the guest has to release the device.
     Leaving,
-    /// The guest did not let go of it. It stays closed.
+    /// The guest did not release the device. The mappings stay closed.
     Kept,
-    /// The guest has let go of it; the host has to be checked before it comes back.
+    /// The guest has released the device. The host has to be checked before the device returns.
     Away,
-    /// It may come back.
+    /// The device may return.
     Returning {
-        /// Something it depends on changed since that was found.
+        /// Whether something the device depends on changed since the check.
         stale: bool,
     },
-    /// There is nothing more to do about it.
+    /// Nothing is left to do.
     Forgotten,
 }
 
-/// What happened.
+/// An event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Something that it depends on changed.
+    /// Something the device depends on changed.
     Drift,
-    /// What the state asks for was done.
+    /// The state's action succeeded.
     Done,
-    /// It failed, or had no answer.
+    /// The state's action failed or timed out.
     Failed,
     /// A check found the host as it was when the device was open.
     Same,
-    /// A check found it different, and nobody exposed who was not.
+    /// A check found changes without new exposures.
     Changed,
-    /// A check found an exposure that there was not.
+    /// A check found a new exposure.
     Exposed,
     /// A check did not find the function.
     Lost,
     /// The VM has the device.
     Present,
-    /// The VM does not have it.
+    /// The VM does not have the device.
     Absent,
     /// It is time to ask the guest again.
     Again,
-    /// The VM is gone, or somebody else has seen to the device.
+    /// The VM is gone, or another process has handled the device.
     Over,
 }
 
-/// What a state asks for.
+/// The action of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
     /// Close the mappings.
     Revoke,
-    /// Look at the host.
+    /// Check the host.
     Check,
     /// Open the mappings.
     Reopen,
-    /// Have the guest let go.
+    /// Ask the guest to release the device.
     Unplug,
-    /// Give the device back.
+    /// Return the device to the VM.
     Plug,
 }
 
@@ -108,7 +108,7 @@ impl State {
             (_, Over) | (Self::Forgotten, _) => Self::Forgotten,
 
             (Self::Open, Drift) => first,
-            // Somebody else has taken it out.
+            // Another process has removed it.
             (Self::Open | Self::Closing { .. } | Self::Closed | Self::Opening, Absent) => {
                 Self::Forgotten
             }
@@ -128,7 +128,7 @@ impl State {
             (Self::Closed, Drift | Done | Failed | Present | Again) => Self::Closed,
 
             (Self::Opening, Done) => Self::Open,
-            // Whether they are open now, nobody knows.
+            // The mappings may be open or closed.
             (Self::Opening, Drift | Failed) => Self::Closing { twice: true },
             (Self::Opening, Same | Changed | Exposed | Lost | Present | Again) => Self::Opening,
 
@@ -145,7 +145,7 @@ impl State {
 
             (Self::Away, Same | Changed) => Self::Returning { stale: false },
             (Self::Away, Lost) => Self::Forgotten,
-            // A request to give it back that had no answer was carried out, or somebody else has given it back.
+            // An unanswered request to return the device was carried out, or another process has returned it.
             (Self::Away, Present) => first,
             (Self::Away, Drift | Done | Failed | Exposed | Absent | Again) => Self::Away,
 

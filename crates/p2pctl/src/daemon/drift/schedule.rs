@@ -1,46 +1,46 @@
-//! When the whole host is looked at.
+//! When the whole host is scanned.
 //!
 //! ```text
-//! something came or went ── quiet for a while, or long enough ──▶ look
-//! a change of our own ended ────────────────────────────────────▶ look
-//! some time has passed ─────────────────────────────────────────▶ look, if the kernel does not tell what comes and goes
+//! a uevent ── quiet for a while, or long enough ──▶ scan
+//! a transaction of the daemon ended ──────────────▶ scan
+//! some time has passed ───────────────────────────▶ scan, if uevents are not available
 //! ```
 
 use std::time::Duration;
 
-/// How often the host is looked at if the kernel does not tell what comes and goes, and the longest rest.
+/// Interval of scans without uevents, and the longest rest.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// What comes and goes does so in numbers: it is looked at when nothing has for this long …
+/// Uevents come in bursts. A scan starts when none has come for this long.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// … or has not stopped to for this long.
+/// A scan also starts when a burst has lasted this long.
 const STORM: Duration = Duration::from_millis(400);
 
-/// How often to see whether a change of our own has ended.
+/// Interval of checks whether a transaction has ended.
 const BUSY: Duration = Duration::from_millis(50);
 
-/// What is known at a moment.
+/// Inputs of a decision.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
-    /// Since some time in the past.
+    /// Time since a fixed moment in the past.
     pub(super) now: Duration,
-    /// Whether a change of our own is under way.
+    /// Whether a transaction is running.
     pub(super) busy: bool,
-    /// How many have begun.
+    /// How many transactions have started.
     pub(super) changes: u64,
 }
 
-/// What there was up to now.
+/// State between decisions.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    /// Whether the kernel tells what comes and goes.
+    /// Whether uevents are available.
     told: bool,
-    /// The first and the last news that was not looked at.
+    /// The first and the last event since the last scan.
     news: Option<(Duration, Duration)>,
-    /// When it was looked at last.
+    /// Time of the last scan.
     looked: Duration,
-    /// How many changes of our own had begun when the whole was looked at last; none if it never was.
+    /// The transaction count at the last scan; `None` before the first.
     changes: Option<u64>,
 }
 
@@ -54,18 +54,18 @@ impl Schedule {
         }
     }
 
-    /// From now on the kernel tells nothing.
+    /// Switches to polling.
     pub(super) fn deafen(&mut self) {
         self.told = false;
     }
 
-    /// Something came or went.
+    /// Records an event.
     pub(super) fn news(&mut self, now: Duration) {
         let first = self.news.map_or(now, |(first, _)| first);
         self.news = Some((first, now));
     }
 
-    /// Whether to look.
+    /// Whether to scan now.
     pub(super) fn is_due(&self, at: Moment) -> bool {
         if at.busy {
             return false;
@@ -77,14 +77,14 @@ impl Schedule {
         settled || self.changes != Some(at.changes) || (!self.told && passed(self.looked) >= PERIOD)
     }
 
-    /// The host was looked at, beginning at this moment.
+    /// Records a scan that starts at this moment.
     pub(super) fn looked(&mut self, at: Moment) {
         self.news = None;
         self.changes = Some(at.changes);
         self.looked = at.now;
     }
 
-    /// How long there is nothing to do unless there are news.
+    /// How long to rest if no event comes.
     pub(super) fn rest(&self, at: Moment) -> Duration {
         if at.busy {
             return BUSY;
@@ -114,7 +114,7 @@ mod tests {
         }
     }
 
-    /// One that has looked at the beginning.
+    /// A schedule after the first scan.
     fn schedule(told: bool) -> Schedule {
         let mut schedule = Schedule::new(told);
         assert!(schedule.is_due(at(0)));

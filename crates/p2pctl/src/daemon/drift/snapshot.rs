@@ -1,4 +1,4 @@
-//! What assigned devices depend on: ACS and groups on their paths, and who can reach whom without the IOMMU.
+//! Host state that assigned devices depend on: ACS and groups on their paths, and isolation holes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use iommu_group::{
     UntranslatedReach,
 };
 
-/// The host at one moment.
+/// Host state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Snapshot {
-    /// The ACS setting of every port that has any.
+    /// The ACS setting of every port that has one.
     pub(super) acs: BTreeMap<Sbdf, AcsSetting>,
-    /// What there is to know of every endpoint.
+    /// The facts of every endpoint.
     pub(super) functions: BTreeMap<Sbdf, DeviceFacts>,
-    /// What exposures are computed from, when somebody asks for those of a device.
+    /// The topology for computing a device's exposures on demand.
     topology: Option<Arc<Topology>>,
 }
 
@@ -44,7 +44,7 @@ impl Snapshot {
         }
     }
 
-    /// What a function depends on, with its exposures.
+    /// The facts of a function, with its exposures.
     pub(super) fn facts(&self, function: Sbdf) -> Option<DeviceFacts> {
         let mut facts = self.functions.get(&function)?.clone();
         if facts.is_assigned && facts.exposures.is_none() {
@@ -54,7 +54,8 @@ impl Snapshot {
         Some(facts)
     }
 
-    /// What is different now, in words, and where. Functions that arrive are none: [`lost`](Self::lost) has what they do.
+    /// The differences in `now`, as text, by function. New functions are not differences: [`lost`](Self::lost) reports
+    /// their effects.
     pub(super) fn changes(&self, now: &Self) -> Vec<(Sbdf, String)> {
         let mut changes = Vec::new();
         for (port, was) in &self.acs {
@@ -74,8 +75,8 @@ impl Snapshot {
         changes
     }
 
-    /// What the host should be like after changes of the daemon's own, which may have touched these functions: as it is
-    /// now, but for what others did to the rest meanwhile.
+    /// The reference state after transactions of the daemon that may have touched these functions. It is `now`, without
+    /// the changes that others made to untouched functions.
     pub(super) fn after_changes(&self, now: &Self, touched: &BTreeSet<Sbdf>) -> Self {
         let mut normal = now.clone();
         for (port, was) in &self.acs {
@@ -111,7 +112,7 @@ impl Snapshot {
         }
     }
 
-    /// The exposures of assigned devices that there are now and were not.
+    /// New exposures of assigned devices.
     pub(super) fn lost(&self, now: &Self) -> BTreeSet<Exposure> {
         let assigned = now.functions.iter().filter(|(_, facts)| facts.is_assigned);
         let assigned = assigned.map(|(function, _)| *function);
@@ -123,7 +124,7 @@ impl Snapshot {
             });
             return lost.flatten().collect();
         }
-        // Usually nothing but what arrived makes a difference, and of all pairs these are few.
+        // Usually only new functions matter, so few pairs have to be checked.
         let Some(topology) = now.topology.as_deref() else {
             return BTreeSet::new();
         };
@@ -146,7 +147,7 @@ impl Snapshot {
         lost
     }
 
-    /// Whether exposures are not those that the topology has.
+    /// Whether there are exposures that the topology does not have.
     fn has_exceptions(&self) -> bool {
         self.functions
             .values()
@@ -154,7 +155,7 @@ impl Snapshot {
     }
 }
 
-/// How a changed ACS setting is told.
+/// Text for a changed ACS setting.
 pub(super) fn acs_change(port: Sbdf, was: AcsSetting, is: AcsSetting) -> String {
     format!("ACS of {port} is {is}, and was {was}")
 }
@@ -184,7 +185,7 @@ fn one_sender(topology: &Topology, from: Sbdf, function: Sbdf) -> Exposure {
         .ancestors(from)
         .map(Function::sbdf)
         .take_while(|port| !common.contains(port));
-    // With no port between them it is the bus that they are on.
+    // Without a port between them, the bus connects them.
     let through = own
         .last()
         .or_else(|| topology.upstream(from).map(Function::sbdf));
@@ -196,7 +197,7 @@ fn one_sender(topology: &Topology, from: Sbdf, function: Sbdf) -> Exposure {
     }
 }
 
-/// What would end an exposure, if a port that requests go through could redirect them and does not.
+/// The change that would end an exposure, if a port on the path can redirect requests and does not.
 pub(super) fn remedy(topology: &Topology, exposure: &Exposure) -> Option<String> {
     exposure.through.iter().find_map(|port| {
         let acs = topology.get(*port)?.acs().registers()?;
@@ -292,7 +293,7 @@ mod tests {
             normal.functions[&at("03:00.0")].path,
             before.functions[&at("03:00.0")].path
         );
-        // What was touched was changed on purpose, and what is stricter is good.
+        // Changes of touched functions are intentional, and stricter settings are kept.
         let touched = BTreeSet::from([at("02:00.0")]);
         assert_eq!(before.after_changes(&now, &touched), now);
         let stricter = switch("1f", &arrives);
@@ -314,7 +315,7 @@ mod tests {
         before.functions.pop_last();
         let started = std::time::Instant::now();
         before.lost(&now);
-        // All pairs take minutes here.
+        // Checking all pairs takes minutes here.
         assert!(started.elapsed() < std::time::Duration::from_secs(5));
     }
 

@@ -1,4 +1,4 @@
-//! Events, no more of them than somebody can read, told by a thread that may wait for whoever reads the log.
+//! Rate-limited events. A thread writes them, because writing to the log may block.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use vmm_api::EventLog;
 
-/// Events that may come at once …
+/// Number of events that may come at once.
 const BURST: u32 = 40;
 
-/// … and how long it takes until there may be one more.
+/// Time until another event may come.
 const REFILL: Duration = Duration::from_secs(5);
 
-/// Events that may wait to be told.
+/// Length of the event queue.
 const QUEUE: usize = 256;
 
-/// An event that is to be told, with its particulars.
+/// An event to report, with its properties.
 pub(super) type Telling = (String, BTreeMap<String, String>);
 
-/// Starts the thread that tells. It ends when nobody can send to it any more.
+/// Starts the thread that writes events. It ends when all senders are dropped.
 pub(super) fn start(events: EventLog) -> io::Result<SyncSender<Telling>> {
     let (sender, receiver) = sync_channel::<Telling>(QUEUE);
     let thread = thread::Builder::new().name("drift-events".to_owned());
@@ -32,7 +32,8 @@ pub(super) fn start(events: EventLog) -> io::Result<SyncSender<Telling>> {
     Ok(sender)
 }
 
-/// Who has events told, and never waits. What recurs without end is told from time to time, with a count of what was left out.
+/// Reports events without blocking. Recurring events are reported at a limited rate, with a count of the suppressed
+/// ones.
 pub(super) struct Teller {
     to: SyncSender<Telling>,
     left: u32,

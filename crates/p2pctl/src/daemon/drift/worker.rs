@@ -1,9 +1,9 @@
-//! One VM after drift, in a thread of its own that waits for nobody: requests to the VMM are made by other threads.
+//! The thread that handles drift for one VM. It does not block: other threads make the requests to the VMM.
 //!
 //! ```text
-//! alarm ─▶ ask which devices it has ─▶ close those that are concerned ─▶ check the host ─▶ open, or unplug and plug
+//! alarm ─▶ get the VM's devices ─▶ close the affected ones ─▶ check the host ─▶ open, or unplug and plug
 //! ```
-//! A VMM that does not answer is asked until it does or is gone. The thread ends when nothing is left to do.
+//! A VMM that does not answer is asked until it answers or is gone. The thread ends when nothing is left to do.
 
 mod check;
 mod outcome;
@@ -28,45 +28,45 @@ use super::response::{Action, Event, State};
 use super::snapshot::Snapshot;
 use super::teller::{Teller, Telling};
 
-/// How long a VMM may take to give a device back. One with much memory takes seconds.
+/// Timeout for returning a device. A VMM with much memory takes seconds.
 const PLUG: Duration = Duration::from_secs(30);
 
-/// How often is looked whether a guest has let go of what it kept.
+/// Interval of checks whether a guest has released a device that it kept.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The longest time without a look at what may have changed meanwhile.
+/// Longest time between checks for changes.
 const REST: Duration = Duration::from_millis(250);
 
-/// How often a VMM has to be gone to be so.
+/// Number of failed contacts after which a VMM counts as gone.
 const GONE: u32 = 3;
 
-/// What a worker needs of the world.
+/// Interface of a worker to the host and the VM.
 pub(super) trait World: Send + Sync {
-    /// The VM, each request to whose VMM is waited for this long at most.
+    /// The VM. Each request to its VMM times out after `patience`.
     fn reach(&self, patience: Duration) -> Result<Guest, VmmError>;
 
-    /// The host as it is now; `None` if it cannot be read.
+    /// The current host; `None` if it cannot be read.
     fn look(&self) -> Option<Snapshot>;
 
-    /// Whether a transaction is under way, and how many have begun.
+    /// Whether a transaction is running, and how many have started.
     fn activity(&self) -> (bool, u64);
 
-    /// How many transactions had begun when one of them gave a device back last.
+    /// The transaction count when a transaction last returned this device.
     fn given_back(&self, device: &VmDevice) -> Option<u64>;
 
     /// Whether the operator accepts an exposure.
     fn is_accepted(&self, device: &VmDevice, exposure: &Exposure) -> bool;
 
-    /// Notes that a device is kept from the VM, so that another daemon gives it back.
+    /// Records that a device is kept from the VM, so that a later daemon returns it.
     fn withhold(&self, device: &VmDevice, good: &DeviceFacts) -> Result<(), String>;
 
-    /// Notes that a device is not kept from the VM any more.
+    /// Removes that record.
     fn release(&self, id: &str) -> Result<(), String>;
 
     /// Whether the daemon has ended.
     fn has_ended(&self) -> bool;
 
-    /// Where events are told.
+    /// Queue of the events to report.
     fn tellings(&self) -> SyncSender<Telling>;
 }
 
@@ -75,21 +75,21 @@ pub(super) struct Worker {
     world: Arc<dyn World>,
     inbox: Arc<Inbox>,
     entries: BTreeMap<String, Entry>,
-    /// What changed, until the VM has said which devices it has.
+    /// The change to handle as soon as the VM's devices are known.
     alarm: Option<Alarm>,
     /// Whether more changed after the VM was asked.
     is_newer: bool,
-    /// Devices that were seen to before the VM said that it has them.
+    /// Devices that were handled before the VM listed them.
     handled: BTreeSet<String>,
-    /// Devices that a daemon before this one has taken away, until the VM has said whether it has them.
+    /// Devices that an earlier daemon took, until it is known whether the VM has them.
     recovered: Vec<WithheldDevice>,
-    /// Names of devices of which is noted that they are kept from the VM.
+    /// Names of devices that are recorded as kept from the VM.
     noted: BTreeSet<String>,
-    /// Functions of the VM, as it said last.
+    /// Functions of the VM, from its last answer.
     functions: BTreeSet<Sbdf>,
     is_asked: bool,
     ask_at: Instant,
-    /// How often it has not said which devices it has, or was gone.
+    /// How often the VM did not list its devices, or was gone.
     silent: u32,
     gone: u32,
     teller: Teller,
@@ -174,14 +174,14 @@ impl Worker {
         self.ask_at = now;
     }
 
-    /// A daemon before this one has taken these away.
+    /// Takes over devices that an earlier daemon took from the VM.
     fn recover(&mut self, withheld: Vec<WithheldDevice>) {
         let ids = withheld.iter().map(|other| other.device.id.clone());
         self.noted.extend(ids);
         self.recovered.extend(withheld);
     }
 
-    /// Notes of which devices the VM is not without any more.
+    /// Removes the records of devices that are no longer kept from the VM.
     fn release(&mut self) {
         let is_withheld = |id: &String| {
             let recovered = self.recovered.iter().any(|other| other.device.id == *id);
@@ -217,13 +217,13 @@ impl Worker {
         }
     }
 
-    /// The VM has these devices.
+    /// Handles the VM's list of devices.
     fn has(&mut self, devices: &[VmDevice], now: Instant) {
         (self.silent, self.gone) = (0, 0);
         self.ask_at = now + LOOK;
         self.functions = devices.iter().map(|device| device.function).collect();
         for entry in self.entries.values_mut() {
-            // What is under way may have changed it since.
+            // A running action may have changed the device since.
             if entry.in_flight.is_empty() {
                 let is_it = |device: &VmDevice| device.id == entry.device.id;
                 let has = devices.iter().any(is_it);
@@ -281,7 +281,7 @@ impl Worker {
         }
     }
 
-    /// What a transaction has given back was checked by it, and what it depends on was changed on purpose.
+    /// Devices that a transaction returned were checked by it, and it changed their dependencies intentionally.
     fn heed_transactions(&mut self) {
         for entry in self.entries.values_mut() {
             let given = self.world.given_back(&entry.device);
@@ -292,13 +292,13 @@ impl Worker {
         }
     }
 
-    /// How many transactions are over.
+    /// How many transactions have completed.
     fn transactions(&self) -> u64 {
         let (is_busy, begun) = self.world.activity();
         begun.saturating_sub(u64::from(is_busy))
     }
 
-    /// Asks which devices the VM has, if anything depends on that.
+    /// Asks the VM for its devices, if something depends on the answer.
     fn ask(&mut self, now: Instant) {
         let depends = |entry: &Entry| matches!(entry.state, State::Kept | State::Away);
         let is_waiting = self.alarm.is_some() || !self.recovered.is_empty();
@@ -314,7 +314,7 @@ impl Worker {
         self.spawn(request, |error| Message::Devices(Err(error)));
     }
 
-    /// Begins what has to be done for each device.
+    /// Starts the actions of all devices.
     fn begin(&mut self, now: Instant) {
         let (is_busy, _) = self.world.activity();
         let mut begun = Vec::new();
@@ -352,7 +352,7 @@ impl Worker {
         }
     }
 
-    /// Makes a request in a thread of its own.
+    /// Makes a request in its own thread.
     fn spawn(
         &self,
         request: impl FnOnce() -> Message + Send + 'static,

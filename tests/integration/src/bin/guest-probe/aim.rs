@@ -1,4 +1,4 @@
-//! Engines aim at an address, whoever has it.
+//! DMA of `edu` engines to a given address, whatever device is there.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::round::{Page, SOURCE, hex};
 
 type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
 
-/// Each engine but the one at `bar0` stores a word of its own in the register there, and fetches what it holds then.
+/// Each engine except the one at `bar0` writes its own word to the register there and reads the register.
 pub(crate) fn run(bar0: u64, print: &mut Print<'_>) -> io::Result<bool> {
     let stuck = |_| io::Error::other("a transfer does not end");
     let register = bar0.saturating_add(LIVENESS.into());
@@ -31,7 +31,7 @@ pub(crate) fn run(bar0: u64, print: &mut Print<'_>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What the register of each engine holds, after the processor has written a word into it if there is one.
+/// Reports the register of each engine, after the processor has written a word to it, if one is given.
 pub(crate) fn liveness(word: Option<u32>, print: &mut Print<'_>) -> io::Result<bool> {
     for engine in Edu::find_all()? {
         if let Some(word) = word {

@@ -1,4 +1,4 @@
-//! Configuration registers, written past the kernel.
+//! Access to configuration registers without the kernel's knowledge.
 
 use std::fs::File;
 use std::io;
@@ -30,19 +30,19 @@ impl Config {
         Ok(data)
     }
 
-    /// Memory decode on or off; bus mastering stays on.
+    /// Switches memory decode on or off; bus mastering stays on.
     pub(crate) fn decode(&self, on: bool) -> io::Result<()> {
         let value = if on { MEMORY_AND_MASTER } else { MASTER };
         self.0.write_all_at(&[value], COMMAND)
     }
 
-    /// Moves a 32-bit BAR 0.
+    /// Moves a 32-bit BAR 0 to another address.
     pub(crate) fn move_bar0(&self, to: u64) -> io::Result<()> {
         let low = u32::try_from(to).map_err(io::Error::other)?;
         self.0.write_all_at(&low.to_le_bytes(), BAR0)
     }
 
-    /// All BARs, to be put back after the function has lost them.
+    /// Reads all BARs, to restore them after the function has lost them.
     pub(crate) fn bars(&self) -> io::Result<[u8; BARS_BYTES]> {
         self.read(BAR0)
     }
@@ -54,7 +54,7 @@ impl Config {
         Ok(())
     }
 
-    /// The memory window of a bridge: first address, and first behind it.
+    /// Memory window of a bridge: its first address, and the first address after it.
     pub(crate) fn window(&self) -> io::Result<(u64, u64)> {
         let [a, b, c, d] = self.read(BRIDGE_MEMORY)?;
         let address = |low: u8, high: u8| u64::from(u16::from_le_bytes([low & 0xf0, high])) << 16;
@@ -68,7 +68,7 @@ impl Config {
         self.0.write_all_at(&[a, b, c, d], BRIDGE_MEMORY)
     }
 
-    /// Where a capability is in the first 256 bytes.
+    /// Offset of a capability in the first 256 bytes.
     pub(crate) fn capability(&self, id: u8) -> io::Result<u64> {
         let [mut at] = self.read(CAPABILITIES)?;
         for _ in 0..48 {
@@ -84,7 +84,7 @@ impl Config {
         Err(io::Error::other(format!("no capability {id:#x}")))
     }
 
-    /// Power state 0 to 3 (PCI PM r1.2 §3.2.4).
+    /// Sets power state 0 to 3 (PCI PM r1.2 §3.2.4).
     pub(crate) fn set_power(&self, state: u8) -> io::Result<()> {
         let at = self.capability(1)? + 4;
         let [status] = self.read(at)?;

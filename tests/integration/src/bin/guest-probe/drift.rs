@@ -1,4 +1,4 @@
-//! How long others take to answer a change of an ACS control register, on the clock of the machine.
+//! Measures how long other processes take to react to a change of an ACS control register, on the machine's clock.
 
 use std::fs;
 use std::io;
@@ -14,18 +14,18 @@ use crate::pci::Function;
 
 type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
 
-/// How often is looked: a process that looks all the time takes the time of those that it waits for.
+/// Polling interval. A process that polls without pause takes processor time from those that it waits for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// How long anything may take.
+/// Timeout of each wait.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Extended capabilities (PCIe r6.0 §7.6.3), and the ACS one (§7.7.11).
+/// Offset of the extended capabilities (PCIe r6.0 §7.6.3), and the ACS capability (§7.7.11).
 const FIRST: u64 = 0x100;
 const ACS: u32 = 0x000d;
 const CONTROL: u64 = 6;
 
-/// Writes the ACS control of a port, and tells when it was written, when it held again what it had held, and when a file had
-/// a word so often.
+/// Writes the ACS control of a port. Reports when it was written, when it had its previous value again, and when a file
+/// contained a word `count` times.
 pub(crate) fn run(
     port: &str,
     control: u16,
@@ -51,7 +51,7 @@ pub(crate) fn run(
     told(file, word, count, print)
 }
 
-/// Lets a process go on that was stopped, and tells when, and when a file had a word so often.
+/// Continues a stopped process. Reports when, and when a file contained a word `count` times.
 pub(crate) fn resume(
     pid: i32,
     file: &str,
@@ -65,18 +65,18 @@ pub(crate) fn resume(
     told(file, word, count, print)
 }
 
-/// Tells when a file had a word so often.
+/// Reports when a file contains a word `count` times.
 fn told(file: &str, word: &str, count: usize, print: &mut Print<'_>) -> io::Result<bool> {
     wait_for(|| Ok(fs::read_to_string(file)?.matches(word).count() >= count))?;
     tell("told", print)?;
     Ok(true)
 }
 
-/// Tells what the time is.
+/// Reports an event with the current time.
 fn tell(what: &str, print: &mut Print<'_>) -> io::Result<()> {
     let text = fs::read_to_string("/proc/uptime")?;
     let seconds = text.split_ascii_whitespace().next().unwrap_or_default();
-    // Hundredths of a second behind the point.
+    // The uptime has two decimals: hundredths of a second.
     let hundredths = seconds.replace('.', "").parse::<u64>();
     print(&Finding::At {
         what: what.to_owned(),
@@ -95,7 +95,7 @@ fn wait_for(mut is_so: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the ACS control register is.
+/// Offset of the ACS control register.
 fn control_register(config: &fs::File) -> io::Result<u64> {
     let mut at = FIRST;
     for _ in 0..96 {

@@ -1,4 +1,4 @@
-//! QEMU's `edu` device: a DMA engine that anybody can drive (QEMU docs/specs/edu.rst).
+//! QEMU's `edu` device: a simple DMA engine (QEMU docs/specs/edu.rst).
 
 use std::fs::OpenOptions;
 use std::io;
@@ -12,7 +12,7 @@ use crate::pci::Function;
 pub(crate) const VENDOR: u16 = 0x1234;
 pub(crate) const DEVICE: u16 = 0x11e8;
 
-/// Stores the inverse of what is written to it: 32 bits wide.
+/// Register that stores the inverse of the value written to it: 32 bits wide.
 pub(crate) const LIVENESS: u32 = 0x04;
 
 const DMA_SOURCE: usize = 0x80;
@@ -20,18 +20,18 @@ const DMA_DESTINATION: usize = 0x88;
 const DMA_COUNT: usize = 0x90;
 const DMA_COMMAND: usize = 0x98;
 
-/// Also the bit that says a transfer is under way.
+/// Starts a transfer; reads as 1 while a transfer is in progress.
 const DMA_START: u64 = 1;
-/// Out of the device; into it without.
+/// Direction out of the device; into the device without this bit.
 const DMA_OUT: u64 = 2;
 
-/// The device's own buffer, as its DMA engine addresses it.
+/// Address of the device's own buffer in its DMA engine.
 const BUFFER: u64 = 0x40000;
 
-/// How long one transfer may take: the device waits 100 ms by itself, the rest is for slow emulation.
+/// Timeout of one transfer: the device itself waits 100 ms, the rest allows for slow emulation.
 const TRANSFER: Duration = Duration::from_secs(60);
 
-/// A device, ready for use.
+/// A device that is ready for use.
 pub(crate) struct Edu {
     pub(crate) bdf: String,
     /// Guest-physical address of its registers.
@@ -44,7 +44,7 @@ pub(crate) struct Edu {
 pub(crate) struct Stuck;
 
 impl Edu {
-    /// Every device in the guest, in address order.
+    /// Finds every device in the guest, in address order.
     pub(crate) fn find_all() -> io::Result<Vec<Self>> {
         Function::find(Path::new("/sys"), VENDOR, DEVICE)?
             .iter()
@@ -52,7 +52,7 @@ impl Edu {
             .collect()
     }
 
-    /// Whatever device has its registers at a guest-physical address now.
+    /// The device whose registers are now at a guest-physical address.
     pub(crate) fn at(bar0: u64) -> io::Result<Self> {
         let memory = OpenOptions::new().read(true).write(true).open("/dev/mem")?;
         Ok(Self {
@@ -73,7 +73,7 @@ impl Edu {
         })
     }
 
-    /// The liveness register.
+    /// Reads the liveness register by the processor.
     pub(crate) fn liveness(&self) -> io::Result<u32> {
         self.registers.read_u32(LIVENESS as usize)
     }
@@ -83,17 +83,17 @@ impl Edu {
         self.registers.write_u32(LIVENESS as usize, value)
     }
 
-    /// DMA of one word from a bus address into the device's buffer.
+    /// Transfers one word by DMA from a bus address into the device's buffer.
     pub(crate) fn fetch(&self, from: u64) -> io::Result<Result<(), Stuck>> {
         self.transfer(from, BUFFER, DMA_START)
     }
 
-    /// DMA of one word from the device's buffer to a bus address.
+    /// Transfers one word by DMA from the device's buffer to a bus address.
     pub(crate) fn store(&self, to: u64) -> io::Result<Result<(), Stuck>> {
         self.transfer(BUFFER, to, DMA_START | DMA_OUT)
     }
 
-    /// Keeps the device busy with storing a word at a bus address, over and over.
+    /// Keeps the device busy by repeatedly starting transfers of a word to a bus address.
     pub(crate) fn keep_storing(&self, to: u64) -> io::Result<()> {
         if self.is_busy()? {
             return Ok(());
@@ -101,7 +101,7 @@ impl Edu {
         self.start(BUFFER, to, DMA_START | DMA_OUT)
     }
 
-    /// Waits until no transfer is under way.
+    /// Waits until no transfer is in progress.
     pub(crate) fn finish(&self) -> io::Result<()> {
         let started = Instant::now();
         while self.is_busy()? {

@@ -21,24 +21,24 @@ const ORIGIN: usize = 0x60;
 const MAILBOX: usize = 0x8000;
 pub(crate) const REGISTERS_SIZE: usize = 0x10000;
 
-/// What a copy begins with besides its addresses.
+/// Flags of a copy command besides its addresses.
 const LOCAL_SOURCE: u64 = 1 << 0;
 const LOCAL_DESTINATION: u64 = 1 << 1;
 
-/// How the addresses of a copy are sent.
+/// How the requests of a copy are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Untranslated, as most functions send them.
+    /// Untranslated, as by most functions.
     Plain,
     /// Translated by ATS first.
     Translated,
-    /// As they are, but marked as translated.
+    /// Untranslated, but marked as translated.
     Forged,
     /// With the requester ID of another function.
     Spoofed(u16),
 }
 
-/// How a copy ended.
+/// Result of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     Done,
@@ -47,7 +47,7 @@ pub(crate) enum Status {
     NotTranslated,
 }
 
-/// An endpoint, ready for use.
+/// An endpoint that is ready for use.
 pub(crate) struct Endpoint {
     pub(crate) bdf: String,
     /// Bus address of its registers.
@@ -63,12 +63,12 @@ pub(crate) struct Endpoint {
 const LONGEST: u64 = 1 << 20;
 
 impl Endpoint {
-    /// Every one, in the order of their addresses.
+    /// Finds every endpoint, in address order.
     pub(crate) fn find_all() -> io::Result<Vec<Self>> {
         Self::find(|_| true)
     }
 
-    /// Those with wanted addresses; the others are not touched.
+    /// Finds the endpoints with wanted addresses; the others are not touched.
     pub(crate) fn find(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Self>> {
         let functions = Function::find(Path::new("/sys"), VENDOR, DEVICE)?;
         let functions = functions.iter().filter(|function| wanted(&function.bdf));
@@ -89,7 +89,7 @@ impl Endpoint {
         })
     }
 
-    /// Bus address of the memory that records what arrives.
+    /// Bus address of the memory that records incoming requests.
     pub(crate) fn mailbox(&self) -> u64 {
         self.bar0.saturating_add(MAILBOX as u64)
     }
@@ -121,8 +121,8 @@ impl Endpoint {
         self.copy(0, to, 8, LOCAL_SOURCE, mode)
     }
 
-    /// Copies as much of its memory as one copy can into that of another, and compares all of it: the end of the copy, how
-    /// many words the other has, and how many of them are those that were sent.
+    /// Copies as much of its memory as one copy can to the memory of another endpoint, and compares all of it. Returns
+    /// the status of the copy, the number of words that arrived, and how many of them are the words that were sent.
     pub(crate) fn copy_memory(&self, to: &Self, mode: Mode) -> io::Result<(Status, u64, u64)> {
         let places = || (0..LONGEST).step_by(8);
         let at = |place: u64| usize::try_from(place).map_err(io::Error::other);
@@ -171,19 +171,19 @@ impl Endpoint {
         }
     }
 
-    /// Forgets what arrived.
+    /// Clears the record of incoming requests.
     pub(crate) fn clear_arrivals(&self) -> io::Result<()> {
         self.registers.write_u64(ARRIVALS, 0)
     }
 
-    /// How many requests have arrived, and the requester ID of the first.
+    /// Number of requests that have arrived, and the requester ID of the first.
     pub(crate) fn arrivals(&self) -> io::Result<(u64, u16)> {
         let count = self.registers.read_u64(ARRIVALS)?;
         let origin = self.registers.read_u64(ORIGIN)? & 0xffff;
         Ok((count, u16::try_from(origin).unwrap_or_default()))
     }
 
-    /// The first word of the mailbox, as the processor sees it.
+    /// Reads the first word of the mailbox by the processor.
     pub(crate) fn mail(&self) -> io::Result<u64> {
         self.registers.read_u64(MAILBOX)
     }

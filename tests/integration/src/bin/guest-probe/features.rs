@@ -1,4 +1,4 @@
-//! What an endpoint of the lab has besides DMA: its BARs and ROM, power states, resets and interrupt vectors.
+//! Features of the lab's endpoints besides DMA: BARs and ROM, power states, resets and interrupt vectors.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,7 +24,7 @@ const INTERRUPT: usize = 0x38;
 /// How long a function may take from D3hot to D0 (PCI PM r1.2 §5.4.1).
 const WAKE: Duration = Duration::from_millis(10);
 
-/// How long an interrupt may take, and a long time without one.
+/// Timeout of an interrupt, and a wait long enough to show that none comes.
 const FIRE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
@@ -35,7 +35,7 @@ const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_SIZE: u16 = 0x7ff;
 const ENTRY: usize = 16;
 
-/// Prints what each named endpoint has, or every one.
+/// Prints the features of each named endpoint, or of all.
 pub(crate) fn run(names: &[&str], print: &mut Print<'_>) -> io::Result<bool> {
     let functions = find(names)?;
     for function in &functions {
@@ -56,7 +56,7 @@ pub(crate) fn run(names: &[&str], print: &mut Print<'_>) -> io::Result<bool> {
     Ok(!functions.is_empty())
 }
 
-/// Fires each vector of each named endpoint, or every one, in a guest.
+/// Fires each vector of each named endpoint, or of all, in a guest.
 pub(crate) fn vectors(names: &[&str], print: &mut Print<'_>) -> io::Result<bool> {
     let functions = find(names)?;
     for function in &functions {
@@ -82,7 +82,7 @@ fn registers(function: &Function) -> io::Result<Mapping> {
     Mapping::of_file(&file, REGISTERS_SIZE)
 }
 
-/// The size of BAR 2 if its first word, its last and one of each GiB keep what is written to all of them.
+/// Size of BAR 2, if its first word, its last word and one word of each GiB keep the values written to them.
 fn memory(function: &Function) -> io::Result<String> {
     let (_, bytes, file) = function.bar(2)?;
     let size = usize::try_from(bytes).map_err(io::Error::other)?;
@@ -102,7 +102,7 @@ fn memory(function: &Function) -> io::Result<String> {
     Ok(format!("{} MiB", bytes >> 20))
 }
 
-/// What was written to BAR 1 in I/O space, as it is read there.
+/// Writes to BAR 1 in I/O space and returns the value read back.
 fn io_bar(function: &Function) -> io::Result<String> {
     const WORD: u32 = 0x10ba_1234;
     let Ok((_, bytes, file)) = function.bar(1) else {
@@ -115,7 +115,7 @@ fn io_bar(function: &Function) -> io::Result<String> {
     Ok(format!("{bytes} bytes, wrote {WORD:#x}, read {found:#x}"))
 }
 
-/// The size of the expansion ROM, and what its header says (PCI firmware specification r3.3 §5.1).
+/// Size of the expansion ROM, and the contents of its header (PCI firmware specification r3.3 §5.1).
 fn rom(function: &Function) -> io::Result<String> {
     let path = function.path().join("rom");
     let Ok(metadata) = fs::metadata(&path) else {
@@ -140,7 +140,7 @@ fn rom(function: &Function) -> io::Result<String> {
     ))
 }
 
-/// What its identity register reads as while it sleeps, and after.
+/// Value of its identity register in D3hot and afterwards.
 fn d3hot(function: &Function) -> io::Result<String> {
     let (config, registers) = (Config::of(function)?, registers(function)?);
     let bars = config.bars()?;
@@ -152,7 +152,7 @@ fn d3hot(function: &Function) -> io::Result<String> {
     config.set_bars(&bars)?;
     config.decode(true)?;
     let awake = registers.read_u64(IDENTITY)?;
-    // What nobody answers reads as zeros in the emulator, and as ones elsewhere.
+    // A read that no device answers returns zeros in the emulator, and ones elsewhere.
     let asleep = match asleep {
         0 | u64::MAX => "nothing".to_owned(),
         word => format!("{word:#x}"),
@@ -160,7 +160,7 @@ fn d3hot(function: &Function) -> io::Result<String> {
     Ok(format!("{asleep} asleep, {awake:#x} awake"))
 }
 
-/// What a register holds before a function level reset, and after.
+/// Value of a register before and after a function level reset.
 fn flr(function: &Function) -> io::Result<String> {
     let registers = registers(function)?;
     registers.write_u64(SOURCE, 0xf1e)?;
@@ -171,8 +171,8 @@ fn flr(function: &Function) -> io::Result<String> {
     Ok(format!("{before:#x} before, {after:#x} after"))
 }
 
-/// Has every vector fire once, one after the other, as the interrupt that the kernel counts as a rescheduling one: no driver
-/// takes part. How many came, of how many.
+/// Fires every vector once, one after the other, as the interrupt that the kernel counts as a rescheduling one, so that
+/// no driver is involved. Returns how many interrupts arrived, and of how many.
 fn fire(function: &Function) -> io::Result<(usize, usize)> {
     /// Physical destination 0, fixed (Intel SDM volume 3 §12.11.1).
     const ADDRESS: u32 = 0xfee0_0000;
@@ -207,7 +207,7 @@ fn fire(function: &Function) -> io::Result<(usize, usize)> {
     Ok((fired, size))
 }
 
-/// How many rescheduling interrupts the processors had, which one alone has from no other.
+/// Number of rescheduling interrupts of all processors. A single processor receives none from others.
 fn rescheduled() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/interrupts")?;
     let line = text

@@ -1,4 +1,4 @@
-//! Interrupts of the guest's drivers: waits until they have fired.
+//! Waits until interrupts of the guest's drivers have fired.
 
 use std::fs;
 use std::io;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use lab::report::Finding;
 
-/// How long drivers may take to get going.
+/// How long drivers may take until their interrupts fire.
 const FIRE: Duration = Duration::from_secs(240);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Gives network cards something to send and drives something to read, until an interrupt whose name begins with each
-/// of `names` has fired; whether all have.
+/// Makes network cards send and drives read until an interrupt whose name begins with each of `names` has fired.
+/// Returns whether all have.
 pub(crate) fn run(
     names: &[&str],
     print: &mut dyn FnMut(&Finding) -> io::Result<()>,
@@ -43,7 +43,7 @@ pub(crate) fn run(
     }
 }
 
-/// Sends a packet to nobody. What fails is tried again in the next round.
+/// Sends a packet that nobody receives. If this fails, the next round tries again.
 fn poke_network(name: &str) {
     if name == "lo" {
         return;
@@ -62,11 +62,11 @@ fn poke_network(name: &str) {
     }
 }
 
-/// Reads a block of every drive past the page cache.
+/// Reads a block of every drive, bypassing the page cache.
 fn poke_drives() -> io::Result<()> {
     for entry in fs::read_dir("/sys/class/block")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        // Paths of a drive have names without a device file.
+        // Multipath names of a drive have no device file.
         let device = Path::new("/dev").join(&name);
         if name.starts_with("nvme") && device.exists() {
             let read = Command::new("dd")

@@ -1,37 +1,38 @@
-//! Makes a guest's devices do DMA: QEMU's `edu` devices into guest memory, into each other and into memory devices, NVMe
-//! drives into each other's controller memory buffer.
+//! Makes a guest's devices do DMA: QEMU's `edu` devices into guest memory, into each other and into memory devices, and
+//! NVMe drives into each other's controller memory buffer.
 //!
 //! ```text
-//! guest-probe [COUNT]          one round; exit code 0 if every check went well and COUNT devices are there
-//! guest-probe loop SECONDS     rounds until the time is over; exit code 0 if every check of every round did
-//! guest-probe aim ADDRESS      each engine stores into the register of another that is at this bus address, and fetches
-//!                              from it; what comes of it is not judged
-//! guest-probe liveness [WORD]  that register of each engine, after a word was written into it if one is given
-//! guest-probe p2pmem           each drive reads into and writes from the buffer of each other; exit code 0 if all arrived
-//! guest-probe peers MODE       each endpoint of the lab writes into and reads from each other one; MODE is how its requests
-//!                              are sent: plain, translated (by ATS), forged (untranslated, but marked as translated) or
-//!                              spoofed=BDF (with that requester ID); exit code 0 if all arrived
-//! guest-probe bulk MODE [BDF…] the first of them, or of the named ones, copies 1 MiB of its memory into that of the second
-//! guest-probe features [BDF…]  what BARs, ROM, power states and resets of each of them do, which is told, not judged
-//! guest-probe vectors [BDF…]   every interrupt vector of each of them fires once, in a guest with one processor
-//! guest-probe send ADDRESS MODE   each of them writes to and reads from a bus address; what comes of it is not judged
-//! guest-probe arrivals [BDF…]  how many requests reached each of them, or the named ones, since this was asked last
-//! guest-probe acs PORT CONTROL FILE WORD COUNT   writes an ACS control register: when it was written, when it was put back,
-//!                              and when a file had a word so often
-//! guest-probe resume PID FILE WORD COUNT   the same after a process that was stopped goes on
-//! guest-probe reach            each endpoint of the lab aims at each other function's BAR by its bus address, which a host
-//!                              that has mapped nothing tells of its switches; what arrives is told, not judged
-//! guest-probe upset ROUNDS     devices are moved, reset and put to sleep under their peer's DMA; exit code 0 if all
-//!                              of it works after; by-bus-address leaves out what cannot where a switch of the host routes by it
-//! guest-probe revoke ROUNDS    one is switched off, reset and put to sleep, as often; exit code 0 if its peer reaches it
-//!                              after each
-//! guest-probe eject            lets go of everything in its slots, whether it was asked or not
-//! guest-probe hammer SECONDS   uses the registers of its slots as no kernel does
-//! guest-probe watch PATH       says when a file comes and when it goes, until it is killed
+//! guest-probe [COUNT]          one round; exit code 0 if every check succeeded and there are COUNT devices
+//! guest-probe loop SECONDS     rounds until the time is over; exit code 0 if every check of every round succeeded
+//! guest-probe aim ADDRESS      each engine writes to the register of another engine at this bus address and reads it;
+//!                              reports the results without a verdict
+//! guest-probe liveness [WORD]  value of that register in each engine, after WORD is written to it, if given
+//! guest-probe p2pmem           each drive reads and writes the buffer of each other drive; exit code 0 if all arrived
+//! guest-probe peers MODE       each endpoint of the lab writes to and reads from each other endpoint; MODE is how its
+//!                              requests are sent: plain, translated (by ATS), forged (untranslated, but marked as
+//!                              translated) or spoofed=BDF (with that requester ID); exit code 0 if all data arrived
+//! guest-probe bulk MODE [BDF…] the first endpoint, or the first named one, copies 1 MiB of its memory to the second
+//! guest-probe features [BDF…]  tests BARs, ROM, power states and resets of each endpoint; reports without a verdict
+//! guest-probe vectors [BDF…]   fires every interrupt vector of each endpoint once, in a guest with one processor
+//! guest-probe send ADDRESS MODE   each endpoint writes to and reads from a bus address; reports without a verdict
+//! guest-probe arrivals [BDF…]  number of requests that reached each endpoint, or the named ones, since the last call
+//! guest-probe acs PORT CONTROL FILE WORD COUNT   writes an ACS control register; reports when it was written,
+//!                              when it was restored, and when FILE contained WORD COUNT times
+//! guest-probe resume PID FILE WORD COUNT   the same after a stopped process continues
+//! guest-probe reach            each endpoint of the lab accesses a BAR of each other function by its bus address,
+//!                              which shows the routes of the switches on a host without mappings; reports no verdict
+//! guest-probe upset ROUNDS     devices are moved, reset and put to sleep during DMA of their peer; exit code 0 if all
+//!                              DMA works afterwards; by-bus-address omits the steps that fail where a host switch
+//!                              routes by bus address
+//! guest-probe revoke ROUNDS    a device is switched off, reset and put to sleep repeatedly; exit code 0 if its peer
+//!                              reaches it after each step
+//! guest-probe eject            ejects everything in the guest's slots, whether requested or not
+//! guest-probe hammer SECONDS   uses the slot registers in ways that no kernel does
+//! guest-probe watch PATH       reports when a file appears and disappears, until it is killed
 //! guest-probe interrupts NAME… waits until interrupts of these names have fired; exit code 0 if all have
 //! ```
 //!
-//! Each check is one line of JSON on standard output: [`Finding`].
+//! Each check prints one line of JSON to standard output: [`Finding`].
 
 mod aim;
 mod config;
@@ -149,7 +150,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A number in hexadecimal.
+/// Parses a hexadecimal number.
 fn number(text: &str) -> Option<u64> {
     u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }

@@ -1,4 +1,4 @@
-//! Memory that is not ordinary: device registers, and a page whose physical address is known.
+//! Mappings of special memory: device registers, and a page with a known physical address.
 
 #![allow(
     unsafe_code,
@@ -16,7 +16,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// Size of a page, in bytes.
 pub(crate) const PAGE: usize = 4096;
 
-/// A mapping that is read and written one whole word at a time.
+/// A mapping that is accessed in whole words.
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     size: usize,
@@ -28,9 +28,9 @@ impl Mapping {
         Self::of_file_at(file, 0, size)
     }
 
-    /// Maps a piece of a file, such as physical memory at an address in `/dev/mem`.
+    /// Maps a part of a file, such as physical memory at an address in `/dev/mem`.
     pub(crate) fn of_file_at(file: &File, offset: u64, size: usize) -> io::Result<Self> {
-        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let start = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
@@ -44,9 +44,9 @@ impl Mapping {
         Self::new(start.cast(), size)
     }
 
-    /// Maps one page of memory that stays in memory.
+    /// Maps one page of memory and locks it.
     pub(crate) fn locked_page() -> io::Result<Self> {
-        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let start = unsafe {
             rustix::mm::mmap_anonymous(
                 std::ptr::null_mut(),
@@ -71,7 +71,7 @@ impl Mapping {
 
     pub(crate) fn write_u32(&self, offset: usize, value: u32) -> io::Result<()> {
         let place = self.place::<u32>(offset)?;
-        // SAFETY: as above; devices write to the page behind our back, hence volatile.
+        // SAFETY: as above. The access is volatile because devices write to the page too.
         unsafe { place.write_volatile(value) };
         Ok(())
     }
@@ -89,16 +89,16 @@ impl Mapping {
         Ok(())
     }
 
-    /// Lets a file's driver transfer a page from `at` into the start of the mapping.
+    /// Transfers a page from `at` in the file to the start of the mapping, through the file's driver.
     pub(crate) fn read_file(&self, file: &File, at: u64) -> io::Result<()> {
-        // SAFETY: a page is there, and nobody else touches the mapping during the call.
+        // SAFETY: the mapping holds a page, and nothing else accesses it during the call.
         let page = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), PAGE) };
         file.read_exact_at(page, at)
     }
 
-    /// Lets a file's driver transfer the first page of the mapping to `at`.
+    /// Transfers the first page of the mapping to `at` in the file, through the file's driver.
     pub(crate) fn write_file(&self, file: &File, at: u64) -> io::Result<()> {
-        // SAFETY: a page is there, and nobody else touches the mapping during the call.
+        // SAFETY: the mapping holds a page, and nothing else accesses it during the call.
         let page = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), PAGE) };
         file.write_all_at(page, at)
     }
@@ -137,7 +137,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `start` and `size` are what mmap returned, and nothing borrows from the mapping any more.
+        // SAFETY: `start` and `size` are what mmap returned, and no borrow of the mapping is left.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.size) };
         debug_assert_eq!(unmapped, Ok(()), "these were the arguments of a mapping");
     }

@@ -1,9 +1,9 @@
-//! NVMe drives that read and write each other's controller memory buffer, by nothing but the guest's kernel.
+//! DMA of NVMe drives to and from each other's controller memory buffer, through the guest's kernel only.
 //!
-//! The kernel publishes a drive's buffer as P2P memory; a page of it is the target of an O_DIRECT transfer of
-//! another drive. The kernel refuses that with `EINVAL` unless it finds the two close enough
-//! (linux 7.2 drivers/pci/p2pdma.c), or runs on an AMD Zen CPU: there it accepts any two, and the IOMMU of the host stops
-//! what it should not have. The drives do not notice: that data arrived is known only by looking.
+//! The kernel publishes a drive's buffer as P2P memory; a page of it is the target of an O_DIRECT transfer of another
+//! drive. The kernel refuses the transfer with `EINVAL` unless it finds the two close enough (linux 7.2
+//! drivers/pci/p2pdma.c) or runs on an AMD Zen CPU. There it accepts any pair, and the host's IOMMU blocks the
+//! transfers that are not allowed. The drives do not report this: only the data shows whether it arrived.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,17 +14,17 @@ use lab::report::{Access, Finding, Outcome};
 
 use crate::mapping::{Mapping, PAGE};
 
-/// Where a drive is written, in bytes from its start: behind what is read.
+/// Offset on a drive, in bytes, of the block that is written, after the block that is read.
 const WRITTEN: u64 = 8192;
 
-/// A drive, and the buffer of its controller if the kernel published one.
+/// A drive, and its controller's buffer if the kernel published one.
 struct Drive {
     bdf: String,
     block: File,
     memory: Option<Mapping>,
 }
 
-/// Lets every drive transfer a block from and to the buffer of every other.
+/// Makes every drive transfer a block from and to the buffer of every other drive.
 pub(crate) fn run(print: &mut dyn FnMut(&Finding) -> io::Result<()>) -> io::Result<bool> {
     let drives = find(Path::new("/sys"), Path::new("/dev"))?;
     let mut all_good = !drives.is_empty();
@@ -52,7 +52,7 @@ pub(crate) fn run(print: &mut dyn FnMut(&Finding) -> io::Result<()>) -> io::Resu
     Ok(all_good)
 }
 
-/// The drive's own transfer between a block and its peer's memory.
+/// DMA of the drive between a block and its peer's memory.
 fn dma(page: &Mapping, block: &File, access: Access) -> io::Result<()> {
     match access {
         Access::Read => page.read_file(block, 0),
@@ -60,9 +60,10 @@ fn dma(page: &Mapping, block: &File, access: Access) -> io::Result<()> {
     }
 }
 
-/// Makes the transfer with `dma` and looks what arrived, by the processor and by ordinary memory: `Read` brings the
-/// drive's first block into the peer's memory; `Write` stores a block that says whose memory it comes from. What the
-/// kernel refuses is `Nothing`; what ended well and did not arrive is `Lost`.
+/// Makes the transfer with `dma` and checks, by the processor and through ordinary memory, what arrived. `Read`
+/// transfers the drive's first block into the peer's memory. `Write` stores a block whose contents identify the source
+/// memory. A transfer that the kernel refuses is `Nothing`; one that ended without an error and did not arrive is
+/// `Lost`.
 fn transfer(
     page: &Mapping,
     block: &File,
@@ -78,7 +79,7 @@ fn transfer(
         }
         Access::Write => {
             fill(page, number)?;
-            // What an earlier run has left would be taken for what arrives.
+            // Data that an earlier run left would be mistaken for data that arrives now.
             ordinary.read_file(block, WRITTEN)?;
             if difference(page, &ordinary)?.is_none() {
                 Mapping::locked_page()?.write_file(block, WRITTEN)?;
@@ -97,7 +98,7 @@ fn transfer(
     })
 }
 
-/// Where two pages differ first.
+/// Offset of the first difference between two pages.
 fn difference(left: &Mapping, right: &Mapping) -> io::Result<Option<usize>> {
     for offset in (0..PAGE).step_by(8) {
         if left.read_u64(offset)? != right.read_u64(offset)? {
@@ -107,7 +108,7 @@ fn difference(left: &Mapping, right: &Mapping) -> io::Result<Option<usize>> {
     Ok(None)
 }
 
-/// `P2P` and the number in every 64-bit word.
+/// Writes `P2P` and the number to every 64-bit word.
 fn fill(page: &Mapping, number: u32) -> io::Result<()> {
     let word = 0x0050_3250_0000_0000 | u64::from(number);
     (0..PAGE)
@@ -115,7 +116,7 @@ fn fill(page: &Mapping, number: u32) -> io::Result<()> {
         .try_for_each(|offset| page.write_u64(offset, word))
 }
 
-/// Every drive with its first namespace, in address order.
+/// Finds every drive with its first namespace, in address order.
 fn find(sysfs: &Path, dev: &Path) -> io::Result<Vec<Drive>> {
     let mut drives = Vec::new();
     for entry in fs::read_dir(sysfs.join("class/nvme"))? {
@@ -149,7 +150,7 @@ fn find(sysfs: &Path, dev: &Path) -> io::Result<Vec<Drive>> {
 mod tests {
     use super::*;
 
-    /// A drive whose blocks all have the byte 0xa0.
+    /// A drive that contains only bytes 0xa0.
     fn drive() -> File {
         let block = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&block, &[0xa0; 16384], 0).unwrap();

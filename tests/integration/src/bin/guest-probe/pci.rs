@@ -1,4 +1,4 @@
-//! PCI functions as sysfs shows them.
+//! PCI functions in sysfs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -49,12 +49,12 @@ impl Function {
         &self.dir
     }
 
-    /// The driver that it is bound to.
+    /// Driver that the function is bound to.
     pub(crate) fn driver(&self) -> Option<PathBuf> {
         fs::read_link(self.dir.join("driver")).ok()
     }
 
-    /// Flags of a BAR, as the kernel has them (linux include/linux/ioport.h).
+    /// Flags of a BAR, as in the kernel (linux include/linux/ioport.h).
     pub(crate) fn bar_flags(&self, number: usize) -> io::Result<u64> {
         let text = fs::read_to_string(self.dir.join("resource"))?;
         let line = text.lines().nth(number).unwrap_or_default();
@@ -63,7 +63,7 @@ impl Function {
         flags.ok_or_else(|| io::Error::other(format!("{} has no BAR {number}", self.bdf)))
     }
 
-    /// Powers it up and lets it decode memory and do DMA.
+    /// Powers the function up and enables memory decode and DMA.
     pub(crate) fn enable(&self) -> io::Result<()> {
         fs::write(self.dir.join("enable"), "1")?;
         let config = self.config()?;
@@ -73,12 +73,12 @@ impl Function {
         config.write_all_at(&command.to_le_bytes(), COMMAND)
     }
 
-    /// Its configuration space, past the kernel.
+    /// Opens its configuration space, which bypasses the kernel's drivers.
     pub(crate) fn config(&self) -> io::Result<File> {
         self.open("config")
     }
 
-    /// Writes a file of it in sysfs.
+    /// Writes a file of the function in sysfs.
     pub(crate) fn write(&self, file: &str, text: &str) -> io::Result<()> {
         let why = |error| io::Error::other(format!("{}: {text:?} into {file}: {error}", self.bdf));
         fs::write(self.dir.join(file), text).map_err(why)
@@ -127,7 +127,7 @@ impl Function {
     }
 }
 
-/// Start and size out of a line `0x… 0x… 0x…`: first address, last address, flags.
+/// Start and size from a line `0x… 0x… 0x…`: first address, last address, flags.
 fn parse_resource(line: &str) -> Option<(u64, u64)> {
     let mut words = line.split_ascii_whitespace();
     let mut word = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();

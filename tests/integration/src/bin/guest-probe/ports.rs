@@ -5,7 +5,7 @@
 use std::arch::asm;
 use std::io;
 
-/// Ports that this program may use.
+/// I/O ports that this program may use.
 #[derive(Clone, Copy)]
 pub(crate) struct Ports {
     first: u16,
@@ -13,9 +13,9 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Asks the kernel for `count` ports from `first`.
+    /// Requests access to `count` ports from `first`.
     pub(crate) fn open(first: u16, count: u16) -> io::Result<Self> {
-        // SAFETY: the call changes what this thread may do and touches no memory.
+        // SAFETY: the call changes only the permissions of this thread and touches no memory.
         let result = unsafe { libc::ioperm(first.into(), count.into(), 1) };
         if result != 0 {
             return Err(io::Error::last_os_error());
@@ -23,14 +23,14 @@ impl Ports {
         Ok(Self { first, count })
     }
 
-    /// The port that `len` bytes at an offset begin at, if all of them are ours.
+    /// The first port of `len` bytes at an offset, if all of them are in the range.
     fn port(self, offset: u16, len: u16) -> Option<u16> {
         let end = offset.checked_add(len)?;
         let port = self.first.checked_add(offset)?;
         (end <= self.count).then_some(port)
     }
 
-    /// Reads a double word; `None` outside of the ports.
+    /// Reads a double word; `None` outside the range.
     pub(crate) fn read(self, offset: u16) -> Option<u32> {
         let port = self.port(offset, 4)?;
         let value: u32;
@@ -41,18 +41,18 @@ impl Ports {
         Some(value)
     }
 
-    /// Writes a double word; does nothing outside of the ports.
+    /// Writes a double word; does nothing outside the range.
     pub(crate) fn write(self, offset: u16, value: u32) {
         let Some(port) = self.port(offset, 4) else {
             return;
         };
-        // SAFETY: the kernel has granted these ports; what is behind them has no way to this program's memory.
+        // SAFETY: the kernel has granted these ports; the device behind them cannot access this program's memory.
         unsafe {
             asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack));
         }
     }
 
-    /// Writes a byte; does nothing outside of the ports.
+    /// Writes a byte; does nothing outside the range.
     pub(crate) fn write_byte(self, offset: u16, value: u8) {
         let Some(port) = self.port(offset, 1) else {
             return;

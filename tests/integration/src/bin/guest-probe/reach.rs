@@ -1,4 +1,5 @@
-//! Who reaches whom by bus address: each endpoint of the lab aims at a BAR of every other function, with nothing mapped.
+//! Tests which functions reach each other by bus address: each endpoint of the lab accesses a BAR of every other
+//! function, on a host without mappings.
 
 use std::fs;
 use std::io;
@@ -10,17 +11,17 @@ use crate::endpoint::{Endpoint, Mode, Status};
 use crate::mapping::{Mapping, PAGE};
 use crate::pci::Function;
 
-/// Memory BARs of a function, in the order in which they are looked for.
+/// BAR numbers of a function, in the order in which memory BARs are searched.
 const BARS: std::ops::Range<usize> = 0..6;
 
-/// In line with the flag in the `resource` file of sysfs (linux include/linux/ioport.h: `IORESOURCE_MEM`).
+/// Flag in the `resource` file of sysfs (linux include/linux/ioport.h: `IORESOURCE_MEM`).
 const MEMORY: u64 = 0x200;
 
-/// What endpoints aim at in a function.
+/// Target of an access in a function.
 enum Target<'a> {
-    /// Another endpoint, which records what arrives.
+    /// Another endpoint, which records incoming requests.
     Endpoint(&'a Endpoint),
-    /// The first word of a BAR, which is read only: a write could do anything.
+    /// The first word of a BAR. It is only read, because a write could have any effect.
     Word {
         bdf: String,
         address: u64,
@@ -37,7 +38,7 @@ impl Target<'_> {
     }
 }
 
-/// Prints a line for each pair.
+/// Prints a line for each pair of functions.
 pub(crate) fn run(print: &mut dyn FnMut(&Finding) -> io::Result<()>) -> io::Result<bool> {
     let endpoints = Endpoint::find_all()?;
     let mut targets: Vec<Target<'_>> = endpoints.iter().map(Target::Endpoint).collect();
@@ -71,8 +72,8 @@ fn word(function: &Function) -> io::Result<Option<Target<'static>>> {
         function.enable_memory()?;
         let size = usize::try_from(size).map_err(io::Error::other)?;
         let registers = Mapping::of_file(&file, size.min(PAGE))?;
-        // What nobody answers reads as zeros in the emulator, which decodes no BARs of igb's virtual functions above
-        // 4 GiB, and as ones elsewhere: neither tells who was reached.
+        // A read that no device answers returns zeros in the emulator, which decodes no BARs of igb's virtual functions
+        // above 4 GiB, and ones elsewhere. Neither value identifies the target.
         let answers = !matches!(registers.read_u32(0)?, 0 | u32::MAX);
         return Ok(answers.then(|| Target::Word {
             bdf: function.bdf.clone(),
@@ -94,7 +95,7 @@ fn arrives(initiator: &Endpoint, target: &Target<'_>) -> io::Result<bool> {
         }
         Target::Endpoint(endpoint) => endpoint,
     };
-    // A word that nothing else leaves there.
+    // A word that no other access writes there.
     let word = 0x5ec2_0000_0000_0000 | (endpoint.mailbox() >> 12);
     endpoint.clear_arrivals()?;
     let stored = initiator.store(endpoint.mailbox(), word, Mode::Plain)?;
@@ -117,7 +118,7 @@ fn arrives(initiator: &Endpoint, target: &Target<'_>) -> io::Result<bool> {
     }
 }
 
-/// `0000:03:00.1` as a requester ID.
+/// Parses `0000:03:00.1` as a requester ID.
 pub(crate) fn requester(bdf: &str) -> io::Result<u16> {
     let parse = || {
         let (_, rest) = bdf.split_once(':')?;
@@ -130,7 +131,7 @@ pub(crate) fn requester(bdf: &str) -> io::Result<u16> {
 }
 
 impl Function {
-    /// Lets it decode memory, which reading needs; its driver may have.
+    /// Enables memory decode, which a read needs; the function's driver may have done so.
     fn enable_memory(&self) -> io::Result<()> {
         if self.driver().is_some() {
             return Ok(());

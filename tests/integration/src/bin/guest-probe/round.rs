@@ -1,4 +1,4 @@
-//! One round of checks over all devices: every engine with memory, with every other engine and with every memory device.
+//! One round of checks over all devices: every engine accesses memory, every other engine and every memory device.
 
 use std::io;
 
@@ -8,11 +8,11 @@ use crate::edu::{Edu, Stuck};
 use crate::mapping::Mapping;
 use crate::target::{MemoryDevice, Target};
 
-/// Words in the page that devices read and write.
+/// Indices of the words in the page that devices read and write.
 pub(crate) const SOURCE: usize = 0;
 const TARGET: usize = 64;
 
-/// What stands where data should arrive, so that nothing arriving can be told from anything arriving.
+/// Value of the target before a transfer, which shows whether any data arrived.
 const SENTINEL: u32 = 0x5e41_71e1;
 
 /// Counts of one round.
@@ -54,7 +54,8 @@ impl Round {
             .map(Target::Engine)
             .chain(memories.iter().map(Target::Memory))
             .collect();
-        // Every device is an initiator before any is one again: the host's kernel tells only the first faults.
+        // Every device is an initiator once before any is again, because the host's kernel reports only the first
+        // faults.
         for distance in 1..targets.len() {
             for (i, initiator) in devices.iter().enumerate() {
                 let t = (i + distance) % targets.len();
@@ -95,7 +96,7 @@ impl Round {
         }
     }
 
-    /// Whether every check went well and there was something to check.
+    /// Whether every check succeeded and at least one was made.
     pub(crate) fn is_good(&self, count: Option<usize>) -> bool {
         self.checks > 0 && self.ok == self.checks && count.is_none_or(|count| count == self.devices)
     }
@@ -110,7 +111,7 @@ impl Round {
     }
 }
 
-/// A word goes from memory into the device and back to another place.
+/// Transfers a word from memory into the device and back to another place.
 fn memory(device: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
     page.prepare(word)?;
     let stuck = match device.fetch(page.address(SOURCE))? {
@@ -121,22 +122,22 @@ fn memory(device: &Edu, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
     Ok((outcome(stuck, found, word, SENTINEL), found))
 }
 
-/// A device and what it aims at.
+/// An initiator and its target.
 struct Pair<'a> {
     initiator: &'a Edu,
     target: &'a Target<'a>,
-    /// Number of the initiator, from 1.
+    /// Number of the initiator, starting at 1.
     slot: usize,
 }
 
 impl Pair<'_> {
-    /// A word that no other pair uses; `target` is the number of the target, from 1.
+    /// A word that is unique to the pair; `target` is the number of the target, starting at 1.
     fn word(&self, target: usize) -> io::Result<u32> {
         let numbers = u32::try_from(self.slot << 8 | target).map_err(io::Error::other)?;
         Ok(0xcafe_0000 | numbers)
     }
 
-    /// The initiator writes a word into the target.
+    /// The initiator writes a word to the target.
     fn write(&self, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
         let Self {
             initiator, target, ..
@@ -153,13 +154,13 @@ impl Pair<'_> {
         Ok((outcome(stuck, found, expected, before), found))
     }
 
-    /// The initiator reads a word out of the target, and stores it in memory.
+    /// The initiator reads a word from the target and writes it to memory.
     fn read(&self, page: &Page, word: u32) -> io::Result<(Outcome, u32)> {
         let Self {
             initiator, target, ..
         } = self;
         let place = target.place(Access::Read, self.slot);
-        // What is in the initiator's buffer before is known, so that a read that brings nothing shows.
+        // The initiator's buffer starts with a known value, so that a read without data is detected.
         page.prepare(SENTINEL)?;
         target.set(place, word)?;
         let mut stuck = initiator.fetch(page.address(SOURCE))?;
@@ -171,7 +172,7 @@ impl Pair<'_> {
         }
         let found = page.memory.read_u32(TARGET)?;
         let result = match outcome(stuck, found, target.shown(word), SENTINEL) {
-            // What a root complex or an emulator makes of a read that nobody answers (PCIe r6.0 §2.3.2).
+            // Values that a root complex or an emulator returns for a read that no device answers (PCIe r6.0 §2.3.2).
             Outcome::Garbled if matches!(found, 0 | u32::MAX) => Outcome::Nothing,
             result => result,
         };
@@ -188,7 +189,7 @@ fn outcome(transfer: Result<(), Stuck>, found: u32, expected: u32, before: u32) 
     }
 }
 
-/// A page of memory for devices, at an address that must not change meanwhile.
+/// A page of memory for DMA. Its physical address must not change meanwhile.
 pub(crate) struct Page {
     memory: Mapping,
     physical: u64,
@@ -215,7 +216,7 @@ impl Page {
         self.physical.saturating_add(offset as u64)
     }
 
-    /// A locked page stays in memory, but the kernel may still move it.
+    /// Checks the page's physical address: a locked page stays in memory, but the kernel may still move it.
     fn check_place(&self) -> io::Result<()> {
         if self.memory.physical_address()? == self.physical {
             return Ok(());
@@ -226,7 +227,7 @@ impl Page {
     }
 }
 
-/// A word as findings have it.
+/// A word in the format of findings.
 pub(crate) fn hex(word: u32) -> String {
     format!("{word:#010x}")
 }

@@ -1,4 +1,4 @@
-//! The lab's endpoints do DMA to each other and to addresses of a test's choice.
+//! DMA of the lab's endpoints to each other and to addresses that a test chooses.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::endpoint::{Endpoint, Mode, Status};
 
 type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
 
-/// Each endpoint writes into the mailbox of each other one, and reads it; true if all of that arrived.
+/// Each endpoint writes to the mailbox of each other endpoint and reads it. Returns true if all data arrived.
 pub(crate) fn peers(mode: Mode, print: &mut Print<'_>) -> io::Result<bool> {
     let endpoints = Endpoint::find_all()?;
     let mut all = endpoints.len() > 1;
@@ -42,7 +42,7 @@ pub(crate) fn peers(mode: Mode, print: &mut Print<'_>) -> io::Result<bool> {
     Ok(all)
 }
 
-/// Prints how one transfer went: by its end, by the data, and by what the target recorded.
+/// Prints the result of one transfer from its status, the data, and the target's record.
 fn report(
     initiator: &Endpoint,
     target: &Endpoint,
@@ -68,7 +68,7 @@ fn report(
     Ok(result == Outcome::Ok)
 }
 
-/// The first endpoint, or the first of those named, copies 1 MiB of its memory into that of the second.
+/// The first endpoint, or the first named one, copies 1 MiB of its memory into that of the second.
 pub(crate) fn bulk(mode: Mode, names: &[&str], print: &mut Print<'_>) -> io::Result<bool> {
     let wanted = |bdf: &str| names.is_empty() || names.contains(&bdf);
     let endpoints = Endpoint::find(wanted)?;
@@ -94,7 +94,7 @@ pub(crate) fn bulk(mode: Mode, names: &[&str], print: &mut Print<'_>) -> io::Res
     Ok(result == Outcome::Ok)
 }
 
-/// Each endpoint writes a word to a bus address and reads what is there; nothing is judged.
+/// Each endpoint writes a word to a bus address and reads it back. Results are reported without a verdict.
 pub(crate) fn send(address: u64, mode: Mode, print: &mut Print<'_>) -> io::Result<bool> {
     for initiator in Endpoint::find_all()? {
         let word = 0x5e4d_0000_0000_0000 | address >> 12;
@@ -109,7 +109,7 @@ pub(crate) fn send(address: u64, mode: Mode, print: &mut Print<'_>) -> io::Resul
     Ok(true)
 }
 
-/// How many requests have reached each endpoint, or the named ones, since this was asked last.
+/// Number of requests that have reached each endpoint, or the named ones, since the last call.
 pub(crate) fn arrivals(names: &[&str], print: &mut Print<'_>) -> io::Result<bool> {
     for endpoint in Endpoint::find(|bdf| names.is_empty() || names.contains(&bdf))? {
         let (count, _) = endpoint.arrivals()?;
@@ -122,7 +122,7 @@ pub(crate) fn arrivals(names: &[&str], print: &mut Print<'_>) -> io::Result<bool
     Ok(true)
 }
 
-/// `plain`, `translated`, `forged` or `spoofed=BDF`.
+/// Parses `plain`, `translated`, `forged` or `spoofed=BDF`.
 pub(crate) fn mode(text: &str) -> Option<Mode> {
     match text {
         "plain" => Some(Mode::Plain),

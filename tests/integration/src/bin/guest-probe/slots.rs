@@ -1,20 +1,20 @@
-//! A guest that uses the registers of its slots past its kernel, as only a broken or hostile one would.
+//! Accesses to the guest's slot registers that bypass its kernel, as only a broken or hostile guest would make them.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::ports::Ports;
 
-/// Where the slot registers are, as the ACPI tables of p2p-vmm say.
+/// I/O port of the slot registers, as in the ACPI tables of p2p-vmm.
 const FIRST: u16 = 0x620;
 const COUNT: u16 = 24;
-/// Registers, by their offset in bytes.
+/// Offsets of the registers in bytes.
 const EJECT: u16 = 8;
 const SELECT: u16 = 12;
 /// Numbers of the root bus and of those inside the switches.
 const BUSES: std::ops::Range<u32> = 0..32;
 
-/// Lets go of everything in every slot, switches last.
+/// Ejects everything in every slot, switches last.
 pub(crate) fn eject() -> io::Result<bool> {
     let ports = Ports::open(FIRST, COUNT)?;
     for bus in BUSES.rev() {
@@ -24,7 +24,7 @@ pub(crate) fn eject() -> io::Result<bool> {
     Ok(true)
 }
 
-/// Reads and writes all registers for as long as said, with numbers that make sense and others.
+/// Reads and writes all registers for the given time, with valid and invalid numbers.
 pub(crate) fn hammer(duration: Duration) -> io::Result<bool> {
     let ports = Ports::open(FIRST, COUNT)?;
     let started = Instant::now();

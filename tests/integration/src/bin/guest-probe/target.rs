@@ -1,4 +1,4 @@
-//! What a device's DMA can aim at in another device.
+//! Targets of a device's DMA in another device.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +14,7 @@ const VENDOR: u16 = 0x1af4;
 const DEVICE: u16 = 0x1110;
 const MEMORY_BAR: usize = 2;
 
-/// Where the words start that devices read; those that they write are at the start.
+/// Offset of the words that devices read; the words that they write are at the start.
 const READ: usize = 0x800;
 
 /// A function with memory in a BAR.
@@ -26,7 +26,7 @@ pub(crate) struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// Every one in the guest, in address order.
+    /// Finds every memory device in the guest, in address order.
     pub(crate) fn find_all() -> io::Result<Vec<Self>> {
         Function::find(Path::new("/sys"), VENDOR, DEVICE)?
             .iter()
@@ -45,7 +45,7 @@ impl MemoryDevice {
     }
 }
 
-/// A register that shows the inverse of what was written to it, or plain memory.
+/// A register that returns the inverse of the value written to it, or plain memory.
 pub(crate) enum Target<'a> {
     Engine(&'a Edu),
     Memory(&'a MemoryDevice),
@@ -59,7 +59,7 @@ impl Target<'_> {
         }
     }
 
-    /// Where the initiator with a number has its word, in bytes from the start. A register is for all of them.
+    /// Offset of the word of an initiator, by its number, in bytes. A register is shared by all initiators.
     pub(crate) fn place(&self, access: Access, slot: usize) -> usize {
         match (self, access) {
             (Self::Engine(_), _) => LIVENESS as usize,
@@ -68,7 +68,7 @@ impl Target<'_> {
         }
     }
 
-    /// The bus address of a place.
+    /// Bus address of an offset.
     pub(crate) fn address(&self, place: usize) -> u64 {
         let start = match self {
             Self::Engine(edu) => edu.bar0,
@@ -77,7 +77,7 @@ impl Target<'_> {
         start.saturating_add(place as u64)
     }
 
-    /// What is read after `word` was written.
+    /// Value read after `word` was written.
     pub(crate) fn shown(&self, word: u32) -> u32 {
         match self {
             Self::Engine(_) => !word,
@@ -85,7 +85,7 @@ impl Target<'_> {
         }
     }
 
-    /// Writes by the processor.
+    /// Writes a word by the processor.
     pub(crate) fn set(&self, place: usize, word: u32) -> io::Result<()> {
         match self {
             Self::Engine(edu) => edu.set_liveness(word),
@@ -93,7 +93,7 @@ impl Target<'_> {
         }
     }
 
-    /// Reads by the processor.
+    /// Reads a word by the processor.
     pub(crate) fn get(&self, place: usize) -> io::Result<u32> {
         match self {
             Self::Engine(edu) => edu.liveness(),

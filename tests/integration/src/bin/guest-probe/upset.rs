@@ -1,7 +1,7 @@
-//! Devices are moved, switched off, reset and put to sleep while a peer does DMA into them.
+//! Moves devices, switches them off, resets them and puts them to sleep while a peer does DMA into them.
 //!
-//! What the transfers meanwhile do is not looked at: they may arrive or be lost. After each disturbance DMA from
-//! the peer must work again, which is.
+//! Transfers during a disturbance are not checked: they may arrive or be lost. After each disturbance DMA from the peer
+//! must work again, which is checked.
 
 mod steps;
 
@@ -14,15 +14,15 @@ use crate::edu::{self, Edu, LIVENESS};
 use crate::pci::Function;
 use crate::round::{Page, SOURCE};
 
-/// Two `edu` devices below one switch, each below a port of its own.
+/// Two `edu` devices below one switch, each below its own port.
 struct Stage {
-    /// What is disturbed.
+    /// The device that is disturbed.
     target: Function,
-    /// Where its registers are at the start.
+    /// Address of its registers at the start.
     home: u64,
-    /// Its neighbour.
+    /// The device that does DMA into the target.
     peer: Function,
-    /// The engine of the neighbour, where it is at the start.
+    /// The peer's engine, at its address at the start.
     engine: Edu,
     page: Page,
     word: u32,
@@ -32,8 +32,8 @@ type Step = fn(&mut Stage, u32) -> io::Result<()>;
 
 type Print<'a> = dyn FnMut(&Finding) -> io::Result<()> + 'a;
 
-/// Does all of it; whether everything worked after. Where a switch of the host routes by bus addresses, devices that trade
-/// places are reached where they are on the bus, so that is left out if `by_bus_address`.
+/// Runs all steps and returns whether DMA worked after each. Where a switch of the host routes by bus addresses,
+/// devices that swap addresses are reached at their host bus addresses, so `by_bus_address` omits these steps.
 pub(crate) fn run(rounds: u32, by_bus_address: bool, print: &mut Print<'_>) -> io::Result<bool> {
     let moves: [(&str, u32, Step); 2] = [
         ("decode off and on", 50, steps::decode),
@@ -54,7 +54,7 @@ pub(crate) fn run(rounds: u32, by_bus_address: bool, print: &mut Print<'_>) -> i
     play(&steps, print)
 }
 
-/// Does what takes a BAR away from those who have it as a dma-buf, over and over; whether each time it was back after.
+/// Repeats the operations that revoke a BAR's dma-buf. Returns whether peers could use the BAR again after each.
 pub(crate) fn revoke(rounds: u32, print: &mut Print<'_>) -> io::Result<bool> {
     let steps: [(&str, u32, Step); 3] = [
         ("decode off and on", rounds, steps::decode_and_look),
@@ -99,13 +99,13 @@ impl Stage {
         })
     }
 
-    /// A word that was not used before.
+    /// Returns a word that was not used before.
     fn next_word(&mut self) -> u32 {
         self.word = self.word.wrapping_add(1);
         self.word
     }
 
-    /// `engine` stores a word in the liveness register of the device at `to`, which must invert it.
+    /// `engine` writes a word to the liveness register of the device at `to`, which must invert it.
     fn check(&mut self, engine: &Edu, to: u64) -> io::Result<()> {
         let word = self.next_word();
         let target = Edu::at(to)?;
@@ -120,7 +120,7 @@ impl Stage {
         Err(io::Error::other(text))
     }
 
-    /// `engine` stores `word` at a bus address.
+    /// `engine` writes `word` to a bus address.
     fn store(&mut self, engine: &Edu, to: u64, word: u32) -> io::Result<()> {
         engine.finish()?;
         self.page.prepare(word)?;
@@ -129,7 +129,7 @@ impl Stage {
         engine.store(to)?.map_err(stuck)
     }
 
-    /// DMA from the peer to the target where both were at the start.
+    /// Checks DMA from the peer to the target at their initial addresses.
     fn check_home(&mut self) -> io::Result<()> {
         let engine = Edu::open(&self.peer)?;
         self.check(&engine, self.home)

@@ -1,13 +1,13 @@
-//! When a file comes and when it goes, such as a drive's.
+//! Reports when a file, such as a drive's, appears and disappears.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-/// Between two looks.
+/// Polling interval.
 const PERIOD: Duration = Duration::from_millis(2);
 
-/// Says `came 0`, `went 0`, `came 1` and so on; has no end.
+/// Prints `came 0`, `went 0`, `came 1` and so on, without end.
 pub(crate) fn run(path: &Path) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     let mut said = |what: &str, number: u32| {

@@ -1,4 +1,4 @@
-//! Files in and out of the lab host, piece by piece.
+//! Transfers files to and from the lab host in pieces.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lab::protocol::CHUNK_BYTES;
 
-/// Writes one piece; the piece at 0 creates or truncates the file.
+/// Writes one piece. A piece at offset 0 creates or truncates the file.
 pub(crate) fn put(path: &str, mode: u32, offset: u64, piece: &[u8]) -> io::Result<()> {
     let path = Path::new(path);
     if !path.is_absolute() {
@@ -28,7 +28,7 @@ pub(crate) fn put(path: &str, mode: u32, offset: u64, piece: &[u8]) -> io::Resul
     file.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Reads one piece and says whether it is the last. Works on sysfs and procfs files too, which have no size.
+/// Reads one piece and returns whether it is the last. It also works on sysfs and procfs files, which have no size.
 pub(crate) fn get(path: &str, offset: u64) -> io::Result<(Vec<u8>, bool)> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;

@@ -1,7 +1,7 @@
-//! The harness's hand in the lab host: runs commands and moves files, asked over a virtio-serial port.
+//! Agent of the harness in the lab host: runs commands and transfers files, on requests over a virtio-serial port.
 //!
-//! `lab-agent` looks for the port named [`PORT_NAME`] and serves it until the harness goes away. Each request
-//! has a thread of its own, so that one that waits holds up nothing; how many may be outstanding is bounded.
+//! `lab-agent` looks for the port named [`PORT_NAME`] and serves it until the harness disconnects. Each request has its
+//! own thread, so a waiting request does not delay others. The number of outstanding requests is bounded.
 
 mod file;
 mod process;
@@ -21,7 +21,7 @@ use lab::protocol::{PORT_NAME, Reply, Request, read_frame, write_frame};
 use crate::process::Process;
 use crate::table::Table;
 
-/// Requests being worked on at one time; more are refused.
+/// Maximum number of requests in progress; further ones are refused.
 const MAX_OUTSTANDING: usize = 64;
 
 /// How long the port may take to appear after the kernel started init.
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the threads of the agent share.
+/// State that the agent's threads share.
 struct Agent {
     port: Mutex<File>,
     outstanding: AtomicUsize,
@@ -114,8 +114,8 @@ impl Agent {
     }
 }
 
-/// The character device of the harness's port. There is no udev in the lab host to make
-/// `/dev/virtio-ports/`, so the name is looked up where udev's rule finds it.
+/// Path of the port's character device. The lab host has no udev that creates `/dev/virtio-ports/`, so the name is
+/// looked up where udev's rule reads it.
 fn find_port() -> io::Result<PathBuf> {
     let started = Instant::now();
     loop {
@@ -147,7 +147,7 @@ fn greeting() -> io::Result<Reply> {
     })
 }
 
-/// `/proc/uptime` starts with seconds and hundredths.
+/// Parses `/proc/uptime`, which starts with seconds and hundredths.
 fn parse_uptime_ms(text: &str) -> Option<u64> {
     let (seconds, hundredths) = text.split_ascii_whitespace().next()?.split_once('.')?;
     let hundredths: u64 = hundredths.parse().ok()?;

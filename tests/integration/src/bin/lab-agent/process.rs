@@ -1,4 +1,4 @@
-//! One command: its process group, its captured output, its deadline.
+//! A running command with its process group, captured output and deadline.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use lab::protocol::{Exit, Invocation, MAX_CAPTURE_BYTES, Reply};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
-/// How long output may still come after the command itself ended: a background process it left behind may
-/// hold the pipes open for ever. On a busy machine whoever reads them may have to wait for a processor.
+/// How long to wait for output after the command itself has ended: a background process that it left behind may hold
+/// the pipes open for ever, and on a busy machine the reader may have to wait for a processor.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// A started command.
@@ -55,7 +55,7 @@ impl Capture {
     }
 }
 
-/// What a command wrote since it was last asked, and how it ended if it has.
+/// Output of a command since the last report, and how it ended, if it has.
 pub(crate) struct Report {
     exit: Option<Exit>,
     stdout: Capture,
@@ -106,7 +106,7 @@ impl Process {
             changed: Condvar::new(),
         });
         if let Some(mut pipe) = in_pipe {
-            // The command may end without reading its input, which is no error of ours.
+            // The command may end without reading its input; that is not an error.
             thread::spawn(move || drop(pipe.write_all(&stdin)));
         }
         if let Some(pipe) = out_pipe {
@@ -124,7 +124,7 @@ impl Process {
         Ok(Self { shared })
     }
 
-    /// Waits for the end, which the deadline guarantees, and for what is left of the output.
+    /// Waits for the command's end, which the deadline guarantees, and for the rest of the output.
     pub(crate) fn wait(&self) -> Report {
         let mut state = self.shared.lock();
         while state.ended.is_none() {
@@ -133,7 +133,7 @@ impl Process {
         self.report(state)
     }
 
-    /// Waits for something to report, but no longer than `limit`.
+    /// Waits until there is something to report, at most for `limit`.
     pub(crate) fn poll(&self, limit: Duration) -> Report {
         let started = Instant::now();
         let mut state = self.shared.lock();
@@ -214,8 +214,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits for the command without reaping it, then reaps it under the lock: nobody can signal a process id
-    /// that the kernel has given away again.
+    /// Waits for the command without reaping it, then reaps it under the lock, so that no signal is sent to a process
+    /// ID that the kernel has reused.
     fn reap(&self, mut child: Child) {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         while let Err(rustix::io::Errno::INTR) =
@@ -225,7 +225,7 @@ impl Shared {
         let exit = match child.wait() {
             Ok(_) if state.timed_out => Exit::TimedOut,
             Ok(status) => exit_of(status),
-            // Somebody else reaped our child; there is no status to tell.
+            // Another thread reaped the child, so its status is unknown.
             Err(_) => Exit::Signal(0),
         };
         state.ended = Some(Ended {
@@ -242,7 +242,7 @@ impl Shared {
             let left = timeout.saturating_sub(started.elapsed());
             if left.is_zero() {
                 state.timed_out = true;
-                // The group was alive under this lock; if the kernel refuses there is nothing better to do.
+                // The group was alive under this lock. If the kernel refuses the signal, nothing else can be done.
                 drop(self.signal(&state, Signal::KILL));
                 return;
             }

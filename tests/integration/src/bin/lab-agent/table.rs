@@ -1,4 +1,4 @@
-//! The commands that were started and left running.
+//! Commands that were started and left running.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::process::{Process, Report};
 
-/// Commands left running at one time.
+/// Maximum number of commands left running at the same time.
 const MAX_PROCESSES: usize = 64;
 
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Table {
         Ok(handle)
     }
 
-    /// A command is forgotten once its end has been reported.
+    /// Returns a command's report. A command is removed once its end has been reported.
     pub(crate) fn poll(&self, handle: u64, wait: Duration) -> io::Result<Report> {
         let report = self.find(handle)?.poll(wait);
         if report.has_ended() {

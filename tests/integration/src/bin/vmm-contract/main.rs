@@ -1,12 +1,13 @@
-//! Checks that a VM behind the API of its VMM does what a transaction expects of VMs.
+//! Checks that a VM behaves as a transaction expects, through the API of its VMM.
 //!
 //! ```text
-//! vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off     a device of a VM of p2p-vmm, and whether it is a peer
-//! vmm-contract record SOCKET ID                                   one of a cloud-hypervisor whose guest is willing; prints
-//!                                                                 what was said too, a line of JSON for each call
+//! vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off     a device of a p2p-vmm VM, and whether it is a peer
+//! vmm-contract record SOCKET ID                                   a device of a cloud-hypervisor VM whose guest
+//!                                                                 releases devices; also prints each call with its
+//!                                                                 answer as one line of JSON
 //! ```
 //!
-//! One line per check; exit code 0 if all went well.
+//! Prints one line per check; exit code 0 if all succeeded.
 
 mod recorder;
 
@@ -28,7 +29,7 @@ use crate::recorder::Recorder;
 const USAGE: &str =
     "usage: vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off, or record SOCKET ID";
 
-/// Lets everything pass: what is judged is not the contract's business.
+/// A filter that permits everything: policy is not part of the contract.
 struct Open;
 
 impl RequestFilter for Open {
@@ -72,7 +73,7 @@ fn main() -> Result<ExitCode> {
     Ok(tell(&results))
 }
 
-/// The contract of a cloud-hypervisor; what it was asked and answered is printed.
+/// Checks the contract of a cloud-hypervisor, and prints the calls and answers.
 fn record(socket: &Path, id: &str) -> Result<Results> {
     let recorder = Recorder::default();
     let client = Client::new(recorder.stand_before(socket)?);

@@ -1,4 +1,4 @@
-//! Stands before the API of a VMM and keeps what is said.
+//! A proxy in front of a VMM's API that records all calls and answers.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,18 +15,18 @@ use serde_json::Value;
 pub(super) struct Exchange {
     verb: String,
     call: String,
-    /// What was asked; null without a body.
+    /// Body of the call; null if it has none.
     body: Value,
     status: u16,
     answer: Value,
 }
 
-/// What was said, in its order. What was said again at once is kept once.
+/// The recorded calls in order. Immediate repetitions are recorded once.
 #[derive(Clone, Default)]
 pub(super) struct Recorder(Arc<Mutex<Vec<Exchange>>>);
 
 impl Recorder {
-    /// Listens beside `socket`; where.
+    /// Listens on a socket beside `socket` and returns its path.
     pub(super) fn stand_before(&self, socket: &Path) -> Result<PathBuf> {
         let own = socket.with_extension("recorded");
         let listener = UnixListener::bind(&own)
@@ -49,10 +49,10 @@ impl Recorder {
             .clone()
     }
 
-    /// One call: clients of this project make one for each connection.
+    /// Forwards one call. Clients of this project use one connection for each call.
     fn relay(&self, mut client: UnixStream, socket: &Path) -> Result<()> {
         let asked = message(&mut client)?;
-        // Whoever only looks whether somebody listens asks for nothing.
+        // A client that only checks whether the socket is open sends nothing.
         if asked.is_empty() {
             return Ok(());
         }
@@ -88,7 +88,7 @@ fn exchange(asked: &[u8], answered: &[u8]) -> Option<Exchange> {
     })
 }
 
-/// A message with its body; nothing if nothing comes.
+/// Reads a message with its body; empty if the stream ends first.
 fn message(stream: &mut UnixStream) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! The check of the host that every closed device waits for.
+//! The host check that closed devices wait for.
 
 use std::time::Instant;
 
@@ -11,11 +11,11 @@ use super::super::snapshot::Snapshot;
 use super::Worker;
 
 impl Worker {
-    /// Checks the host for the devices that wait for it; whether there was any.
+    /// Checks the host for the devices that wait for it. Returns whether it was checked.
     pub(super) fn check(&mut self, now: Instant) -> bool {
         let waiting = self.waiting(now);
         let activity = self.world.activity();
-        // A transaction changes the host step by step.
+        // During a transaction the host is in an intermediate state.
         if waiting.is_empty() || activity.0 {
             return false;
         }
@@ -43,17 +43,17 @@ impl Worker {
         true
     }
 
-    /// The devices for which the host is to be checked now.
+    /// The devices to check now.
     fn waiting(&self, now: Instant) -> Vec<String> {
         let entries = self.entries.iter();
         let waits = |entry: &Entry| {
             let peers = || self.peers(entry);
             now >= entry.due
                 && match entry.state {
-                    // Peers are opened only if nothing is different for any of them.
+                    // Mappings are opened only if nothing is different for any peer.
                     State::Closed => peers().all(|peer| !is_closing(peer)),
                     State::Kept => true,
-                    // A VMM decides who may be a peer by those that there are.
+                    // A VMM decides about a peer by the devices that the VM has.
                     State::Away => entry.in_flight.is_empty() && peers().all(is_settled),
                     _ => false,
                 }
@@ -96,7 +96,7 @@ impl Worker {
             entry.why = all.collect::<Vec<_>>().join("; ");
         }
         let was = entry.state;
-        // What the VMM could not close may be on its way out of the guest, which cannot be taken back.
+        // The guest may already be releasing a device whose mappings could not be closed; that cannot be undone.
         let stays = was == State::Kept && entry.closed == Some(PeerMappings::OpenWhilePlugged);
         if !(stays && *verdict == Verdict::Same) {
             entry.step(verdict.event(), now);
@@ -112,7 +112,7 @@ impl Worker {
     }
 }
 
-/// What a device depends on now is good from now on.
+/// Makes the current state the reference of a device.
 fn rebase(entry: &mut Entry, host: &Snapshot) {
     if let Some(facts) = host.facts(entry.device.function) {
         entry.good = facts;

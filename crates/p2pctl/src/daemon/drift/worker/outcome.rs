@@ -1,4 +1,4 @@
-//! What comes of requests, and what is told of it.
+//! Results of requests, and their events.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::super::response::{Action, Event, State};
 use super::Worker;
 
 impl Worker {
-    /// An action for a device has ended.
+    /// Handles the end of an action.
     pub(super) fn ended(
         &mut self,
         id: &str,
@@ -21,7 +21,7 @@ impl Worker {
             return;
         };
         entry.in_flight.retain(|other| *other != action);
-        // Something else is wanted by now.
+        // The state has changed and requires another action.
         if entry.state.action() != action {
             return;
         }
@@ -40,7 +40,7 @@ impl Worker {
                 entry.step(Event::Failed, now);
                 let event = match action {
                     Action::Unplug if entry.device.p2p => "device-kept-closed",
-                    // Nothing was ever open.
+                    // The device has no mappings.
                     Action::Unplug => "device-kept",
                     _ => "drift-error",
                 };
@@ -57,7 +57,7 @@ impl Worker {
             return;
         };
         match outcome {
-            // Not yet closed for good, or there was nothing to close.
+            // The mappings must be closed again, or there are none.
             Outcome::Closed(_) if entry.state != State::Closed || !entry.device.p2p => {}
             Outcome::Closed(PeerMappings::Closed) => self.tell_of(id, "windows-revoked", &[]),
             Outcome::Closed(PeerMappings::OpenWhilePlugged) => {
@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// Tells of a device, once while it is in its state.
+    /// Reports an event of a device, once per state.
     pub(super) fn tell_of(&mut self, id: &str, event: &str, more: &[(&str, &str)]) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;

@@ -9,10 +9,10 @@ use super::super::inbox::Outcome;
 use super::super::response::Action;
 use super::World;
 
-/// How long a guest may take to let go of a device whose peers have changed.
+/// How long a guest may take to release a device whose peers have changed.
 const GUEST: Duration = Duration::from_secs(60);
 
-/// Does what is to be done for a device.
+/// Carries out an action for a device.
 pub(super) fn perform(
     world: &dyn World,
     action: Action,
@@ -20,7 +20,7 @@ pub(super) fn perform(
     good: &DeviceFacts,
     patience: Duration,
 ) -> Result<Outcome, VmmError> {
-    // Without peers nothing is mapped, and nothing to be asked of a VMM that may not answer.
+    // Without peers there are no mappings, so the VMM need not be called.
     match action {
         Action::Revoke if !device.p2p => return Ok(Outcome::Closed(PeerMappings::Closed)),
         Action::Reopen if !device.p2p => return Ok(Outcome::Reopened),
@@ -30,7 +30,7 @@ pub(super) fn perform(
     match action {
         Action::Revoke => vm.revoke(device).map(Outcome::Closed),
         Action::Unplug => {
-            // The device has to go, whether another daemon could give it back or not.
+            // The device must be removed even if a later daemon could not return it.
             if let Err(error) = world.withhold(device, good) {
                 eprintln!(
                     "p2pctl: a daemon that is started anew would not give {} back to {}: {error}",
@@ -40,14 +40,14 @@ pub(super) fn perform(
             vm.unplug(device, GUEST).map(|()| Outcome::LetGo)
         }
         Action::Plug => plug(&vm, device).map(Outcome::Plugged),
-        // The others are no requests.
+        // `Check` and `Nothing` are not requests.
         Action::Reopen | Action::Check | Action::Nothing => {
             vm.reopen(device).map(|()| Outcome::Reopened)
         }
     }
 }
 
-/// Gives a device back as the peer that it was, or without any if that is refused now.
+/// Returns a device with its peers, or without peers if that is refused now.
 fn plug(vm: &Guest, device: &VmDevice) -> Result<&'static str, VmmError> {
     let alone = VmDevice {
         p2p: false,

@@ -1,4 +1,4 @@
-//! What is done to devices.
+//! The disturbances of devices.
 
 use std::fs;
 use std::io;
@@ -13,17 +13,17 @@ use crate::edu::{Edu, LIVENESS};
 use crate::mapping::{Mapping, PAGE};
 use crate::pci::Function;
 
-/// How many places the target is moved to, one MiB each.
+/// Number of addresses that the target is moved to, one MiB each.
 const PLACES: u64 = 8;
-/// How often a move is looked at: DMA takes 100 ms.
+/// One in this many moves is checked: DMA takes 100 ms.
 const LOOK_EVERY: u32 = 100;
 
 fn liveness(bar: u64) -> u64 {
     bar + u64::from(LIVENESS)
 }
 
-/// Memory decode goes off and on. While it is off nothing arrives, and the host's IOMMU is what stops it: its kernel
-/// tells the first few faults, and so one transfer is made for that before all else.
+/// Switches memory decode off and on. While it is off, no data arrives, because the host's IOMMU blocks it. The host's
+/// kernel reports only the first few faults, so one transfer is made for that before all others.
 pub(super) fn decode(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     let config = Config::of(&stage.target)?;
     let (target, engine) = (Edu::open(&stage.target)?, Edu::open(&stage.peer)?);
@@ -44,7 +44,7 @@ pub(super) fn decode(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     stage.check_home()
 }
 
-/// The same, and each time DMA is back.
+/// Switches memory decode off and on, and checks after each time that DMA works again.
 pub(super) fn decode_and_look(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     for _ in 0..rounds {
         decode(stage, 1)?;
@@ -52,12 +52,12 @@ pub(super) fn decode_and_look(stage: &mut Stage, rounds: u32) -> io::Result<()> 
     Ok(())
 }
 
-/// The ports above a function, with room for [`PLACES`] opened in those that are shared.
+/// The ports above a function. The windows of those that are shared have room for [`PLACES`].
 struct Ports {
     own: Config,
     window: (u64, u64),
     shared: Vec<(Config, (u64, u64))>,
-    /// First of the places.
+    /// Address of the first place.
     free: u64,
 }
 
@@ -76,7 +76,7 @@ impl Ports {
         let free =
             free.ok_or_else(|| io::Error::other("the host bridge has no room for a move"))?;
         for (config, (start, end)) in &shared {
-            // Both places, and whatever is between them.
+            // The window covers both places and everything between them.
             config.set_window(free.min(*start), (free + PLACES * MIB).max(*end))?;
         }
         Ok(Self {
@@ -96,8 +96,8 @@ impl Ports {
     }
 }
 
-/// The first `len_bytes` bytes below 4 GiB, whole MiB, that the host bridge has and no bridge below it uses, out of
-/// `/proc/iomem`: what is nested is indented by two blanks.
+/// The first `len_bytes` bytes below 4 GiB, in whole MiB, that are in the host bridge's window and that no bridge below
+/// it uses, from `/proc/iomem`. Nested entries are indented by two blanks.
 fn gap(iomem: &str, len_bytes: u64) -> Option<u64> {
     let range = |line: &str| {
         let (start, last) = line.trim().split_once(" : ")?.0.split_once('-')?;
@@ -108,7 +108,7 @@ fn gap(iomem: &str, len_bytes: u64) -> Option<u64> {
     for line in iomem.lines().chain([""]) {
         let depth = line.len() - line.trim_start().len();
         let found = range(line);
-        // From the end of what came before to the start of this, or to the end of the window.
+        // The gap from the end of the previous entry to the start of this one, or to the end of the window.
         if let Some((free, end)) = at {
             let until = found.filter(|_| depth == 2).map_or(end, |(start, _)| start);
             if depth <= 2 && free + len_bytes <= until {
@@ -129,7 +129,7 @@ fn gap(iomem: &str, len_bytes: u64) -> Option<u64> {
     None
 }
 
-/// The target's BAR and the window above it move, with decode off, as Linux does it.
+/// Moves the target's BAR and the window above it, with decode off, as Linux does.
 pub(super) fn moves(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     let config = Config::of(&stage.target)?;
     let ports = Ports::open(&stage.target)?;
@@ -158,7 +158,7 @@ pub(super) fn moves(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     stage.check_home()
 }
 
-/// Target and peer trade places, and the windows above them do.
+/// Swaps the addresses of target and peer, and the windows above them.
 pub(super) fn swap(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     let configs = [Config::of(&stage.target)?, Config::of(&stage.peer)?];
     let port = |function: &Function| -> io::Result<Config> {
@@ -183,7 +183,7 @@ pub(super) fn swap(stage: &mut Stage, rounds: u32) -> io::Result<()> {
         for config in &configs {
             config.decode(true)?;
         }
-        // Whichever device is there now.
+        // The device that is at this address now.
         let one = Edu::at(homes[0])?;
         let two = Edu::at(homes[1])?;
         stage.check(&one, homes[1])?;
@@ -192,7 +192,7 @@ pub(super) fn swap(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     stage.check_home()
 }
 
-/// The target is put where the peer is, with decode on. The peer keeps its place.
+/// Moves the target to the peer's address, with decode on. The peer keeps its address.
 pub(super) fn collide(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     let config = Config::of(&stage.target)?;
     let bridges = stage.target.bridges()?;
@@ -216,7 +216,7 @@ pub(super) fn collide(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     stage.check_home()
 }
 
-/// The port above holds its bus in reset; the kernel saves and restores what is below.
+/// The port above holds its bus in reset. The kernel saves and restores the functions below.
 pub(super) fn bus_reset(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     stage.target.write("reset_method", "bus")?;
     for _ in 0..rounds {
@@ -228,21 +228,21 @@ pub(super) fn bus_reset(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A drive whose driver was taken away: its registers are the target.
+/// A drive without a driver, whose registers are the target.
 struct Drive {
     function: Function,
     bar0: u64,
     registers: Mapping,
 }
 
-/// Admin queue attributes (NVM Express r1.4 §3.1.7), which keep what is written while the controller is off.
+/// Admin queue attributes (NVM Express r1.4 §3.1.7), a register that keeps its value while the controller is off.
 const ADMIN_QUEUE: usize = 0x24;
 
 impl Drive {
     fn take() -> io::Result<Self> {
         let mut found = Function::find(Path::new("/sys"), 0x1b36, 0x0010)?.into_iter();
         let function = found.next().ok_or(io::ErrorKind::NotFound)?;
-        // Fails if it was taken before.
+        // Fails if the driver was unbound before.
         drop(function.write("driver/unbind", &function.bdf));
         function.enable()?;
         let (bar0, _, file) = function.bar0()?;
@@ -301,7 +301,7 @@ pub(super) fn sleep(stage: &mut Stage, rounds: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The peer stores into plain memory of a device; what arrived is looked at from outside of the host too.
+/// The peer writes to plain memory of a device. The result is also checked from outside the host.
 pub(super) fn memory_device(stage: &mut Stage, _rounds: u32) -> io::Result<()> {
     const WORD: u32 = 0x5eed_cafe;
     let mut found = Function::find(Path::new("/sys"), 0x1af4, 0x1110)?.into_iter();
