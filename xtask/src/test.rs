@@ -19,8 +19,8 @@ const OF_DEVICES: [&str; 8] = [
     "two_groups",
 ];
 
-/// Tests that take many minutes more than the same tests on other ports.
-const LONG: [&str; 1] = ["live_regroup_acs"];
+/// Tests that are ignored because they take many minutes.
+const LONG: [&str; 2] = ["live_regroup_acs", "schemathesis"];
 
 /// Tests that are ignored unless `CH_BIN` names a cloud-hypervisor.
 const OF_CLOUD_HYPERVISOR: [&str; 3] = [
@@ -143,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let long = if args.long {
             let programs = LONG.iter().flat_map(|name| ["--test", name]);
             let programs: &Vec<&str> = &programs.collect();
-            stage(3, "tests of running guests on ports with ACS");
+            stage(3, "tests that take many minutes");
             test(cmd!(
                 shell,
                 "{cargo} test --locked -p lab --no-fail-fast {programs...} -- --ignored {rest...}"

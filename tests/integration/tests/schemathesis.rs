@@ -1,7 +1,6 @@
 //! What the OpenAPI document promises, tried by schemathesis (PyPI) against a VMM in the lab: with and without a VM.
 //!
-//! Takes minutes and pip: only with `LAB_LONG`, as `cargo xtask test --long` sets it. schemathesis goes into
-//! `target/schemathesis`.
+//! They take minutes and need pip; `cargo xtask test --long` runs them. schemathesis goes into `target/schemathesis`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -22,19 +21,9 @@ const DRIVES: [(&str, &str); 2] = [("one", "0000:03:00.0"), ("two", "0000:04:00.
 /// Ends the VMM; and what never ends.
 const NEVER: [&str; 2] = ["/vmm.shutdown", "/events"];
 
-fn is_long() -> bool {
-    let long = lab::long();
-    if !long {
-        eprintln!("SKIPPED: takes minutes, only with LAB_LONG=1");
-    }
-    long
-}
-
 #[test]
+#[ignore = "takes minutes and pip: cargo xtask test --long runs it"]
 fn a_vmm_without_a_vm_does_what_its_document_says() {
-    if !is_long() {
-        return;
-    }
     let lab = LAB.turn();
     let program = tool::install();
     let vmm = lab.command(["p2p-vmm", "--api-socket", "/tmp/idle"]);
@@ -48,10 +37,8 @@ fn a_vmm_without_a_vm_does_what_its_document_says() {
 }
 
 #[test]
+#[ignore = "takes minutes and pip: cargo xtask test --long runs it"]
 fn a_vmm_whose_vm_has_devices_does_what_its_document_says() {
-    if !is_long() {
-        return;
-    }
     let lab = LAB.turn();
     for (_, bdf) in DRIVES {
         lab.bind_vfio(bdf).unwrap();
