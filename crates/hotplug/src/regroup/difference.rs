@@ -165,6 +165,22 @@ impl Difference {
         }
     }
 
+    /// Whether it is the group of a port, or that of a device which has the same devices in it. Such a group isolates the
+    /// same devices, and a rescan cannot always restore it.
+    pub(super) fn is_of_ports(&self, snapshot: &Snapshot, now: &Topology) -> bool {
+        let Self::Group { function, was, is } = self else {
+            return false;
+        };
+        let is_device = |function: &Sbdf| match snapshot.functions.get(function) {
+            Some(state) => !state.bridge,
+            None => now.get(*function).is_none_or(|f| !f.is_bridge()),
+        };
+        let devices = |group: &[Sbdf]| -> BTreeSet<Sbdf> {
+            group.iter().copied().filter(is_device).collect()
+        };
+        !is_device(function) || devices(was) == devices(is)
+    }
+
     /// Whether a device or setting was lost, whatever the plan.
     pub(super) fn is_loss(&self) -> bool {
         match self {

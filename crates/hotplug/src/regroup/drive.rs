@@ -84,7 +84,8 @@ impl Regroup<'_> {
                     self.record(journal, record, observer)?;
                 }
                 Next::Finish(outcome) => {
-                    let (_, mut found) = self.compare(&begin.snapshot)?;
+                    let (now, mut found) = self.compare(&begin.snapshot)?;
+                    found.retain(|difference| !difference.is_of_ports(&begin.snapshot, &now));
                     if outcome == Outcome::New {
                         // The other differences are planned and were checked.
                         found.retain(Difference::is_loss);

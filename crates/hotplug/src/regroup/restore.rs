@@ -144,12 +144,13 @@ fn old_words(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
 fn regroup(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
     let kernel = Kernel::of(now);
     let wanted = old_groups(snapshot, now);
-    let mut least = missed(&wanted, &Groups::found(now));
+    let is_device = |function: Sbdf| now.get(function).is_some_and(|f| !f.is_bridge());
+    let mut least = missed(&wanted, &Groups::found(now), is_device);
     let mut best = None;
     for steps in candidates(snapshot, now, &kernel, &wanted) {
         let mut model = GroupModel::as_found(now, &kernel);
         steps.iter().for_each(|step| step.apply(&mut model));
-        let missed = missed(&wanted, &model.groups());
+        let missed = missed(&wanted, &model.groups(), is_device);
         if missed < least {
             (least, best) = (missed, Some(steps));
         }
@@ -178,13 +179,25 @@ fn old_groups(snapshot: &Snapshot, now: &Topology) -> Vec<Vec<Sbdf>> {
     snapshot.groups_with_devices().map(sorted).collect()
 }
 
-/// Number of functions that are not in a group with the wanted members.
-fn missed(wanted: &[Vec<Sbdf>], groups: &Groups) -> usize {
-    wanted
+/// Number of devices that are not in a group with the wanted devices, and number of functions that are not in a group with
+/// the wanted members. The first decides: the groups of ports do not affect isolation, and cannot always be restored.
+fn missed(
+    wanted: &[Vec<Sbdf>],
+    groups: &Groups,
+    is_device: impl Fn(Sbdf) -> bool,
+) -> (usize, usize) {
+    let devices =
+        |group: &[Sbdf]| -> Vec<Sbdf> { group.iter().copied().filter(|f| is_device(*f)).collect() };
+    let members = wanted
         .iter()
-        .flat_map(|group| group.iter().map(move |function| (group, function)))
-        .filter(|(group, function)| groups.group_of(**function) != Some(group.as_slice()))
-        .count()
+        .flat_map(|group| group.iter().map(move |function| (group, *function)));
+    let mut missed = (0, 0);
+    for (group, function) in members {
+        let found = groups.group_of(function).unwrap_or_default();
+        missed.0 += usize::from(is_device(function) && devices(found) != devices(group));
+        missed.1 += usize::from(found != group.as_slice());
+    }
+    missed
 }
 
 /// Candidates to restore the recorded groups: remove and rescan once more with the recorded ACS, or a plan for the

@@ -102,6 +102,44 @@ fn an_incomplete_record_is_cut_off() {
     }
 }
 
+/// One pair is joined and another isolated. Ports that are found again cannot always get into their old group, and
+/// devices can.
+#[test]
+fn a_hand_over_that_is_killed_at_any_record_ends_in_the_old_or_the_new_groups_of_devices() {
+    let hand_over: Setting = || {
+        let bench = Bench::new();
+        bench.apply(&bench.join(&[A, B]), &[]).unwrap();
+        bench
+            .apply(&bench.hand_over(&[C, D], &[A, B]), &[])
+            .unwrap();
+        let plan = bench.hand_over(&[A, B], &[C, D]);
+        (bench, plan)
+    };
+    let expected = expected(hand_over);
+    for record in 0..expected.records {
+        let (bench, plan) = hand_over();
+        let guest = guest();
+        if !bench.apply_until(&plan, &[&guest as &dyn Vmm], record) {
+            continue;
+        }
+        let report = bench.recover(&[&guest as &dyn Vmm]);
+        let what = format!("record {record}: {}", brief(report.as_ref()));
+        let wanted = match report.as_ref().map(|report| report.outcome) {
+            Some(Outcome::New) => &expected.new,
+            _ => &expected.old,
+        };
+        let (now, wanted) = (bench.host.snapshot(), wanted.with_devices_only());
+        let differences = now.with_devices_only().differences(&wanted);
+        assert_eq!(differences, [""; 0], "{what}");
+        assert_eq!(
+            report.map_or(Vec::new(), |report| report.remains),
+            [],
+            "{what}"
+        );
+        assert_eq!(guest.has().len(), 4, "{what}: the guest has its devices");
+    }
+}
+
 #[test]
 fn a_journal_without_records_is_discarded() {
     let (bench, plan) = join();

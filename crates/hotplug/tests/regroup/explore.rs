@@ -213,7 +213,8 @@ impl Explorer {
             remains.iter().any(|line| told.contains(line))
         };
         let lost: BTreeSet<Sbdf> = self.old.functions.keys().copied().filter(gone).collect();
-        for line in now.without(&lost).differences(&wanted.without(&lost)) {
+        let devices_of = |snapshot: &Snapshot| snapshot.without(&lost).with_devices_only();
+        for line in devices_of(&now).differences(&devices_of(wanted)) {
             let mut words = line.split(['[', ' ', ',', ']']);
             let first = words.find(|word| word.parse::<Sbdf>().is_ok());
             let told = !remains.is_empty() && first.is_none_or(is_named);

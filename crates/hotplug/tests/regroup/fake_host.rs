@@ -76,6 +76,18 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// The same with the devices of the groups only: ports in a group do not affect isolation.
+    pub(crate) fn with_devices_only(&self) -> Self {
+        let mut rest = self.clone();
+        for group in &mut rest.groups {
+            group.retain(|at| {
+                let state = self.functions.get(at);
+                !state.is_some_and(|state| state[0].contains("pcieport"))
+            });
+        }
+        rest
+    }
+
     /// The same without some functions.
     pub(crate) fn without(&self, lost: &BTreeSet<Sbdf>) -> Self {
         let mut rest = self.clone();
