@@ -108,7 +108,7 @@ fn a_change_for_one_guest_leaves_the_other_alone_and_one_for_both_is_one_transac
             ["web", "db"].as_slice(),
             [
                 "03:00.0 (web) 05:00.0 (db) would be in one IOMMU group",
-                "one VM at a time",
+                "which only one VM can open",
             ],
         ),
         (&["web"], ["05:00.0 is in use by p2p-vmm", "shut that down"]),
