@@ -86,7 +86,7 @@ pub enum ChoiceReason {
     /// The kernel and all devices support iommufd.
     Possible,
     /// A requirement of iommufd is not met.
-    Lacking(IommufdError),
+    Unsupported(IommufdError),
 }
 
 impl fmt::Display for ChoiceReason {
@@ -94,7 +94,7 @@ impl fmt::Display for ChoiceReason {
         match self {
             Self::Asked => f.write_str("as asked for"),
             Self::Possible => f.write_str("which kernel and devices have all of"),
-            Self::Lacking(what) => write!(f, "because {what}"),
+            Self::Unsupported(what) => write!(f, "because {what}"),
         }
     }
 }
@@ -157,7 +157,7 @@ impl HostIommu {
             (Some(Ok(way)), Some(_)) => (way, ChoiceReason::Asked),
             (Some(Ok(way)), None) => (way, ChoiceReason::Possible),
             (Some(Err(lack)), Some(_)) => return Err(lack),
-            (Some(Err(lack)), None) => (Way::Type1, ChoiceReason::Lacking(lack)),
+            (Some(Err(lack)), None) => (Way::Type1, ChoiceReason::Unsupported(lack)),
         };
         let interface = match way {
             Way::Type1 => Interface::Type1,
@@ -270,7 +270,7 @@ mod tests {
         let error = io::Error::from_raw_os_error(libc::ENOENT);
         let choice = Choice {
             interface: Interface::Type1,
-            reason: ChoiceReason::Lacking(IommufdError::Kernel(error)),
+            reason: ChoiceReason::Unsupported(IommufdError::Kernel(error)),
         };
         let text = choice.to_string();
         assert!(

@@ -45,12 +45,9 @@ mod dma;
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(
     feature = "fuzzing",
-    allow(
-        dead_code,
-        clippy::unwrap_used,
-        reason = "a fake fails by panicking, and unit tests use more of it than fuzz targets"
-    )
+    allow(dead_code, reason = "unit tests use more of it than fuzz targets")
 )]
+#[allow(clippy::unwrap_used, reason = "a fake fails by panicking")]
 mod fake;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

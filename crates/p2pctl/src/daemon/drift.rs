@@ -16,6 +16,7 @@
 
 mod acs;
 mod assessment;
+mod emitter;
 mod entry;
 mod guard;
 mod inbox;
@@ -24,7 +25,6 @@ mod recovery;
 mod response;
 mod schedule;
 mod snapshot;
-mod teller;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -48,9 +48,9 @@ use crate::cli::Global;
 use crate::source::Source;
 use acs::Watch;
 use assessment::Alarm;
+use emitter::Telling;
 use inbox::Inbox;
 use snapshot::Snapshot;
-use teller::Telling;
 use worker::{Worker, World};
 
 /// How long the daemon's shutdown waits for devices that are being returned to their VMs.
@@ -68,7 +68,7 @@ pub(crate) struct Drift {
 impl Drift {
     pub(crate) fn start(changes: Changes, global: Global) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            tellings: teller::start(changes.events().clone())?,
+            tellings: emitter::start(changes.events().clone())?,
             changes,
             global,
             ended: AtomicBool::new(false),

@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::vmm::MsiMessage;
@@ -119,6 +120,17 @@ fn a_guest_that_enables_every_vector_leaves_descriptors_to_clients_and_unplugs()
     );
 }
 
+/// Takes all descriptors below the limit but `count`. They are free again when the result is dropped.
+fn leave_descriptors(count: usize) -> Vec<EventFd> {
+    let limit = DescriptorLimit::leaving(RESERVED, LIMIT);
+    let mut taken = Vec::new();
+    while let Ok(event) = limit.eventfd() {
+        taken.push(event);
+    }
+    taken.truncate(taken.len() - count);
+    taken
+}
+
 #[test]
 fn a_vector_without_a_descriptor_costs_no_other_and_comes_back() {
     with_few_descriptors(
@@ -128,12 +140,7 @@ fn a_vector_without_a_descriptor_costs_no_other_and_comes_back() {
             let mut rig = rig_with_vectors(&vm, true);
             disable_pin(&mut rig);
             // Only a few are left below the bound.
-            let limit = DescriptorLimit::leaving(RESERVED, LIMIT);
-            let mut taken = Vec::new();
-            while let Ok(event) = limit.eventfd() {
-                taken.push(event);
-            }
-            taken.truncate(taken.len() - 2);
+            let mut taken = leave_descriptors(2);
             enable_all(&mut rig, MMIO);
             assert_eq!(vm.messages().len(), 2);
             // A vector that the guest changes is not lost meanwhile.
@@ -159,12 +166,7 @@ fn msi_without_descriptors_is_on_with_what_there_is() {
         let vm = Arc::new(FakeVm::default());
         let mut rig = rig_with_vectors(&vm, true);
         disable_pin(&mut rig);
-        let limit = DescriptorLimit::leaving(RESERVED, LIMIT);
-        let mut taken = Vec::new();
-        while let Ok(event) = limit.eventfd() {
-            taken.push(event);
-        }
-        taken.truncate(taken.len() - 3);
+        let _taken = leave_descriptors(3);
         // Four vectors.
         rig.write32(0x40, 0x0021_0000);
         assert_eq!(vm.messages().len(), 3);

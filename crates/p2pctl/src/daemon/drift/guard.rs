@@ -12,8 +12,8 @@ use iommu_group::{AcsSetting, Sbdf};
 use super::Shared;
 use super::acs::{Found, Watch, WatchedPort};
 use super::assessment::Alarm;
+use super::emitter::Emitter;
 use super::snapshot::acs_change;
-use super::teller::Teller;
 
 /// Interval between reads. Wrong settings are restored within a second.
 pub(super) const PERIOD: Duration = Duration::from_millis(250);
@@ -23,7 +23,7 @@ pub(super) struct Guard {
     watch: Watch,
     /// Deviations that were not restored, so that each is reported once.
     open: BTreeMap<Sbdf, Found>,
-    teller: Teller,
+    emitter: Emitter,
 }
 
 /// A deviation at a port, and the result of restoring it.
@@ -37,7 +37,7 @@ struct Done {
 impl Guard {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            teller: Teller::new(shared.tellings.clone()),
+            emitter: Emitter::new(shared.tellings.clone()),
             shared,
             watch: Watch::default(),
             open: BTreeMap::new(),
@@ -138,9 +138,9 @@ impl Guard {
         match (found, result) {
             (Found::PutBack(_), Ok(())) => {
                 self.open.remove(&port);
-                self.teller.tell("drift", &told);
+                self.emitter.tell("drift", &told);
                 let to = good.to_string();
-                self.teller
+                self.emitter
                     .tell("acs-restored", &[("function", &function), ("to", &to)]);
             }
             (_, Err(error)) => {
@@ -148,9 +148,9 @@ impl Guard {
                 if self.open.insert(port, found) == Some(found) {
                     return None;
                 }
-                self.teller.tell("drift", &told);
+                self.emitter.tell("drift", &told);
                 let error = error.to_string();
-                self.teller
+                self.emitter
                     .tell("drift-error", &[("function", &function), ("error", &error)]);
             }
             (_, Ok(())) => {
@@ -158,7 +158,7 @@ impl Guard {
                 if let Some(watched) = ports.find(|other| other.register.port() == port) {
                     watched.good = is;
                 }
-                self.teller.tell("drift", &told);
+                self.emitter.tell("drift", &told);
             }
         }
         Some((port, what))

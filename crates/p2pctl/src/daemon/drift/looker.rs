@@ -14,9 +14,9 @@ use super::super::uevents::Uevents;
 use super::Shared;
 use super::acs::Watch;
 use super::assessment::Alarm;
+use super::emitter::Emitter;
 use super::schedule::{Moment, Schedule};
 use super::snapshot::{Snapshot, remedy};
-use super::teller::Teller;
 use crate::source::Source;
 
 pub(super) struct Looker {
@@ -31,13 +31,13 @@ pub(super) struct Looker {
     told: BTreeSet<String>,
     /// Whether ACS had to be restored at the last scan.
     was_waiting: bool,
-    teller: Teller,
+    emitter: Emitter,
 }
 
 impl Looker {
     fn new(shared: Arc<Shared>) -> Self {
         let mut looker = Self {
-            teller: Teller::new(shared.tellings.clone()),
+            emitter: Emitter::new(shared.tellings.clone()),
             shared,
             started: Instant::now(),
             schedule: Schedule::new(true),
@@ -65,7 +65,7 @@ impl Looker {
         eprintln!(
             "p2pctl: the kernel does not tell what comes and goes ({why}): the whole host is looked at twice a second instead"
         );
-        self.teller.tell("drift-polling", &[("why", why)]);
+        self.emitter.tell("drift-polling", &[("why", why)]);
     }
 
     fn moment(&self) -> Moment {
@@ -125,7 +125,7 @@ impl Looker {
         };
         let held = self.held().unwrap_or_else(|error| {
             let error = error.to_string();
-            self.teller.tell("drift-error", &[("error", &error)]);
+            self.emitter.tell("drift-error", &[("error", &error)]);
             BTreeSet::new()
         });
         let watch = Watch::new(count, Arc::clone(&normal), &topology, &held);
@@ -159,7 +159,7 @@ impl Looker {
                 // The guard reports changes of these ports.
                 if !(watch.has(function) && now.acs.contains_key(&function)) {
                     let function = function.to_string();
-                    self.teller
+                    self.emitter
                         .tell("drift", &[("function", &function), ("what", &what)]);
                 }
                 changed.insert(function, what);
@@ -201,7 +201,7 @@ impl Looker {
         ];
         let hint = remedy.as_deref().map(|remedy| ("remedy", remedy));
         let told: Vec<_> = told.into_iter().chain(hint).collect();
-        self.teller.tell("isolation-lost", &told);
+        self.emitter.tell("isolation-lost", &told);
     }
 }
 

@@ -297,8 +297,9 @@ fn count(vmm: &FakeVmm, what: &str) -> usize {
     vmm.log().iter().filter(|line| *line == what).count()
 }
 
-#[test]
-fn a_device_that_was_taken_away_is_given_back_by_the_next_daemon_when_a_check_allows_it() {
+/// A host and a VMM whose device a daemon has taken away, because a function arrived that the device reaches. The daemon has
+/// ended.
+fn after_a_device_was_taken_away() -> (TestHost, FakeVmm) {
     let host = TestHost::new();
     host.set_acs("02:00.0", 0x11);
     host.remove(at("04:00.0"));
@@ -307,6 +308,12 @@ fn a_device_that_was_taken_away_is_given_back_by_the_next_daemon_when_a_check_al
     host.add(at("04:00.0"));
     within(SOON, "taken away", || !vmm.has("nvme0"));
     drop(daemon);
+    (host, vmm)
+}
+
+#[test]
+fn a_device_that_was_taken_away_is_given_back_by_the_next_daemon_when_a_check_allows_it() {
+    let (host, vmm) = after_a_device_was_taken_away();
 
     let daemon = Daemon::start(&host, &[("web", &vmm)]);
     within(SOON, "withheld", || {
@@ -325,14 +332,7 @@ fn a_device_that_was_taken_away_is_given_back_by_the_next_daemon_when_a_check_al
 
 #[test]
 fn a_vmm_that_was_started_anew_is_not_given_what_another_had() {
-    let host = TestHost::new();
-    host.set_acs("02:00.0", 0x11);
-    host.remove(at("04:00.0"));
-    let vmm = FakeVmm::start(&[("nvme0", "0000:03:00.0", false)]);
-    let daemon = Daemon::start(&host, &[("web", &vmm)]);
-    host.add(at("04:00.0"));
-    within(SOON, "taken away", || !vmm.has("nvme0"));
-    drop(daemon);
+    let (host, vmm) = after_a_device_was_taken_away();
     host.remove(at("04:00.0"));
     vmm.set_pid(2);
     let _daemon = Daemon::start(&host, &[("web", &vmm)]);

@@ -22,11 +22,11 @@ use iommu_group::{Exposure, Sbdf};
 
 use super::super::guests::Guest;
 use super::assessment::Alarm;
+use super::emitter::{Emitter, Telling};
 use super::entry::{AGAIN, Entry, patience};
 use super::inbox::{Inbox, Message};
 use super::response::{Action, Event, State};
 use super::snapshot::Snapshot;
-use super::teller::{Teller, Telling};
 
 /// Timeout for returning a device. A VMM with much memory takes seconds.
 const PLUG: Duration = Duration::from_secs(30);
@@ -92,7 +92,7 @@ pub(super) struct Worker {
     /// How often the VM did not list its devices, or was gone.
     silent: u32,
     gone: u32,
-    teller: Teller,
+    emitter: Emitter,
 }
 
 impl Worker {
@@ -102,7 +102,7 @@ impl Worker {
         world: Arc<dyn World>,
         inbox: Arc<Inbox>,
     ) -> std::io::Result<()> {
-        let teller = Teller::new(world.tellings());
+        let emitter = Emitter::new(world.tellings());
         let worker = Self {
             vm,
             world,
@@ -118,7 +118,7 @@ impl Worker {
             ask_at: Instant::now(),
             silent: 0,
             gone: 0,
-            teller,
+            emitter,
         };
         let thread = thread::Builder::new().name("drift-vm".to_owned());
         thread.spawn(move || worker.run()).map(drop)
@@ -276,7 +276,7 @@ impl Worker {
         self.silent = self.silent.saturating_add(1);
         if self.silent == 1 {
             let (vm, error) = (self.vm.clone(), error.to_string());
-            self.teller
+            self.emitter
                 .tell("vmm-silent", &[("vm", &vm), ("error", &error)]);
         }
     }

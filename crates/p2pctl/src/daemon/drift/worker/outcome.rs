@@ -77,7 +77,7 @@ impl Worker {
         if entry.is_news(event) {
             let of = [("vm", &*self.vm), ("id", id), ("why", &*entry.why)];
             let all: Vec<(&str, &str)> = of.into_iter().chain(more.iter().copied()).collect();
-            self.teller.tell(event, &all);
+            self.emitter.tell(event, &all);
         }
     }
 }

@@ -279,7 +279,7 @@ impl World for Reached {
     }
 
     fn tellings(&self) -> SyncSender<Telling> {
-        super::super::teller::start(EventLog::new()).unwrap()
+        super::super::emitter::start(EventLog::new()).unwrap()
     }
 }
 

@@ -34,14 +34,14 @@ pub(super) fn start(events: EventLog) -> io::Result<SyncSender<Telling>> {
 
 /// Reports events without blocking. Recurring events are reported at a limited rate, with a count of the suppressed
 /// ones.
-pub(super) struct Teller {
+pub(super) struct Emitter {
     to: SyncSender<Telling>,
     left: u32,
     refilled: Instant,
     suppressed: u64,
 }
 
-impl Teller {
+impl Emitter {
     pub(super) fn new(to: SyncSender<Telling>) -> Self {
         Self {
             to,
@@ -90,27 +90,27 @@ mod tests {
     #[test]
     fn what_recurs_without_end_is_told_from_time_to_time() {
         let (sender, _receiver) = sync_channel(QUEUE);
-        let mut teller = Teller::new(sender);
+        let mut emitter = Emitter::new(sender);
         let start = Instant::now();
-        let told = |teller: &mut Teller, at: Duration| -> usize {
-            (0..1000).filter(|_| teller.may_tell(start + at)).count()
+        let told = |emitter: &mut Emitter, at: Duration| -> usize {
+            (0..1000).filter(|_| emitter.may_tell(start + at)).count()
         };
-        assert_eq!(told(&mut teller, Duration::ZERO), 40);
-        assert_eq!(teller.suppressed, 960);
-        assert_eq!(told(&mut teller, REFILL * 3), 3);
-        assert_eq!(told(&mut teller, REFILL * 1000), 40);
+        assert_eq!(told(&mut emitter, Duration::ZERO), 40);
+        assert_eq!(emitter.suppressed, 960);
+        assert_eq!(told(&mut emitter, REFILL * 3), 3);
+        assert_eq!(told(&mut emitter, REFILL * 1000), 40);
     }
 
     #[test]
     fn nobody_waits_for_a_log_that_is_not_read() {
         let (sender, receiver) = sync_channel(2);
-        let mut teller = Teller::new(sender);
+        let mut emitter = Emitter::new(sender);
         for _ in 0..5 {
-            teller.tell("drift", &[("function", "0000:03:00.0")]);
+            emitter.tell("drift", &[("function", "0000:03:00.0")]);
         }
-        assert_eq!(teller.suppressed, 3);
+        assert_eq!(emitter.suppressed, 3);
         assert_eq!(receiver.try_iter().count(), 2);
-        teller.tell("drift", &[]);
+        emitter.tell("drift", &[]);
         let (event, properties) = receiver.recv().unwrap();
         assert_eq!(
             (event.as_str(), properties["suppressed"].as_str()),
