@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Outcome, Regroup, RegroupError, Report, StateDir, VmDevice};
+use hotplug::regroup::{Blocker, Outcome, Regroup, RegroupError, Report, StateDir, VmDevice};
 use iommu_group::{Goals, Plan, PlanOptions};
 
 use super::forecast::{by_guest, forecast};
@@ -130,7 +130,19 @@ pub(crate) fn run(
             let answer = if global.json {
                 Answer::json(&json::apply::refusal(&reasons, &blockers))?
             } else {
-                Answer::text(refused(&view, &plan.goals, &reasons))
+                let mut text = refused(&view, &plan.goals, &reasons);
+                if blockers
+                    .iter()
+                    .any(|blocker| matches!(blocker, Blocker::InUse { .. }))
+                {
+                    let socket = how.at.daemon.socket.display();
+                    let next = format!(
+                        "no daemon listens at {socket}, and only a daemon takes devices out of virtual machines \
+                         and gives them back: systemctl start p2pctl"
+                    );
+                    view.section(&mut text, "next", vec![next.into()]);
+                }
+                Answer::text(text)
             };
             Ok(answer.about(&source).refused_if(true))
         }

@@ -67,6 +67,15 @@ enum Change {
     Reset(&'static str),
 }
 
+/// What became of a change when the daemon was killed.
+enum End {
+    /// It was done before, in this time.
+    Done(Duration),
+    Cut,
+    /// It was never asked for.
+    Early,
+}
+
 impl Change {
     /// One that changes something, as the guests are.
     fn choose(rng: &mut Rng, lab: &Lab, guests: &[Guest<'_>; 2]) -> Self {
@@ -110,8 +119,8 @@ impl Change {
         words.into_iter().map(str::to_owned).collect()
     }
 
-    /// Asks a daemon for it, which is killed after a while unless it is done before. Returns how long it took then.
-    fn cut_off(&self, lab: &Lab, daemon: Daemon<'_>, after: Duration) -> Option<Duration> {
+    /// Asks a daemon for it, which is killed after a while unless it is done before.
+    fn cut_off(&self, lab: &Lab, daemon: Daemon<'_>, after: Duration) -> End {
         let started = Instant::now();
         let command = lab.command(self.words()).deadline(PATIENCE);
         let mut asked = command.spawn().unwrap();
@@ -124,8 +133,10 @@ impl Change {
         daemon.kill();
         let output = asked.wait().unwrap();
         match output.code() {
-            Some(0) => Some(took),
-            Some(1) => None,
+            Some(0) => End::Done(took),
+            Some(1) => End::Cut,
+            // The daemon was gone before the command connected to it, so the command looked at the host itself.
+            Some(2) if output.stdout.contains("no daemon listens") => End::Early,
             _ => panic!("{self:?}: {output:?}"),
         }
     }
@@ -153,7 +164,7 @@ fn killed_at_random_moments_of_changes_it_leaves_every_device_in_its_guest_and_d
     ];
     // How long a reset and another change take here, at first a guess.
     let (mut reset, mut regroup) = (Duration::from_millis(300), Duration::from_secs(5));
-    let (mut cut, mut late) = (0, 0);
+    let (mut cut, mut late, mut early) = (0, 0, 0);
     while cut < kills() {
         let change = Change::choose(&mut rng, &lab, &guests);
         let span = match change {
@@ -162,11 +173,13 @@ fn killed_at_random_moments_of_changes_it_leaves_every_device_in_its_guest_and_d
         };
         let after = span.mul_f64(rng.f64());
         let daemon = Daemon::start(&lab, &["web", "db"]);
-        if let Some(took) = change.cut_off(&lab, daemon, after) {
-            late += 1;
-            *span = took;
-        } else {
-            cut += 1;
+        match change.cut_off(&lab, daemon, after) {
+            End::Done(took) => {
+                late += 1;
+                *span = took;
+            }
+            End::Cut => cut += 1,
+            End::Early => early += 1,
         }
         let by_command = rng.bool();
         let what = format!("kill {cut}, {} ms into {change:?}", after.as_millis());
@@ -191,7 +204,7 @@ fn killed_at_random_moments_of_changes_it_leaves_every_device_in_its_guest_and_d
         let by = if by_command { "command" } else { "daemon" };
         eprintln!("{what}: recovered by the {by} in {recovered} ms");
     }
-    eprintln!("{cut} changes were cut off, {late} were done before");
+    eprintln!("{cut} changes were cut off, {late} were done before, {early} not begun");
     for guest in guests {
         assert_eq!(guest.live.power_off().exit, Exit::Code(0));
     }
