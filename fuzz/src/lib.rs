@@ -15,8 +15,6 @@ mod faults;
 mod guest;
 mod http;
 mod journal;
-#[path = "../../crates/p2p-vmm/src/lock.rs"]
-mod lock;
 mod mutate;
 #[allow(dead_code, unused_imports, reason = "the VMM uses what targets do not")]
 mod pci;

@@ -6,6 +6,7 @@ mod fixed_bars;
 mod memory;
 mod port;
 mod resources;
+mod slot;
 mod subtree;
 
 pub use assignment::{
@@ -16,4 +17,5 @@ pub use fixed_bars::{BarMove, FixedBars};
 pub use memory::{MemoryError, check_memory};
 pub use port::{BusNumbers, PortKind, VirtualPort};
 pub use resources::{Apertures, BusResources, SWITCH_SLOTS};
+pub use slot::{Slot, SlotBus};
 pub use subtree::{Reserve, Subtree};

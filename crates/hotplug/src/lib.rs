@@ -7,7 +7,7 @@ pub mod lifecycle;
 pub mod regroup;
 mod slots;
 
-pub use slots::{Register, Slot, SlotBus, SlotRegisters};
+pub use slots::{Register, SlotRegisters};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

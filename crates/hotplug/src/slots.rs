@@ -12,8 +12,6 @@
 //!
 //! Other VMMs have similar interfaces (QEMU's docs/specs/acpi_pci_hotplug.rst). Only this project's DSDT uses this one.
 
-mod address;
 mod registers;
 
-pub use address::{Slot, SlotBus};
 pub use registers::{Register, SlotRegisters};

@@ -1,14 +1,11 @@
 //! IOMMU contexts of a VM. Guest memory is mapped in each; a BAR only in the context of its own P2P domain.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use iommu_group::assignment::ContextKind;
-use iommu_group::{AddressRange, GroupId, Iova, Sbdf};
+use iommu_group::{AddressRange, Gpa, GroupId, Iova, Sbdf};
 use thiserror::Error;
-use vm_memory::GuestMemoryMmap;
-use vm_memory::bitmap::Bitmap;
 
 use crate::dma::{DmaBackend, DmaError};
 use crate::host_iommu::{HostIommu, IommufdError};
@@ -139,18 +136,15 @@ impl IommuContext {
         self.backend.dma()
     }
 
-    /// Maps all of `memory` for the devices, at I/O addresses equal to the guest-physical ones.
+    /// Maps regions of guest memory for the devices, at I/O addresses equal to the guest-physical ones.
     ///
     /// # Errors
     /// [`ContextError::GuestMemory`]; nothing is mapped then.
-    pub fn map_guest<B>(&self, memory: &GuestMemoryMmap<B>) -> Result<(), ContextError>
-    where
-        B: Bitmap + fmt::Debug + Send + Sync + 'static,
-    {
+    pub fn map_guest(&self, memory: &[(Gpa, HostMemory)]) -> Result<(), ContextError> {
         let dma = self.backend.dma();
         let mut done = Vec::new();
-        for (gpa, memory) in HostMemory::of_guest(memory) {
-            match dma.map(Iova::of_guest(gpa), memory) {
+        for (gpa, memory) in memory {
+            match dma.map(Iova::of_guest(*gpa), memory.clone()) {
                 Ok(range) => done.push(range),
                 Err(error) => {
                     for range in done {
@@ -163,5 +157,25 @@ impl IommuContext {
             }
         }
         Ok(())
+    }
+
+    /// Unmaps regions of guest memory that were mapped with the same bounds. A region that is not mapped is ignored.
+    ///
+    /// # Errors
+    /// [`ContextError::GuestMemory`] names the first region that is still mapped; the others are unmapped.
+    pub fn unmap_guest(&self, memory: &[(Gpa, HostMemory)]) -> Result<(), ContextError> {
+        let dma = self.backend.dma();
+        let mut result = Ok(());
+        for (gpa, memory) in memory {
+            let len_bytes = u64::try_from(memory.len_bytes()).unwrap_or(u64::MAX);
+            let Some(range) = AddressRange::new(Iova::of_guest(*gpa), len_bytes) else {
+                continue;
+            };
+            match dma.unmap(range) {
+                Ok(()) | Err(DmaError::NotMapped(_)) => {}
+                Err(error) => result = result.and(Err(ContextError::GuestMemory(error))),
+            }
+        }
+        result
     }
 }

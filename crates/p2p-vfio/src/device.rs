@@ -43,7 +43,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::descriptors::DescriptorLimit;
 use crate::pci::{PciBackend, VfioEvent};
 use crate::peers::PeerBars;
-use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiRouter};
+use crate::vmm::{AddressClaims, EventSink, IntxLine, MemorySlots, MsiRouter};
 
 pub use bar_mappings::BarMappingError;
 use bar_mappings::BarMappings;
@@ -61,8 +61,10 @@ use vfio_events::VfioEvents;
 
 /// What a VMM gives to an assigned device.
 pub struct DeviceParams {
-    /// Memory slots and address claims for its BARs.
+    /// Memory slots for its BARs.
     pub slots: Arc<dyn MemorySlots>,
+    /// Claims of the addresses of its BARs.
+    pub claims: Arc<dyn AddressClaims>,
     /// Routes of its message-signalled interrupts.
     pub msi: Arc<dyn MsiRouter>,
     /// Limit of the descriptors for its vectors, because the guest decides how many it enables.

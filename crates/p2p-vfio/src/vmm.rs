@@ -12,8 +12,7 @@ use crate::memory::HostMemory;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotId(pub u32);
 
-/// The VMM's table of guest-visible memory (KVM: `KVM_SET_USER_MEMORY_REGION`), and of the address ranges that devices
-/// claim.
+/// The VMM's table of guest-visible memory (KVM: `KVM_SET_USER_MEMORY_REGION`).
 pub trait MemorySlots: Send + Sync {
     /// Maps `memory` into the guest at `gpa`. The implementation keeps `memory` until the slot is removed.
     ///
@@ -26,12 +25,15 @@ pub trait MemorySlots: Send + Sync {
     /// # Errors
     /// The errno of the hypervisor; `ENOENT` if the slot does not exist.
     fn remove(&self, slot: SlotId) -> io::Result<()>;
+}
 
+/// The ranges of guest-physical addresses at which devices answer. [`Claims`](crate::Claims) is an implementation.
+pub trait AddressClaims: Send + Sync {
     /// Claims `range` for one device: no other device answers there. The range may be shorter than a page. A device
     /// maps memory only in ranges that it has claimed.
     ///
     /// # Errors
-    /// `EEXIST` if another device has claimed part of the range, or guest memory is there.
+    /// `EEXIST` if another device has claimed part of the range.
     fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()>;
 
     /// Releases a range that was claimed with the same bounds.

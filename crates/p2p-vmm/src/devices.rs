@@ -1,28 +1,17 @@
-//! The assigned devices of a VM, from the request to the release. The main thread owns all of this.
-//!
-//! ```text
-//! check ──▶ open (IOMMU contexts) ──▶ lay out (buses, windows, BARs) ──▶ assign, plug ──▶ slot ──▶ release
-//! ```
-//! Devices at boot and devices that are added later take the same steps. A failure undoes all earlier steps:
-//! descriptors, windows, mappings and slots are values that are dropped with the attempt.
+//! The assigned devices of a VM as the API sees them: their names, their lifecycle, and their events. The devices
+//! themselves are a [`DeviceSet`](p2p_vfio::DeviceSet).
 
 mod add;
-mod boot;
-mod bus_resources;
-mod check;
-mod contexts;
-mod events;
+#[cfg(test)]
+mod empty;
 mod limit;
 mod registry;
 mod release;
-mod slot_contents;
-mod view;
+mod request;
 
 pub(crate) use add::AddContext;
-pub(crate) use boot::OpenDevices;
-pub(crate) use check::{CheckedDevices, accepted, check_devices, domain_of};
-pub(crate) use contexts::Contexts;
+#[cfg(test)]
+pub(crate) use empty::empty_set;
 pub(crate) use limit::address_limit;
 pub(crate) use registry::{Devices, RemoveError, RemoveOptions};
-pub(crate) use slot_contents::Guest;
-pub(crate) use view::DeviceView;
+pub(crate) use request::{accepted, domain_of, iommu_options, plan_devices};

@@ -1,8 +1,7 @@
 //! The error of a request, typed from the check to the exit status and the HTTP status.
 
 use iommu_group::SysfsError;
-use iommu_group::assignment::Refusal;
-use p2p_vfio::{AttachError, IommufdError, PreopenedError};
+use p2p_vfio::{DeviceSetError, IommufdError, PreopenedError};
 use thiserror::Error;
 use vmm_api::{ConfigError, Failure};
 
@@ -12,21 +11,15 @@ use crate::layout::LayoutError;
 /// Why a request was not carried out.
 #[derive(Debug, Error)]
 pub(crate) enum VmmError {
-    /// The VM may not have the devices as requested.
+    /// The VM cannot have the devices as requested.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Devices(#[from] DeviceSetError),
     /// A path is not a PCI function of the host, or no IOMMU guards it.
     #[error(transparent)]
     Host(#[from] SysfsError),
     /// The guest's address space has no room for what memory and devices need.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The running VM has no room for the device.
-    #[error("{0}")]
-    NoRoom(String),
-    /// iommufd was asked for and is not possible.
-    #[error("the devices cannot be assigned as configured")]
-    IommufdError(#[source] IommufdError),
     /// A descriptor cannot be used.
     #[error(transparent)]
     Descriptor(#[from] PreopenedError),
@@ -44,9 +37,6 @@ pub(crate) enum VmmError {
     /// A device cannot be removed.
     #[error(transparent)]
     Remove(#[from] RemoveError),
-    /// An open device could not be given to the guest.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
     /// Something else was tried and failed.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
@@ -61,42 +51,36 @@ impl VmmError {
     /// Whether the request was refused before anything was changed.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            Self::Refused(_)
-            | Self::Host(_)
-            | Self::Layout(_)
-            | Self::IommufdError(_)
-            | Self::Descriptor(_)
-            | Self::Option { .. } => true,
-            Self::NoRoom(_)
-            | Self::Call(_)
-            | Self::Remove(_)
-            | Self::Attach(_)
-            | Self::Failed(_) => false,
+            Self::Devices(error) => matches!(
+                error,
+                DeviceSetError::Refused(_) | DeviceSetError::Host(_) | DeviceSetError::Interface(_)
+            ),
+            Self::Host(_) | Self::Layout(_) | Self::Descriptor(_) | Self::Option { .. } => true,
+            Self::Call(_) | Self::Remove(_) | Self::Failed(_) => false,
         }
     }
 
     /// The user's next step, if the text does not say it.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Host(SysfsError::NoGroup { .. }) => Some(
+            Self::Host(SysfsError::NoGroup { .. })
+            | Self::Devices(DeviceSetError::Host(SysfsError::NoGroup { .. })) => Some(
                 "an IOMMU is needed: intel_iommu=on or amd_iommu=on, and VT-d or AMD-Vi in the firmware",
             ),
-            Self::Host(_) => Some(
+            Self::Host(_) | Self::Devices(DeviceSetError::Host(_)) => Some(
                 "give the directory of a PCI function, path=/sys/bus/pci/devices/0000:03:00.0 (lspci -D lists them)",
             ),
-            Self::IommufdError(IommufdError::Excluded { .. }) => {
+            Self::Devices(DeviceSetError::Interface(IommufdError::Excluded { .. })) => {
                 Some("remove iommufd=off, or give the device's path")
             }
-            Self::IommufdError(_) => {
+            Self::Devices(DeviceSetError::Interface(_)) => {
                 Some("without --platform iommufd=on the devices are assigned by type1")
             }
             Self::Descriptor(error) | Self::Option { source: error, .. } => Some(example_of(error)),
-            Self::Refused(_)
+            Self::Devices(_)
             | Self::Layout(_)
-            | Self::NoRoom(_)
             | Self::Call(_)
             | Self::Remove(_)
-            | Self::Attach(_)
             | Self::Failed(_) => None,
         }
     }

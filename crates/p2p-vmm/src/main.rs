@@ -17,7 +17,6 @@ mod loader;
 mod lock;
 mod logger;
 mod memory;
-mod mmio_claims;
 mod pci;
 mod policy;
 mod ports;
@@ -91,7 +90,7 @@ fn start(cli: Cli) -> Result<(), VmmError> {
         }
         preopened = preopened::take_inherited(config)?;
         // Before any device is opened: a refusal changes nothing.
-        devices::check_devices(&config.devices, &host)?;
+        devices::plan_devices(&config.devices, &host)?;
     }
     let process = Process {
         log,

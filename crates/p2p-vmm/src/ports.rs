@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use hotplug::Register;
+use p2p_vfio::DeviceSet;
 
 use crate::lock::lock;
-use crate::pci::{ConfigAddressPort, PciBus};
+use crate::pci::ConfigAddressPort;
 use crate::power::{
     KEYBOARD_COMMAND_PORT, PowerRegisters, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
@@ -25,7 +26,7 @@ pub(crate) struct Ports {
     serial: Option<Arc<SerialPort>>,
     power: PowerRegisters,
     config_address: Mutex<ConfigAddressPort>,
-    pci: Arc<PciBus>,
+    devices: Arc<DeviceSet>,
     slots: Arc<SlotControl>,
 }
 
@@ -33,14 +34,14 @@ impl Ports {
     pub(crate) fn new(
         serial: Option<Arc<SerialPort>>,
         power: PowerRegisters,
-        pci: Arc<PciBus>,
+        devices: Arc<DeviceSet>,
         slots: Arc<SlotControl>,
     ) -> Self {
         Self {
             serial,
             power,
             config_address: Mutex::default(),
-            pci,
+            devices,
             slots,
         }
     }
@@ -55,7 +56,7 @@ impl Ports {
             (CONFIG_DATA_PORT..=CONFIG_DATA_LAST_PORT, _) => {
                 let address = *lock(&self.config_address);
                 match address.decode(port - CONFIG_DATA_PORT, data.len()) {
-                    Some((bdf, offset)) => self.pci.config_read(bdf, offset, data),
+                    Some((sbdf, offset)) => self.devices.config_read(sbdf, offset, data),
                     None => data.fill(0xff),
                 }
             }
@@ -78,8 +79,8 @@ impl Ports {
             (CONFIG_ADDRESS_PORT, _) => lock(&self.config_address).write(data),
             (CONFIG_DATA_PORT..=CONFIG_DATA_LAST_PORT, _) => {
                 let address = *lock(&self.config_address);
-                if let Some((bdf, offset)) = address.decode(port - CONFIG_DATA_PORT, data.len()) {
-                    self.pci.config_write(bdf, offset, data);
+                if let Some((sbdf, offset)) = address.decode(port - CONFIG_DATA_PORT, data.len()) {
+                    self.devices.config_write(sbdf, offset, data);
                 }
             }
             (KEYBOARD_COMMAND_PORT | SLEEP_CONTROL_PORT | SLEEP_STATUS_PORT, _) => {
@@ -94,17 +95,18 @@ impl Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::empty_set;
     use crate::exit::{ExitRequest, VmExit};
-    use crate::pci::{Bdf, HostBridge};
+    use crate::pci::{HOST_BRIDGE, HostBridge};
 
     fn ports() -> (Ports, Arc<ExitRequest>) {
         let exit = Arc::new(ExitRequest::new().unwrap());
-        let pci = Arc::new(PciBus::default());
-        pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))
-            .unwrap();
+        let devices = Arc::new(empty_set());
+        let bridge = Arc::new(Mutex::new(HostBridge::new()));
+        devices.add_function(HOST_BRIDGE, bridge).unwrap();
         let power = PowerRegisters::new(Arc::clone(&exit));
-        let slots = Arc::new(SlotControl::new(Arc::clone(&pci)).unwrap());
-        (Ports::new(None, power, pci, slots), exit)
+        let slots = Arc::new(SlotControl::new(Arc::clone(&devices)).unwrap());
+        (Ports::new(None, power, devices, slots), exit)
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
-use p2p_vfio::{PreopenedDevices, PreopenedError};
+use p2p_vfio::{DeviceSetError, PreopenedDevices, PreopenedError};
 use vmm_api::{DeviceConfig, VmConfig};
 
 use crate::error::VmmError;
@@ -45,7 +45,10 @@ pub(crate) fn take_device(
     descriptor: OwnedFd,
 ) -> Result<Sbdf, VmmError> {
     let sbdf = preopened.take(descriptor).map_err(|error| match error {
-        PreopenedError::Twice(sbdf) => Refusal::from(Reason::Twice(sbdf)).into(),
+        PreopenedError::Twice(sbdf) => {
+            let refusal = Refusal::from(Reason::Twice(sbdf));
+            DeviceSetError::from(refusal).into()
+        }
         error => VmmError::from(error),
     })?;
     device.path = Some(Sysfs::default().device_dir(sbdf));

@@ -1,19 +1,19 @@
 //! The slot controller: registers in the guest's I/O space, an interrupt to the guest, and an eventfd that wakes the
 //! main thread.
 //!
-//! A vCPU that ejects a slot removes its functions from the guest's PCI bus and wakes the main thread. The main
-//! thread does what takes longer, such as closing the device.
+//! A vCPU that ejects a slot takes its functions off the guest's PCI bus and wakes the main thread. The main thread
+//! does what takes longer, such as closing the device.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use hotplug::{Slot, SlotBus, SlotRegisters};
+use guest_topology::{Slot, SlotBus};
+use hotplug::SlotRegisters;
+use p2p_vfio::DeviceSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::Gsi;
 use crate::lock::lock;
-use crate::pci::{PciBus, SharedFunction};
 
 /// First port of the registers. The port number is ours; the DSDT names it.
 pub(crate) const SLOT_PORT: u16 = 0x620;
@@ -23,28 +23,18 @@ pub(crate) const SLOT_GSI: Gsi = Gsi::ioapic_pin(9);
 /// The guest's slots, shared by vCPUs and the main thread.
 pub(crate) struct SlotControl {
     registers: Mutex<SlotRegisters>,
-    pci: Arc<PciBus>,
+    devices: Arc<DeviceSet>,
     interrupt: EventFd,
-    emptied: Mutex<Emptied>,
     wake: EventFd,
 }
 
-/// Slots that vCPUs have emptied. It keeps the removed functions, so that the main thread drops the last reference
-/// and not a vCPU.
-#[derive(Default)]
-struct Emptied {
-    slots: BTreeSet<Slot>,
-    functions: Vec<SharedFunction>,
-}
-
 impl SlotControl {
-    pub(crate) fn new(pci: Arc<PciBus>) -> io::Result<Self> {
+    pub(crate) fn new(devices: Arc<DeviceSet>) -> io::Result<Self> {
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         Ok(Self {
             registers: Mutex::default(),
-            pci,
+            devices,
             interrupt: event()?,
-            emptied: Mutex::default(),
             wake: event()?,
         })
     }
@@ -76,26 +66,14 @@ impl SlotControl {
         if slots.is_empty() {
             return;
         }
-        // The slot is recorded as emptied before the bus shows it as free. Otherwise a new device could be plugged
-        // into it in between and be taken for the ejected one.
-        lock(&self.emptied).slots.extend(&slots);
-        let functions: Vec<_> = slots.iter().flat_map(|s| self.pci.unplug(*s)).collect();
-        lock(&self.emptied).functions.extend(functions);
+        slots.into_iter().for_each(|slot| self.devices.eject(slot));
         signal(&self.wake);
     }
 
-    /// The slots that the guest has emptied since the last call.
-    pub(crate) fn take_emptied(&self) -> BTreeSet<Slot> {
+    /// Makes [`wake`](Self::wake) unreadable until the guest empties another slot.
+    pub(crate) fn clear_wake(&self) {
         // An event without a count is no error.
         let _ = self.wake.read();
-        std::mem::take(&mut *lock(&self.emptied)).slots
-    }
-
-    /// The device numbers on `bus` that the guest has emptied since the last [`take_emptied`](Self::take_emptied).
-    pub(crate) fn emptied(&self, bus: SlotBus) -> BTreeSet<u8> {
-        let emptied = lock(&self.emptied);
-        let here = emptied.slots.iter().filter(|slot| slot.bus() == bus);
-        here.map(|slot| slot.device()).collect()
     }
 
     /// Records a device in `slot` without notifying the guest, which finds it at boot.
@@ -124,7 +102,7 @@ impl SlotControl {
     pub(crate) fn remove(&self, slot: Slot) -> bool {
         let was_occupied = lock(&self.registers).vacate(slot);
         if was_occupied {
-            drop(self.pci.unplug(slot));
+            self.devices.unplug(slot);
         }
         was_occupied
     }
@@ -150,30 +128,5 @@ impl SlotControl {
 fn signal(event: &EventFd) {
     if let Err(error) = event.write(1) {
         log::error!("cannot signal an eventfd of the slot controller: {error}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use hotplug::Register;
-
-    use super::*;
-
-    #[test]
-    fn an_emptied_slot_is_reported_once() {
-        let control = SlotControl::new(Arc::new(PciBus::new(Vec::new()))).unwrap();
-        let slot = Slot::new(SlotBus::Root, 9).unwrap();
-        control.occupy(slot);
-        let eject = |control: &SlotControl| {
-            control.write(Register::Eject.offset().into(), &(1_u32 << 9).to_le_bytes());
-        };
-        eject(&control);
-        assert_eq!(control.emptied(SlotBus::Root), BTreeSet::from([9]));
-        assert_eq!(control.emptied(SlotBus::Switch(9)), BTreeSet::new());
-        assert_eq!(control.take_emptied(), BTreeSet::from([slot]));
-        assert_eq!(control.emptied(SlotBus::Root), BTreeSet::new());
-
-        eject(&control);
-        assert_eq!(control.take_emptied(), BTreeSet::new(), "it was empty");
     }
 }

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use iommu_group::{Address, AddressRange, Gpa};
+use iommu_group::{Address, Gpa};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use p2p_vfio::{HostMemory, MemorySlots, SlotId};
 
 use crate::lock::lock;
-use crate::mmio_claims::MmioClaims;
 
 /// A memory slot could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +44,6 @@ pub(crate) struct KvmSlots {
     limit: u32,
     /// By number of the slot.
     used: Mutex<BTreeMap<u32, (Gpa, HostMemory)>>,
-    claims: Mutex<MmioClaims>,
 }
 
 impl KvmSlots {
@@ -55,7 +53,6 @@ impl KvmSlots {
             vm,
             limit,
             used: Mutex::new(BTreeMap::new()),
-            claims: Mutex::default(),
         }
     }
 
@@ -104,14 +101,9 @@ impl KvmSlots {
         Ok(())
     }
 
-    /// The ranges that devices decode now.
-    pub(crate) fn claimed(&self) -> Vec<AddressRange<Gpa>> {
-        lock(&self.claims).all()
-    }
-
-    /// Number of slots in use, and number of claimed ranges.
-    pub(crate) fn resource_counts(&self) -> (usize, usize) {
-        (lock(&self.used).len(), lock(&self.claims).len())
+    /// Number of slots in use.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.used).len()
     }
 }
 
@@ -122,17 +114,6 @@ impl MemorySlots for KvmSlots {
 
     fn remove(&self, slot: SlotId) -> io::Result<()> {
         Ok(self.remove(slot)?)
-    }
-
-    fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()> {
-        if lock(&self.claims).claim(range) {
-            return Ok(());
-        }
-        Err(io::Error::from_raw_os_error(libc::EEXIST))
-    }
-
-    fn release(&self, range: AddressRange<Gpa>) {
-        lock(&self.claims).release(range);
     }
 }
 

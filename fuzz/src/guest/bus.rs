@@ -3,18 +3,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_topology::{BusNumbers, PortKind, VirtualPort};
-use hotplug::{Slot, SlotBus};
+use guest_topology::{BusNumbers, PortKind, Slot, SlotBus, VirtualPort};
 use iommu_group::{Address, AddressRange, Gpa, Link, Sbdf};
-use p2p_vfio::AssignedDevice;
-use p2p_vfio::fuzzing::{FakeHost, FakeRegisters};
-use vm_memory::GuestAddress;
+use p2p_vfio::fuzzing::{FakeHost, FakeRegisters, read_usage};
+use p2p_vfio::{AssignedDevice, PciBus, SharedFunction};
 
 use super::check::{VmDevice, check};
 use super::function::function;
 use super::{MMIO, MMIO_BYTES, address, data, range};
 use crate::bytes::Bytes;
-use crate::pci::{Bdf, ConfigAddressPort, HostBridge, PciBus, SharedFunction, decode_ecam};
+use crate::pci::{ConfigAddressPort, HOST_BRIDGE, HostBridge, decode_ecam};
 
 /// Maximum number of steps of one run.
 const MOST_STEPS: usize = 160;
@@ -78,8 +76,8 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn bdf(bus: u8, device: u8) -> Bdf {
-    Bdf::new(bus, device, 0).expect("an address")
+fn sbdf(bus: u8, device: u8) -> Sbdf {
+    Sbdf::from_devfn(0, bus, device << 3)
 }
 
 /// A port with the configuration that firmware leaves.
@@ -143,16 +141,16 @@ impl Rig {
             return None;
         };
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
-        let functions: [(Bdf, SharedFunction); 9] = [
-            (Bdf::HOST_BRIDGE, bridge),
-            (bdf(0, SWITCH), root),
-            (bdf(1, 0), up),
-            (bdf(2, 0), left),
-            (bdf(2, 1), right),
-            (bdf(3, 0), first.device.clone()),
-            (bdf(4, 0), second.device.clone()),
-            (bdf(0, ALONE), alone),
-            (bdf(5, 0), third.device.clone()),
+        let functions: [(Sbdf, SharedFunction); 9] = [
+            (HOST_BRIDGE, bridge),
+            (sbdf(0, SWITCH), root),
+            (sbdf(1, 0), up),
+            (sbdf(2, 0), left),
+            (sbdf(2, 1), right),
+            (sbdf(3, 0), first.device.clone()),
+            (sbdf(4, 0), second.device.clone()),
+            (sbdf(0, ALONE), alone),
+            (sbdf(5, 0), third.device.clone()),
         ];
         let slots = [Slot::new(SlotBus::Root, SWITCH)?];
         bus.plug(&slots, functions.into())
@@ -197,12 +195,12 @@ impl Rig {
                 }
             }
             18..=20 => {
-                let gpa = GuestAddress(address(bytes));
+                let gpa = Gpa::new(address(bytes));
                 let mut data = data(bytes);
                 self.bus.mmio_read(gpa, &mut data);
                 self.bus.mmio_write(gpa, &data);
             }
-            21 => drop(self.bus.memory_fault(GuestAddress(address(bytes)))),
+            21 => drop(self.bus.memory_fault(Gpa::new(address(bytes)))),
             22 => {
                 let index = bytes.below(self.endpoints.len());
                 if let Some(endpoint) = self.endpoints.get(index) {
@@ -223,7 +221,7 @@ impl Rig {
                     SlotBus::Switch(SWITCH),
                     SlotBus::Switch(ALONE),
                 ] {
-                    drop(self.bus.bus_usage(bus));
+                    read_usage(&self.bus, bus);
                 }
             }
             25..=28 => {
@@ -246,7 +244,7 @@ impl Rig {
     }
 
     /// Address of a function of the guest, or an address without a function.
-    fn place(&self, bytes: &mut Bytes<'_>) -> Bdf {
+    fn place(&self, bytes: &mut Bytes<'_>) -> Sbdf {
         let places = [
             (0, SWITCH),
             (1, 0),
@@ -260,7 +258,7 @@ impl Rig {
             (bytes.next(), bytes.next() & 0x1f),
         ];
         let (bus, device) = bytes.pick(&places);
-        bdf(bus, device)
+        sbdf(bus, device)
     }
 
     /// Removes the device in a slot. The guest must find nothing there, whatever the bus numbers are.

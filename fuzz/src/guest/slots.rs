@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use hotplug::{Register, Slot, SlotBus, SlotRegisters};
+use guest_topology::{Slot, SlotBus};
+use hotplug::{Register, SlotRegisters};
 
 use crate::bytes::Bytes;
 

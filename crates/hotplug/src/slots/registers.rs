@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::address::{Slot, SlotBus};
+use guest_topology::{Slot, SlotBus};
 
 /// A register, by its offset in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

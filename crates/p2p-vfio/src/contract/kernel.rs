@@ -75,7 +75,9 @@ impl KernelRig {
             word,
         };
         this.reopen()?;
-        this.context.map_guest(&this.word).map_err(|e| text(&e))?;
+        this.context
+            .map_guest(&HostMemory::of_guest(&this.word))
+            .map_err(|e| text(&e))?;
         Ok(this)
     }
 
@@ -143,7 +145,9 @@ fn failed_first(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<(), 
     let device = context.open(sbdf, group).map_err(|e| text(&e))?;
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 8192)]);
     let memory = memory.map_err(|e| text(&e))?;
-    context.map_guest(&memory).map_err(|e| text(&e))?;
+    context
+        .map_guest(&HostMemory::of_guest(&memory))
+        .map_err(|e| text(&e))?;
     let written = memory.write_obj(0x77_u32, GuestAddress(0));
     written.map_err(|e| text(&e))?;
     let on = device.write(Region::Config, COMMAND, &ON);

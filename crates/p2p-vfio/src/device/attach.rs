@@ -57,7 +57,7 @@ impl AssignedDevice {
         let mut this = Self {
             sbdf,
             fixed_bars,
-            mappings: BarMappings::new(sbdf, params.slots, shown),
+            mappings: BarMappings::new(sbdf, params.slots, params.claims, shown),
             domain,
             interrupts: Interrupts::new(params.msi, params.vector_fds, params.intx),
             vfio_events,

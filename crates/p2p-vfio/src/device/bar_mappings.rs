@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::dma::DmaError;
 use crate::memory::HostMemory;
 use crate::peers::{PeerBars, PublishedArea};
-use crate::vmm::{MemorySlots, SlotId};
+use crate::vmm::{AddressClaims, MemorySlots, SlotId};
 
 /// A BAR could not be mapped or unmapped.
 #[derive(Debug, Error)]
@@ -90,6 +90,7 @@ struct BarMapping {
 struct MappingEnv {
     sbdf: Sbdf,
     slots: Arc<dyn MemorySlots>,
+    claims: Arc<dyn AddressClaims>,
     /// The table of the P2P domain; `None` for a device outside of any, and for one whose BARs policy hides.
     domain: Option<Arc<PeerBars>>,
     /// BARs are not mapped for peers, whatever the guest does.
@@ -106,12 +107,14 @@ impl BarMappings {
     pub(super) fn new(
         sbdf: Sbdf,
         slots: Arc<dyn MemorySlots>,
+        claims: Arc<dyn AddressClaims>,
         domain: Option<Arc<PeerBars>>,
     ) -> Self {
         Self {
             env: MappingEnv {
                 sbdf,
                 slots,
+                claims,
                 domain,
                 revoked: false,
             },
@@ -215,7 +218,7 @@ impl BarMapping {
     /// Maps the BAR for peers, then for the guest; for none if anything fails.
     fn open(&mut self, env: &MappingEnv, range: AddressRange<Gpa>) -> Result<(), BarMappingError> {
         let (sbdf, bar) = (env.sbdf, self.bar);
-        let claimed = env.slots.claim(range);
+        let claimed = env.claims.claim(range);
         claimed.map_err(|error| BarMappingError::Claim {
             sbdf,
             bar,
@@ -301,7 +304,7 @@ impl BarMapping {
         if !self.stuck
             && let Some(range) = self.at.take()
         {
-            env.slots.release(range);
+            env.claims.release(range);
         }
         errors
     }

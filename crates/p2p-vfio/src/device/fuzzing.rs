@@ -77,6 +77,7 @@ impl FakeHost {
         host.domain = domain.map(|domain| domain.peers.clone());
         let params = DeviceParams {
             slots: self.vm.clone(),
+            claims: self.vm.clone(),
             msi: self.vm.clone(),
             vector_fds: DescriptorLimit::NONE,
             intx: Some(self.vm.clone()),

@@ -40,7 +40,7 @@ impl HostDevice {
     }
 
     /// Creates it from an open device and the bus addresses of its BARs, by index.
-    pub(super) fn new(
+    pub(crate) fn new(
         sbdf: Sbdf,
         device: Box<dyn PciBackend>,
         bus_addresses: &[(u8, u64)],

@@ -103,6 +103,7 @@ fn attach_within(
 fn params(vm: &Arc<FakeVm>, vector_fds: DescriptorLimit) -> DeviceParams {
     DeviceParams {
         slots: vm.clone(),
+        claims: vm.clone(),
         msi: vm.clone(),
         vector_fds,
         intx: Some(vm.clone()),

@@ -9,7 +9,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::DeviceEvent;
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
-use crate::vmm::{EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId};
+use crate::vmm::{
+    AddressClaims, EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId,
+};
 
 use super::countdown::Countdown;
 use super::pci::FakeHardware;
@@ -203,7 +205,9 @@ impl MemorySlots for FakeVm {
         state.slots.remove(at);
         Ok(())
     }
+}
 
+impl AddressClaims for FakeVm {
     fn claim(&self, range: AddressRange<Gpa>) -> io::Result<()> {
         self.countdown.tick()?;
         let mut state = self.state();

@@ -11,7 +11,8 @@ use acpi_tables::aml::{
     OpRegionSpace, Path, Release, ResourceTemplate, ShiftLeft, Store, ZERO,
 };
 use guest_topology::SWITCH_SLOTS;
-use hotplug::{Register, Slot, SlotBus};
+use guest_topology::{Slot, SlotBus};
+use hotplug::Register;
 
 use super::raw::RawAml;
 use crate::pci::DEVICES;

@@ -1,24 +1,22 @@
 //! The devices in the guest, with the state of each, and the events that they emit.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+use guest_topology::Slot;
 use hotplug::lifecycle::{Effect, Event as Step, Notice, Refused, State};
-use hotplug::{Slot, SlotBus};
-use iommu_group::assignment::{DeviceInfo, Exposed};
+use iommu_group::assignment::Exposed;
 use iommu_group::{Address, Sbdf};
-use p2p_vfio::{AssignedDevice, DeviceEvent};
+use p2p_vfio::{DeviceEvent, DeviceSet, MemberView, SetEvent, SetEventKind};
 use thiserror::Error;
 use vmm_api::{DeviceConfig, Event};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::contexts::Contexts;
-use super::events::DeviceEvents;
-use super::slot_contents::{Guest, SlotContents};
 use crate::error::VmmError;
-use crate::lock::lock;
+use crate::slot_control::SlotControl;
 
 /// Time for the guest to eject a device that the host wants back. The process that unbinds the device waits in the
 /// kernel until the device is released.
@@ -46,59 +44,41 @@ pub(crate) enum RemoveError {
 pub(super) struct GuestDevice {
     /// The requested configuration; it has a name.
     pub(super) config: DeviceConfig,
-    pub(super) info: DeviceInfo,
     pub(super) state: State,
-    /// The slot of the port directly above it.
-    pub(super) slot: Slot,
-    /// The slot that is announced to the guest when the device is plugged: its own, or that of the switch that is
-    /// plugged with it.
-    pub(super) announced_slot: Slot,
+    /// Its address on the host.
+    pub(super) host: Sbdf,
     /// Its first address in the guest.
-    pub(super) guest: Sbdf,
+    guest: Sbdf,
     /// When the unplug request times out.
     deadline: Option<Instant>,
     /// Whether it is removed by force then.
     force: bool,
-    /// `None` once it is closed.
-    pub(super) device: Option<Arc<Mutex<AssignedDevice>>>,
 }
 
 impl GuestDevice {
-    pub(super) fn new(config: DeviceConfig, info: DeviceInfo, plugged: SlotContents) -> Self {
+    pub(super) fn new(config: DeviceConfig, member: &MemberView) -> Self {
         Self {
             config,
-            info,
             state: State::Plugged,
-            slot: plugged.slot,
-            announced_slot: plugged.announced_slot,
-            guest: plugged.guest,
+            host: member.host,
+            guest: member.guest,
             deadline: None,
             force: false,
-            device: Some(plugged.device),
         }
     }
 
     pub(super) fn id(&self) -> &str {
         self.config.id.as_deref().unwrap_or_default()
     }
-
-    /// Whether the guest has it.
-    pub(super) fn is_in_guest(&self) -> bool {
-        matches!(
-            self.state,
-            State::Plugged | State::UnplugRequested | State::Overdue
-        )
-    }
 }
 
 /// The assigned devices of a running VM.
 pub(crate) struct Devices {
     pub(super) list: Vec<GuestDevice>,
-    pub(super) contexts: Contexts,
-    pub(super) guest: Guest,
-    pub(super) events: Arc<DeviceEvents>,
+    pub(super) set: Arc<DeviceSet>,
+    pub(super) control: Arc<SlotControl>,
     /// Switches without members that the guest was requested to eject.
-    pub(super) empty_switches: BTreeSet<u8>,
+    pub(super) empty_switches: BTreeSet<Slot>,
     pub(super) pending_events: Vec<Event>,
     /// Readable when [`Devices::process_events`] has something to do.
     wake: Arc<Epoll>,
@@ -107,52 +87,40 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    pub(super) fn new(
-        guest: Guest,
-        contexts: Contexts,
-        list: Vec<GuestDevice>,
-        events: Arc<DeviceEvents>,
+    /// The devices of a VM that is about to start. The guest finds them in their slots.
+    pub(crate) fn new(
+        configs: &[DeviceConfig],
+        set: Arc<DeviceSet>,
+        control: Arc<SlotControl>,
     ) -> anyhow::Result<Self> {
-        let this = Self {
+        let wake = Epoll::new()?;
+        for fd in [set.event_fd().as_raw_fd(), control.wake().as_raw_fd()] {
+            wake.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
+        }
+        let mut list = Vec::new();
+        for member in set.members() {
+            for slot in [member.announced_slot, member.slot] {
+                control.occupy(slot);
+            }
+            let mut configs = configs.iter();
+            let config = configs.find(|one| one.id.as_ref() == Some(&member.tag));
+            let config = config.with_context(|| format!("{} was not requested", member.host))?;
+            list.push(GuestDevice::new(config.clone(), &member));
+        }
+        Ok(Self {
             list,
-            contexts,
-            guest,
-            events,
+            set,
+            control,
             empty_switches: BTreeSet::new(),
             pending_events: Vec::new(),
-            wake: Arc::new(Epoll::new()?),
+            wake: Arc::new(wake),
             close_pending: false,
-        };
-        this.watch(this.events.wake(), ControlOperation::Add)?;
-        this.watch(this.guest.control.wake(), ControlOperation::Add)?;
-        for assigned in &this.list {
-            this.watch_device(assigned, || ControlOperation::Add)?;
-        }
-        Ok(this)
+        })
     }
 
     /// Readable when [`process_events`](Self::process_events) has something to do.
     pub(crate) fn wake(&self) -> &Arc<Epoll> {
         &self.wake
-    }
-
-    fn watch(&self, fd: &impl std::os::fd::AsRawFd, operation: ControlOperation) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN, 0);
-        self.wake.ctl(operation, fd.as_raw_fd(), event)
-    }
-
-    /// Adds or removes the VFIO events of a device in `wake`.
-    pub(super) fn watch_device(
-        &self,
-        assigned: &GuestDevice,
-        operation: fn() -> ControlOperation,
-    ) -> io::Result<()> {
-        let Some(device) = &assigned.device else {
-            return Ok(());
-        };
-        let device = lock(device);
-        let mut events = device.notices();
-        events.try_for_each(|event| self.watch(event, operation()))
     }
 
     /// When [`process_events`](Self::process_events) must be called at the latest.
@@ -164,18 +132,13 @@ impl Devices {
             .iter()
             .filter_map(|entry| entry.deadline)
             .chain(soon)
-            .chain(self.events.deadline())
+            .chain(self.set.deadline())
             .min()
     }
 
     /// Processes events of the guest and of the host, and expired deadlines. Returns the events to publish since the
     /// last call.
     pub(crate) fn process_events(&mut self) -> Vec<Event> {
-        for entry in &self.list {
-            if let Some(device) = &entry.device {
-                lock(device).process_events();
-            }
-        }
         let now = Instant::now();
         self.take_events(now);
         self.process_ejected();
@@ -195,46 +158,38 @@ impl Devices {
 
     /// Takes the events of all devices.
     pub(super) fn take_events(&mut self, now: Instant) {
-        let taken = self.events.take(now);
-        for (sbdf, event) in taken.events {
-            self.take_event(sbdf, event);
-        }
-        for (sbdf, count) in taken.suppressed {
-            self.emit_suppressed(sbdf, count);
-        }
-    }
-
-    /// Emits the number of suppressed events of a device.
-    fn emit_suppressed(&mut self, sbdf: Sbdf, count: u64) {
-        log::warn!("{sbdf}: {count} more events were suppressed");
-        if let Some(entry) = self.list.iter().find(|a| a.info.sbdf == sbdf) {
-            let id = entry.id().to_owned();
-            self.pending_events
-                .push(Event::DeviceEventsSuppressed { id, count });
+        for SetEvent { host, tag, kind } in self.set.process_events() {
+            match kind {
+                SetEventKind::Device(event) => self.take_event(host, tag, event, now),
+                SetEventKind::Suppressed(count) => {
+                    log::warn!("{host}: {count} more events were suppressed");
+                    let suppressed = tag.map(|id| Event::DeviceEventsSuppressed { id, count });
+                    self.pending_events.extend(suppressed);
+                }
+            }
         }
     }
 
-    fn take_event(&mut self, sbdf: Sbdf, event: DeviceEvent) {
+    fn take_event(&mut self, host: Sbdf, id: Option<String>, event: DeviceEvent, now: Instant) {
         match event {
             DeviceEvent::Reset | DeviceEvent::RouteRestored { .. } => {
-                log::info!("{sbdf}: {event}");
+                log::info!("{host}: {event}");
             }
             DeviceEvent::Requested | DeviceEvent::RouteDegraded { .. } => {
-                log::warn!("{sbdf}: {event}");
+                log::warn!("{host}: {event}");
             }
-            _ => log::error!("{sbdf}: {event}"),
+            _ => log::error!("{host}: {event}"),
         }
-        let assigned = self.list.iter().find(|a| a.info.sbdf == sbdf);
-        let Some(id) = assigned.map(|assigned| assigned.id().to_owned()) else {
+        let Some(id) = id else {
             return;
         };
         match event {
             DeviceEvent::Requested => {
                 // The host does not wait for the guest, so the peer mappings are closed at once.
-                if let Err(error) = self.set_revoked(&id, true) {
-                    log::error!("{error:#}");
+                if let Err(error) = self.set.set_revoked(&id, true) {
+                    log::error!("{error}");
                 }
-                self.return_to_host(&id, Instant::now());
+                self.return_to_host(&id, now);
             }
             DeviceEvent::Reset => {}
             DeviceEvent::RouteDegraded { bar, to, .. } => {
@@ -287,12 +242,10 @@ impl Devices {
 
     /// Advances the state of a device and executes the effects.
     pub(super) fn try_advance(&mut self, id: &str, step: Step) -> Result<(), RemoveError> {
-        let unknown = || RemoveError::Unknown(id.to_owned());
-        let at = self.list.iter().position(|entry| entry.id() == id);
-        let at = at.ok_or_else(unknown)?;
         // Depends on which other devices are below the switch now.
-        let removal_slot = self.removal_slot(at).ok_or_else(unknown)?;
-        let entry = self.list.get_mut(at).ok_or_else(unknown)?;
+        let slots = self.set.slot_to_eject(id).zip(self.set.member(id));
+        let entry = self.list.iter_mut().find(|entry| entry.id() == id);
+        let entry = entry.ok_or_else(|| RemoveError::Unknown(id.to_owned()))?;
         let next = entry.state.next(step);
         let (state, effects) = next.map_err(|why| RemoveError::Refused {
             id: id.to_owned(),
@@ -301,19 +254,27 @@ impl Devices {
         entry.state = state;
         entry.deadline = None;
         for effect in effects {
-            match effect {
-                Effect::RequestUnplug => self.guest.control.request_unplug(removal_slot),
-                Effect::CancelUnplug => {
-                    for slot in [removal_slot, entry.slot] {
-                        self.guest.control.withdraw_request(slot);
+            match (effect, &slots) {
+                (Effect::RequestUnplug, Some((leaving, _))) => {
+                    self.control.request_unplug(*leaving);
+                }
+                (Effect::CancelUnplug, Some((leaving, member))) => {
+                    for slot in [*leaving, member.slot] {
+                        self.control.withdraw_request(slot);
                     }
                 }
-                Effect::Announce => self.guest.control.announce(entry.announced_slot),
-                Effect::RemoveFromGuest => surprise_remove(&self.guest, entry, removal_slot),
-                Effect::Emit(notice) => self.pending_events.push(event_of(entry, notice)),
+                (Effect::Announce, Some((_, member))) => {
+                    self.control.announce(member.announced_slot);
+                }
+                (Effect::RemoveFromGuest, Some((leaving, _))) => {
+                    if self.control.remove(*leaving) {
+                        self.control.rescan(leaving.bus());
+                    }
+                }
+                (Effect::Emit(notice), _) => self.pending_events.push(event_of(entry, notice)),
                 // `close_released` closes devices in `Releasing` once no vCPU holds them. A device is opened before
-                // it is in the list.
-                Effect::Close | Effect::Open => {}
+                // it is in the list, and has no slot once it is closed.
+                (_, None) | (Effect::Close | Effect::Open, _) => {}
             }
         }
         Ok(())
@@ -328,7 +289,7 @@ impl Devices {
         for exposed in accepted {
             log::warn!("{exposed}");
             let mut entries = self.list.iter();
-            let device = entries.find(|entry| entry.info.sbdf == exposed.device);
+            let device = entries.find(|entry| entry.host == exposed.device);
             self.pending_events.push(Event::DeviceExposed {
                 id: device
                     .map(|entry| entry.id().to_owned())
@@ -348,29 +309,28 @@ impl Devices {
         }
     }
 
-    /// The slot to eject for a device: its own, or that of the whole switch if no other device is below it.
-    pub(super) fn removal_slot(&self, at: usize) -> Option<Slot> {
-        let slot = self.list.get(at)?.slot;
-        let SlotBus::Switch(root) = slot.bus() else {
-            return Some(slot);
-        };
-        let neighbours = self.list.iter().enumerate();
-        let mut neighbours = neighbours.filter(|(other, _)| *other != at);
-        if neighbours.any(|(_, entry)| entry.is_in_guest() && entry.slot.bus() == slot.bus()) {
-            return Some(slot);
+    /// Closes the mappings of a device's BARs for its peers, or opens them again.
+    pub(crate) fn set_revoked(&self, id: &str, revoked: bool) -> Result<(), VmmError> {
+        if self.set.member(id).is_none() {
+            return Err(RemoveError::Unknown(id.to_owned()).into());
         }
-        Slot::new(SlotBus::Root, root)
+        Ok(self.set.set_revoked(id, revoked)?)
     }
 
-    /// Closes the mappings of a device's BARs for its peers, or opens them again.
-    pub(crate) fn set_revoked(&mut self, id: &str, revoked: bool) -> Result<(), VmmError> {
-        let entry = self.list.iter().find(|entry| entry.id() == id);
-        let entry = entry.ok_or_else(|| RemoveError::Unknown(id.to_owned()))?;
-        if let Some(device) = &entry.device {
-            let set = lock(device).set_revoked(revoked);
-            set.map_err(VmmError::failed)?;
-        }
-        Ok(())
+    /// The set of the devices.
+    pub(crate) fn set(&self) -> &DeviceSet {
+        &self.set
+    }
+
+    /// Number of BAR mappings for peers.
+    pub(crate) fn peer_windows(&self) -> usize {
+        let windows = |entry: &GuestDevice| {
+            let device = self
+                .set
+                .with_device(entry.id(), |one| one.peer_windows().count());
+            device.unwrap_or(0)
+        };
+        self.list.iter().map(windows).sum()
     }
 
     /// Requests that the guest ejects a device. With `force` it is removed when the time is over.
@@ -404,17 +364,5 @@ fn event_of(entry: &GuestDevice, notice: Notice) -> Event {
         Notice::UnplugRequested => Event::DeviceUnplugRequested { id },
         Notice::UnplugTimeout => Event::DeviceUnplugTimeout { id },
         Notice::Removed(departure) => Event::DeviceRemoved { id, bdf, departure },
-    }
-}
-
-/// Surprise removal: closes the peer mappings, then removes the device from the bus, then notifies the guest.
-fn surprise_remove(guest: &Guest, entry: &GuestDevice, removal_slot: Slot) {
-    if let Some(device) = &entry.device
-        && let Err(error) = lock(device).detach()
-    {
-        log::error!("{error}");
-    }
-    if guest.control.remove(removal_slot) {
-        guest.control.rescan(removal_slot.bus());
     }
 }

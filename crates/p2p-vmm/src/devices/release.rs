@@ -1,31 +1,25 @@
-//! Release of devices: closes ejected devices, and removes switches and contexts without devices.
+//! Release of devices: closes ejected devices, and removes switches without devices.
 
-use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use guest_topology::SlotBus;
 use hotplug::lifecycle::{Event as Step, State};
-use hotplug::{Slot, SlotBus};
+use p2p_vfio::Ejected;
 use vmm_api::Event;
-use vmm_sys_util::epoll::ControlOperation;
 
 use super::registry::{Devices, GuestDevice};
 
 impl Devices {
     /// Processes the slots that the guest has ejected.
     pub(super) fn process_ejected(&mut self) {
-        for slot in self.guest.control.take_emptied() {
-            let gone: Vec<String> = self
-                .list
-                .iter()
-                .filter(|assigned| assigned.is_in_guest() && slot.holds(assigned.slot))
-                .map(|assigned| assigned.id().to_owned())
-                .collect();
-            log::debug!("the guest has ejected {slot}: {gone:?}");
-            for id in gone {
+        self.control.clear_wake();
+        for Ejected { slot, tags } in self.set.take_ejected() {
+            log::debug!("the guest has ejected {slot}: {tags:?}");
+            for id in tags {
                 self.advance(&id, Step::Ejected);
             }
             if slot.bus() == SlotBus::Root {
-                self.empty_switches.remove(&slot.device());
+                self.empty_switches.remove(&slot);
             }
         }
         self.request_empty_switch_unplug();
@@ -37,17 +31,15 @@ impl Devices {
         self.take_events(Instant::now());
         self.process_ejected();
         let leaving =
-            |entry: &GuestDevice| matches!(entry.state, State::UnplugRequested | State::Overdue);
-        let entries = self.list.iter().enumerate();
-        let entries = entries.filter(|(_, entry)| leaving(entry));
-        let removals: Vec<_> = entries
-            .map(|(at, entry)| (entry.id().to_owned(), self.removal_slot(at)))
-            .collect();
-        for (id, slot) in removals {
+            |entry: &&GuestDevice| matches!(entry.state, State::UnplugRequested | State::Overdue);
+        let entries = self.list.iter().filter(leaving);
+        let ids: Vec<String> = entries.map(|entry| entry.id().to_owned()).collect();
+        let slots: Vec<_> = ids.iter().map(|id| self.set.slot_to_eject(id)).collect();
+        for (id, slot) in ids.iter().zip(slots) {
             if let Some(slot) = slot {
-                self.guest.control.remove(slot);
+                self.control.remove(slot);
             }
-            self.advance(&id, Step::Ejected);
+            self.advance(id, Step::Ejected);
         }
         self.close_released();
         std::mem::take(&mut self.pending_events)
@@ -55,24 +47,9 @@ impl Devices {
 
     /// Requests that the guest ejects switches without members.
     fn request_empty_switch_unplug(&mut self) {
-        let switches: Vec<u8> = self
-            .list
-            .iter()
-            .filter_map(|assigned| match assigned.slot.bus() {
-                SlotBus::Switch(root) => Some(root),
-                SlotBus::Root => None,
-            })
-            .collect();
-        for root in switches {
-            let bus = SlotBus::Switch(root);
-            let used = |a: &GuestDevice| a.is_in_guest() && a.slot.bus() == bus;
-            let slot = Slot::new(SlotBus::Root, root);
-            let slot = slot.filter(|slot| self.guest.control.is_occupied(*slot));
-            if let Some(slot) = slot
-                && !self.list.iter().any(used)
-                && self.empty_switches.insert(root)
-            {
-                self.guest.control.request_unplug(slot);
+        for slot in self.set.empty_switches() {
+            if self.control.is_occupied(slot) && self.empty_switches.insert(slot) {
+                self.control.request_unplug(slot);
             }
         }
     }
@@ -84,70 +61,28 @@ impl Devices {
 
     /// Removes switches without members that the guest was requested to eject. No driver uses them.
     pub(super) fn remove_empty_switches(&mut self) {
-        for root in std::mem::take(&mut self.empty_switches) {
-            let slot = Slot::new(SlotBus::Root, root);
-            if slot.is_some_and(|slot| self.guest.control.remove(slot)) {
-                self.guest.control.rescan(SlotBus::Root);
+        for slot in std::mem::take(&mut self.empty_switches) {
+            if self.control.remove(slot) {
+                self.control.rescan(SlotBus::Root);
             }
         }
     }
 
-    /// Closes the devices that the guest no longer has, and the contexts without devices. A device that a vCPU is
-    /// still accessing is closed by a later call.
+    /// Closes the devices that the guest no longer has. A device that a vCPU is still accessing is closed by a later
+    /// call.
     pub(super) fn close_released(&mut self) {
         self.request_empty_switch_unplug();
         self.close_pending = false;
-        let mut list = std::mem::take(&mut self.list);
-        let mut closed = Vec::new();
-        for entry in &mut list {
-            if matches!(entry.state, State::Releasing(_)) {
-                if self.close(entry) {
-                    closed.push(entry.id().to_owned());
-                } else {
-                    self.close_pending = true;
-                }
+        let released = |entry: &&GuestDevice| matches!(entry.state, State::Releasing(_));
+        let released = self.list.iter().filter(released);
+        let released: Vec<String> = released.map(|entry| entry.id().to_owned()).collect();
+        for id in released {
+            match self.set.close(&id) {
+                Ok(true) => self.advance(&id, Step::Closed),
+                Ok(false) => self.close_pending = true,
+                Err(error) => log::error!("{error}"),
             }
-        }
-        self.list = list;
-        // Before the event: when it is published this process holds nothing of the device.
-        self.drop_unused_contexts();
-        for id in closed {
-            self.advance(&id, Step::Closed);
         }
         self.list.retain(|entry| entry.state != State::Released);
-    }
-
-    /// Closes a device if only the main thread holds it. Returns whether it was closed.
-    fn close(&self, assigned: &mut GuestDevice) -> bool {
-        if let Err(error) = self.watch_device(assigned, || ControlOperation::Delete) {
-            log::debug!("{}: {error}", assigned.info.sbdf);
-        }
-        let Some(device) = assigned.device.take() else {
-            return true;
-        };
-        match Arc::try_unwrap(device) {
-            Ok(device) => {
-                let mut device = device.into_inner().unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = device.detach() {
-                    log::error!("{error}");
-                }
-                // The kernel closes it here.
-                drop(device);
-                true
-            }
-            Err(device) => {
-                assigned.device = Some(device);
-                false
-            }
-        }
-    }
-
-    fn drop_unused_contexts(&mut self) {
-        let list = &self.list;
-        let domains = &mut self.contexts.domains;
-        domains.retain(|name, _| {
-            let mut members = list.iter().filter(|a| a.info.domain == *name);
-            members.any(|member| member.device.is_some())
-        });
     }
 }

@@ -1,8 +1,11 @@
 //! The host bridge at 00:00.0: identity only, no registers of its own.
 
+use iommu_group::Sbdf;
 use iommu_group::spec::{HEADER_BYTES, header};
+use p2p_vfio::PciFunction;
 
-use super::bus::PciFunction;
+/// Address of the host bridge.
+pub(crate) const HOST_BRIDGE: Sbdf = Sbdf::from_devfn(0, 0, 0);
 
 /// Writable bits of the command register.
 const COMMAND_MASK: u16 = header::COMMAND_MEMORY | header::COMMAND_BUS_MASTER;

@@ -3,7 +3,7 @@
 //! The guest applies the same rules: it swizzles pins at bridges and looks up the result on the root bus in the host
 //! bridge's _PRT (linux 7.2 drivers/acpi/pci_irq.c: acpi_pci_irq_lookup()).
 
-use hotplug::{Slot, SlotBus};
+use guest_topology::{Slot, SlotBus};
 
 use crate::irq::Gsi;
 

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use iommu_group::assignment::Refusal;
+use p2p_vfio::DeviceSetError;
 use vmm_api::{Call, Failure, VmmPing};
 
 use super::controller::VmController;
@@ -60,19 +61,23 @@ fn ping() -> VmmPing {
 pub(super) fn failure(error: VmmError) -> Failure {
     match error {
         VmmError::Call(failure) => failure,
-        VmmError::Refused(refusal) => refused(&refusal),
-        VmmError::NoRoom(reason) => Failure::Refused {
-            reasons: vec![trimmed(&reason)],
+        VmmError::Devices(DeviceSetError::Refused(refusal)) => refused(&refusal),
+        VmmError::Layout(error) => Failure::Refused {
+            reasons: vec![trimmed(&error.to_string())],
         },
-        VmmError::Host(error) => Failure::NoSuchDevice(error.to_string()),
+        VmmError::Host(error) | VmmError::Devices(DeviceSetError::Host(error)) => {
+            Failure::NoSuchDevice(error.to_string())
+        }
+        VmmError::Devices(DeviceSetError::Interface(error)) => Failure::failed(&error),
+        VmmError::Devices(error) if error.is_refusal() => Failure::Refused {
+            reasons: vec![trimmed(&error.to_string())],
+        },
         VmmError::Descriptor(error) => Failure::NoSuchDevice(error.to_string()),
         VmmError::Remove(RemoveError::Unknown(id)) => Failure::UnknownDevice(id),
         VmmError::Remove(error @ RemoveError::Refused { .. }) => Failure::State(error.to_string()),
-        error @ (VmmError::Layout(_)
-        | VmmError::IommufdError(_)
-        | VmmError::Option { .. }
-        | VmmError::Attach(_)
-        | VmmError::Failed(_)) => Failure::failed(&error),
+        error @ (VmmError::Devices(_) | VmmError::Option { .. } | VmmError::Failed(_)) => {
+            Failure::failed(&error)
+        }
     }
 }
 
@@ -103,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_type_to_the_exit_status_and_the_answer() {
-        let error = VmmError::from(Refusal::from(Reason::Twice(sbdf())));
+        let error = VmmError::Devices(Refusal::from(Reason::Twice(sbdf())).into());
         assert!(error.is_refusal());
         let Failure::Refused { reasons } = failure(error) else {
             panic!("no refusal");
@@ -112,8 +117,16 @@ mod tests {
             reasons,
             ["0000:03:00.0 is given twice\nname every device once"]
         );
-        let full = failure(VmmError::NoRoom("full\n       unplug one".to_owned()));
-        assert!(matches!(full, Failure::Refused { reasons } if reasons == ["full\nunplug one"]));
+        let full = failure(VmmError::Devices(DeviceSetError::PeersElsewhere {
+            sbdf: sbdf(),
+        }));
+        let Failure::Refused { reasons } = full else {
+            panic!("no refusal");
+        };
+        assert!(
+            reasons.concat().contains("\nunplug them first"),
+            "{reasons:?}"
+        );
     }
 
     #[test]

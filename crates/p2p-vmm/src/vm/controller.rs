@@ -122,12 +122,12 @@ impl VmController {
     fn start(&mut self) -> Result<(), VmmError> {
         let config = self.config.as_ref().ok_or(Failure::NotCreated)?;
         // At every start, because the host may have changed, and before anything is opened: a refusal changes nothing.
-        let checked = devices::check_devices(&config.devices, &self.context.host_reader)?;
+        let plan = devices::plan_devices(&config.devices, &self.context.host_reader)?;
         let host = match &mut self.host {
             Some(host) => host,
             none => none.insert(Host::open(config)?),
         };
-        let running = Running::start(host, &self.context, config, checked, &mut self.event_loop)?;
+        let running = Running::start(host, &self.context, config, plan, &mut self.event_loop)?;
         self.running = Some(running);
         self.warn();
         Ok(())

@@ -2,23 +2,26 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use guest_topology::{Apertures, Slot};
+use iommu_group::assignment::Exposed;
 use iommu_group::{Address, Cpu};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
-use p2p_vfio::HostMemory;
+use p2p_vfio::{DevicePlan, DeviceSet, GuestSpace, HostMemory, IntxLine, OpenDevices, VmHooks};
+use vm_memory::GuestMemoryMmap;
 use vmm_api::VmConfig;
 
 use super::host::{Host, VmContext};
 use crate::acpi::{AcpiImage, AcpiRequest};
 use crate::bus::GuestBus;
-use crate::devices::{CheckedDevices, Contexts, Devices, Guest, OpenDevices, address_limit};
+use crate::devices::{Devices, address_limit, iommu_options};
 use crate::error::VmmError;
 use crate::exit::ExitRequest;
-use crate::irq::KvmRoutes;
+use crate::irq::{KvmLine, KvmRoutes};
 use crate::layout::{GpaRange, Layout, LayoutRequest};
 use crate::loader::{self, ACPI_AREA, BootSource};
 use crate::memory;
-use crate::pci::{Bdf, HostBridge, PciBus};
+use crate::pci::{HOST_BRIDGE, HostBridge, gsi_of_slot};
 use crate::ports::Ports;
 use crate::power::PowerRegisters;
 use crate::serial::{COM1_GSI, SerialConnection, SerialInput};
@@ -37,6 +40,7 @@ pub(super) struct Machine {
     pub(super) serial_input: Option<SerialInput>,
     pub(super) bus: Arc<GuestBus>,
     pub(super) devices: Devices,
+    pub(super) exposures: Vec<Exposed>,
     control: Arc<SlotControl>,
     routes: Arc<KvmRoutes>,
     /// Keeps guest memory mapped too.
@@ -44,12 +48,14 @@ pub(super) struct Machine {
     cpu: Cpu,
 }
 
-/// The parts of a machine that can be refused: open devices, and the address space that they and the CPU allow.
-struct Parts<'a> {
+/// The parts of a machine before its vCPUs: guest memory, interrupt routes and devices.
+struct Parts {
     vm: Arc<VmFd>,
     cpuid: CpuidTemplate,
-    devices: OpenDevices<'a>,
     layout: Layout,
+    memory: GuestMemoryMmap,
+    slots: Arc<KvmSlots>,
+    routes: Arc<KvmRoutes>,
 }
 
 impl Machine {
@@ -58,53 +64,44 @@ impl Machine {
         host: &Host,
         context: &VmContext,
         config: &VmConfig,
-        checked: &CheckedDevices,
+        plan: DevicePlan,
         exit: &Arc<ExitRequest>,
     ) -> Result<Self, VmmError> {
         let cpuid = CpuidTemplate::new(&host.kvm, config.cpus.boot_vcpus());
         let cpuid = cpuid.map_err(VmmError::failed)?;
         let vm = Arc::new(create_vm(host)?);
-        let contexts = Contexts::new(
-            Arc::clone(&vm),
+        let options = iommu_options(
+            &vm,
             config.platform,
-            Arc::clone(&context.preopened),
+            &context.preopened,
+            context.hotpluggable,
         );
-        let devices = OpenDevices::open(contexts, checked, context.hotpluggable)?;
+        let devices = plan.open(options)?;
         let layout = plan_layout(config, &cpuid, &devices, context.hotpluggable)?;
         log::debug!("guest layout: {layout:?}");
-        let parts = Parts {
-            vm,
-            cpuid,
-            devices,
-            layout,
-        };
-        Ok(Self::assemble(host, context, config, parts, exit)?)
+        let parts = Parts::new(host, vm, cpuid, layout)?;
+        let exposures = devices.exposures().to_vec();
+        let set = devices.attach(parts.space(), parts.hooks(context))?;
+        Ok(Self::assemble(host, config, parts, set, exposures, exit)?)
     }
 
     /// Builds the machine from its parts. Nothing is refused from here on.
     fn assemble(
         host: &Host,
-        context: &VmContext,
         config: &VmConfig,
-        parts: Parts<'_>,
+        parts: Parts,
+        set: DeviceSet,
+        exposures: Vec<Exposed>,
         exit: &Arc<ExitRequest>,
     ) -> anyhow::Result<Self> {
         let Parts {
             vm,
             cpuid,
-            devices,
             layout,
+            memory,
+            slots,
+            routes,
         } = parts;
-        let memory = memory::allocate(&layout.ram)?;
-        let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
-        let slots = Arc::new(KvmSlots::new(Arc::clone(&vm), slot_limit));
-        for (gpa, memory) in HostMemory::of_guest(&memory) {
-            slots.add(gpa, memory)?;
-        }
-        let routes = Arc::new(KvmRoutes::new(Arc::clone(&vm))?);
-
-        let pci = Arc::new(PciBus::new(layout.pci.clone()));
-        pci.add(Bdf::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let serial =
             SerialConnection::open(&host.serial).context("cannot create the serial port")?;
         let (port, serial_input) = match serial {
@@ -114,20 +111,13 @@ impl Machine {
         if let Some(port) = &port {
             routes.attach(COM1_GSI, port.interrupt())?;
         }
+        let set = Arc::new(set);
+        set.add_function(HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let control =
-            SlotControl::new(Arc::clone(&pci)).context("cannot create the slot controller")?;
+            SlotControl::new(Arc::clone(&set)).context("cannot create the slot controller")?;
         routes.attach(SLOT_GSI, control.interrupt())?;
         let control = Arc::new(control);
-        let guest = Guest {
-            memory: memory.clone(),
-            layout: layout.clone(),
-            slots: Arc::clone(&slots),
-            routes: Arc::clone(&routes),
-            pci: Arc::clone(&pci),
-            control: Arc::clone(&control),
-            descriptors: context.descriptors,
-        };
-        let devices = devices.assign(guest)?;
+        let devices = Devices::new(&config.devices, Arc::clone(&set), Arc::clone(&control))?;
 
         let acpi = AcpiImage::build(&AcpiRequest {
             area: ACPI_AREA,
@@ -149,12 +139,13 @@ impl Machine {
         }
 
         let power = PowerRegisters::new(Arc::clone(exit));
-        let ports = Ports::new(port, power, Arc::clone(&pci), Arc::clone(&control));
+        let ports = Ports::new(port, power, Arc::clone(&set), Arc::clone(&control));
         Ok(Self {
             vcpus,
             serial_input,
-            bus: Arc::new(GuestBus::new(ports, pci, layout.ecam)),
+            bus: Arc::new(GuestBus::new(ports, set, layout.ecam)),
             devices,
+            exposures,
             control,
             routes,
             slots,
@@ -169,19 +160,70 @@ impl Machine {
 
     /// Whether the guest permits transfers between devices that are not peers. The IOMMU blocks these transfers.
     pub(super) fn unshared_transfers_fail_silently(&self) -> bool {
-        self.cpu.supports_p2pdma() && self.devices.has_unshared()
+        self.cpu.supports_p2pdma() && self.devices.set().has_unshared()
     }
 
     /// The host resources of the VM, in one line. No action of a guest may make these numbers grow.
     pub(super) fn resource_summary(&self) -> String {
-        let (slots, claims) = self.slots.resource_counts();
+        let set = self.devices.set();
+        let (slots, claims) = (self.slots.count(), set.claims().all().len());
         let routes = self.routes.message_count();
         let peers = self.devices.peer_windows();
-        let interface = self.devices.choice().map(|choice| choice.interface);
+        let interface = set.interface(|choice| choice.interface);
         let by = interface.map_or(String::new(), |interface| format!(", by {interface}"));
         format!(
             "{slots} memory slots, {claims} BARs, {peers} peer windows, {routes} message routes{by}"
         )
+    }
+}
+
+impl Parts {
+    fn new(
+        host: &Host,
+        vm: Arc<VmFd>,
+        cpuid: CpuidTemplate,
+        layout: Layout,
+    ) -> anyhow::Result<Self> {
+        let memory = memory::allocate(&layout.ram)?;
+        let slot_limit = u32::try_from(host.kvm.get_nr_memslots()).unwrap_or(u32::MAX);
+        let slots = Arc::new(KvmSlots::new(Arc::clone(&vm), slot_limit));
+        for (gpa, memory) in HostMemory::of_guest(&memory) {
+            slots.add(gpa, memory)?;
+        }
+        Ok(Self {
+            routes: Arc::new(KvmRoutes::new(Arc::clone(&vm))?),
+            vm,
+            cpuid,
+            layout,
+            memory,
+            slots,
+        })
+    }
+
+    /// The address space of the devices.
+    fn space(&self) -> GuestSpace {
+        GuestSpace {
+            memory: HostMemory::of_guest(&self.memory),
+            apertures: Apertures {
+                memory: self.layout.mmio32.clone(),
+                prefetchable: vec![self.layout.mmio64],
+            },
+            forwarded: self.layout.pci.clone(),
+        }
+    }
+
+    fn hooks(&self, context: &VmContext) -> VmHooks {
+        let routes = Arc::clone(&self.routes);
+        let line = move |slot: Slot| -> Arc<dyn IntxLine> {
+            Arc::new(KvmLine::new(Arc::clone(&routes), gsi_of_slot(slot)))
+        };
+        VmHooks {
+            slots: self.slots.clone(),
+            msi: self.routes.clone(),
+            intx: Some(Arc::new(line)),
+            vector_fds: context.descriptors.vectors,
+            device_fds: context.descriptors.devices,
+        }
     }
 }
 
@@ -207,7 +249,7 @@ fn create_vm(host: &Host) -> anyhow::Result<VmFd> {
 fn plan_layout(
     config: &VmConfig,
     cpuid: &CpuidTemplate,
-    devices: &OpenDevices<'_>,
+    devices: &OpenDevices,
     hotpluggable: bool,
 ) -> Result<Layout, VmmError> {
     let demands = devices.demands()?;

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 
 use iommu_group::assignment::{DeviceInfo, DomainName, HostSnapshot};
 use iommu_group::{Address, Route, Sbdf, Scope, Sysfs, Verdict};
-use p2p_vfio::Interface;
+use p2p_vfio::{AssignedDevice, DeviceSet, Interface};
 use vmm_api::{
     DeviceConfig, Failure, P2pBackend, P2pDomain, P2pExposure, P2pInfo, P2pInterface, P2pMember,
     P2pMemory, P2pRoute, P2pVerdict, P2pWindow,
 };
 
 use super::controller::VmController;
-use crate::devices::{DeviceView, accepted, domain_of};
+use crate::devices::{accepted, domain_of};
 use crate::error::VmmError;
-use crate::lock::lock;
 
 impl VmController {
     /// The current state. Routes are computed from a new host snapshot.
@@ -57,18 +56,20 @@ impl VmController {
     }
 
     fn memory(&self) -> Vec<P2pMemory> {
-        let devices = self.running.iter().map(|running| &running.machine.devices);
-        let ram = devices.flat_map(|devices| devices.ram());
-        ram.map(|ram| P2pMemory {
-            base: ram.start().value(),
-            size: ram.len_bytes(),
-        })
-        .collect()
+        let set = self.running.as_ref();
+        let set = set.map(|running| running.machine.devices.set());
+        let ram = set.map(DeviceSet::memory).unwrap_or_default();
+        ram.into_iter()
+            .map(|ram| P2pMemory {
+                base: ram.start().value(),
+                size: ram.len_bytes(),
+            })
+            .collect()
     }
 
     fn backend(&self) -> Option<P2pBackend> {
-        let choice = self.running.as_ref()?.machine.devices.choice()?;
-        Some(P2pBackend {
+        let set = self.running.as_ref()?.machine.devices.set();
+        set.interface(|choice| P2pBackend {
             interface: match choice.interface {
                 Interface::Type1 => P2pInterface::Type1,
                 Interface::Iommufd => P2pInterface::Iommufd,
@@ -90,17 +91,16 @@ impl VmController {
             device.directory()?,
             Some(domain.clone()),
         )?;
-        let machine = self.running.as_ref().map(|running| &running.machine);
-        let in_guest = machine.and_then(|machine| {
-            let mut devices = machine.devices.iter();
-            devices.find(|assigned| assigned.id == id)
-        });
+        let set = self.running.as_ref();
+        let set = set.map(|running| running.machine.devices.set());
+        let in_guest = set.and_then(|set| set.member(&id));
+        let windows = set.and_then(|set| set.with_device(&id, |device| windows(device)));
         let member = P2pMember {
             id,
             host: info.sbdf.to_string(),
             group: info.group.0,
-            bdf: in_guest.map(|assigned| assigned.bdf.to_string()),
-            windows: in_guest.map(windows).unwrap_or_default(),
+            bdf: in_guest.map(|member| member.guest.to_string()),
+            windows: windows.unwrap_or_default(),
         };
         Ok(Peer {
             member,
@@ -117,8 +117,7 @@ struct Peer {
     info: DeviceInfo,
 }
 
-fn windows(assigned: DeviceView<'_>) -> Vec<P2pWindow> {
-    let device = lock(assigned.device);
+fn windows(device: &AssignedDevice) -> Vec<P2pWindow> {
     let windows = device.peer_windows().map(|(bar, range)| P2pWindow {
         bar,
         base: range.start().value(),

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use iommu_group::assignment::{Reason, Refusal};
 use iommu_group::{Sbdf, Sysfs};
+use p2p_vfio::DeviceSetError;
 use vmm_api::{DeviceConfig, Failure, PayloadConfig};
 
 use crate::error::VmmError;
@@ -53,7 +54,7 @@ pub(super) fn check(devices: &[DeviceConfig]) -> Result<(), VmmError> {
         let directory = device.directory().map_err(Failure::from)?;
         let sbdf = sysfs.resolve(directory)?;
         if !seen.insert(sbdf) {
-            return Err(Refusal::from(Reason::Twice(sbdf)).into());
+            return Err(DeviceSetError::from(Refusal::from(Reason::Twice(sbdf))).into());
         }
     }
     Ok(())

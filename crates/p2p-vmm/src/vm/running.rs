@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber, SubscriberId};
+use p2p_vfio::DevicePlan;
 use vmm_api::{Event, VmConfig};
 use vmm_sys_util::epoll::Epoll;
 
 use super::event_loop::EventLoop;
 use super::host::{Host, VmContext};
 use super::machine::Machine;
-use crate::devices::CheckedDevices;
 use crate::error::VmmError;
 use crate::exit::{ExitRequest, VmExit};
 use crate::memory;
@@ -31,13 +31,13 @@ impl Running {
         host: &Host,
         context: &VmContext,
         config: &VmConfig,
-        checked: CheckedDevices,
+        plan: DevicePlan,
         event_loop: &mut EventLoop,
     ) -> Result<Self, VmmError> {
         let exit = Arc::new(ExitRequest::new().context("cannot create an eventfd")?);
-        let mut machine = Machine::build(host, context, config, &checked, &exit)?;
-        machine.devices.emit_exposures(checked.exposures());
-        drop(checked);
+        let mut machine = Machine::build(host, context, config, plan, &exit)?;
+        let exposures = std::mem::take(&mut machine.exposures);
+        machine.devices.emit_exposures(&exposures);
         memory::return_freed();
         log::info!("at the start: {}", machine.resource_summary());
 

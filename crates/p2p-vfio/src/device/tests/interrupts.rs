@@ -56,6 +56,7 @@ fn the_guest_sees_pin_a_whatever_it_is_on_the_host_and_none_without_a_line() {
         let host = HostDevice::new("03:00.0".parse().unwrap(), Box::new(pci), &[]).unwrap();
         let params = DeviceParams {
             slots: vm.clone(),
+            claims: vm.clone(),
             msi: vm.clone(),
             vector_fds: DescriptorLimit::NONE,
             intx: line.then(|| vm.clone() as _),

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
-use hotplug::SlotBus;
+use guest_topology::SlotBus;
 use iommu_group::{AddressRange, Gpa};
 
-use super::bus::{PciBus, children, slot_bus};
+use super::{PciBus, children, slot_bus};
 use crate::lock::lock;
 
 /// Resources in use on a bus with slots.

@@ -1,9 +1,8 @@
-//! Slot addresses: a bus with slots and a device number on it.
+//! Slots: places for a port and everything below it, which stay the same when the guest renumbers buses.
 
 use std::fmt;
 
-/// Device numbers of a bus.
-const DEVICES_PER_BUS: u8 = 32;
+use crate::resources::DEVICES_PER_BUS;
 
 /// A bus with slots. It is not named by its bus number, which the guest may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,21 +22,25 @@ pub struct Slot {
 
 impl Slot {
     /// The slot with this device number, 0 to 31.
+    #[must_use]
     pub fn new(bus: SlotBus, device: u8) -> Option<Self> {
         (device < DEVICES_PER_BUS).then_some(Self { bus, device })
     }
 
     /// The bus of the slot.
+    #[must_use]
     pub fn bus(self) -> SlotBus {
         self.bus
     }
 
     /// The device number, 0 to 31.
+    #[must_use]
     pub fn device(self) -> u8 {
         self.device
     }
 
     /// Whether `other` is this slot or below the device in this slot.
+    #[must_use]
     pub fn holds(self, other: Self) -> bool {
         self == other || self.bus == SlotBus::Root && other.bus == SlotBus::Switch(self.device)
     }

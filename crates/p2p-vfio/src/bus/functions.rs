@@ -4,11 +4,10 @@ use std::ops::RangeInclusive;
 
 use guest_topology::VirtualPort;
 use iommu_group::spec::{bridge, header};
-use iommu_group::{Address, AddressRange, Gpa};
-use p2p_vfio::AssignedDevice;
-use vm_memory::GuestAddress;
+use iommu_group::{AddressRange, Gpa};
 
-use super::bus::PciFunction;
+use super::PciFunction;
+use crate::device::AssignedDevice;
 
 impl PciFunction for AssignedDevice {
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
@@ -19,12 +18,12 @@ impl PciFunction for AssignedDevice {
         AssignedDevice::config_write(self, offset, data);
     }
 
-    fn mmio_read(&mut self, gpa: GuestAddress, data: &mut [u8]) -> bool {
-        AssignedDevice::mmio_read(self, Gpa::new(gpa.0), data)
+    fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> bool {
+        AssignedDevice::mmio_read(self, gpa, data)
     }
 
-    fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool {
-        AssignedDevice::mmio_write(self, Gpa::new(gpa.0), data)
+    fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
+        AssignedDevice::mmio_write(self, gpa, data)
     }
 
     fn set_forwarded(&mut self, ranges: &[AddressRange<Gpa>]) {
@@ -39,8 +38,8 @@ impl PciFunction for AssignedDevice {
         self.reset_by_guest();
     }
 
-    fn memory_fault(&mut self, gpa: GuestAddress) -> bool {
-        AssignedDevice::memory_fault(self, Gpa::new(gpa.0))
+    fn memory_fault(&mut self, gpa: Gpa) -> bool {
+        AssignedDevice::memory_fault(self, gpa)
     }
 }
 

@@ -1,8 +1,8 @@
-//! Events of devices on their way to the main thread, limited for each device and each kind of event, so that a flood
-//! of one hides no other.
+//! Events of devices on their way to the VMM, limited for each device and each kind of event, so that a flood of one
+//! hides no other.
 //!
 //! ```text
-//! vCPU, device locked ──event──▶ allowance ──▶ queue ──▶ main thread: log, API, event monitor
+//! vCPU, device locked ──event──▶ allowance ──▶ queue ──▶ the VMM's thread
 //!                                  └─ used up: counted, and the count is reported
 //! ```
 //! A guest can cause an event with every access. The thread that delivers an event writes nothing itself.
@@ -14,10 +14,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use iommu_group::Sbdf;
-use p2p_vfio::{DeviceEvent, EventSink};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::device::DeviceEvent;
 use crate::lock::lock;
+use crate::vmm::EventSink;
 
 /// Most events of a kind that a device may emit at once.
 const BURST: u32 = 16;
@@ -89,7 +90,7 @@ pub(super) struct Taken {
 }
 
 /// The queue of device events.
-pub(crate) struct DeviceEvents {
+pub(super) struct DeviceEvents {
     waiting: Mutex<Waiting>,
     wake: EventFd,
 }
@@ -154,12 +155,12 @@ impl DeviceEvents {
         if always || allowance.take(now) {
             waiting.events.push_back((sbdf, event));
         } else if silent {
-            // The main thread already has the deadline of the report.
+            // The other thread already has the deadline of the report.
             return;
         }
         drop(waiting);
         if let Err(error) = self.wake.write(1) {
-            log::error!("{sbdf}: cannot wake the main thread: {error}");
+            log::error!("{sbdf}: cannot wake the thread that takes events: {error}");
         }
     }
 }

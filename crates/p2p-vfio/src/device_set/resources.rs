@@ -3,14 +3,14 @@
 
 use std::ops::RangeInclusive;
 
-use guest_topology::{Apertures, BusResources, PortKind, Reserve};
-use hotplug::SlotBus;
+use guest_topology::{Apertures, BusResources, PortKind, Reserve, SlotBus};
 use iommu_group::assignment::DeviceInfo;
 use iommu_group::{Address, AddressRange, Gpa};
 
-use crate::layout::{GpaRange, Layout};
-use crate::pci::{BusUsage, DEVICES};
+use crate::bus::BusUsage;
 
+/// Device numbers of a bus.
+const DEVICES_PER_BUS: u8 = 32;
 /// Slots that a switch reserves for members that are added later.
 const RESERVED_SLOTS: u8 = 16;
 /// Bytes below 4 GiB that a switch reserves if its members can be at any address.
@@ -19,19 +19,10 @@ const RESERVED_MEMORY_BYTES: u64 = 32 << 20;
 const RESERVED_PREFETCHABLE_SHARE: u64 = 16;
 const MOST_PREFETCHABLE_BYTES: u64 = 256 << 30;
 
-/// An empty root bus.
-pub(super) fn empty_root(layout: &Layout) -> BusResources {
-    let apertures = Apertures {
-        memory: layout.mmio32.clone(),
-        prefetchable: vec![layout.mmio64],
-    };
-    BusResources::root(apertures, layout.pci.clone())
-}
-
-/// A bus without the resources that the guest uses on it.
-pub(super) fn live(bus: SlotBus, usage: &BusUsage, layout: &Layout) -> BusResources {
+/// A bus without the resources that the guest uses on it. `root` is the empty root bus.
+pub(super) fn live(bus: SlotBus, usage: &BusUsage, root: &BusResources) -> BusResources {
     let mut resources = match bus {
-        SlotBus::Root => empty_root(layout),
+        SlotBus::Root => root.clone(),
         SlotBus::Switch(_) => inside_switch(usage),
     };
     let free = |device: &u8| !usage.devices.contains(device);
@@ -51,7 +42,7 @@ fn inside_switch(usage: &BusUsage) -> BusResources {
     BusResources {
         bus: usage.buses.0,
         ports: PortKind::Downstream,
-        device_slots: (0..DEVICES).collect(),
+        device_slots: (0..DEVICES_PER_BUS).collect(),
         switch_slots: Vec::new(),
         buses: (1..=u8::MAX).collect(),
         apertures: Apertures {
@@ -64,8 +55,10 @@ fn inside_switch(usage: &BusUsage) -> BusResources {
 }
 
 /// What the switch of a domain reserves for members that are added later.
-pub(super) fn reserve(info: &DeviceInfo, layout: &Layout) -> Reserve {
-    let share = layout.mmio64.len_bytes() / RESERVED_PREFETCHABLE_SHARE;
+pub(super) fn reserve(info: &DeviceInfo, root: &BusResources) -> Reserve {
+    let apertures = root.apertures.prefetchable.iter();
+    let largest = apertures.map(AddressRange::len_bytes).max();
+    let share = largest.unwrap_or(0) / RESERVED_PREFETCHABLE_SHARE;
     let prefetchable = share.clamp(1, MOST_PREFETCHABLE_BYTES);
     let bridges = info.bridges.iter();
     Reserve {
@@ -85,9 +78,9 @@ pub(super) fn bus_range(range: &RangeInclusive<u64>) -> Option<AddressRange<Gpa>
 }
 
 /// The same addresses in the guest, extended to whole pages; the last page of all is left out.
-pub(super) fn whole_pages(range: &RangeInclusive<u64>) -> Option<GpaRange> {
+pub(super) fn whole_pages(range: &RangeInclusive<u64>) -> Option<AddressRange<Gpa>> {
     const PAGE: u64 = 4096;
     let end = range.end().saturating_add(1).checked_next_multiple_of(PAGE);
     let end = end.unwrap_or(u64::MAX / PAGE * PAGE);
-    GpaRange::between(Gpa::new(range.start() / PAGE * PAGE), Gpa::new(end))
+    AddressRange::between(Gpa::new(range.start() / PAGE * PAGE), Gpa::new(end))
 }

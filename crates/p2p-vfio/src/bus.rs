@@ -1,22 +1,25 @@
 //! The functions of the guest's PCI segment, by address.
 
+mod functions;
+mod usage;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use hotplug::{Slot, SlotBus};
+use guest_topology::{Slot, SlotBus};
 use iommu_group::spec::HEADER_BYTES;
-use iommu_group::{AddressRange, Gpa};
-use vm_memory::GuestAddress;
+use iommu_group::{AddressRange, Gpa, Sbdf};
 
-use super::address::Bdf;
 use crate::lock::lock;
+
+pub(crate) use usage::BusUsage;
 
 /// A function on the guest's PCI bus.
 ///
 /// vCPU threads call it with its lock held. It must not call back into the bus.
-pub(crate) trait PciFunction: Send {
+pub trait PciFunction: Send {
     /// Reads configuration space; `offset` and the length of `data` stay inside the 4096 bytes.
     fn config_read(&mut self, offset: u16, data: &mut [u8]);
 
@@ -24,12 +27,12 @@ pub(crate) trait PciFunction: Send {
     fn config_write(&mut self, offset: u16, data: &[u8]);
 
     /// Reads from a BAR. Returns `false` if `gpa` is in no decoded BAR, or in one that a memory slot backs.
-    fn mmio_read(&mut self, _gpa: GuestAddress, _data: &mut [u8]) -> bool {
+    fn mmio_read(&mut self, _gpa: Gpa, _data: &mut [u8]) -> bool {
         false
     }
 
     /// Writes to a BAR. Returns `false` if `gpa` is in no decoded BAR, or in one that a memory slot backs.
-    fn mmio_write(&mut self, _gpa: GuestAddress, _data: &[u8]) -> bool {
+    fn mmio_write(&mut self, _gpa: Gpa, _data: &[u8]) -> bool {
         false
     }
 
@@ -63,52 +66,55 @@ pub(crate) trait PciFunction: Send {
     fn retry_mappings(&mut self) {}
 
     /// Handles a memory fault of the hypervisor at `gpa`. Returns whether a BAR of this function is mapped there.
-    fn memory_fault(&mut self, _gpa: GuestAddress) -> bool {
+    fn memory_fault(&mut self, _gpa: Gpa) -> bool {
         false
     }
 }
 
 /// A function that the bus and its owner share.
-pub(crate) type SharedFunction = Arc<Mutex<dyn PciFunction>>;
+pub type SharedFunction = Arc<Mutex<dyn PciFunction>>;
 
 /// A function could not be added.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PciError {
+pub enum PciError {
+    /// A function is at the address.
     #[error("there is already a PCI function at {0}")]
-    Occupied(Bdf),
+    Occupied(Sbdf),
+    /// No bridge leads to the bus.
     #[error("no bridge leads to the bus of {0}")]
-    NoSuchBus(Bdf),
+    NoSuchBus(Sbdf),
+    /// The slot does not exist, or not where it was.
     #[error("there is no {0}, or the guest has renumbered the buses above it")]
     NoSuchSlot(Slot),
 }
 
 /// The guest's PCI segment: a tree of bridges. The guest programs the bus numbers.
 #[derive(Default)]
-pub(crate) struct PciBus {
-    pub(super) nodes: RwLock<BTreeMap<Location, Node>>,
+pub struct PciBus {
+    pub(crate) nodes: RwLock<BTreeMap<Location, Node>>,
     /// The windows of the host bridge.
-    pub(super) windows: Vec<AddressRange<Gpa>>,
+    pub(crate) windows: Vec<AddressRange<Gpa>>,
     /// Held while a write to a header changes other functions, so that the last write determines the result.
     effects: Mutex<()>,
 }
 
 /// A bus, independent of its current number: the root bus, or the secondary bus of a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum LogicalBus {
+pub(crate) enum LogicalBus {
     Root,
     Below(u32),
 }
 
 /// The location of a function: bus, device and function number. It does not change when buses are renumbered.
-pub(super) type Location = (LogicalBus, u8, u8);
+pub(crate) type Location = (LogicalBus, u8, u8);
 
-pub(super) struct Node {
-    pub(super) function: SharedFunction,
+pub(crate) struct Node {
+    pub(crate) function: SharedFunction,
     /// The secondary bus, if this is a bridge.
-    pub(super) below: LogicalBus,
+    pub(crate) below: LogicalBus,
 }
 
-pub(super) type Nodes = BTreeMap<Location, Node>;
+pub(crate) type Nodes = BTreeMap<Location, Node>;
 
 /// The bus with number `number` now (PCI-to-PCI bridge r1.2 §3.1.2.1: type 1 transactions).
 fn bus_numbered(nodes: &Nodes, number: u8) -> Option<LogicalBus> {
@@ -126,20 +132,20 @@ fn bus_numbered(nodes: &Nodes, number: u8) -> Option<LogicalBus> {
 }
 
 /// Adds a function to the bus that has its bus number now.
-fn add(nodes: &mut Nodes, bdf: Bdf, function: SharedFunction) -> Result<Location, PciError> {
-    let bus = bus_numbered(nodes, bdf.bus()).ok_or(PciError::NoSuchBus(bdf))?;
+fn add(nodes: &mut Nodes, sbdf: Sbdf, function: SharedFunction) -> Result<Location, PciError> {
+    let bus = bus_numbered(nodes, sbdf.bus()).ok_or(PciError::NoSuchBus(sbdf))?;
     let free = (0..=u32::MAX).map(LogicalBus::Below).find(|candidate| {
         let taken = nodes.values().any(|node| node.below == *candidate);
         !taken
     });
-    let location = (bus, bdf.device(), bdf.function());
+    let location = (bus, sbdf.device(), sbdf.function());
     match nodes.entry(location) {
         Entry::Vacant(entry) => {
-            let below = free.ok_or(PciError::NoSuchBus(bdf))?;
+            let below = free.ok_or(PciError::NoSuchBus(sbdf))?;
             entry.insert(Node { function, below });
             Ok(location)
         }
-        Entry::Occupied(_) => Err(PciError::Occupied(bdf)),
+        Entry::Occupied(_) => Err(PciError::Occupied(sbdf)),
     }
 }
 
@@ -158,7 +164,7 @@ fn remove(nodes: &mut Nodes, location: Location) -> Vec<SharedFunction> {
 }
 
 /// The bus of slots, independent of its number; `None` if there is no such switch.
-pub(super) fn slot_bus(nodes: &Nodes, bus: SlotBus) -> Option<LogicalBus> {
+pub(crate) fn slot_bus(nodes: &Nodes, bus: SlotBus) -> Option<LogicalBus> {
     match bus {
         SlotBus::Root => Some(LogicalBus::Root),
         SlotBus::Switch(root) => {
@@ -172,7 +178,7 @@ fn location_of(nodes: &Nodes, slot: Slot) -> Option<Location> {
     Some((slot_bus(nodes, slot.bus())?, slot.device(), 0))
 }
 
-pub(super) fn children(nodes: &Nodes, bus: LogicalBus) -> impl Iterator<Item = &Node> {
+pub(crate) fn children(nodes: &Nodes, bus: LogicalBus) -> impl Iterator<Item = &Node> {
     let all = (bus, u8::MIN, u8::MIN)..=(bus, u8::MAX, u8::MAX);
     nodes.range(all).map(|(_, node)| node)
 }
@@ -205,31 +211,31 @@ fn reset_below(nodes: &Nodes, bus: LogicalBus) {
 
 impl PciBus {
     /// A segment without functions, whose host bridge forwards `windows`.
-    pub(crate) fn new(windows: Vec<AddressRange<Gpa>>) -> Self {
+    pub fn new(windows: Vec<AddressRange<Gpa>>) -> Self {
         Self {
             windows,
             ..Self::default()
         }
     }
 
-    /// Adds `function` at `bdf`, on the bus that has this number now.
-    pub(crate) fn add(&self, bdf: Bdf, function: SharedFunction) -> Result<(), PciError> {
+    /// Adds `function` at `sbdf`, on the bus that has this number now.
+    pub fn add(&self, sbdf: Sbdf, function: SharedFunction) -> Result<(), PciError> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        add(&mut nodes, bdf, function).map(drop)
+        add(&mut nodes, sbdf, function).map(drop)
     }
 
     /// Plugs ports and everything below them into `slots`, at once: the guest sees all of it or nothing. A bridge
     /// comes before the functions below it.
-    pub(crate) fn plug(
+    pub fn plug(
         &self,
         slots: &[Slot],
-        functions: Vec<(Bdf, SharedFunction)>,
+        functions: Vec<(Sbdf, SharedFunction)>,
     ) -> Result<(), PciError> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let mut added = Vec::new();
         let mut failed = None;
-        for (bdf, function) in functions {
-            match add(&mut nodes, bdf, function) {
+        for (sbdf, function) in functions {
+            match add(&mut nodes, sbdf, function) {
                 Ok(location) => added.push(location),
                 Err(error) => {
                     failed = Some(error);
@@ -253,23 +259,23 @@ impl PciBus {
 
     /// Removes the contents of `slot` from the bus. The functions are returned, so that a vCPU does not drop the last
     /// reference and close a device.
-    pub(crate) fn unplug(&self, slot: Slot) -> Vec<SharedFunction> {
+    pub fn unplug(&self, slot: Slot) -> Vec<SharedFunction> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let location = location_of(&nodes, slot);
         location.map_or_else(Vec::new, |location| remove(&mut nodes, location))
     }
 
     /// Reads configuration space; all ones if there is no function.
-    pub(crate) fn config_read(&self, bdf: Bdf, offset: u16, data: &mut [u8]) {
-        match self.function(bdf) {
+    pub fn config_read(&self, sbdf: Sbdf, offset: u16, data: &mut [u8]) {
+        match self.function(sbdf) {
             Some(function) => lock(&function).config_read(offset, data),
             None => data.fill(0xff),
         }
     }
 
     /// Writes configuration space; ignored if there is no function.
-    pub(crate) fn config_write(&self, bdf: Bdf, offset: u16, data: &[u8]) {
-        let Some((function, below)) = self.find(bdf) else {
+    pub fn config_write(&self, sbdf: Sbdf, offset: u16, data: &[u8]) {
+        let Some((function, below)) = self.find(sbdf) else {
             return;
         };
         // Only registers of the header have effects beyond the function.
@@ -298,51 +304,51 @@ impl PciBus {
     }
 
     /// Handles a memory fault of the hypervisor at `gpa`. Returns whether a BAR is mapped there.
-    pub(crate) fn memory_fault(&self, gpa: GuestAddress) -> bool {
+    pub fn memory_fault(&self, gpa: Gpa) -> bool {
         let all = self.all();
         all.iter().any(|function| lock(function).memory_fault(gpa))
     }
 
-    /// Reads from the BAR at `gpa`; all ones if there is none.
-    pub(crate) fn mmio_read(&self, gpa: GuestAddress, data: &mut [u8]) {
-        let taken = self
-            .all()
+    /// Reads from the BAR at `gpa`. Returns whether there is one; otherwise `data` is all ones.
+    pub fn mmio_read(&self, gpa: Gpa, data: &mut [u8]) -> bool {
+        let all = self.all();
+        let is_taken = all
             .iter()
             .any(|function| lock(function).mmio_read(gpa, data));
-        if !taken {
+        if !is_taken {
             log::debug!(
-                "guest reads {} bytes at unclaimed address {:#x}",
-                data.len(),
-                gpa.0
+                "guest reads {} bytes at unclaimed address {gpa}",
+                data.len()
             );
             data.fill(0xff);
         }
+        is_taken
     }
 
-    /// Writes to the BAR at `gpa`; ignored if there is none.
-    pub(crate) fn mmio_write(&self, gpa: GuestAddress, data: &[u8]) {
-        let taken = self
-            .all()
+    /// Writes to the BAR at `gpa`. Returns whether there is one.
+    pub fn mmio_write(&self, gpa: Gpa, data: &[u8]) -> bool {
+        let all = self.all();
+        let is_taken = all
             .iter()
             .any(|function| lock(function).mmio_write(gpa, data));
-        if !taken {
+        if !is_taken {
             log::debug!(
-                "guest writes {} bytes at unclaimed address {:#x}",
-                data.len(),
-                gpa.0
+                "guest writes {} bytes at unclaimed address {gpa}",
+                data.len()
             );
         }
+        is_taken
     }
 
-    fn function(&self, bdf: Bdf) -> Option<SharedFunction> {
-        self.find(bdf).map(|(function, _)| function)
+    fn function(&self, sbdf: Sbdf) -> Option<SharedFunction> {
+        self.find(sbdf).map(|(function, _)| function)
     }
 
     /// A function, and its secondary bus, which is used only if it is a bridge.
-    fn find(&self, bdf: Bdf) -> Option<(SharedFunction, LogicalBus)> {
+    fn find(&self, sbdf: Sbdf) -> Option<(SharedFunction, LogicalBus)> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        let bus = bus_numbered(&nodes, bdf.bus())?;
-        let node = nodes.get(&(bus, bdf.device(), bdf.function()))?;
+        let bus = bus_numbered(&nodes, sbdf.bus())?;
+        let node = nodes.get(&(bus, sbdf.device(), sbdf.function()))?;
         Some((Arc::clone(&node.function), node.below))
     }
 
@@ -357,5 +363,4 @@ impl PciBus {
 }
 
 #[cfg(test)]
-#[path = "bus/tests.rs"]
 mod tests;

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context;
 use iommu_group::assignment::{ContextKind, DomainName};
-use iommu_group::{Address, AddressRange, Gpa, Iova, Sbdf};
+use iommu_group::{Address, AddressRange, Gpa, Iova, Placement, Sbdf};
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use kvm_ioctls::{DeviceFd, VmFd};
-use p2p_vfio::{Choice, Clique, HostIommu, Interface, IommuContext, PreopenedDevices};
-use vmm_api::PlatformConfig;
 
-use crate::error::VmmError;
+use crate::context::IommuContext;
+use crate::device::Clique;
+use crate::host_iommu::{Choice, HostIommu};
+
+use super::{DeviceSetError, IommuOptions};
 
 /// An IOMMU context, with the properties of its domain in the guest.
 pub(super) struct Domain {
@@ -19,34 +20,31 @@ pub(super) struct Domain {
     /// The clique that NVIDIA's driver in the guest reads; `None` for unshared devices.
     pub(super) clique: Option<Clique>,
     number: Option<usize>,
-    /// Whether the members' BARs are at their bus addresses.
-    pub(super) fixed: bool,
+    /// Where the members' BARs are in the guest.
+    pub(super) placement: Placement,
 }
 
 /// All contexts, by domain; `None` is the key of the unshared devices.
-pub(crate) struct Contexts {
-    vm: Arc<VmFd>,
-    platform: PlatformConfig,
-    preopened: Arc<PreopenedDevices>,
+pub(super) struct Contexts {
+    options: IommuOptions,
     /// The host IOMMU interface of all contexts, for the lifetime of the VM; `None` before the first device.
     iommu: Option<Arc<HostIommu>>,
     pub(super) domains: BTreeMap<Option<DomainName>, Domain>,
 }
 
 impl Contexts {
-    /// No contexts. Devices in `preopened` are not opened again.
-    pub(crate) fn new(
-        vm: Arc<VmFd>,
-        platform: PlatformConfig,
-        preopened: Arc<PreopenedDevices>,
-    ) -> Self {
+    /// No contexts.
+    pub(super) fn new(options: IommuOptions) -> Self {
         Self {
-            vm,
-            platform,
-            preopened,
+            options,
             iommu: None,
             domains: BTreeMap::new(),
         }
+    }
+
+    /// Whether devices may be added later.
+    pub(super) fn hotplug(&self) -> bool {
+        self.options.hotplug
     }
 
     /// The kernel interface for the devices, and why it was chosen; `None` before the first device.
@@ -56,23 +54,23 @@ impl Contexts {
 
     /// Chooses the interface for the first devices of the VM: iommufd if it supports all of them, otherwise their
     /// VFIO groups.
-    fn choose(&mut self, devices: &[(Sbdf, ContextKind)]) -> Result<Arc<HostIommu>, VmmError> {
+    fn choose(
+        &mut self,
+        devices: &[(Sbdf, ContextKind)],
+    ) -> Result<Arc<HostIommu>, DeviceSetError> {
         if let Some(iommu) = &self.iommu {
             return Ok(Arc::clone(iommu));
         }
-        let wanted = self.platform.iommufd.map(|on| match on {
-            true => Interface::Iommufd,
-            false => Interface::Type1,
-        });
-        let iommu = HostIommu::choose(
-            wanted,
-            devices,
-            Some(self.kvm_vfio_device()?),
-            &self.preopened,
-        );
-        let iommu = iommu.map_err(VmmError::IommufdError)?;
+        let IommuOptions {
+            interface,
+            kvm,
+            preopened,
+            ..
+        } = &self.options;
+        let kvm = kvm.as_deref().map(kvm_vfio_device).transpose()?;
+        let iommu = HostIommu::choose(*interface, devices, kvm, preopened);
+        let iommu = Arc::new(iommu.map_err(DeviceSetError::Interface)?);
         log::info!("devices are assigned by {}", iommu.choice());
-        let iommu = Arc::new(iommu);
         self.iommu = Some(Arc::clone(&iommu));
         Ok(iommu)
     }
@@ -83,7 +81,7 @@ impl Contexts {
         &mut self,
         name: Option<&DomainName>,
         added: &[(Sbdf, ContextKind)],
-    ) -> Result<Domain, VmmError> {
+    ) -> Result<Domain, DeviceSetError> {
         let iommu = self.choose(added)?;
         let kind = match name {
             Some(_) => ContextKind::P2p,
@@ -93,15 +91,15 @@ impl Contexts {
         let number = name.and_then(|_| (0..).find(|number| !used.contains(number)));
         let context = IommuContext::new(&iommu, kind);
         Ok(Domain {
-            context: context.map_err(VmmError::failed)?,
+            context: context?,
             clique: number.and_then(Clique::of_domain),
             number,
-            fixed: false,
+            placement: Placement::Anywhere,
         })
     }
 
     /// The I/O addresses that every device can use; `None` without devices, when there is no limit.
-    pub(super) fn iova_ranges(&self) -> anyhow::Result<Option<Vec<AddressRange<Iova>>>> {
+    pub(super) fn iova_ranges(&self) -> Result<Option<Vec<AddressRange<Iova>>>, DeviceSetError> {
         let mut usable: Option<Vec<AddressRange<Iova>>> = None;
         for domain in self.domains.values() {
             let ranges = domain.context.iova_ranges()?;
@@ -115,21 +113,26 @@ impl Contexts {
         }
         Ok(usable)
     }
+}
 
-    /// The VM's KVM-VFIO device, which tells KVM the VFIO groups of the VM (linux
-    /// Documentation/virt/kvm/devices/vfio.rst). It stays for the lifetime of the VM.
-    fn kvm_vfio_device(&self) -> anyhow::Result<Arc<DeviceFd>> {
-        let mut request = kvm_create_device {
-            type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
-            fd: 0,
-            flags: 0,
-        };
-        let device = self
-            .vm
-            .create_device(&mut request)
-            .context("cannot create the KVM-VFIO device (is KVM built with VFIO support?)")?;
-        Ok(Arc::new(device))
-    }
+/// Creates the KVM-VFIO device, which tells KVM the VFIO groups of the VM (linux
+/// Documentation/virt/kvm/devices/vfio.rst). It stays for the lifetime of the VM.
+fn kvm_vfio_device(vm: &VmFd) -> Result<Arc<DeviceFd>, DeviceSetError> {
+    let mut request = kvm_create_device {
+        type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
+        fd: 0,
+        flags: 0,
+    };
+    let device = vm.create_device(&mut request);
+    device.map(Arc::new).map_err(DeviceSetError::KvmVfio)
+}
+
+/// Whether every byte of a range can be translated.
+pub(super) fn within(range: &AddressRange<Gpa>, ranges: &[AddressRange<Iova>]) -> bool {
+    let Some(range) = AddressRange::new(Iova::of_guest(range.start()), range.len_bytes()) else {
+        return true;
+    };
+    ranges.iter().any(|usable| usable.contains(&range))
 }
 
 /// The gaps between the ranges, and the end of the last range.

@@ -1,10 +1,12 @@
 //! Tests of the segment with fake functions that record calls.
 
+use iommu_group::Address;
+
 use super::*;
 
 /// A function with one byte of memory at `bar`.
 struct OneByte {
-    bar: GuestAddress,
+    bar: Gpa,
     value: u8,
 }
 
@@ -17,12 +19,12 @@ impl PciFunction for OneByte {
         self.value = data[0];
     }
 
-    fn mmio_read(&mut self, gpa: GuestAddress, data: &mut [u8]) -> bool {
+    fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> bool {
         data.fill(self.value);
         gpa == self.bar
     }
 
-    fn mmio_write(&mut self, gpa: GuestAddress, data: &[u8]) -> bool {
+    fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
         let here = gpa == self.bar;
         if here {
             self.value = data[0];
@@ -33,13 +35,13 @@ impl PciFunction for OneByte {
 
 fn function(bar: u64) -> SharedFunction {
     Arc::new(Mutex::new(OneByte {
-        bar: GuestAddress(bar),
+        bar: Gpa::new(bar),
         value: 0,
     }))
 }
 
-fn slot(device: u8) -> Bdf {
-    Bdf::new(0, device, 0).unwrap()
+fn slot(device: u8) -> Sbdf {
+    Sbdf::new(0, 0, device, 0).unwrap()
 }
 
 #[test]
@@ -59,9 +61,9 @@ fn configuration_reaches_the_addressed_function_only() {
     bus.config_write(slot(2), 0, &[7]);
 
     let mut one = [9];
-    bus.mmio_read(GuestAddress(0x1000), &mut one);
+    bus.mmio_read(Gpa::new(0x1000), &mut one);
     let mut two = [9];
-    bus.mmio_read(GuestAddress(0x2000), &mut two);
+    bus.mmio_read(Gpa::new(0x2000), &mut two);
 
     assert_eq!((one, two), ([0], [7]));
 }
@@ -71,12 +73,12 @@ fn memory_access_goes_to_the_function_with_the_bar() {
     let bus = PciBus::default();
     bus.add(slot(1), function(0x1000)).unwrap();
     bus.add(slot(2), function(0x2000)).unwrap();
-    bus.mmio_write(GuestAddress(0x2000), &[5]);
+    bus.mmio_write(Gpa::new(0x2000), &[5]);
 
     let mut data = [0];
-    bus.mmio_read(GuestAddress(0x2000), &mut data);
+    bus.mmio_read(Gpa::new(0x2000), &mut data);
     assert_eq!(data, [5]);
-    bus.mmio_read(GuestAddress(0x3000), &mut data);
+    bus.mmio_read(Gpa::new(0x3000), &mut data);
     assert_eq!(data, [0xff], "nothing is there");
 }
 
@@ -111,13 +113,13 @@ fn bridge(secondary: u8, subordinate: u8) -> SharedFunction {
     Arc::new(Mutex::new(Bridge(secondary, subordinate)))
 }
 
-fn at(bus: u8, device: u8) -> Bdf {
-    Bdf::new(bus, device, 0).unwrap()
+fn at(bus: u8, device: u8) -> Sbdf {
+    Sbdf::new(0, bus, device, 0).unwrap()
 }
 
-fn is_there(bus: &PciBus, bdf: Bdf) -> bool {
+fn is_there(bus: &PciBus, sbdf: Sbdf) -> bool {
     let mut data = [0xff];
-    bus.config_read(bdf, 0x40, &mut data);
+    bus.config_read(sbdf, 0x40, &mut data);
     data != [0xff]
 }
 
