@@ -24,7 +24,9 @@ pub(super) fn actions(
     round: Round,
 ) -> Vec<Action> {
     if differences.iter().all(Difference::is_final) {
-        return Vec::new();
+        // Mappings that were closed for peers are no difference, so the first round gives every device back.
+        let again = give_back(snapshot).filter(|_| round.number == 0);
+        return again.into_iter().collect();
     }
     let gone: Vec<Sbdf> = differences
         .iter()
@@ -59,18 +61,21 @@ pub(super) fn actions(
     actions.extend(bind_bridges(snapshot, &bridges.collect()));
     actions.extend(old_words(snapshot, now));
     actions.extend(restore_drivers(snapshot, Target::Old));
-    if !snapshot.assigned.is_empty() {
-        let as_it_was = |device: &VmDevice| VmDevice {
-            expose: device.expose.union(&snapshot.exposed).copied().collect(),
-            ..device.clone()
-        };
-        let devices = snapshot.assigned.iter().map(as_it_was).collect();
-        actions.push(Action::Plug { devices });
-    }
+    actions.extend(give_back(snapshot));
     if !round.last {
         actions.retain(|action| is_possible(action, &gone));
     }
     actions
+}
+
+/// Plugs the devices back, and opens the mappings for peers of those that stayed; `None` without devices.
+fn give_back(snapshot: &Snapshot) -> Option<Action> {
+    let as_it_was = |device: &VmDevice| VmDevice {
+        expose: device.expose.union(&snapshot.exposed).copied().collect(),
+        ..device.clone()
+    };
+    let devices: Vec<VmDevice> = snapshot.assigned.iter().map(as_it_was).collect();
+    (!devices.is_empty()).then_some(Action::Plug { devices })
 }
 
 /// Whether the function of an action exists.

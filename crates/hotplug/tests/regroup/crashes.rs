@@ -77,6 +77,7 @@ fn check(bench: &Bench, guest: &Guest, expected: &Expected, what: &str) -> Outco
     let remains = report.map_or(Vec::new(), |report: Report| report.remains);
     assert_eq!(remains, [], "{what}");
     assert_eq!(guest.has().len(), 4, "{what}: the guest has its devices");
+    assert_eq!(guest.closed(), [], "{what}: peers reach them");
     assert_eq!(bench.recover(&[]), None, "{what}: that was all");
     outcome
 }

@@ -220,6 +220,11 @@ impl Explorer {
             let told = !remains.is_empty() && first.is_none_or(is_named);
             assert!(told, "{line} is not reported: {what}");
         }
+        let closed = guest.closed();
+        assert!(
+            guest.is_dead() || closed.iter().all(|at| is_named(&at.to_string())),
+            "peers do not reach {closed:?}: {what}"
+        );
         for device in ["dev-0000:03:00.0", "dev-0000:04:00.0"] {
             let at = device.trim_start_matches("dev-");
             assert!(

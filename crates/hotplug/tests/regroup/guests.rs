@@ -28,6 +28,8 @@ pub(crate) enum Behaviour {
 pub(crate) struct Guest {
     name: String,
     devices: Mutex<BTreeMap<Sbdf, VmDevice>>,
+    /// Those whose mappings for peers are closed.
+    closed: Mutex<BTreeSet<Sbdf>>,
     pub(crate) behaviour: Mutex<Behaviour>,
     /// Range of its memory.
     pub(crate) memory: Mutex<Option<RangeInclusive<u64>>>,
@@ -52,6 +54,7 @@ impl Guest {
         Self {
             name: name.to_owned(),
             devices: Mutex::new(functions.iter().map(device).collect()),
+            closed: Mutex::default(),
             behaviour: Mutex::new(Behaviour::Willing),
             memory: Mutex::new(None),
             log: Mutex::new(Vec::new()),
@@ -61,9 +64,10 @@ impl Guest {
     /// The state as text.
     pub(crate) fn state(&self) -> String {
         format!(
-            "{:?} {:?}",
+            "{:?} {:?} {:?}",
             self.behaviour.lock().unwrap(),
-            self.devices.lock().unwrap()
+            self.devices.lock().unwrap(),
+            self.closed.lock().unwrap()
         )
     }
 
@@ -93,6 +97,11 @@ impl Guest {
 
     pub(crate) fn has(&self) -> Vec<Sbdf> {
         self.devices.lock().unwrap().keys().copied().collect()
+    }
+
+    /// The devices that peers do not reach.
+    pub(crate) fn closed(&self) -> Vec<Sbdf> {
+        self.closed.lock().unwrap().iter().copied().collect()
     }
 
     fn alive(&self, word: &str, device: &VmDevice) -> Result<Behaviour, VmmError> {
@@ -157,11 +166,17 @@ impl Vmm for Guest {
     }
 
     fn revoke(&self, device: &VmDevice) -> Result<PeerMappings, VmmError> {
-        self.alive("revoke", device).map(|_| PeerMappings::Closed)
+        self.alive("revoke", device)?;
+        if self.has().contains(&device.function) {
+            self.closed.lock().unwrap().insert(device.function);
+        }
+        Ok(PeerMappings::Closed)
     }
 
     fn reopen(&self, device: &VmDevice) -> Result<(), VmmError> {
-        self.alive("reopen", device).map(drop)
+        self.alive("reopen", device)?;
+        self.closed.lock().unwrap().remove(&device.function);
+        Ok(())
     }
 
     fn unplug(&self, device: &VmDevice, deadline: Duration) -> Result<(), VmmError> {
@@ -173,6 +188,7 @@ impl Vmm for Guest {
             });
         }
         self.devices.lock().unwrap().remove(&device.function);
+        self.closed.lock().unwrap().remove(&device.function);
         Ok(())
     }
 
@@ -183,6 +199,7 @@ impl Vmm for Guest {
             });
         }
         if self.has().contains(&device.function) {
+            self.closed.lock().unwrap().remove(&device.function);
             return Ok(());
         }
         if self.alive("plug", device)? == Behaviour::Refuses {
