@@ -8,6 +8,8 @@ mod checks;
 mod edu;
 #[cfg(feature = "contract")]
 mod kernel;
+#[cfg(all(feature = "contract", feature = "vfio-ioctls"))]
+mod ops;
 #[cfg(feature = "contract")]
 mod share;
 
@@ -19,6 +21,8 @@ use iommu_group::{Address, AddressRange, Gpa, Iova};
 
 #[cfg(feature = "contract")]
 pub use kernel::run_on_kernel;
+#[cfg(all(feature = "contract", feature = "vfio-ioctls"))]
+pub use ops::run_on_vfio_ioctls;
 #[cfg(feature = "contract")]
 pub use share::{Exporter, Importer};
 

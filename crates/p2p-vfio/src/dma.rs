@@ -54,7 +54,7 @@ pub enum DmaError {
 ///
 /// The suite in `contract` checks the requirements of all backends: on the fake in unit tests, and on the kernel in the
 /// lab.
-pub(crate) trait DmaBackend: Send + Sync {
+pub trait DmaBackend: Send + Sync {
     /// Maps `memory` at `iova`, so that the devices can read and write it.
     ///
     /// # Errors
@@ -62,7 +62,6 @@ pub(crate) trait DmaBackend: Send + Sync {
     /// reserved region (`EINVAL`), a BAR whose device has memory decode off (`EFAULT` of type1, `ENODEV` of iommufd),
     /// the locked-memory limit (`ENOMEM`), on iommufd a BAR of a device that was not opened as a peer (`EOPNOTSUPP`).
     /// Nothing is mapped then.
-    /// (`EOPNOTSUPP`). Nothing is mapped then.
     fn map(&self, iova: Iova, memory: HostMemory) -> Result<AddressRange<Iova>, DmaError>;
 
     /// Unmaps a range that [`map`](Self::map) returned. No device reaches it from then on.

@@ -62,6 +62,8 @@ mod pci;
 mod peers;
 mod preopened;
 mod sys;
+#[cfg(feature = "vfio-ioctls")]
+mod vfio_ops;
 mod vmm;
 
 pub use bus::{PciBus, PciError, PciFunction, SharedFunction};
@@ -76,10 +78,13 @@ pub use device_set::{
     Added, DevicePlan, DeviceRequest, DeviceSet, DeviceSetError, Ejected, GuestSpace, IntxLines,
     IommuOptions, MemberView, OpenDevices, SetEvent, SetEventKind, SpaceDemands, VmHooks,
 };
-pub use dma::DmaError;
+pub use dma::{DmaBackend, DmaError};
 pub use host_iommu::{Choice, ChoiceReason, HostIommu, Interface, IommufdError};
 pub use memory::HostMemory;
+pub use peers::{PeerBars, PublishedArea};
 pub use preopened::{PreopenedDevices, PreopenedError};
+#[cfg(feature = "vfio-ioctls")]
+pub use vfio_ops::VfioOpsDma;
 pub use vmm::{
     AddressClaims, EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId,
 };

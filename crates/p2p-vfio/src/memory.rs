@@ -1,5 +1,7 @@
 //! Memory of this process that can be mapped for the guest or for a device.
+#![allow(unsafe_code, reason = "a VMM vouches for memory that it has mapped")]
 
+use std::any::Any;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -21,6 +23,21 @@ pub struct HostMemory(Owner);
 enum Owner {
     Ram(Arc<dyn Ram>),
     Bar(Arc<BarMmap>),
+    Raw(Arc<RawMemory>),
+}
+
+/// Memory that the VMM has mapped.
+struct RawMemory {
+    address: usize,
+    len_bytes: usize,
+    is_ram: bool,
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for RawMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {:#x}", self.len_bytes, self.address)
+    }
 }
 
 /// A mapping of guest RAM, with any kind of dirty-page bitmap of the VMM.
@@ -63,6 +80,26 @@ impl HostMemory {
             .collect()
     }
 
+    /// Memory that the VMM has mapped by itself: guest RAM (`is_ram`), or a part of a BAR that its own VFIO stack maps.
+    /// `owner` unmaps it when it is dropped.
+    ///
+    /// # Safety
+    /// `len_bytes` bytes from `start` are mapped until `owner` is dropped, and the process makes no reference into them:
+    /// the guest and devices write to this memory.
+    pub unsafe fn of_raw(
+        start: *mut u8,
+        len_bytes: usize,
+        is_ram: bool,
+        owner: impl Any + Send + Sync,
+    ) -> Self {
+        Self(Owner::Raw(Arc::new(RawMemory {
+            address: start.expose_provenance(),
+            len_bytes,
+            is_ram,
+            _owner: Box::new(owner),
+        })))
+    }
+
     pub(crate) fn of_bar(mapping: Arc<BarMmap>) -> Self {
         Self(Owner::Bar(mapping))
     }
@@ -77,13 +114,17 @@ impl HostMemory {
 
     /// Whether it is guest RAM, which no device can revoke.
     pub(crate) fn is_ram(&self) -> bool {
-        matches!(self.0, Owner::Ram(_))
+        match &self.0 {
+            Owner::Ram(_) => true,
+            Owner::Bar(_) => false,
+            Owner::Raw(memory) => memory.is_ram,
+        }
     }
 
     /// The dma-buf of this piece of a BAR, if its device was opened to export one.
     pub(crate) fn dma_buf(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
-            Owner::Ram(_) => None,
+            Owner::Ram(_) | Owner::Raw(_) => None,
             Owner::Bar(mapping) => mapping.dma_buf().map(AsFd::as_fd),
         }
     }
@@ -93,6 +134,7 @@ impl HostMemory {
         match &self.0 {
             Owner::Ram(region) => region.as_ptr(),
             Owner::Bar(mapping) => mapping.as_ptr(),
+            Owner::Raw(memory) => std::ptr::with_exposed_provenance_mut(memory.address),
         }
     }
 
@@ -101,6 +143,7 @@ impl HostMemory {
         match &self.0 {
             Owner::Ram(region) => region.len_bytes(),
             Owner::Bar(mapping) => mapping.len_bytes(),
+            Owner::Raw(memory) => memory.len_bytes,
         }
     }
 }

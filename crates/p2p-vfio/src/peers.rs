@@ -16,8 +16,9 @@ use iommu_group::{AddressRange, Iova, Sbdf};
 use crate::dma::{DmaBackend, DmaError};
 use crate::memory::HostMemory;
 
-/// The table of one P2P domain.
-pub(crate) struct PeerBars {
+/// The table of one P2P domain. [`DeviceSet`](crate::DeviceSet) keeps one for each of its domains; a VMM with a VFIO
+/// stack of its own keeps it over its own [`DmaBackend`].
+pub struct PeerBars {
     backend: Arc<dyn DmaBackend>,
     state: Mutex<State>,
 }
@@ -40,17 +41,17 @@ struct Published {
     mapped: bool,
 }
 
-/// A published area, until it is withdrawn.
+/// A published area, until it is withdrawn. Dropping it withdraws nothing.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct PublishedArea {
+pub struct PublishedArea {
     id: u64,
     /// Where members reach it, in I/O addresses.
-    pub(crate) range: AddressRange<Iova>,
+    pub range: AddressRange<Iova>,
 }
 
 impl PeerBars {
     /// A table without areas and without initiators.
-    pub(crate) fn new(backend: Arc<dyn DmaBackend>) -> Self {
+    pub fn new(backend: Arc<dyn DmaBackend>) -> Self {
         Self {
             backend,
             state: Mutex::default(),
@@ -58,7 +59,7 @@ impl PeerBars {
     }
 
     /// Sets the I/O addresses that the IOMMU translates, ascending. A device that joins may reduce them.
-    pub(crate) fn set_usable(&self, ranges: Vec<AddressRange<Iova>>) {
+    pub fn set_usable(&self, ranges: Vec<AddressRange<Iova>>) {
         self.state().usable = ranges;
     }
 
@@ -68,7 +69,7 @@ impl PeerBars {
     /// # Errors
     /// [`DmaError::BadRange`]; [`DmaError::Map`] with `EINVAL` outside what the IOMMU translates, or from the kernel.
     /// Nothing is published then.
-    pub(crate) fn publish(
+    pub fn publish(
         &self,
         owner: Sbdf,
         iova: Iova,
@@ -102,7 +103,7 @@ impl PeerBars {
     ///
     /// # Errors
     /// Those of [`DmaBackend::unmap`]; the area is still published then.
-    pub(crate) fn withdraw(&self, area: &PublishedArea) -> Result<(), DmaError> {
+    pub fn withdraw(&self, area: &PublishedArea) -> Result<(), DmaError> {
         let mut state = self.state();
         let found = state.published.get(&area.id);
         let found = found.ok_or(DmaError::NotMapped(area.range))?;
@@ -117,7 +118,7 @@ impl PeerBars {
     ///
     /// # Errors
     /// Those of [`DmaBackend::map`]; the member is no initiator then, and what this call mapped is unmapped.
-    pub(crate) fn add_initiator(&self, member: Sbdf) -> Result<(), DmaError> {
+    pub fn add_initiator(&self, member: Sbdf) -> Result<(), DmaError> {
         let mut state = self.state();
         if !state.initiators.insert(member) {
             return Ok(());
@@ -137,7 +138,7 @@ impl PeerBars {
 
     /// Unmaps what no other member can use, after `member` has stopped to be a bus master. Returns what went wrong: such
     /// an area stays mapped until its owner withdraws it or the next initiator leaves.
-    pub(crate) fn remove_initiator(&self, member: Sbdf) -> Vec<DmaError> {
+    pub fn remove_initiator(&self, member: Sbdf) -> Vec<DmaError> {
         self.remove(&mut self.state(), member)
     }
 

@@ -5,9 +5,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::pci::{PciBackend, Region};
-use crate::sys::VfioPci;
 
-const BAR: Region = Region::Bar(0);
+/// Registers of the engine, in BAR 0.
+pub(super) trait Registers {
+    fn read(&self, register: u64, data: &mut [u8]) -> io::Result<()>;
+    fn write(&self, register: u64, data: &[u8]) -> io::Result<()>;
+}
+
+impl<T: PciBackend> Registers for T {
+    fn read(&self, register: u64, data: &mut [u8]) -> io::Result<()> {
+        PciBackend::read(self, Region::Bar(0), register, data)
+    }
+
+    fn write(&self, register: u64, data: &[u8]) -> io::Result<()> {
+        PciBackend::write(self, Region::Bar(0), register, data)
+    }
+}
+
 const SOURCE: u64 = 0x80;
 const DESTINATION: u64 = 0x88;
 const COUNT: u64 = 0x90;
@@ -20,13 +34,18 @@ const BUFFER: u64 = 0x4_0000;
 const TRANSFER: Duration = Duration::from_secs(10);
 
 /// Copies a word from one bus address to another through the device's buffer.
-pub(super) fn copy(device: &VfioPci, from: u64, to: u64) -> io::Result<()> {
+pub(super) fn copy(device: &impl Registers, from: u64, to: u64) -> io::Result<()> {
     transfer(device, from, BUFFER, START)?;
     transfer(device, BUFFER, to, START | OUT)
 }
 
-fn transfer(device: &VfioPci, source: u64, destination: u64, command: u64) -> io::Result<()> {
-    let write = |register, value: u64| device.write(BAR, register, &value.to_le_bytes());
+fn transfer(
+    device: &impl Registers,
+    source: u64,
+    destination: u64,
+    command: u64,
+) -> io::Result<()> {
+    let write = |register, value: u64| device.write(register, &value.to_le_bytes());
     write(SOURCE, source)?;
     write(DESTINATION, destination)?;
     write(COUNT, 4)?;
@@ -34,7 +53,7 @@ fn transfer(device: &VfioPci, source: u64, destination: u64, command: u64) -> io
     let started = Instant::now();
     loop {
         let mut status = [0; 8];
-        device.read(BAR, COMMAND, &mut status)?;
+        device.read(COMMAND, &mut status)?;
         if u64::from_le_bytes(status) & START == 0 {
             return Ok(());
         }

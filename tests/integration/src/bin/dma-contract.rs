@@ -1,8 +1,8 @@
 //! Checks that the kernel behaves as p2p-vfio expects for IOMMU contexts and shared BARs.
 //!
 //! ```text
-//! dma-contract type1|iommufd BDF    checks the contract with an edu device that is bound to vfio-pci
-//! dma-contract share BDF BDF        maps a BAR of the first device for the second one in another process
+//! dma-contract type1|iommufd|vfio-ioctls BDF    checks the contract with an edu device that is bound to vfio-pci
+//! dma-contract share BDF BDF                     maps a BAR of the first device for the second one in another process
 //! ```
 //!
 //! Prints one line per check; exit code 0 if all succeeded.
@@ -19,13 +19,13 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use iommu_group::{GroupId, Sbdf, Sysfs};
 use lab::report::tell;
 use p2p_vfio::Interface;
-use p2p_vfio::contract::{Exporter, Importer, Results, run_on_kernel};
+use p2p_vfio::contract::{Exporter, Importer, Results, run_on_kernel, run_on_vfio_ioctls};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-const USAGE: &str = "usage: dma-contract type1 BDF | iommufd BDF | share BDF BDF";
+const USAGE: &str = "usage: dma-contract type1 BDF | iommufd BDF | vfio-ioctls BDF | share BDF BDF";
 
 fn main() -> Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +33,9 @@ fn main() -> Result<ExitCode> {
     let results = match words.as_slice() {
         ["type1", bdf] => contract(Interface::Type1, bdf)?,
         ["iommufd", bdf] => contract(Interface::Iommufd, bdf)?,
+        ["vfio-ioctls", bdf] => {
+            run_on_vfio_ioctls(device(bdf)?.0).map_err(|error| anyhow!(error))?
+        }
         ["share", exporter, importer] => share(exporter, importer)?,
         ["import", bdf] => {
             import(bdf)?;
