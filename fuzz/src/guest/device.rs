@@ -89,9 +89,15 @@ impl Rig {
                 device.config_write(offset, &data(bytes));
             }
             8 | 9 => device.config_write(offset(bytes), &data(bytes)),
-            10 => check_read(offset(bytes), bytes.below(8) + 1, |at, data| {
-                device.config_read(at, data);
-            }),
+            10 => {
+                let (offset, count) = (offset(bytes), bytes.below(8) + 1);
+                let mut read = |at: u16, data: &mut [u8]| device.config_read(at, data);
+                // A failure that is to come may hit one of several reads, and not another.
+                match self.faulty {
+                    true => read(offset, &mut vec![0; count]),
+                    false => check_read(offset, count, read),
+                }
+            }
             11 => {
                 let gpa = Gpa::new(address(bytes));
                 device.mmio_write(gpa, &data(bytes));
