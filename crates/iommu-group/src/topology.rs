@@ -17,10 +17,11 @@ pub(crate) use raw_function::{KernelIds, Parent, RawFunction};
 pub(crate) use resource::{Resource, ResourceLines};
 pub(crate) use tree::FunctionId;
 
+use std::collections::BTreeSet;
+
 use crate::Sbdf;
 use tree::Tree;
 
-///
 /// A snapshot of every PCI function of a host.
 ///
 /// [`Topology::scan`] reads it from sysfs; a fixture file also holds one. It is immutable: the effects of a change are
@@ -79,7 +80,6 @@ impl Topology {
             .get(self.tree.root_of(self.id(sbdf)?))
     }
 
-    ///
     /// The bridge above a function: the port whose link or bus it is on. `None` on a root bus.
     ///
     /// For a virtual function it is the bridge above its physical function (linux 7.2 include/linux/pci.h:
@@ -95,6 +95,11 @@ impl Topology {
         let first = self.id(sbdf).and_then(|id| self.tree.parent(id));
         std::iter::successors(first, |id| self.tree.parent(*id))
             .filter_map(|id| self.functions.get(id.index()))
+    }
+
+    /// A function and the bridges above it, nearest first.
+    pub fn with_ancestors(&self, sbdf: Sbdf) -> impl Iterator<Item = Sbdf> {
+        std::iter::once(sbdf).chain(self.ancestors(sbdf).map(Function::sbdf))
     }
 
     /// The functions directly below a bridge, including virtual functions, sorted by address.
@@ -117,6 +122,26 @@ impl Topology {
                 return self.functions.get(id.index());
             }
         })
+    }
+
+    /// A function and all functions below it, at any depth. Each bridge comes before the functions below it.
+    pub fn with_descendants(&self, sbdf: Sbdf) -> impl Iterator<Item = Sbdf> {
+        std::iter::once(sbdf).chain(self.descendants(sbdf).map(Function::sbdf))
+    }
+
+    /// All functions in the hierarchies of these functions: the ports on the root buses, and everything below.
+    pub fn hierarchies(&self, functions: impl IntoIterator<Item = Sbdf>) -> BTreeSet<Sbdf> {
+        let tops = functions.into_iter();
+        let tops = tops.filter_map(|function| self.with_ancestors(function).last());
+        let tops: BTreeSet<Sbdf> = tops.collect();
+        let all = tops.into_iter().flat_map(|top| self.with_descendants(top));
+        all.collect()
+    }
+
+    /// Whether there is a function with this address that is not a bridge.
+    #[must_use]
+    pub fn is_device(&self, sbdf: Sbdf) -> bool {
+        self.get(sbdf).is_some_and(|function| !function.is_bridge())
     }
 
     /// The functions on a root bus, including virtual functions, sorted by address.

@@ -1,6 +1,6 @@
 //! Model of the kernel's IOMMU groups that supports changes and queries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bus_index::BusIndex;
 use super::find::GroupFinder;
@@ -269,6 +269,14 @@ impl<'t> GroupModel<'t> {
                 self.add(id);
             }
         }
+    }
+
+    /// The model after a removal of functions and a scan.
+    #[must_use]
+    pub(crate) fn readded(mut self, functions: &BTreeSet<Sbdf>) -> Self {
+        functions.iter().for_each(|function| self.remove(*function));
+        self.rescan();
+        self
     }
 
     /// The reason for the group that a function would get if only this function were removed and added again now.
