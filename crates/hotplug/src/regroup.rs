@@ -36,6 +36,7 @@ mod journal;
 mod lowering;
 mod peers;
 mod preflight;
+mod preview;
 mod record;
 mod recover;
 mod remote;

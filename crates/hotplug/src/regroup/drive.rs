@@ -173,7 +173,6 @@ fn report(
     open: Option<String>,
 ) -> Report {
     let begin = journal.begin();
-    let away = Journal::away(journal.path());
     Report {
         id: begin.id.clone(),
         plan: begin.plan.clone(),
@@ -181,7 +180,7 @@ fn report(
         failure: journal.failure().cloned(),
         remains,
         unplugged: begin.snapshot.assigned.clone(),
-        away_ms: away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX)),
+        away_ms: Journal::away_ms(journal.path()),
         journal: journal.path().to_owned(),
         unrecorded: journal.gap().cloned(),
         open,

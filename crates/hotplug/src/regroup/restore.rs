@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    Function, Goals, GroupModel, Groups, Kernel, Plan, PlanOptions, Purpose, RoutePreference, Sbdf,
-    Step, Topology,
+    Function, Goals, Groups, Kernel, Plan, PlanOptions, Purpose, RoutePreference, Sbdf, Step,
+    Topology,
 };
 
 use super::action::Action;
 use super::difference::Difference;
-use super::lowering::{Lowering, Target, bind_bridges, restore_drivers};
+use super::lowering::{Lowering, Target, bind_bridges, prepare, restore_drivers};
 use super::saga_state::Round;
 use super::snapshot::Snapshot;
 use super::topology_path::TopologyPath;
@@ -92,9 +92,7 @@ fn is_possible(action: &Action, gone: &[Sbdf]) -> bool {
 
 /// Rescans for removed functions, with the recorded ACS of the ports.
 fn bring_back(snapshot: &Snapshot, now: &Topology, gone: &[Sbdf]) -> Vec<Action> {
-    let mut lowering = Lowering::new(snapshot, now);
-    lowering.prepare();
-    let mut actions = lowering.finish();
+    let mut actions = prepare(snapshot);
     actions.extend(old_words(snapshot, now));
     let bridges: BTreeSet<Sbdf> = gone
         .iter()
@@ -142,27 +140,14 @@ fn old_words(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
 
 /// The best candidate, on a model of the host, to restore the recorded groups.
 fn regroup(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
-    let kernel = Kernel::of(now);
     let wanted = old_groups(snapshot, now);
-    let is_device = |function: Sbdf| now.get(function).is_some_and(|f| !f.is_bridge());
-    let mut least = missed(&wanted, &Groups::found(now), is_device);
-    let mut best = None;
-    for steps in candidates(snapshot, now, &kernel, &wanted) {
-        let mut model = GroupModel::as_found(now, &kernel);
-        steps.iter().for_each(|step| step.apply(&mut model));
-        let missed = missed(&wanted, &model.groups(), is_device);
-        if missed < least {
-            (least, best) = (missed, Some(steps));
-        }
-    }
-    let Some(steps) = best else {
-        // If no candidate improves the groups, no device is unplugged for it.
-        return Vec::new();
-    };
-    let mut lowering = Lowering::new(snapshot, now);
-    lowering.prepare();
-    steps.iter().for_each(|step| lowering.step(step));
-    lowering.finish()
+    let missed = |groups: &Groups| missed(&wanted, groups, now);
+    let candidates = candidates(snapshot, now, &wanted).into_iter();
+    let lowered = candidates.map(|steps| Lowering::of(snapshot, now, &steps));
+    let best = lowered.min_by_key(|lowered| missed(&lowered.groups()));
+    // If no candidate improves the groups, no device is unplugged for it.
+    let best = best.filter(|best| missed(&best.groups()) < missed(&Groups::found(now)));
+    best.map_or_else(Vec::new, Lowering::finish)
 }
 
 /// The recorded groups of the existing functions, by current addresses.
@@ -181,20 +166,17 @@ fn old_groups(snapshot: &Snapshot, now: &Topology) -> Vec<Vec<Sbdf>> {
 
 /// Number of devices that are not in a group with the wanted devices, and number of functions that are not in a group with
 /// the wanted members. The first decides: the groups of ports do not affect isolation, and cannot always be restored.
-fn missed(
-    wanted: &[Vec<Sbdf>],
-    groups: &Groups,
-    is_device: impl Fn(Sbdf) -> bool,
-) -> (usize, usize) {
+fn missed(wanted: &[Vec<Sbdf>], groups: &Groups, now: &Topology) -> (usize, usize) {
+    let is_device = |function: &Sbdf| now.is_device(*function);
     let devices =
-        |group: &[Sbdf]| -> Vec<Sbdf> { group.iter().copied().filter(|f| is_device(*f)).collect() };
+        |group: &[Sbdf]| -> Vec<Sbdf> { group.iter().copied().filter(is_device).collect() };
     let members = wanted
         .iter()
         .flat_map(|group| group.iter().map(move |function| (group, *function)));
     let mut missed = (0, 0);
     for (group, function) in members {
         let found = groups.group_of(function).unwrap_or_default();
-        missed.0 += usize::from(is_device(function) && devices(found) != devices(group));
+        missed.0 += usize::from(is_device(&function) && devices(found) != devices(group));
         missed.1 += usize::from(found != group.as_slice());
     }
     missed
@@ -202,14 +184,9 @@ fn missed(
 
 /// Candidates to restore the recorded groups: remove and rescan once more with the recorded ACS, or a plan for the
 /// recorded groups.
-fn candidates(
-    snapshot: &Snapshot,
-    now: &Topology,
-    kernel: &Kernel,
-    wanted: &[Vec<Sbdf>],
-) -> Vec<Vec<Step>> {
+fn candidates(snapshot: &Snapshot, now: &Topology, wanted: &[Vec<Sbdf>]) -> Vec<Vec<Step>> {
     let mut candidates = vec![again(snapshot, now)];
-    let is_device = |function: &Sbdf| now.get(*function).is_some_and(|f| !f.is_bridge());
+    let is_device = |function: &Sbdf| now.is_device(*function);
     let partition = Groups::found(now);
     let mut goals = Goals::default();
     for group in wanted {
@@ -243,7 +220,7 @@ fn candidates(
             with: everybody.clone(),
         };
         // Only functions that the transaction has unplugged may be affected.
-        if let Ok(plan) = Plan::make(now, kernel, &goals, &options)
+        if let Ok(plan) = Plan::make(now, &Kernel::of(now), &goals, &options)
             && plan.unplug.iter().all(free)
         {
             candidates.push(plan.steps);

@@ -315,16 +315,14 @@ impl StateDir {
         Ok(finished)
     }
 
-    /// How long virtual machines were without their devices in the latest transaction that unplugged some.
-    pub(super) fn last_away(&self) -> Result<Option<Duration>, StateError> {
+    /// How long virtual machines were without their devices in the latest transaction that unplugged some, in
+    /// milliseconds.
+    pub(super) fn last_away_ms(&self) -> Result<Option<u64>, StateError> {
         /// Number of transactions to search.
         const LAST: usize = 16;
-        for finished in self.finished()?.iter().take(LAST) {
-            if let Some(away) = Journal::away(&finished.journal) {
-                return Ok(Some(away));
-            }
-        }
-        Ok(None)
+        let finished = self.finished()?;
+        let mut last = finished.iter().take(LAST);
+        Ok(last.find_map(|finished| Journal::away_ms(&finished.journal)))
     }
 
     /// The unfinished transaction.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use iommu_group::{Function, Sbdf, Topology};
+use iommu_group::{Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 /// The path to a function from its root bus: the function on the root bus, then device and function numbers below each
@@ -24,9 +24,7 @@ impl TopologyPath {
         if found.is_virtual() {
             return None;
         }
-        let mut way: Vec<Sbdf> = std::iter::once(function)
-            .chain(topology.ancestors(function).map(Function::sbdf))
-            .collect();
+        let mut way: Vec<Sbdf> = topology.with_ancestors(function).collect();
         let root = way.pop()?;
         way.reverse();
         Some(Self {
