@@ -81,7 +81,7 @@ impl Planner<'_> {
         (0..7_u16)
             .rev()
             .map(|shift| {
-                let bit = AcsBits::from_bits(1 << shift);
+                let bit = AcsBits::from_bits_retain(1 << shift);
                 match (implemented.contains(bit), word.contains(bit)) {
                     (false, _) => 'x',
                     (true, true) => '1',
