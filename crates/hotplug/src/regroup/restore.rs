@@ -276,3 +276,74 @@ fn again(snapshot: &Snapshot, now: &Topology) -> Vec<Step> {
     steps.push(Step::Rescan { below });
     steps
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::identity::Identity;
+    use super::super::snapshot::{AcsState, FunctionState, Involvement};
+    use super::*;
+
+    /// Four drives, each in its own group.
+    const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
+
+    fn sbdf(text: &str) -> Sbdf {
+        text.parse().unwrap()
+    }
+
+    /// A snapshot in which the first two drives and their ports, which were removed since, formed this group.
+    fn snapshot(now: &Topology, group: &[&str]) -> Snapshot {
+        let removed = ["02:00.0", "02:01.0", "03:00.0", "04:00.0"].map(sbdf);
+        let state = |function: &Function| {
+            let is_removed = removed.contains(&function.sbdf());
+            FunctionState {
+                topology_path: TopologyPath::of(now, function.sbdf()).unwrap(),
+                identity: Identity::of(function),
+                bridge: function.is_bridge(),
+                involvement: Involvement {
+                    removed: is_removed,
+                    unbound: is_removed && !function.is_bridge(),
+                    awake: function.is_bridge(),
+                    held: false,
+                },
+                driver: function.driver().map(str::to_owned),
+                driver_override: String::new(),
+                attributes: BTreeMap::new(),
+                rest: None,
+                acs: AcsState::of(function),
+            }
+        };
+        let functions = now.hierarchies([sbdf("03:00.0")]).into_iter();
+        let functions = functions.filter_map(|at| Some((at, state(now.get(at)?))));
+        Snapshot {
+            functions: functions.collect(),
+            groups: vec![group.iter().map(|text| sbdf(text)).collect()],
+            autoprobe: true,
+            assigned: Vec::new(),
+            exposed: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn devices_are_regrouped_even_if_ports_cannot_be() {
+        let now = Topology::from_fixture(SWITCH).unwrap();
+        // A rescan cannot get the third port into a group with the first two drives.
+        let then = snapshot(
+            &now,
+            &["02:00.0", "02:01.0", "02:02.0", "03:00.0", "04:00.0"],
+        );
+        let actions = regroup(&then, &now);
+        for function in ["02:00.0", "02:01.0"].map(sbdf) {
+            assert!(
+                actions.contains(&Action::Remove { function }),
+                "{actions:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn groups_that_differ_in_ports_only_are_left_alone() {
+        let now = Topology::from_fixture(SWITCH).unwrap();
+        let then = snapshot(&now, &["02:02.0", "03:00.0"]);
+        assert_eq!(regroup(&then, &now), []);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{AcsBits, EgressVector, Groups, Sbdf, Topology};
+use iommu_group::{AcsBits, EgressVector, Function, Groups, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::host::HostError;
@@ -111,6 +111,19 @@ pub struct AcsState {
     pub egress: Option<EgressVector>,
 }
 
+impl AcsState {
+    /// The registers of a port; `None` if it has none, or the function is not a port.
+    pub(super) fn of(function: &Function) -> Option<Self> {
+        let acs = function.acs().registers()?;
+        function.port_type().is_downstream().then(|| Self {
+            at: acs.control_offset(),
+            control: acs.control,
+            vector_at: acs.offset.saturating_add(EGRESS_VECTOR),
+            egress: acs.egress,
+        })
+    }
+}
+
 impl Snapshot {
     /// Records the state of a host before a plan is carried out. `rest` holds the original `power/control` of ports
     /// that an earlier transaction keeps awake.
@@ -143,8 +156,6 @@ impl Snapshot {
                     attributes.insert(name.to_owned(), value);
                 }
             }
-            let port = function.port_type().is_downstream();
-            let acs = function.acs().registers().filter(|_| port);
             let was = FunctionState {
                 topology_path,
                 identity: Identity::of(function),
@@ -154,12 +165,7 @@ impl Snapshot {
                 driver_override: ops.driver_override(sbdf)?,
                 attributes,
                 rest: rest.get(&sbdf).cloned(),
-                acs: acs.map(|acs| AcsState {
-                    at: acs.control_offset(),
-                    control: acs.control,
-                    vector_at: acs.offset.saturating_add(EGRESS_VECTOR),
-                    egress: acs.egress,
-                }),
+                acs: AcsState::of(function),
             };
             functions.insert(sbdf, was);
         }
