@@ -1,5 +1,6 @@
 //! The PCI functions of a host and their tree of buses and bridges.
 
+mod bar;
 mod function;
 mod host;
 mod raw_function;
@@ -7,10 +8,10 @@ mod resource;
 mod scan;
 mod tree;
 
+pub use bar::Bar;
 pub use function::Function;
 pub(crate) use function::{forwards_ari, is_later_function};
 pub use host::{Cpu, Host, Iommu};
-pub use resource::Bar;
 pub use tree::RootBus;
 
 pub(crate) use raw_function::{KernelIds, Parent, RawFunction};
@@ -40,7 +41,14 @@ impl Topology {
         raw.dedup_by_key(|raw| raw.sbdf);
         let mut functions: Vec<Function> = raw.into_iter().map(Function::new).collect();
         let tree = Tree::build(&functions);
-        function::settle(&mut functions, &tree);
+        for id in tree.top_down() {
+            let above = tree.parent(id).and_then(|id| functions.get(id.index()));
+            let ari = above.is_some_and(forwards_ari);
+            let above = above.map(Function::port_type);
+            if let Some(function) = functions.get_mut(id.index()) {
+                function.settle(above, ari);
+            }
+        }
         Self {
             host,
             functions,
@@ -159,12 +167,6 @@ impl Topology {
             .filter(move |f| f.physical_function() == Some(physical))
     }
 
-    /// The BARs of a function with their sizes. Empty if sysfs has no addresses for it.
-    #[must_use]
-    pub fn bars(&self, function: &Function) -> Vec<Bar> {
-        resource::bars(self, function)
-    }
-
     /// Whether any function has an IOMMU group, that is, whether an IOMMU is in use.
     #[must_use]
     pub fn has_groups(&self) -> bool {
@@ -180,11 +182,7 @@ impl Topology {
     }
 
     pub(crate) fn id(&self, sbdf: Sbdf) -> Option<FunctionId> {
-        let index = self
-            .functions
-            .binary_search_by_key(&sbdf, Function::sbdf)
-            .ok()?;
-        Some(FunctionId::new(index))
+        tree::position(&self.functions, sbdf)
     }
 
     pub(crate) fn function(&self, id: FunctionId) -> Option<&Function> {

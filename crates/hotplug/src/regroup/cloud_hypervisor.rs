@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 use iommu_group::{MemoryHole, Placement, Sbdf};
 use serde_json::{Value, json};
 
-use super::remote::{in_one_line, is_gone};
-use super::vmm::{PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind};
+use super::vmm::{
+    PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind, in_one_line,
+    is_gone,
+};
 use events::Removals;
 use held::Held;
 use info::{Found, Info};

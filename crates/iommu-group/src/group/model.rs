@@ -6,8 +6,8 @@ use super::bus_index::BusIndex;
 use super::find::GroupFinder;
 use super::groups::Groups;
 use super::node::{LocalGroup, Node};
-use super::reason::Reason;
-use crate::config::{AcsBits, EgressVector, Unreadable};
+use super::reason::{Reason, Uncertainty};
+use crate::config::{AcsBits, EgressVector};
 use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
@@ -20,15 +20,6 @@ pub enum Firmware {
     Cleared,
     /// The current content.
     AsFound,
-}
-
-/// An unknown fact that a computed group depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Uncertainty {
-    /// The type or the ACS capability of the function could not be read.
-    Unreadable(Unreadable),
-    /// The device stores its requester IDs in its own memory (Switchtec non-transparent bridges).
-    AliasesInDeviceMemory,
 }
 
 /// A model of the kernel's IOMMU groups and of the ACS registers. It computes groups when functions are added, and
