@@ -43,7 +43,7 @@ impl Regroup<'_> {
                             Err(journal.gap().cloned().unwrap_or_default())
                         }
                         Some(_) if action < begin.commit && self.is_stopped() => {
-                            Err("told to stop".to_owned())
+                            Err("stopped on request".to_owned())
                         }
                         Some(order) => executor.execute(order).map_err(|e| e.to_string()),
                         None => Ok(()),

@@ -335,12 +335,7 @@ impl<'h> SysfsOps<'h> {
         self.write_config(port, at, &bits.bits().to_le_bytes())?;
         let found = self.acs_control(port, at)?;
         if found != bits {
-            return Err(HostError::Register {
-                function: port,
-                register: "ACS control",
-                expected: format!("{bits:04x}"),
-                found: format!("{found:04x}"),
-            });
+            return Err(HostError::acs_control(port, bits, found));
         }
         Ok(())
     }

@@ -128,7 +128,7 @@ impl fmt::Debug for AcsBits {
 /// An error for a text that is not a set of ACS bits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{part}` is no ACS control: want a register value such as 001d, or names such as SV+RR+CR+UF"
+    "`{part}` is not an ACS control: expected a register value such as 001d, or names such as SV+RR+CR+UF"
 )]
 pub struct AcsBitsError {
     /// The invalid part.

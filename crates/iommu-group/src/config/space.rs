@@ -25,7 +25,7 @@ impl fmt::Display for Unreadable {
         f.write_str(match self {
             Self::Unprivileged => "not readable without root",
             Self::Unreachable => "the function does not answer",
-            Self::Truncated => "its configuration space was cut short",
+            Self::Truncated => "its configuration space is truncated",
         })
     }
 }

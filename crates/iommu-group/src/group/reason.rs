@@ -35,7 +35,7 @@ impl fmt::Display for AcsDeficiency {
             Self::Conventional => f.write_str("is conventional PCI, which has no ACS"),
             Self::Bridge => f.write_str("is a bridge to conventional PCI, which cannot have ACS"),
             Self::EventCollector => f.write_str("is an event collector, which cannot have ACS"),
-            Self::Quirk(why) => write!(f, "is never trusted: {why}"),
+            Self::Quirk(why) => write!(f, "does not isolate, by a quirk of Linux: {why}"),
             Self::Unreadable(hidden) => write!(f, "is not known: {hidden}"),
         }
     }
@@ -107,15 +107,15 @@ pub enum Uncertainty {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoIommu => f.write_str("no group: no IOMMU serves it"),
+            Self::NoIommu => f.write_str("no group: no IOMMU translates its requests"),
             Self::Gone => f.write_str("not there"),
             Self::Kept => f.write_str("keeps the group that it has had since it was added"),
             Self::New => {
-                f.write_str("a group of its own: everything above and beside it keeps peers apart")
+                f.write_str("a group of its own: all functions above and beside it isolate")
             }
             Self::RequesterId { bridge } => write!(
                 f,
-                "in the group of {bridge}, because its requests bear the requester id of that bridge"
+                "in the group of {bridge}, because its requests carry the requester ID of that bridge"
             ),
             Self::ProvidedBy { provider } => write!(
                 f,
@@ -141,7 +141,7 @@ impl fmt::Display for Reason {
             Self::Alias { of, with } => {
                 write!(
                     f,
-                    "in the group of {with}, because {of} and it may send requests with one id"
+                    "in the group of {with}, because {of} and it may use the same requester ID"
                 )
             }
             Self::SameDevice {
