@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use iommu_group::assignment::{self, Exposed};
+use iommu_group::policy::Consent;
 use iommu_group::{DriverKind, Function, Groups, Kernel, RoutingModel, Sbdf, Topology};
 
 use super::blocker::Blocker;
-use super::exposure::{GuestExposure, exposures};
 use super::forecast::Forecast;
 use super::holdings::Holdings;
 use super::host::HostError;
@@ -44,23 +45,20 @@ impl Preflight {
         let touched = functions(topology, preview.touched());
         blockers.extend(users(ops, topology, &touched, &assigned)?);
         let found = (&RoutingModel::found(topology), &Groups::found(topology));
-        let exposed = exposed_in(found, preview, &assigned).into_iter();
-        let exposed = exposed
-            .map(|guest| guest.exposed.exposure.function)
-            .collect();
+        let exposed = exposed_in(found, &plan.unplug, &plan.options.expose, &assigned).into_iter();
+        let exposed = exposed.map(|(_, exposed)| exposed.exposure.function);
+        let exposed = exposed.collect();
         let mut expose = plan.options.expose.clone();
         if let Some(after) = &preview.after {
             blockers.extend(shared(&after.groups, &assigned));
-            for exposed in exposed_in((&after.routing, &after.groups), preview, &assigned) {
-                let GuestExposure { vm, exposed } = exposed;
-                let function = exposed.exposure.function;
-                if accepted.contains(&function) {
-                    expose.insert(function);
-                } else if exposed.is_refused() && !preview.warns_of(function) {
-                    blockers.push(Blocker::Exposed {
-                        vm,
-                        exposure: exposed.exposure,
-                    });
+            let then = (&after.routing, &after.groups);
+            for (vm, exposed) in exposed_in(then, &plan.unplug, &plan.options.expose, &assigned) {
+                let is_refused = exposed.is_refused();
+                let exposure = exposed.exposure;
+                if accepted.contains(&exposure.function) {
+                    expose.insert(exposure.function);
+                } else if is_refused && !preview.warns_of(exposure.function) {
+                    blockers.push(Blocker::Exposed { vm, exposure });
                 }
             }
         }
@@ -96,19 +94,34 @@ fn functions(topology: &Topology, at: BTreeSet<Sbdf>) -> Vec<&Function> {
     found.collect()
 }
 
-/// The exposures that involve devices that are unplugged and plugged back.
+/// The exposures that must be accepted by name and that involve devices that are unplugged and plugged back, with the
+/// names of their virtual machines. `accepted` are functions whose exposure is accepted in addition to the devices' own
+/// [`expose`](VmDevice::expose).
 fn exposed_in(
     (routing, groups): (&RoutingModel<'_>, &Groups),
-    preview: &Preview<'_>,
+    unplug: &BTreeSet<Sbdf>,
+    accepted: &BTreeSet<Sbdf>,
     assigned: &[VmDevice],
-) -> Vec<GuestExposure> {
-    let mut found = exposures(routing, groups, assigned, &preview.plan.options.expose);
-    found.retain(|guest| {
-        let of_it = assigned.iter().filter(|device| device.vm == guest.vm);
-        let back = of_it.map(|device| device.function);
-        let back = back.filter(|function| preview.plan.unplug.contains(function));
-        guest.exposed.exposure.involves(&back.collect())
-    });
+) -> Vec<(String, Exposed)> {
+    let mut guests: BTreeMap<&str, Vec<&VmDevice>> = BTreeMap::new();
+    for device in assigned {
+        guests.entry(&device.vm).or_default().push(device);
+    }
+    let mut found = Vec::new();
+    for (vm, devices) in guests {
+        let functions: BTreeSet<Sbdf> = devices.iter().map(|device| device.function).collect();
+        let back = functions.intersection(unplug).copied().collect();
+        let named: BTreeSet<&Sbdf> = devices.iter().flat_map(|device| &device.expose).collect();
+        let consent = |function| {
+            let is_accepted = named.contains(&function) || accepted.contains(&function);
+            is_accepted.then_some(Consent::Named)
+        };
+        let exposures = assignment::exposures(routing, groups, &functions, consent);
+        let relevant = exposures.into_iter().filter(|Exposed { exposure, .. }| {
+            exposure.needs_consent() && exposure.involves(&back)
+        });
+        found.extend(relevant.map(|exposed| (vm.to_owned(), exposed)));
+    }
     found
 }
 
@@ -280,5 +293,54 @@ fn is_idle(function: &Function) -> bool {
         DriverKind::Stub | DriverKind::Vfio => !function.is_bridge(),
         DriverKind::Unbound => true,
         DriverKind::Host => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu_group::{AcsBits, GroupModel};
+
+    use super::*;
+
+    const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
+
+    #[test]
+    fn exposures_are_listed_by_vm_with_their_acceptance() {
+        let topology = Topology::from_fixture(SWITCH).unwrap();
+        let mut model = GroupModel::as_found(&topology, &Kernel::of(&topology));
+        // The port above the third device does not redirect requests.
+        let port = "02:02.0".parse().unwrap();
+        model.set_acs_control(port, AcsBits::SV | AcsBits::UF);
+        let device = |vm: &str, function: &str, expose: &[&str]| VmDevice {
+            vm: vm.to_owned(),
+            id: function.to_owned(),
+            function: function.parse().unwrap(),
+            p2p: false,
+            domain: None,
+            expose: expose.iter().map(|at| at.parse().unwrap()).collect(),
+            slot: None,
+        };
+        let mut assigned = vec![
+            device("db", "06:00.0", &[]),
+            device("web", "03:00.0", &["03:00.0"]),
+        ];
+        let unplug = assigned.iter().map(|device| device.function).collect();
+        assigned.push(device("stays", "04:00.0", &[]));
+        let host = (&RoutingModel::of(&model), &model.groups());
+        let found = exposed_in(host, &unplug, &BTreeSet::new(), &assigned);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(vm, exposed)| {
+                let function = exposed.exposure.function;
+                (vm.as_str(), function.to_string(), exposed.consent.is_some())
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("db", "0000:06:00.0".to_owned(), false),
+                ("web", "0000:03:00.0".to_owned(), true)
+            ]
+        );
     }
 }

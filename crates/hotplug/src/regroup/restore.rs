@@ -107,12 +107,10 @@ fn bring_back(snapshot: &Snapshot, now: &Topology, gone: &[Sbdf]) -> Vec<Action>
 /// The nearest existing bridge above a function, by its recorded address.
 fn nearest_above(snapshot: &Snapshot, now: &Topology, function: Sbdf) -> Option<Sbdf> {
     let topology_path = &snapshot.functions.get(&function)?.topology_path;
-    let above = snapshot.functions.iter().filter(|(_, was)| {
-        was.topology_path.root() == topology_path.root()
-            && was.topology_path != *topology_path
-            && topology_path.below().starts_with(was.topology_path.below())
-            && was.find(now).is_some()
-    });
+    let above = snapshot
+        .functions
+        .iter()
+        .filter(|(_, was)| topology_path.is_below(&was.topology_path) && was.find(now).is_some());
     let nearest = above.max_by_key(|(_, was)| was.topology_path.below().len());
     nearest.map(|(above, _)| *above)
 }
@@ -234,13 +232,7 @@ fn again(snapshot: &Snapshot, now: &Topology) -> Vec<Step> {
     let removed = snapshot.with(|involvement| involvement.removed);
     let is_top = |topology_path: &TopologyPath| {
         let mut others = removed.iter();
-        !others.any(|(_, other)| {
-            other.topology_path != *topology_path
-                && other.topology_path.root() == topology_path.root()
-                && topology_path
-                    .below()
-                    .starts_with(other.topology_path.below())
-        })
+        !others.any(|(_, other)| topology_path.is_below(&other.topology_path))
     };
     let tops: BTreeSet<Sbdf> = removed
         .iter()

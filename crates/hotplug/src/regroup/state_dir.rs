@@ -38,8 +38,8 @@ const LAST_NUMBER: u64 = 1_000_000_000_000;
 /// Time that a reader may hold the lock.
 const READ_TIME: Duration = Duration::from_secs(1);
 
-/// Interval of attempts to get the lock meanwhile.
-const READ_RETRY: Duration = Duration::from_millis(5);
+/// Interval of attempts to get a lock.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// A directory that survives reboots, such as `/var/lib/p2pctl`.
 #[derive(Debug, Clone)]
@@ -146,17 +146,8 @@ impl StateDir {
         // An existing lock file can be opened on a read-only file system.
         let file = File::open(&path).or_else(|_| File::create(&path));
         let file = file.map_err(StateError::io("open", &path))?;
-        let started = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(Errno::WOULDBLOCK) if started.elapsed() < READ_TIME => {
-                    thread::sleep(READ_RETRY);
-                }
-                Err(Errno::WOULDBLOCK) => return Err(StateError::Busy { path }),
-                Err(error) => return Err(StateError::io("lock", &path)(error.into())),
-            }
-        }
+        lock_within(&file, &path, READ_TIME)?;
+        Ok(Lock { _file: file })
     }
 
     fn change(
@@ -376,6 +367,22 @@ impl StateDir {
             Ok(()) => Ok((false, Some(file))),
             Err(Errno::WOULDBLOCK) => Ok((true, None)),
             Err(error) => Err(StateError::io("lock", &path)(error.into())),
+        }
+    }
+}
+
+/// Takes the lock of a file. Fails if it is held for longer than `patience`.
+pub(super) fn lock_within(file: &File, path: &Path, patience: Duration) -> Result<(), StateError> {
+    let started = Instant::now();
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < patience => thread::sleep(RETRY),
+            Err(Errno::WOULDBLOCK) => {
+                let path = path.to_owned();
+                return Err(StateError::Busy { path });
+            }
+            Err(error) => return Err(StateError::io("lock", path)(error.into())),
         }
     }
 }

@@ -49,6 +49,11 @@ impl TopologyPath {
         Some(at)
     }
 
+    /// Whether the path leads through a bridge at another path.
+    pub(super) fn is_below(&self, other: &Self) -> bool {
+        self != other && self.root == other.root && self.below.starts_with(&other.below)
+    }
+
     /// The function on the root bus.
     pub(super) fn root(&self) -> Sbdf {
         self.root

@@ -121,19 +121,13 @@ impl<'a> Planner<'a> {
                 .topology
                 .upstream(port)
                 .filter(|above| above.port_type() == PortType::SwitchUpstream);
-            let neighbours: Vec<Sbdf> = match inside {
-                Some(switch) => self
-                    .topology
-                    .children(switch.sbdf())
-                    .map(Function::sbdf)
-                    .collect(),
-                None => self
-                    .topology
-                    .root_bus(port)
-                    .into_iter()
-                    .flat_map(|root| self.topology.on_root_bus(root))
-                    .map(Function::sbdf)
-                    .collect(),
+            let neighbours: Vec<&Function> = match inside {
+                Some(switch) => self.topology.children(switch.sbdf()).collect(),
+                None => {
+                    let root = self.topology.root_bus(port).into_iter();
+                    root.flat_map(|root| self.topology.on_root_bus(root))
+                        .collect()
+                }
             };
             let implements = self
                 .port_acs(port)
@@ -146,6 +140,7 @@ impl<'a> Planner<'a> {
             found.extend(
                 neighbours
                     .into_iter()
+                    .map(Function::sbdf)
                     .filter(|other| *other != port && implements)
                     .filter(|other| {
                         open.goes_straight(port, *other) && !closed.goes_straight(port, *other)
