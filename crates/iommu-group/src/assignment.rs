@@ -14,8 +14,8 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-pub use check::{Assignment, AssignmentRequest, ContextKind, check_assignment, has_unshared};
-pub use device::{DeviceInfo, DomainName};
+pub use check::{Assignment, AssignmentRequest, check_assignment, has_unshared};
+pub use device::{ContextKind, DeviceInfo, DomainName};
 pub use exposed::{Exposed, exposures};
 pub use host::HostSnapshot;
 pub use interrupts::UnsafeInterrupts;

@@ -1,4 +1,3 @@
-//!
 //! Topology files: `p2pctl dump` writes them, and every tool can read one in place of `/sys`.
 //!
 //! The file is JSON with a version. Its order is fixed and it has one entry per function, so that `diff` can compare
@@ -8,48 +7,11 @@
 mod config;
 mod format;
 
+use crate::Topology;
 use crate::topology::RawFunction;
-use crate::{Sbdf, Topology};
+use format::Document;
 
-use format::{Document, FORMAT, VERSION};
-
-/// An error while reading a topology file.
-#[derive(Debug, thiserror::Error)]
-pub enum FixtureError {
-    /// The text is not JSON or does not have the structure of a topology.
-    #[error("not a topology file: {0}")]
-    Json(#[from] serde_json::Error),
-    /// The text is another kind of document.
-    #[error("not a topology file: its format is `{found}`, want `{FORMAT}`")]
-    Format {
-        /// The format that the document names.
-        found: String,
-    },
-    /// This program does not support the version of the file.
-    #[error("topology file of version {found}: this program reads version {VERSION}")]
-    Version {
-        /// The version of the file.
-        found: u32,
-    },
-    /// A field of a function is invalid.
-    #[error("{sbdf}: {field} `{text}`: want {want}")]
-    Field {
-        /// The function.
-        sbdf: Sbdf,
-        /// The field.
-        field: &'static str,
-        /// The text of the field.
-        text: String,
-        /// The expected text.
-        want: &'static str,
-    },
-    /// The name of a root bus is invalid.
-    #[error("root bus `{text}`: want a name such as pci0000:00")]
-    RootBus {
-        /// The name.
-        text: String,
-    },
-}
+pub use format::FixtureError;
 
 impl Topology {
     /// Serializes the topology as the text of a file.

@@ -11,6 +11,5 @@ mod reason;
 
 pub use groups::{Difference, Groups};
 pub use id::GroupId;
-pub use isolation::AcsDeficiency;
-pub use model::{Firmware, GroupModel, Uncertainty};
-pub use reason::Reason;
+pub use model::{Firmware, GroupModel};
+pub use reason::{AcsDeficiency, Reason, Uncertainty};

@@ -40,7 +40,7 @@ pub use group::{
 pub use kernel::{AcsOverride, Kernel, Parameters, Rules};
 pub use plan::{
     BootArgument, Goals, GroupChange, Infeasible, Plan, PlanError, PlanOptions, PortChange,
-    Purpose, Refusal, RouteChange, RoutePreference, Step, Transient, Warning,
+    Preview, Purpose, Refusal, RouteChange, RoutePreference, Step, Transient, Warning,
 };
 pub use reset::{Reset, ResetKind, ResetMask, ResetMaskError};
 pub use route::{

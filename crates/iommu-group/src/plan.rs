@@ -40,7 +40,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
-use crate::{Exposure, IsolationHole, Sbdf, Topology};
+use crate::{Exposure, GroupModel, IsolationHole, Sbdf, Topology};
 use planner::Planner;
 
 /// The steps that reach the goals, and all changes during and after the plan.
@@ -79,6 +79,15 @@ pub struct Plan {
     pub boot: Option<BootArgument>,
 }
 
+/// A plan, and the host after it.
+#[derive(Debug, Clone)]
+pub struct Preview<'t> {
+    /// The plan.
+    pub plan: Plan,
+    /// The groups and ACS registers after the plan.
+    pub after: GroupModel<'t>,
+}
+
 impl Plan {
     /// Computes a plan.
     ///
@@ -90,6 +99,16 @@ impl Plan {
         goals: &Goals,
         options: &PlanOptions,
     ) -> Result<Self, Refusal> {
+        Self::preview(topology, kernel, goals, options).map(|preview| preview.plan)
+    }
+
+    /// Like [`make`](Self::make), with the predicted state of the host after the plan.
+    pub fn preview<'t>(
+        topology: &'t Topology,
+        kernel: &Kernel,
+        goals: &Goals,
+        options: &PlanOptions,
+    ) -> Result<Preview<'t>, Refusal> {
         let mut planner = Planner::new(topology, kernel, goals, options)?;
         planner.close_routes();
         planner.join()?;
@@ -97,6 +116,21 @@ impl Plan {
         planner.set_acs()?;
         planner.open_routes();
         planner.finish()
+    }
+
+    /// The functions that are removed by any step, with those below them.
+    #[must_use]
+    pub fn removed(&self, topology: &Topology) -> BTreeSet<Sbdf> {
+        let removed = self.steps.iter().flat_map(Step::removed);
+        removed
+            .flat_map(|function| topology.with_descendants(*function))
+            .collect()
+    }
+
+    /// The ports whose ACS registers are written by any step.
+    #[must_use]
+    pub fn written(&self) -> BTreeSet<Sbdf> {
+        self.steps.iter().filter_map(Step::written).collect()
     }
 
     /// Whether the plan may be carried out.

@@ -107,11 +107,26 @@ impl fmt::Debug for Sbdf {
     }
 }
 
+/// Addresses, separated by commas.
+pub(crate) struct List<'a>(pub(crate) &'a [Sbdf]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, sbdf) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{sbdf}")?;
+        }
+        Ok(())
+    }
+}
+
 /// PCI address parse error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SbdfError {
     /// The text does not have the shape `[domain:]bus:device.function`.
-    #[error("`{text}` is not a PCI address: want domain:bus:device.function, such as 0000:03:00.0")]
+    #[error(
+        "`{text}` is not a PCI address: expected domain:bus:device.function, such as 0000:03:00.0"
+    )]
     Form {
         /// The whole text.
         text: String,

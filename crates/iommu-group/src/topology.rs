@@ -1,5 +1,6 @@
 //! The PCI functions of a host and their tree of buses and bridges.
 
+mod bar;
 mod function;
 mod host;
 mod raw_function;
@@ -7,20 +8,21 @@ mod resource;
 mod scan;
 mod tree;
 
+pub use bar::Bar;
 pub use function::Function;
 pub(crate) use function::{forwards_ari, is_later_function};
 pub use host::{Cpu, Host, Iommu};
-pub use resource::Bar;
 pub use tree::RootBus;
 
 pub(crate) use raw_function::{KernelIds, Parent, RawFunction};
 pub(crate) use resource::{Resource, ResourceLines};
 pub(crate) use tree::FunctionId;
 
+use std::collections::BTreeSet;
+
 use crate::Sbdf;
 use tree::Tree;
 
-///
 /// A snapshot of every PCI function of a host.
 ///
 /// [`Topology::scan`] reads it from sysfs; a fixture file also holds one. It is immutable: the effects of a change are
@@ -39,7 +41,14 @@ impl Topology {
         raw.dedup_by_key(|raw| raw.sbdf);
         let mut functions: Vec<Function> = raw.into_iter().map(Function::new).collect();
         let tree = Tree::build(&functions);
-        function::settle(&mut functions, &tree);
+        for id in tree.top_down() {
+            let above = tree.parent(id).and_then(|id| functions.get(id.index()));
+            let ari = above.is_some_and(forwards_ari);
+            let above = above.map(Function::port_type);
+            if let Some(function) = functions.get_mut(id.index()) {
+                function.settle(above, ari);
+            }
+        }
         Self {
             host,
             functions,
@@ -79,7 +88,6 @@ impl Topology {
             .get(self.tree.root_of(self.id(sbdf)?))
     }
 
-    ///
     /// The bridge above a function: the port whose link or bus it is on. `None` on a root bus.
     ///
     /// For a virtual function it is the bridge above its physical function (linux 7.2 include/linux/pci.h:
@@ -95,6 +103,11 @@ impl Topology {
         let first = self.id(sbdf).and_then(|id| self.tree.parent(id));
         std::iter::successors(first, |id| self.tree.parent(*id))
             .filter_map(|id| self.functions.get(id.index()))
+    }
+
+    /// A function and the bridges above it, nearest first.
+    pub fn with_ancestors(&self, sbdf: Sbdf) -> impl Iterator<Item = Sbdf> {
+        std::iter::once(sbdf).chain(self.ancestors(sbdf).map(Function::sbdf))
     }
 
     /// The functions directly below a bridge, including virtual functions, sorted by address.
@@ -119,6 +132,26 @@ impl Topology {
         })
     }
 
+    /// A function and all functions below it, at any depth. Each bridge comes before the functions below it.
+    pub fn with_descendants(&self, sbdf: Sbdf) -> impl Iterator<Item = Sbdf> {
+        std::iter::once(sbdf).chain(self.descendants(sbdf).map(Function::sbdf))
+    }
+
+    /// All functions in the hierarchies of these functions: the ports on the root buses, and everything below.
+    pub fn hierarchies(&self, functions: impl IntoIterator<Item = Sbdf>) -> BTreeSet<Sbdf> {
+        let tops = functions.into_iter();
+        let tops = tops.filter_map(|function| self.with_ancestors(function).last());
+        let tops: BTreeSet<Sbdf> = tops.collect();
+        let all = tops.into_iter().flat_map(|top| self.with_descendants(top));
+        all.collect()
+    }
+
+    /// Whether there is a function with this address that is not a bridge.
+    #[must_use]
+    pub fn is_device(&self, sbdf: Sbdf) -> bool {
+        self.get(sbdf).is_some_and(|function| !function.is_bridge())
+    }
+
     /// The functions on a root bus, including virtual functions, sorted by address.
     pub fn on_root_bus(&self, root: &RootBus) -> impl Iterator<Item = &Function> {
         self.tree
@@ -132,12 +165,6 @@ impl Topology {
         self.functions
             .iter()
             .filter(move |f| f.physical_function() == Some(physical))
-    }
-
-    /// The BARs of a function with their sizes. Empty if sysfs has no addresses for it.
-    #[must_use]
-    pub fn bars(&self, function: &Function) -> Vec<Bar> {
-        resource::bars(self, function)
     }
 
     /// Whether any function has an IOMMU group, that is, whether an IOMMU is in use.
@@ -155,11 +182,7 @@ impl Topology {
     }
 
     pub(crate) fn id(&self, sbdf: Sbdf) -> Option<FunctionId> {
-        let index = self
-            .functions
-            .binary_search_by_key(&sbdf, Function::sbdf)
-            .ok()?;
-        Some(FunctionId::new(index))
+        tree::position(&self.functions, sbdf)
     }
 
     pub(crate) fn function(&self, id: FunctionId) -> Option<&Function> {

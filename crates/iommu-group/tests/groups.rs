@@ -820,7 +820,7 @@ fn reasons_name_the_device_and_the_bit() {
     );
     assert_eq!(
         said(&model, "07:00.0"),
-        "in the group of 0000:06:00.0, because its requests bear the requester id of that bridge"
+        "in the group of 0000:06:00.0, because its requests carry the requester ID of that bridge"
     );
     assert_eq!(
         said(&model, "00:1f.3"),

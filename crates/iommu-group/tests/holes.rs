@@ -170,7 +170,10 @@ fn written<'t>(topology: &'t Topology, kernel: &Kernel, random: &mut Random) -> 
     for function in topology.functions() {
         if let Some(acs) = function.acs().registers().filter(|_| random.once_in(3)) {
             let word = random.pick(&[0x1d_u16, 0x11, 0x15, 0x0d, 0x3d, 0x31]);
-            model.set_acs_control(function.sbdf(), AcsBits::from_bits(word) & acs.capability);
+            model.set_acs_control(
+                function.sbdf(),
+                AcsBits::from_bits_retain(word) & acs.capability,
+            );
         }
     }
     model

@@ -77,7 +77,7 @@ fn goals(random: &mut Random, topology: &Topology) -> Goals {
         let word = u16::try_from(random.below(0x80)).unwrap();
         goals
             .acs
-            .insert(random.pick(&ports), AcsBits::from_bits(word));
+            .insert(random.pick(&ports), AcsBits::from_bits_retain(word));
     }
     goals
 }

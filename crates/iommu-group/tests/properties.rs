@@ -93,7 +93,7 @@ fn those_that_stay_stay_together() {
             let before = model.groups();
             for _ in 0..random.below(3) {
                 let port = topology.functions()[random.below(topology.functions().len())].sbdf();
-                let bits = AcsBits::from_bits(u16::try_from(random.below(0x80)).unwrap());
+                let bits = AcsBits::from_bits_retain(u16::try_from(random.below(0x80)).unwrap());
                 model.set_acs_control(port, bits);
             }
             let gone = topology.functions()[random.below(topology.functions().len())].sbdf();
@@ -131,7 +131,7 @@ fn to_remove_everything_is_to_boot_again() {
         let mut model = booted(topology);
         let fresh: Vec<_> = model.groups().groups().to_vec();
         for function in topology.functions() {
-            let bits = AcsBits::from_bits(u16::try_from(random.below(0x80)).unwrap());
+            let bits = AcsBits::from_bits_retain(u16::try_from(random.below(0x80)).unwrap());
             model.set_acs_control(function.sbdf(), bits & AcsBits::REQUIRED);
         }
         for function in topology.functions() {

@@ -8,10 +8,23 @@ use std::str::FromStr;
 use iommu_group::Sbdf;
 use serde::{Deserialize, Serialize};
 
-use crate::ConfigError;
 use crate::inherited_fd::InheritedFd;
 use crate::options::{OptionError, Options, quote};
 use crate::unsupported::Unsupported;
+
+/// Error of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Two devices have the same name.
+    #[error("Identifier {0} is not unique")]
+    DuplicateId(String),
+    /// Invalid name of a device.
+    #[error("identifier {0:?} is not 1 to 64 letters, digits, dots, dashes or underscores")]
+    BadId(String),
+    /// A device without a path and without a descriptor.
+    #[error("a device has no path, and no descriptor came with the request")]
+    NoPath,
+}
 
 const KEYS: [&str; 6] = ["path", "fd", "id", "p2p", "p2p_domain", "expose"];
 

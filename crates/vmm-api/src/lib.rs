@@ -42,7 +42,7 @@ mod vmm;
 #[cfg(feature = "server")]
 pub use call::{Call, CallQueue, Counters, Reply};
 pub use client::{Client, ClientError, EventStream, Next, connect};
-pub use device_config::DeviceConfig;
+pub use device_config::{ConfigError, DeviceConfig};
 #[cfg(all(feature = "server", feature = "schema"))]
 pub use document::{CallSpec, Description};
 pub use event::{
@@ -67,8 +67,8 @@ pub use types::{
     VmState, VmmPing,
 };
 pub use vm_config::{
-    ConfigError, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig,
-    PlatformConfig, SerialConfig, VmConfig,
+    ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig, PayloadConfig, PlatformConfig,
+    SerialConfig, VmConfig,
 };
 #[cfg(all(feature = "server", feature = "schema"))]
 pub use vmm::openapi;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::DeviceConfig;
+use crate::{ConfigError, DeviceConfig};
 
 pub use console::{ConsoleConfig, ConsoleError, SerialConfig};
 pub use cpus::CpusConfig;
@@ -61,20 +61,6 @@ pub struct PayloadConfig {
     pub initramfs: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: Option<String>,
-}
-
-/// Error of a configuration.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// Two devices have the same name.
-    #[error("Identifier {0} is not unique")]
-    DuplicateId(String),
-    /// Invalid name of a device.
-    #[error("identifier {0:?} is not 1 to 64 letters, digits, dots, dashes or underscores")]
-    BadId(String),
-    /// A device without a path and without a descriptor.
-    #[error("a device has no path, and no descriptor came with the request")]
-    NoPath,
 }
 
 /// Largest length of a device's name, in bytes.

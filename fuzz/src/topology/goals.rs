@@ -37,7 +37,9 @@ pub(crate) fn goals(bytes: &[u8], topology: &Topology) -> (Goals, PlanOptions) {
     if flags & 8 != 0
         && let Some(port) = pick(&all, at(8))
     {
-        goals.acs.insert(port, AcsBits::from_bits(u16::from(at(9))));
+        goals
+            .acs
+            .insert(port, AcsBits::from_bits_retain(u16::from(at(9))));
     }
     let options = PlanOptions {
         route: match flags >> 4 & 3 {

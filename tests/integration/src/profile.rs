@@ -180,13 +180,13 @@ impl Switch {
 pub struct PortAcs(#[serde(deserialize_with = "acs_caps")] pub AcsBits);
 
 /// ACS capability bits of commercial switches and root ports.
-pub const STANDARD_ACS: AcsBits = AcsBits::from_bits(0x5f);
+pub const STANDARD_ACS: AcsBits = AcsBits::from_bits_retain(0x5f);
 
 /// AMD Zen 3 (linux 7.2 drivers/pci/p2pdma.c: `cpu_supports_p2pdma()`).
 const ROUTING_CPU_FAMILY: u8 = 25;
 
 /// All ACS capability bits that the lab's ports support.
-const ALL_ACS: AcsBits = AcsBits::from_bits(0x7f);
+const ALL_ACS: AcsBits = AcsBits::from_bits_retain(0x7f);
 
 fn standard_acs() -> AcsBits {
     STANDARD_ACS

@@ -327,7 +327,7 @@ fn told_to_stop_it_leaves_the_old_or_the_new_state_and_nothing_unfinished() {
                 "{what}"
             );
             assert!(output.stdout.ends_with("ended with 1\n"), "{what}");
-            assert!(told.contains("told to stop"), "{what}");
+            assert!(told.contains("stopped on request"), "{what}");
             assert_eq!(now, old, "{what}");
         }
         let status = lab.run(["p2pctl", "status"]).unwrap().ok().unwrap();
@@ -390,7 +390,7 @@ fn what_is_in_use_is_left_alone() {
     refused(
         &lab,
         drive,
-        "05:00.0: nvme0n1 is swapped to (swapoff /dev/nvme0n1",
+        "05:00.0: nvme0n1 is in use as swap space (swapoff /dev/nvme0n1",
     );
     lab.sh("swapoff /dev/nvme0n1").unwrap();
 

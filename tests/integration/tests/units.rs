@@ -168,7 +168,7 @@ fn users_of_a_device_are_seen_from_within() {
     lab.sh("umount /home/data").unwrap();
     lab.sh("mkswap /dev/nvme0n1 >/dev/null && swapon /dev/nvme0n1")
         .unwrap();
-    refused(&lab, drive, "nvme0n1 is swapped to");
+    refused(&lab, drive, "nvme0n1 is in use as swap space");
     lab.sh("swapoff /dev/nvme0n1").unwrap();
 
     let interface = format!("ls /sys/bus/pci/devices/{card}/net");

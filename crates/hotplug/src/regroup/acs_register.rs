@@ -63,7 +63,7 @@ impl AcsRegister {
         file.read_exact_at(&mut control, self.control.into()).ok()?;
         let is_it =
             u32::from_le_bytes(ids) == self.ids && u16::from_le_bytes(capability) == ACS_CAPABILITY;
-        let control = AcsBits::from_bits(u16::from_le_bytes(control));
+        let control = AcsBits::from_bits_retain(u16::from_le_bytes(control));
         let vector = self.vector.filter(|_| control.contains(AcsBits::EC));
         let vector = match vector {
             Some(like) => Some(self.read_vector(&file, &like)?),

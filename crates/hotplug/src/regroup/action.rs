@@ -91,7 +91,8 @@ pub enum Action {
     },
 }
 
-fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+/// Items, separated by spaces.
+pub(super) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let words: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     words.join(" ")
 }

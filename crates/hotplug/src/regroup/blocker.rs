@@ -8,28 +8,35 @@ use std::path::PathBuf;
 use iommu_group::{Exposure, MemoryHole, Sbdf, Warning};
 use serde::{Deserialize, Serialize};
 
+use super::action::list;
+
 /// A condition that has to be removed before a plan can be carried out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "blocker", rename_all = "kebab-case")]
 pub enum Blocker {
     /// The plan does something that was not requested.
+    #[error("{objection}{}", remedy(objection))]
     Objection {
         /// The effect.
         objection: Warning,
     },
     /// The same goals result in a different plan now.
+    #[error("the host has changed since the plan was made (make a new plan: p2pctl plan)")]
     Stale,
     /// The goals are no longer possible.
+    #[error("the host has changed: {reason}")]
     Impossible {
         /// The cause.
         reason: String,
     },
     /// An earlier transaction is not finished.
+    #[error("an earlier change is not finished: {} (p2pctl recover)", journal.display())]
     Unfinished {
         /// Its journal.
         journal: PathBuf,
     },
     /// A file system of the device is mounted.
+    #[error("{function}: {device} is mounted on {at} (umount it, or leave {function} out)")]
     Mounted {
         /// The function.
         function: Sbdf,
@@ -39,6 +46,9 @@ pub enum Blocker {
         at: String,
     },
     /// The device is used as swap space.
+    #[error(
+        "{function}: {device} is in use as swap space (swapoff /dev/{device}, or leave {function} out)"
+    )]
     Swap {
         /// The function.
         function: Sbdf,
@@ -46,6 +56,7 @@ pub enum Blocker {
         device: String,
     },
     /// The device is a member of another block device: LVM, MD, dm-crypt.
+    #[error("{function}: {device} is part of {holder} (stop {holder}, or leave {function} out)")]
     Member {
         /// The function.
         function: Sbdf,
@@ -55,6 +66,9 @@ pub enum Blocker {
         holder: String,
     },
     /// A network interface of the device is up.
+    #[error(
+        "{function}: {interface} is up (ip link set {interface} down, or leave {function} out)"
+    )]
     InterfaceUp {
         /// The function.
         function: Sbdf,
@@ -62,6 +76,7 @@ pub enum Blocker {
         interface: String,
     },
     /// A process has the device, or another one of its group, open.
+    #[error("{function} is in use by {user} (shut that down, or leave {function} out)")]
     InUse {
         /// The function.
         function: Sbdf,
@@ -69,6 +84,9 @@ pub enum Blocker {
         user: String,
     },
     /// A driver other than VFIO uses the function.
+    #[error(
+        "{function} is bound to {driver} (stop what uses it and bind it to vfio-pci, or leave {function} out)"
+    )]
     Driver {
         /// The function.
         function: Sbdf,
@@ -76,12 +94,19 @@ pub enum Blocker {
         driver: String,
     },
     /// Devices of several virtual machines would be in one group, which only one VMM at a time can open.
+    #[error(
+        "{} would be in one IOMMU group, which only one VM can open (leave out the devices of the other VMs)",
+        with_owners(devices)
+    )]
     Shared {
         /// The devices and their virtual machines.
         devices: BTreeMap<Sbdf, String>,
     },
     /// A virtual machine's devices would come back with an exposure: they and another function would reach each other
     /// without the IOMMU.
+    #[error(
+        "devices of {vm} would come back exposed: {exposure} (accept it: --expose {})", exposure.function
+    )]
     Exposed {
         /// The virtual machine.
         vm: String,
@@ -89,6 +114,7 @@ pub enum Blocker {
         exposure: Exposure,
     },
     /// A function that would be reset is plugged in a virtual machine.
+    #[error("{function} is plugged in {vm} (p2pctl vm remove {id} --api-socket that of {vm})")]
     Plugged {
         /// The function.
         function: Sbdf,
@@ -98,6 +124,10 @@ pub enum Blocker {
         id: String,
     },
     /// The reset would hit a function that the caller does not own.
+    #[error(
+        "{function} is not among the owned functions, and a {kind} reset of {of} also resets it (use another kind: \
+         p2pctl reset-scope {of})"
+    )]
     NotOwned {
         /// The function.
         function: Sbdf,
@@ -107,6 +137,9 @@ pub enum Blocker {
         of: Sbdf,
     },
     /// The function has no reset of the requested kinds.
+    #[error(
+        "{function} has no reset of kind {kinds} (those that it has: p2pctl reset-scope {function})"
+    )]
     NoReset {
         /// The function.
         function: Sbdf,
@@ -114,21 +147,30 @@ pub enum Blocker {
         kinds: String,
     },
     /// The kernel cannot reset a link with several functions on request.
+    #[error("this kernel cannot reset the bus below {port} on request (linux 6.13 and later can)")]
     NoLinkReset {
         /// The port above the link.
         port: Sbdf,
     },
     /// A virtual machine did not list its devices.
+    #[error("{error} (it may have one of the devices)")]
     Vmm {
         /// The error.
         error: String,
     },
     /// A virtual machine cannot take its devices back as planned.
+    #[error("{error}")]
     Unwilling {
         /// The reason and the remedy.
         error: String,
     },
     /// A device would not reach a part of the guest's memory, which cannot move while the guest runs.
+    #[error(
+        "{function} would not reach memory of {vm} ({:#x}-{:#x}) at {hole} (restart {vm} with {function}: p2p-vmm keeps \
+         that range free of memory; or leave {function} out)",
+        memory.start(),
+        memory.end()
+    )]
     Memory {
         /// The virtual machine.
         vm: String,
@@ -140,134 +182,37 @@ pub enum Blocker {
         hole: MemoryHole,
     },
     /// Kernel lockdown denies writes to configuration space.
+    #[error(
+        "the kernel is locked down ({mode}): ACS cannot be written (switch Secure Boot off, or use p2pctl kernel-args)"
+    )]
     Lockdown {
         /// The lockdown mode.
         mode: String,
     },
     /// The port's ACS control register is not at the standard place.
+    #[error(
+        "{port} has a nonstandard layout of ACS registers, which cannot be written at run time (use p2pctl kernel-args)"
+    )]
     OddRegister {
         /// The port.
         port: Sbdf,
     },
     /// The kernel runs with an ACS override, so its groups do not show the isolation.
+    #[error(
+        "the kernel runs with pcie_acs_override=, so its groups do not show the isolation (boot without it)"
+    )]
     AcsOverride,
 }
 
-impl fmt::Display for Blocker {
-    /// The reason and the remedy.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Objection { objection } => {
-                write!(f, "{objection}")?;
-                match objection.remedy() {
-                    Some((option, function)) => write!(f, " (accept it: --{option} {function})"),
-                    None => Ok(()),
-                }
-            }
-            Self::Stale => f.write_str(
-                "the host has changed since the plan was made (make a new plan: p2pctl plan)",
-            ),
-            Self::Impossible { reason } => write!(f, "the host has changed: {reason}"),
-            Self::Unfinished { journal } => write!(
-                f,
-                "an earlier change is not finished: {} (p2pctl recover)",
-                journal.display()
-            ),
-            Self::Mounted {
-                function,
-                device,
-                at,
-            } => write!(
-                f,
-                "{function}: {device} is mounted on {at} (umount it, or leave {function} out)"
-            ),
-            Self::Swap { function, device } => write!(
-                f,
-                "{function}: {device} is swapped to (swapoff /dev/{device}, or leave {function} out)"
-            ),
-            Self::Member {
-                function,
-                device,
-                holder,
-            } => write!(
-                f,
-                "{function}: {device} is a part of {holder} (take {holder} down, or leave {function} out)"
-            ),
-            Self::InterfaceUp {
-                function,
-                interface,
-            } => write!(
-                f,
-                "{function}: {interface} is up (ip link set {interface} down, or leave {function} out)"
-            ),
-            Self::InUse { function, user } => write!(
-                f,
-                "{function} is in use by {user} (shut that down, or leave {function} out)"
-            ),
-            Self::Driver { function, driver } => write!(
-                f,
-                "{function} is bound to {driver} (stop what uses it and bind it to vfio-pci, or leave {function} out)"
-            ),
-            Self::Shared { devices } => {
-                let whose = devices.iter().map(|(at, vm)| format!("{at} ({vm})"));
-                let whose: Vec<String> = whose.collect();
-                write!(
-                    f,
-                    "{} would be in one IOMMU group, which only one VM can open (leave the devices of the others out)",
-                    whose.join(" ")
-                )
-            }
-            Self::Exposed { vm, exposure } => write!(
-                f,
-                "devices would come back to {vm} although {exposure} (accept it: --expose {})",
-                exposure.function
-            ),
-            Self::Plugged { function, vm, id } => write!(
-                f,
-                "{function} is plugged in {vm} (p2pctl vm remove {id} --api-socket that of {vm})"
-            ),
-            Self::NotOwned { function, kind, of } => write!(
-                f,
-                "{function} is not yours, and a {kind} reset of {of} hits it (ask for another kind: p2pctl reset-scope \
-                 {of})"
-            ),
-            Self::NoReset { function, kinds } => write!(
-                f,
-                "{function} has no reset of kind {kinds} (those that it has: p2pctl reset-scope {function})"
-            ),
-            Self::NoLinkReset { port } => write!(
-                f,
-                "this kernel cannot reset the bus below {port} on request (linux 6.13 and later can)"
-            ),
-            Self::Vmm { error } => write!(f, "{error} (it may have one of the devices)"),
-            Self::Unwilling { error } => f.write_str(error),
-            Self::Memory {
-                vm,
-                function,
-                memory,
-                hole,
-            } => write!(
-                f,
-                "{function} would not reach memory of {vm} ({:#x}-{:#x}) at {hole} (restart {vm} with {function}: p2p-vmm \
-                 keeps that range free of memory; or leave {function} out)",
-                memory.start(),
-                memory.end()
-            ),
-            Self::Lockdown { mode } => write!(
-                f,
-                "the kernel is locked down ({mode}): ACS cannot be written (switch Secure Boot off, or use p2pctl \
-                 kernel-args)"
-            ),
-            Self::OddRegister { port } => write!(
-                f,
-                "{port} has Intel's own layout of ACS registers, which is not written at run time (use \
-                 p2pctl kernel-args)"
-            ),
-            Self::AcsOverride => f.write_str(
-                "the kernel runs with pcie_acs_override=, so its groups do not show the isolation (boot without it)",
-            ),
-        }
-    }
+fn remedy(objection: &Warning) -> String {
+    let remedy = objection.remedy();
+    remedy.map_or_else(String::new, |(option, function)| {
+        format!(" (accept it: --{option} {function})")
+    })
+}
+
+fn with_owners(devices: &BTreeMap<Sbdf, String>) -> String {
+    list(devices.iter().map(|(at, vm)| format!("{at} ({vm})")))
 }
 
 /// A plan is not carried out, for these reasons. Nothing was changed.

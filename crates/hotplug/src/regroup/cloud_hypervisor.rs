@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 use iommu_group::{MemoryHole, Placement, Sbdf};
 use serde_json::{Value, json};
 
-use super::remote::{in_one_line, is_gone};
-use super::vmm::{PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind};
+use super::vmm::{
+    PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind, in_one_line,
+    is_gone,
+};
 use events::Removals;
 use held::Held;
 use info::{Found, Info};
@@ -44,6 +46,7 @@ const REPLUG: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct CloudHypervisorVmm(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     name: String,
     client: Client,
@@ -80,16 +83,9 @@ impl CloudHypervisorVmm {
     /// Sets the time that a call may take in all.
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Self {
-        let inner = &self.0;
-        Self(Arc::new(Inner {
-            name: inner.name.clone(),
-            client: inner.client.clone().with_patience(patience),
-            filter: Arc::clone(&inner.filter),
-            events: inner.events.clone(),
-            proc: inner.proc.clone(),
-            seen: Arc::clone(&inner.seen),
-            adding: Arc::clone(&inner.adding),
-        }))
+        let mut inner = Inner::clone(&self.0);
+        inner.client = inner.client.with_patience(patience);
+        Self(Arc::new(inner))
     }
 }
 

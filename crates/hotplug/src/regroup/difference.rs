@@ -1,32 +1,34 @@
 //! Differences between a host and its snapshot.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
 use iommu_group::{Groups, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::action::list;
 use super::host::HostError;
 use super::snapshot::{FunctionState, Snapshot};
 use super::sysfs_ops::{SysfsOps, possible};
 use super::vmm::{Vmm, VmmError};
 
 /// A difference between the host and its snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "what", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Difference {
     /// A function is gone.
+    #[error("{function} is gone")]
     Gone {
         /// The function.
         function: Sbdf,
     },
     /// A different device is in the place of a function.
+    #[error("{function} was replaced by another device")]
     Replaced {
         /// The function.
         function: Sbdf,
     },
     /// A function cannot be read.
+    #[error("{function} cannot be compared: {error}")]
     Unreadable {
         /// The function.
         function: Sbdf,
@@ -34,6 +36,7 @@ pub enum Difference {
         error: String,
     },
     /// The bus number of a function changed.
+    #[error("{function} has the address {now} now")]
     Renumbered {
         /// The recorded address.
         function: Sbdf,
@@ -41,6 +44,7 @@ pub enum Difference {
         now: Sbdf,
     },
     /// The group of a function changed.
+    #[error("the group of {function} is {}, and was {}", members(is), members(was))]
     Group {
         /// The function.
         function: Sbdf,
@@ -50,6 +54,7 @@ pub enum Difference {
         is: Vec<Sbdf>,
     },
     /// The ACS of a port changed.
+    #[error("ACS of {function} is {is}, and was {was}")]
     Acs {
         /// The port.
         function: Sbdf,
@@ -59,6 +64,7 @@ pub enum Difference {
         is: String,
     },
     /// The driver of a function changed.
+    #[error("the driver of {function} is {}, and was {}", name(is), name(was))]
     Driver {
         /// The function.
         function: Sbdf,
@@ -68,6 +74,7 @@ pub enum Difference {
         is: Option<String>,
     },
     /// An attribute of a function changed.
+    #[error("{name} of {function} is `{is}`, and was `{was}`")]
     Attribute {
         /// The function.
         function: Sbdf,
@@ -79,11 +86,13 @@ pub enum Difference {
         is: String,
     },
     /// `drivers_autoprobe` changed.
+    #[error("drivers_autoprobe was {}", u8::from(*was))]
     Autoprobe {
         /// The recorded value.
         was: bool,
     },
     /// A virtual machine does not have its device back.
+    #[error("{}", unplugged_text(*function, vm, *alive))]
     Unplugged {
         /// The function.
         function: Sbdf,
@@ -94,58 +103,22 @@ pub enum Difference {
     },
 }
 
-fn list(functions: &[Sbdf]) -> String {
-    let names: Vec<String> = functions.iter().map(Sbdf::to_string).collect();
-    if names.is_empty() {
-        "no group".to_owned()
-    } else {
-        names.join(" ")
+fn members(group: &[Sbdf]) -> String {
+    match group {
+        [] => "no group".to_owned(),
+        group => list(group),
     }
 }
 
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "none".to_owned());
-        match self {
-            Self::Gone { function } => write!(f, "{function} is gone"),
-            Self::Replaced { function } => write!(f, "another device is where {function} was"),
-            Self::Unreadable { function, error } => {
-                write!(f, "{function} cannot be compared: {error}")
-            }
-            Self::Renumbered { function, now } => write!(f, "{function} is {now} now"),
-            Self::Group { function, was, is } => write!(
-                f,
-                "the group of {function} is {}, and was {}",
-                list(is),
-                list(was)
-            ),
-            Self::Acs { function, was, is } => {
-                write!(f, "ACS of {function} is {is}, and was {was}")
-            }
-            Self::Driver { function, was, is } => write!(
-                f,
-                "the driver of {function} is {}, and was {}",
-                name(is),
-                name(was)
-            ),
-            Self::Attribute {
-                function,
-                name,
-                was,
-                is,
-            } => write!(f, "{name} of {function} is `{is}`, and was `{was}`"),
-            Self::Autoprobe { was } => {
-                write!(f, "drivers_autoprobe was {}", u8::from(*was))
-            }
-            Self::Unplugged {
-                function,
-                vm,
-                alive: true,
-            } => write!(f, "{vm} does not have {function} back"),
-            Self::Unplugged { function, vm, .. } => {
-                write!(f, "{vm} is gone; {function} is free")
-            }
-        }
+fn name(driver: &Option<String>) -> &str {
+    driver.as_deref().unwrap_or("none")
+}
+
+fn unplugged_text(function: Sbdf, vm: &str, alive: bool) -> String {
+    if alive {
+        format!("{function} is not back in VM {vm}")
+    } else {
+        format!("VM {vm} has ended; {function} is not assigned")
     }
 }
 
@@ -153,15 +126,8 @@ impl Difference {
     /// Whether the difference cannot be removed.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            Self::Replaced { .. } | Self::Renumbered { .. } => true,
             Self::Unplugged { alive, .. } => !alive,
-            Self::Gone { .. }
-            | Self::Unreadable { .. }
-            | Self::Group { .. }
-            | Self::Acs { .. }
-            | Self::Driver { .. }
-            | Self::Attribute { .. }
-            | Self::Autoprobe { .. } => false,
+            _ => matches!(self, Self::Replaced { .. } | Self::Renumbered { .. }),
         }
     }
 
@@ -183,16 +149,10 @@ impl Difference {
 
     /// Whether a device or setting was lost, whatever the plan.
     pub(super) fn is_loss(&self) -> bool {
-        match self {
-            Self::Gone { .. } | Self::Replaced { .. } | Self::Unplugged { .. } => true,
-            Self::Unreadable { .. }
-            | Self::Renumbered { .. }
-            | Self::Group { .. }
-            | Self::Acs { .. }
-            | Self::Driver { .. }
-            | Self::Attribute { .. }
-            | Self::Autoprobe { .. } => false,
-        }
+        matches!(
+            self,
+            Self::Gone { .. } | Self::Replaced { .. } | Self::Unplugged { .. }
+        )
     }
 }
 

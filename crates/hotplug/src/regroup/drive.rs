@@ -43,7 +43,7 @@ impl Regroup<'_> {
                             Err(journal.gap().cloned().unwrap_or_default())
                         }
                         Some(_) if action < begin.commit && self.is_stopped() => {
-                            Err("told to stop".to_owned())
+                            Err("stopped on request".to_owned())
                         }
                         Some(order) => executor.execute(order).map_err(|e| e.to_string()),
                         None => Ok(()),
@@ -173,7 +173,6 @@ fn report(
     open: Option<String>,
 ) -> Report {
     let begin = journal.begin();
-    let away = Journal::away(journal.path());
     Report {
         id: begin.id.clone(),
         plan: begin.plan.clone(),
@@ -181,7 +180,7 @@ fn report(
         failure: journal.failure().cloned(),
         remains,
         unplugged: begin.snapshot.assigned.clone(),
-        away_ms: away.map(|away| u64::try_from(away.as_millis()).unwrap_or(u64::MAX)),
+        away_ms: Journal::away_ms(journal.path()),
         journal: journal.path().to_owned(),
         unrecorded: journal.gap().cloned(),
         open,

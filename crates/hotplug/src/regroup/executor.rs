@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use iommu_group::{AcsBits, Function, Groups, Sbdf};
 
-use super::action::Action;
-use super::holdings::Holdings;
+use super::action::{Action, list};
+use super::holdings::{Holdings, in_parallel};
 use super::host::HostError;
 use super::snapshot::{AcsState, FunctionState, Snapshot};
 use super::sysfs_ops::SysfsOps;
@@ -145,26 +145,14 @@ impl Executor<'_> {
         devices: &[VmDevice],
         call: impl Fn(&dyn Vmm, &VmDevice) -> Result<(), VmmError> + Sync,
     ) -> Result<(), VmmError> {
-        let call = &call;
-        let results: Vec<Result<(), VmmError>> = thread::scope(|scope| {
-            let asking: Vec<_> = devices
-                .iter()
-                .map(|device| {
-                    let vmm = self.vmms.iter().find(|vmm| vmm.name() == device.vm);
-                    scope.spawn(move || match vmm {
-                        Some(vmm) => call(*vmm, device),
-                        None => Err(VmmError::Unknown {
-                            vm: device.vm.clone(),
-                        }),
-                    })
-                })
-                .collect();
-            let join = |asked: thread::ScopedJoinHandle<'_, Result<(), VmmError>>| {
-                asked
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            asking.into_iter().map(join).collect()
+        let vmms = self.vmms;
+        let results = in_parallel(devices, |device| {
+            match vmms.iter().find(|vmm| vmm.name() == device.vm) {
+                Some(vmm) => call(*vmm, device),
+                None => Err(VmmError::Unknown {
+                    vm: device.vm.clone(),
+                }),
+            }
         });
         let failed =
             |result: &Result<(), VmmError>| !matches!(result, Ok(()) | Err(VmmError::Gone { .. }));
@@ -214,12 +202,7 @@ impl Executor<'_> {
         if found != to
             && let Some(expected) = from.filter(|from| *from != found)
         {
-            return Err(HostError::Register {
-                function: port,
-                register: "ACS control",
-                expected: format!("{expected:04x}"),
-                found: format!("{found:04x}"),
-            });
+            return Err(HostError::acs_control(port, expected, found));
         }
         self.ops.set_acs_control(at, register, to)
     }
@@ -250,15 +233,11 @@ impl Executor<'_> {
                 let mut found: Vec<Sbdf> = found.map(old).collect();
                 found.sort_unstable();
                 if found != *group {
-                    let names = |group: &[Sbdf]| {
-                        let names: Vec<String> = group.iter().map(Sbdf::to_string).collect();
-                        names.join(" ")
-                    };
                     return Err(HostError::Groups {
                         what: format!(
-                            "{function} is with {}, not with {}",
-                            names(&found),
-                            names(group)
+                            "the group of {function} is {}, not {}",
+                            list(&found),
+                            list(group)
                         ),
                     });
                 }
@@ -270,12 +249,7 @@ impl Executor<'_> {
             };
             let found = self.ops.acs_control(self.at(*port)?, acs.at)?;
             if found != *expected {
-                return Err(HostError::Register {
-                    function: *port,
-                    register: "ACS control",
-                    expected: format!("{expected:04x}"),
-                    found: format!("{found:04x}"),
-                });
+                return Err(HostError::acs_control(*port, *expected, found));
             }
         }
         Ok(())

@@ -4,25 +4,19 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iommu_group::Sbdf;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::StateError;
 use super::snapshot::Snapshot;
-use super::state_dir::StateDir;
+use super::state_dir::{StateDir, lock_within};
 use super::sysfs_ops::POWER;
 use super::withheld::WithheldDevice;
 
 /// Time that another process may hold the lock.
 const LOCK_TIME: Duration = Duration::from_secs(5);
-
-/// Interval of attempts to get the lock meanwhile.
-const RETRY: Duration = Duration::from_millis(5);
 
 /// The held ports and devices.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -136,19 +130,8 @@ impl StateDir {
     fn lock_held(&self) -> Result<File, StateError> {
         let path = self.path();
         let directory = File::open(path).map_err(StateError::io("open", path))?;
-        let started = Instant::now();
-        loop {
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(directory),
-                Err(Errno::WOULDBLOCK) if started.elapsed() < LOCK_TIME => thread::sleep(RETRY),
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(StateError::Busy {
-                        path: path.to_owned(),
-                    });
-                }
-                Err(error) => return Err(StateError::io("lock", path)(error.into())),
-            }
-        }
+        lock_within(&directory, path, LOCK_TIME)?;
+        Ok(directory)
     }
 }
 

@@ -62,28 +62,31 @@ impl Holdings {
         vmms: &[&'v dyn Vmm],
         patience: Duration,
     ) -> Vec<(&'v dyn Vmm, VmmError)> {
-        let answers: Vec<_> = thread::scope(|scope| {
-            let asked: Vec<_> = vmms
-                .iter()
-                .map(|vmm| (*vmm, scope.spawn(move || vmm.devices_within(patience))))
-                .collect();
-            let answers = asked.into_iter().map(|(vmm, asked)| {
-                let answer = asked.join();
-                (
-                    vmm,
-                    answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                )
-            });
-            answers.collect()
-        });
+        let answers = in_parallel(vmms, |vmm| vmm.devices_within(patience));
         let mut errors = Vec::new();
-        for (vmm, answer) in answers {
+        for (vmm, answer) in vmms.iter().zip(answers) {
             match answer {
                 Ok(devices) => self.assigned.extend(devices),
                 Err(VmmError::Gone { .. }) => {}
-                Err(error) => errors.push((vmm, error)),
+                Err(error) => errors.push((*vmm, error)),
             }
         }
         errors
     }
+}
+
+/// Makes a call for each item, each in a thread of its own. The answers are in the order of the items.
+pub(super) fn in_parallel<T: Sync, R: Send>(items: &[T], call: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let call = &call;
+    thread::scope(|scope| {
+        let asked: Vec<_> = items
+            .iter()
+            .map(|item| scope.spawn(move || call(item)))
+            .collect();
+        let join = |asked: thread::ScopedJoinHandle<'_, R>| {
+            let answer = asked.join();
+            answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        asked.into_iter().map(join).collect()
+    })
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use iommu_group::{Sbdf, Sysfs, SysfsError};
+use iommu_group::{AcsBits, Sbdf, Sysfs, SysfsError};
 
 /// A host: sysfs, procfs, and a method to write to sysfs.
 ///
@@ -90,7 +90,7 @@ pub enum HostError {
         function: Sbdf,
     },
     /// A different device is in the place of a function.
-    #[error("another device is where {function} was")]
+    #[error("{function} was replaced by another device")]
     Replaced {
         /// The function.
         function: Sbdf,
@@ -158,6 +158,16 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// An ACS control register has an unexpected value.
+    pub(super) fn acs_control(function: Sbdf, expected: AcsBits, found: AcsBits) -> Self {
+        Self::Register {
+            function,
+            register: "ACS control",
+            expected: format!("{expected:04x}"),
+            found: format!("{found:04x}"),
+        }
+    }
+
     /// For `map_err`: `verb` failed on `path`.
     pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -99,12 +99,12 @@ impl Journal {
         }
     }
 
-    /// How long virtual machines were without the devices that they released; none if they released none or did not get
-    /// them back, or if the journal cannot be read.
-    pub(super) fn away(path: &Path) -> Option<Duration> {
+    /// How long virtual machines were without the devices that they released, in milliseconds; none if they released
+    /// none or did not get them back, or if the journal cannot be read.
+    pub(super) fn away_ms(path: &Path) -> Option<u64> {
         let text = fs::read(path).ok()?;
         let lines = text.split(|byte| *byte == b'\n');
-        away(lines.map_while(|line| unseal(line).ok()))
+        away_ms(lines.map_while(|line| unseal(line).ok()))
     }
 
     /// Opens a journal to continue it; `None` if it has no record, which means that nothing was done. Unreadable lines
@@ -313,12 +313,12 @@ impl Journal {
     }
 }
 
-/// Time from the first unplug request until the last device was plugged back.
-fn away(entries: impl Iterator<Item = Entry>) -> Option<Duration> {
+/// Time from the first unplug request until the last device was plugged back, in milliseconds.
+fn away_ms(entries: impl Iterator<Item = Entry>) -> Option<u64> {
     let (mut forward, mut round) = (Vec::new(), Vec::new());
     let (mut left, mut back) = (None, None);
     for entry in entries {
-        let at = Duration::from_millis(entry.at_ms);
+        let at = entry.at_ms;
         match entry.record {
             Record::Begin(begin) => forward = begin.actions,
             Record::Undo { actions } => round = actions,

@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{AcsBits, GroupModel, Kernel, Plan, Sbdf, Step, Topology};
+use iommu_group::{AcsBits, GroupModel, Groups, Kernel, Sbdf, Step, Topology};
 
 use super::action::Action;
-use super::peers::ReplugPlan;
+use super::preview::Preview;
 use super::snapshot::{FunctionState, Involvement, Snapshot};
 use super::sysfs_ops::{POWER, VIRTUAL};
 use super::vmm::VmDevice;
 
-/// Builds the list of actions. The steps may use current addresses; `then` translates them to the recorded ones.
+/// Lowers steps one after the other. The steps may use current addresses; `then` translates them to the recorded ones.
 pub(super) struct Lowering<'a> {
     snapshot: &'a Snapshot,
-    topology: &'a Topology,
     then: BTreeMap<Sbdf, Sbdf>,
     /// Model of the host after the steps so far.
     model: GroupModel<'a>,
@@ -26,91 +25,67 @@ pub(super) struct Program {
     pub(super) actions: Vec<Action>,
     /// Index of the first action after which groups and routes are as planned. A crash from there on is continued.
     pub(super) commit: usize,
-    /// The devices in the form in which they are plugged back.
-    pub(super) replug: Vec<VmDevice>,
 }
 
-/// Lowers a plan that was made for this topology.
-///
-/// `staying` are the devices of virtual machines that are not unplugged. `expose` are the functions whose future
-/// exposure was accepted.
+/// Lowers a plan. `replug` are the unplugged devices in the form in which they come back.
 pub(super) fn program(
     snapshot: &Snapshot,
-    topology: &Topology,
-    plan: &Plan,
-    staying: &[VmDevice],
-    expose: &BTreeSet<Sbdf>,
+    preview: &Preview<'_>,
+    replug: Vec<VmDevice>,
 ) -> Program {
-    let mut lowering = Lowering::new(snapshot, topology);
-    lowering.prepare();
-    for step in &plan.steps {
-        lowering.step(step);
-    }
+    let lowering = Lowering::of(snapshot, preview.topology, &preview.plan.steps);
     let commit = lowering.actions.len();
-    let groups = after(snapshot, &lowering.model);
-    let check = lowering.check(&groups);
-    let mut actions = lowering.actions;
+    let groups = lowering.groups();
+    let check = lowering.check(groups.groups().iter().filter(|group| {
+        let mut members = group.iter();
+        members.any(|member| snapshot.functions.contains_key(member))
+    }));
+    let mut actions = lowering.finish();
     actions.extend(restore_drivers(snapshot, Target::New));
     actions.push(check);
-    let replug = ReplugPlan {
-        assigned: &snapshot.assigned,
-        staying,
-        goals: &plan.goals,
-        groups: &groups,
-        expose,
-    }
-    .devices();
     if !replug.is_empty() {
-        let devices = replug.clone();
-        actions.push(Action::Plug { devices });
+        actions.push(Action::Plug { devices: replug });
     }
-    Program {
-        actions,
-        commit,
-        replug,
-    }
+    Program { actions, commit }
 }
 
-/// The groups of the recorded functions on a model.
-fn after(snapshot: &Snapshot, model: &GroupModel<'_>) -> Vec<Vec<Sbdf>> {
-    let mut groups = model.groups().groups().to_vec();
-    groups.retain(|group| group.iter().any(|f| snapshot.functions.contains_key(f)));
-    groups
+/// The first actions: unplug and unbind devices, and disable autoprobe.
+pub(super) fn prepare(snapshot: &Snapshot) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let devices = snapshot.assigned.clone();
+    if !devices.is_empty() {
+        actions.push(Action::Unplug { devices });
+    }
+    if !snapshot.with(|involvement| involvement.removed).is_empty() {
+        actions.push(Action::Autoprobe { on: false });
+    }
+    let unbound = snapshot.with(|involvement| involvement.unbound);
+    let unbound = unbound.into_iter().filter(|(_, was)| was.driver.is_some());
+    actions.extend(unbound.map(|(function, _)| Action::Unbind { function }));
+    actions
 }
 
 impl<'a> Lowering<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, topology: &'a Topology) -> Self {
-        Self {
+    /// Lowers steps on the current host, after the first actions.
+    pub(super) fn of(snapshot: &'a Snapshot, now: &'a Topology, steps: &[Step]) -> Self {
+        let mut lowering = Self {
             snapshot,
-            topology,
-            then: snapshot.renamed(topology),
-            model: GroupModel::as_found(topology, &Kernel::of(topology)),
+            then: snapshot.renamed(now),
+            model: GroupModel::as_found(now, &Kernel::of(now)),
             removed: BTreeSet::new(),
-            actions: Vec::new(),
-        }
+            actions: prepare(snapshot),
+        };
+        steps.iter().for_each(|step| lowering.step(step));
+        lowering
     }
 
     pub(super) fn finish(self) -> Vec<Action> {
         self.actions
     }
 
-    /// The first actions: unplug and unbind devices, and disable autoprobe.
-    pub(super) fn prepare(&mut self) {
-        let devices = self.snapshot.assigned.clone();
-        if !devices.is_empty() {
-            self.actions.push(Action::Unplug { devices });
-        }
-        if !self
-            .snapshot
-            .with(|involvement| involvement.removed)
-            .is_empty()
-        {
-            self.actions.push(Action::Autoprobe { on: false });
-        }
-        let unbound = self.snapshot.with(|involvement| involvement.unbound);
-        let unbound = unbound.into_iter().filter(|(_, was)| was.driver.is_some());
-        self.actions
-            .extend(unbound.map(|(function, _)| Action::Unbind { function }));
+    /// The groups after the steps.
+    pub(super) fn groups(&self) -> Groups {
+        self.model.groups()
     }
 
     fn then(&self, function: Sbdf) -> Sbdf {
@@ -121,13 +96,16 @@ impl<'a> Lowering<'a> {
         self.snapshot.functions.get(&self.then(function))
     }
 
-    pub(super) fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &Step) {
         match step {
             // Actions before and after all steps do this.
             Step::Unplug { .. } | Step::Replug { .. } => {}
             Step::KeepAwake { ports } => {
                 for port in ports {
-                    self.actions.push(keep_awake(self.then(*port)));
+                    self.actions.push(Action::Attributes {
+                        function: self.then(*port),
+                        values: BTreeMap::from([(POWER.to_owned(), "on".to_owned())]),
+                    });
                 }
             }
             Step::SetAcs { port, from, to, .. } => {
@@ -151,24 +129,24 @@ impl<'a> Lowering<'a> {
             }
             Step::Remove { functions } => {
                 for function in functions {
-                    self.removed.insert(*function);
-                    let below = self.topology.descendants(*function);
-                    self.removed.extend(below.map(|f| f.sbdf()));
+                    let topology = self.model.topology();
+                    self.removed.extend(topology.with_descendants(*function));
                     self.actions.push(Action::Remove {
                         function: self.then(*function),
                     });
                 }
             }
             Step::Rescan { below } => {
-                let bridges = below.iter().map(|bridge| self.then(*bridge));
-                let rescans: Vec<Action> = bridges.map(|below| Action::Rescan { below }).collect();
-                self.actions.extend(rescans);
+                for bridge in below {
+                    let below = self.then(*bridge);
+                    self.actions.push(Action::Rescan { below });
+                }
                 let found = std::mem::take(&mut self.removed);
                 let found = found.into_iter().map(|f| self.then(f)).collect();
                 self.actions.extend(bind_bridges(self.snapshot, &found));
             }
             Step::CheckGroups { expect } => {
-                let check = self.check(expect);
+                let check = self.check(expect.iter());
                 self.actions.push(check);
             }
         }
@@ -176,7 +154,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Checks the groups, and the registers of the recorded ports as the model has them.
-    fn check(&self, groups: &[Vec<Sbdf>]) -> Action {
+    fn check<'g>(&self, groups: impl Iterator<Item = &'g Vec<Sbdf>>) -> Action {
         let group = |group: &Vec<Sbdf>| {
             let mut group: Vec<Sbdf> = group.iter().map(|f| self.then(*f)).collect();
             group.sort_unstable();
@@ -189,16 +167,9 @@ impl<'a> Lowering<'a> {
             Some((*then, self.model.acs_control(*now).filter(|_| involvement)?))
         });
         Action::Check {
-            groups: groups.iter().map(group).collect(),
+            groups: groups.map(group).collect(),
             words: words.collect::<BTreeMap<Sbdf, AcsBits>>(),
         }
-    }
-}
-
-fn keep_awake(function: Sbdf) -> Action {
-    Action::Attributes {
-        function,
-        values: BTreeMap::from([(POWER.to_owned(), "on".to_owned())]),
     }
 }
 

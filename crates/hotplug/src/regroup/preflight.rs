@@ -2,134 +2,145 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{
-    DriverKind, Function, GroupModel, Groups, Kernel, Plan, RoutingModel, Sbdf, Step, Topology,
-    Warning,
-};
+use iommu_group::assignment::{self, Exposed};
+use iommu_group::policy::Consent;
+use iommu_group::{DriverKind, Function, Groups, Kernel, RoutingModel, Sbdf, Topology};
 
 use super::blocker::Blocker;
-use super::exposure::{GuestExposure, exposures};
-use super::forecast::fits;
+use super::forecast::Forecast;
 use super::holdings::Holdings;
 use super::host::HostError;
+use super::peers::ReplugPlan;
+use super::preview::Preview;
 use super::sysfs_ops::SysfsOps;
 use super::usage::{Mounts, Offers, VfioUsers, lockdown};
 use super::vmm::{ProposedDevices, VmDevice, Vmm, VmmError};
 
-/// Result of the checks: blockers, and the affected devices of virtual machines.
+/// Result of the checks.
 pub(super) struct Preflight {
-    pub(super) blockers: Vec<Blocker>,
-    pub(super) assigned: Vec<VmDevice>,
-    /// The other devices of virtual machines.
-    pub(super) staying: Vec<VmDevice>,
+    pub(super) forecast: Forecast,
     /// Functions that are exposed now because of the affected devices, accepted or not.
     pub(super) exposed: BTreeSet<Sbdf>,
-    /// Functions whose future exposure is accepted.
-    pub(super) expose: BTreeSet<Sbdf>,
 }
 
 impl Preflight {
+    /// Checks a plan. `accepted` are functions whose exposure is accepted for all plans.
     pub(super) fn of(
         ops: SysfsOps<'_>,
-        topology: &Topology,
-        plan: &Plan,
+        preview: &Preview<'_>,
         vmms: &[&dyn Vmm],
         accepted: &BTreeSet<Sbdf>,
     ) -> Result<Self, HostError> {
-        let kernel = Kernel::of(topology);
-        let mut blockers = against_plan(topology, &kernel, plan);
-        let fits = fits(&blockers);
+        let (topology, plan) = (preview.topology, preview.plan);
+        let mut blockers = preview.blockers.clone();
         blockers.extend(lockdown(ops.host()).map(|mode| Blocker::Lockdown { mode }));
-        if kernel.parameters.acs_override.is_some() {
+        if Kernel::of(topology).parameters.acs_override.is_some() {
             blockers.push(Blocker::AcsOverride);
         }
-        blockers.extend(odd_registers(topology, plan));
-        let touched = touched(topology, plan);
-        let mates = mates(topology, &kernel, plan, &touched, fits);
+        blockers.extend(odd_registers(preview));
+        let relevant = functions(topology, preview.touched_groups());
         let Holdings { assigned, silent } =
-            Holdings::query(vmms, |assigned| is_open(ops, topology, &mates, assigned))?;
+            Holdings::query(vmms, |assigned| is_open(ops, topology, &relevant, assigned))?;
         blockers.extend(silent);
+        let touched = functions(topology, preview.touched());
         blockers.extend(users(ops, topology, &touched, &assigned)?);
+        let found = (&RoutingModel::found(topology), &Groups::found(topology));
+        let exposed = exposed_in(found, &plan.unplug, &plan.options.expose, &assigned).into_iter();
+        let exposed = exposed.map(|(_, exposed)| exposed.exposure.function);
+        let exposed = exposed.collect();
         let mut expose = plan.options.expose.clone();
-        if fits {
-            let model = after(topology, plan);
-            blockers.extend(shared(&model, &assigned));
-            for exposed in exposed_in(&RoutingModel::of(&model), &model.groups(), plan, &assigned) {
-                let GuestExposure { vm, exposed } = exposed;
-                let function = exposed.exposure.function;
-                if accepted.contains(&function) {
-                    expose.insert(function);
-                } else if exposed.is_refused() && !is_objected(plan, function) {
-                    blockers.push(Blocker::Exposed {
-                        vm,
-                        exposure: exposed.exposure,
-                    });
+        if let Some(after) = &preview.after {
+            blockers.extend(shared(&after.groups, &assigned));
+            let then = (&after.routing, &after.groups);
+            for (vm, exposed) in exposed_in(then, &plan.unplug, &plan.options.expose, &assigned) {
+                let is_refused = exposed.is_refused();
+                let exposure = exposed.exposure;
+                if accepted.contains(&exposure.function) {
+                    expose.insert(exposure.function);
+                } else if is_refused && !preview.warns_of(exposure.function) {
+                    blockers.push(Blocker::Exposed { vm, exposure });
                 }
             }
         }
-        let (routing, groups) = (RoutingModel::found(topology), Groups::found(topology));
-        let exposed = exposed_in(&routing, &groups, plan, &assigned).into_iter();
-        let exposed = exposed
-            .map(|guest| guest.exposed.exposure.function)
-            .collect();
-        let (assigned, staying): (Vec<_>, Vec<_>) = assigned
+        let (unplug, staying): (Vec<_>, Vec<_>) = assigned
             .into_iter()
             .partition(|device| plan.unplug.contains(&device.function));
-        Ok(Self {
+        let mut forecast = Forecast {
             blockers,
-            assigned,
+            // If the plan was made for another host, the form of the devices is unknown.
+            plug: unplug.clone(),
+            unplug,
             staying,
-            exposed,
-            expose,
-        })
+            last_away_ms: None,
+        };
+        if let Some(after) = &preview.after {
+            let replug = ReplugPlan {
+                assigned: &forecast.unplug,
+                staying: &forecast.staying,
+                goals: &plan.goals,
+                groups: after.groups.groups(),
+                expose: &expose,
+            };
+            forecast.plug = replug.devices();
+            let refusals = refusals(vmms, preview, &after.routing, &forecast);
+            forecast.blockers.extend(refusals);
+        }
+        Ok(Self { forecast, exposed })
     }
 }
 
-/// The exposures that involve devices that are unplugged and plugged back.
+fn functions(topology: &Topology, at: BTreeSet<Sbdf>) -> Vec<&Function> {
+    let found = at.into_iter().filter_map(|at| topology.get(at));
+    found.collect()
+}
+
+/// The exposures that must be accepted by name and that involve devices that are unplugged and plugged back, with the
+/// names of their virtual machines. `accepted` are functions whose exposure is accepted in addition to the devices' own
+/// [`expose`](VmDevice::expose).
 fn exposed_in(
-    routing: &RoutingModel<'_>,
-    groups: &Groups,
-    plan: &Plan,
+    (routing, groups): (&RoutingModel<'_>, &Groups),
+    unplug: &BTreeSet<Sbdf>,
+    accepted: &BTreeSet<Sbdf>,
     assigned: &[VmDevice],
-) -> Vec<GuestExposure> {
-    let mut found = exposures(routing, groups, assigned, &plan.options.expose);
-    found.retain(|guest| {
-        let of_it = assigned.iter().filter(|device| device.vm == guest.vm);
-        let back = of_it.map(|device| device.function);
-        let back = back.filter(|function| plan.unplug.contains(function));
-        guest.exposed.exposure.involves(&back.collect())
-    });
+) -> Vec<(String, Exposed)> {
+    let mut guests: BTreeMap<&str, Vec<&VmDevice>> = BTreeMap::new();
+    for device in assigned {
+        guests.entry(&device.vm).or_default().push(device);
+    }
+    let mut found = Vec::new();
+    for (vm, devices) in guests {
+        let functions: BTreeSet<Sbdf> = devices.iter().map(|device| device.function).collect();
+        let back = functions.intersection(unplug).copied().collect();
+        let named: BTreeSet<&Sbdf> = devices.iter().flat_map(|device| &device.expose).collect();
+        let consent = |function| {
+            let is_accepted = named.contains(&function) || accepted.contains(&function);
+            is_accepted.then_some(Consent::Named)
+        };
+        let exposures = assignment::exposures(routing, groups, &functions, consent);
+        let relevant = exposures.into_iter().filter(|Exposed { exposure, .. }| {
+            exposure.needs_consent() && exposure.involves(&back)
+        });
+        found.extend(relevant.map(|exposed| (vm.to_owned(), exposed)));
+    }
     found
 }
 
-/// Whether the plan itself warns about the exposure of a function.
-fn is_objected(plan: &Plan, function: Sbdf) -> bool {
-    plan.objections.iter().any(|objection| match objection {
-        Warning::Exposes(exposure) => exposure.function == function,
-        _ => false,
-    })
-}
-
 /// Virtual machines that cannot take their devices back as planned, or whose memory the devices would not reach.
-pub(super) fn unwilling(
+fn refusals(
     vmms: &[&dyn Vmm],
-    topology: &Topology,
-    plan: &Plan,
-    replug: &[VmDevice],
-    staying: &[VmDevice],
+    preview: &Preview<'_>,
+    routing: &RoutingModel<'_>,
+    forecast: &Forecast,
 ) -> Vec<Blocker> {
-    let routing = RoutingModel::of(&after(topology, plan));
     let refused = |vmm: &&dyn Vmm| {
         let of_it = |device: &&VmDevice| device.vm == vmm.name();
-        if !replug.iter().any(|device| of_it(&device)) {
-            return None;
-        }
-        let back = replug.iter().filter(of_it);
+        let back = forecast.plug.iter().filter(of_it);
+        back.clone().next()?;
         let holes = |device: &VmDevice| (device.function, routing.memory_holes(device.function));
-        let devices = back.clone().chain(staying.iter().filter(of_it));
+        let devices = back.clone().chain(forecast.staying.iter().filter(of_it));
         let proposed = ProposedDevices {
             devices: &devices.cloned().collect::<Vec<_>>(),
-            routes: &plan.routes,
+            routes: &preview.plan.routes,
             holes: &back.map(holes).collect(),
         };
         match vmm.could_have(&proposed) {
@@ -154,37 +165,9 @@ pub(super) fn unwilling(
     vmms.iter().filter_map(refused).collect()
 }
 
-/// Blockers of the plan itself. The same goals must still result in the same plan, so everything that it depends on is
-/// unchanged.
-fn against_plan(topology: &Topology, kernel: &Kernel, plan: &Plan) -> Vec<Blocker> {
-    match Plan::make(topology, kernel, &plan.goals, &plan.options) {
-        Err(refusal) => refusal
-            .reasons
-            .iter()
-            .map(|reason| Blocker::Impossible {
-                reason: reason.to_string(),
-            })
-            .collect(),
-        Ok(now) if now != *plan => vec![Blocker::Stale],
-        Ok(now) => now
-            .objections
-            .into_iter()
-            .map(|objection| Blocker::Objection { objection })
-            .collect(),
-    }
-}
-
-/// The host as the plan leaves it.
-pub(super) fn after<'t>(topology: &'t Topology, plan: &Plan) -> GroupModel<'t> {
-    let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
-    plan.steps.iter().for_each(|step| step.apply(&mut model));
-    model
-}
-
 /// Groups that would contain devices of several virtual machines. Only one process at a time can open a group (linux
 /// 7.2 drivers/vfio/group.c: `vfio_group_fops_open()`), so all but one VM could not get their devices back.
-fn shared(model: &GroupModel<'_>, assigned: &[VmDevice]) -> Vec<Blocker> {
-    let groups = model.groups();
+fn shared(groups: &Groups, assigned: &[VmDevice]) -> Vec<Blocker> {
     let blocker = |group: &Vec<Sbdf>| {
         let here = assigned
             .iter()
@@ -200,24 +183,14 @@ fn shared(model: &GroupModel<'_>, assigned: &[VmDevice]) -> Vec<Blocker> {
     groups.groups().iter().filter_map(blocker).collect()
 }
 
-fn odd_registers(topology: &Topology, plan: &Plan) -> Vec<Blocker> {
-    let ports: BTreeSet<Sbdf> = plan
-        .steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => Some(*port),
-            _ => None,
-        })
-        .collect();
+/// The ports to write whose ACS control register is not at the standard place.
+fn odd_registers(preview: &Preview<'_>) -> Vec<Blocker> {
     let odd = |port: &Sbdf| {
-        let acs = topology.get(*port).and_then(|f| f.acs().registers());
-        acs.is_some_and(|acs| acs.dword_layout)
+        let acs = preview.topology.get(*port)?.acs().registers()?;
+        acs.dword_layout
+            .then_some(Blocker::OddRegister { port: *port })
     };
-    ports
-        .into_iter()
-        .filter(odd)
-        .map(|port| Blocker::OddRegister { port })
-        .collect()
+    preview.plan.written().iter().filter_map(odd).collect()
 }
 
 /// Users of functions, except the virtual machines that have `assigned`.
@@ -307,46 +280,6 @@ pub(super) fn is_open(
     Ok(false)
 }
 
-/// The affected functions, and those that would be in a group with them.
-fn mates<'t>(
-    topology: &'t Topology,
-    kernel: &Kernel,
-    plan: &Plan,
-    touched: &[&'t Function],
-    fits: bool,
-) -> Vec<&'t Function> {
-    let mut mates: BTreeSet<Sbdf> = touched.iter().map(|function| function.sbdf()).collect();
-    // A plan for another host does not predict groups.
-    if fits {
-        let mut model = GroupModel::as_found(topology, kernel);
-        plan.steps.iter().for_each(|step| step.apply(&mut model));
-        let partition = model.groups();
-        let groups = partition.groups().iter();
-        let with = groups.filter(|group| group.iter().any(|at| mates.contains(at)));
-        let with: Vec<Sbdf> = with.flatten().copied().collect();
-        mates.extend(with);
-    }
-    let mates = mates.into_iter();
-    mates.filter_map(|at| topology.get(at)).collect()
-}
-
-/// The functions that are unbound or removed.
-fn touched<'t>(topology: &'t Topology, plan: &Plan) -> Vec<&'t Function> {
-    let mut touched = plan.unplug.clone();
-    for step in &plan.steps {
-        if let Step::Remove { functions } = step {
-            for function in functions {
-                touched.insert(*function);
-                touched.extend(topology.descendants(*function).map(Function::sbdf));
-            }
-        }
-    }
-    touched
-        .into_iter()
-        .filter_map(|function| topology.get(function))
-        .collect()
-}
-
 /// The driver that must be unbound before the function can be removed; none if it can be removed at once.
 #[must_use]
 pub fn obstacle(function: &Function) -> Option<&str> {
@@ -360,5 +293,54 @@ fn is_idle(function: &Function) -> bool {
         DriverKind::Stub | DriverKind::Vfio => !function.is_bridge(),
         DriverKind::Unbound => true,
         DriverKind::Host => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu_group::{AcsBits, GroupModel};
+
+    use super::*;
+
+    const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
+
+    #[test]
+    fn exposures_are_listed_by_vm_with_their_acceptance() {
+        let topology = Topology::from_fixture(SWITCH).unwrap();
+        let mut model = GroupModel::as_found(&topology, &Kernel::of(&topology));
+        // The port above the third device does not redirect requests.
+        let port = "02:02.0".parse().unwrap();
+        model.set_acs_control(port, AcsBits::SV | AcsBits::UF);
+        let device = |vm: &str, function: &str, expose: &[&str]| VmDevice {
+            vm: vm.to_owned(),
+            id: function.to_owned(),
+            function: function.parse().unwrap(),
+            p2p: false,
+            domain: None,
+            expose: expose.iter().map(|at| at.parse().unwrap()).collect(),
+            slot: None,
+        };
+        let mut assigned = vec![
+            device("db", "06:00.0", &[]),
+            device("web", "03:00.0", &["03:00.0"]),
+        ];
+        let unplug = assigned.iter().map(|device| device.function).collect();
+        assigned.push(device("stays", "04:00.0", &[]));
+        let host = (&RoutingModel::of(&model), &model.groups());
+        let found = exposed_in(host, &unplug, &BTreeSet::new(), &assigned);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(vm, exposed)| {
+                let function = exposed.exposure.function;
+                (vm.as_str(), function.to_string(), exposed.consent.is_some())
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("db", "0000:06:00.0".to_owned(), false),
+                ("web", "0000:03:00.0".to_owned(), true)
+            ]
+        );
     }
 }

@@ -1,7 +1,6 @@
 //! A virtual machine of p2p-vmm, through the REST API.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +8,9 @@ use std::time::{Duration, Instant};
 use iommu_group::Sbdf;
 use serde::Deserialize;
 
-use super::vmm::{PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind};
+use super::vmm::{
+    PeerMappings, ProposedDevices, VmAddress, VmDevice, Vmm, VmmError, VmmKind, is_gone,
+};
 use vmm_api::{Client, ClientError, DeviceConfig, P2pMemory, P2pWindows, RemoveDevice};
 
 /// Interval of checks whether a device is gone.
@@ -124,41 +125,6 @@ impl RemoteVmm {
         let devices = info.config.devices.unwrap_or_default();
         Ok(devices.into_iter().filter_map(assigned).collect())
     }
-}
-
-/// Whether the VMM has ended, in contrast to a VMM that does not answer.
-pub(super) fn is_gone(error: &ClientError) -> bool {
-    match error {
-        ClientError::Connect { source, .. } => matches!(
-            source.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-        ),
-        ClientError::Broken { source, .. } => matches!(
-            source.kind(),
-            io::ErrorKind::UnexpectedEof
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::BrokenPipe
-        ),
-        ClientError::Descriptor { .. }
-        | ClientError::Late { .. }
-        | ClientError::Malformed { .. }
-        | ClientError::Refused { .. }
-        | ClientError::Failed { .. } => false,
-    }
-}
-
-/// An error and its causes on one line.
-pub(super) fn reason(error: &ClientError) -> String {
-    let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let chain = std::iter::successors(first, |error| error.source());
-    let words: Vec<String> = chain.map(ToString::to_string).collect();
-    in_one_line(&words.join(": "))
-}
-
-/// Joins the lines of a message, which are indented for a terminal.
-pub(super) fn in_one_line(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    lines.join("; ")
 }
 
 impl Vmm for RemoteVmm {

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_group::{
-    Function, Goals, GroupModel, Groups, Kernel, Plan, PlanOptions, Purpose, RoutePreference, Sbdf,
-    Step, Topology,
+    Function, Goals, Groups, Kernel, Plan, PlanOptions, Purpose, RoutePreference, Sbdf, Step,
+    Topology,
 };
 
 use super::action::Action;
 use super::difference::Difference;
-use super::lowering::{Lowering, Target, bind_bridges, restore_drivers};
+use super::lowering::{Lowering, Target, bind_bridges, prepare, restore_drivers};
 use super::saga_state::Round;
 use super::snapshot::Snapshot;
 use super::topology_path::TopologyPath;
@@ -97,9 +97,7 @@ fn is_possible(action: &Action, gone: &[Sbdf]) -> bool {
 
 /// Rescans for removed functions, with the recorded ACS of the ports.
 fn bring_back(snapshot: &Snapshot, now: &Topology, gone: &[Sbdf]) -> Vec<Action> {
-    let mut lowering = Lowering::new(snapshot, now);
-    lowering.prepare();
-    let mut actions = lowering.finish();
+    let mut actions = prepare(snapshot);
     actions.extend(old_words(snapshot, now));
     let bridges: BTreeSet<Sbdf> = gone
         .iter()
@@ -114,12 +112,10 @@ fn bring_back(snapshot: &Snapshot, now: &Topology, gone: &[Sbdf]) -> Vec<Action>
 /// The nearest existing bridge above a function, by its recorded address.
 fn nearest_above(snapshot: &Snapshot, now: &Topology, function: Sbdf) -> Option<Sbdf> {
     let topology_path = &snapshot.functions.get(&function)?.topology_path;
-    let above = snapshot.functions.iter().filter(|(_, was)| {
-        was.topology_path.root() == topology_path.root()
-            && was.topology_path != *topology_path
-            && topology_path.below().starts_with(was.topology_path.below())
-            && was.find(now).is_some()
-    });
+    let above = snapshot
+        .functions
+        .iter()
+        .filter(|(_, was)| topology_path.is_below(&was.topology_path) && was.find(now).is_some());
     let nearest = above.max_by_key(|(_, was)| was.topology_path.below().len());
     nearest.map(|(above, _)| *above)
 }
@@ -147,27 +143,14 @@ fn old_words(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
 
 /// The best candidate, on a model of the host, to restore the recorded groups.
 fn regroup(snapshot: &Snapshot, now: &Topology) -> Vec<Action> {
-    let kernel = Kernel::of(now);
     let wanted = old_groups(snapshot, now);
-    let is_device = |function: Sbdf| now.get(function).is_some_and(|f| !f.is_bridge());
-    let mut least = missed(&wanted, &Groups::found(now), is_device);
-    let mut best = None;
-    for steps in candidates(snapshot, now, &kernel, &wanted) {
-        let mut model = GroupModel::as_found(now, &kernel);
-        steps.iter().for_each(|step| step.apply(&mut model));
-        let missed = missed(&wanted, &model.groups(), is_device);
-        if missed < least {
-            (least, best) = (missed, Some(steps));
-        }
-    }
-    let Some(steps) = best else {
-        // If no candidate improves the groups, no device is unplugged for it.
-        return Vec::new();
-    };
-    let mut lowering = Lowering::new(snapshot, now);
-    lowering.prepare();
-    steps.iter().for_each(|step| lowering.step(step));
-    lowering.finish()
+    let missed = |groups: &Groups| missed(&wanted, groups, now);
+    let candidates = candidates(snapshot, now, &wanted).into_iter();
+    let lowered = candidates.map(|steps| Lowering::of(snapshot, now, &steps));
+    let best = lowered.min_by_key(|lowered| missed(&lowered.groups()));
+    // If no candidate improves the groups, no device is unplugged for it.
+    let best = best.filter(|best| missed(&best.groups()) < missed(&Groups::found(now)));
+    best.map_or_else(Vec::new, Lowering::finish)
 }
 
 /// The recorded groups of the existing functions, by current addresses.
@@ -186,20 +169,17 @@ fn old_groups(snapshot: &Snapshot, now: &Topology) -> Vec<Vec<Sbdf>> {
 
 /// Number of devices that are not in a group with the wanted devices, and number of functions that are not in a group with
 /// the wanted members. The first decides: the groups of ports do not affect isolation, and cannot always be restored.
-fn missed(
-    wanted: &[Vec<Sbdf>],
-    groups: &Groups,
-    is_device: impl Fn(Sbdf) -> bool,
-) -> (usize, usize) {
+fn missed(wanted: &[Vec<Sbdf>], groups: &Groups, now: &Topology) -> (usize, usize) {
+    let is_device = |function: &Sbdf| now.is_device(*function);
     let devices =
-        |group: &[Sbdf]| -> Vec<Sbdf> { group.iter().copied().filter(|f| is_device(*f)).collect() };
+        |group: &[Sbdf]| -> Vec<Sbdf> { group.iter().copied().filter(is_device).collect() };
     let members = wanted
         .iter()
         .flat_map(|group| group.iter().map(move |function| (group, *function)));
     let mut missed = (0, 0);
     for (group, function) in members {
         let found = groups.group_of(function).unwrap_or_default();
-        missed.0 += usize::from(is_device(function) && devices(found) != devices(group));
+        missed.0 += usize::from(is_device(&function) && devices(found) != devices(group));
         missed.1 += usize::from(found != group.as_slice());
     }
     missed
@@ -207,14 +187,9 @@ fn missed(
 
 /// Candidates to restore the recorded groups: remove and rescan once more with the recorded ACS, or a plan for the
 /// recorded groups.
-fn candidates(
-    snapshot: &Snapshot,
-    now: &Topology,
-    kernel: &Kernel,
-    wanted: &[Vec<Sbdf>],
-) -> Vec<Vec<Step>> {
+fn candidates(snapshot: &Snapshot, now: &Topology, wanted: &[Vec<Sbdf>]) -> Vec<Vec<Step>> {
     let mut candidates = vec![again(snapshot, now)];
-    let is_device = |function: &Sbdf| now.get(*function).is_some_and(|f| !f.is_bridge());
+    let is_device = |function: &Sbdf| now.is_device(*function);
     let partition = Groups::found(now);
     let mut goals = Goals::default();
     for group in wanted {
@@ -248,7 +223,7 @@ fn candidates(
             with: everybody.clone(),
         };
         // Only functions that the transaction has unplugged may be affected.
-        if let Ok(plan) = Plan::make(now, kernel, &goals, &options)
+        if let Ok(plan) = Plan::make(now, &Kernel::of(now), &goals, &options)
             && plan.unplug.iter().all(free)
         {
             candidates.push(plan.steps);
@@ -262,13 +237,7 @@ fn again(snapshot: &Snapshot, now: &Topology) -> Vec<Step> {
     let removed = snapshot.with(|involvement| involvement.removed);
     let is_top = |topology_path: &TopologyPath| {
         let mut others = removed.iter();
-        !others.any(|(_, other)| {
-            other.topology_path != *topology_path
-                && other.topology_path.root() == topology_path.root()
-                && topology_path
-                    .below()
-                    .starts_with(other.topology_path.below())
-        })
+        !others.any(|(_, other)| topology_path.is_below(&other.topology_path))
     };
     let tops: BTreeSet<Sbdf> = removed
         .iter()
@@ -303,4 +272,75 @@ fn again(snapshot: &Snapshot, now: &Topology) -> Vec<Step> {
     }
     steps.push(Step::Rescan { below });
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::identity::Identity;
+    use super::super::snapshot::{AcsState, FunctionState, Involvement};
+    use super::*;
+
+    /// Four drives, each in its own group.
+    const SWITCH: &str = include_str!("../../../../resources/topologies/switch-four-nvme.json");
+
+    fn sbdf(text: &str) -> Sbdf {
+        text.parse().unwrap()
+    }
+
+    /// A snapshot in which the first two drives and their ports, which were removed since, formed this group.
+    fn snapshot(now: &Topology, group: &[&str]) -> Snapshot {
+        let removed = ["02:00.0", "02:01.0", "03:00.0", "04:00.0"].map(sbdf);
+        let state = |function: &Function| {
+            let is_removed = removed.contains(&function.sbdf());
+            FunctionState {
+                topology_path: TopologyPath::of(now, function.sbdf()).unwrap(),
+                identity: Identity::of(function),
+                bridge: function.is_bridge(),
+                involvement: Involvement {
+                    removed: is_removed,
+                    unbound: is_removed && !function.is_bridge(),
+                    awake: function.is_bridge(),
+                    held: false,
+                },
+                driver: function.driver().map(str::to_owned),
+                driver_override: String::new(),
+                attributes: BTreeMap::new(),
+                rest: None,
+                acs: AcsState::of(function),
+            }
+        };
+        let functions = now.hierarchies([sbdf("03:00.0")]).into_iter();
+        let functions = functions.filter_map(|at| Some((at, state(now.get(at)?))));
+        Snapshot {
+            functions: functions.collect(),
+            groups: vec![group.iter().map(|text| sbdf(text)).collect()],
+            autoprobe: true,
+            assigned: Vec::new(),
+            exposed: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn devices_are_regrouped_even_if_ports_cannot_be() {
+        let now = Topology::from_fixture(SWITCH).unwrap();
+        // A rescan cannot get the third port into a group with the first two drives.
+        let then = snapshot(
+            &now,
+            &["02:00.0", "02:01.0", "02:02.0", "03:00.0", "04:00.0"],
+        );
+        let actions = regroup(&then, &now);
+        for function in ["02:00.0", "02:01.0"].map(sbdf) {
+            assert!(
+                actions.contains(&Action::Remove { function }),
+                "{actions:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn groups_that_differ_in_ports_only_are_left_alone() {
+        let now = Topology::from_fixture(SWITCH).unwrap();
+        let then = snapshot(&now, &["02:02.0", "03:00.0"]);
+        assert_eq!(regroup(&then, &now), []);
+    }
 }

@@ -69,7 +69,7 @@ pub(super) struct SagaState {
 
 /// A record that does not fit the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a record that cannot follow those before it")]
+#[error("the record is invalid after the records before it")]
 pub(super) struct InvalidRecord;
 
 impl SagaState {

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{
-    AcsBits, EgressVector, Function, GroupModel, Groups, Kernel, Plan, Sbdf, Step, Topology,
-};
+use iommu_group::{AcsBits, EgressVector, Function, Groups, Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::host::HostError;
 use super::identity::Identity;
+use super::preview::Preview;
 use super::sysfs_ops::{KEPT, SysfsOps};
 use super::topology_path::TopologyPath;
 use super::vmm::VmDevice;
@@ -112,32 +111,51 @@ pub struct AcsState {
     pub egress: Option<EgressVector>,
 }
 
+impl AcsState {
+    /// The registers of a port; `None` if it has none, or the function is not a port.
+    pub(super) fn of(function: &Function) -> Option<Self> {
+        let acs = function.acs().registers()?;
+        function.port_type().is_downstream().then(|| Self {
+            at: acs.control_offset(),
+            control: acs.control,
+            vector_at: acs.offset.saturating_add(EGRESS_VECTOR),
+            egress: acs.egress,
+        })
+    }
+}
+
 impl Snapshot {
     /// Records the state of a host before a plan is carried out. `rest` holds the original `power/control` of ports
     /// that an earlier transaction keeps awake.
     pub(super) fn take(
         ops: SysfsOps<'_>,
-        topology: &Topology,
-        plan: &Plan,
+        preview: &Preview<'_>,
         rest: &BTreeMap<Sbdf, String>,
         assigned: Vec<VmDevice>,
     ) -> Result<Self, HostError> {
-        let involved = Involved::of(plan, topology, rest);
+        let topology = preview.topology;
+        let (awake, held) = (preview.awake(), preview.held(rest));
+        let affected = preview.touched().into_iter().chain(awake.iter().copied());
         let mut functions = BTreeMap::new();
-        for function in concerned(topology, &involved) {
-            let sbdf = function.sbdf();
+        for sbdf in topology.hierarchies(affected) {
             let Some(topology_path) = TopologyPath::of(topology, sbdf) else {
                 continue;
             };
-            let involvement = involved.involvement(sbdf);
+            let Some(function) = topology.get(sbdf) else {
+                continue;
+            };
+            let involvement = Involvement {
+                removed: preview.removed.contains(&sbdf),
+                unbound: preview.plan.unplug.contains(&sbdf),
+                awake: awake.contains(&sbdf),
+                held: held.contains(&sbdf),
+            };
             let mut attributes = BTreeMap::new();
             for name in KEPT.into_iter().filter(|_| involvement.touched()) {
                 if let Some(value) = ops.attribute(sbdf, name)? {
                     attributes.insert(name.to_owned(), value);
                 }
             }
-            let port = function.port_type().is_downstream();
-            let acs = function.acs().registers().filter(|_| port);
             let was = FunctionState {
                 topology_path,
                 identity: Identity::of(function),
@@ -147,12 +165,7 @@ impl Snapshot {
                 driver_override: ops.driver_override(sbdf)?,
                 attributes,
                 rest: rest.get(&sbdf).cloned(),
-                acs: acs.map(|acs| AcsState {
-                    at: acs.control_offset(),
-                    control: acs.control,
-                    vector_at: acs.offset.saturating_add(EGRESS_VECTOR),
-                    egress: acs.egress,
-                }),
+                acs: AcsState::of(function),
             };
             functions.insert(sbdf, was);
         }
@@ -198,91 +211,4 @@ impl Snapshot {
             .filter_map(|(then, was)| Some((was.find(now)?, *then)))
             .collect()
     }
-}
-
-/// The functions that a plan affects.
-#[derive(Default)]
-struct Involved {
-    removed: BTreeSet<Sbdf>,
-    unbound: BTreeSet<Sbdf>,
-    awake: BTreeSet<Sbdf>,
-    held: BTreeSet<Sbdf>,
-}
-
-impl Involved {
-    fn of(plan: &Plan, topology: &Topology, rest: &BTreeMap<Sbdf, String>) -> Self {
-        let mut involved = Self {
-            unbound: plan.unplug.clone(),
-            held: held(plan, topology, rest),
-            ..Self::default()
-        };
-        for step in &plan.steps {
-            match step {
-                Step::KeepAwake { ports } => involved.awake.extend(ports),
-                Step::Remove { functions } => {
-                    for function in functions {
-                        involved.removed.insert(*function);
-                        let below = topology.descendants(*function);
-                        involved.removed.extend(below.map(Function::sbdf));
-                    }
-                }
-                Step::Unplug { .. }
-                | Step::SetAcs { .. }
-                | Step::SetEgress { .. }
-                | Step::Rescan { .. }
-                | Step::CheckGroups { .. }
-                | Step::Replug { .. } => {}
-            }
-        }
-        involved
-    }
-
-    fn involvement(&self, function: Sbdf) -> Involvement {
-        Involvement {
-            removed: self.removed.contains(&function),
-            unbound: self.unbound.contains(&function),
-            awake: self.awake.contains(&function),
-            held: self.held.contains(&function),
-        }
-    }
-}
-
-/// The ports that stay awake after a plan: the ports with an ACS control that this or an earlier plan has written and
-/// that the kernel would reset, and the ports above them.
-fn held(plan: &Plan, topology: &Topology, rest: &BTreeMap<Sbdf, String>) -> BTreeSet<Sbdf> {
-    let mut model = GroupModel::as_found(topology, &Kernel::of(topology));
-    plan.steps.iter().for_each(|step| step.apply(&mut model));
-    let written = plan.ports.iter().map(|change| change.port);
-    written
-        .chain(rest.keys().copied())
-        .filter(|port| model.acs_control(*port) != model.acs_control_if_set_up(*port))
-        .flat_map(|port| {
-            let above = topology.ancestors(port).map(Function::sbdf);
-            std::iter::once(port).chain(above)
-        })
-        .collect()
-}
-
-/// All functions below the root ports of the affected functions, root ports included.
-fn concerned<'t>(topology: &'t Topology, involved: &Involved) -> Vec<&'t Function> {
-    let all = involved
-        .removed
-        .iter()
-        .chain(&involved.unbound)
-        .chain(&involved.awake);
-    let roots: BTreeSet<Sbdf> = all
-        .map(|function| {
-            let top = topology.ancestors(*function).last();
-            top.map_or(*function, Function::sbdf)
-        })
-        .collect();
-    roots
-        .into_iter()
-        .flat_map(|root| {
-            topology
-                .get(root)
-                .into_iter()
-                .chain(topology.descendants(root))
-        })
-        .collect()
 }

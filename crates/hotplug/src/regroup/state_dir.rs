@@ -38,8 +38,8 @@ const LAST_NUMBER: u64 = 1_000_000_000_000;
 /// Time that a reader may hold the lock.
 const READ_TIME: Duration = Duration::from_secs(1);
 
-/// Interval of attempts to get the lock meanwhile.
-const READ_RETRY: Duration = Duration::from_millis(5);
+/// Interval of attempts to get a lock.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// A directory that survives reboots, such as `/var/lib/p2pctl`.
 #[derive(Debug, Clone)]
@@ -146,17 +146,8 @@ impl StateDir {
         // An existing lock file can be opened on a read-only file system.
         let file = File::open(&path).or_else(|_| File::create(&path));
         let file = file.map_err(StateError::io("open", &path))?;
-        let started = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(Errno::WOULDBLOCK) if started.elapsed() < READ_TIME => {
-                    thread::sleep(READ_RETRY);
-                }
-                Err(Errno::WOULDBLOCK) => return Err(StateError::Busy { path }),
-                Err(error) => return Err(StateError::io("lock", &path)(error.into())),
-            }
-        }
+        lock_within(&file, &path, READ_TIME)?;
+        Ok(Lock { _file: file })
     }
 
     fn change(
@@ -315,16 +306,14 @@ impl StateDir {
         Ok(finished)
     }
 
-    /// How long virtual machines were without their devices in the latest transaction that unplugged some.
-    pub(super) fn last_away(&self) -> Result<Option<Duration>, StateError> {
+    /// How long virtual machines were without their devices in the latest transaction that unplugged some, in
+    /// milliseconds.
+    pub(super) fn last_away_ms(&self) -> Result<Option<u64>, StateError> {
         /// Number of transactions to search.
         const LAST: usize = 16;
-        for finished in self.finished()?.iter().take(LAST) {
-            if let Some(away) = Journal::away(&finished.journal) {
-                return Ok(Some(away));
-            }
-        }
-        Ok(None)
+        let finished = self.finished()?;
+        let mut last = finished.iter().take(LAST);
+        Ok(last.find_map(|finished| Journal::away_ms(&finished.journal)))
     }
 
     /// The unfinished transaction.
@@ -378,6 +367,22 @@ impl StateDir {
             Ok(()) => Ok((false, Some(file))),
             Err(Errno::WOULDBLOCK) => Ok((true, None)),
             Err(error) => Err(StateError::io("lock", &path)(error.into())),
+        }
+    }
+}
+
+/// Takes the lock of a file. Fails if it is held for longer than `patience`.
+pub(super) fn lock_within(file: &File, path: &Path, patience: Duration) -> Result<(), StateError> {
+    let started = Instant::now();
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < patience => thread::sleep(RETRY),
+            Err(Errno::WOULDBLOCK) => {
+                let path = path.to_owned();
+                return Err(StateError::Busy { path });
+            }
+            Err(error) => return Err(StateError::io("lock", path)(error.into())),
         }
     }
 }

@@ -319,7 +319,7 @@ impl<'h> SysfsOps<'h> {
     pub(super) fn acs_control(self, port: Sbdf, at: u16) -> Result<AcsBits, HostError> {
         let mut word = [0; 2];
         self.read_config(port, at, &mut word)?;
-        Ok(AcsBits::from_bits(u16::from_le_bytes(word)))
+        Ok(AcsBits::from_bits_retain(u16::from_le_bytes(word)))
     }
 
     /// Writes an ACS control register and reads it back.
@@ -335,12 +335,7 @@ impl<'h> SysfsOps<'h> {
         self.write_config(port, at, &bits.bits().to_le_bytes())?;
         let found = self.acs_control(port, at)?;
         if found != bits {
-            return Err(HostError::Register {
-                function: port,
-                register: "ACS control",
-                expected: format!("{bits:04x}"),
-                found: format!("{found:04x}"),
-            });
+            return Err(HostError::acs_control(port, bits, found));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use iommu_group::{Function, Sbdf, Topology};
+use iommu_group::{Sbdf, Topology};
 use serde::{Deserialize, Serialize};
 
 /// The path to a function from its root bus: the function on the root bus, then device and function numbers below each
@@ -24,9 +24,7 @@ impl TopologyPath {
         if found.is_virtual() {
             return None;
         }
-        let mut way: Vec<Sbdf> = std::iter::once(function)
-            .chain(topology.ancestors(function).map(Function::sbdf))
-            .collect();
+        let mut way: Vec<Sbdf> = topology.with_ancestors(function).collect();
         let root = way.pop()?;
         way.reverse();
         Some(Self {
@@ -49,6 +47,11 @@ impl TopologyPath {
                 .sbdf();
         }
         Some(at)
+    }
+
+    /// Whether the path leads through a bridge at another path.
+    pub(super) fn is_below(&self, other: &Self) -> bool {
+        self != other && self.root == other.root && self.below.starts_with(&other.below)
     }
 
     /// The function on the root bus.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use iommu_group::{AcsSetting, Plan, Sbdf, Topology};
+use iommu_group::{AcsSetting, Plan, Sbdf};
 use serde::{Deserialize, Serialize};
 
 use super::acs_register::AcsRegister;
@@ -13,10 +13,11 @@ use super::action::Action;
 use super::blocker::{Blocker, Refusal};
 use super::difference::Difference;
 use super::error::RegroupError;
-use super::forecast::{Forecast, fits};
+use super::forecast::Forecast;
 use super::host::{Host, HostError};
 use super::lowering::program;
-use super::preflight::{Preflight, unwilling};
+use super::preflight::Preflight;
+use super::preview::Preview;
 use super::record::{Begin, Outcome, Record, VERSION};
 use super::snapshot::Snapshot;
 use super::state_dir::StateDir;
@@ -121,19 +122,18 @@ impl<'a> Regroup<'a> {
     /// Determines the effects that a plan would have now. Changes nothing.
     pub fn check(&self, plan: &Plan) -> Result<Forecast, RegroupError> {
         let topology = self.sysfs_ops().scan()?;
-        let mut preflight = self.preflight(&topology, plan)?;
-        preflight.blockers.splice(0..0, self.unfinished());
-        let mut forecast = Forecast::new(&topology, plan, preflight);
-        if fits(&forecast.blockers) {
-            let (plug, staying) = (&forecast.plug, &forecast.staying);
-            let unwilling = unwilling(self.vmms, &topology, plan, plug, staying);
-            forecast.blockers.extend(unwilling);
-        }
-        Ok(forecast.with_last(self.state.last_away()?))
+        let Preflight { forecast, .. } = self.preflight(&Preview::of(&topology, plan))?;
+        Ok(Forecast {
+            last_away_ms: self.state.last_away_ms()?,
+            ..forecast
+        })
     }
 
-    fn preflight(&self, topology: &Topology, plan: &Plan) -> Result<Preflight, HostError> {
-        Preflight::of(self.sysfs_ops(), topology, plan, self.vmms, &self.accepted)
+    fn preflight(&self, preview: &Preview<'_>) -> Result<Preflight, HostError> {
+        let mut preflight = Preflight::of(self.sysfs_ops(), preview, self.vmms, &self.accepted)?;
+        let blockers = &mut preflight.forecast.blockers;
+        blockers.splice(0..0, self.unfinished());
+        Ok(preflight)
     }
 
     pub(super) fn unfinished(&self) -> Vec<Blocker> {
@@ -149,25 +149,23 @@ impl<'a> Regroup<'a> {
         let lock = self.state.lock()?;
         let ops = self.sysfs_ops();
         let topology = ops.scan()?;
-        let preflight = self.preflight(&topology, plan)?;
-        let mut blockers = self.unfinished();
-        blockers.extend(preflight.blockers);
+        let preview = Preview::of(&topology, plan);
+        let Preflight { forecast, exposed } = self.preflight(&preview)?;
+        let Forecast {
+            blockers,
+            unplug,
+            plug,
+            ..
+        } = forecast;
         if !blockers.is_empty() {
             return Err(Refusal { blockers }.into());
         }
         let boot = ops.boot_id()?;
         let held = self.state.held(&boot)?;
-        let vms = addresses(self.vmms, &preflight.assigned);
-        let assigned = preflight.assigned;
-        let mut snapshot = Snapshot::take(ops, &topology, plan, &held.ports, assigned)?;
-        snapshot.exposed = preflight.exposed;
-        let expose = &preflight.expose;
-        let program = program(&snapshot, &topology, plan, &preflight.staying, expose);
-        let (replug, staying) = (&program.replug, &preflight.staying);
-        let blockers = unwilling(self.vmms, &topology, plan, replug, staying);
-        if !blockers.is_empty() {
-            return Err(Refusal { blockers }.into());
-        }
+        let vms = addresses(self.vmms, &unplug);
+        let mut snapshot = Snapshot::take(ops, &preview, &held.ports, unplug)?;
+        snapshot.exposed = exposed;
+        let program = program(&snapshot, &preview, plug);
         let begin = Begin {
             version: VERSION,
             id: String::new(),

@@ -1,14 +1,13 @@
 //! Interface to virtual machines.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use iommu_group::{MemoryHole, RouteChange, Sbdf};
 use serde::{Deserialize, Serialize};
-
-use super::remote::{is_gone, reason};
 use vmm_api::ClientError;
 
 /// A device of a virtual machine.
@@ -200,4 +199,39 @@ pub enum VmmError {
         /// The VMM's message.
         reason: String,
     },
+}
+
+/// Whether the VMM has ended, in contrast to a VMM that does not answer.
+pub(super) fn is_gone(error: &ClientError) -> bool {
+    match error {
+        ClientError::Connect { source, .. } => matches!(
+            source.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        ),
+        ClientError::Broken { source, .. } => matches!(
+            source.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+        ),
+        ClientError::Descriptor { .. }
+        | ClientError::Late { .. }
+        | ClientError::Malformed { .. }
+        | ClientError::Refused { .. }
+        | ClientError::Failed { .. } => false,
+    }
+}
+
+/// An error and its causes on one line.
+fn reason(error: &ClientError) -> String {
+    let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let chain = std::iter::successors(first, |error| error.source());
+    let words: Vec<String> = chain.map(ToString::to_string).collect();
+    in_one_line(&words.join(": "))
+}
+
+/// Joins the lines of a message, which are indented for a terminal.
+pub(super) fn in_one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    lines.join("; ")
 }

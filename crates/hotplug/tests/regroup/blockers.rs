@@ -122,8 +122,10 @@ fn mounts_swap_and_members_are_reported() {
         lines,
         [
             format!("{A}: nvme0n1p1 is mounted on /data (umount it, or leave {A} out)"),
-            format!("{A}: nvme0n1p2 is a part of dm-0 (take dm-0 down, or leave {A} out)"),
-            format!("{B}: nvme1n1 is swapped to (swapoff /dev/nvme1n1, or leave {B} out)"),
+            format!("{A}: nvme0n1p2 is part of dm-0 (stop dm-0, or leave {A} out)"),
+            format!(
+                "{B}: nvme1n1 is in use as swap space (swapoff /dev/nvme1n1, or leave {B} out)"
+            ),
         ]
     );
 }
@@ -228,8 +230,8 @@ fn devices_of_two_vms_do_not_get_into_one_group() {
     };
     let lines: Vec<String> = refusal.blockers.iter().map(ToString::to_string).collect();
     let wanted = format!(
-        "{A} (web) {B} (web) {C} (db) would be in one IOMMU group, which only one VM can open (leave the devices \
-         of the others out)"
+        "{A} (web) {B} (web) {C} (db) would be in one IOMMU group, which only one VM can open (leave out the \
+         devices of the other VMs)"
     );
     assert_eq!(lines, [wanted]);
     assert_eq!(bench.host.snapshot(), before);

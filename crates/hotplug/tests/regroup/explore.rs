@@ -208,7 +208,7 @@ impl Explorer {
         let gone = |at: &Sbdf| {
             let told = [
                 format!("{at} is gone"),
-                format!("another device is where {at} was"),
+                format!("{at} was replaced by another device"),
             ];
             remains.iter().any(|line| told.contains(line))
         };

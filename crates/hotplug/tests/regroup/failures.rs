@@ -75,8 +75,8 @@ fn a_vm_that_takes_no_device_back_is_reported() {
     assert_eq!(
         remains,
         [
-            format!("web does not have {A} back"),
-            format!("web does not have {B} back")
+            format!("{A} is not back in VM web"),
+            format!("{B} is not back in VM web")
         ]
     );
 }
@@ -98,7 +98,7 @@ fn a_vm_that_ends_meanwhile_does_not_stop_the_transaction() {
     assert_eq!(report.outcome, Outcome::New, "{}", brief(Some(&report)));
     assert_eq!(db.has(), [sbdf(C)]);
     let remains: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
-    assert_eq!(remains, [format!("web is gone; {A} is free")]);
+    assert_eq!(remains, [format!("VM web has ended; {A} is not assigned")]);
 }
 
 #[test]

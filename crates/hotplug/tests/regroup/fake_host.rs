@@ -295,7 +295,7 @@ impl FakeHost {
 
     /// Writes an ACS control register as another program would.
     pub(crate) fn meddle(&self, port: Sbdf, word: u16) {
-        let word = AcsBits::from_bits(word);
+        let word = AcsBits::from_bits_retain(word);
         self.state.borrow_mut().model.set_acs_control(port, word);
         self.link_groups();
     }
@@ -659,7 +659,7 @@ impl FakeHost {
                 let acs = topology.get(at).unwrap().acs().registers().unwrap();
                 assert_eq!(offset, u64::from(acs.control_offset()), "unexpected write");
                 let word = u16::from_le_bytes(bytes.try_into().unwrap());
-                let word = AcsBits::from_bits(word);
+                let word = AcsBits::from_bits_retain(word);
                 self.state.borrow_mut().model.set_acs_control(at, word);
                 self.link_groups();
             }

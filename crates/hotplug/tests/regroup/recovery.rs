@@ -179,7 +179,7 @@ fn a_journal_stays_open_until_every_device_is_back() {
     let remains: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
     assert_eq!(
         remains,
-        [A, B].map(|it| format!("web does not have {it} back"))
+        [A, B].map(|it| format!("{it} is not back in VM web"))
     );
     assert_eq!(bench.host.snapshot().differences(&before), [""; 0]);
     // The VM refuses the devices at first, and then takes them.

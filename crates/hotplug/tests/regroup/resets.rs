@@ -80,7 +80,7 @@ fn a_reset_that_hits_other_owners_is_refused_by_name() {
     assert!(
         lines
             .iter()
-            .any(|line| line.starts_with(&format!("{B} is not yours"))),
+            .any(|line| line.starts_with(&format!("{B} is not among the owned functions"))),
         "{lines:#?}"
     );
 }

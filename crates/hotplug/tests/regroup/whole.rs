@@ -223,7 +223,7 @@ fn a_stopped_transaction_is_undone_before_the_commit_and_completed_after_it() {
         assert_eq!(guest.has().len(), 2);
         assert_eq!(report.remains, []);
         if report.outcome == Outcome::Old {
-            assert_eq!(report.failure.unwrap().1, "told to stop");
+            assert_eq!(report.failure.unwrap().1, "stopped on request");
             assert_eq!(bench.host.snapshot(), before);
         }
         ends.push(report.outcome);

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Change, DeviceInfo, DomainName, Exposed, HostSnapshot, Reason, Refusal, UnsafeInterrupts,
+    Change, ContextKind, DeviceInfo, DomainName, Exposed, HostSnapshot, Reason, Refusal,
+    UnsafeInterrupts,
 };
 use crate::policy::share;
-use crate::{Placement, Route, Sbdf, Scope, Verdict};
+use crate::{Address, AddressRange, Gpa, MemoryHole, Placement, Route, Sbdf, Scope, Verdict};
 
 /// The devices requested for a VM.
 #[derive(Clone, Debug)]
@@ -20,15 +21,6 @@ pub struct AssignmentRequest<'a> {
     /// `Some` if the last device is added to a VM that has the others: the functions that the VM had before and does
     /// not have now.
     pub departed: Option<&'a BTreeSet<Sbdf>>,
-}
-
-/// What an IOMMU context maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ContextKind {
-    /// Guest memory only.
-    Isolated,
-    /// Guest memory and the BARs of the members: the context of a P2P domain.
-    P2p,
 }
 
 /// The devices of one VM, sorted into IOMMU contexts.
@@ -79,6 +71,28 @@ impl Assignment {
             })
         };
         Refusal::of(running.filter_map(change).collect())
+    }
+}
+
+impl DeviceInfo {
+    /// Checks that requests of the device reach existing guest memory. Memory that is added later is placed for it.
+    ///
+    /// # Errors
+    /// The [`Refusal`] names the first memory range that the requests do not reach, and the port that prevents it.
+    pub fn reaches_memory(
+        &self,
+        memory: impl IntoIterator<Item = AddressRange<Gpa>>,
+    ) -> Result<(), Refusal> {
+        let unreachable = memory.into_iter().find_map(|memory| {
+            let last = memory.end().value().checked_sub(1)?;
+            let hole = MemoryHole::worst(&self.holes, &(memory.start().value()..=last))?.clone();
+            Some(Reason::Memory {
+                sbdf: self.sbdf,
+                memory,
+                hole,
+            })
+        });
+        Refusal::of(unreachable.into_iter().collect())
     }
 }
 

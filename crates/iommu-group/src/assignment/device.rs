@@ -3,11 +3,12 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::{ContextKind, HostSnapshot, Reason, Refusal, UnsafeInterrupts};
+use super::host::windows;
+use super::{HostSnapshot, UnsafeInterrupts};
 use crate::policy::PolicyMatch;
 use crate::{
-    Address, AddressRange, Bar, Function, Gpa, GroupId, GroupMember, MemoryHole, Placement,
-    RoutingModel, Sbdf, Sysfs, SysfsError, Topology,
+    Address, Bar, GroupId, GroupMember, MemoryHole, Placement, RoutingModel, Sbdf, Sysfs,
+    SysfsError, Topology,
 };
 
 /// A function that is requested for a VM, with the facts about it that the check needs.
@@ -56,6 +57,15 @@ impl DomainName {
     }
 }
 
+/// What an IOMMU context maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextKind {
+    /// Guest memory only.
+    Isolated,
+    /// Guest memory and the BARs of the members: the context of a P2P domain.
+    P2p,
+}
+
 impl DeviceInfo {
     /// Reads the facts about the function at `path`. The path may be any alias of the function's directory. `host` was
     /// read from `sysfs`.
@@ -95,26 +105,6 @@ impl DeviceInfo {
         }
     }
 
-    /// Checks that requests of the device reach existing guest memory. Memory that is added later is placed for it.
-    ///
-    /// # Errors
-    /// The [`Refusal`] names the first memory range that the requests do not reach, and the port that prevents it.
-    pub fn reaches_memory(
-        &self,
-        memory: impl IntoIterator<Item = AddressRange<Gpa>>,
-    ) -> Result<(), Refusal> {
-        let unreachable = memory.into_iter().find_map(|memory| {
-            let last = memory.end().value().checked_sub(1)?;
-            let hole = MemoryHole::worst(&self.holes, &(memory.start().value()..=last))?.clone();
-            Some(Reason::Memory {
-                sbdf: self.sbdf,
-                memory,
-                hole,
-            })
-        });
-        Refusal::of(unreachable.into_iter().collect())
-    }
-
     /// The device as a member of its group.
     pub(super) fn member(&self) -> Option<&GroupMember> {
         self.members.iter().find(|m| m.sbdf == Some(self.sbdf))
@@ -125,11 +115,6 @@ fn bridges(topology: &Topology, sbdf: Sbdf) -> Vec<Vec<RangeInclusive<u64>>> {
     let mut bridges: Vec<_> = topology.ancestors(sbdf).map(windows).collect();
     bridges.reverse();
     bridges
-}
-
-pub(super) fn windows(bridge: &Function) -> Vec<RangeInclusive<u64>> {
-    let windows = bridge.windows().into_iter();
-    windows.flat_map(|w| w.memory_windows().cloned()).collect()
 }
 
 fn bus_addresses(topology: &Topology, sbdf: Sbdf) -> Vec<(u8, u64)> {

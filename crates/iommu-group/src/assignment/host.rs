@@ -3,10 +3,8 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::PairRules;
-use super::device::windows;
 use crate::policy::{Identity, Policy, PolicyMatch};
-use crate::{Host, PortType, Sbdf, Scope, Sysfs, SysfsError, Topology};
+use crate::{Function, Host, PortType, Sbdf, Sysfs, SysfsError, Topology};
 
 /// The functions of a host at one moment, and the policy of its operator.
 pub struct HostSnapshot {
@@ -55,12 +53,6 @@ impl HostSnapshot {
         &self.policy
     }
 
-    /// The rules for pairs of functions. With [`Scope::SameVm`] the groups of a pair may differ.
-    #[must_use]
-    pub fn pairs(&self, scope: Scope) -> PairRules<'_> {
-        PairRules::new(self, scope)
-    }
-
     /// Windows of all bridges on the root buses. They contain the bus addresses of every device of the host.
     #[must_use]
     pub fn bridge_windows(&self) -> Vec<RangeInclusive<u64>> {
@@ -84,4 +76,10 @@ impl HostSnapshot {
                 || self.topology.upstream(sbdf).is_none(),
         })
     }
+}
+
+/// The memory windows of a bridge.
+pub(super) fn windows(bridge: &Function) -> Vec<RangeInclusive<u64>> {
+    let windows = bridge.windows().into_iter();
+    windows.flat_map(|w| w.memory_windows().cloned()).collect()
 }

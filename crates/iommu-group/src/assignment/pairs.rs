@@ -12,16 +12,20 @@ pub struct PairRules<'h> {
     scope: Scope,
 }
 
-impl<'h> PairRules<'h> {
-    pub(super) fn new(host: &'h HostSnapshot, scope: Scope) -> Self {
-        Self {
-            host,
-            routing: RoutingModel::found(host.topology()),
-            groups: Groups::found(host.topology()),
+impl HostSnapshot {
+    /// The rules for pairs of functions. With [`Scope::SameVm`] the groups of a pair may differ.
+    #[must_use]
+    pub fn pairs(&self, scope: Scope) -> PairRules<'_> {
+        PairRules {
+            host: self,
+            routing: RoutingModel::found(self.topology()),
+            groups: Groups::found(self.topology()),
             scope,
         }
     }
+}
 
+impl<'h> PairRules<'h> {
     /// The routing model of the host.
     #[must_use]
     pub fn routing(&self) -> &RoutingModel<'h> {

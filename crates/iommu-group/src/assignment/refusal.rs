@@ -70,7 +70,7 @@ pub enum Reason {
     },
     /// Another function in the group is bound to a host driver.
     #[error(
-        "{sbdf} cannot leave the host alone: {neighbour} in its IOMMU group {group} is driven by {driver}\n       \
+        "{sbdf} cannot be assigned alone: {neighbour} in its IOMMU group {group} is bound to {driver}\n       \
          bind {neighbour} to vfio-pci as well, or unbind it from {driver}"
     )]
     Neighbour {
@@ -123,7 +123,7 @@ pub enum Reason {
     Interrupts(UnsafeInterrupts),
     /// The added device would need a change of a running device.
     #[error(
-        "{sbdf} runs, and {change} for the device that comes\n       \
+        "{sbdf} is in the VM already, and the added device requires {change}\n       \
          give both to the VM at one time: unplug {sbdf} first, or start the VM with both"
     )]
     Runs {
@@ -174,9 +174,9 @@ pub enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Hide => "its BARs would have to be taken from its peers",
-            Self::Show => "its BARs would have to be shown to its peers",
-            Self::Move => "its BARs would have to move",
+            Self::Hide => "hiding its BARs from its peers",
+            Self::Show => "showing its BARs to its peers",
+            Self::Move => "moving its BARs",
         })
     }
 }

@@ -1,7 +1,6 @@
 //! Access Control Services: how a port or function handles peer-to-peer requests.
 
 use std::fmt;
-use std::ops::{BitAnd, BitOr, BitXor, Not};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -15,120 +14,69 @@ mod setting;
 pub use egress::EgressVector;
 pub use setting::AcsSetting;
 
-/// A set of bits of the ACS control register (PCIe r6.0 §6.12, §7.7.11).
-///
-/// The capability register has the same bits in its low byte, except that bit 7 of the capability register indicates
-/// the enhanced controls. [`Display`](fmt::Display) writes the short names used by `lspci` and this project,
-/// [`LowerHex`](fmt::LowerHex) writes the register value; parsing accepts both.
-///
-/// ```
-/// use iommu_group::AcsBits;
-///
-/// let linux_default: AcsBits = "001d".parse()?;
-/// assert_eq!(linux_default.to_string(), "SV RR CR UF");
-/// assert_eq!("sv+uf".parse::<AcsBits>()?, AcsBits::SV | AcsBits::UF);
-/// assert_eq!(format!("{:04x}", linux_default & !AcsBits::REDIRECT), "0011");
-/// # Ok::<(), iommu_group::AcsBitsError>(())
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct AcsBits(u16);
+bitflags::bitflags! {
+    /// A set of bits of the ACS control register (PCIe r6.0 §6.12, §7.7.11).
+    ///
+    /// The capability register has the same bits in its low byte, except that bit 7 of the capability register
+    /// indicates the enhanced controls. [`Display`](fmt::Display) writes the short names used by `lspci` and this
+    /// project, [`LowerHex`](fmt::LowerHex) writes the register value; parsing accepts both.
+    ///
+    /// ```
+    /// use iommu_group::AcsBits;
+    ///
+    /// let linux_default: AcsBits = "001d".parse()?;
+    /// assert_eq!(linux_default.to_string(), "SV RR CR UF");
+    /// assert_eq!("sv+uf".parse::<AcsBits>()?, AcsBits::SV | AcsBits::UF);
+    /// assert_eq!(format!("{:04x}", linux_default & !AcsBits::REDIRECT), "0011");
+    /// # Ok::<(), iommu_group::AcsBitsError>(())
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+    pub struct AcsBits: u16 {
+        /// Source Validation: the requester ID must belong to a bus below the port.
+        const SV = 0x0001;
+        /// Translation Blocking: requests marked as translated are blocked.
+        const TB = 0x0002;
+        /// P2P Request Redirect: peer-to-peer requests are redirected upstream.
+        const RR = 0x0004;
+        /// P2P Completion Redirect: peer-to-peer completions without Relaxed Ordering are redirected upstream.
+        const CR = 0x0008;
+        /// Upstream Forwarding: requests and completions whose destination is their ingress port are forwarded
+        /// upstream.
+        const UF = 0x0010;
+        /// P2P Egress Control: a vector defines for each port whether peer-to-peer requests may go there.
+        const EC = 0x0020;
+        /// Direct Translated P2P: translated requests take the direct route even if RR or EC would redirect them.
+        const DT = 0x0040;
+        /// I/O Request Blocking (enhanced). In the capability register the bit means that the enhanced controls exist.
+        const IB = 0x0080;
+        /// Memory requests to the BARs of a downstream port: bit 8 blocks, bit 9 redirects (enhanced).
+        const DSP_MT = 0x0300;
+        /// Memory requests to the BARs of the upstream port: bit 10 blocks, bit 11 redirects (enhanced).
+        const USP_MT = 0x0c00;
+        /// Unclaimed Request Redirect (enhanced).
+        const UR = 0x1000;
+        /// The bits that Linux requires of every port on a path to regard functions as isolated (linux 7.2
+        /// drivers/iommu/iommu.c: `REQ_ACS_FLAGS`).
+        const REQUIRED = 0x001d;
+        /// The bits that keep requests or completions off the direct route (linux 7.2 drivers/pci/p2pdma.c:
+        /// `pci_bridge_has_acs_redir()`).
+        const REDIRECT = 0x002c;
+        /// The bits that `pci=config_acs=` may set (linux 7.2 drivers/pci/pci.c: `__pci_config_acs()`).
+        const CONFIGURABLE = 0x007f;
+
+        // All bits of the register are kept, named or not.
+        const _ = !0;
+    }
+}
 
 impl AcsBits {
     /// The empty set.
-    pub const NONE: Self = Self(0);
-    /// Source Validation: the requester ID must belong to a bus below the port.
-    pub const SV: Self = Self(0x0001);
-    /// Translation Blocking: requests marked as translated are blocked.
-    pub const TB: Self = Self(0x0002);
-    /// P2P Request Redirect: peer-to-peer requests are redirected upstream.
-    pub const RR: Self = Self(0x0004);
-    /// P2P Completion Redirect: peer-to-peer completions without Relaxed Ordering are redirected upstream.
-    pub const CR: Self = Self(0x0008);
-    /// Upstream Forwarding: requests and completions whose destination is their ingress port are forwarded upstream.
-    pub const UF: Self = Self(0x0010);
-    /// P2P Egress Control: a vector defines for each port whether peer-to-peer requests may go there.
-    pub const EC: Self = Self(0x0020);
-    /// Direct Translated P2P: translated requests take the direct route even if RR or EC would redirect them.
-    pub const DT: Self = Self(0x0040);
-    /// I/O Request Blocking (enhanced). In the capability register the bit means that the enhanced controls exist.
-    pub const IB: Self = Self(0x0080);
-    /// Memory requests to the BARs of a downstream port: bit 8 blocks, bit 9 redirects (enhanced).
-    pub const DSP_MT: Self = Self(0x0300);
-    /// Memory requests to the BARs of the upstream port: bit 10 blocks, bit 11 redirects (enhanced).
-    pub const USP_MT: Self = Self(0x0c00);
-    /// Unclaimed Request Redirect (enhanced).
-    pub const UR: Self = Self(0x1000);
-    /// The bits that Linux requires of every port on a path to regard functions as isolated (linux 7.2
-    /// drivers/iommu/iommu.c: `REQ_ACS_FLAGS`).
-    pub const REQUIRED: Self = Self(0x001d);
-    /// The bits that keep requests or completions off the direct route (linux 7.2 drivers/pci/p2pdma.c:
-    /// `pci_bridge_has_acs_redir()`).
-    pub const REDIRECT: Self = Self(0x002c);
-    /// The bits that `pci=config_acs=` may set (linux 7.2 drivers/pci/pci.c: `__pci_config_acs()`).
-    pub const CONFIGURABLE: Self = Self(0x007f);
-
-    /// Creates a set from register bits.
-    #[must_use]
-    pub const fn from_bits(bits: u16) -> Self {
-        Self(bits)
-    }
-
-    /// The register bits.
-    #[must_use]
-    pub const fn bits(self) -> u16 {
-        self.0
-    }
-
-    /// Whether the set contains all bits of `other`.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether the set contains any bit of `other`.
-    #[must_use]
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// Whether the set is empty.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
+    pub const NONE: Self = Self::empty();
 
     /// This set, with the bits in `mask` replaced by those of `value`.
     #[must_use]
     pub const fn with(self, mask: Self, value: Self) -> Self {
-        Self((self.0 & !mask.0) | (value.0 & mask.0))
-    }
-}
-
-impl BitOr for AcsBits {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitAnd for AcsBits {
-    type Output = Self;
-    fn bitand(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-}
-
-impl BitXor for AcsBits {
-    type Output = Self;
-    fn bitxor(self, other: Self) -> Self {
-        Self(self.0 ^ other.0)
-    }
-}
-
-impl Not for AcsBits {
-    type Output = Self;
-    fn not(self) -> Self {
-        Self(!self.0)
+        self.difference(mask).union(mask.intersection(value))
     }
 }
 
@@ -160,7 +108,7 @@ impl AcsBits {
 
 impl fmt::Display for AcsBits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut names = NAMES.iter().filter(|(_, bits)| self.0 & bits != 0);
+        let mut names = NAMES.iter().filter(|(_, bits)| self.bits() & bits != 0);
         match names.next() {
             None => f.write_str("none"),
             Some((first, _)) => {
@@ -173,20 +121,14 @@ impl fmt::Display for AcsBits {
 
 impl fmt::Debug for AcsBits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}", self.0)
-    }
-}
-
-impl fmt::LowerHex for AcsBits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::LowerHex::fmt(&self.0, f)
+        write!(f, "{self:04x}")
     }
 }
 
 /// An error for a text that is not a set of ACS bits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{part}` is no ACS control: want a register value such as 001d, or names such as SV+RR+CR+UF"
+    "`{part}` is not an ACS control: expected a register value such as 001d, or names such as SV+RR+CR+UF"
 )]
 pub struct AcsBitsError {
     /// The invalid part.
@@ -204,7 +146,7 @@ impl FromStr for AcsBits {
         // EC is the only name that consists of hexadecimal digits.
         if hexadecimal && !text.eq_ignore_ascii_case("ec") {
             return u16::from_str_radix(digits, 16)
-                .map(Self)
+                .map(Self::from_bits_retain)
                 .map_err(|_| AcsBitsError {
                     part: text.to_owned(),
                 });
@@ -222,14 +164,14 @@ impl FromStr for AcsBits {
                     part: part.to_owned(),
                 })?;
         }
-        Ok(Self(bits))
+        Ok(Self::from_bits_retain(bits))
     }
 }
 
 impl Serialize for AcsBits {
     /// The register value as four hexadecimal digits.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:04x}", self.0))
+        serializer.collect_str(&format_args!("{self:04x}"))
     }
 }
 
@@ -293,8 +235,8 @@ impl AcsRegisters {
         let at = |register: u16| offset.saturating_add(register);
         let capability = space.u16(at(acs::CAPABILITY))?;
         let [implemented, vector_size] = capability.to_le_bytes();
-        let capability = AcsBits(u16::from(implemented));
-        let control = AcsBits(space.u16(at(if dword_layout {
+        let capability = AcsBits::from_bits_retain(u16::from(implemented));
+        let control = AcsBits::from_bits_retain(space.u16(at(if dword_layout {
             acs::CONTROL_OF_DWORD_LAYOUT
         } else {
             acs::CONTROL
@@ -334,9 +276,13 @@ impl AcsRegisters {
 mod tests {
     use super::*;
 
+    fn bits(value: u16) -> AcsBits {
+        AcsBits::from_bits_retain(value)
+    }
+
     #[test]
     fn names_and_values() {
-        for (text, bits) in [
+        for (text, value) in [
             ("001d", 0x1d),
             ("0x1d", 0x1d),
             ("0", 0),
@@ -349,22 +295,22 @@ mod tests {
             ("ffff", 0xffff),
             ("UR+IB+DSP-MT-BLOCK+USP-MT-REDIR", 0x1980),
         ] {
-            assert_eq!(text.parse(), Ok(AcsBits(bits)), "{text}");
+            assert_eq!(text.parse(), Ok(bits(value)), "{text}");
         }
         for text in ["", "SV+", "XX", "1ffff", "-1", "0x", "1g"] {
             assert!(text.parse::<AcsBits>().is_err(), "{text}");
         }
-        assert_eq!(AcsBits(0x5f).to_string(), "SV TB RR CR UF DT");
-        assert_eq!(AcsBits(0).to_string(), "none");
-        assert_eq!(AcsBits(0x2201).to_string(), "SV DSP-MT-REDIR RSVD");
+        assert_eq!(bits(0x5f).to_string(), "SV TB RR CR UF DT");
+        assert_eq!(bits(0).to_string(), "none");
+        assert_eq!(bits(0x2201).to_string(), "SV DSP-MT-REDIR RSVD");
     }
 
     #[test]
     fn json_is_the_register_value() {
-        assert_eq!(serde_json::to_string(&AcsBits(0x1d)).unwrap(), "\"001d\"");
+        assert_eq!(serde_json::to_string(&bits(0x1d)).unwrap(), "\"001d\"");
         assert_eq!(
             serde_json::from_str::<AcsBits>("\"0011\"").unwrap(),
-            AcsBits(0x11)
+            bits(0x11)
         );
     }
 
@@ -378,8 +324,8 @@ mod tests {
     fn registers() {
         let registers =
             AcsRegisters::decode(&capability(&[0x5f, 0, 0x1d, 0]), 0x100, false).unwrap();
-        assert_eq!(registers.capability, AcsBits(0x5f));
-        assert_eq!(registers.control, AcsBits(0x1d));
+        assert_eq!(registers.capability, bits(0x5f));
+        assert_eq!(registers.control, bits(0x1d));
         assert_eq!(registers.egress, None);
         assert_eq!(registers.control_offset(), 0x106);
         assert!(!registers.enhanced());
@@ -389,7 +335,7 @@ mod tests {
     fn registers_of_intels_100_series() {
         let bytes = [0x1f, 0, 0, 0, 0x1d, 0, 0, 0];
         let registers = AcsRegisters::decode(&capability(&bytes), 0x100, true).unwrap();
-        assert_eq!(registers.control, AcsBits(0x1d));
+        assert_eq!(registers.control, bits(0x1d));
         assert_eq!(registers.control_offset(), 0x108);
     }
 

@@ -1,41 +1,12 @@
 //! Decoding of a configuration space.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use super::list::CapOffsets;
 use super::spec::{self, dvsec};
 use super::{
     Acs, AcsRegisters, AdvancedFeatures, Ari, Ats, ConfigError, ConfigSpace, Express, Header, Msi,
-    MsiX, PowerManagement, Sriov,
+    MsiX, PowerManagement, Sriov, Unreadable,
 };
-
 use crate::quirks::acs::has_dword_registers;
-
-/// Why part of a configuration space is unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "schema", schemars(rename = "Hidden"))]
-pub enum Unreadable {
-    /// Only the header is visible: the reader has no `CAP_SYS_ADMIN`.
-    Unprivileged,
-    /// The function does not respond: all bits read as one, or nothing could be read.
-    Unreachable,
-    /// The bytes end before the end of the capability.
-    Truncated,
-}
-
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unprivileged => "not readable without root",
-            Self::Unreachable => "the function does not answer",
-            Self::Truncated => "its configuration space was cut short",
-        })
-    }
-}
 
 /// Decoded configuration space. Decoding never fails: missing or invalid parts are left out. `faults` lists the parts
 /// that should exist.

@@ -1,19 +1,19 @@
 //! The two linked lists of capabilities.
 
-use std::fmt;
-
 use super::ConfigSpace;
 use super::spec::{self, cap, ext, header};
 
 /// An error in a configuration space, found while reading it. The affected part is skipped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 pub enum ConfigError {
     /// A list of capabilities is a loop or is longer than the space allows.
+    #[error("the list of capabilities at {at:#05x} has no end")]
     Endless {
         /// Offset at which the search stopped.
         at: u16,
     },
     /// A list of capabilities points into the header or to another place where no capability can be.
+    #[error("the capability at {at:#05x} points to {to:#05x}, which is not a valid offset")]
     StrayPointer {
         /// Offset of the capability, or of the pointer in the header, that has the pointer.
         at: u16,
@@ -21,25 +21,11 @@ pub enum ConfigError {
         to: u16,
     },
     /// A capability is outside of the readable bytes although all bytes should be readable.
+    #[error("the capability at {at:#05x} could not be read")]
     Truncated {
         /// Offset of the capability.
         at: u16,
     },
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Endless { at } => write!(f, "the list of capabilities at {at:#05x} has no end"),
-            Self::StrayPointer { at, to } => {
-                write!(
-                    f,
-                    "the capability at {at:#05x} points to {to:#05x}, where none can be"
-                )
-            }
-            Self::Truncated { at } => write!(f, "the capability at {at:#05x} could not be read"),
-        }
-    }
 }
 
 /// Offsets of the capabilities that this crate uses, 0 if absent. As in Linux, the first capability of each kind is

@@ -2,9 +2,34 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::spec;
 
-///
+/// Why part of a configuration space is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", schemars(rename = "Hidden"))]
+pub enum Unreadable {
+    /// Only the header is visible: the reader has no `CAP_SYS_ADMIN`.
+    Unprivileged,
+    /// The function does not respond: all bits read as one, or nothing could be read.
+    Unreachable,
+    /// The bytes end before the end of the capability.
+    Truncated,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unprivileged => "not readable without root",
+            Self::Unreachable => "the function does not answer",
+            Self::Truncated => "its configuration space is truncated",
+        })
+    }
+}
+
 /// The bytes read from a function's configuration space.
 ///
 /// Linux shows 64 bytes to a reader without `CAP_SYS_ADMIN` (128 for a CardBus bridge), otherwise 256 or 4096 (linux

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::bus_index::BusIndex;
-use super::isolation::{AcsDeficiency, lack};
-use super::model::Uncertainty;
+use super::isolation::lack;
 use super::node::{LocalGroup, Node, Passes};
-use super::reason::Reason;
+use super::reason::{AcsDeficiency, Reason, Uncertainty};
 use crate::config::{PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::topology::FunctionId;

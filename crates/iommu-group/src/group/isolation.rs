@@ -1,47 +1,10 @@
 //! Whether Linux regards a function as isolating.
 
-use std::fmt;
-
-use serde::Serialize;
-
 use super::node::Node;
+use super::reason::AcsDeficiency;
 use crate::config::{AcsBits, PortType, Unreadable};
 use crate::kernel::Kernel;
 use crate::quirks::acs::AcsRule;
-
-/// Why Linux does not regard a function as isolating.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AcsDeficiency {
-    /// The function has no ACS capability.
-    NoAcs,
-    /// The ACS capability exists, but these bits of the control register are clear.
-    Off(AcsBits),
-    /// The function is conventional PCI: devices on its bus can observe each other's requests.
-    Conventional,
-    /// The function is a bridge between PCI Express and PCI, which cannot have ACS.
-    Bridge,
-    /// The function is an event collector, which cannot have ACS.
-    EventCollector,
-    /// A quirk of Linux marks this device as not isolating.
-    Quirk(&'static str),
-    /// The registers could not be read; the result is uncertain.
-    Unreadable(Unreadable),
-}
-
-impl fmt::Display for AcsDeficiency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoAcs => f.write_str("has no ACS"),
-            Self::Off(bits) => write!(f, "has ACS {bits} switched off"),
-            Self::Conventional => f.write_str("is conventional PCI, which has no ACS"),
-            Self::Bridge => f.write_str("is a bridge to conventional PCI, which cannot have ACS"),
-            Self::EventCollector => f.write_str("is an event collector, which cannot have ACS"),
-            Self::Quirk(why) => write!(f, "is never trusted: {why}"),
-            Self::Unreadable(hidden) => write!(f, "is not known: {hidden}"),
-        }
-    }
-}
 
 /// The reason why Linux does not regard a function as isolating, if any. An isolating function has all bits of
 /// [`AcsBits::REQUIRED`] that it implements (linux 7.2 drivers/pci/pci.c: `pci_acs_enabled()`).

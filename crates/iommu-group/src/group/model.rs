@@ -1,13 +1,13 @@
 //! Model of the kernel's IOMMU groups that supports changes and queries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bus_index::BusIndex;
 use super::find::GroupFinder;
 use super::groups::Groups;
 use super::node::{LocalGroup, Node};
-use super::reason::Reason;
-use crate::config::{AcsBits, EgressVector, Unreadable};
+use super::reason::{Reason, Uncertainty};
+use crate::config::{AcsBits, EgressVector};
 use crate::kernel::Kernel;
 use crate::topology::FunctionId;
 use crate::{Sbdf, Topology};
@@ -20,15 +20,6 @@ pub enum Firmware {
     Cleared,
     /// The current content.
     AsFound,
-}
-
-/// An unknown fact that a computed group depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Uncertainty {
-    /// The type or the ACS capability of the function could not be read.
-    Unreadable(Unreadable),
-    /// The device stores its requester IDs in its own memory (Switchtec non-transparent bridges).
-    AliasesInDeviceMemory,
 }
 
 /// A model of the kernel's IOMMU groups and of the ACS registers. It computes groups when functions are added, and
@@ -269,6 +260,14 @@ impl<'t> GroupModel<'t> {
                 self.add(id);
             }
         }
+    }
+
+    /// The model after a removal of functions and a scan.
+    #[must_use]
+    pub(crate) fn readded(mut self, functions: &BTreeSet<Sbdf>) -> Self {
+        functions.iter().for_each(|function| self.remove(*function));
+        self.rescan();
+        self
     }
 
     /// The reason for the group that a function would get if only this function were removed and added again now.

@@ -45,7 +45,7 @@ impl Kernel {
         let found = subject.control;
         let mut defaults = AcsBits::REQUIRED;
         if self.parameters.no_ats {
-            defaults = defaults | AcsBits::TB;
+            defaults |= AcsBits::TB;
         }
         // Root ports with doubleword registers get the same bits through device-specific code. Root ports without a
         // capability use device-specific registers, which are not set here.
@@ -134,7 +134,10 @@ fn flag_bits(flags: &str) -> Option<(AcsBits, AcsBits)> {
             _ => return None,
         }
     }
-    Some((AcsBits::from_bits(mask), AcsBits::from_bits(value)))
+    Some((
+        AcsBits::from_bits_retain(mask),
+        AcsBits::from_bits_retain(value),
+    ))
 }
 
 #[cfg(test)]

@@ -32,9 +32,7 @@ impl Planner<'_> {
                 .collect();
             let mut trial = self.model.clone();
             trial.set_acs_control(port, bits);
-            children.iter().for_each(|child| trial.remove(*child));
-            trial.rescan();
-            if trial.groups() == self.model.groups() {
+            if trial.readded(&children).groups() == self.model.groups() {
                 self.set_acs_word(port, bits, Purpose::Asked);
                 continue;
             }

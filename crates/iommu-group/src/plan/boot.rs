@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::PortChange;
 use super::planner::Planner;
 use crate::config::AcsBits;
-use crate::kernel::Kernel;
 use crate::{Firmware, Function, GroupModel, Sbdf};
 
 /// The kernel argument that has the effect most similar to a plan, for machines that should boot in this state.
@@ -33,7 +32,8 @@ impl Planner<'_> {
             .collect();
         words.extend(&self.opened);
         // ACS control that the kernel would set anyway needs no argument.
-        let usual = GroupModel::booted(self.topology, self.kernel, Firmware::Cleared);
+        let kernel = self.model.kernel();
+        let usual = GroupModel::booted(self.topology, kernel, Firmware::Cleared);
         words.retain(|port, word| usual.acs_control(*port) != Some(*word));
         if words.is_empty() {
             return None;
@@ -42,9 +42,9 @@ impl Planner<'_> {
             .iter()
             .map(|(port, word)| format!("{}@{}", self.flags(*port, *word), self.path(*port)))
             .collect();
-        entries.extend(self.kernel.parameters.config_acs.clone());
+        entries.extend(kernel.parameters.config_acs.clone());
         let value = entries.join(";");
-        let mut kernel: Kernel = self.kernel.clone();
+        let mut kernel = kernel.clone();
         kernel.parameters.config_acs = Some(value.clone());
         let booted = GroupModel::booted(self.topology, &kernel, Firmware::Cleared);
         let mut sets = self.goals.join.iter();
@@ -81,7 +81,7 @@ impl Planner<'_> {
         (0..7_u16)
             .rev()
             .map(|shift| {
-                let bit = AcsBits::from_bits(1 << shift);
+                let bit = AcsBits::from_bits_retain(1 << shift);
                 match (implemented.contains(bit), word.contains(bit)) {
                     (false, _) => 'x',
                     (true, true) => '1',
@@ -93,9 +93,7 @@ impl Planner<'_> {
 
     /// The path of a port from its root bus. Bus numbers below the root bus may change at the next boot.
     fn path(&self, port: Sbdf) -> String {
-        let mut chain: Vec<Sbdf> = std::iter::once(port)
-            .chain(self.topology.ancestors(port).map(Function::sbdf))
-            .collect();
+        let mut chain: Vec<Sbdf> = self.topology.with_ancestors(port).collect();
         let top = chain.pop().unwrap_or(port);
         let mut path = top.to_string();
         for below in chain.iter().rev() {

@@ -73,9 +73,9 @@ impl fmt::Display for Transient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let off = self.from & !self.to;
         f.write_str(if off.contains(AcsBits::RR) {
-            "request redirect off; nothing is alive below"
+            "request redirect off; no device below is active"
         } else if off.contains(AcsBits::UF) {
-            "upstream forwarding off; requests that turn around there are lost for the moment"
+            "upstream forwarding off; requests that turn around there are lost during the rescan"
         } else {
             "completion redirect off; requests stay redirected"
         })

@@ -14,7 +14,7 @@ pub enum PlanError {
     #[error("not a plan: {0}")]
     Json(#[from] serde_json::Error),
     /// The document has another format.
-    #[error("not a plan: its format is `{found}`, want `{FORMAT}`")]
+    #[error("not a plan: its format is `{found}`, expected `{FORMAT}`")]
     Format {
         /// The format that the document names.
         found: String,

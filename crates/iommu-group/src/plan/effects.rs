@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::diff::{GroupChange, PortChange, RouteChange};
 use super::direct_route::pairs;
 use super::planner::Planner;
-use super::{Infeasible, Plan, Refusal, RoutePreference, Step, Warning};
+use super::{Infeasible, Plan, Preview, Refusal, RoutePreference, Step, Warning};
 use crate::config::AcsBits;
 use crate::{
     Exposure, Function, IsolationHole, PortType, Route, RoutingModel, Sbdf, UntranslatedReach,
@@ -14,9 +14,9 @@ use crate::{
 /// Two ports beside each other, and how certain it is that the first lets requests to the second go directly.
 type Opened = (Sbdf, Sbdf, UntranslatedReach);
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// Assembles the plan.
-    pub(super) fn finish(mut self) -> Result<Plan, Refusal> {
+    pub(super) fn finish(mut self) -> Result<Preview<'a>, Refusal> {
         self.check_goals()?;
         let before = RoutingModel::of(&self.before);
         let after = RoutingModel::of(&self.model);
@@ -38,9 +38,9 @@ impl Planner<'_> {
         objections.extend(self.not_apart(&leaks));
         let boot = self.boot_argument(&ports);
         self.frame(&unplug);
-        Ok(Plan {
+        let plan = Plan {
             goals: self.goals,
-            options: self.options.clone(),
+            options: self.options,
             objections,
             unplug,
             steps: self.steps,
@@ -52,7 +52,9 @@ impl Planner<'_> {
             leaks,
             lost,
             boot,
-        })
+        };
+        let after = self.model;
+        Ok(Preview { plan, after })
     }
 
     /// Warnings for functions that should be isolated and that still have isolation holes in the end.
@@ -109,10 +111,7 @@ impl Planner<'_> {
         let written: BTreeSet<Sbdf> = self
             .steps
             .iter()
-            .filter_map(|step| match step {
-                Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => Some(*port),
-                _ => None,
-            })
+            .filter_map(Step::written)
             .chain(self.removed.iter().copied())
             .filter(|port| self.port_acs(*port).is_some())
             .collect();
@@ -122,19 +121,13 @@ impl Planner<'_> {
                 .topology
                 .upstream(port)
                 .filter(|above| above.port_type() == PortType::SwitchUpstream);
-            let neighbours: Vec<Sbdf> = match inside {
-                Some(switch) => self
-                    .topology
-                    .children(switch.sbdf())
-                    .map(Function::sbdf)
-                    .collect(),
-                None => self
-                    .topology
-                    .root_bus(port)
-                    .into_iter()
-                    .flat_map(|root| self.topology.on_root_bus(root))
-                    .map(Function::sbdf)
-                    .collect(),
+            let neighbours: Vec<&Function> = match inside {
+                Some(switch) => self.topology.children(switch.sbdf()).collect(),
+                None => {
+                    let root = self.topology.root_bus(port).into_iter();
+                    root.flat_map(|root| self.topology.on_root_bus(root))
+                        .collect()
+                }
             };
             let implements = self
                 .port_acs(port)
@@ -147,6 +140,7 @@ impl Planner<'_> {
             found.extend(
                 neighbours
                     .into_iter()
+                    .map(Function::sbdf)
                     .filter(|other| *other != port && implements)
                     .filter(|other| {
                         open.goes_straight(port, *other) && !closed.goes_straight(port, *other)
@@ -159,9 +153,8 @@ impl Planner<'_> {
 
     /// The devices that have to be released: those that are removed, and those whose requests take another route.
     fn unplugged(&self, newly_open: &[Opened], newly_closed: &[Opened]) -> BTreeSet<Sbdf> {
-        let is_device =
-            |function: &Sbdf| self.topology.get(*function).is_some_and(|f| !f.is_bridge());
-        let mut unplug: BTreeSet<Sbdf> = self.removed.iter().copied().filter(is_device).collect();
+        let removed = self.removed.iter().copied();
+        let mut unplug: BTreeSet<Sbdf> = removed.filter(|f| self.topology.is_device(*f)).collect();
         for (port, other, _) in newly_open.iter().chain(newly_closed) {
             if self.devices_at(*other).next().is_some() {
                 unplug.extend(self.devices_below(*port));
@@ -178,14 +171,8 @@ impl Planner<'_> {
 
     /// The devices at a position beside a port: below another port, or a function there.
     fn devices_at(&self, place: Sbdf) -> impl Iterator<Item = Sbdf> {
-        let itself = self
-            .topology
-            .get(place)
-            .filter(|function| !function.is_bridge());
-        itself
-            .map(Function::sbdf)
-            .into_iter()
-            .chain(self.devices_below(place))
+        let itself = Some(place).filter(|place| self.topology.is_device(*place));
+        itself.into_iter().chain(self.devices_below(place))
     }
 
     fn exposures(&self, newly_open: &[Opened]) -> Vec<Exposure> {
@@ -231,7 +218,7 @@ impl Planner<'_> {
         let concerned: BTreeSet<Sbdf> = self
             .concerned()
             .into_iter()
-            .filter(|function| self.topology.get(*function).is_some_and(|f| !f.is_bridge()))
+            .filter(|function| self.topology.is_device(*function))
             .filter(|function| self.model.is_present(*function))
             .collect();
         let mut changes = Vec::new();
@@ -346,14 +333,14 @@ impl Planner<'_> {
     /// A warning if a function gets into a group with devices that it was not to be joined with.
     fn regrouped(&self, change: &GroupChange, named: &BTreeSet<Sbdf>) -> Option<Warning> {
         let function = change.function;
-        if self.topology.get(function).is_none_or(Function::is_bridge) {
+        if !self.topology.is_device(function) {
             return None;
         }
         let with = &self.options.with;
         let set = self.join_set(function);
         let stranger = |other: &Sbdf| {
             *other != function
-                && self.topology.get(*other).is_some_and(|f| !f.is_bridge())
+                && self.topology.is_device(*other)
                 && !change.before.contains(other)
                 && !set.is_some_and(|set| set.contains(other))
         };
@@ -405,31 +392,27 @@ impl Planner<'_> {
         if self.steps.is_empty() {
             return;
         }
-        let with_above = |port: Sbdf| {
-            let above = self.topology.ancestors(port).map(Function::sbdf);
-            std::iter::once(port).chain(above).collect::<Vec<_>>()
-        };
+        let topology = self.topology;
         // The ports that each step needs awake.
         let needed: Vec<BTreeSet<Sbdf>> = self
             .steps
             .iter()
             .map(|step| match step {
-                Step::SetAcs { port, .. } | Step::SetEgress { port, .. } => {
-                    with_above(*port).into_iter().collect()
-                }
-                Step::Rescan { below } => below.iter().copied().flat_map(with_above).collect(),
-                _ => BTreeSet::new(),
+                Step::Rescan { below } => below.clone(),
+                step => step.written().into_iter().collect(),
+            })
+            .map(|ports: BTreeSet<Sbdf>| {
+                let ports = ports.into_iter();
+                ports
+                    .flat_map(|port| topology.with_ancestors(port))
+                    .collect()
             })
             .collect();
         let mut steps = Vec::with_capacity(self.steps.len());
         let mut removed = BTreeSet::new();
         for (index, step) in std::mem::take(&mut self.steps).into_iter().enumerate() {
-            if let Step::Remove { functions } = &step {
-                let below = functions
-                    .iter()
-                    .flat_map(|function| self.topology.descendants(*function));
-                removed.extend(functions.iter().copied().chain(below.map(Function::sbdf)));
-            }
+            let gone = step.removed();
+            removed.extend(gone.flat_map(|function| topology.with_descendants(*function)));
             let checked = matches!(step, Step::CheckGroups { .. });
             steps.push(step);
             if checked {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::planner::Planner;
 use super::{Infeasible, Purpose, Refusal, RoutePreference, Step};
 use crate::config::AcsBits;
-use crate::{Function, GroupModel, PortType, Sbdf};
+use crate::{Function, PortType, Sbdf};
 
 impl Planner<'_> {
     /// Closes routes across switches: from and to functions to be isolated, and between joined functions whose requests
@@ -17,10 +17,7 @@ impl Planner<'_> {
                 if self.goals.acs.contains_key(&port) {
                     continue;
                 }
-                let own = self
-                    .topology
-                    .descendants(port)
-                    .any(|f| f.sbdf() == function);
+                let own = self.topology.with_ancestors(function).any(|at| at == port);
                 if own || !self.options.expose.contains(&function) {
                     self.close(port);
                 }
@@ -72,9 +69,7 @@ impl Planner<'_> {
     fn open_ports_towards(&self, function: Sbdf) -> BTreeSet<Sbdf> {
         let routing = self.routing();
         let mut open = BTreeSet::new();
-        let path: Vec<Sbdf> = std::iter::once(function)
-            .chain(self.topology.ancestors(function).map(Function::sbdf))
-            .collect();
+        let path: Vec<Sbdf> = self.topology.with_ancestors(function).collect();
         for switch in &path {
             if self
                 .topology
@@ -164,9 +159,7 @@ impl Planner<'_> {
             if best.is_empty() {
                 break;
             }
-            let mut trial = self.model.clone();
-            candidate.iter().for_each(|f| trial.remove(*f));
-            trial.rescan();
+            let trial = self.model.clone().readded(&candidate);
             let mates = self.mates(&trial, function);
             if mates.len() < best.len() {
                 best = mates;
@@ -207,9 +200,8 @@ impl Planner<'_> {
     /// The possible removals that cause the group of a function to be computed again, the smallest first: the function
     /// alone, its device, then each port above it with the port's device.
     fn removals(&self, function: Sbdf) -> Vec<BTreeSet<Sbdf>> {
-        let chain =
-            std::iter::once(function).chain(self.topology.ancestors(function).map(Function::sbdf));
-        chain
+        self.topology
+            .with_ancestors(function)
             .flat_map(|at| {
                 let device: BTreeSet<Sbdf> = self.device_of(at).collect();
                 let alone = BTreeSet::from([at]);
@@ -245,12 +237,9 @@ impl Planner<'_> {
         function: Sbdf,
         removal: &BTreeSet<Sbdf>,
     ) -> Option<(Sbdf, crate::AcsDeficiency)> {
-        let mut trial: GroupModel<'_> = self.model.clone();
-        if removal.is_empty() {
-            trial.remove(function);
-        }
-        removal.iter().for_each(|f| trial.remove(*f));
-        trial.rescan();
+        let alone = BTreeSet::from([function]);
+        let removal = if removal.is_empty() { &alone } else { removal };
+        let trial = self.model.clone().readded(removal);
         match trial.reason(function)? {
             crate::Reason::NotIsolated { culprit, lack, .. } => Some((culprit, lack)),
             crate::Reason::SameDevice { of, lack, .. } => Some((of, lack)),

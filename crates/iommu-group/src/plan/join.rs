@@ -84,19 +84,13 @@ impl Planner<'_> {
 
     /// The bridges above all functions of a set, the lowest first.
     fn common_bridges(&self, set: &BTreeSet<Sbdf>) -> Result<Vec<Sbdf>, Infeasible> {
-        let ancestors = |function: Sbdf| -> Vec<Sbdf> {
-            self.topology
-                .ancestors(function)
-                .map(Function::sbdf)
-                .collect()
-        };
         let Some(first) = set.first() else {
             return Ok(Vec::new());
         };
-        let mut common = ancestors(*first);
+        let above = self.topology.ancestors(*first).map(Function::sbdf);
+        let mut common: Vec<Sbdf> = above.collect();
         for other in set {
-            let above: BTreeSet<Sbdf> = ancestors(*other).into_iter().collect();
-            common.retain(|bridge| above.contains(bridge));
+            common.retain(|bridge| self.child_towards(*bridge, *other).is_some());
             if common.is_empty() {
                 return Err(Infeasible::DifferentRootPorts {
                     a: *first,
@@ -146,8 +140,9 @@ impl Planner<'_> {
         Err(Infeasible::CannotOpen {
             functions: set.iter().copied().collect(),
             anchor,
-            ports: std::iter::once(anchor)
-                .chain(self.topology.ancestors(anchor).map(Function::sbdf))
+            ports: self
+                .topology
+                .with_ancestors(anchor)
                 .filter(|port| {
                     self.topology
                         .get(*port)
@@ -159,9 +154,7 @@ impl Planner<'_> {
 
     /// The possible openings above the anchor, the least harmful and the nearest first.
     fn openings(&self, anchor: Sbdf, removed: &BTreeSet<Sbdf>) -> Vec<Opening> {
-        let ports: Vec<Sbdf> = std::iter::once(anchor)
-            .chain(self.topology.ancestors(anchor).map(Function::sbdf))
-            .collect();
+        let ports: Vec<Sbdf> = self.topology.with_ancestors(anchor).collect();
         let mut openings = Vec::new();
         for bit in OPENINGS {
             for port in &ports {
@@ -184,11 +177,8 @@ impl Planner<'_> {
 
     fn nothing_else_below(&self, port: Sbdf, removed: &BTreeSet<Sbdf>) -> bool {
         let goes = |device: Sbdf| {
-            removed.contains(&device)
-                || self
-                    .topology
-                    .ancestors(device)
-                    .any(|f| removed.contains(&f.sbdf()))
+            let mut path = self.topology.with_ancestors(device);
+            path.any(|at| removed.contains(&at))
         };
         self.devices_below(port).all(goes)
     }
@@ -256,11 +246,8 @@ impl Planner<'_> {
                 .filter(|child| !child.is_virtual())
             {
                 let sbdf = child.sbdf();
-                let leads_to_member = set.contains(&sbdf)
-                    || self
-                        .topology
-                        .descendants(sbdf)
-                        .any(|below| set.contains(&below.sbdf()));
+                let mut subtree = self.topology.with_descendants(sbdf);
+                let leads_to_member = subtree.any(|at| set.contains(&at));
                 if leads_to_member {
                     pending.push(sbdf);
                 } else {
@@ -273,13 +260,7 @@ impl Planner<'_> {
         };
         tops.retain(|top| with_member(&self.model, *top));
         // Only functions that leave the group are worth a second removal.
-        let split = |tops: &BTreeSet<Sbdf>| {
-            let mut trial = self.model.clone();
-            tops.iter().for_each(|top| trial.remove(*top));
-            trial.rescan();
-            trial
-        };
-        let trial = split(&tops);
+        let trial = self.model.clone().readded(&tops);
         tops.retain(|top| !with_member(&trial, *top));
         if tops.is_empty() {
             return;

@@ -11,9 +11,8 @@ use crate::{Function, GroupModel, RoutingModel, Sbdf, Topology, Uncertainty};
 /// A plan under construction.
 pub(super) struct Planner<'a> {
     pub(super) topology: &'a Topology,
-    pub(super) kernel: &'a Kernel,
     pub(super) goals: Goals,
-    pub(super) options: &'a PlanOptions,
+    pub(super) options: PlanOptions,
     /// The machine as it was found.
     pub(super) before: GroupModel<'a>,
     /// The machine after the steps so far.
@@ -29,9 +28,9 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(
         topology: &'a Topology,
-        kernel: &'a Kernel,
+        kernel: &Kernel,
         goals: &Goals,
-        options: &'a PlanOptions,
+        options: &PlanOptions,
     ) -> Result<Self, Refusal> {
         let goals = united(goals);
         let reasons = unfit(topology, &goals);
@@ -41,9 +40,8 @@ impl<'a> Planner<'a> {
         let before = GroupModel::as_found(topology, kernel);
         Ok(Self {
             topology,
-            kernel,
             goals,
-            options,
+            options: options.clone(),
             model: before.clone(),
             before,
             steps: Vec::new(),
@@ -55,13 +53,9 @@ impl<'a> Planner<'a> {
 
     /// Adds a step and applies it to the model.
     pub(super) fn step(&mut self, step: Step) {
-        if let Step::Remove { functions } = &step {
-            for function in functions {
-                self.removed.insert(*function);
-                self.removed
-                    .extend(self.topology.descendants(*function).map(Function::sbdf));
-            }
-        }
+        let removed = step.removed();
+        let removed = removed.flat_map(|function| self.topology.with_descendants(*function));
+        self.removed.extend(removed);
         step.apply(&mut self.model);
         self.steps.push(step);
     }
@@ -113,9 +107,9 @@ impl<'a> Planner<'a> {
 
     /// All functions below the root ports of the named functions.
     pub(super) fn concerned(&self) -> BTreeSet<Sbdf> {
-        let named = self.goals.functions();
         let ports = self.goals.acs.keys().copied();
-        concerned(self.topology, named.into_iter().chain(ports))
+        let named = self.goals.functions().into_iter().chain(ports);
+        self.topology.hierarchies(named)
     }
 
     /// The ACS registers of a port that decides routes: a root port or downstream port.
@@ -151,15 +145,8 @@ impl<'a> Planner<'a> {
 
     /// The function at or above `function` that is directly below `bridge`.
     pub(super) fn child_towards(&self, bridge: Sbdf, function: Sbdf) -> Option<Sbdf> {
-        let above = self.topology.ancestors(function).map(Function::sbdf);
-        let mut below = function;
-        for sbdf in above {
-            if sbdf == bridge {
-                return Some(below);
-            }
-            below = sbdf;
-        }
-        None
+        let mut path = self.topology.with_ancestors(function);
+        path.find(|at| self.topology.upstream(*at).map(Function::sbdf) == Some(bridge))
     }
 
     /// The other devices in the group of a function.
@@ -195,24 +182,6 @@ impl<'a> Planner<'a> {
         }
         (!functions.is_empty()).then_some(Infeasible::Doubtful { functions })
     }
-}
-
-/// All functions below the root ports of these functions, including the root ports.
-fn concerned(topology: &Topology, functions: impl Iterator<Item = Sbdf>) -> BTreeSet<Sbdf> {
-    let roots: BTreeSet<Sbdf> = functions
-        .map(|function| {
-            topology
-                .ancestors(function)
-                .last()
-                .map_or(function, Function::sbdf)
-        })
-        .collect();
-    roots
-        .into_iter()
-        .flat_map(|root| {
-            std::iter::once(root).chain(topology.descendants(root).map(Function::sbdf))
-        })
-        .collect()
 }
 
 /// Merges sets that share a function. Sets of fewer than two functions are kept as they are.
@@ -280,7 +249,7 @@ fn unfit(topology: &Topology, goals: &Goals) -> Vec<Infeasible> {
         }
     }
     let mut unreadable: BTreeMap<Unreadable, Vec<Sbdf>> = BTreeMap::new();
-    for sbdf in concerned(topology, named.iter().chain(goals.acs.keys()).copied()) {
+    for sbdf in topology.hierarchies(named.iter().chain(goals.acs.keys()).copied()) {
         // A device that was not named matters only if groups depend on it. The model reports that as uncertain.
         let matters = |function: &&Function| {
             function.is_bridge()

@@ -81,6 +81,24 @@ pub enum Step {
 }
 
 impl Step {
+    /// The functions that the step removes, without those below them.
+    pub(super) fn removed(&self) -> impl Iterator<Item = &Sbdf> {
+        match self {
+            Self::Remove { functions } => Some(functions),
+            _ => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+
+    /// The port whose ACS registers the step writes.
+    pub(super) fn written(&self) -> Option<Sbdf> {
+        match self {
+            Self::SetAcs { port, .. } | Self::SetEgress { port, .. } => Some(*port),
+            _ => None,
+        }
+    }
+
     /// Applies to a model the change that the step makes to the machine.
     pub fn apply(&self, model: &mut GroupModel<'_>) {
         match self {

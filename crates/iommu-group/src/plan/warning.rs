@@ -4,18 +4,27 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sbdf::List;
 use crate::{AcsBits, Exposure, Route, Sbdf, UntranslatedReach};
 
 /// An effect of a plan that was not requested. It has to be accepted by name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error,
+)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[cfg_attr(feature = "schema", schemars(rename = "Objection"))]
 pub enum Warning {
     /// A function becomes reachable without the IOMMU from devices that it is not joined with.
+    #[error("{} {} reachable without the IOMMU from {}", .0.function, becomes(.0.reach), List(&.0.to))]
     Exposes(Exposure),
     /// A function to be isolated is isolated only in Linux's groups: it and other devices still reach each other
     /// without the IOMMU, because no port between them can redirect.
+    #[error(
+        "{function} would not be isolated: the hardware routes between it and {} without the IOMMU, and no port between \
+         them can redirect",
+        List(from)
+    )]
     NotApart {
         /// The function.
         function: Sbdf,
@@ -23,6 +32,10 @@ pub enum Warning {
         from: Vec<Sbdf>,
     },
     /// A function that was not named can no longer be assigned on its own.
+    #[error(
+        "{function} can no longer be assigned on its own: it would be in a group with {}",
+        List(with)
+    )]
     Regroups {
         /// The function.
         function: Sbdf,
@@ -30,6 +43,10 @@ pub enum Warning {
         with: Vec<Sbdf>,
     },
     /// Functions that are to be joined in separate sets end up in one group.
+    #[error(
+        "{function} would also be in a group with {}, which it is not to be joined with",
+        List(with)
+    )]
     Merges {
         /// The first function.
         function: Sbdf,
@@ -37,16 +54,19 @@ pub enum Warning {
         with: Vec<Sbdf>,
     },
     /// A device that was not named has to be unplugged temporarily.
+    #[error("{function} has to be unplugged for the change")]
     Interrupts {
         /// The device.
         function: Sbdf,
     },
     /// A virtual function is lost.
+    #[error("the virtual function {function} is lost")]
     Loses {
         /// The function.
         function: Sbdf,
     },
     /// Requests do not take the requested route.
+    #[error("requests from {from} to {to} {}", Taken(route))]
     RouteNotAsAsked {
         /// The initiator.
         from: Sbdf,
@@ -57,6 +77,7 @@ pub enum Warning {
     },
     /// Source validation or upstream forwarding would be cleared: a device could send requests with the requester ID of
     /// another device, or requests that turn around at the port would be lost.
+    #[error("{port} would lose ACS {bits}, which isolation needs for every route")]
     ClearsSafety {
         /// The port.
         port: Sbdf,
@@ -81,76 +102,26 @@ impl Warning {
     }
 }
 
-fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
-    for (index, sbdf) in functions.iter().enumerate() {
-        let gap = if index == 0 { "" } else { ", " };
-        write!(f, "{gap}{sbdf}")?;
+fn becomes(reach: UntranslatedReach) -> &'static str {
+    match reach {
+        UntranslatedReach::Yes => "becomes",
+        UntranslatedReach::No | UntranslatedReach::Perhaps | UntranslatedReach::Unknown => {
+            "may become"
+        }
     }
-    Ok(())
 }
 
-impl fmt::Display for Warning {
+/// The route that requests take although another one was requested.
+struct Taken<'a>(&'a Route);
+
+impl fmt::Display for Taken<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exposes(exposure) => {
-                let may = match exposure.reach {
-                    UntranslatedReach::Yes => "becomes",
-                    UntranslatedReach::No
-                    | UntranslatedReach::Perhaps
-                    | UntranslatedReach::Unknown => "may become",
-                };
-                write!(
-                    f,
-                    "{} {may} reachable without the IOMMU from ",
-                    exposure.function
-                )?;
-                list(f, &exposure.to)
+        match self.0 {
+            Route::SwitchLocal | Route::SwitchLocalTranslated => {
+                f.write_str("go directly and cannot be redirected to the IOMMU")
             }
-            Self::NotApart { function, from } => {
-                write!(
-                    f,
-                    "{function} would not be isolated: the hardware routes between it and "
-                )?;
-                list(f, from)?;
-                f.write_str(" without the IOMMU, and no port between them can redirect")
-            }
-            Self::Regroups { function, with } => {
-                write!(
-                    f,
-                    "{function} can no longer be assigned on its own: it gets into a group with "
-                )?;
-                list(f, with)
-            }
-            Self::Merges { function, with } => {
-                write!(f, "{function} gets into one group also with ")?;
-                list(f, with)?;
-                f.write_str(", which it was not to be joined with")
-            }
-            Self::Interrupts { function } => write!(f, "{function} has to be unplugged meanwhile"),
-            Self::Loses { function } => write!(f, "the virtual function {function} is lost"),
-            Self::RouteNotAsAsked { from, to, route } => match route {
-                Route::SwitchLocal | Route::SwitchLocalTranslated => {
-                    write!(
-                        f,
-                        "requests from {from} to {to} go straight and cannot be made to go through the IOMMU"
-                    )
-                }
-                Route::HostBridge => {
-                    write!(
-                        f,
-                        "requests from {from} to {to} go through the IOMMU and cannot be made to go straight"
-                    )
-                }
-                Route::Blocked(block) => {
-                    write!(f, "no way for requests from {from} to {to}: {block}")
-                }
-            },
-            Self::ClearsSafety { port, bits } => {
-                write!(
-                    f,
-                    "{port} would lose ACS {bits}, which isolation depends on whatever the route"
-                )
-            }
+            Route::HostBridge => f.write_str("go through the IOMMU and cannot go directly"),
+            Route::Blocked(block) => write!(f, "have no route: {block}"),
         }
     }
 }

@@ -55,7 +55,7 @@ pub enum PolicyError {
         function: Sbdf,
     },
     /// An entry has no reason.
-    #[error("{location}: why = \"\" says nothing; write down the reason")]
+    #[error("{location}: why = \"\" is empty: give a reason")]
     NoReason {
         /// Position of the entry.
         location: Location,

@@ -147,7 +147,7 @@ impl fmt::Display for ResetMask {
 /// The text is not a set of kinds of resets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{part}` is no kind of reset: want device-specific, acpi, flr, af-flr, pm, slot, bus, cxl-bus, func, link or any"
+    "`{part}` is not a kind of reset: expected device-specific, acpi, flr, af-flr, pm, slot, bus, cxl-bus, func, link or any"
 )]
 pub struct ResetMaskError {
     /// The invalid part.

@@ -5,8 +5,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::isolation_hole::{UntranslatedReach, list};
+use super::isolation_hole::UntranslatedReach;
 use super::model::RoutingModel;
+use crate::sbdf::List;
 use crate::{Function, Groups, Sbdf};
 
 /// Base class of bridges: it includes host bridges and ISA bridges, which have no PCI bus below them.
@@ -49,18 +50,22 @@ impl Exposure {
 
 impl fmt::Display for Exposure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        list(f, &self.to)?;
-        f.write_str(match (self.reach, self.to.len()) {
-            (UntranslatedReach::Perhaps | UntranslatedReach::Unknown, _) => " may reach ",
-            (UntranslatedReach::Yes | UntranslatedReach::No, 1) => " reaches ",
-            (UntranslatedReach::Yes | UntranslatedReach::No, _) => " reach ",
-        })?;
-        write!(f, "{} without the IOMMU, through ", self.function)?;
-        list(f, &self.through)?;
-        f.write_str(match self.reach {
+        let reach = match (self.reach, self.to.len()) {
+            (UntranslatedReach::Perhaps | UntranslatedReach::Unknown, _) => "may reach",
+            (UntranslatedReach::Yes | UntranslatedReach::No, 1) => "reaches",
+            (UntranslatedReach::Yes | UntranslatedReach::No, _) => "reach",
+        };
+        let unread = match self.reach {
             UntranslatedReach::Unknown => ", which could not be read",
             UntranslatedReach::Yes | UntranslatedReach::No | UntranslatedReach::Perhaps => "",
-        })
+        };
+        write!(
+            f,
+            "{} {reach} {} without the IOMMU, through {}{unread}",
+            List(&self.to),
+            self.function,
+            List(&self.through)
+        )
     }
 }
 

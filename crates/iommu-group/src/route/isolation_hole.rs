@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::model::{Ingress, RequestRoute, RoutingModel};
 use super::path::Meeting;
 use crate::config::{AcsBits, PortType};
+use crate::sbdf::List;
 use crate::topology::FunctionId;
 use crate::{Groups, Sbdf};
 
@@ -46,20 +47,14 @@ pub struct IsolationHole {
 
 impl fmt::Display for IsolationHole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "switch {} routes from ", self.switch)?;
-        list(f, &self.from)?;
-        f.write_str(" to ")?;
-        list(f, &self.exposed)?;
-        write!(f, " without the IOMMU, though they are in different groups")
+        write!(
+            f,
+            "switch {} routes from {} to {} without the IOMMU, though they are in different groups",
+            self.switch,
+            List(&self.from),
+            List(&self.exposed)
+        )
     }
-}
-
-pub(super) fn list(f: &mut fmt::Formatter<'_>, functions: &[Sbdf]) -> fmt::Result {
-    for (index, sbdf) in functions.iter().enumerate() {
-        let separator = if index == 0 { "" } else { ", " };
-        write!(f, "{separator}{sbdf}")?;
-    }
-    Ok(())
 }
 
 impl RoutingModel<'_> {

@@ -105,7 +105,7 @@ impl RoutingModel<'_> {
             let at = registers
                 .offset
                 .saturating_add(crate::config::spec::acs::CONTROL);
-            function.space().u16(at).map(AcsBits::from_bits)
+            function.space().u16(at).map(AcsBits::from_bits_retain)
         } else {
             self.control(id)
         };

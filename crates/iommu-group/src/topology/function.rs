@@ -1,7 +1,6 @@
 //! One PCI function.
 
-use super::tree::Tree;
-use super::{FunctionId, Parent, RawFunction, ResourceLines};
+use super::{Parent, RawFunction, ResourceLines};
 use crate::config::{Acs, BridgeWindows, Config, ConfigSpace, HeaderLayout, Ids, PortType};
 use crate::{DriverKind, GroupId, Sbdf};
 
@@ -200,25 +199,15 @@ impl Function {
         &self.raw.resources
     }
 
+    /// Sets the properties that depend on the bridge above: the corrected port type and the multifunction flag.
+    pub(super) fn settle(&mut self, above: Option<PortType>, ari: bool) {
+        self.port_type = corrected(self.port_type, above);
+        self.multifunction = self.multifunction_bit() || is_later_function(self, ari);
+    }
+
     /// Bit 7 of the header type. Ignored for a virtual function (linux 7.2 drivers/pci/iov.c: `pci_iov_add_virtfn()`).
     pub(crate) fn multifunction_bit(&self) -> bool {
         !self.is_virtual() && self.config.header.as_ref().is_some_and(|h| h.multifunction)
-    }
-}
-
-/// Sets the properties that depend on the functions above: corrected port types and multifunction flags.
-pub(super) fn settle(functions: &mut [Function], tree: &Tree) {
-    for id in tree.top_down() {
-        let above = tree
-            .parent(id)
-            .and_then(|parent| functions.get(parent.index()));
-        let above_type = above.map(Function::port_type);
-        let ari = above.is_some_and(forwards_ari);
-        if let Some(function) = functions.get_mut(id.index()) {
-            function.port_type = corrected(function.port_type, above_type);
-            function.multifunction =
-                function.multifunction_bit() || is_later_function(function, ari);
-        }
     }
 }
 
@@ -245,15 +234,5 @@ fn corrected(own: PortType, above: Option<PortType>) -> PortType {
         ) => PortType::SwitchUpstream,
         (PortType::SwitchUpstream, Some(PortType::SwitchUpstream)) => PortType::SwitchDownstream,
         _ => own,
-    }
-}
-
-impl Function {
-    /// The ID of the function with this address among `functions`, which are sorted by address.
-    pub(super) fn position(functions: &[Self], sbdf: Sbdf) -> Option<FunctionId> {
-        functions
-            .binary_search_by_key(&sbdf, Self::sbdf)
-            .ok()
-            .map(FunctionId::new)
     }
 }

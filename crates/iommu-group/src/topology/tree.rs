@@ -200,10 +200,16 @@ fn direct_parents(functions: &[Function]) -> Vec<Option<FunctionId>> {
         .iter()
         .map(|function| match function.parent() {
             Parent::Root { .. } => None,
-            Parent::Bridge(bridge) => Function::position(functions, bridge),
+            Parent::Bridge(bridge) => position(functions, bridge),
             Parent::ByBusNumber => by_bus_number(function),
         })
         .collect()
+}
+
+/// The ID of the function with this address among `functions`, which are sorted by address.
+pub(super) fn position(functions: &[Function], sbdf: Sbdf) -> Option<FunctionId> {
+    let index = functions.binary_search_by_key(&sbdf, Function::sbdf);
+    index.ok().map(FunctionId::new)
 }
 
 /// Cuts every cycle of parents. Cycles occur only with invalid bus numbers or in an invalid file. Returns all

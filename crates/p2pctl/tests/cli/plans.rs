@@ -158,7 +158,10 @@ fn goals_that_make_no_sense_are_errors() {
             "there is no PCI function 0000:77:00.0",
         ),
         (&["plan", "--acs", "02:00.0"], "want PORT=BITS"),
-        (&["plan", "--acs", "02:00.0=XX"], "`XX` is no ACS control"),
+        (
+            &["plan", "--acs", "02:00.0=XX"],
+            "`XX` is not an ACS control",
+        ),
         (&["plan", "--route", "scenic"], "invalid value 'scenic'"),
     ] {
         let run = on("switch-four-nvme", args);

@@ -6,12 +6,9 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use serde::Serialize;
 
-use super::request::HttpRequest;
-use super::stream::EventBody;
+use super::request::{BadRequest, HttpRequest};
+use super::stream::Response;
 use crate::failure::Failure;
-
-/// An answer: a complete body, or a stream of events.
-pub(super) type Response = hyper::Response<Either<Full<Bytes>, EventBody>>;
 
 /// A service that answers requests.
 pub(super) trait Service: Clone + Send + Sync + 'static {
@@ -20,23 +17,6 @@ pub(super) trait Service: Clone + Send + Sync + 'static {
         &self,
         request: HttpRequest,
     ) -> impl Future<Output = Result<Response, BadRequest>> + Send;
-}
-
-/// A request that is not a valid call.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum BadRequest {
-    /// Wrong method, missing body or unexpected body.
-    Form,
-    /// Unknown call.
-    NoSuchCall,
-    /// The body is too long.
-    TooLong,
-    /// The body did not arrive in time.
-    TooSlow,
-    /// Too many requests of this kind are open.
-    TooMany,
-    /// The body is not the JSON that the call expects; the text is the parse error.
-    Json(String),
 }
 
 impl BadRequest {

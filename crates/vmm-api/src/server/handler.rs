@@ -7,9 +7,9 @@ use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::answer::{BadRequest, Response, Service, empty, failure, json};
-use super::request::{HttpRequest, parse};
-use super::stream::{EVENTS, Streams};
+use super::answer::{Service, empty, failure, json};
+use super::request::{BadRequest, HttpRequest, parse};
+use super::stream::{EVENTS, Response, Streams};
 use crate::failure::Failure;
 
 /// HTTP method of a call.

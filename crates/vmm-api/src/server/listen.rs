@@ -15,10 +15,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::answer::{BadRequest, Response, Service};
+use super::answer::Service;
 use super::connection::{Connections, Entry, Held};
 use super::fd_stream::{FdStream, PassedFds};
-use super::request::{HttpRequest, read};
+use super::request::{BadRequest, HttpRequest, read};
+use super::stream::Response;
 use crate::EventLog;
 use crate::socket::ApiSocket;
 

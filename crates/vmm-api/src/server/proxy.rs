@@ -26,8 +26,9 @@ use hyper::{Method, StatusCode};
 use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::time::timeout;
 
-use super::answer::{BadRequest, Response, Service, empty, json, raw_json};
-use super::request::HttpRequest;
+use super::answer::{Service, empty, json, raw_json};
+use super::request::{BadRequest, HttpRequest};
+use super::stream::Response;
 use crate::client::HttpExchange;
 use crate::{ClientError, Decision, RequestFilter};
 use routes::Route;

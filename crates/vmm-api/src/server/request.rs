@@ -7,7 +7,6 @@ use hyper::body::{Body, Bytes};
 use hyper::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 
-use super::answer::BadRequest;
 use super::connection::Held;
 use super::fd_stream::PassedFds;
 
@@ -17,6 +16,23 @@ const MAX_BODY_BYTES: usize = 512 << 10;
 const BODY_TIME: Duration = Duration::from_secs(5);
 /// Prefix of the paths of all calls.
 const BASE: &str = "/api/v1/";
+
+/// A request that is not a valid call.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BadRequest {
+    /// Wrong method, missing body or unexpected body.
+    Form,
+    /// Unknown call.
+    NoSuchCall,
+    /// The body is too long.
+    TooLong,
+    /// The body did not arrive in time.
+    TooSlow,
+    /// Too many requests of this kind are open.
+    TooMany,
+    /// The body is not the JSON that the call expects; the text is the parse error.
+    Json(String),
+}
 
 /// A complete request.
 pub(super) struct HttpRequest {

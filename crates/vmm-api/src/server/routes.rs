@@ -3,9 +3,9 @@
 use hyper::StatusCode;
 use serde::Serialize;
 
-use super::answer::{BadRequest, Response, Service, empty, failure, json};
-use super::request::HttpRequest;
-use super::stream::{EVENTS, Streams};
+use super::answer::{Service, empty, failure, json};
+use super::request::{BadRequest, HttpRequest};
+use super::stream::{EVENTS, Response, Streams};
 use crate::call::{Call, Caller, Reply};
 use crate::failure::Failure;
 

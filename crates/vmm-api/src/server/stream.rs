@@ -8,15 +8,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http_body_util::Either;
+use http_body_util::{Either, Full};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::OwnedNotified};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::answer::{BadRequest, Response};
 use super::connection::Held;
-use super::request::HttpRequest;
+use super::request::{BadRequest, HttpRequest};
 use crate::EventLog;
 use crate::event::{Found, Line, Reader};
 
@@ -24,6 +23,9 @@ use crate::event::{Found, Line, Reader};
 const MAX_STREAMS: usize = 32;
 /// Interval of keep-alive comments on a quiet stream. Writing one also detects clients that have gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// An answer: a complete body, or a stream of events.
+pub(super) type Response = hyper::Response<Either<Full<Bytes>, EventBody>>;
 
 /// The streams of events.
 #[derive(Clone)]

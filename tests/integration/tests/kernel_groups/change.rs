@@ -59,7 +59,7 @@ impl Change {
                     _ => rng.u16(..) & BITS,
                 };
                 let has = has_acs(port).map_or(0, |acs| acs.capability.bits());
-                (port.sbdf(), AcsBits::from_bits(word & has))
+                (port.sbdf(), AcsBits::from_bits_retain(word & has))
             })
             .collect();
         let mut candidates: Vec<Sbdf> = functions

@@ -61,7 +61,7 @@ impl Builder {
             0..30 => AcsBits::default(),
             30..65 => STANDARD_ACS,
             65..80 => STANDARD_ACS | AcsBits::EC,
-            _ => AcsBits::from_bits(self.rng.u16(..) & 0x7f),
+            _ => AcsBits::from_bits_retain(self.rng.u16(..) & 0x7f),
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{AcsBits, AcsRegisters, EgressVector};
 
 /// Controls that keep requests from bypassing the IOMMU while they are on.
-const ISOLATION: AcsBits = AcsBits::from_bits(
+const ISOLATION: AcsBits = AcsBits::from_bits_retain(
     AcsBits::SV.bits()
         | AcsBits::TB.bits()
         | AcsBits::RR.bits()

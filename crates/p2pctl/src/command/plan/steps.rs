@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn differences_name_bits() {
-        let bits = AcsBits::from_bits;
+        let bits = AcsBits::from_bits_retain;
         assert_eq!(difference(bits(0x1d), bits(0x15)), "CR off");
         assert_eq!(difference(bits(0x11), bits(0x1d)), "RR CR on");
         assert_eq!(difference(bits(0x1d), bits(0x55)), "DT on, CR off");
