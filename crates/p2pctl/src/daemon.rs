@@ -23,7 +23,7 @@ pub(crate) use calls::Calls;
 pub(crate) use changes::{Changes, Host};
 pub(crate) use drift::Drift;
 pub(crate) use guests::{Guest, Guests, Judgement, NamedSocket, Places};
-pub(crate) use messages::{Apply, Began, Check, STEP, STUCK, Told};
+pub(crate) use messages::{Apply, Began, Check, STEP, STUCK};
 pub(crate) use ready::ready;
 
 /// Default path of the daemon's socket.

@@ -6,12 +6,13 @@ mod way;
 use anyhow::{Result, bail};
 use iommu_group::{
     BlockReason, Denial, Firmware, GroupModel, Groups, Kernel, P2pDma, P2pMapping, Reason,
-    RoutingModel, Sbdf, Scope, Topology, Verdict,
+    RoutingModel, Sbdf, Topology, Verdict,
 };
 
 use super::matrix::{Cell, common_switch};
 use crate::accepted;
 use crate::answer::Answer;
+use crate::cli::ExplainArgs;
 use crate::json;
 use crate::leaks;
 use crate::names::Names;
@@ -22,33 +23,22 @@ use crate::source::Source;
 const LABEL: usize = 10;
 
 /// Explains both directions. The exit status is that of the first direction.
-pub(crate) fn run(
-    source: &Source,
-    pair: [Sbdf; 2],
-    scope: Scope,
-    json: bool,
-    width: usize,
-) -> Result<Answer> {
-    let [from, to] = pair;
+pub(crate) fn run(source: &Source, args: &ExplainArgs, json: bool, width: usize) -> Result<Answer> {
+    let pair @ [from, to] = [args.initiator, args.target];
     source.must_have(&pair)?;
     if from == to {
-        bail!("{from} and {to} are one function: name two");
+        bail!("{from} and {to} are the same function: name two functions");
     }
     let topology = source.topology();
-    let pairs = source.host.pairs(scope);
+    let pairs = source.host.pairs(args.rules.policy.into());
     let (routing, groups) = (pairs.routing(), pairs.groups());
     let there = pairs.verdict(from, to);
     let refused = !there.is_allowed();
     let mut accepted = accepted::of(source, &pair);
     accepted.retain(|accepted| accepted::is_between(accepted, pair));
+    let leaks = leaks_between(routing, groups, pair);
     if json {
-        let request = json::matrix::Request {
-            pairs: &pairs,
-            functions: &pair,
-            leaks: &leaks_between(routing, groups, pair),
-            accepted: &accepted,
-        };
-        let document = json::matrix::explanation(&request);
+        let document = json::matrix("p2pctl/explain/1", &pairs, &pair, &leaks, &accepted);
         return Ok(Answer::json(&document)?.refused_if(refused));
     }
     let explanation = Explanation {
@@ -70,7 +60,6 @@ pub(crate) fn run(
     } else {
         text.extend(explanation.direction(to, from, &back));
     }
-    let leaks = leaks_between(routing, groups, pair);
     text.extend(leaks::warning(topology, source.names, &leaks, width));
     text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source).refused_if(refused))

@@ -9,20 +9,13 @@ use iommu_group::{
 };
 
 use crate::answer::Answer;
+use crate::cli::GroupsArgs;
 use crate::describe;
-use crate::json;
+use crate::json::{self, Document};
 use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
-
-/// A query about groups.
-pub(crate) struct Request<'a> {
-    /// Functions whose groups are shown; all groups if empty.
-    pub(crate) of: &'a [Sbdf],
-    /// Whether to show why each function is in its group.
-    pub(crate) why: bool,
-}
 
 /// The groups after a fresh boot.
 struct Booted<'t> {
@@ -30,24 +23,28 @@ struct Booted<'t> {
     partition: Groups,
 }
 
+impl<'t> Booted<'t> {
+    fn new(topology: &'t Topology) -> Self {
+        let model = GroupModel::booted(topology, &Kernel::of(topology), Firmware::Cleared);
+        Self {
+            partition: model.groups(),
+            model,
+        }
+    }
+}
+
+/// The document of `groups`.
+pub(crate) fn document(topology: &Topology, of: &[Sbdf]) -> Document {
+    let booted = Booted::new(topology);
+    json::groups(topology, &by_group(topology, of), &booted.model)
+}
+
 /// Shows the groups.
-pub(crate) fn run(
-    source: &Source,
-    request: &Request<'_>,
-    json: bool,
-    width: usize,
-) -> Result<Answer> {
+pub(crate) fn run(source: &Source, args: &GroupsArgs, json: bool, width: usize) -> Result<Answer> {
     let topology = source.topology();
-    source.must_have(request.of)?;
-    let groups = by_group(topology, request.of);
-    let kernel = Kernel::of(topology);
-    let model = GroupModel::booted(topology, &kernel, Firmware::Cleared);
-    let booted = Booted {
-        partition: model.groups(),
-        model,
-    };
+    source.must_have(&args.of)?;
     if json {
-        return Answer::json(&json::groups::document(topology, &groups, &booted.model));
+        return Answer::json(&document(topology, &args.of));
     }
     if !topology.has_groups() {
         return Ok(Answer::text(Text::new()).note(format_args!(
@@ -56,9 +53,11 @@ pub(crate) fn run(
             source.from
         )));
     }
-    let reasons = request.why.then_some(&booted);
+    let groups = by_group(topology, &args.of);
+    let booted = Booted::new(topology);
+    let reasons = args.why.then_some(&booted);
     let mut text = show(&groups, source.names, reasons, width);
-    let shown: Vec<Sbdf> = match request.of {
+    let shown: Vec<Sbdf> = match args.of.as_slice() {
         [] => Vec::new(),
         _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
     };

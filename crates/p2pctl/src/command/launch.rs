@@ -3,23 +3,22 @@
 mod events;
 mod program;
 
-use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
-use iommu_group::Sbdf;
-use serde::Serialize;
+use serde_json::json;
 
 use crate::answer::Answer;
-use crate::cli::Global;
+use crate::cli::{Global, LaunchArgs};
 use crate::cloud_hypervisor::{
     Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite, vdpa,
 };
 use crate::confine;
 use crate::host;
+use crate::json::Document;
 use crate::policy_file;
 use crate::registry;
 use crate::show::{Line, Terminal, Text, Tone};
@@ -27,47 +26,33 @@ use crate::show::{Line, Terminal, Text, Tone};
 /// Name and version of the document that `--json` prints.
 const SCHEMA: &str = "p2pctl/launch/1";
 
-/// A launch request.
-pub(crate) struct Request<'a> {
-    pub(crate) command: &'a [OsString],
-    pub(crate) dry_run: bool,
-    /// How BARs are isolated from devices that are not peers.
-    pub(crate) apart: Apart,
-    /// The daemon's name for the VM.
-    pub(crate) name: Option<&'a str>,
-    /// The policy file.
-    pub(crate) policy: Option<&'a Path>,
-    /// Functions whose exposure is accepted.
-    pub(crate) expose: &'a [Sbdf],
-}
-
 /// Replaces this process by cloud-hypervisor, unless the request is refused. It returns only if cloud-hypervisor is not
 /// started.
-pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -> Result<Answer> {
+pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Result<Answer> {
     if global.from.is_some() {
         bail!("launch looks at the machine that it runs on: leave --from out");
     }
     let sysfs = host::root(global);
-    let mut rewritten = match prepare(&sysfs, request)? {
+    let mut rewritten = match prepare(&sysfs, args)? {
         Ok(rewritten) => rewritten,
         Err(refusal) if global.json => return refused_json(&refusal),
         Err(refusal) => return Ok(refused(&refusal)),
     };
     if let Some(change) = events::wanted(&rewritten.line) {
-        if !request.dry_run {
+        if !args.dry_run {
             events::make_room(&change.path)?;
         }
         change.apply(&mut rewritten);
     }
-    if request.dry_run {
+    if args.dry_run {
         return shown(&rewritten, global.json, terminal);
     }
     for note in &rewritten.notes {
         eprintln!("note: {note}");
     }
     if let Some(socket) = events::api_socket(&rewritten.line) {
-        registry::register(Path::new(registry::VMS), request.name, &socket)?;
-    } else if let Some(name) = request.name {
+        registry::register(Path::new(registry::VMS), args.name.as_deref(), &socket)?;
+    } else if let Some(name) = &args.name {
         bail!("{name} would be a name for a socket that there is not: give --api-socket PATH");
     }
     // `exec` returns only on failure.
@@ -77,8 +62,8 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
 }
 
 /// Computes the command line. Changes nothing.
-fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refusal>> {
-    let line = CommandLine::new(request.command.to_vec());
+fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Result<Rewritten, Refusal>> {
+    let line = CommandLine::new(args.command.clone());
     let (asked, vdpa) = (asked(&line)?, vdpa(&line).context("--vdpa")?);
     if asked.is_empty() && vdpa.is_empty() {
         let (changes, notes) = (Vec::new(), Vec::new());
@@ -92,7 +77,7 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
     let question = Question {
         asked: &asked,
         vdpa: &vdpa,
-        policy: policy_file::read(request.policy, request.expose)?,
+        policy: policy_file::read(args.consent.policy_file.as_deref(), &args.consent.expose)?,
         version,
         departed: None,
     };
@@ -109,7 +94,12 @@ fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refu
         Ok(host) => host,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    Ok(rewrite(&line, &asked, &host, request.apart).map_err(Refusal::Limits))
+    let apart = if args.joinable {
+        Apart::ForNow
+    } else {
+        Apart::ForGood
+    };
+    Ok(rewrite(&line, &asked, &host, apart).map_err(Refusal::Limits))
 }
 
 fn refused(refusal: &Refusal) -> Answer {
@@ -124,35 +114,12 @@ fn refused(refusal: &Refusal) -> Answer {
     answer
 }
 
-#[derive(Serialize)]
-struct Refused {
-    schema: &'static str,
-    refused: Vec<String>,
-}
-
 fn refused_json(refusal: &Refusal) -> Result<Answer> {
-    let document = Refused {
-        schema: SCHEMA,
-        refused: refusal.reasons(),
-    };
+    let document = Document::new(SCHEMA, json!({ "refused": refusal.reasons() }));
     Ok(Answer::json(&document)?.refused_if(true))
 }
 
-/// The document of `--dry-run`.
-#[derive(Serialize)]
-struct Shown<'a> {
-    schema: &'static str,
-    command: Vec<String>,
-    changes: Vec<ShownChange<'a>>,
-    notes: &'a [String],
-}
-
-#[derive(Serialize)]
-struct ShownChange<'a> {
-    what: &'a str,
-    why: &'a str,
-}
-
+/// The result of `--dry-run`.
 fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answer> {
     let words = rewritten.line.words().iter();
     let command: Vec<String> = words
@@ -160,17 +127,13 @@ fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answe
         .collect();
     let changes = rewritten.changes.iter();
     if json {
-        return Answer::json(&Shown {
-            schema: SCHEMA,
-            command,
-            changes: changes
-                .map(|change| ShownChange {
-                    what: &change.what,
-                    why: &change.why,
-                })
-                .collect(),
-            notes: &rewritten.notes,
+        let changes = changes.map(|change| json!({ "what": change.what, "why": change.why }));
+        let fields = json!({
+            "command": command,
+            "changes": changes.collect::<Vec<_>>(),
+            "notes": rewritten.notes,
         });
+        return Answer::json(&Document::new(SCHEMA, fields));
     }
     let mut text = Text::new();
     let quoted: Vec<String> = command.iter().map(|word| shell_word(word)).collect();

@@ -5,7 +5,6 @@ mod steps;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use hotplug::regroup::Forecast;
@@ -16,7 +15,7 @@ use iommu_group::{
 
 use super::forecast::forecast;
 use crate::answer::Answer;
-use crate::cli::{Global, PlaceArgs};
+use crate::cli::{Global, PlanArgs};
 use crate::goals::GoalArgs;
 use crate::json;
 use crate::names::Names;
@@ -26,43 +25,33 @@ use crate::source::Source;
 /// Width of the label column.
 const LABEL: usize = 11;
 
-/// A planning request.
-pub(crate) struct Request<'a> {
-    pub(crate) goals: &'a GoalArgs,
-    /// The output file.
-    pub(crate) output: Option<&'a Path>,
-    pub(crate) at: &'a PlaceArgs,
-}
-
 /// Computes a plan and shows it, or writes it to a file. It is refused if it is infeasible, if its warnings are not
 /// accepted, or if `apply` would refuse it now.
 pub(crate) fn run(
     source: &Source,
-    request: &Request<'_>,
+    args: &PlanArgs,
     global: &Global,
     width: usize,
 ) -> Result<Answer> {
-    let made = make(source, request.goals)?;
+    let made = make(source, &args.goals)?;
     let forecast = match &made {
-        Ok(plan) if !plan.steps.is_empty() => forecast(global, source, plan, request.at)?,
+        Ok(plan) if !plan.steps.is_empty() => forecast(global, source, plan, &args.at)?,
         _ => None,
     };
     let view = View {
-        topology: source.topology(),
-        names: source.names,
-        width,
         forecast,
+        ..View::new(source, width)
     };
     let refused = !made.as_ref().is_ok_and(Plan::is_acceptable) || view.is_blocked();
     let mut answer = if global.json {
-        Answer::json(&json::plan::document(&made, view.forecast.as_ref())?)?
+        Answer::json(&json::plan(&made, view.forecast.as_ref())?)?
     } else {
         Answer::text(match &made {
             Ok(plan) => view.plan(plan),
-            Err(refusal) => view.refusal(&request.goals.goals(), refusal),
+            Err(refusal) => view.refusal(&args.goals.goals(), refusal),
         })
     };
-    if let Some(file) = request.output {
+    if let Some(file) = &args.output {
         answer = match &made {
             Ok(plan) if !refused => {
                 fs::write(file, plan.to_json())
@@ -88,23 +77,18 @@ pub(crate) fn kernel_args(
     let plan = match make(source, args)? {
         Ok(plan) => plan,
         Err(refusal) if json => {
-            let document = json::plan::document(&Err(refusal), None)?;
+            let document = json::plan(&Err(refusal), None)?;
             return Ok(Answer::json(&document)?.refused_if(true));
         }
         Err(refusal) => {
-            let view = View {
-                topology: source.topology(),
-                names: source.names,
-                width,
-                forecast: None,
-            };
+            let view = View::new(source, width);
             return Ok(Answer::text(view.refusal(&args.goals(), &refusal))
                 .about(source)
                 .refused_if(true));
         }
     };
     if json {
-        return Answer::json(&json::plan::boot(&plan));
+        return Answer::json(&json::kernel_args(&plan));
     }
     let Some(boot) = &plan.boot else {
         return Ok(Answer::text(Text::new())
@@ -131,10 +115,10 @@ pub(super) fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refu
     if args.goals() == Goals::default() {
         bail!("nothing to plan: say what is wanted with --join, --isolate or --acs");
     }
-    make_wish(source, &args.goals(), &args.options())
+    make_plan(source, &args.goals(), &args.options())
 }
 
-pub(super) fn make_wish(
+pub(super) fn make_plan(
     source: &Source,
     goals: &Goals,
     options: &PlanOptions,
@@ -154,6 +138,17 @@ pub(super) struct View<'a> {
     pub(super) width: usize,
     /// The effects on the current users of the devices, if known.
     pub(super) forecast: Option<Forecast>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(source: &'a Source, width: usize) -> Self {
+        Self {
+            topology: source.topology(),
+            names: source.names,
+            width,
+            forecast: None,
+        }
+    }
 }
 
 impl View<'_> {

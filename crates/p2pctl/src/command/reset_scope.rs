@@ -6,53 +6,41 @@ use anyhow::Result;
 use iommu_group::{Kernel, Reset, ResetMask, Sbdf, Topology};
 
 use crate::answer::Answer;
+use crate::cli::ResetScopeArgs;
 use crate::describe;
 use crate::json;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
 
-/// A query about the resets of a function.
-pub(crate) struct Request<'a> {
-    pub(crate) function: Sbdf,
-    /// The acceptable kinds; `None` lists all.
-    pub(crate) kind: Option<ResetMask>,
-    /// The functions that the caller owns.
-    pub(crate) owned: &'a [Sbdf],
-}
-
 /// Shows the resets of a function, or the one that would be chosen. Refused if there is none, or if it affects
 /// functions that the caller does not own.
 pub(crate) fn run(
     source: &Source,
-    request: &Request<'_>,
+    args: &ResetScopeArgs,
     json: bool,
     width: usize,
 ) -> Result<Answer> {
-    source.must_have(&[request.function])?;
-    source.must_have(request.owned)?;
+    source.must_have(&[args.function])?;
+    source.must_have(&args.owned)?;
     let topology = source.topology();
     let kernel = Kernel::of(topology);
-    let all = topology.resets(&kernel, request.function);
-    let chosen = topology.choose_reset(
-        &kernel,
-        request.function,
-        request.kind.unwrap_or(ResetMask::ANY),
-    );
-    let owned: BTreeSet<Sbdf> = request
+    let all = topology.resets(&kernel, args.function);
+    let chosen = topology.choose_reset(&kernel, args.function, args.kind.unwrap_or(ResetMask::ANY));
+    let owned: BTreeSet<Sbdf> = args
         .owned
         .iter()
         .copied()
-        .chain([request.function])
+        .chain([args.function])
         .collect();
     let foreign: Vec<Sbdf> = chosen
         .iter()
         .flat_map(|reset| reset.not_owned(&owned))
         .collect();
-    let asked = request.kind.is_some() || !request.owned.is_empty();
-    let refused = chosen.is_none() || (!request.owned.is_empty() && !foreign.is_empty());
+    let asked = args.kind.is_some() || !args.owned.is_empty();
+    let refused = chosen.is_none() || (!args.owned.is_empty() && !foreign.is_empty());
     if json {
-        let document = json::reset::document(request.function, &all, chosen.as_ref(), &foreign);
+        let document = json::reset_scope(args.function, &all, chosen.as_ref(), &foreign);
         return Ok(Answer::json(&document)?.refused_if(refused));
     }
     let view = View {
@@ -61,9 +49,9 @@ pub(crate) fn run(
         width,
     };
     let text = match &chosen {
-        None => view.none(request, &all),
-        Some(chosen) if asked => view.one(request, chosen, &foreign),
-        Some(chosen) => view.all(request.function, &all, chosen),
+        None => view.none(args, &all),
+        Some(chosen) if asked => view.one(args, chosen, &foreign),
+        Some(chosen) => view.all(args.function, &all, chosen),
     };
     Ok(Answer::text(text).about(source).refused_if(refused))
 }
@@ -124,16 +112,16 @@ impl View<'_> {
     }
 
     /// The reset that would be chosen, and all functions that it affects.
-    fn one(&self, request: &Request<'_>, chosen: &Reset, foreign: &[Sbdf]) -> Text {
+    fn one(&self, args: &ResetScopeArgs, chosen: &Reset, foreign: &[Sbdf]) -> Text {
         let mut text = Text::new();
         let by = chosen
             .port
             .map_or_else(String::new, |port| format!(" by {}", self.names.of(port)));
-        let function = self.names.of(request.function);
+        let function = self.names.of(args.function);
         let head = Line::new().strong(format_args!("{function}: "));
         let reset = format!("{} reset{by}", chosen.kind);
-        let refused = !request.owned.is_empty() && !foreign.is_empty();
-        if chosen.hits == [request.function] {
+        let refused = !args.owned.is_empty() && !foreign.is_empty();
+        if chosen.hits == [args.function] {
             text.push(
                 head.plain(reset)
                     .toned(Tone::Good, " hits this function alone"),
@@ -165,7 +153,7 @@ impl View<'_> {
                 .group()
                 .map(|g| format!("g{g}"))
                 .unwrap_or_default();
-            let owned = request.owned.is_empty() || !foreign.contains(sbdf);
+            let owned = args.owned.is_empty() || !foreign.contains(sbdf);
             table.row(vec![
                 "  ".into(),
                 self.names.of(*sbdf).into(),
@@ -200,14 +188,14 @@ impl View<'_> {
     }
 
     /// Text for a function without an acceptable reset.
-    fn none(&self, request: &Request<'_>, all: &[Reset]) -> Text {
+    fn none(&self, args: &ResetScopeArgs, all: &[Reset]) -> Text {
         let mut text = Text::new();
-        let function = self.names.of(request.function);
+        let function = self.names.of(args.function);
         let kinds: Vec<String> = all.iter().map(|reset| reset.kind.to_string()).collect();
         let line = Line::new()
             .strong(format_args!("{function}: "))
             .toned(Tone::Bad, "refused");
-        match request.kind {
+        match args.kind {
             Some(mask) if !kinds.is_empty() => {
                 text.push(line.plain(format_args!(
                     ", it has no reset of kind {}",

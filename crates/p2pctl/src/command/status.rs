@@ -20,7 +20,7 @@ pub(crate) fn run(global: &Global, state: &StateArgs, width: usize) -> Result<An
     let status = state.status(&boot)?;
     let interrupted = status.unfinished.is_some() && !status.busy;
     let answer = if global.json {
-        Answer::json(&json::apply::status(&status))?
+        Answer::json(&json::status(&status))?
     } else {
         Answer::text(text(&status, width))
     };

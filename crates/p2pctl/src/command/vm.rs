@@ -11,29 +11,18 @@ use thiserror::Error;
 use vmm_api::{Client, ClientError, DeviceConfig};
 
 use crate::answer::Answer;
-use crate::cli::VmVerb;
+use crate::cli::{Socket, VmCommand};
 use crate::show::{Line, Terminal, Text, Tone};
 
 /// Runs a command for the VMM at the socket.
-pub(crate) fn run(verb: &VmVerb, json: bool, terminal: &Terminal) -> Result<Answer> {
-    let answer = match verb {
-        VmVerb::Info { at } => info::run(&Client::new(&at.api_socket), json, terminal.width),
-        VmVerb::P2p { at } => p2p::run(&Client::new(&at.api_socket), json, terminal.width),
-        VmVerb::Events { at } => events::run(&Client::new(&at.api_socket), json),
-        VmVerb::Add { at, device } => add(&Client::new(&at.api_socket), device, json),
-        VmVerb::Remove {
-            at,
-            id,
-            timeout,
-            force,
-        } => {
-            let request = remove::Request {
-                id,
-                timeout: std::time::Duration::from_secs((*timeout).into()),
-                force: *force,
-            };
-            remove::run(&Client::new(&at.api_socket), &request, json)
-        }
+pub(crate) fn run(command: &VmCommand, json: bool, terminal: &Terminal) -> Result<Answer> {
+    let client = |at: &Socket| Client::new(&at.api_socket);
+    let answer = match command {
+        VmCommand::Info { at } => info::run(&client(at), json, terminal.width),
+        VmCommand::P2p { at } => p2p::run(&client(at), json, terminal.width),
+        VmCommand::Events { at } => events::run(&client(at), json),
+        VmCommand::Add { at, device } => add(&client(at), device, json),
+        VmCommand::Remove(args) => remove::run(&client(&args.at), args, json),
     };
     match answer {
         Ok(answer) => Ok(answer),

@@ -11,14 +11,11 @@ use vmm_api::{ApiCall, Failure, Handler, HttpMethod};
 
 use super::changes::Changes;
 use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
-use crate::answer::{Answer, Body};
+use crate::accepted;
 use crate::cli::Global;
-use crate::command::{groups, matrix, topology};
+use crate::command::{groups, matrix};
 use crate::json;
 use crate::source::Source;
-
-/// Width of text that is not printed.
-const WIDTH: usize = 80;
 
 /// Handler of the API calls.
 pub(crate) struct Calls {
@@ -45,7 +42,7 @@ impl Calls {
             Ok(plan) if !plan.steps.is_empty() => Some(self.changes.check(plan)?),
             _ => None,
         };
-        let document = json::plan::document(&made, forecast.as_ref());
+        let document = json::plan(&made, forecast.as_ref());
         value(&document.map_err(|error| failed(&error))?)
     }
 
@@ -79,7 +76,7 @@ impl Calls {
         let status = state
             .status(&boot)
             .map_err(|error| Failure::failed(&error))?;
-        value(&json::apply::status(&status))
+        value(&json::status(&status))
     }
 
     fn guests(&self) -> Known {
@@ -91,51 +88,43 @@ impl Calls {
         Known { guests }
     }
 
-    fn ask(&self, inquiry: &ApiCall) -> Result<Value, Failure> {
-        match inquiry.call {
+    fn handle(&self, call: &ApiCall) -> Result<Value, Failure> {
+        match call.call {
             "ping" => value(&Ping {
                 version: env!("CARGO_PKG_VERSION"),
                 pid: std::process::id(),
             }),
             "guests" => value(&self.guests()),
             "topology" => {
-                let request = topology::Request {
-                    below: &[],
-                    all: true,
-                };
-                document(topology::run(&self.source()?, &request, true, WIDTH))
+                let source = self.source()?;
+                let accepted = accepted::of(&source, &[]);
+                value(&json::topology(source.topology(), &[], &accepted))
             }
-            "groups" => {
-                let request = groups::Request {
-                    of: &[],
-                    why: false,
-                };
-                document(groups::run(&self.source()?, &request, true, WIDTH))
-            }
+            "groups" => value(&groups::document(self.source()?.topology(), &[])),
             "matrix" => {
-                let scope = Scope::SameGroup;
-                document(matrix::run(&self.source()?, &[], scope, true, WIDTH))
+                let document = matrix::document(&self.source()?, &[], Scope::SameGroup);
+                value(&document.map_err(|error| failed(&error))?)
             }
             "plan" => {
-                let wanted: Wanted = inquiry.json()?;
+                let wanted: Wanted = call.json()?;
                 self.plan(&wanted.goals, &wanted.options)
             }
             "check" => {
-                let check: Check = inquiry.json()?;
+                let check: Check = call.json()?;
                 value(&self.changes.check(&check.plan)?)
             }
-            "reset" => value(&self.changes.reset(&inquiry.json()?)?),
-            "apply" => self.apply(inquiry.json()?),
-            "acs" => self.acs(inquiry.json()?),
+            "reset" => value(&self.changes.reset(&call.json()?)?),
+            "apply" => self.apply(call.json()?),
+            "acs" => self.acs(call.json()?),
             "recover" => {
-                inquiry.nothing()?;
+                call.nothing()?;
                 value(&Began {
                     transaction: self.changes.recover()?,
                 })
             }
             "status" => self.status(),
             _ => {
-                let id = &inquiry.rest;
+                let id = &call.rest;
                 let report = self.changes.report(id).ok_or_else(|| {
                     Failure::NotFound(format!("transaction {id} has not ended here"))
                 })?;
@@ -167,18 +156,8 @@ impl Handler for Calls {
         CALLS
     }
 
-    fn answer(&self, inquiry: &ApiCall) -> Result<Option<Value>, Failure> {
-        self.ask(inquiry).map(Some)
-    }
-}
-
-/// The JSON document that a command prints with `--json`.
-fn document(answer: anyhow::Result<Answer>) -> Result<Value, Failure> {
-    match answer.map_err(|error| failed(&error))?.body {
-        Body::Raw(text) => serde_json::from_str(&text).map_err(|error| Failure::failed(&error)),
-        Body::Text(_) => Err(Failure::Failed {
-            messages: vec!["there is no document of this".to_owned()],
-        }),
+    fn answer(&self, call: &ApiCall) -> Result<Option<Value>, Failure> {
+        self.handle(call).map(Some)
     }
 }
 

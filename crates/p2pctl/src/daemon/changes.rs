@@ -7,14 +7,16 @@ use std::thread;
 use std::time::Duration;
 
 use hotplug::regroup::{
-    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report, ResetDone,
-    ResetOrder, StateDir, StateError, VmDevice, Vmm,
+    Forecast, LinuxHost, Progress, Record, Regroup, RegroupError, Report, ResetDone, ResetOrder,
+    StateDir, StateError, VmDevice, Vmm,
 };
 use iommu_group::{Plan, Sbdf, Step};
 use vmm_api::{EventLog, Failure};
 
 use super::guests::{Guest, Guests};
-use super::messages::{STEP, STUCK, Told};
+use super::messages::{STEP, STUCK};
+use crate::json;
+use crate::progress::ProgressEvent;
 
 /// Number of reports that are kept.
 const KEPT: usize = 64;
@@ -280,7 +282,11 @@ impl Changes {
                 self.events.note("host", "transaction-begun", what);
                 let _ = begun.send(Ok(Some(id.clone())));
             }
-            if let Some(properties) = Told::properties(id, progress) {
+            let event = ProgressEvent::of(progress);
+            if let Some(Ok(mut properties)) = event.map(|event| event.properties()) {
+                properties.insert("transaction".to_owned(), id.clone());
+                let text = progress.action.map(ToString::to_string);
+                properties.extend(text.map(|text| ("text".to_owned(), text)));
                 self.events.note("host", STEP, properties);
             }
         };
@@ -298,14 +304,10 @@ impl Changes {
     }
 
     fn tell_end(&self, report: &Report) {
-        let outcome = match report.outcome {
-            Outcome::New => "new",
-            Outcome::Old => "old",
-            Outcome::Rebooted => "rebooted",
-        };
+        let outcome = json::variant(&report.outcome).unwrap_or_default();
         let mut what = BTreeMap::from([
             ("transaction".to_owned(), report.id.clone()),
-            ("outcome".to_owned(), outcome.to_owned()),
+            ("outcome".to_owned(), outcome),
         ]);
         if let Some((action, error)) = &report.failure {
             what.insert("failure".to_owned(), format!("{action}: {error}"));

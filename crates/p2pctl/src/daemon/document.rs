@@ -10,7 +10,7 @@ use serde_json::Value;
 use vmm_api::{CallSpec, Description, Record};
 
 use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
-use crate::json::apply::StatusDocument;
+use crate::json::StatusDocument;
 
 /// Error statuses and their meaning.
 const ERRORS: [(&str, &str); 5] = [

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use hotplug::regroup::{Action, Progress, Record};
 use iommu_group::{AcsBits, Goals, Plan, PlanOptions, Sbdf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -76,63 +75,3 @@ pub(crate) const STEP: &str = "transaction-step";
 
 /// Name of the event for a transaction that could neither complete nor roll back.
 pub(crate) const STUCK: &str = "transaction-stuck";
-
-/// Content of a transaction event. The first event of a transaction has the whole plan and is separate.
-#[derive(Debug, Clone)]
-pub(crate) struct Told {
-    pub(crate) record: Record,
-    pub(crate) action: Option<Action>,
-}
-
-impl Told {
-    /// The properties of a progress event; `None` for progress that is reported by another event.
-    pub(crate) fn properties(
-        transaction: &str,
-        progress: &Progress<'_>,
-    ) -> Option<BTreeMap<String, String>> {
-        if matches!(progress.record, Record::Begin(_)) {
-            return None;
-        }
-        let mut properties = BTreeMap::from([
-            ("transaction".to_owned(), transaction.to_owned()),
-            (
-                "record".to_owned(),
-                serde_json::to_string(progress.record).ok()?,
-            ),
-        ]);
-        if let Some(action) = progress.action {
-            properties.insert("text".to_owned(), action.to_string());
-            properties.insert("action".to_owned(), serde_json::to_string(action).ok()?);
-        }
-        Some(properties)
-    }
-
-    /// Parses the properties of an event.
-    pub(crate) fn of(properties: &BTreeMap<String, String>) -> Option<Self> {
-        let action = properties.get("action");
-        Some(Self {
-            record: serde_json::from_str(properties.get("record")?).ok()?,
-            action: action.and_then(|action| serde_json::from_str(action).ok()),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_survives_being_an_event() {
-        let action = Action::Autoprobe { on: false };
-        let record = Record::Failed {
-            action: 3,
-            error: "no".to_owned(),
-        };
-        let progress = Progress {
-            record: &record,
-            action: Some(&action),
-        };
-        let told = Told::of(&Told::properties("000007", &progress).unwrap()).unwrap();
-        assert_eq!((told.record, told.action), (record, Some(action)));
-    }
-}
