@@ -22,6 +22,6 @@ mod version;
 pub(crate) use command_line::CommandLine;
 pub(crate) use gate::StockGate;
 pub(crate) use look::{Question, look};
-pub(crate) use refusal::Refusal;
+pub(crate) use refusal::{CheckError, Refusal};
 pub(crate) use rewrite::{Apart, Change, Rewritten, asked, option, rewrite, vdpa};
 pub(crate) use version::Version;

@@ -1,4 +1,4 @@
-//! Admission for a running cloud-hypervisor: API requests are checked like its command line.
+//! Request filter for a running cloud-hypervisor: API requests are checked like its command line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,23 +12,23 @@ use iommu_group::Sbdf;
 use iommu_group::policy::Policy;
 use rustix::fs::{FileType, fstat, major, minor};
 use serde_json::{Value, json};
-use vmm_api::{Client, ClientError, FilteredCall, RequestFilter};
+use vmm_api::{Client, ClientError, Decision, FilteredCall, RequestFilter};
 
 use super::device::Asked;
-use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, misshapen, strip, wishes};
+use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, well_formed, wishes};
 use super::look::{Question, look};
 use super::memory::{DEFAULT_BITS, GuestMemory};
-use super::refusal::{Limit, Refusal};
+use super::refusal::{CheckError, Limit, Refusal};
 use super::restored;
-use super::rewrite::told;
+use super::rewrite::risks;
 use super::rules::{Settings, Wishes, settle};
 use super::seen::Seen;
 use super::vdpa;
 use super::version::Version;
 
 /// Why `vm.receive-migration` is refused.
-const MIGRATION: &str = "which devices a VM has that comes from another host shows only when it has them\n       \
-    receive it at cloud-hypervisor's own socket without devices, and add them here";
+const MIGRATION: &str = "the devices of a VM that is migrated from another host cannot be checked before it has them\n       \
+    receive it without devices at cloud-hypervisor's own socket, and add the devices here";
 
 /// The request filter of one VM.
 pub(crate) struct StockGate {
@@ -38,12 +38,56 @@ pub(crate) struct StockGate {
     seen: Mutex<Seen>,
 }
 
-/// A decision, before the conversion to the proxy's type.
-enum Decision {
-    /// Forward the request with this body; with the original body if this is null.
-    Passes(Value),
+/// Why a request is not forwarded.
+enum Rejection {
     Refused(Vec<String>),
     Malformed(String),
+    Failed(anyhow::Error),
+}
+
+impl From<CheckError> for Rejection {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Refused(refusal) => Self::Refused(refusal.reasons()),
+            CheckError::Failed(error) => Self::Failed(error),
+        }
+    }
+}
+
+impl From<Vec<Limit>> for Rejection {
+    fn from(limits: Vec<Limit>) -> Self {
+        Self::Refused(Refusal::Limits(limits).reasons())
+    }
+}
+
+impl From<Limit> for Rejection {
+    fn from(limit: Limit) -> Self {
+        vec![limit].into()
+    }
+}
+
+impl From<&str> for Rejection {
+    fn from(why: &str) -> Self {
+        Self::Malformed(why.to_owned())
+    }
+}
+
+impl From<anyhow::Error> for Rejection {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Rejection> for Decision {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::Refused(reasons) => Self::Refused { reasons },
+            Rejection::Malformed(why) => Self::Malformed(why),
+            Rejection::Failed(error) => Self::Failed {
+                messages: error.chain().map(ToString::to_string).collect(),
+            },
+        }
+    }
 }
 
 impl StockGate {
@@ -66,28 +110,20 @@ impl StockGate {
     }
 
     /// `vm.create`: the body is the complete configuration.
-    fn create(&self, mut config: Value) -> Result<Decision> {
-        if let Some(why) = misshapen(&config) {
-            return Ok(Decision::Malformed(why));
-        }
+    fn create(&self, mut config: Value) -> Result<Value, Rejection> {
+        well_formed(&config).map_err(Rejection::Malformed)?;
         let listed = config.get_mut("devices").and_then(Value::as_array_mut);
         for device in listed.into_iter().flatten() {
             self.name_by_kernel(device);
         }
         let listed = config.get_mut("vdpa").and_then(Value::as_array_mut);
         listed.into_iter().flatten().for_each(without_links);
-        let (asked, vdpa) = match asked(&config).and_then(|all| Ok((all, vdpa::paths(&config)?))) {
-            Ok(found) => found,
-            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
-        };
+        let (asked, vdpa) = (asked(&config)?, vdpa::paths(&config)?);
         if asked.is_empty() && vdpa.is_empty() {
-            return Ok(Decision::Passes(config));
+            return Ok(config);
         }
         let wishes = wishes(&config);
-        let settings = match self.judge(&asked, &vdpa, &wishes, None)? {
-            Ok(settings) => settings,
-            Err(refusal) => return Ok(Decision::Refused(refusal.reasons())),
-        };
+        let settings = self.check(&asked, &vdpa, &wishes, None)?;
         let devices = config.get_mut("devices").and_then(Value::as_array_mut);
         for (at, device) in devices.into_iter().flatten().enumerate() {
             strip(device);
@@ -108,81 +144,56 @@ impl StockGate {
             let one = json!({"boot_vcpus": 1, "max_vcpus": 1});
             set_in(&mut config, "cpus", one, "max_phys_bits", json!(bits));
         }
-        let mut seen = self.seen();
-        seen.created();
-        seen.look(&config);
-        seen.come(&asked);
-        Ok(Decision::Passes(config))
+        self.seen().created(&config, &asked);
+        Ok(config)
     }
 
     /// `vm.restore`: the configuration is in a directory and cannot be changed.
-    fn restore(&self, mut request: Value) -> Result<Decision> {
-        let (config, directory) = match restored::config(&request) {
-            Ok(found) => found,
-            Err(why) => return Ok(Decision::Refused(vec![why.to_string()])),
-        };
-        if let Some(why) = misshapen(&config) {
-            return Ok(Decision::Malformed(why));
-        }
-        let asked = match asked(&config) {
-            Ok(asked) => asked,
-            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
-        };
-        let mapped = wishes(&config).p2p_dma != Some(false);
-        if let Some(no) = self.stands_in_the_way(&config, &asked, &wishes(&config), mapped)? {
-            return Ok(no);
-        }
-        let mut seen = self.seen();
-        seen.created();
-        seen.look(&config);
-        seen.come(&asked);
-        drop(seen);
+    fn restore(&self, mut request: Value) -> Result<Value, Rejection> {
+        let found = restored::config(&request);
+        let (config, directory) = found.map_err(|why| Rejection::Refused(vec![why.to_string()]))?;
+        well_formed(&config).map_err(Rejection::Malformed)?;
+        let (asked, wishes) = (asked(&config)?, wishes(&config));
+        self.check_configured(&config, &asked, &wishes, wishes.p2p_dma != Some(false))?;
+        self.seen().created(&config, &asked);
         set(&mut request, "source_url", restored::url(&directory));
-        Ok(Decision::Passes(request))
+        Ok(request)
     }
 
     /// `vm.boot` and `vm.reboot`: the VM opens its devices. The host may have changed since they were checked.
-    fn open(&self) -> Result<Decision> {
+    fn open(&self) -> Result<Value, Rejection> {
         let Some((_, config)) = self.vm_info()? else {
-            return Ok(Decision::Passes(Value::Null));
+            return Ok(Value::Null);
         };
-        let mut wishes = wishes(&config);
-        let mapped = wishes.p2p_dma != Some(false);
-        wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
+        let (wishes, mapped) = existing_options(&config);
         let asked = self.existing(&config, mapped);
-        let without = asked.iter().find(|device| device.path.is_none());
-        if let Some(Asked { options, .. }) = without {
-            let options = options.to_string();
-            let limit = Limit::Descriptor { options };
-            return Ok(Decision::Refused(vec![limit.to_string()]));
+        if let Some(device) = asked.iter().find(|device| device.path.is_none()) {
+            let options = device.options.to_string();
+            return Err(Limit::Descriptor { options }.into());
         }
         let mapped = mapped && devices(&config).any(|device| !excludes_all(device));
-        let no = self.stands_in_the_way(&config, &asked, &wishes, mapped)?;
-        Ok(no.unwrap_or(Decision::Passes(Value::Null)))
+        self.check_configured(&config, &asked, &wishes, mapped)?;
+        Ok(Value::Null)
     }
 
-    /// The refusal of the VM's configured devices, if there is one. The configuration cannot be changed here. `mapped`
-    /// is true if the VM maps BARs.
-    fn stands_in_the_way(
+    /// Checks the VM's configured devices. The configuration cannot be changed here. `mapped` is true if the VM maps
+    /// BARs.
+    fn check_configured(
         &self,
         config: &Value,
         asked: &[Asked],
         wishes: &Wishes,
         mapped: bool,
-    ) -> Result<Option<Decision>> {
-        let vdpa = match vdpa::paths(config) {
-            Ok(paths) => paths,
-            Err(why) => return Ok(Some(Decision::Malformed(why.to_owned()))),
-        };
+    ) -> Result<(), Rejection> {
+        let vdpa = vdpa::paths(config)?;
         if asked.is_empty() && vdpa.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
-        let settings = match self.judge(asked, &vdpa, wishes, None)? {
-            Ok(settings) => settings,
-            Err(refusal) => return Ok(Some(Decision::Refused(refusal.reasons()))),
-        };
-        let limits = unchangeable(asked, &settings, mapped, wishes.bits);
-        Ok((!limits.is_empty()).then(|| Decision::Refused(Refusal::Limits(limits).reasons())))
+        let settings = self.check(asked, &vdpa, wishes, None)?;
+        match unchangeable(asked, &settings, mapped, wishes.bits) {
+            limits if limits.is_empty() => Ok(()),
+            limits => Err(limits.into()),
+        }
     }
 
     /// The answer to `vm.info` and the configuration in it. `None` without a VM: cloud-hypervisor then answers the
@@ -191,92 +202,70 @@ impl StockGate {
         let info: Value = match self.client.get("vm.info") {
             Ok(info) => info,
             Err(ClientError::Failed { .. }) => return Ok(None),
-            Err(error) => return Err(error).context("cannot ask the VM what it has"),
+            Err(error) => return Err(error).context("cannot get the VM's configuration"),
         };
         let config = info.get("config").cloned().unwrap_or_default();
         Ok(Some((info, config)))
     }
 
     /// `vm.add-vdpa` for an existing VM.
-    fn add_vdpa(&self, mut device: Value) -> Result<Decision> {
+    fn add_vdpa(&self, mut device: Value) -> Result<Value, Rejection> {
         without_links(&mut device);
-        let new = match vdpa::path(&device) {
-            Ok(path) => path,
-            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
-        };
+        let new = vdpa::path(&device)?;
         let Some((_, config)) = self.vm_info()? else {
-            return Ok(Decision::Passes(device));
+            return Ok(device);
         };
-        let mut wishes = wishes(&config);
-        let asked = self.existing(&config, wishes.p2p_dma != Some(false));
-        wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
-        let mut vdpa = match vdpa::paths(&config) {
-            Ok(paths) => paths,
-            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
-        };
+        let (wishes, mapped) = existing_options(&config);
+        let asked = self.existing(&config, mapped);
+        let mut vdpa = vdpa::paths(&config)?;
         vdpa.push(new);
-        Ok(match self.judge(&asked, &vdpa, &wishes, None)? {
-            Ok(_) => Decision::Passes(device),
-            Err(refusal) => Decision::Refused(refusal.reasons()),
-        })
+        self.check(&asked, &vdpa, &wishes, None)?;
+        Ok(device)
     }
 
     /// `vm.add-device` for an existing VM, whose start options cannot be changed.
-    fn add(&self, mut device: Value, descriptors: &[OwnedFd]) -> Result<Decision> {
+    fn add(&self, mut device: Value, descriptors: &[OwnedFd]) -> Result<Value, Rejection> {
         self.name_by_kernel(&mut device);
-        let mut new = match Asked::of_json(&device, false) {
-            Ok(asked) => asked,
-            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
-        };
+        let mut new = Asked::of_json(&device, false)?;
         match (&new.path, descriptors) {
             (Some(_), []) => {}
             (None, [descriptor]) => new.path = self.device_of(descriptor),
-            _ => {
-                let why = "a device is a path, or one descriptor that comes with the request";
-                return Ok(Decision::Malformed(why.to_owned()));
-            }
+            _ => return Err("a device needs a path, or one descriptor with the request".into()),
         }
         if new.path.is_none() {
             let options = new.options.to_string();
-            return Ok(Decision::Refused(vec![
-                Limit::Descriptor { options }.to_string(),
-            ]));
+            return Err(Limit::Descriptor { options }.into());
         }
         let Some((info, config)) = self.vm_info()? else {
             strip(&mut device);
-            return Ok(Decision::Passes(device));
+            return Ok(device);
         };
-        let vdpa = match vdpa::paths(&config) {
-            Ok(paths) => paths,
-            Err(why) => return Ok(Decision::Malformed(why.to_owned())),
-        };
-        let mut wishes = wishes(&config);
-        let mapped = wishes.p2p_dma != Some(false);
-        // `on` is the default, so it is not an explicit request.
-        wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
+        let vdpa = vdpa::paths(&config)?;
+        let (wishes, mapped) = existing_options(&config);
         let mut asked = self.existing(&config, mapped);
         let (at, peer) = (asked.len(), new.p2p);
+        let for_all = mapped_for_all(&new);
         asked.push(new);
         let departed = self.seen().departed().clone();
-        let settings = match self.judge(&asked, &vdpa, &wishes, Some(&departed))? {
-            Ok(settings) => settings,
-            Err(refusal) => {
-                let mut reasons = refusal.reasons();
+        let checked = self.check(&asked, &vdpa, &wishes, Some(&departed));
+        let settings = checked.map_err(|error| match Rejection::from(error) {
+            Rejection::Refused(mut reasons) => {
                 // The existing devices count as peers here, although nobody may have requested that.
                 if mapped && !peer {
-                    reasons.extend(asked.last().map(|new| mapped_for_all(new).to_string()));
+                    reasons.push(for_all.to_string());
                 }
                 if peer && let Some(device) = self.seen().peer_without_bars(&config) {
                     reasons.push(Limit::WithoutBars { device }.to_string());
                 }
-                return Ok(Decision::Refused(reasons));
+                Rejection::Refused(reasons)
             }
-        };
+            other => other,
+        })?;
         let mut seen = self.seen();
         seen.look(&config);
         let exclude = settings.p2p_off && mapped && seen.may_lack_bars();
         if mapped && let Some(id) = seen.leaving(&info, !exclude) {
-            return Ok(Decision::Refused(vec![Limit::Leaving { id }.to_string()]));
+            return Err(Limit::Leaving { id }.into());
         }
         let open = devices(&config).any(|device| !excludes_all(device));
         let mapped = mapped && (!exclude || open);
@@ -285,7 +274,7 @@ impl StockGate {
             limits.push(Limit::WithoutBars { device });
         }
         if !limits.is_empty() {
-            return Ok(Decision::Refused(Refusal::Limits(limits).reasons()));
+            return Err(limits.into());
         }
         seen.come(asked.get(at..).unwrap_or_default());
         strip(&mut device);
@@ -295,7 +284,7 @@ impl StockGate {
         if exclude {
             set(&mut device, EXCLUDED, json!(ALL_BARS));
         }
-        Ok(Decision::Passes(device))
+        Ok(device)
     }
 
     /// Replaces a link to a function by the kernel's path, so that the path that is checked is the one that is opened.
@@ -357,19 +346,16 @@ impl StockGate {
 
     /// Checks whether the VM may have these devices. With `departed`, the functions that left the VM, only the last
     /// device is new.
-    fn judge(
+    fn check(
         &self,
         asked: &[Asked],
         vdpa: &[PathBuf],
         wishes: &Wishes,
         departed: Option<&BTreeSet<Sbdf>>,
-    ) -> Result<Result<Settings, Refusal>> {
-        let version = self
-            .client
-            .ping()
-            .context("cannot ask cloud-hypervisor for its version")?;
-        let version =
-            Version::find(&version.version).or_else(|| Version::find(&version.build_version));
+    ) -> Result<Settings, CheckError> {
+        let ping = self.client.ping();
+        let ping = ping.context("cannot get the version of cloud-hypervisor")?;
+        let version = Version::find(&ping.version).or_else(|| Version::find(&ping.build_version));
         let question = Question {
             asked,
             vdpa,
@@ -377,15 +363,21 @@ impl StockGate {
             version,
             departed,
         };
-        let host = match look(&self.sysfs, question)? {
-            Ok(host) => host,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        for note in told(&host) {
+        let host = look(&self.sysfs, question)?;
+        for note in risks(&host) {
             eprintln!("note: {note}");
         }
-        Ok(settle(asked, wishes, &host).map_err(Refusal::Limits))
+        let settings = settle(asked, wishes, &host).map_err(Refusal::Limits)?;
+        Ok(settings)
     }
+}
+
+/// The options of an existing VM, and whether it maps BARs. `on` is the default, so it is not an explicit request.
+fn existing_options(config: &Value) -> (Wishes, bool) {
+    let mut wishes = wishes(config);
+    let mapped = wishes.p2p_dma != Some(false);
+    wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
+    (wishes, mapped)
 }
 
 /// The devices in a VM's configuration.
@@ -434,19 +426,14 @@ impl RequestFilter for StockGate {
         wishes(config).memory.map(GuestMemory::ranges)
     }
 
-    fn decide(
-        &self,
-        call: FilteredCall,
-        body: &[u8],
-        descriptors: &[OwnedFd],
-    ) -> vmm_api::Decision {
+    fn decide(&self, call: FilteredCall, body: &[u8], descriptors: &[OwnedFd]) -> Decision {
         let value = match serde_json::from_slice(body) {
             Ok(value @ Value::Object(_)) => value,
             // These calls have no body; cloud-hypervisor refuses one.
             _ if call.has_no_body() => Value::Null,
             // serde parses an array as a struct.
-            Ok(_) => return vmm_api::Decision::Malformed("the body is no JSON object".to_owned()),
-            Err(error) => return vmm_api::Decision::Malformed(error.to_string()),
+            Ok(_) => return Decision::Malformed("the body is no JSON object".to_owned()),
+            Err(error) => return Decision::Malformed(error.to_string()),
         };
         let decision = match call {
             FilteredCall::Create => self.create(value),
@@ -455,19 +442,16 @@ impl RequestFilter for StockGate {
             FilteredCall::Boot | FilteredCall::Reboot => self.open(),
             FilteredCall::RemoveDevice => {
                 self.remove(&value);
-                Ok(Decision::Passes(value))
+                Ok(value)
             }
             FilteredCall::Restore => self.restore(value),
-            FilteredCall::ReceiveMigration => Ok(Decision::Refused(vec![MIGRATION.to_owned()])),
+            FilteredCall::ReceiveMigration => Err(Rejection::Refused(vec![MIGRATION.to_owned()])),
         };
         match decision {
-            Ok(Decision::Passes(Value::Null)) => vmm_api::Decision::Forward(body.to_vec()),
-            Ok(Decision::Passes(body)) => vmm_api::Decision::Forward(body.to_string().into_bytes()),
-            Ok(Decision::Refused(reasons)) => vmm_api::Decision::Refused { reasons },
-            Ok(Decision::Malformed(why)) => vmm_api::Decision::Malformed(why),
-            Err(error) => vmm_api::Decision::Failed {
-                messages: error.chain().map(ToString::to_string).collect(),
-            },
+            // The original body.
+            Ok(Value::Null) => Decision::Forward(body.to_vec()),
+            Ok(body) => Decision::Forward(body.to_string().into_bytes()),
+            Err(rejection) => rejection.into(),
         }
     }
 }

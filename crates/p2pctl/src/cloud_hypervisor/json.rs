@@ -34,26 +34,28 @@ pub(super) fn excludes_all(device: &Value) -> bool {
     ALL_BARS.iter().all(has)
 }
 
-/// The part of a VM's configuration that does not have the expected JSON type. serde parses an array as a struct, so
-/// cloud-hypervisor would accept it.
-pub(super) fn misshapen(config: &Value) -> Option<String> {
-    let there = |path: &str| config.pointer(path).filter(|value| !value.is_null());
-    let objects = ["/platform", "/cpus", "/memory"].into_iter();
-    let mut objects = objects.filter(|path| there(path).is_some_and(|value| !value.is_object()));
+/// Checks the JSON types in a VM's configuration. serde parses an array as a struct, so cloud-hypervisor would accept
+/// it.
+pub(super) fn well_formed(config: &Value) -> Result<(), String> {
     let is_list = |value: &Value| {
         let all = value.as_array();
         all.is_some_and(|all| all.iter().all(Value::is_object))
     };
-    let lists = ["/memory/zones", "/devices", "/vdpa"].into_iter();
-    let mut lists = lists.filter(|path| there(path).is_some_and(|value| !is_list(value)));
-    let name = |path: &str| path.trim_start_matches('/').replace('/', ".");
-    let object = objects
-        .next()
-        .map(|path| format!("{} is no JSON object", name(path)));
-    object.or_else(|| {
-        let path = lists.next()?;
-        Some(format!("{} is no list of objects", name(path)))
-    })
+    let check = |path: &str, is_right: &dyn Fn(&Value) -> bool, kind: &str| {
+        let value = config.pointer(path).unwrap_or(&Value::Null);
+        let name = path.trim_start_matches('/').replace('/', ".");
+        match value.is_null() || is_right(value) {
+            true => Ok(()),
+            false => Err(format!("{name} is no {kind}")),
+        }
+    };
+    for path in ["/platform", "/cpus", "/memory"] {
+        check(path, &Value::is_object, "JSON object")?;
+    }
+    for path in ["/memory/zones", "/devices", "/vdpa"] {
+        check(path, &is_list, "list of objects")?;
+    }
+    Ok(())
 }
 
 impl Asked {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::Context;
 use iommu_group::assignment::{
     Assignment, AssignmentRequest, DeviceInfo, HostSnapshot, check_assignment,
 };
@@ -12,7 +12,7 @@ use iommu_group::policy::Policy;
 use iommu_group::{Cpu, Placement, RoutingModel, Sbdf, Space, Sysfs, SysfsError, Topology};
 
 use super::device::Asked;
-use super::refusal::Refusal;
+use super::refusal::{CheckError, Refusal};
 use super::rules::{Facts, Host};
 use super::vdpa;
 use super::version::Version;
@@ -35,7 +35,7 @@ pub(crate) struct Question<'a> {
 }
 
 /// Reads the devices and runs the checks that apply to all VMMs.
-pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, Refusal>> {
+pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Host, CheckError> {
     let Question {
         asked,
         vdpa,
@@ -51,10 +51,8 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         path.map(|path| DeviceInfo::read(&snapshot, &sysfs, path, device.domain_name()))
             .transpose()
     };
-    let devices = match asked.iter().map(read).collect::<Result<Vec<_>, _>>() {
-        Ok(devices) => devices,
-        Err(error) => return Ok(Err(Refusal::Host { source: error })),
-    };
+    let devices = asked.iter().map(read).collect::<Result<Vec<_>, _>>();
+    let devices = devices.map_err(|source| Refusal::Host { source })?;
     let mut host = Host {
         devices: Vec::new(),
         by_bus_address: None,
@@ -74,13 +72,11 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         let sbdf = device.as_ref().map(|device| device.sbdf);
         host.devices.push(sbdf.map(|sbdf| facts(topology, sbdf)));
         if let Some(bits) = sbdf.map(|sbdf| sysfs.iommu_address_bits(sbdf)) {
-            host.iommu_bits = bits?.into_iter().chain(host.iommu_bits).min();
+            let bits = bits.context("cannot read the address bits of the IOMMU")?;
+            host.iommu_bits = bits.into_iter().chain(host.iommu_bits).min();
         }
     }
-    let others = match vdpa::functions(&sysfs, &snapshot, vdpa) {
-        Ok(functions) => functions,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let others = vdpa::functions(&sysfs, &snapshot, vdpa)?;
     let named = asked.iter().flat_map(|device| &device.expose).copied();
     let request = AssignmentRequest {
         devices: devices.into_iter().flatten().collect(),
@@ -88,16 +84,12 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
         expose: &named.collect(),
         departed,
     };
-    match check_assignment(&snapshot, request) {
-        Ok(assignment) => {
-            host.by_bus_address = by_bus_address(&assignment);
-            host.hidden = hidden(&assignment);
-            host.exposures = assignment.exposures;
-            host.unsafe_interrupts = assignment.unsafe_interrupts;
-            Ok(Ok(host))
-        }
-        Err(refusal) => Ok(Err(refusal.into())),
-    }
+    let assignment = check_assignment(&snapshot, request).map_err(Refusal::from)?;
+    host.by_bus_address = by_bus_address(&assignment);
+    host.hidden = hidden(&assignment);
+    host.exposures = assignment.exposures;
+    host.unsafe_interrupts = assignment.unsafe_interrupts;
+    Ok(host)
 }
 
 /// Physical address bits of the host's processors, from the `/proc/cpuinfo` that belongs to this sysfs.

@@ -33,6 +33,16 @@ impl Refusal {
     }
 }
 
+/// Why the devices of a VM are not accepted.
+#[derive(Debug, Error)]
+pub(crate) enum CheckError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The check itself failed.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
 fn way_out(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {

@@ -202,7 +202,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
     if line.has("--restore") {
         notes.push("devices of a VM that is restored are not looked at".to_owned());
     }
-    notes.extend(told(host));
+    notes.extend(risks(host));
     if let Some(hole) = settings.doubtful.first() {
         notes.push(format!(
             "guest memory will be at {hole}, unless the root complex does better than its ACS says; most do"
@@ -212,7 +212,7 @@ fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) 
 }
 
 /// Notes about accepted risks, and about all exposures that are possible at once.
-pub(crate) fn told(host: &Host) -> Vec<String> {
+pub(crate) fn risks(host: &Host) -> Vec<String> {
     let (accepted, possible): (Vec<&Exposed>, Vec<_>) = host
         .exposures
         .iter()

@@ -54,9 +54,11 @@ impl Seen {
         paths.find(asked).map(str::to_owned)
     }
 
-    /// Records that a new VM was created, which no device has left yet.
-    pub(super) fn created(&mut self) {
+    /// Records that a new VM with these devices was created, which no device has left yet.
+    pub(super) fn created(&mut self, config: &Value, asked: &[Asked]) {
         self.departed.clear();
+        self.look(config);
+        self.come(asked);
     }
 
     /// Records that these devices are added.

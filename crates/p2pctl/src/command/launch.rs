@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::answer::Answer;
 use crate::cli::{Global, LaunchArgs};
 use crate::cloud_hypervisor::{
-    Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite, vdpa,
+    Apart, CheckError, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite, vdpa,
 };
 use crate::confine;
 use crate::host;
@@ -33,10 +33,11 @@ pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Re
         bail!("launch looks at the machine that it runs on: leave --from out");
     }
     let sysfs = host::root(global);
-    let mut rewritten = match prepare(&sysfs, args)? {
+    let mut rewritten = match prepare(&sysfs, args) {
         Ok(rewritten) => rewritten,
-        Err(refusal) if global.json => return refused_json(&refusal),
-        Err(refusal) => return Ok(refused(&refusal)),
+        Err(CheckError::Refused(refusal)) if global.json => return refused_json(&refusal),
+        Err(CheckError::Refused(refusal)) => return Ok(refused(&refusal)),
+        Err(CheckError::Failed(error)) => return Err(error),
     };
     if let Some(change) = events::wanted(&rewritten.line) {
         if !args.dry_run {
@@ -62,16 +63,16 @@ pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Re
 }
 
 /// Computes the command line. Changes nothing.
-fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Result<Rewritten, Refusal>> {
+fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Rewritten, CheckError> {
     let line = CommandLine::new(args.command.clone());
-    let (asked, vdpa) = (asked(&line)?, vdpa(&line).context("--vdpa")?);
+    let asked = asked(&line).map_err(anyhow::Error::from)?;
+    let vdpa = vdpa(&line).context("--vdpa")?;
     if asked.is_empty() && vdpa.is_empty() {
-        let (changes, notes) = (Vec::new(), Vec::new());
-        return Ok(Ok(Rewritten {
+        return Ok(Rewritten {
             line,
-            changes,
-            notes,
-        }));
+            changes: Vec::new(),
+            notes: Vec::new(),
+        });
     }
     let version = program::version(line.program())?;
     let question = Question {
@@ -89,17 +90,13 @@ fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Result<Rewritten, Refusal>
         };
         scope.spawn(inspect).join()
     });
-    let looked = looked.map_err(|_| anyhow!("the thread that looks at the host has panicked"))?;
-    let host = match looked? {
-        Ok(host) => host,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let host = looked.map_err(|_| anyhow!("the thread that checks the host has panicked"))??;
     let apart = if args.joinable {
         Apart::ForNow
     } else {
         Apart::ForGood
     };
-    Ok(rewrite(&line, &asked, &host, apart).map_err(Refusal::Limits))
+    Ok(rewrite(&line, &asked, &host, apart).map_err(Refusal::Limits)?)
 }
 
 fn refused(refusal: &Refusal) -> Answer {

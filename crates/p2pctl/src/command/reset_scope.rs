@@ -27,12 +27,7 @@ pub(crate) fn run(
     let kernel = Kernel::of(topology);
     let all = topology.resets(&kernel, args.function);
     let chosen = topology.choose_reset(&kernel, args.function, args.kind.unwrap_or(ResetMask::ANY));
-    let owned: BTreeSet<Sbdf> = args
-        .owned
-        .iter()
-        .copied()
-        .chain([args.function])
-        .collect();
+    let owned: BTreeSet<Sbdf> = args.owned.iter().copied().chain([args.function]).collect();
     let foreign: Vec<Sbdf> = chosen
         .iter()
         .flat_map(|reset| reset.not_owned(&owned))

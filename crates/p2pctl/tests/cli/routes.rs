@@ -172,7 +172,11 @@ fn without_root_nothing_is_decided() {
 fn what_is_no_pair_of_devices_is_an_error() {
     let run = on("switch-without-acs", &["explain", "03:00.0", "03:00.0"]);
     assert_eq!(run.status, 1);
-    assert!(run.stderr.contains("are the same function"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("are the same function"),
+        "{}",
+        run.stderr
+    );
     let run = on("switch-without-acs", &["explain", "03:00.0", "09:00.0"]);
     assert_eq!(run.status, 1);
     let run = on("switch-without-acs", &["explain", "03:00.0", "02:00.0"]);
