@@ -21,7 +21,7 @@ pub(crate) struct Answer {
     /// The data.
     pub(crate) body: Body,
     /// Notes for stderr.
-    pub(crate) talk: Text,
+    pub(crate) notes: Text,
     /// Whether the request is refused.
     pub(crate) refused: bool,
     /// Whether the request was tried and failed.
@@ -47,7 +47,7 @@ impl Answer {
     fn new(body: Body) -> Self {
         Self {
             body,
-            talk: Text::new(),
+            notes: Text::new(),
             refused: false,
             failed: false,
         }
@@ -55,7 +55,7 @@ impl Answer {
 
     /// Adds a note.
     pub(crate) fn note(mut self, text: impl std::fmt::Display) -> Self {
-        self.talk
+        self.notes
             .push(Line::new().toned(Tone::Warn, "note: ").plain(text));
         self
     }

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use iommu_group::{ResetMask, Sbdf, Scope};
 use vmm_api::DeviceConfig;
@@ -112,7 +113,6 @@ pub(crate) enum Command {
     },
 }
 
-/// Options of `topology`.
 #[derive(Debug, Args)]
 pub(crate) struct TopologyArgs {
     /// Show only these functions and the functions below them (as lspci prints them: 03:00.0)
@@ -126,7 +126,6 @@ pub(crate) struct TopologyArgs {
     pub(crate) policy_file: Option<PathBuf>,
 }
 
-/// Options of `groups`.
 #[derive(Debug, Args)]
 pub(crate) struct GroupsArgs {
     /// Show only the groups of these functions
@@ -137,7 +136,6 @@ pub(crate) struct GroupsArgs {
     pub(crate) why: bool,
 }
 
-/// Options of `matrix`.
 #[derive(Debug, Args)]
 pub(crate) struct MatrixArgs {
     /// Compare only these functions; a port stands for the devices below it
@@ -147,7 +145,6 @@ pub(crate) struct MatrixArgs {
     pub(crate) rules: RuleArgs,
 }
 
-/// Options of `explain`.
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     /// The function that initiates the requests
@@ -162,14 +159,13 @@ pub(crate) struct ExplainArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RuleArgs {
     /// Between which devices P2P is allowed
-    #[arg(long, value_name = "POLICY", default_value = "same-group")]
-    pub(crate) policy: PolicyName,
+    #[arg(long, value_name = "POLICY", default_value = "same-group", value_parser = scope())]
+    pub(crate) policy: Scope,
     /// Apply the rules in this policy file and show the exposures that it accepts (the format of p2p-vmm --policy)
     #[arg(long, value_name = "FILE")]
     pub(crate) policy_file: Option<PathBuf>,
 }
 
-/// Options of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
@@ -181,7 +177,6 @@ pub(crate) struct PlanArgs {
     pub(crate) at: PlaceArgs,
 }
 
-/// Options of `apply`.
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArgs {
     /// A plan that `p2pctl plan -o` wrote
@@ -193,7 +188,6 @@ pub(crate) struct ApplyArgs {
     pub(crate) how: ChangeArgs,
 }
 
-/// Options of `reconcile`.
 #[derive(Debug, Args)]
 pub(crate) struct ReconcileArgs {
     /// The desired state, as in resources/p2p-domains.toml
@@ -203,7 +197,6 @@ pub(crate) struct ReconcileArgs {
     pub(crate) how: ChangeArgs,
 }
 
-/// Options of `recover`.
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
     /// Without a daemon: policy file for devices of cloud-hypervisor VMs, as for serve
@@ -213,7 +206,6 @@ pub(crate) struct RecoverArgs {
     pub(crate) at: PlaceArgs,
 }
 
-/// Options of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// A virtual machine, by the API socket of its VMM
@@ -232,7 +224,6 @@ pub(crate) struct ServeArgs {
     pub(crate) at: PlaceArgs,
 }
 
-/// Options of `reset-scope`.
 #[derive(Debug, Args)]
 pub(crate) struct ResetScopeArgs {
     /// The function to reset
@@ -245,7 +236,6 @@ pub(crate) struct ResetScopeArgs {
     pub(crate) owned: Vec<Sbdf>,
 }
 
-/// Options of `reset`.
 #[derive(Debug, Args)]
 pub(crate) struct ResetArgs {
     /// The function to reset
@@ -260,7 +250,6 @@ pub(crate) struct ResetArgs {
     pub(crate) at: PlaceArgs,
 }
 
-/// Options of `launch`.
 #[derive(Debug, Args)]
 pub(crate) struct LaunchArgs {
     /// Only print the resulting command line and the reasons for its changes
@@ -280,7 +269,6 @@ pub(crate) struct LaunchArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// Options of `proxy`.
 #[derive(Debug, Args)]
 pub(crate) struct ProxyArgs {
     /// The API socket of cloud-hypervisor
@@ -308,7 +296,6 @@ pub(crate) struct ConsentArgs {
     pub(crate) expose: Vec<Sbdf>,
 }
 
-/// Options of `draw`.
 #[derive(Debug, Args)]
 pub(crate) struct DrawArgs {
     /// Title of the picture
@@ -318,8 +305,8 @@ pub(crate) struct DrawArgs {
     #[arg(long)]
     pub(crate) all: bool,
     /// Between which devices P2P is allowed
-    #[arg(long, value_name = "POLICY", default_value = "same-group")]
-    pub(crate) policy: PolicyName,
+    #[arg(long, value_name = "POLICY", default_value = "same-group", value_parser = scope())]
+    pub(crate) policy: Scope,
     /// Write to this file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
@@ -355,7 +342,6 @@ pub(crate) enum VmCommand {
     },
 }
 
-/// Options of `vm remove`.
 #[derive(Debug, Args)]
 pub(crate) struct RemoveArgs {
     #[command(flatten)]
@@ -429,20 +415,14 @@ pub(crate) struct ChangeArgs {
     pub(crate) at: PlaceArgs,
 }
 
-/// Between which devices P2P is allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PolicyName {
-    /// Devices of one IOMMU group
-    SameGroup,
-    /// Devices of one virtual machine, in any groups
-    SameVm,
-}
-
-impl From<PolicyName> for Scope {
-    fn from(name: PolicyName) -> Self {
-        match name {
-            PolicyName::SameGroup => Self::SameGroup,
-            PolicyName::SameVm => Self::SameVm,
-        }
-    }
+/// The values of `--policy`.
+fn scope() -> impl TypedValueParser<Value = Scope> {
+    let values = [
+        PossibleValue::new("same-group").help("Devices of one IOMMU group"),
+        PossibleValue::new("same-vm").help("Devices of one virtual machine, in any groups"),
+    ];
+    PossibleValuesParser::new(values).map(|name| match name.as_str() {
+        "same-vm" => Scope::SameVm,
+        _ => Scope::SameGroup,
+    })
 }

@@ -30,6 +30,12 @@ impl Names {
         }
     }
 
+    /// The names of functions. Of many functions, only the first ones are listed.
+    pub(crate) fn list<'f>(self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
+        let names: Vec<String> = functions.into_iter().map(|f| self.of(*f)).collect();
+        few(&names, 16)
+    }
+
     /// Replaces the full names of functions in a text by their short names.
     pub(crate) fn shorten(self, text: &str) -> String {
         let mut short = String::with_capacity(text.len());
@@ -56,6 +62,16 @@ impl Names {
         }
         flush(&mut word, &mut short);
         short
+    }
+}
+
+/// Joins words with spaces. Of more than `most` words, only these and the number of the others are listed.
+pub(crate) fn few(words: &[String], most: usize) -> String {
+    match words.get(..most) {
+        Some(few) if words.len() > most => {
+            format!("{} and {} more", few.join(" "), words.len() - most)
+        }
+        _ => words.join(" "),
     }
 }
 

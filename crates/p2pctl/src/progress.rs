@@ -156,7 +156,7 @@ impl ProgressPrinter {
         let mut text = Text::new();
         text.push_wrapped(&line, self.terminal.width, 12);
         // A failure to write to stderr cannot be reported.
-        let _ = io::stderr().write_all(text.render(self.terminal.talk_colour).as_bytes());
+        let _ = io::stderr().write_all(text.render(self.terminal.stderr_colour).as_bytes());
     }
 }
 

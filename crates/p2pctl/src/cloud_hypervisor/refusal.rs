@@ -15,7 +15,7 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Assignment(#[from] assignment::Refusal),
     /// The host does not have the device, or no IOMMU protects it.
-    #[error("{source}\n       {}", way_out(source))]
+    #[error("{source}\n       {}", hint(source))]
     Host { source: SysfsError },
     /// The request is refused for cloud-hypervisor only.
     #[error("{}", Lines(.0))]
@@ -43,7 +43,7 @@ pub(crate) enum CheckError {
     Failed(#[from] anyhow::Error),
 }
 
-fn way_out(error: &SysfsError) -> &'static str {
+fn hint(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {
             "an IOMMU is needed: intel_iommu=on or amd_iommu=on, and VT-d or AMD-Vi in the firmware"

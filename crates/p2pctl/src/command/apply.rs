@@ -63,14 +63,7 @@ pub(crate) fn run(
     };
     let plan = match made {
         Ok(plan) => plan,
-        Err(refusal) => {
-            let answer = if global.json {
-                Answer::json(&json::plan(&Err(refusal), None)?)?
-            } else {
-                Answer::text(view.refusal(&goals, &refusal))
-            };
-            return Ok(answer.about(&source).refused_if(true));
-        }
+        Err(refusal) => return view.refused(&source, &goals, refusal, global.json),
     };
     let state = matches!(wanted, Wanted::State { .. });
     if state && plan.steps.is_empty() && plan.is_acceptable() {

@@ -8,7 +8,7 @@ use super::matrix::Matrix;
 use crate::answer::Answer;
 use crate::cli::DrawArgs;
 use crate::draw::picture;
-use crate::leaks;
+use crate::isolation_holes;
 use crate::peers::Peers;
 use crate::show::Text;
 use crate::source::Source;
@@ -22,11 +22,11 @@ pub(crate) fn run(source: &Source, args: &DrawArgs) -> Result<Answer> {
         (None, None) => "PCIe devices and IOMMU groups".to_owned(),
     };
     let topology = source.topology();
-    let pairs = source.host.pairs(args.policy.into());
+    let pairs = source.host.pairs(args.policy);
     // With too many devices for a matrix, the picture has none; `p2pctl matrix` compares named functions.
     let peers = Peers::select(source, &[]).map_or_else(|_| Vec::new(), |peers| peers.functions);
     let matrix = Matrix::new(&pairs, peers);
-    let warnings = leaks::sentences(
+    let warnings = isolation_holes::sentences(
         topology,
         source.names,
         &pairs.routing().isolation_holes(pairs.groups()),

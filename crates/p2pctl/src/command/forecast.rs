@@ -12,6 +12,7 @@ use super::plan::View;
 use super::remote::Daemon;
 use crate::cli::{Global, PlaceArgs};
 use crate::host;
+use crate::names::few;
 use crate::progress::seconds;
 use crate::show::{Line, Tone};
 use crate::source::Source;
@@ -162,7 +163,7 @@ impl View<'_> {
             Some(device) => format!("{} ({})", self.names.of(*function), device.vm),
             None => self.names.of(*function),
         };
-        self.few(functions.into_iter().map(name).collect())
+        few(&functions.into_iter().map(name).collect::<Vec<_>>(), 16)
     }
 
     fn coming_back(&self, devices: &[&VmDevice], plug: &[VmDevice]) -> String {

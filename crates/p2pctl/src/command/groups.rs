@@ -11,8 +11,8 @@ use iommu_group::{
 use crate::answer::Answer;
 use crate::cli::GroupsArgs;
 use crate::describe;
+use crate::isolation_holes;
 use crate::json::{self, Document};
-use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
@@ -20,14 +20,14 @@ use crate::source::Source;
 /// The groups after a fresh boot.
 struct Booted<'t> {
     model: GroupModel<'t>,
-    partition: Groups,
+    groups: Groups,
 }
 
 impl<'t> Booted<'t> {
     fn new(topology: &'t Topology) -> Self {
         let model = GroupModel::booted(topology, &Kernel::of(topology), Firmware::Cleared);
         Self {
-            partition: model.groups(),
+            groups: model.groups(),
             model,
         }
     }
@@ -61,11 +61,16 @@ pub(crate) fn run(source: &Source, args: &GroupsArgs, json: bool, width: usize) 
         [] => Vec::new(),
         _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
     };
-    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
-    let leaks = leaks::concerning(leaks, &shown);
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
+    let holes = isolation_holes::concerning(holes, &shown);
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     let answer = Answer::text(text).about(source);
-    let differences = Groups::found(topology).differences(&booted.partition);
+    let differences = Groups::found(topology).differences(&booted.groups);
     if differences.is_empty() || topology.needs_privilege() {
         return Ok(answer);
     }
@@ -74,19 +79,10 @@ pub(crate) fn run(source: &Source, args: &GroupsArgs, json: bool, width: usize) 
 
 /// Note about groups that differ from those after a fresh boot.
 fn different(differences: &[Difference], names: Names) -> String {
-    const FEW: usize = 8;
-    let mut who: Vec<String> = differences
-        .iter()
-        .take(FEW)
-        .map(|d| names.of(d.sbdf))
-        .collect();
-    if differences.len() > FEW {
-        who.push(format!("and {} more", differences.len() - FEW));
-    }
     format!(
         "the groups of {} are not those that this kernel would make at boot: they were changed since, or this kernel \
          groups in its own way",
-        who.join(" ")
+        names.list(differences.iter().map(|difference| &difference.sbdf))
     )
 }
 
@@ -140,7 +136,7 @@ fn show(
 /// A short reason why a function is in the group with these members.
 fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> Line {
     let reason = match booted.model.reason(function) {
-        Some(reason) if booted.partition.group_of(function) == Some(members) => reason,
+        Some(reason) if booted.groups.group_of(function) == Some(members) => reason,
         _ => return Line::new().toned(Tone::Warn, "not so at boot: changed since"),
     };
     let of = |sbdf| names.of(sbdf);

@@ -14,13 +14,14 @@ use serde_json::json;
 use crate::answer::Answer;
 use crate::cli::{Global, LaunchArgs};
 use crate::cloud_hypervisor::{
-    Apart, CheckError, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite, vdpa,
+    CheckError, CheckRequest, CommandLine, IsolationMode, Refusal, Rewritten, inspect, requested,
+    rewrite, vdpa,
 };
-use crate::confine;
 use crate::host;
 use crate::json::Document;
 use crate::policy_file;
 use crate::registry;
+use crate::sandbox;
 use crate::show::{Line, Terminal, Text, Tone};
 
 /// Name and version of the document that `--json` prints.
@@ -39,11 +40,11 @@ pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Re
         Err(CheckError::Refused(refusal)) => return Ok(refused(&refusal)),
         Err(CheckError::Failed(error)) => return Err(error),
     };
-    if let Some(change) = events::wanted(&rewritten.line) {
+    if let Some(file) = events::wanted(&rewritten.line) {
         if !args.dry_run {
-            events::make_room(&change.path)?;
+            events::make_room(&file)?;
         }
-        change.apply(&mut rewritten);
+        events::add(&file, &mut rewritten);
     }
     if args.dry_run {
         return shown(&rewritten, global.json, terminal);
@@ -65,9 +66,9 @@ pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Re
 /// Computes the command line. Changes nothing.
 fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Rewritten, CheckError> {
     let line = CommandLine::new(args.command.clone());
-    let asked = asked(&line).map_err(anyhow::Error::from)?;
+    let requested = requested(&line).map_err(anyhow::Error::from)?;
     let vdpa = vdpa(&line).context("--vdpa")?;
-    if asked.is_empty() && vdpa.is_empty() {
+    if requested.is_empty() && vdpa.is_empty() {
         return Ok(Rewritten {
             line,
             changes: Vec::new(),
@@ -75,28 +76,28 @@ fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Rewritten, CheckError> {
         });
     }
     let version = program::version(line.program())?;
-    let question = Question {
-        asked: &asked,
+    let request = CheckRequest {
+        requested: &requested,
         vdpa: &vdpa,
         policy: policy_file::read(args.consent.policy_file.as_deref(), &args.consent.expose)?,
         version,
         departed: None,
     };
     // The checks read host files and run confined. The program that is started keeps all rights of the caller.
-    let looked = thread::scope(|scope| {
-        let inspect = || {
-            confine::inspection(sysfs)?;
-            look(sysfs, question)
+    let inspected = thread::scope(|scope| {
+        let check = || {
+            sandbox::inspection(sysfs)?;
+            inspect(sysfs, request)
         };
-        scope.spawn(inspect).join()
+        scope.spawn(check).join()
     });
-    let host = looked.map_err(|_| anyhow!("the thread that checks the host has panicked"))??;
-    let apart = if args.joinable {
-        Apart::ForNow
+    let host = inspected.map_err(|_| anyhow!("the thread that checks the host has panicked"))??;
+    let isolation = if args.joinable {
+        IsolationMode::UntilJoined
     } else {
-        Apart::ForGood
+        IsolationMode::Permanent
     };
-    Ok(rewrite(&line, &asked, &host, apart).map_err(Refusal::Limits)?)
+    Ok(rewrite(&line, &requested, &host, isolation).map_err(Refusal::Limits)?)
 }
 
 fn refused(refusal: &Refusal) -> Answer {
@@ -106,7 +107,7 @@ fn refused(refusal: &Refusal) -> Answer {
             0 => Line::new().toned(Tone::Bad, "error").plain(": "),
             _ => Line::new(),
         };
-        answer.talk.push(line.plain(text));
+        answer.notes.push(line.plain(text));
     }
     answer
 }

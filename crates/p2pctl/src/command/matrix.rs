@@ -13,8 +13,8 @@ use crate::accepted;
 use crate::answer::Answer;
 use crate::cli::MatrixArgs;
 use crate::describe;
+use crate::isolation_holes;
 use crate::json::{self, Document};
-use crate::leaks;
 use crate::names::Names;
 use crate::peers::Peers;
 use crate::show::{Line, Text, Tone};
@@ -192,9 +192,9 @@ pub(crate) fn common_switch(routing: &RoutingModel<'_>, from: Sbdf, to: Sbdf) ->
 pub(crate) fn document(source: &Source, named: &[Sbdf], scope: Scope) -> Result<Document> {
     let peers = Peers::select(source, named)?;
     let pairs = source.host.pairs(scope);
-    let (leaks, accepted) = warnings(source, &pairs, named, &peers.functions);
+    let (holes, accepted) = warnings(source, &pairs, named, &peers.functions);
     let functions = &peers.functions;
-    Ok(json::matrix(MATRIX, &pairs, functions, &leaks, &accepted))
+    Ok(json::matrix(MATRIX, &pairs, functions, &holes, &accepted))
 }
 
 /// The isolation holes and the accepted exposures of these functions; all of them if none is named.
@@ -205,20 +205,21 @@ fn warnings(
     functions: &[Sbdf],
 ) -> (Vec<IsolationHole>, Vec<Exposed>) {
     let concerned = if named.is_empty() { &[] } else { functions };
-    let leaks = leaks::concerning(pairs.routing().isolation_holes(pairs.groups()), concerned);
-    (leaks, accepted::of(source, concerned))
+    let holes =
+        isolation_holes::concerning(pairs.routing().isolation_holes(pairs.groups()), concerned);
+    (holes, accepted::of(source, concerned))
 }
 
 /// Shows the matrix.
 pub(crate) fn run(source: &Source, args: &MatrixArgs, json: bool, width: usize) -> Result<Answer> {
-    let (named, scope) = (&args.functions, args.rules.policy.into());
+    let (named, scope) = (&args.functions, args.rules.policy);
     if json {
         return Answer::json(&document(source, named, scope)?);
     }
     let topology = source.topology();
     let peers = Peers::select(source, named)?;
     let pairs = source.host.pairs(scope);
-    let (leaks, accepted) = warnings(source, &pairs, named, &peers.functions);
+    let (holes, accepted) = warnings(source, &pairs, named, &peers.functions);
     let matrix = Matrix::new(&pairs, peers.functions);
     let mut text = Text::new();
     if matrix.functions.is_empty() {
@@ -227,7 +228,12 @@ pub(crate) fn run(source: &Source, args: &MatrixArgs, json: bool, width: usize) 
     text.extend(table(topology, source.names, &matrix, width));
     text.blank();
     text.extend(legend(&matrix, width));
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     text.extend(accepted::lines(source, &accepted, width));
     let answer = Answer::text(text).about(source);
     Ok(match peers.left_out {

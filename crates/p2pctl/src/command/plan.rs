@@ -76,15 +76,8 @@ pub(crate) fn kernel_args(
 ) -> Result<Answer> {
     let plan = match make(source, args)? {
         Ok(plan) => plan,
-        Err(refusal) if json => {
-            let document = json::plan(&Err(refusal), None)?;
-            return Ok(Answer::json(&document)?.refused_if(true));
-        }
         Err(refusal) => {
-            let view = View::new(source, width);
-            return Ok(Answer::text(view.refusal(&args.goals(), &refusal))
-                .about(source)
-                .refused_if(true));
+            return View::new(source, width).refused(source, &args.goals(), refusal, json);
         }
     };
     if json {
@@ -153,17 +146,7 @@ impl<'a> View<'a> {
 
 impl View<'_> {
     fn list<'f>(&self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
-        self.few(functions.into_iter().map(|f| self.names.of(*f)).collect())
-    }
-
-    pub(super) fn few(&self, all: Vec<String>) -> String {
-        const FEW: usize = 16;
-        match all.get(..FEW) {
-            Some(few) if all.len() > FEW => {
-                format!("{} and {} more", few.join(" "), all.len() - FEW)
-            }
-            _ => all.join(" "),
-        }
+        self.names.list(functions)
     }
 
     pub(super) fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
@@ -207,14 +190,14 @@ impl View<'_> {
             sets.into_iter()
                 .any(|set| set.contains(&change.from) && set.contains(&change.to))
         };
-        let no_way = plan
+        let is_blocked_route = plan
             .routes
             .iter()
             .filter(joined)
             .any(|change| matches!(change.after, Route::Blocked(_)));
         let answer = if plan.is_acceptable() && self.is_blocked() {
             title.toned(Tone::Bad, "refused while it is blocked")
-        } else if plan.is_acceptable() && no_way {
+        } else if plan.is_acceptable() && is_blocked_route {
             title.toned(
                 Tone::Warn,
                 "can be done, but requests between them would still not arrive",
@@ -228,7 +211,7 @@ impl View<'_> {
         };
         text.push_wrapped(&answer, self.width, 2);
         text.blank();
-        self.section(&mut text, "refused", self.objections(plan));
+        self.section(&mut text, "refused", self.warnings(plan));
         self.section(&mut text, "blocked", self.blocked());
         self.section(&mut text, "guests", self.guests());
         self.section(&mut text, "unplug", self.unplug(plan));
@@ -275,7 +258,7 @@ impl View<'_> {
         words.join(" ")
     }
 
-    fn objections(&self, plan: &Plan) -> Vec<Line> {
+    fn warnings(&self, plan: &Plan) -> Vec<Line> {
         plan.objections
             .iter()
             .map(|objection| {
@@ -308,7 +291,7 @@ impl View<'_> {
             let joined: Vec<Sbdf> = goals.join.iter().flatten().copied().collect();
             words.push_str(&format!(" --isolate {}", self.list(&joined)));
         }
-        for set in self.parted(plan) {
+        for set in self.separated(plan) {
             words.push_str(&format!(" --join {}", self.list(&set)));
         }
         if goals.join.is_empty() && goals.isolate.is_empty() {
@@ -326,7 +309,7 @@ impl View<'_> {
     }
 
     /// The sets of devices that shared a group and of which some are isolated.
-    fn parted(&self, plan: &Plan) -> BTreeSet<Vec<Sbdf>> {
+    fn separated(&self, plan: &Plan) -> BTreeSet<Vec<Sbdf>> {
         let isolated = plan.goals.isolate.iter();
         let changes = isolated.filter_map(|function| {
             let mut changes = plan.groups.iter();
@@ -342,8 +325,24 @@ impl View<'_> {
             .collect()
     }
 
+    /// The answer for goals that cannot be reached.
+    pub(super) fn refused(
+        &self,
+        source: &Source,
+        goals: &Goals,
+        refusal: Refusal,
+        json: bool,
+    ) -> Result<Answer> {
+        let answer = if json {
+            Answer::json(&json::plan(&Err(refusal), None)?)?
+        } else {
+            Answer::text(self.refusal(goals, &refusal))
+        };
+        Ok(answer.about(source).refused_if(true))
+    }
+
     /// Text for goals that cannot be reached.
-    pub(super) fn refusal(&self, goals: &Goals, refusal: &Refusal) -> Text {
+    fn refusal(&self, goals: &Goals, refusal: &Refusal) -> Text {
         let mut text = Text::new();
         text.push(
             Line::new()
@@ -354,7 +353,7 @@ impl View<'_> {
         let reasons = refusal.reasons.iter();
         let reasons = reasons.map(|reason| self.names.shorten(&reason.to_string()).into());
         self.section(&mut text, "why", reasons.collect());
-        let mut advice: Vec<&str> = refusal.reasons.iter().filter_map(way_out).collect();
+        let mut advice: Vec<&str> = refusal.reasons.iter().filter_map(hint).collect();
         advice.dedup();
         self.section(
             &mut text,
@@ -366,7 +365,7 @@ impl View<'_> {
 }
 
 /// Advice for a goal that cannot be reached.
-fn way_out(reason: &Infeasible) -> Option<&'static str> {
+fn hint(reason: &Infeasible) -> Option<&'static str> {
     Some(match reason {
         Infeasible::NoIommu | Infeasible::NoGroup { .. } => {
             "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel"

@@ -7,10 +7,10 @@ use vmm_api::{ApiServer, Client};
 
 use crate::answer::Answer;
 use crate::cli::{Global, ProxyArgs};
-use crate::cloud_hypervisor::StockGate;
-use crate::confine;
+use crate::cloud_hypervisor::CloudHypervisorFilter;
 use crate::host;
 use crate::policy_file;
+use crate::sandbox;
 
 /// Serves until a signal.
 pub(crate) fn run(global: &Global, args: &ProxyArgs) -> Result<Answer> {
@@ -19,9 +19,9 @@ pub(crate) fn run(global: &Global, args: &ProxyArgs) -> Result<Answer> {
     }
     let sysfs = host::root(global);
     let policy = policy_file::read(args.consent.policy_file.as_deref(), &args.consent.expose)?;
-    confine::proxy(&sysfs, &args.listen, args.snapshots.as_deref())?;
-    let gate = StockGate::new(sysfs, policy, Client::new(&args.api_socket));
-    let server = ApiServer::proxy(&args.listen, args.api_socket.clone(), Arc::new(gate))?;
+    sandbox::proxy(&sysfs, &args.listen, args.snapshots.as_deref())?;
+    let filter = CloudHypervisorFilter::new(sysfs, policy, Client::new(&args.api_socket));
+    let server = ApiServer::proxy(&args.listen, args.api_socket.clone(), Arc::new(filter))?;
     eprintln!(
         "clients of {} may use {}",
         args.api_socket.display(),

@@ -11,7 +11,7 @@ use super::plan::View;
 use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
 use crate::cli::{Global, RecoverArgs};
-use crate::daemon::{Guest, Guests, Judgement, Places};
+use crate::daemon::{CheckInputs, Guest, Guests, VmSockets};
 use crate::host;
 use crate::json;
 use crate::policy_file;
@@ -66,14 +66,14 @@ pub(crate) fn run(args: &RecoverArgs, global: &Global, terminal: &Terminal) -> R
 
 /// The virtual machines that `p2pctl launch` registered, and those in the record of the interrupted change.
 fn guests(global: &Global, policy: Option<&Path>, state: &StateDir) -> Result<Vec<Guest>> {
-    let places = Places {
+    let sockets = VmSockets {
         named: Vec::new(),
         dirs: vec![registry::VMS.into()],
     };
-    let judgement = Judgement {
+    let check = CheckInputs {
         sysfs: host::root(global),
         policy: policy_file::read(policy, &[])?,
     };
     let recorded = state.unfinished()?.map(|unfinished| unfinished.vms);
-    Ok(Guests::new(places, judgement).with_recorded(&recorded.unwrap_or_default()))
+    Ok(Guests::new(sockets, check).with_recorded(&recorded.unwrap_or_default()))
 }

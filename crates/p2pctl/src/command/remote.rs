@@ -10,7 +10,7 @@ use iommu_group::Plan;
 use serde_json::{Map, Value};
 use vmm_api::{Client, ClientError, Next, connect};
 
-use crate::daemon::{Apply, Began, Check, STEP, STUCK};
+use crate::daemon::{Apply, Check, STEP, STUCK, StartedTransaction};
 use crate::json::Reason;
 use crate::progress::{ProgressEvent, ProgressPrinter};
 
@@ -93,7 +93,7 @@ impl Daemon {
             }
             Err(error) => return Err(error.into()),
         };
-        let began: Began = serde_json::from_slice(&answer)?;
+        let began: StartedTransaction = serde_json::from_slice(&answer)?;
         let Some(id) = began.transaction else {
             return Ok(Ended::Nothing);
         };

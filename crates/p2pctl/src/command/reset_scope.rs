@@ -58,19 +58,6 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    fn list(&self, functions: &[Sbdf]) -> String {
-        const FEW: usize = 8;
-        let mut words: Vec<String> = functions
-            .iter()
-            .take(FEW)
-            .map(|f| self.names.of(*f))
-            .collect();
-        if functions.len() > FEW {
-            words.push(format!("and {} more", functions.len() - FEW));
-        }
-        words.join(" ")
-    }
-
     /// All kinds; the one that Linux would choose is marked.
     fn all(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
         let mut table = Table::new(["", "KIND", "BY", "HITS"]);
@@ -90,7 +77,7 @@ impl View<'_> {
                 if reset.hits == [function] {
                     Line::new().toned(Tone::Good, "this function alone")
                 } else {
-                    self.list(&reset.hits).into()
+                    self.names.list(&reset.hits).into()
                 },
             ]);
         }
@@ -173,7 +160,7 @@ impl View<'_> {
         };
         text.push_wrapped(&Line::from(advice), self.width, 2);
         if !chosen.hit_ports.is_empty() {
-            let ports = self.list(&chosen.hit_ports);
+            let ports = self.names.list(&chosen.hit_ports);
             let line = format!(
                 "ACS of {ports} is reset too: Linux then sets its defaults, whatever was set before"
             );

@@ -14,11 +14,13 @@ use vmm_api::{ApiServer, EventLog};
 
 use crate::answer::Answer;
 use crate::cli::{Global, ServeArgs};
-use crate::confine;
-use crate::daemon::{Calls, Changes, Drift, Guests, Host, Judgement, Places, STEP, ready};
+use crate::daemon::{
+    Calls, CheckInputs, Drift, Guests, Host, STEP, TransactionRunner, VmSockets, ready,
+};
 use crate::host;
 use crate::policy_file;
 use crate::registry;
+use crate::sandbox;
 use crate::show::Text;
 use crate::source::Source;
 
@@ -31,14 +33,14 @@ pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
     log_to_stderr();
     // Comes before other threads are started, because they would receive the signals.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
-    confine::daemon()?;
+    sandbox::daemon()?;
     let events = EventLog::new();
     let registered = [registry::VMS.into()];
     let socket = &args.at.daemon.socket;
     let host = Host {
         host,
         guests: Guests::new(
-            Places {
+            VmSockets {
                 named: args.guests.clone(),
                 dirs: args
                     .guest_dir
@@ -47,16 +49,16 @@ pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
                     .chain(registered)
                     .collect(),
             },
-            Judgement {
+            CheckInputs {
                 sysfs: host::root(global),
                 policy: policy_file::read(args.policy_file.as_deref(), &[])?,
             },
         ),
         state: StateDir::new(&args.at.state.state_dir),
     };
-    let changes = Changes::new(host, events.clone());
+    let runner = TransactionRunner::new(host, events.clone());
     if !args.no_recover {
-        match changes.recover() {
+        match runner.recover() {
             Ok(Some(id)) => {
                 eprintln!("p2pctl: change {id} was interrupted and is brought to its end");
             }
@@ -68,10 +70,10 @@ pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let calls = Arc::new(Calls::new(changes.clone(), global.clone()));
+    let calls = Arc::new(Calls::new(runner.clone(), global.clone()));
     let server = ApiServer::with_handler(socket, &events, calls)?;
-    let drift = Drift::start(changes.clone(), global.clone())
-        .context("cannot start to look at the host")?;
+    let drift =
+        Drift::start(runner.clone(), global.clone()).context("cannot start to look at the host")?;
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")
         && let Err(error) = ready(&manager)
     {
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
     let signal = signals.forever().next();
     drop(server);
     drop(drift);
-    changes.settle();
+    runner.wait_idle();
     if signal == Some(SIGINT) {
         eprintln!();
     }

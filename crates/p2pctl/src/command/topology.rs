@@ -7,8 +7,8 @@ use crate::accepted;
 use crate::answer::Answer;
 use crate::cli::TopologyArgs;
 use crate::describe;
+use crate::isolation_holes;
 use crate::json;
-use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone, branches};
 use crate::source::Source;
@@ -38,9 +38,14 @@ pub(crate) fn run(
         return Answer::json(&json::topology(topology, &args.below, &accepted));
     }
     let mut text = show(topology, source.names, args);
-    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
-    let leaks = leaks::concerning(leaks, &shown);
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
+    let holes = isolation_holes::concerning(holes, &shown);
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source))
 }

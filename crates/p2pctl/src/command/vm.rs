@@ -67,9 +67,11 @@ fn refused(reasons: &[String], json: bool) -> Result<Answer> {
         let mut lines = reason.lines();
         let first = lines.next().unwrap_or_default();
         let line = Line::new().toned(Tone::Bad, "refused: ").plain(first);
-        answer.talk.push(line);
+        answer.notes.push(line);
         for line in lines {
-            answer.talk.push(Line::new().plain("         ").plain(line));
+            answer
+                .notes
+                .push(Line::new().plain("         ").plain(line));
         }
     }
     Ok(answer)

@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::Value;
 use vmm_api::{ApiCall, Failure, Handler, HttpMethod};
 
-use super::changes::Changes;
-use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
+use super::messages::{AcsRequest, Apply, Check, GuestList, Ping, PlanRequest, StartedTransaction};
+use super::transactions::TransactionRunner;
 use crate::accepted;
 use crate::cli::Global;
 use crate::command::{groups, matrix};
@@ -19,18 +19,18 @@ use crate::source::Source;
 
 /// Handler of the API calls.
 pub(crate) struct Calls {
-    changes: Changes,
+    runner: TransactionRunner,
     global: Global,
 }
 
 impl Calls {
-    pub(crate) fn new(changes: Changes, global: Global) -> Self {
-        Self { changes, global }
+    pub(crate) fn new(runner: TransactionRunner, global: Global) -> Self {
+        Self { runner, global }
     }
 
     fn source(&self) -> Result<Source, Failure> {
         let source = Source::load(&self.global).map_err(|error| failed(&error))?;
-        let policy = self.changes.host().guests.policy().clone();
+        let policy = self.runner.host().guests.policy().clone();
         Ok(source.with_policy(policy))
     }
 
@@ -39,7 +39,7 @@ impl Calls {
         let topology = source.topology();
         let made = Plan::make(topology, &Kernel::of(topology), goals, options);
         let forecast = match &made {
-            Ok(plan) if !plan.steps.is_empty() => Some(self.changes.check(plan)?),
+            Ok(plan) if !plan.steps.is_empty() => Some(self.runner.check(plan)?),
             _ => None,
         };
         let document = json::plan(&made, forecast.as_ref());
@@ -47,29 +47,29 @@ impl Calls {
     }
 
     /// Sets the ACS control of several ports in one transaction.
-    fn acs(&self, words: Words) -> Result<Value, Failure> {
+    fn acs(&self, request: AcsRequest) -> Result<Value, Failure> {
         let goals = Goals {
-            acs: words.ports,
+            acs: request.ports,
             ..Goals::default()
         };
         let source = self.source()?;
         let topology = source.topology();
-        let made = Plan::make(topology, &Kernel::of(topology), &goals, &words.options);
+        let made = Plan::make(topology, &Kernel::of(topology), &goals, &request.options);
         let plan = made.map_err(|refusal| Failure::Refused {
             reasons: refusal.reasons.iter().map(ToString::to_string).collect(),
         })?;
-        let transaction = self.changes.apply(plan, None)?;
-        value(&Began { transaction })
+        let transaction = self.runner.apply(plan, None)?;
+        value(&StartedTransaction { transaction })
     }
 
     fn apply(&self, request: Apply) -> Result<Value, Failure> {
         let guest = request.guest_timeout_s.map(Duration::from_secs);
-        let transaction = self.changes.apply(request.plan, guest)?;
-        value(&Began { transaction })
+        let transaction = self.runner.apply(request.plan, guest)?;
+        value(&StartedTransaction { transaction })
     }
 
     fn status(&self) -> Result<Value, Failure> {
-        let host = self.changes.host();
+        let host = self.runner.host();
         let state: &StateDir = &host.state;
         let boot = Regroup::new(&host.host, &[], state.clone()).boot_id();
         let boot = boot.map_err(|error| Failure::failed(&error))?;
@@ -79,13 +79,13 @@ impl Calls {
         value(&json::status(&status))
     }
 
-    fn guests(&self) -> Known {
-        let sockets = self.changes.host().guests.sockets();
+    fn guests(&self) -> GuestList {
+        let sockets = self.runner.host().guests.sockets();
         let guests = sockets.into_iter();
         let guests: BTreeMap<String, String> = guests
             .map(|guest| (guest.name, guest.socket.display().to_string()))
             .collect();
-        Known { guests }
+        GuestList { guests }
     }
 
     fn handle(&self, call: &ApiCall) -> Result<Value, Failure> {
@@ -106,26 +106,26 @@ impl Calls {
                 value(&document.map_err(|error| failed(&error))?)
             }
             "plan" => {
-                let wanted: Wanted = call.json()?;
+                let wanted: PlanRequest = call.json()?;
                 self.plan(&wanted.goals, &wanted.options)
             }
             "check" => {
                 let check: Check = call.json()?;
-                value(&self.changes.check(&check.plan)?)
+                value(&self.runner.check(&check.plan)?)
             }
-            "reset" => value(&self.changes.reset(&call.json()?)?),
+            "reset" => value(&self.runner.reset(&call.json()?)?),
             "apply" => self.apply(call.json()?),
             "acs" => self.acs(call.json()?),
             "recover" => {
                 call.nothing()?;
-                value(&Began {
-                    transaction: self.changes.recover()?,
+                value(&StartedTransaction {
+                    transaction: self.runner.recover()?,
                 })
             }
             "status" => self.status(),
             _ => {
                 let id = &call.rest;
-                let report = self.changes.report(id).ok_or_else(|| {
+                let report = self.runner.report(id).ok_or_else(|| {
                     Failure::NotFound(format!("transaction {id} has not ended here"))
                 })?;
                 value(&report)

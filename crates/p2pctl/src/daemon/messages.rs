@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 /// Answer to `ping`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct Ping {
-    /// Which release it is.
+    /// Release of the daemon.
     pub(super) version: &'static str,
-    /// Its process.
+    /// Process ID of the daemon.
     pub(super) pid: u32,
 }
 
 /// Answer to `guests`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(super) struct Known {
-    /// The virtual machines by name, each with the socket of its VMM's API.
+pub(super) struct GuestList {
+    /// The API sockets of the VMMs, by the names of the virtual machines.
     pub(super) guests: BTreeMap<String, String>,
 }
 
 /// Body of `plan`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
-    /// What is to be reached.
+pub(super) struct PlanRequest {
+    /// The goals.
     pub(super) goals: Goals,
-    /// What is accepted, and how.
+    /// The preferred route, and accepted effects.
     #[serde(default)]
     pub(super) options: PlanOptions,
 }
@@ -37,17 +37,17 @@ pub(super) struct Wanted {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Check {
-    /// What would be carried out.
+    /// The plan.
     pub(crate) plan: Plan,
 }
 
-/// Body of `acs`: words for several ports at once.
+/// Body of `acs`: the ACS control of several ports.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Words {
-    /// The ports, and what their ACS control registers are to hold.
+pub(super) struct AcsRequest {
+    /// The values of the ACS control registers, by port.
     pub(super) ports: BTreeMap<Sbdf, AcsBits>,
-    /// What is accepted, and how.
+    /// The preferred route, and accepted effects.
     #[serde(default)]
     pub(super) options: PlanOptions,
 }
@@ -56,17 +56,17 @@ pub(super) struct Words {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
-    /// What to carry out.
+    /// The plan.
     pub(crate) plan: Plan,
-    /// How long a guest may take to let go of a device, in seconds; 30 unless said.
+    /// How long a guest may take to release a device, in seconds; 30 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) guest_timeout_s: Option<u64>,
 }
 
-/// Answer to `apply`, `acs` and `recover`: what is under way.
+/// Answer to `apply`, `acs` and `recover`: the transaction that was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Began {
-    /// The transaction's name; none if there was nothing to do.
+pub(crate) struct StartedTransaction {
+    /// ID of the transaction; null if there was nothing to do.
     pub(crate) transaction: Option<String>,
 }
 

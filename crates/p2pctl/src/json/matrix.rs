@@ -11,7 +11,7 @@ pub(crate) fn matrix(
     schema: &'static str,
     rules: &PairRules<'_>,
     functions: &[Sbdf],
-    leaks: &[IsolationHole],
+    holes: &[IsolationHole],
     exposed: &[Exposed],
 ) -> Document {
     let members = functions.iter().map(|sbdf| member(rules.routing(), *sbdf));
@@ -23,7 +23,7 @@ pub(crate) fn matrix(
         "policy": rules.scope(),
         "functions": members.collect::<Vec<_>>(),
         "pairs": pairs.collect::<Vec<_>>(),
-        "leaks": leaks,
+        "leaks": holes,
         "accepted": accepted(exposed),
     });
     Document::new(schema, fields)

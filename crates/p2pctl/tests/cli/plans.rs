@@ -157,7 +157,7 @@ fn goals_that_make_no_sense_are_errors() {
             &["plan", "--join", "03:00.0", "77:00.0"],
             "there is no PCI function 0000:77:00.0",
         ),
-        (&["plan", "--acs", "02:00.0"], "want PORT=BITS"),
+        (&["plan", "--acs", "02:00.0"], "expected PORT=BITS"),
         (&["plan", "--acs", "02:00.0=XX"], "`XX` is no ACS control"),
         (&["plan", "--route", "scenic"], "invalid value 'scenic'"),
     ] {

@@ -42,11 +42,11 @@ impl Explanation<'_> {
                 }
                 lines
             }
-            Verdict::Denied { reasons } => self.way_out(from, to, reasons),
+            Verdict::Denied { reasons } => self.hint(from, to, reasons),
         }
     }
 
-    fn way_out(&self, from: Sbdf, to: Sbdf, reasons: &[Denial]) -> Vec<Line> {
+    fn hint(&self, from: Sbdf, to: Sbdf, reasons: &[Denial]) -> Vec<Line> {
         let (a, b) = (self.of(from), self.of(to));
         let switch = common_switch(self.routing, from, to).is_some();
         let command = |text: String| Line::new().strong(text);
@@ -91,7 +91,7 @@ impl Explanation<'_> {
             Cell::RootComplex => vec![
                 "put both cards below one switch, or use a host whose root complex is known to route".into(),
             ],
-            Cell::Blocked => reasons.iter().filter_map(blocked_way_out).map(Line::from).collect(),
+            Cell::Blocked => reasons.iter().filter_map(blocked_hint).map(Line::from).collect(),
             _ => Vec::new(),
         }
     }
@@ -121,7 +121,7 @@ impl Explanation<'_> {
 }
 
 /// Advice for a refusal that no plan changes.
-fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
+fn blocked_hint(denial: &Denial) -> Option<&'static str> {
     let Denial::Route(block) = denial else {
         return None;
     };

@@ -6,8 +6,8 @@ use vmm_api::{
 };
 
 use super::CallError;
-use super::info::bytes;
 use crate::answer::Answer;
+use crate::describe::size;
 use crate::show::{Line, Table, Text, Tone};
 
 pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, CallError> {
@@ -63,7 +63,7 @@ fn members(domain: &P2pDomain, width: usize) -> Text {
 fn row(member: &P2pMember) -> Vec<Line> {
     let windows = member.windows.iter();
     let windows: Vec<String> = windows
-        .map(|window| format!("{}:{}@{:#x}", window.bar, bytes(window.size), window.base))
+        .map(|window| format!("{}:{}@{:#x}", window.bar, size(window.size), window.base))
         .collect();
     [
         member.id.clone(),

@@ -7,22 +7,22 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 use iommu_group::Sbdf;
 use iommu_group::policy::Policy;
 use rustix::fs::{FileType, fstat, major, minor};
 use serde_json::{Value, json};
 use vmm_api::{Client, ClientError, Decision, FilteredCall, RequestFilter};
 
-use super::device::Asked;
-use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, well_formed, wishes};
-use super::look::{Question, look};
+use super::constraints::{Settings, VmOptions, required_settings};
+use super::device::RequestedDevice;
+use super::inspect::{CheckRequest, inspect};
+use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, vm_options, well_formed};
 use super::memory::{DEFAULT_BITS, GuestMemory};
 use super::refusal::{CheckError, Limit, Refusal};
 use super::restored;
 use super::rewrite::risks;
-use super::rules::{Settings, Wishes, settle};
-use super::seen::Seen;
+use super::state::RecordedState;
 use super::vdpa;
 use super::version::Version;
 
@@ -31,72 +31,37 @@ const MIGRATION: &str = "the devices of a VM that is migrated from another host 
     receive it without devices at cloud-hypervisor's own socket, and add the devices here";
 
 /// The request filter of one VM.
-pub(crate) struct StockGate {
+pub(crate) struct CloudHypervisorFilter {
     sysfs: PathBuf,
     policy: Policy,
     client: Client,
-    seen: Mutex<Seen>,
+    state: Mutex<RecordedState>,
 }
 
-/// Why a request is not forwarded.
-enum Rejection {
-    Refused(Vec<String>),
-    Malformed(String),
-    Failed(anyhow::Error),
-}
-
-impl From<CheckError> for Rejection {
+impl From<CheckError> for Decision {
     fn from(error: CheckError) -> Self {
         match error {
-            CheckError::Refused(refusal) => Self::Refused(refusal.reasons()),
-            CheckError::Failed(error) => Self::Failed(error),
-        }
-    }
-}
-
-impl From<Vec<Limit>> for Rejection {
-    fn from(limits: Vec<Limit>) -> Self {
-        Self::Refused(Refusal::Limits(limits).reasons())
-    }
-}
-
-impl From<Limit> for Rejection {
-    fn from(limit: Limit) -> Self {
-        vec![limit].into()
-    }
-}
-
-impl From<&str> for Rejection {
-    fn from(why: &str) -> Self {
-        Self::Malformed(why.to_owned())
-    }
-}
-
-impl From<anyhow::Error> for Rejection {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<Rejection> for Decision {
-    fn from(rejection: Rejection) -> Self {
-        match rejection {
-            Rejection::Refused(reasons) => Self::Refused { reasons },
-            Rejection::Malformed(why) => Self::Malformed(why),
-            Rejection::Failed(error) => Self::Failed {
+            CheckError::Refused(refusal) => Self::Refused {
+                reasons: refusal.reasons(),
+            },
+            CheckError::Failed(error) => Self::Failed {
                 messages: error.chain().map(ToString::to_string).collect(),
             },
         }
     }
 }
 
-impl StockGate {
+fn refused(limits: Vec<Limit>) -> Decision {
+    CheckError::Refused(Refusal::Limits(limits)).into()
+}
+
+impl CloudHypervisorFilter {
     pub(crate) fn new(sysfs: PathBuf, policy: Policy, client: Client) -> Self {
         Self {
             sysfs,
             policy,
             client,
-            seen: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
@@ -104,26 +69,29 @@ impl StockGate {
     /// BARs from the start; otherwise that happens only after the VM had such a device.
     pub(crate) fn for_regrouping(self) -> Self {
         Self {
-            seen: Mutex::new(Seen::without_bars()),
+            state: Mutex::new(RecordedState::without_bars()),
             ..self
         }
     }
 
     /// `vm.create`: the body is the complete configuration.
-    fn create(&self, mut config: Value) -> Result<Value, Rejection> {
-        well_formed(&config).map_err(Rejection::Malformed)?;
+    fn create(&self, mut config: Value) -> Result<Value, Decision> {
+        well_formed(&config).map_err(Decision::Malformed)?;
         let listed = config.get_mut("devices").and_then(Value::as_array_mut);
         for device in listed.into_iter().flatten() {
             self.name_by_kernel(device);
         }
         let listed = config.get_mut("vdpa").and_then(Value::as_array_mut);
         listed.into_iter().flatten().for_each(without_links);
-        let (asked, vdpa) = (asked(&config)?, vdpa::paths(&config)?);
-        if asked.is_empty() && vdpa.is_empty() {
+        let (requested, vdpa) = (
+            requested(&config).map_err(Decision::Malformed)?,
+            vdpa::paths(&config).map_err(Decision::Malformed)?,
+        );
+        if requested.is_empty() && vdpa.is_empty() {
             return Ok(config);
         }
-        let wishes = wishes(&config);
-        let settings = self.check(&asked, &vdpa, &wishes, None)?;
+        let vm_options = vm_options(&config);
+        let settings = self.check(&requested, &vdpa, &vm_options, None)?;
         let devices = config.get_mut("devices").and_then(Value::as_array_mut);
         for (at, device) in devices.into_iter().flatten().enumerate() {
             strip(device);
@@ -131,7 +99,7 @@ impl StockGate {
                 set(device, "x_nv_gpudirect_clique", json!(0));
             }
         }
-        if settings.p2p_off && wishes.p2p_dma.is_none() {
+        if settings.p2p_off && vm_options.p2p_dma.is_none() {
             set_in(
                 &mut config,
                 "platform",
@@ -144,35 +112,45 @@ impl StockGate {
             let one = json!({"boot_vcpus": 1, "max_vcpus": 1});
             set_in(&mut config, "cpus", one, "max_phys_bits", json!(bits));
         }
-        self.seen().created(&config, &asked);
+        self.state().created(&config, &requested);
         Ok(config)
     }
 
     /// `vm.restore`: the configuration is in a directory and cannot be changed.
-    fn restore(&self, mut request: Value) -> Result<Value, Rejection> {
+    fn restore(&self, mut request: Value) -> Result<Value, Decision> {
         let found = restored::config(&request);
-        let (config, directory) = found.map_err(|why| Rejection::Refused(vec![why.to_string()]))?;
-        well_formed(&config).map_err(Rejection::Malformed)?;
-        let (asked, wishes) = (asked(&config)?, wishes(&config));
-        self.check_configured(&config, &asked, &wishes, wishes.p2p_dma != Some(false))?;
-        self.seen().created(&config, &asked);
+        let (config, directory) = found.map_err(|why| Decision::Refused {
+            reasons: vec![why.to_string()],
+        })?;
+        well_formed(&config).map_err(Decision::Malformed)?;
+        let (requested, vm_options) = (
+            requested(&config).map_err(Decision::Malformed)?,
+            vm_options(&config),
+        );
+        self.check_configured(
+            &config,
+            &requested,
+            &vm_options,
+            vm_options.p2p_dma != Some(false),
+        )?;
+        self.state().created(&config, &requested);
         set(&mut request, "source_url", restored::url(&directory));
         Ok(request)
     }
 
     /// `vm.boot` and `vm.reboot`: the VM opens its devices. The host may have changed since they were checked.
-    fn open(&self) -> Result<Value, Rejection> {
+    fn open(&self) -> Result<Value, Decision> {
         let Some((_, config)) = self.vm_info()? else {
             return Ok(Value::Null);
         };
-        let (wishes, mapped) = existing_options(&config);
-        let asked = self.existing(&config, mapped);
-        if let Some(device) = asked.iter().find(|device| device.path.is_none()) {
+        let (vm_options, mapped) = existing_options(&config);
+        let requested = self.existing(&config, mapped);
+        if let Some(device) = requested.iter().find(|device| device.path.is_none()) {
             let options = device.options.to_string();
-            return Err(Limit::Descriptor { options }.into());
+            return Err(refused(vec![Limit::Descriptor { options }]));
         }
         let mapped = mapped && devices(&config).any(|device| !excludes_all(device));
-        self.check_configured(&config, &asked, &wishes, mapped)?;
+        self.check_configured(&config, &requested, &vm_options, mapped)?;
         Ok(Value::Null)
     }
 
@@ -181,102 +159,109 @@ impl StockGate {
     fn check_configured(
         &self,
         config: &Value,
-        asked: &[Asked],
-        wishes: &Wishes,
+        requested: &[RequestedDevice],
+        vm_options: &VmOptions,
         mapped: bool,
-    ) -> Result<(), Rejection> {
-        let vdpa = vdpa::paths(config)?;
-        if asked.is_empty() && vdpa.is_empty() {
+    ) -> Result<(), Decision> {
+        let vdpa = vdpa::paths(config).map_err(Decision::Malformed)?;
+        if requested.is_empty() && vdpa.is_empty() {
             return Ok(());
         }
-        let settings = self.check(asked, &vdpa, wishes, None)?;
-        match unchangeable(asked, &settings, mapped, wishes.bits) {
+        let settings = self.check(requested, &vdpa, vm_options, None)?;
+        match unchangeable(requested, &settings, mapped, vm_options.bits) {
             limits if limits.is_empty() => Ok(()),
-            limits => Err(limits.into()),
+            limits => Err(refused(limits)),
         }
     }
 
     /// The answer to `vm.info` and the configuration in it. `None` without a VM: cloud-hypervisor then answers the
     /// request with an error itself.
-    fn vm_info(&self) -> Result<Option<(Value, Value)>> {
+    fn vm_info(&self) -> Result<Option<(Value, Value)>, CheckError> {
         let info: Value = match self.client.get("vm.info") {
             Ok(info) => info,
             Err(ClientError::Failed { .. }) => return Ok(None),
-            Err(error) => return Err(error).context("cannot get the VM's configuration"),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                return Err(error.context("cannot get the VM's configuration").into());
+            }
         };
         let config = info.get("config").cloned().unwrap_or_default();
         Ok(Some((info, config)))
     }
 
     /// `vm.add-vdpa` for an existing VM.
-    fn add_vdpa(&self, mut device: Value) -> Result<Value, Rejection> {
+    fn add_vdpa(&self, mut device: Value) -> Result<Value, Decision> {
         without_links(&mut device);
-        let new = vdpa::path(&device)?;
+        let new = vdpa::path(&device).map_err(Decision::Malformed)?;
         let Some((_, config)) = self.vm_info()? else {
             return Ok(device);
         };
-        let (wishes, mapped) = existing_options(&config);
-        let asked = self.existing(&config, mapped);
-        let mut vdpa = vdpa::paths(&config)?;
+        let (vm_options, mapped) = existing_options(&config);
+        let requested = self.existing(&config, mapped);
+        let mut vdpa = vdpa::paths(&config).map_err(Decision::Malformed)?;
         vdpa.push(new);
-        self.check(&asked, &vdpa, &wishes, None)?;
+        self.check(&requested, &vdpa, &vm_options, None)?;
         Ok(device)
     }
 
     /// `vm.add-device` for an existing VM, whose start options cannot be changed.
-    fn add(&self, mut device: Value, descriptors: &[OwnedFd]) -> Result<Value, Rejection> {
+    fn add(&self, mut device: Value, descriptors: &[OwnedFd]) -> Result<Value, Decision> {
         self.name_by_kernel(&mut device);
-        let mut new = Asked::of_json(&device, false)?;
+        let mut new = RequestedDevice::of_json(&device, false).map_err(Decision::Malformed)?;
         match (&new.path, descriptors) {
             (Some(_), []) => {}
             (None, [descriptor]) => new.path = self.device_of(descriptor),
-            _ => return Err("a device needs a path, or one descriptor with the request".into()),
+            _ => {
+                return Err(Decision::Malformed(
+                    "a device needs a path, or one descriptor with the request".to_owned(),
+                ));
+            }
         }
         if new.path.is_none() {
             let options = new.options.to_string();
-            return Err(Limit::Descriptor { options }.into());
+            return Err(refused(vec![Limit::Descriptor { options }]));
         }
         let Some((info, config)) = self.vm_info()? else {
             strip(&mut device);
             return Ok(device);
         };
-        let vdpa = vdpa::paths(&config)?;
-        let (wishes, mapped) = existing_options(&config);
-        let mut asked = self.existing(&config, mapped);
-        let (at, peer) = (asked.len(), new.p2p);
+        let vdpa = vdpa::paths(&config).map_err(Decision::Malformed)?;
+        let (vm_options, mapped) = existing_options(&config);
+        let mut requested = self.existing(&config, mapped);
+        let (at, peer) = (requested.len(), new.p2p);
         let for_all = mapped_for_all(&new);
-        asked.push(new);
-        let departed = self.seen().departed().clone();
-        let checked = self.check(&asked, &vdpa, &wishes, Some(&departed));
-        let settings = checked.map_err(|error| match Rejection::from(error) {
-            Rejection::Refused(mut reasons) => {
+        requested.push(new);
+        let departed = self.state().departed().clone();
+        let checked = self.check(&requested, &vdpa, &vm_options, Some(&departed));
+        let settings = checked.map_err(|error| match Decision::from(error) {
+            Decision::Refused { mut reasons } => {
                 // The existing devices count as peers here, although nobody may have requested that.
                 if mapped && !peer {
                     reasons.push(for_all.to_string());
                 }
-                if peer && let Some(device) = self.seen().peer_without_bars(&config) {
+                if peer && let Some(device) = self.state().peer_without_bars(&config) {
                     reasons.push(Limit::WithoutBars { device }.to_string());
                 }
-                Rejection::Refused(reasons)
+                Decision::Refused { reasons }
             }
             other => other,
         })?;
-        let mut seen = self.seen();
-        seen.look(&config);
-        let exclude = settings.p2p_off && mapped && seen.may_lack_bars();
-        if mapped && let Some(id) = seen.leaving(&info, !exclude) {
-            return Err(Limit::Leaving { id }.into());
+        let mut state = self.state();
+        state.record(&config);
+        let exclude = settings.p2p_off && mapped && state.may_lack_bars();
+        if mapped && let Some(id) = state.leaving(&info, !exclude) {
+            return Err(refused(vec![Limit::Leaving { id }]));
         }
         let open = devices(&config).any(|device| !excludes_all(device));
         let mapped = mapped && (!exclude || open);
-        let mut limits = unchangeable(&asked, &settings, mapped, wishes.bits);
-        if peer && let Some(device) = seen.peer_without_bars(&config) {
+        let mut limits = unchangeable(&requested, &settings, mapped, vm_options.bits);
+        if peer && let Some(device) = state.peer_without_bars(&config) {
             limits.push(Limit::WithoutBars { device });
         }
         if !limits.is_empty() {
-            return Err(limits.into());
+            return Err(refused(limits));
         }
-        seen.come(asked.get(at..).unwrap_or_default());
+        state.added(requested.get(at..).unwrap_or_default());
         strip(&mut device);
         if settings.cliques.contains(&at) {
             set(&mut device, "x_nv_gpudirect_clique", json!(0));
@@ -319,87 +304,89 @@ impl StockGate {
         let id = request.get("id").and_then(Value::as_str);
         if let (Ok(info), Some(id)) = (info, id) {
             let config = info.get("config").unwrap_or(&Value::Null);
-            let mut seen = self.seen();
-            seen.look(config);
-            seen.removal(config, id);
+            let mut state = self.state();
+            state.record(config);
+            state.removal(config, id);
         }
     }
 
     /// The devices of the VM. A device that was not added through the proxy has the VM's start settings.
-    fn existing(&self, config: &Value, mapped: bool) -> Vec<Asked> {
-        let seen = self.seen();
+    fn existing(&self, config: &Value, mapped: bool) -> Vec<RequestedDevice> {
+        let state = self.state();
         devices(config)
             .filter_map(|device| {
                 let path = device.get("path").and_then(Value::as_str).map(Path::new);
-                let came = path.and_then(|path| seen.asked_for(path));
-                let p2p = came.map_or(mapped, |asked| asked.p2p) && !excludes_all(device);
-                let mut asked = Asked::of_json(device, p2p).ok()?;
-                asked.expose = came.map(|asked| asked.expose.clone()).unwrap_or_default();
-                Some(asked)
+                let came = path.and_then(|path| state.requested_as(path));
+                let p2p = came.map_or(mapped, |requested| requested.p2p) && !excludes_all(device);
+                let mut requested = RequestedDevice::of_json(device, p2p).ok()?;
+                requested.expose = came
+                    .map(|requested| requested.expose.clone())
+                    .unwrap_or_default();
+                Some(requested)
             })
             .collect()
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, RecordedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Checks whether the VM may have these devices. With `departed`, the functions that left the VM, only the last
     /// device is new.
     fn check(
         &self,
-        asked: &[Asked],
+        requested: &[RequestedDevice],
         vdpa: &[PathBuf],
-        wishes: &Wishes,
+        vm_options: &VmOptions,
         departed: Option<&BTreeSet<Sbdf>>,
     ) -> Result<Settings, CheckError> {
         let ping = self.client.ping();
         let ping = ping.context("cannot get the version of cloud-hypervisor")?;
         let version = Version::find(&ping.version).or_else(|| Version::find(&ping.build_version));
-        let question = Question {
-            asked,
+        let request = CheckRequest {
+            requested,
             vdpa,
             policy: self.policy.clone(),
             version,
             departed,
         };
-        let host = look(&self.sysfs, question)?;
+        let host = inspect(&self.sysfs, request)?;
         for note in risks(&host) {
             eprintln!("note: {note}");
         }
-        let settings = settle(asked, wishes, &host).map_err(Refusal::Limits)?;
+        let settings = required_settings(requested, vm_options, &host).map_err(Refusal::Limits)?;
         Ok(settings)
     }
 }
 
 /// The options of an existing VM, and whether it maps BARs. `on` is the default, so it is not an explicit request.
-fn existing_options(config: &Value) -> (Wishes, bool) {
-    let mut wishes = wishes(config);
-    let mapped = wishes.p2p_dma != Some(false);
-    wishes.p2p_dma = wishes.p2p_dma.filter(|on| !on);
-    (wishes, mapped)
+fn existing_options(config: &Value) -> (VmOptions, bool) {
+    let mut vm_options = vm_options(config);
+    let mapped = vm_options.p2p_dma != Some(false);
+    vm_options.p2p_dma = vm_options.p2p_dma.filter(|on| !on);
+    (vm_options, mapped)
 }
 
 /// The devices in a VM's configuration.
-fn asked(config: &Value) -> Result<Vec<Asked>, &'static str> {
-    let all: Vec<Asked> = devices(config)
-        .map(|device| Asked::of_json(device, false))
+fn requested(config: &Value) -> Result<Vec<RequestedDevice>, String> {
+    let all: Vec<RequestedDevice> = devices(config)
+        .map(|device| RequestedDevice::of_json(device, false))
         .collect::<Result<_, _>>()?;
     match all.iter().all(|device| device.path.is_some()) {
         true => Ok(all),
-        false => Err("a device of a new VM needs its path"),
+        false => Err("a device of a new VM needs its path".to_owned()),
     }
 }
 
 /// Limits due to the start settings of an existing VM, which cannot be changed.
 fn unchangeable(
-    asked: &[Asked],
+    requested: &[RequestedDevice],
     settings: &Settings,
     mapped: bool,
     bits: Option<u8>,
 ) -> Vec<Limit> {
     let mut limits = Vec::new();
-    if let (true, true, [_, .., new]) = (settings.p2p_off, mapped, asked) {
+    if let (true, true, [_, .., new]) = (settings.p2p_off, mapped, requested) {
         limits.push(mapped_for_all(new));
     }
     if let Some((fewer, _)) = settings.bits {
@@ -412,18 +399,18 @@ fn unchangeable(
 }
 
 /// Why a device without P2P cannot be added to a VM that maps all BARs.
-fn mapped_for_all(new: &Asked) -> Limit {
+fn mapped_for_all(new: &RequestedDevice) -> Limit {
     let device = new.options.get("path").unwrap_or_default();
     Limit::Mapped { device }
 }
 
-impl RequestFilter for StockGate {
+impl RequestFilter for CloudHypervisorFilter {
     fn function_left(&self, function: Sbdf) {
-        self.seen().left(function);
+        self.state().left(function);
     }
 
     fn memory(&self, config: &Value) -> Option<Vec<RangeInclusive<u64>>> {
-        wishes(config).memory.map(GuestMemory::ranges)
+        vm_options(config).memory.map(GuestMemory::ranges)
     }
 
     fn decide(&self, call: FilteredCall, body: &[u8], descriptors: &[OwnedFd]) -> Decision {
@@ -445,13 +432,15 @@ impl RequestFilter for StockGate {
                 Ok(value)
             }
             FilteredCall::Restore => self.restore(value),
-            FilteredCall::ReceiveMigration => Err(Rejection::Refused(vec![MIGRATION.to_owned()])),
+            FilteredCall::ReceiveMigration => Err(Decision::Refused {
+                reasons: vec![MIGRATION.to_owned()],
+            }),
         };
         match decision {
             // The original body.
             Ok(Value::Null) => Decision::Forward(body.to_vec()),
             Ok(body) => Decision::Forward(body.to_string().into_bytes()),
-            Err(rejection) => rejection.into(),
+            Err(decision) => decision,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::show::{Line, Tone};
 
 impl Explanation<'_> {
     /// The functions on the path, with the ACS of the ports.
-    pub(super) fn way(&self, from: Sbdf, to: Sbdf, path: &Path) -> Line {
+    pub(super) fn path_line(&self, from: Sbdf, to: Sbdf, path: &Path) -> Line {
         let chain = |start: Sbdf| -> Vec<Sbdf> {
             std::iter::once(start)
                 .chain(self.topology.ancestors(start).map(Function::sbdf))

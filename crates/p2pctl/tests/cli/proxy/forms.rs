@@ -77,7 +77,7 @@ fn a_device_that_comes_as_a_descriptor_is_judged_as_the_device_that_it_is() {
         format!("fd={},id=x", std::os::fd::AsRawFd::as_raw_fd(&open))
             .parse()
             .unwrap();
-    let client = vmm_api::Client::new(stage.dir.path().join("front"));
+    let client = vmm_api::Client::new(stage.dir.path().join("proxy"));
     let refused = |words: &str| {
         let error = client.add_device(&by_descriptor).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");

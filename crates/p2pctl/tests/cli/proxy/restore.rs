@@ -93,6 +93,6 @@ fn a_vm_of_another_host_is_refused() {
         &stage,
         "vm.receive-migration",
         &request,
-        "comes from another host",
+        "migrated from another host",
     );
 }
