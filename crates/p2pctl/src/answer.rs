@@ -44,6 +44,18 @@ impl Answer {
         Ok(Self::raw(text))
     }
 
+    /// The document with `json`, otherwise the text.
+    pub(crate) fn either(
+        json: bool,
+        document: &impl Serialize,
+        text: impl FnOnce() -> Text,
+    ) -> anyhow::Result<Self> {
+        match json {
+            true => Self::json(document),
+            false => Ok(Self::text(text())),
+        }
+    }
+
     fn new(body: Body) -> Self {
         Self {
             body,
@@ -65,7 +77,7 @@ impl Answer {
     pub(crate) fn about(mut self, source: &Source) -> Self {
         if source.topology().needs_privilege() {
             self = self.note(format_args!(
-                "{} was read without root: port types, links and ACS are unknown, which is not off. Run as root",
+                "{} was read without root: port types, links and ACS are unknown, not off. Run as root",
                 source.from
             ));
         }

@@ -2,7 +2,6 @@
 
 mod apply;
 mod draw;
-mod dump;
 mod explain;
 mod forecast;
 pub(crate) mod groups;
@@ -20,10 +19,10 @@ mod serve;
 mod status;
 pub(crate) mod topology;
 mod vm;
-mod watch;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
+use vmm_api::Client;
 
 use crate::answer::Answer;
 use crate::cli::{Cli, Command};
@@ -56,14 +55,19 @@ pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
         Command::Reconcile(args) => reconcile::run(args, global, terminal),
         Command::Recover(args) => recover::run(args, global, terminal),
         Command::Serve(args) => serve::run(args, global),
-        Command::Watch { daemon } => watch::run(&daemon.socket, json),
+        Command::Watch { daemon } => vm::events::run(&Client::new(&daemon.socket), json)
+            .context("is the daemon running? p2pctl serve"),
         Command::Status { state } => status::run(global, state, width),
         Command::KernelArgs { goals } => plan::kernel_args(&load()?, goals, json, width),
         Command::ResetScope(args) => reset_scope::run(&load()?, args, json, width),
         Command::Reset(args) => reset::run(args, global, width),
         Command::Launch(args) => launch::run(global, args, terminal),
         Command::Proxy(args) => proxy::run(global, args),
-        Command::Dump => Ok(dump::run(&load()?)),
+        // The file is always JSON.
+        Command::Dump => {
+            let source = load()?;
+            Ok(Answer::raw(source.topology().to_fixture()).about(&source))
+        }
         Command::Draw(args) => draw::run(&load()?, args),
         Command::Vm { command } => vm::run(command, json, terminal),
         Command::Completions { shell } => {

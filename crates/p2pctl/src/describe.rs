@@ -19,7 +19,7 @@ pub(crate) fn what(function: &Function) -> String {
             let kind = if function.is_virtual() {
                 "VF"
             } else if function.config().hidden == Some(Unreadable::Unreachable) {
-                "no answer from"
+                "unreachable"
             } else {
                 class_word(function.class())
             };

@@ -5,27 +5,27 @@ use iommu_group::Sbdf;
 /// The format of function names. As with `lspci`, names have a segment only if the machine has other segments than 0.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names {
-    with_domain: bool,
+    with_segment: bool,
 }
 
 impl Names {
     /// The format for this set of all functions.
     pub(crate) fn new(functions: impl IntoIterator<Item = Sbdf>) -> Self {
         Self {
-            with_domain: functions.into_iter().any(|f| f.domain() != 0),
+            with_segment: functions.into_iter().any(|f| f.domain() != 0),
         }
     }
 
     /// Whether names include the segment.
-    pub(crate) fn have_domains(self) -> bool {
-        self.with_domain
+    pub(crate) fn have_segments(self) -> bool {
+        self.with_segment
     }
 
     /// The name of a function.
     pub(crate) fn of(self, function: Sbdf) -> String {
         let full = function.to_string();
         match full.split_once(':') {
-            Some((_, short)) if !self.with_domain => short.to_owned(),
+            Some((_, short)) if !self.with_segment => short.to_owned(),
             _ => full,
         }
     }

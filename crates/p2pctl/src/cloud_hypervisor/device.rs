@@ -34,11 +34,11 @@ pub(crate) struct RequestedDevice {
 pub(crate) enum DeviceError {
     #[error("--device {0}")]
     Unpaired(#[from] Unpaired),
-    #[error("--device {text}: {key} is on or off")]
+    #[error("--device {text}: {key} must be on or off")]
     NoSwitch { text: String, key: &'static str },
     #[error("--device {text}: p2p_domain needs p2p=on")]
     DomainAlone { text: String },
-    #[error("--device {text}: expose is functions joined by +, such as 04:00.0+05:00.0")]
+    #[error("--device {text}: expose needs functions joined by +, such as 04:00.0+05:00.0")]
     NoFunctions { text: String },
 }
 
@@ -110,10 +110,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, words) in [
-            ("path=/a,p2p=perhaps", "p2p is on or off"),
+            ("path=/a,p2p=perhaps", "p2p must be on or off"),
             ("path=/a,p2p_domain=x", "needs p2p=on"),
             ("path=/a,expose=all", "functions joined by +"),
-            ("path=/a,x_exclude_mmap_bars=[0", "do not pair up"),
+            ("path=/a,x_exclude_mmap_bars=[0", "unbalanced"),
         ] {
             let error = RequestedDevice::parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

@@ -419,7 +419,7 @@ impl RequestFilter for CloudHypervisorFilter {
             // These calls have no body; cloud-hypervisor refuses one.
             _ if call.has_no_body() => Value::Null,
             // serde parses an array as a struct.
-            Ok(_) => return Decision::Malformed("the body is no JSON object".to_owned()),
+            Ok(_) => return Decision::Malformed("the body is not a JSON object".to_owned()),
             Err(error) => return Decision::Malformed(error.to_string()),
         };
         let decision = match call {

@@ -46,7 +46,7 @@ pub(super) fn well_formed(config: &Value) -> Result<(), String> {
         let name = path.trim_start_matches('/').replace('/', ".");
         match value.is_null() || is_right(value) {
             true => Ok(()),
-            false => Err(format!("{name} is no {kind}")),
+            false => Err(format!("{name} is not a {kind}")),
         }
     };
     for path in ["/platform", "/cpus", "/memory"] {

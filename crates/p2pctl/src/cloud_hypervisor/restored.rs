@@ -21,21 +21,21 @@ const NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 /// Why a snapshot is not restored.
 #[derive(Debug, Error)]
 pub(super) enum RestoreError {
-    #[error("source_url is no file:// URL of a directory")]
+    #[error("source_url is not the file:// URL of a directory")]
     NoDirectory,
     #[error(
-        "vfio_fds and iommufd_fd would replace devices by descriptors of which nothing is known: leave them out"
+        "vfio_fds and iommufd_fd would replace devices by descriptors of unknown devices: omit them"
     )]
     Descriptors,
     #[error(
-        "cannot read {path}: {source}\n       start the proxy with --snapshots and a directory that it is in"
+        "cannot read {path}: {source}\n       start the proxy with --snapshots and a directory that contains it"
     )]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("{path} describes no VM: {why}")]
+    #[error("{path} is not the configuration of a VM: {why}")]
     NoVm { path: PathBuf, why: String },
     #[error(
-        "others may change {path} after it was looked at\n       \
-         let it and all above it be root's, and writable by nobody else"
+        "others may change {path} after the check\n       \
+         it and all directories above it must belong to root, and no other user may write to them"
     )]
     Writable { path: PathBuf },
 }
@@ -65,7 +65,7 @@ pub(super) fn config(request: &Value) -> Result<(Value, PathBuf), RestoreError> 
         Ok(config @ Value::Object(_)) => Ok((config, directory)),
         Ok(_) => Err(RestoreError::NoVm {
             path,
-            why: "it is no JSON object".to_owned(),
+            why: "it is not a JSON object".to_owned(),
         }),
         Err(error) => Err(RestoreError::NoVm {
             path,
@@ -101,7 +101,7 @@ fn read(path: &Path) -> Result<Vec<u8>, RestoreError> {
     let options = options.read(true).custom_flags(NONBLOCK);
     let file = options.open(path).map_err(unreadable(path))?;
     if !file.metadata().map_err(unreadable(path))?.is_file() {
-        return Err(no_vm("it is no file"));
+        return Err(no_vm("it is not a regular file"));
     }
     let mut text = Vec::new();
     let mut file = file.take(MAX_BYTES.saturating_add(1));

@@ -90,7 +90,7 @@ pub(crate) fn rewrite(
         rewritten.set("--platform", "vfio_p2p_dma", "off");
         rewritten.changes.push(Change::new(
             "--platform vfio_p2p_dma=off",
-            "no two devices asked for P2P; without it every BAR is mapped for every device",
+            "no two devices have p2p=on; without this option every BAR is mapped for every device",
         ));
     }
     // Devices that may be joined later need as few address bits as peers do, and a VM keeps the bits it was started
@@ -100,10 +100,10 @@ pub(crate) fn rewrite(
         rewritten.set("--cpus", "max_phys_bits", &bits.to_string());
         let why = match reason {
             BitsReason::Iommu => {
-                format!("the IOMMU translates {bits} bits, and BARs are at the top")
+                format!("the IOMMU translates {bits} address bits, and BARs are placed at the top")
             }
             BitsReason::Windows => {
-                "BARs of peers must keep clear of windows that ports of the host route by address"
+                "BARs of peers must be outside of windows that ports of the host route by address"
                     .to_owned()
             }
         };
@@ -139,7 +139,7 @@ impl Rewritten {
                 options.set("x_nv_gpudirect_clique", 0);
                 self.changes.push(Change::new(
                     format!("--device x_nv_gpudirect_clique=0 ({name})"),
-                    "its driver in the guest goes by this, not by the topology",
+                    "its driver in the guest uses this instead of the topology",
                 ));
             }
             if exclude {
@@ -147,8 +147,7 @@ impl Rewritten {
                 options.set(EXCLUDED, format_args!("[{all}]"));
                 self.changes.push(Change::new(
                     format!("--device {EXCLUDED}=[{all}] ({name})"),
-                    "no device reaches its BARs until it is joined; until then the guest's accesses are trapped, which \
-                     is slow",
+                    "its BARs are not mapped until it is joined; until then the guest's accesses are trapped, which is slow",
                 ));
             }
             let text = options.to_string();
@@ -197,7 +196,7 @@ fn notes(
     let mut notes = Vec::new();
     if let Some(version) = host.version.filter(|version| *version < Version::OLDEST) {
         notes.push(format!(
-            "cloud-hypervisor {version} is older than {}, the oldest that was tried",
+            "cloud-hypervisor {version} is older than {}, the oldest tested version",
             Version::OLDEST
         ));
     }
@@ -205,8 +204,7 @@ fn notes(
     let iommufd = option(line, "--platform", "iommufd").and_then(|text| switch(&text));
     if peers > 1 {
         notes.push(
-            "cloud-hypervisor shows a flat bus: drivers that go by the topology (Linux p2pdma) use P2P in a guest with \
-             an AMD Zen CPU only; p2p-vmm shows a switch"
+            "cloud-hypervisor shows a flat bus: drivers that depend on the topology (Linux p2pdma) use P2P only in a guest with an AMD Zen CPU; p2p-vmm shows a switch"
                 .to_owned(),
         );
     }
@@ -220,12 +218,12 @@ fn notes(
         );
     }
     if line.has("--restore") {
-        notes.push("devices of a VM that is restored are not looked at".to_owned());
+        notes.push("the devices of a restored VM are not checked".to_owned());
     }
     notes.extend(risks(host));
     if let Some(hole) = settings.doubtful.first() {
         notes.push(format!(
-            "guest memory will be at {hole}, unless the root complex does better than its ACS says; most do"
+            "guest memory will be at {hole}; most root complexes forward such requests nevertheless"
         ));
     }
     notes
@@ -244,7 +242,7 @@ pub(crate) fn risks(host: &Host) -> Vec<String> {
     if !functions.is_empty() {
         let functions: Vec<String> = functions.iter().map(Sbdf::to_string).collect();
         notes.push(format!(
-            "the root complex, or the device they are in, may route to these without the IOMMU: {}",
+            "the root complex, or their multifunction device, may route requests to these functions without the IOMMU: {}",
             functions.join(" ")
         ));
     }

@@ -22,7 +22,7 @@ pub(super) fn paths(config: &Value) -> Result<Vec<PathBuf>, String> {
 pub(super) fn path(device: &Value) -> Result<PathBuf, String> {
     let path = device.get("path").and_then(Value::as_str);
     path.map(PathBuf::from)
-        .ok_or_else(|| "a vdpa device needs its path".to_owned())
+        .ok_or_else(|| "a vDPA device needs a path".to_owned())
 }
 
 /// The functions of vDPA devices. Each of them must be the only function with a driver in its IOMMU group.

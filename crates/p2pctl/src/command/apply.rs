@@ -63,15 +63,11 @@ pub(crate) fn run(
     };
     let plan = match made {
         Ok(plan) => plan,
-        Err(refusal) => return view.refused(&source, &goals, refusal, global.json),
+        Err(refusal) => return view.refused(&source, &goals, &refusal, global.json),
     };
     let state = matches!(wanted, Wanted::State { .. });
     if state && plan.steps.is_empty() && plan.is_acceptable() {
-        return if global.json {
-            Answer::json(&json::nothing())
-        } else {
-            Ok(Answer::text(view.plan(&plan)))
-        };
+        return Answer::either(global.json, &json::nothing(), || view.plan(&plan));
     }
     if how.dry_run {
         view.forecast = forecast(global, &source, &plan, &how.at)?;
@@ -107,9 +103,7 @@ pub(crate) fn run(
             Ok(ended_answer(&view, &report, &printer, global.json)?.failed_if(failed))
         }
         Ended::Refused(reasons) => {
-            let answer = if global.json {
-                Answer::json(&json::refusal(&reasons))?
-            } else {
+            let answer = Answer::either(global.json, &json::refusal(&reasons), || {
                 let mut text = refused(&view, &plan.goals, &reasons);
                 let in_use = |reason: &Reason| matches!(reason.value, Some(Blocker::InUse { .. }));
                 if reasons.iter().any(in_use) {
@@ -120,8 +114,8 @@ pub(crate) fn run(
                     );
                     view.section(&mut text, "next", vec![next.into()]);
                 }
-                Answer::text(text)
-            };
+                text
+            })?;
             Ok(answer.about(&source).refused_if(true))
         }
         Ended::Nothing => bail!("the daemon did not start the change"),
@@ -135,14 +129,9 @@ pub(super) fn ended_answer(
     printer: &ProgressPrinter,
     json: bool,
 ) -> Result<Answer> {
-    if json {
-        return Answer::json(&json::report(report));
-    }
-    Ok(Answer::text(summary(
-        view,
-        report,
-        &seconds(printer.elapsed()),
-    )))
+    Answer::either(json, &json::report(report), || {
+        summary(view, report, &seconds(printer.elapsed()))
+    })
 }
 
 fn dry_run(view: &View<'_>, source: &Source, plan: &Plan, json: bool) -> Result<Answer> {
@@ -184,10 +173,7 @@ fn summary(view: &View<'_>, report: &Report, took: &str) -> Text {
         }
         (Outcome::Old, true) => title.toned(Tone::Warn, "undone: the host is as it was"),
         (Outcome::Old, false) => title.toned(Tone::Bad, "undone, but not all is as it was"),
-        (Outcome::Rebooted, _) => title.toned(
-            Tone::Warn,
-            "the machine was started anew meanwhile, which undid it",
-        ),
+        (Outcome::Rebooted, _) => title.toned(Tone::Warn, "undone, because the host was rebooted"),
     };
     text.push_wrapped(&end, view.width, 2);
     text.blank();
@@ -216,7 +202,7 @@ fn summary(view: &View<'_>, report: &Report, took: &str) -> Text {
             .collect();
         if !held.is_empty() {
             let line = format!(
-                "{} and the ports above are kept awake: asleep they would forget their ACS",
+                "{} and the ports above are kept awake: they would lose their ACS setting in sleep",
                 held.join(" ")
             );
             view.section(&mut text, "held", vec![line.into()]);
@@ -232,7 +218,7 @@ fn summary(view: &View<'_>, report: &Report, took: &str) -> Text {
     }
     if report.open.is_some() {
         let next =
-            "p2pctl recover   when that has been put right; until then nothing else is changed";
+            "p2pctl recover   after the cause is removed; until then no other change is possible";
         view.section(&mut text, "next", vec![next.into()]);
     }
     let journal = report.journal.display().to_string();

@@ -125,7 +125,7 @@ impl Explanation<'_> {
         text.push(self.answer(from, to, verdict));
         text.blank();
         self.section(&mut text, "group", self.group_lines(from, to));
-        self.section(&mut text, "way", vec![self.path_line(from, to, &path)]);
+        self.section(&mut text, "path", vec![self.path_line(from, to, &path)]);
         self.section(&mut text, "hardware", self.hardware(from, to, &path));
         let others = self.other_reasons(verdict);
         self.section(&mut text, "also", others);
@@ -195,7 +195,7 @@ impl Explanation<'_> {
                 .into_iter()
                 .filter(|(_, group)| group.is_none())
                 .map(|(sbdf, _)| {
-                    format!("{} has no IOMMU group: no IOMMU guards it", self.of(sbdf)).into()
+                    format!("{} has no IOMMU group: no IOMMU isolates it", self.of(sbdf)).into()
                 })
                 .collect(),
         }

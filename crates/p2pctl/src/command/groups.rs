@@ -80,8 +80,7 @@ pub(crate) fn run(source: &Source, args: &GroupsArgs, json: bool, width: usize) 
 /// Note about groups that differ from those after a fresh boot.
 fn different(differences: &[Difference], names: Names) -> String {
     format!(
-        "the groups of {} are not those that this kernel would make at boot: they were changed since, or this kernel \
-         groups in its own way",
+        "the groups of {} are not those that this kernel would make at boot: they were changed since, or this kernel has other rules",
         names.list(differences.iter().map(|difference| &difference.sbdf))
     )
 }
@@ -137,16 +136,19 @@ fn show(
 fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> Line {
     let reason = match booted.model.reason(function) {
         Some(reason) if booted.groups.group_of(function) == Some(members) => reason,
-        _ => return Line::new().toned(Tone::Warn, "not so at boot: changed since"),
+        _ => return Line::new().toned(Tone::Warn, "differs at boot: changed since"),
     };
     let of = |sbdf| names.of(sbdf);
     let text = match reason {
         Reason::New if members.len() == 1 => "alone".to_owned(),
         Reason::New => "came first".to_owned(),
         Reason::NoIommu | Reason::Gone | Reason::Kept => reason.to_string(),
-        Reason::RequesterId { bridge } => format!("{} sends its requests", of(bridge)),
+        Reason::RequesterId { bridge } => format!("has the requester ID of {}", of(bridge)),
         Reason::ProvidedBy { provider } => {
-            format!("{} provides its bus and sends its requests", of(provider))
+            format!(
+                "has the requester ID of {}, which provides its bus",
+                of(provider)
+            )
         }
         Reason::NotIsolated {
             joins,
@@ -162,7 +164,7 @@ fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> L
         } => {
             format!("below {}; {} {lack}", of(joins), of(culprit))
         }
-        Reason::Alias { with, .. } => format!("may send with the id of {}", of(with)),
+        Reason::Alias { with, .. } => format!("may have the requester ID of {}", of(with)),
         Reason::SameDevice { lack, with, .. } => {
             format!("same device as {}, and {lack}", of(with))
         }

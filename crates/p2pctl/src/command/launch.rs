@@ -31,7 +31,7 @@ const SCHEMA: &str = "p2pctl/launch/1";
 /// started.
 pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Result<Answer> {
     if global.from.is_some() {
-        bail!("launch looks at the machine that it runs on: leave --from out");
+        bail!("launch reads the host that it runs on: omit --from");
     }
     let sysfs = host::root(global);
     let mut rewritten = match prepare(&sysfs, args) {
@@ -55,7 +55,7 @@ pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Re
     if let Some(socket) = events::api_socket(&rewritten.line) {
         registry::register(Path::new(registry::VMS), args.name.as_deref(), &socket)?;
     } else if let Some(name) = &args.name {
-        bail!("{name} would be a name for a socket that there is not: give --api-socket PATH");
+        bail!("--name {name} needs an API socket: give --api-socket PATH");
     }
     // `exec` returns only on failure.
     let line = &rewritten.line;

@@ -239,7 +239,7 @@ pub(crate) fn run(source: &Source, args: &MatrixArgs, json: bool, width: usize) 
     Ok(match peers.left_out {
         0 => answer,
         count => answer.note(format_args!(
-            "{count} virtual or conventional functions are left out: name those that matter"
+            "{count} virtual or conventional functions are omitted: name them to include them"
         )),
     })
 }
@@ -328,7 +328,7 @@ fn numbered(labels: &[String], matrix: &Matrix) -> Text {
 fn legend(matrix: &Matrix, width: usize) -> Text {
     let mut text = Text::new();
     text.push_wrapped(
-        &Line::new().dim("rows reach for columns: who starts the request is at the left"),
+        &Line::new().dim("rows are initiators, columns are targets"),
         width,
         0,
     );

@@ -43,14 +43,11 @@ pub(crate) fn run(
         ..View::new(source, width)
     };
     let refused = !made.as_ref().is_ok_and(Plan::is_acceptable) || view.is_blocked();
-    let mut answer = if global.json {
-        Answer::json(&json::plan(&made, view.forecast.as_ref())?)?
-    } else {
-        Answer::text(match &made {
-            Ok(plan) => view.plan(plan),
-            Err(refusal) => view.refusal(&args.goals.goals(), refusal),
-        })
-    };
+    let document = json::plan(&made, view.forecast.as_ref())?;
+    let mut answer = Answer::either(global.json, &document, || match &made {
+        Ok(plan) => view.plan(plan),
+        Err(refusal) => view.refusal(&args.goals.goals(), refusal),
+    })?;
     if let Some(file) = &args.output {
         answer = match &made {
             Ok(plan) if !refused => {
@@ -77,7 +74,7 @@ pub(crate) fn kernel_args(
     let plan = match make(source, args)? {
         Ok(plan) => plan,
         Err(refusal) => {
-            return View::new(source, width).refused(source, &args.goals(), refusal, json);
+            return View::new(source, width).refused(source, &args.goals(), &refusal, json);
         }
     };
     if json {
@@ -91,13 +88,13 @@ pub(crate) fn kernel_args(
     let mut answer = Answer::raw(format!("{}\n", boot.argument));
     if !boot.joins {
         answer = answer.note(
-            "with it the functions are still not in one group after a boot: Linux needs the plan for that",
+            "with this argument the functions are not in one group after a boot: only the plan does that",
         );
     }
     if !boot.wider.is_empty() {
         let who: Vec<String> = boot.wider.iter().map(|f| source.names.of(*f)).collect();
         answer = answer.note(format_args!(
-            "with it {} get into the same group at boot; the plan leaves them alone",
+            "with this argument {} join the same group at boot; with the plan they do not",
             who.join(" ")
         ));
     }
@@ -106,7 +103,7 @@ pub(crate) fn kernel_args(
 
 pub(super) fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
     if args.goals() == Goals::default() {
-        bail!("nothing to plan: say what is wanted with --join, --isolate or --acs");
+        bail!("nothing to plan: give --join, --isolate or --acs");
     }
     make_plan(source, &args.goals(), &args.options())
 }
@@ -181,7 +178,10 @@ impl View<'_> {
         let goals = &plan.goals;
         let title = Line::new().strong(format_args!("{}: ", self.title(goals)));
         if plan.steps.is_empty() && plan.is_acceptable() {
-            text.push(title.toned(Tone::Good, "nothing to do, it is so already"));
+            text.push(title.toned(
+                Tone::Good,
+                "nothing to do: the host is in this state already",
+            ));
             return text;
         }
         let options = self.options_to_accept(plan);
@@ -200,7 +200,7 @@ impl View<'_> {
         } else if plan.is_acceptable() && is_blocked_route {
             title.toned(
                 Tone::Warn,
-                "can be done, but requests between them would still not arrive",
+                "can be done, but requests between them would not arrive",
             )
         } else if plan.is_acceptable() {
             title.toned(Tone::Good, "can be done")
@@ -330,14 +330,11 @@ impl View<'_> {
         &self,
         source: &Source,
         goals: &Goals,
-        refusal: Refusal,
+        refusal: &Refusal,
         json: bool,
     ) -> Result<Answer> {
-        let answer = if json {
-            Answer::json(&json::plan(&Err(refusal), None)?)?
-        } else {
-            Answer::text(self.refusal(goals, &refusal))
-        };
+        let document = json::plan(&Err(refusal.clone()), None)?;
+        let answer = Answer::either(json, &document, || self.refusal(goals, refusal))?;
         Ok(answer.about(source).refused_if(true))
     }
 
@@ -374,7 +371,7 @@ fn hint(reason: &Infeasible) -> Option<&'static str> {
             "put the cards below one switch; routes through the IOMMU between two groups: p2pctl matrix --policy same-vm"
         }
         Infeasible::VirtualFunction { .. } => {
-            "name the physical function, or destroy and make the virtual functions (sriov_numvfs)"
+            "name the physical function, or remove and create the virtual functions (sriov_numvfs)"
         }
         Infeasible::NoAcs { .. } | Infeasible::NotImplemented { .. } => {
             "p2pctl topology shows what each port has"

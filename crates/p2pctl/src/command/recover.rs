@@ -17,7 +17,7 @@ use crate::json;
 use crate::policy_file;
 use crate::progress::ProgressPrinter;
 use crate::registry;
-use crate::show::{Terminal, Text};
+use crate::show::Terminal;
 use crate::source::Source;
 
 /// Completes an interrupted change or rolls it back.
@@ -52,12 +52,9 @@ pub(crate) fn run(args: &RecoverArgs, global: &Global, terminal: &Terminal) -> R
         },
     };
     let Some(report) = report else {
-        if global.json {
-            return Answer::json(&json::nothing());
-        }
-        let mut text = Text::new();
-        text.push("nothing to recover: no change was interrupted");
-        return Ok(Answer::text(text));
+        return Answer::either(global.json, &json::nothing(), || {
+            "nothing to recover: no change was interrupted".into()
+        });
     };
     let failed = !report.remains.is_empty() || report.open.is_some();
     let view = View::new(&source, terminal.width);

@@ -40,12 +40,10 @@ pub(crate) fn run(args: &ResetArgs, global: &Global, width: usize) -> Result<Ans
         }
     };
     let refused = result.is_err();
-    let answer = if global.json {
-        Answer::json(&json::reset(order.function, &result))?
-    } else {
-        let view = View::new(&source, width);
-        Answer::text(summary(&view, order.function, &result))
-    };
+    let document = json::reset(order.function, &result);
+    let answer = Answer::either(global.json, &document, || {
+        summary(&View::new(&source, width), order.function, &result)
+    })?;
     Ok(answer.about(&source).refused_if(refused))
 }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use iommu_group::{Kernel, Reset, ResetMask, Sbdf, Topology};
+use iommu_group::{Kernel, Reset, ResetMask, Sbdf};
 
+use super::plan::View;
 use crate::answer::Answer;
 use crate::cli::ResetScopeArgs;
 use crate::describe;
 use crate::json;
-use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
 
@@ -38,28 +38,18 @@ pub(crate) fn run(
         let document = json::reset_scope(args.function, &all, chosen.as_ref(), &foreign);
         return Ok(Answer::json(&document)?.refused_if(refused));
     }
-    let view = View {
-        topology,
-        names: source.names,
-        width,
-    };
+    let view = View::new(source, width);
     let text = match &chosen {
-        None => view.none(args, &all),
-        Some(chosen) if asked => view.one(args, chosen, &foreign),
-        Some(chosen) => view.all(args.function, &all, chosen),
+        None => view.no_reset(args, &all),
+        Some(chosen) if asked => view.chosen_reset(args, chosen, &foreign),
+        Some(chosen) => view.reset_kinds(args.function, &all, chosen),
     };
     Ok(Answer::text(text).about(source).refused_if(refused))
 }
 
-struct View<'a> {
-    topology: &'a Topology,
-    names: Names,
-    width: usize,
-}
-
 impl View<'_> {
     /// All kinds; the one that Linux would choose is marked.
-    fn all(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
+    fn reset_kinds(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
         let mut table = Table::new(["", "KIND", "BY", "HITS"]);
         for reset in all {
             let first = chosen.resets_function && reset.kind == chosen.kind;
@@ -85,16 +75,16 @@ impl View<'_> {
         text.blank();
         let name = self.names.of(function);
         let line = if chosen.resets_function {
-            format!("→ is what a reset of {name} alone would use; the others have to be asked for")
+            format!("→ is the reset that Linux uses for {name} alone; the others must be requested")
         } else {
-            format!("no reset hits {name} alone: whoever resets it must own all that is hit")
+            format!("no reset hits {name} alone: the caller must own all functions that it hits")
         };
         text.push_wrapped(&Line::new().dim(line), self.width, 2);
         text
     }
 
     /// The reset that would be chosen, and all functions that it affects.
-    fn one(&self, args: &ResetScopeArgs, chosen: &Reset, foreign: &[Sbdf]) -> Text {
+    fn chosen_reset(&self, args: &ResetScopeArgs, chosen: &Reset, foreign: &[Sbdf]) -> Text {
         let mut text = Text::new();
         let by = chosen
             .port
@@ -115,8 +105,8 @@ impl View<'_> {
                 ", a {reset} hits {}",
                 count(
                     foreign.len(),
-                    "function that is not yours",
-                    "functions that are not yours"
+                    "function that you do not own",
+                    "functions that you do not own"
                 )
             ))
         } else {
@@ -145,32 +135,32 @@ impl View<'_> {
                 if owned {
                     Line::new()
                 } else {
-                    Line::new().toned(Tone::Bad, "not yours")
+                    Line::new().toned(Tone::Bad, "not owned")
                 },
             ]);
         }
         text.extend(table.render(self.width));
         text.blank();
         let advice = if refused {
-            format!("own all that is hit, or ask for another kind: p2pctl reset-scope {function}")
+            format!(
+                "own all functions that it hits, or choose another kind: p2pctl reset-scope {function}"
+            )
         } else if foreign.is_empty() {
-            "all of them are yours".to_owned()
+            "you own all of them".to_owned()
         } else {
-            "whoever asks for it must own all of them (--owned says whom you own)".to_owned()
+            "the caller must own all of them (--owned lists the functions that you own)".to_owned()
         };
         text.push_wrapped(&Line::from(advice), self.width, 2);
         if !chosen.hit_ports.is_empty() {
             let ports = self.names.list(&chosen.hit_ports);
-            let line = format!(
-                "ACS of {ports} is reset too: Linux then sets its defaults, whatever was set before"
-            );
+            let line = format!("ACS of {ports} is reset too: Linux then sets its defaults");
             text.push_wrapped(&Line::new().toned(Tone::Warn, line), self.width, 2);
         }
         text
     }
 
     /// Text for a function without an acceptable reset.
-    fn none(&self, args: &ResetScopeArgs, all: &[Reset]) -> Text {
+    fn no_reset(&self, args: &ResetScopeArgs, all: &[Reset]) -> Text {
         let mut text = Text::new();
         let function = self.names.of(args.function);
         let kinds: Vec<String> = all.iter().map(|reset| reset.kind.to_string()).collect();
@@ -190,7 +180,7 @@ impl View<'_> {
             }
             _ => {
                 text.push(line.plain(", it cannot be reset"));
-                text.push("  a power cycle of the machine is the only reset it has");
+                text.push("  only a power cycle of the host resets it");
             }
         }
         text

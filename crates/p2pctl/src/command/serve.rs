@@ -60,7 +60,7 @@ pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
     if !args.no_recover {
         match runner.recover() {
             Ok(Some(id)) => {
-                eprintln!("p2pctl: change {id} was interrupted and is brought to its end");
+                eprintln!("p2pctl: recovering the interrupted change {id}");
             }
             Ok(None) => {}
             // The daemon serves other requests anyway, and the operator must see the error.
@@ -73,11 +73,11 @@ pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
     let calls = Arc::new(Calls::new(runner.clone(), global.clone()));
     let server = ApiServer::with_handler(socket, &events, calls)?;
     let drift =
-        Drift::start(runner.clone(), global.clone()).context("cannot start to look at the host")?;
+        Drift::start(runner.clone(), global.clone()).context("cannot start to watch the host")?;
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")
         && let Err(error) = ready(&manager)
     {
-        eprintln!("p2pctl: cannot tell the service manager that it listens: {error}");
+        eprintln!("p2pctl: cannot notify the service manager: {error}");
     }
     eprintln!("p2pctl: listening at {}", socket.display());
     let signal = signals.forever().next();

@@ -44,17 +44,14 @@ pub(super) enum CallError {
 
 fn add(client: &Client, device: &DeviceConfig, json: bool) -> Result<Answer, CallError> {
     let added = client.add_device(device)?;
-    if json {
-        return Ok(Answer::json(&added)?);
-    }
-    let mut text = Text::new();
-    text.push(match added {
-        Some(added) => Line::new()
-            .strong(&added.id)
-            .plain(format_args!(" is {} in the guest", added.bdf)),
-        None => Line::new().plain("the device will be there when the VM boots"),
-    });
-    Ok(Answer::text(text))
+    Ok(Answer::either(json, &added, || match &added {
+        Some(added) => {
+            let line = Line::new().strong(&added.id);
+            line.plain(format_args!(" is {} in the guest", added.bdf))
+                .into()
+        }
+        None => "the device is added when the VM boots".into(),
+    })?)
 }
 
 /// A refusal: the reasons, each with a hint.

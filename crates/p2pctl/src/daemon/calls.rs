@@ -126,7 +126,7 @@ impl Calls {
             _ => {
                 let id = &call.rest;
                 let report = self.runner.report(id).ok_or_else(|| {
-                    Failure::NotFound(format!("transaction {id} has not ended here"))
+                    Failure::NotFound(format!("transaction {id} is unknown or has not ended"))
                 })?;
                 value(&report)
             }

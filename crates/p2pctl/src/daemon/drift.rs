@@ -3,11 +3,11 @@
 //!
 //! ```text
 //! guard:  ACS settings, four times a second ─▶ restore ────────────────────────┐
-//! looker: uevents of PCI functions ─▶ scan the whole host ─▶ differences ──────┴▶ alarm ─▶ worker, one per VM
+//! scanner: uevents of PCI functions ─▶ scan the whole host ─▶ differences ─────┴▶ alarm ─▶ worker, one per VM
 //!
 //! worker: close the mappings ─▶ check the host ─▶ reopen them, or unplug, check again, plug
 //! ```
-//! The guard and the looker never call a VMM, and each worker calls only its own VMM. A VMM that does not answer
+//! The guard and the scanner never call a VMM, and each worker calls only its own VMM. A VMM that does not answer
 //! therefore delays neither ACS nor other VMs. Events are written by another thread, so a log reader that blocks delays
 //! nothing either.
 //!
@@ -98,7 +98,7 @@ impl Drop for Drift {
         self.shared.ended.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                eprintln!("p2pctl: a thread that looks for drift had panicked");
+                eprintln!("p2pctl: a thread that watches for drift has panicked");
             }
         }
         let until = Instant::now() + END;
@@ -109,7 +109,7 @@ impl Drop for Drift {
             }
             if Instant::now() >= until {
                 eprintln!(
-                    "p2pctl: devices of {} are closed or unplugged yet because of drift",
+                    "p2pctl: devices of {} are still closed or unplugged because of drift",
                     left.join(", ")
                 );
                 break;
@@ -129,7 +129,7 @@ struct Shared {
     ended: AtomicBool,
     /// Whether the workers must end as well.
     is_over: AtomicBool,
-    /// Whether the looker has a reason to scan.
+    /// Whether the scanner has a reason to scan.
     scan_requested: AtomicBool,
     /// The next watch for the guard.
     watch: Mutex<Option<Watch>>,

@@ -37,7 +37,7 @@ impl FromStr for NamedSocket {
                 name: name.to_owned(),
                 socket: socket.into(),
             }),
-            _ => Err("want NAME=SOCKET, such as web=/run/vm/web.sock".to_owned()),
+            _ => Err("expected NAME=SOCKET, such as web=/run/vm/web.sock".to_owned()),
         }
     }
 }

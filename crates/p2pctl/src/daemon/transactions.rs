@@ -170,7 +170,7 @@ impl TransactionRunner {
     fn reserve(&self, touches: Touched) -> Result<(), Failure> {
         let mut now = self.lock();
         if now.busy {
-            let reasons = vec!["another change is under way (p2pctl watch)".to_owned()];
+            let reasons = vec!["another change is running (p2pctl watch)".to_owned()];
             return Err(Failure::Refused { reasons });
         }
         now.busy = true;

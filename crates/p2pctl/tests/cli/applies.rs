@@ -180,7 +180,7 @@ fn only_a_host_can_be_changed() {
     ] {
         let run = p2pctl(command.iter().copied().chain(from));
         assert_eq!((run.status, run.stdout.as_str()), (1, ""));
-        assert!(run.stderr.contains("leave --from out"), "{}", run.stderr);
+        assert!(run.stderr.contains("omit --from"), "{}", run.stderr);
     }
     let run = Bench::new().run(&["apply"]);
     assert_eq!(run.status, 1);

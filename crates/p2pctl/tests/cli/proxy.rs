@@ -325,7 +325,8 @@ fn invariant_2_beside_a_device_that_the_guest_still_has_none_is_added() {
         let (status, answer) = stage.ask("PUT", "vm.add-device", &new);
         assert_eq!(status, 409, "{answer}");
         let answer = answer.to_string();
-        let words = format!("{gone} was asked back and the guest has not let go");
+        let words =
+            format!("the removal of {gone} was requested, and the guest has not released it");
         assert!(answer.contains(&words), "{answer}");
         let mut info = stage.info.lock().unwrap();
         info["device_tree"].as_object_mut().unwrap().remove(gone);

@@ -36,7 +36,7 @@ impl Explanation<'_> {
                 if !holes.is_empty() {
                     let holes = holes.join(", ");
                     lines.push(
-                        format!("{what} must keep clear of the windows of that switch: {holes}")
+                        format!("{what} must be outside of the windows of that switch: {holes}")
                             .into(),
                     );
                 }
@@ -60,12 +60,12 @@ impl Explanation<'_> {
             switch,
         );
         match cell {
-            Cell::Unknown => vec!["run as root: what decides is out of sight".into()],
+            Cell::Unknown => vec!["run as root: the deciding registers are not readable".into()],
             Cell::NoGroup => vec![
                 "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel".into(),
             ],
             Cell::NoMemory => vec![
-                format!("try the other way round: {b} may be able to reach {a}").into(),
+                format!("try the other direction: {b} may be able to reach {a}").into(),
             ],
             Cell::Groups => vec![
                 Line::new()
@@ -75,12 +75,12 @@ impl Explanation<'_> {
             Cell::GroupsApart => vec![
                 "no switch is above both, so they cannot be joined at run time".into(),
                 Line::new()
-                    .plain("the route through the IOMMU exists; who accepts two groups may use it: ")
+                    .plain("the route through the IOMMU exists, if two groups are acceptable: ")
                     .then(&command(format!("p2pctl explain --policy same-vm {a} {b}"))),
             ],
             Cell::Redirected => vec![
                 Line::new()
-                    .plain("let the switch carry it: ")
+                    .plain("route it in the switch: ")
                     .then(&command(format!("p2pctl plan --join {a} {b} --route direct"))),
             ],
             Cell::RootComplex if groups => vec![
@@ -129,9 +129,9 @@ fn blocked_hint(denial: &Denial) -> Option<&'static str> {
         BlockReason::PciBridge { .. } => {
             Some("conventional PCI takes no part in P2P: use PCI Express cards below one switch")
         }
-        BlockReason::ProvidedBus { .. } => Some(
-            "have the firmware switch that off, so that the devices behind it stand on their own",
-        ),
+        BlockReason::ProvidedBus { .. } => {
+            Some("disable that in the firmware, so that the devices behind it are separate")
+        }
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use vmm_api::{Client, ClientError, EventStream, Next, Record, RemoveDevice};
 use super::CallError;
 use crate::answer::Answer;
 use crate::cli::RemoveArgs;
-use crate::show::{Line, Text};
+use crate::show::Line;
 
 /// Additional time for the VMM to report the result after the guest's timeout.
 const GRACE: Duration = Duration::from_secs(10);
@@ -42,18 +42,12 @@ pub(super) fn run(client: &Client, args: &RemoveArgs, json: bool) -> Result<Answ
     progress.end();
     ended?;
     let took = started.elapsed().as_secs_f64();
-    if json {
-        return Ok(Answer::json(
-            &json!({ "removed": args.id, "seconds": took }),
-        )?);
-    }
-    let mut text = Text::new();
-    text.push(
-        Line::new()
-            .strong(&args.id)
-            .plain(format_args!(" is free for the host, after {took:.1} s")),
-    );
-    Ok(Answer::text(text))
+    let document = json!({ "removed": args.id, "seconds": took });
+    Ok(Answer::either(json, &document, || {
+        let line = Line::new().strong(&args.id);
+        line.plain(format_args!(" is free for the host, after {took:.1} s"))
+            .into()
+    })?)
 }
 
 /// Waits for the event that reports the result.
@@ -79,7 +73,7 @@ fn wait(
         progress.tick();
     }
     let id = &args.id;
-    Err(anyhow!("{id}: the VMM does not say what became of it").into())
+    Err(anyhow!("{id}: the VMM did not report the result").into())
 }
 
 /// The result of the removal of `id`, if the event reports it.
@@ -91,8 +85,8 @@ fn ended(record: &Record, id: &str) -> Option<anyhow::Result<()>> {
     match record.event.as_str() {
         "device-removed" => Some(Ok(())),
         "device-unplug-timeout" => Some(Err(anyhow!(
-            "{id}: the guest did not let go in time; the device is still attached\n       \
-             see what the guest's kernel says, try again, or add --force to take it away"
+            "{id}: the guest did not release it in time; the device is still attached\n       \
+             check the guest's kernel log, try again, or add --force"
         ))),
         _ => None,
     }
@@ -116,7 +110,7 @@ fn poll(client: &Client, args: &RemoveArgs, progress: &mut Progress<'_>) -> Resu
         std::thread::sleep(TICK);
     }
     let id = &args.id;
-    Err(anyhow!("{id}: the guest did not let go in time; the device is still attached").into())
+    Err(anyhow!("{id}: the guest did not release it in time; the device is still attached").into())
 }
 
 fn timeout(args: &RemoveArgs) -> Duration {

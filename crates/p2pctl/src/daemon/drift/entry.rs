@@ -90,7 +90,7 @@ impl Entry {
         Self {
             good,
             state: if is_there { State::Kept } else { State::Away },
-            why: "it was taken away before this daemon was started".to_owned(),
+            why: "an earlier daemon unplugged it".to_owned(),
             ..Self::new(device, transactions, now)
         }
     }

@@ -22,7 +22,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
     let host = shared.runner.host();
     let regroup = Regroup::new(&host.host, &[], host.state.clone());
     let mut left = regroup.withheld().unwrap_or_else(|error| {
-        eprintln!("p2pctl: cannot tell which devices are to be given back: {error}");
+        eprintln!("p2pctl: cannot read which devices must be returned: {error}");
         Vec::new()
     });
     while !left.is_empty() {

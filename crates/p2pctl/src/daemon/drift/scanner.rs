@@ -64,7 +64,7 @@ impl Scanner {
         self.uevents = None;
         self.schedule.poll();
         eprintln!(
-            "p2pctl: the kernel does not tell what comes and goes ({why}): the whole host is looked at twice a second instead"
+            "p2pctl: uevents are not available ({why}): the whole host is scanned twice a second instead"
         );
         self.emitter.emit("drift-polling", &[("why", &why)]);
     }

@@ -194,7 +194,7 @@ impl Worker {
             let (env, vm) = (Arc::clone(&self.env), self.vm.clone());
             let release = move || {
                 if let Err(error) = env.release(&id) {
-                    eprintln!("p2pctl: cannot note that {vm} has {id}: {error}");
+                    eprintln!("p2pctl: cannot record that {vm} has {id}: {error}");
                 }
             };
             let thread = thread::Builder::new().name("drift-request".to_owned());

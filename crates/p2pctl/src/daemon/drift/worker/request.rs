@@ -33,7 +33,7 @@ pub(super) fn perform(
             // The device must be removed even if a later daemon could not return it.
             if let Err(error) = env.withhold(device, good) {
                 eprintln!(
-                    "p2pctl: a daemon that is started anew would not give {} back to {}: {error}",
+                    "p2pctl: a restarted daemon would not return {} to {}: {error}",
                     device.id, device.vm
                 );
             }
