@@ -4,31 +4,9 @@ use std::collections::BTreeSet;
 
 use iommu_group::Sbdf;
 use iommu_group::assignment::Exposed;
-use serde::Serialize;
 
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
-
-/// An accepted exposure in a document.
-#[derive(Serialize)]
-pub(crate) struct AcceptedEntry {
-    function: Sbdf,
-    to: Vec<Sbdf>,
-    through: Vec<Sbdf>,
-    why: String,
-}
-
-impl AcceptedEntry {
-    pub(crate) fn of(accepted: &Exposed) -> Self {
-        let consent = accepted.consent.as_ref();
-        Self {
-            function: accepted.exposure.function,
-            to: accepted.exposure.to.clone(),
-            through: accepted.exposure.through.clone(),
-            why: consent.map(ToString::to_string).unwrap_or_default(),
-        }
-    }
-}
 
 /// The accepted exposures that involve one of these functions; all of them if no function is given.
 pub(crate) fn of(source: &Source, functions: &[Sbdf]) -> Vec<Exposed> {

@@ -21,7 +21,7 @@ pub(crate) struct Answer {
     /// The data.
     pub(crate) body: Body,
     /// Notes for stderr.
-    pub(crate) talk: Text,
+    pub(crate) notes: Text,
     /// Whether the request is refused.
     pub(crate) refused: bool,
     /// Whether the request was tried and failed.
@@ -44,10 +44,22 @@ impl Answer {
         Ok(Self::raw(text))
     }
 
+    /// The document with `json`, otherwise the text.
+    pub(crate) fn either(
+        json: bool,
+        document: &impl Serialize,
+        text: impl FnOnce() -> Text,
+    ) -> anyhow::Result<Self> {
+        match json {
+            true => Self::json(document),
+            false => Ok(Self::text(text())),
+        }
+    }
+
     fn new(body: Body) -> Self {
         Self {
             body,
-            talk: Text::new(),
+            notes: Text::new(),
             refused: false,
             failed: false,
         }
@@ -55,7 +67,7 @@ impl Answer {
 
     /// Adds a note.
     pub(crate) fn note(mut self, text: impl std::fmt::Display) -> Self {
-        self.talk
+        self.notes
             .push(Line::new().toned(Tone::Warn, "note: ").plain(text));
         self
     }
@@ -65,7 +77,7 @@ impl Answer {
     pub(crate) fn about(mut self, source: &Source) -> Self {
         if source.topology().needs_privilege() {
             self = self.note(format_args!(
-                "{} was read without root: port types, links and ACS are unknown, which is not off. Run as root",
+                "{} was read without root: port types, links and ACS are unknown, not off. Run as root",
                 source.from
             ));
         }

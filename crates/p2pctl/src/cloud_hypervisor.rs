@@ -5,23 +5,23 @@
 //! addresses of BARs.
 
 mod command_line;
+mod constraints;
 mod device;
-mod gate;
+mod filter;
+mod inspect;
 mod json;
-mod look;
 mod memory;
 mod option_list;
 mod refusal;
 mod restored;
 mod rewrite;
-mod rules;
-mod seen;
+mod state;
 mod vdpa;
 mod version;
 
 pub(crate) use command_line::CommandLine;
-pub(crate) use gate::StockGate;
-pub(crate) use look::{Question, look};
-pub(crate) use refusal::Refusal;
-pub(crate) use rewrite::{Apart, Change, Rewritten, asked, option, rewrite, vdpa};
+pub(crate) use filter::CloudHypervisorFilter;
+pub(crate) use inspect::{CheckRequest, inspect};
+pub(crate) use refusal::{CheckError, Refusal};
+pub(crate) use rewrite::{Change, IsolationMode, Rewritten, option, requested, rewrite, vdpa};
 pub(crate) use version::Version;

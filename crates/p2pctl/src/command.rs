@@ -2,15 +2,14 @@
 
 mod apply;
 mod draw;
-mod dump;
 mod explain;
 mod forecast;
-mod front;
 pub(crate) mod groups;
 mod interrupt;
 mod launch;
 pub(crate) mod matrix;
 mod plan;
+mod proxy;
 mod reconcile;
 mod recover;
 mod remote;
@@ -20,172 +19,57 @@ mod serve;
 mod status;
 pub(crate) mod topology;
 mod vm;
-mod watch;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use hotplug::regroup::ResetOrder;
+use vmm_api::Client;
 
 use crate::answer::Answer;
 use crate::cli::{Cli, Command};
-use crate::cloud_hypervisor::Apart;
 use crate::show::Terminal;
 use crate::source::Source;
 
 /// Runs the command.
 pub(crate) fn run(cli: &Cli, terminal: &Terminal) -> Result<Answer> {
-    let json = cli.global.json;
-    let load = || Source::load(&cli.global);
+    let global = &cli.global;
+    let (json, width) = (global.json, terminal.width);
+    let load = || Source::load(global);
+    let with_policy = |file: &Option<_>| load()?.with_policy_file(file.as_deref());
     match &cli.command {
-        Command::Topology {
-            below,
-            all,
-            policy_file,
-        } => {
-            let request = topology::Request { below, all: *all };
-            let source = load()?.with_policy_file(policy_file.as_deref())?;
-            topology::run(&source, &request, json, terminal.width)
+        Command::Topology(args) => {
+            topology::run(&with_policy(&args.policy_file)?, args, json, width)
         }
-        Command::Groups { of, why } => {
-            let request = groups::Request { of, why: *why };
-            groups::run(&load()?, &request, json, terminal.width)
+        Command::Groups(args) => groups::run(&load()?, args, json, width),
+        Command::Matrix(args) => {
+            matrix::run(&with_policy(&args.rules.policy_file)?, args, json, width)
         }
-        Command::Matrix {
-            functions,
-            policy,
-            policy_file,
-        } => {
-            let source = load()?.with_policy_file(policy_file.as_deref())?;
-            matrix::run(&source, functions, (*policy).into(), json, terminal.width)
+        Command::Explain(args) => {
+            explain::run(&with_policy(&args.rules.policy_file)?, args, json, width)
         }
-        Command::Explain {
-            initiator,
-            target,
-            policy,
-            policy_file,
-        } => {
-            let source = load()?.with_policy_file(policy_file.as_deref())?;
-            let pair = [*initiator, *target];
-            explain::run(&source, pair, (*policy).into(), json, terminal.width)
+        Command::Plan(args) => plan::run(&load()?, args, global, width),
+        Command::Apply(args) => {
+            let plan = args.plan.as_deref().map(apply::Wanted::File);
+            let wanted = plan.unwrap_or(apply::Wanted::Args(&args.goals));
+            apply::run(&wanted, &args.how, global, terminal)
         }
-        Command::Plan { goals, output, at } => {
-            let request = plan::Request {
-                goals,
-                output: output.as_deref(),
-                at,
-            };
-            plan::run(&load()?, &request, &cli.global, terminal.width)
+        Command::Reconcile(args) => reconcile::run(args, global, terminal),
+        Command::Recover(args) => recover::run(args, global, terminal),
+        Command::Serve(args) => serve::run(args, global),
+        Command::Watch { daemon } => vm::events::run(&Client::new(&daemon.socket), json)
+            .context("is the daemon running? p2pctl serve"),
+        Command::Status { state } => status::run(global, state, width),
+        Command::KernelArgs { goals } => plan::kernel_args(&load()?, goals, json, width),
+        Command::ResetScope(args) => reset_scope::run(&load()?, args, json, width),
+        Command::Reset(args) => reset::run(args, global, width),
+        Command::Launch(args) => launch::run(global, args, terminal),
+        Command::Proxy(args) => proxy::run(global, args),
+        // The file is always JSON.
+        Command::Dump => {
+            let source = load()?;
+            Ok(Answer::raw(source.topology().to_fixture()).about(&source))
         }
-        Command::Apply { plan, goals, how } => {
-            let what = match plan {
-                Some(file) => apply::What::File(file),
-                None => apply::What::Args(goals),
-            };
-            apply::run(&what, how, &cli.global, terminal)
-        }
-        Command::Reconcile { config, how } => reconcile::run(config, how, &cli.global, terminal),
-        Command::Recover { policy_file, at } => {
-            recover::run(&cli.global, at, policy_file.as_deref(), terminal)
-        }
-        Command::Serve {
-            guests,
-            guest_dir,
-            policy_file,
-            no_recover,
-            at,
-        } => {
-            let request = serve::Request {
-                socket: at.daemon.socket.clone(),
-                state: at.state.state_dir.clone(),
-                guests: guests.clone(),
-                guest_dir: guest_dir.clone(),
-                policy: policy_file.clone(),
-                recover: !no_recover,
-            };
-            serve::run(request, &cli.global)
-        }
-        Command::Watch { daemon } => watch::run(&daemon.socket, json),
-        Command::Status { state } => status::run(&cli.global, state, terminal.width),
-        Command::KernelArgs { goals } => plan::kernel_args(&load()?, goals, json, terminal.width),
-        Command::ResetScope {
-            function,
-            kind,
-            owned,
-        } => {
-            let request = reset_scope::Request {
-                function: *function,
-                kind: *kind,
-                owned,
-            };
-            reset_scope::run(&load()?, &request, json, terminal.width)
-        }
-        Command::Reset {
-            function,
-            kind,
-            owned,
-            at,
-        } => {
-            let order = ResetOrder {
-                function: *function,
-                kinds: *kind,
-                owned: owned.iter().copied().collect(),
-            };
-            reset::run(&order, at, &cli.global, terminal.width)
-        }
-        Command::Launch {
-            dry_run,
-            joinable,
-            name,
-            policy_file,
-            expose,
-            command,
-        } => {
-            let request = launch::Request {
-                command,
-                dry_run: *dry_run,
-                apart: if *joinable {
-                    Apart::ForNow
-                } else {
-                    Apart::ForGood
-                },
-                name: name.as_deref(),
-                policy: policy_file.as_deref(),
-                expose,
-            };
-            launch::run(&cli.global, &request, terminal)
-        }
-        Command::Front {
-            api_socket,
-            listen,
-            policy_file,
-            snapshots,
-            expose,
-        } => {
-            let request = front::Request {
-                vmm: api_socket,
-                listen,
-                policy: policy_file.as_deref(),
-                snapshots: snapshots.as_deref(),
-                expose,
-            };
-            front::run(&cli.global, &request)
-        }
-        Command::Dump => Ok(dump::run(&load()?)),
-        Command::Draw {
-            title,
-            all,
-            policy,
-            output,
-        } => {
-            let request = draw::Request {
-                scope: (*policy).into(),
-                title: title.as_deref(),
-                all: *all,
-                output: output.as_deref(),
-            };
-            draw::run(&load()?, &request)
-        }
-        Command::Vm { verb } => vm::run(verb, json, terminal),
+        Command::Draw(args) => draw::run(&load()?, args),
+        Command::Vm { command } => vm::run(command, json, terminal),
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "p2pctl", &mut out);
@@ -203,7 +87,9 @@ fn manual(command: Option<&str>) -> Result<Answer> {
         None => all,
         Some(name) => all
             .find_subcommand(name)
-            .with_context(|| format!("there is no command `{name}`: p2pctl --help lists them"))?
+            .with_context(|| {
+                format!("p2pctl has no command `{name}`: p2pctl --help lists the commands")
+            })?
             .clone(),
     };
     let mut out = Vec::new();

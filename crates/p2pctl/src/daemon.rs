@@ -10,21 +10,21 @@
 //! or rolls it back.
 
 mod calls;
-mod changes;
 #[cfg(test)]
 mod document;
 mod drift;
 mod guests;
 mod messages;
 mod ready;
+mod transactions;
 mod uevents;
 
 pub(crate) use calls::Calls;
-pub(crate) use changes::{Changes, Host};
 pub(crate) use drift::Drift;
-pub(crate) use guests::{Guest, Guests, Judgement, NamedSocket, Places};
-pub(crate) use messages::{Apply, Began, Check, STEP, STUCK, Told};
+pub(crate) use guests::{CheckInputs, Guest, Guests, NamedSocket, VmSockets};
+pub(crate) use messages::{Apply, Check, STEP, STUCK, StartedTransaction};
 pub(crate) use ready::ready;
+pub(crate) use transactions::{Host, TransactionRunner};
 
 /// Default path of the daemon's socket.
 pub(crate) const SOCKET: &str = "/run/p2pctl/api.sock";

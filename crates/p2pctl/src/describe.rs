@@ -19,7 +19,7 @@ pub(crate) fn what(function: &Function) -> String {
             let kind = if function.is_virtual() {
                 "VF"
             } else if function.config().hidden == Some(Unreadable::Unreachable) {
-                "no answer from"
+                "unreachable"
             } else {
                 class_word(function.class())
             };
@@ -198,6 +198,7 @@ mod tests {
             (1 << 40, "1T"),
             ((1 << 30) + 4096, "1048580K"),
             (1000, "1000"),
+            (1536 << 20, "1536M"),
         ] {
             assert_eq!(size(bytes), text);
         }

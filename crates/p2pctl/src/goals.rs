@@ -2,40 +2,46 @@
 
 use std::collections::BTreeSet;
 
-use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, ValueEnum, value_parser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, value_parser};
 use iommu_group::{AcsBits, Goals, PlanOptions, RoutePreference, Sbdf};
 
-/// What is asked of a plan.
+/// Goals and options of a plan.
 #[derive(Debug, Args)]
 pub(crate) struct GoalArgs {
     #[command(flatten)]
     join: JoinSets,
-    /// Put each of these into a group without other devices, out of reach of all
+    /// Put each of these functions into a group without other devices, isolated by the IOMMU
     #[arg(long, value_name = "FUNCTION", num_args = 1..)]
     isolate: Vec<Sbdf>,
-    /// Set the ACS of a port: a register value (001d), or names (SV+RR+CR+UF)
-    #[arg(long, value_name = "PORT=BITS", value_parser = port_word)]
+    /// Set the ACS control of a port: a register value (001d), or names (SV+RR+CR+UF)
+    #[arg(long, value_name = "PORT=BITS", value_parser = port_acs)]
     acs: Vec<(Sbdf, AcsBits)>,
-    /// How requests between joined functions shall go
-    #[arg(long, value_name = "ROUTE", default_value = "mildest")]
-    route: RouteName,
-    /// Accept that these become reachable without the IOMMU, or stay so for a VM's devices that come back
+    /// Route of the requests between joined functions
+    #[arg(long, value_name = "ROUTE", default_value = "mildest", value_parser = route())]
+    route: RoutePreference,
+    /// Accept that these functions become reachable without the IOMMU, or stay reachable for devices that return to a VM
     #[arg(long, value_name = "FUNCTION", value_delimiter = ',', num_args = 1..)]
     expose: Vec<Sbdf>,
-    /// Accept that these are unplugged for a while, get into a group with the others, or are lost
+    /// Accept that these functions are unplugged temporarily, join the group of others, or are lost
     #[arg(long, value_name = "FUNCTION", num_args = 1..)]
     with: Vec<Sbdf>,
 }
 
-/// How requests between joined functions shall go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum RouteName {
-    /// Straight if that exposes nobody, else through the IOMMU if the root complex routes, else straight
-    Mildest,
-    /// Straight across the switch
-    Direct,
-    /// Through the IOMMU
-    Iommu,
+/// The values of `--route`.
+fn route() -> impl TypedValueParser<Value = RoutePreference> {
+    let values = [
+        PossibleValue::new("mildest").help(
+            "Direct if that exposes no function, else through the IOMMU if the root complex routes P2P, else direct",
+        ),
+        PossibleValue::new("direct").help("Directly across the switch"),
+        PossibleValue::new("iommu").help("Through the IOMMU"),
+    ];
+    PossibleValuesParser::new(values).map(|name| match name.as_str() {
+        "direct" => RoutePreference::Direct,
+        "iommu" => RoutePreference::Iommu,
+        _ => RoutePreference::Mildest,
+    })
 }
 
 impl GoalArgs {
@@ -49,21 +55,17 @@ impl GoalArgs {
 
     pub(crate) fn options(&self) -> PlanOptions {
         PlanOptions {
-            route: match self.route {
-                RouteName::Mildest => RoutePreference::Mildest,
-                RouteName::Direct => RoutePreference::Direct,
-                RouteName::Iommu => RoutePreference::Iommu,
-            },
+            route: self.route,
             expose: self.expose.iter().copied().collect(),
             with: self.with.iter().copied().collect(),
         }
     }
 }
 
-fn port_word(text: &str) -> Result<(Sbdf, AcsBits), String> {
+fn port_acs(text: &str) -> Result<(Sbdf, AcsBits), String> {
     let (port, bits) = text
         .split_once('=')
-        .ok_or("want PORT=BITS, such as 02:00.0=0011")?;
+        .ok_or("expected PORT=BITS, such as 02:00.0=0011")?;
     let port = port.parse().map_err(|error| format!("{error}"))?;
     let bits = bits.parse().map_err(|error| format!("{error}"))?;
     Ok((port, bits))
@@ -102,7 +104,7 @@ impl Args for JoinSets {
                 .num_args(1..)
                 .action(ArgAction::Append)
                 .value_parser(value_parser!(Sbdf))
-                .help("Put these into one group; give it several times for several groups"),
+                .help("Put these functions into one group; repeat the option for further groups"),
         )
     }
 

@@ -13,7 +13,7 @@ use crate::source::proc_beside;
 pub(crate) fn live(global: &Global) -> Result<LinuxHost> {
     if let Some(file) = &global.from {
         bail!(
-            "{} is a file about a machine, and this command is about the machine itself: leave --from out",
+            "{} is a file, and this command needs the host itself: omit --from",
             file.display()
         );
     }

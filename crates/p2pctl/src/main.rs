@@ -9,19 +9,19 @@ mod answer;
 mod cli;
 mod cloud_hypervisor;
 mod command;
-mod confine;
 mod daemon;
 mod describe;
 mod draw;
 mod goals;
 mod host;
+mod isolation_holes;
 mod json;
-mod leaks;
 mod names;
 mod peers;
 mod policy_file;
 mod progress;
 mod registry;
+mod sandbox;
 mod show;
 mod source;
 
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         match command::run(&cli, &terminal).and_then(|answer| Ok(print(&answer, &terminal)?)) {
             Ok(status) => status,
             Err(error) => {
-                complain(&error, &terminal);
+                print_error(&error, &terminal);
                 FAILED
             }
         };
@@ -79,10 +79,10 @@ fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
         _ => {}
     }
-    let talk = answer.talk.wrapped(terminal.width, NOTE_INDENT);
-    let talk = talk.render(terminal.talk_colour);
+    let notes = answer.notes.wrapped(terminal.width, NOTE_INDENT);
+    let notes = notes.render(terminal.stderr_colour);
     // A failure to write to stderr cannot be reported.
-    let _ = io::stderr().write_all(talk.as_bytes());
+    let _ = io::stderr().write_all(notes.as_bytes());
     Ok(match (answer.failed, answer.refused) {
         (true, _) => FAILED,
         (false, true) => REFUSED,
@@ -90,9 +90,9 @@ fn print(answer: &Answer, terminal: &Terminal) -> io::Result<u8> {
     })
 }
 
-fn complain(error: &anyhow::Error, terminal: &Terminal) {
+fn print_error(error: &anyhow::Error, terminal: &Terminal) {
     let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-    let word = if terminal.talk_colour {
+    let word = if terminal.stderr_colour {
         format!("{red}error{red:#}")
     } else {
         "error".to_owned()

@@ -5,29 +5,35 @@ use iommu_group::Sbdf;
 /// The format of function names. As with `lspci`, names have a segment only if the machine has other segments than 0.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names {
-    with_domain: bool,
+    with_segment: bool,
 }
 
 impl Names {
     /// The format for this set of all functions.
     pub(crate) fn new(functions: impl IntoIterator<Item = Sbdf>) -> Self {
         Self {
-            with_domain: functions.into_iter().any(|f| f.domain() != 0),
+            with_segment: functions.into_iter().any(|f| f.domain() != 0),
         }
     }
 
     /// Whether names include the segment.
-    pub(crate) fn have_domains(self) -> bool {
-        self.with_domain
+    pub(crate) fn have_segments(self) -> bool {
+        self.with_segment
     }
 
     /// The name of a function.
     pub(crate) fn of(self, function: Sbdf) -> String {
         let full = function.to_string();
         match full.split_once(':') {
-            Some((_, short)) if !self.with_domain => short.to_owned(),
+            Some((_, short)) if !self.with_segment => short.to_owned(),
             _ => full,
         }
+    }
+
+    /// The names of functions. Of many functions, only the first ones are listed.
+    pub(crate) fn list<'f>(self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
+        let names: Vec<String> = functions.into_iter().map(|f| self.of(*f)).collect();
+        few(&names, 16)
     }
 
     /// Replaces the full names of functions in a text by their short names.
@@ -56,6 +62,16 @@ impl Names {
         }
         flush(&mut word, &mut short);
         short
+    }
+}
+
+/// Joins words with spaces. Of more than `most` words, only these and the number of the others are listed.
+pub(crate) fn few(words: &[String], most: usize) -> String {
+    match words.get(..most) {
+        Some(few) if words.len() > most => {
+            format!("{} and {} more", few.join(" "), words.len() - most)
+        }
+        _ => words.join(" "),
     }
 }
 

@@ -24,12 +24,12 @@ pub(crate) fn register(dir: &Path, name: Option<&str>, socket: &Path) -> Result<
     let name = name.or_else(own).unwrap_or_default();
     if name.is_empty() || name.contains('/') {
         bail!(
-            "{} gives the VM no name: give --name NAME",
+            "{} gives no name for the VM: give --name NAME",
             socket.display()
         );
     }
     let target = std::path::absolute(socket)
-        .with_context(|| format!("cannot tell where {} is", socket.display()))?;
+        .with_context(|| format!("cannot resolve {}", socket.display()))?;
     let link = dir.join(format!("{name}.sock"));
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     tidy(dir);
@@ -37,7 +37,7 @@ pub(crate) fn register(dir: &Path, name: Option<&str>, socket: &Path) -> Result<
         Ok(other) if other == target => return Ok(()),
         // A name belongs to one VM. A VM that does not listen yet counts as ended here.
         Ok(other) if is_alive(&other) => bail!(
-            "there is a VM called {name} already, at {}: give this one --name NAME",
+            "a VM with the name {name} exists already, at {}: give --name NAME",
             other.display()
         ),
         Ok(_) => {

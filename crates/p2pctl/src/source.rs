@@ -65,7 +65,7 @@ impl Source {
         for function in functions {
             if self.topology().get(*function).is_none() {
                 bail!(
-                    "there is no PCI function {function} in {}: `p2pctl topology` shows those there are",
+                    "there is no PCI function {function} in {}: `p2pctl topology` lists the functions",
                     self.from
                 );
             }

@@ -130,7 +130,7 @@ fn invariant_7_without_p2p_the_iommu_stops_what_aims_at_the_other() {
     let vm = Vm::new("guest-probe 2").vmm(LAUNCH);
     let vm = vm.device(ENGINES[0]).device(ENGINES[1]);
     if !has_p2p_switch() {
-        return refused(&lab, &vm, &["cannot be told not to", "v52.0 or newer"]);
+        return refused(&lab, &vm, &["cannot be disabled", "v52.0 or newer"]);
     }
     let output = lab.vm(&vm).deadline(GUEST).run().unwrap();
     assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
@@ -292,7 +292,7 @@ fn every_call_of_ch_remote_is_answered_behind_the_front_as_without_it() {
                 (["add-device", NOWHERE], "lspci -D lists them"),
                 (
                     ["restore", "source_url=file:///none"],
-                    "is no file:// URL of a directory",
+                    "is not the file:// URL of a directory",
                 ),
             ] {
                 let [theirs, ours] = ["/run/direct.sock", "/run/front.sock"]
@@ -434,7 +434,7 @@ fn devices_of_a_running_guest_become_peers_and_strangers_again() {
     remove(&["alone"]);
     let answer = add(both[1], true);
     assert!(answer.starts_with("409"), "{answer}");
-    assert!(answer.contains("came without its BARs"), "{answer}");
+    assert!(answer.contains("its BARs are not mapped"), "{answer}");
     assert_eq!(live.power_off().exit, Exit::Code(0));
     front.signal(15).unwrap();
     front.wait().unwrap();

@@ -327,7 +327,7 @@ fn told_to_stop_it_leaves_the_old_or_the_new_state_and_nothing_unfinished() {
                 "{what}"
             );
             assert!(output.stdout.ends_with("ended with 1\n"), "{what}");
-            assert!(told.contains("stopped on request"), "{what}");
+            assert!(told.contains("stopping: the change is undone"), "{what}");
             assert_eq!(now, old, "{what}");
         }
         let status = lab.run(["p2pctl", "status"]).unwrap().ok().unwrap();

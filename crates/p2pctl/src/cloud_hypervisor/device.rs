@@ -12,7 +12,7 @@ use super::option_list::{OptionList, Unpaired, switch};
 /// A requested device. `p2p`, `p2p_domain` and `expose` are removed from the option list because cloud-hypervisor does
 /// not know them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct RequestedDevice {
     /// The options for cloud-hypervisor.
     pub(crate) options: OptionList,
     /// The device in sysfs; `None` if it is passed as a descriptor.
@@ -31,29 +31,29 @@ pub(crate) struct Asked {
 
 /// Error in a `--device` value.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum AskError {
+pub(crate) enum DeviceError {
     #[error("--device {0}")]
     Unpaired(#[from] Unpaired),
-    #[error("--device {text}: {key} is on or off")]
+    #[error("--device {text}: {key} must be on or off")]
     NoSwitch { text: String, key: &'static str },
     #[error("--device {text}: p2p_domain needs p2p=on")]
     DomainAlone { text: String },
-    #[error("--device {text}: expose is functions joined by +, such as 04:00.0+05:00.0")]
+    #[error("--device {text}: expose needs functions joined by +, such as 04:00.0+05:00.0")]
     NoFunctions { text: String },
 }
 
-impl Asked {
+impl RequestedDevice {
     /// The P2P domain to join.
     pub(crate) fn domain_name(&self) -> Option<DomainName> {
         DomainName::requested(self.p2p, self.domain.as_deref())
     }
 
-    pub(crate) fn parse(text: &str) -> Result<Self, AskError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, DeviceError> {
         let mut options = OptionList::parse(text)?;
         let on = |key, value: Option<String>| match value.as_deref().map(switch) {
             None => Ok(false),
             Some(Some(on)) => Ok(on),
-            Some(None) => Err(AskError::NoSwitch {
+            Some(None) => Err(DeviceError::NoSwitch {
                 text: text.to_owned(),
                 key,
             }),
@@ -62,7 +62,7 @@ impl Asked {
         let viommu = on("iommu", options.get("iommu"))?;
         let domain = options.take("p2p_domain");
         if domain.is_some() && !p2p {
-            return Err(AskError::DomainAlone {
+            return Err(DeviceError::DomainAlone {
                 text: text.to_owned(),
             });
         }
@@ -70,7 +70,7 @@ impl Asked {
         let expose = expose.split('+').filter(|name| !name.is_empty());
         let expose = expose.map(str::parse).collect::<Result<_, _>>();
         Ok(Self {
-            expose: expose.map_err(|_| AskError::NoFunctions {
+            expose: expose.map_err(|_| DeviceError::NoFunctions {
                 text: text.to_owned(),
             })?,
             path: options.get("path").map(PathBuf::from),
@@ -89,32 +89,33 @@ mod tests {
 
     #[test]
     fn what_is_ours_is_taken_out() {
-        let asked =
-            Asked::parse("path=/a,p2p=on,id=x,p2p_domain=left,iommu=off,expose=4:0.0+05:00.0")
-                .unwrap();
-        assert_eq!(asked.expose.len(), 2);
-        assert_eq!(asked.options.to_string(), "path=/a,id=x,iommu=off");
-        assert!(asked.p2p && !asked.viommu);
-        assert_eq!(asked.domain.as_deref(), Some("left"));
-        assert_eq!(asked.path, Some("/a".into()));
+        let requested = RequestedDevice::parse(
+            "path=/a,p2p=on,id=x,p2p_domain=left,iommu=off,expose=4:0.0+05:00.0",
+        )
+        .unwrap();
+        assert_eq!(requested.expose.len(), 2);
+        assert_eq!(requested.options.to_string(), "path=/a,id=x,iommu=off");
+        assert!(requested.p2p && !requested.viommu);
+        assert_eq!(requested.domain.as_deref(), Some("left"));
+        assert_eq!(requested.path, Some("/a".into()));
     }
 
     #[test]
     fn peers_are_asked_for_by_name_only() {
-        let asked = Asked::parse("fd=4,x_nv_gpudirect_clique=1").unwrap();
-        assert!(!asked.p2p && asked.path.is_none());
-        assert_eq!(asked.clique.as_deref(), Some("1"));
+        let requested = RequestedDevice::parse("fd=4,x_nv_gpudirect_clique=1").unwrap();
+        assert!(!requested.p2p && requested.path.is_none());
+        assert_eq!(requested.clique.as_deref(), Some("1"));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         for (text, words) in [
-            ("path=/a,p2p=perhaps", "p2p is on or off"),
+            ("path=/a,p2p=perhaps", "p2p must be on or off"),
             ("path=/a,p2p_domain=x", "needs p2p=on"),
             ("path=/a,expose=all", "functions joined by +"),
-            ("path=/a,x_exclude_mmap_bars=[0", "do not pair up"),
+            ("path=/a,x_exclude_mmap_bars=[0", "unbalanced"),
         ] {
-            let error = Asked::parse(text).unwrap_err().to_string();
+            let error = RequestedDevice::parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }

@@ -8,10 +8,10 @@ use iommu_group::Sbdf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::device::Asked;
+use super::constraints::VmOptions;
+use super::device::RequestedDevice;
 use super::memory::GuestMemory;
 use super::option_list::OptionList;
-use super::rules::Wishes;
 
 /// Device fields of this project that cloud-hypervisor does not know.
 const OURS: [&str; 3] = ["p2p", "p2p_domain", "expose"];
@@ -34,72 +34,72 @@ pub(super) fn excludes_all(device: &Value) -> bool {
     ALL_BARS.iter().all(has)
 }
 
-/// The part of a VM's configuration that does not have the expected JSON type. serde parses an array as a struct, so
-/// cloud-hypervisor would accept it.
-pub(super) fn misshapen(config: &Value) -> Option<String> {
-    let there = |path: &str| config.pointer(path).filter(|value| !value.is_null());
-    let objects = ["/platform", "/cpus", "/memory"].into_iter();
-    let mut objects = objects.filter(|path| there(path).is_some_and(|value| !value.is_object()));
+/// Checks the JSON types in a VM's configuration. serde parses an array as a struct, so cloud-hypervisor would accept
+/// it.
+pub(super) fn well_formed(config: &Value) -> Result<(), String> {
     let is_list = |value: &Value| {
         let all = value.as_array();
         all.is_some_and(|all| all.iter().all(Value::is_object))
     };
-    let lists = ["/memory/zones", "/devices", "/vdpa"].into_iter();
-    let mut lists = lists.filter(|path| there(path).is_some_and(|value| !is_list(value)));
-    let name = |path: &str| path.trim_start_matches('/').replace('/', ".");
-    let object = objects
-        .next()
-        .map(|path| format!("{} is no JSON object", name(path)));
-    object.or_else(|| {
-        let path = lists.next()?;
-        Some(format!("{} is no list of objects", name(path)))
-    })
+    let check = |path: &str, is_right: &dyn Fn(&Value) -> bool, kind: &str| {
+        let value = config.pointer(path).unwrap_or(&Value::Null);
+        let name = path.trim_start_matches('/').replace('/', ".");
+        match value.is_null() || is_right(value) {
+            true => Ok(()),
+            false => Err(format!("{name} is not a {kind}")),
+        }
+    };
+    for path in ["/platform", "/cpus", "/memory"] {
+        check(path, &Value::is_object, "JSON object")?;
+    }
+    for path in ["/memory/zones", "/devices", "/vdpa"] {
+        check(path, &is_list, "list of objects")?;
+    }
+    Ok(())
 }
 
-impl Asked {
+impl RequestedDevice {
     /// Parses a device's configuration. `p2p` is the default of its `p2p` field.
-    pub(crate) fn of_json(device: &Value, p2p: bool) -> Result<Self, &'static str> {
+    pub(crate) fn of_json(device: &Value, p2p: bool) -> Result<Self, String> {
         if !device.is_object() {
-            return Err("a device is a JSON object");
+            return Err("a device is a JSON object".to_owned());
         }
-        let text = |key: &str| match device.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(_) => Err("id, path and p2p_domain are texts"),
-        };
+        let fields = DeviceFields::deserialize(device);
+        let fields = fields.map_err(|error| format!("a device: {error}"))?;
+        let p2p = fields.p2p.unwrap_or(p2p);
+        if fields.p2p_domain.is_some() && !p2p {
+            return Err("p2p_domain needs p2p: true".to_owned());
+        }
         let mut options = OptionList::default();
-        for key in ["id", "path"] {
-            if let Some(text) = text(key)? {
+        for (key, text) in [("id", &fields.id), ("path", &fields.path)] {
+            if let Some(text) = text {
                 options.set(key, text);
             }
         }
-        let switch = |key: &str| match device.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(on)) => Ok(Some(*on)),
-            Some(_) => Err("p2p and iommu are true or false"),
-        };
-        let p2p = switch("p2p")?.unwrap_or(p2p);
-        let domain = text("p2p_domain")?;
-        if domain.is_some() && !p2p {
-            return Err("p2p_domain needs p2p: true");
-        }
-        let expose = device.get("expose").unwrap_or(&Value::Null);
-        let expose = Option::<BTreeSet<Sbdf>>::deserialize(expose);
-        let clique = device
-            .get("x_nv_gpudirect_clique")
-            .filter(|clique| !clique.is_null());
         Ok(Self {
             options,
-            path: text("path")?.map(Into::into),
+            path: fields.path.map(Into::into),
             p2p,
-            domain,
-            expose: expose
-                .map_err(|_| "expose is a list of functions, such as [\"0000:04:00.0\"]")?
-                .unwrap_or_default(),
-            viommu: switch("iommu")?.unwrap_or(false),
-            clique: clique.map(Value::to_string),
+            domain: fields.p2p_domain,
+            expose: fields.expose.unwrap_or_default(),
+            viommu: fields.iommu.unwrap_or(false),
+            clique: fields
+                .x_nv_gpudirect_clique
+                .map(|clique| clique.to_string()),
         })
     }
+}
+
+/// The fields of a device that the constraints depend on.
+#[derive(Deserialize)]
+struct DeviceFields {
+    id: Option<String>,
+    path: Option<String>,
+    p2p: Option<bool>,
+    p2p_domain: Option<String>,
+    expose: Option<BTreeSet<Sbdf>>,
+    iommu: Option<bool>,
+    x_nv_gpudirect_clique: Option<Value>,
 }
 
 /// Removes the fields that cloud-hypervisor does not know from a device's configuration.
@@ -110,9 +110,9 @@ pub(crate) fn strip(device: &mut Value) {
 }
 
 /// The VM options in a configuration that the constraints depend on.
-pub(crate) fn wishes(config: &Value) -> Wishes {
+pub(crate) fn vm_options(config: &Value) -> VmOptions {
     let number = |path: &str| config.pointer(path).and_then(Value::as_u64);
-    Wishes {
+    VmOptions {
         p2p_dma: config
             .pointer("/platform/vfio_p2p_dma")
             .and_then(Value::as_bool),
@@ -148,17 +148,25 @@ mod tests {
         let device = json!({"path": "/a", "id": "x", "p2p": true, "p2p_domain": "left",
             "expose": ["0000:04:00.0"],
             "x_nv_gpudirect_clique": 3, "iommu": false, "pci_segment": 1});
-        let asked = Asked::of_json(&device, false).unwrap();
-        let written = Asked::parse(
+        let requested = RequestedDevice::of_json(&device, false).unwrap();
+        let written = RequestedDevice::parse(
             "id=x,path=/a,p2p=on,p2p_domain=left,expose=04:00.0,x_nv_gpudirect_clique=3",
         );
         let mut written = written.unwrap();
         written.options.take("x_nv_gpudirect_clique");
-        assert_eq!(asked, written);
-        assert!(Asked::of_json(&json!({"path": "/a"}), true).unwrap().p2p);
-        assert!(Asked::of_json(&json!({"path": "/a", "p2p": "on"}), true).is_err());
-        assert!(Asked::of_json(&json!({"path": "/a", "p2p_domain": "x"}), false).is_err());
-        assert!(Asked::of_json(&json!({"path": "/a", "expose": ["all"]}), false).is_err());
+        assert_eq!(requested, written);
+        assert!(
+            RequestedDevice::of_json(&json!({"path": "/a"}), true)
+                .unwrap()
+                .p2p
+        );
+        assert!(RequestedDevice::of_json(&json!({"path": "/a", "p2p": "on"}), true).is_err());
+        assert!(
+            RequestedDevice::of_json(&json!({"path": "/a", "p2p_domain": "x"}), false).is_err()
+        );
+        assert!(
+            RequestedDevice::of_json(&json!({"path": "/a", "expose": ["all"]}), false).is_err()
+        );
     }
 
     #[test]
@@ -175,15 +183,18 @@ mod tests {
             "cpus": {"boot_vcpus": 1, "max_phys_bits": 39},
             "memory": {"size": 0, "zones": [{"id": "a", "size": 1 << 30}, {"id": "b", "size": 1 << 30}]},
         });
-        let wishes = wishes(&config);
-        assert_eq!((wishes.p2p_dma, wishes.bits), (Some(false), Some(39)));
-        assert_eq!(wishes.memory.map(|memory| memory.boot), Some(2 << 30));
-        let none = super::wishes(&json!({"memory": null}));
+        let vm_options = vm_options(&config);
+        assert_eq!(
+            (vm_options.p2p_dma, vm_options.bits),
+            (Some(false), Some(39))
+        );
+        assert_eq!(vm_options.memory.map(|memory| memory.boot), Some(2 << 30));
+        let none = super::vm_options(&json!({"memory": null}));
         assert_eq!(
             (none.p2p_dma, none.bits, none.memory),
             (None, None, Some(GuestMemory::default()))
         );
         let huge = json!({"memory": {"size": u64::MAX, "zones": [{"size": u64::MAX}]}});
-        assert_eq!(super::wishes(&huge).memory, None);
+        assert_eq!(super::vm_options(&huge).memory, None);
     }
 }

@@ -12,7 +12,7 @@ pub(crate) struct OptionList {
 
 /// Parse error of an option list.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("\"{text}\" has quotes or brackets that do not pair up")]
+#[error("\"{text}\" has unbalanced quotes or brackets")]
 pub(crate) struct Unpaired {
     text: String,
 }

@@ -15,7 +15,7 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Assignment(#[from] assignment::Refusal),
     /// The host does not have the device, or no IOMMU protects it.
-    #[error("{source}\n       {}", way_out(source))]
+    #[error("{source}\n       {}", hint(source))]
     Host { source: SysfsError },
     /// The request is refused for cloud-hypervisor only.
     #[error("{}", Lines(.0))]
@@ -33,7 +33,17 @@ impl Refusal {
     }
 }
 
-fn way_out(error: &SysfsError) -> &'static str {
+/// Why the devices of a VM are not accepted.
+#[derive(Debug, Error)]
+pub(crate) enum CheckError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The check itself failed.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+fn hint(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {
             "an IOMMU is needed: intel_iommu=on or amd_iommu=on, and VT-d or AMD-Vi in the firmware"
@@ -64,33 +74,32 @@ pub(crate) enum Limit {
     /// More than one domain.
     #[error(
         "a VM of cloud-hypervisor has one IOMMU context, so all peers are in one P2P domain: {a} and {b} are not\n       \
-         give them one p2p_domain, or use p2p-vmm, which has a context for each domain"
+         give both the same p2p_domain, or use p2p-vmm, which has a context for each domain"
     )]
     Domains { a: Sbdf, b: Sbdf },
     /// A device outside of the domain.
     #[error(
-        "{other} cannot be kept from its neighbours' BARs: cloud-hypervisor maps those of {peer} for every device of the VM\n       \
-         give p2p=on to {other} as well, leave it out of this VM, or use p2p-vmm, which keeps them apart"
+        "{other} cannot be isolated from the BARs of {peer}: cloud-hypervisor maps them for every device of the VM\n       \
+         give p2p=on to {other} as well, remove it from this VM, or use p2p-vmm, which isolates it from peers"
     )]
     Outsider { peer: Sbdf, other: String },
     /// A device that may only initiate requests.
     #[error(
-        "policy keeps the BARs of {device} from its peers, and cloud-hypervisor maps those of all devices\n       \
-         leave p2p=on out for it, or use p2p-vmm, which maps BARs one by one"
+        "the policy hides the BARs of {device} from its peers, and cloud-hypervisor maps the BARs of all devices\n       \
+         omit p2p=on for it, or use p2p-vmm, which maps BARs separately"
     )]
     Hidden { device: Sbdf },
     /// Peers that need their BARs at the bus addresses.
     #[error(
-        "{a} and {b} would reach each other straight across a switch, by bus address, and cloud-hypervisor gives BARs \
-         addresses of its own\n       \
-         p2pctl plan --join {a} {b} --route iommu   says how such requests could go through the IOMMU\n       \
+        "{a} and {b} would reach each other directly across a switch, by bus address, and cloud-hypervisor chooses other addresses for BARs\n       \
+         p2pctl plan --join {a} {b} --route iommu   shows how to route such requests through the IOMMU\n       \
          or use p2p-vmm, which keeps bus addresses"
     )]
     BusAddress { a: Sbdf, b: Sbdf },
     /// A BAR may get an address at which requests do not reach the IOMMU.
     #[error(
-        "requests of {from} for {to} may go astray: cloud-hypervisor may put a BAR of {to} at {hole}\n       \
-         leave out p2p=on, or use p2p-vmm, which chooses addresses that are free"
+        "requests from {from} to {to} may be misrouted: cloud-hypervisor may place a BAR of {to} at {hole}\n       \
+         omit p2p=on, or use p2p-vmm, which chooses free addresses"
     )]
     Window {
         from: Sbdf,
@@ -100,82 +109,78 @@ pub(crate) enum Limit {
     /// Guest memory is at an address at which requests do not reach the IOMMU.
     #[error(
         "requests of {device} would not reach guest memory at {hole}\n       \
-         give the guest memory below {:#x}, or use p2p-vmm, which leaves such addresses free",
+         give the guest less memory, so that it ends below {:#x}, or use p2p-vmm, which leaves such addresses free",
         hole.range.start()
     )]
     Memory { device: Sbdf, hole: MemoryHole },
     /// Peers behind the guest's virtual IOMMU.
     #[error(
         "{device} cannot have both p2p=on and iommu=on: cloud-hypervisor maps no BARs for devices behind a virtual IOMMU\n       \
-         leave out one of the two"
+         omit one of the two"
     )]
     VirtualIommu { device: Sbdf },
     /// A version that always maps all BARs.
     #[error(
-        "cloud-hypervisor {version} maps the BARs of all devices of a VM for each other and cannot be told not to\n       \
-         use v52.0 or newer, or give p2p=on to all of them if they shall be peers"
+        "cloud-hypervisor {version} maps the BARs of all devices of a VM for each other, and this cannot be disabled\n       \
+         use v52.0 or newer, or give p2p=on to all of them if they should be peers"
     )]
     AlwaysOn { version: Version },
     /// P2P is switched on for all devices.
     #[error(
-        "vfio_p2p_dma=on would let every device of the VM reach all others, and they were not asked for that\n       \
-         leave it out, and give p2p=on to devices that shall be peers"
+        "vfio_p2p_dma=on lets every device of the VM reach all others, and not all of them have p2p=on\n       \
+         omit it, and give p2p=on to the devices that should be peers"
     )]
     ForAll,
     /// P2P is switched off.
-    #[error(
-        "{device} has p2p=on, and vfio_p2p_dma=off would keep it from its peers\n       leave out one of the two"
-    )]
+    #[error("{device} has p2p=on, but vfio_p2p_dma=off disables P2P\n       omit one of the two")]
     SwitchedOff { device: Sbdf },
     /// A clique without peers.
     #[error(
-        "x_nv_gpudirect_clique would tell the guest's driver that {device} has peers, and it was not asked for p2p=on\n       \
-         add p2p=on, which sets the clique too, or leave it out"
+        "x_nv_gpudirect_clique tells the guest's driver that {device} has peers, but it does not have p2p=on\n       \
+         add p2p=on, which also sets the clique, or omit the clique"
     )]
     Clique { device: Sbdf },
     /// A running VM that maps the BARs of all devices.
     #[error(
-        "this VM maps every BAR for every device, and {device} was not asked for p2p=on\n       \
-         start the VM with vfio_p2p_dma=off in its platform (v52.0 and newer; p2pctl launch does), or ask for p2p=on for all \
-         its devices"
+        "this VM maps every BAR for every device, and {device} does not have p2p=on\n       \
+         start the VM with vfio_p2p_dma=off in its platform (v52.0 and newer; p2pctl launch does this), or give p2p=on to all its devices"
     )]
     Mapped { device: String },
     /// A peer that was added beside devices that are not peers, and so has no mapped BARs.
     #[error(
-        "{device} was asked for p2p=on beside devices that were not, and so came without its BARs: a peer would not reach it\n       \
-         remove those devices and {device}, and then add the peers; or use p2p-vmm, which keeps peers and others apart"
+        "{device} has p2p=on but was added to a VM with devices without p2p=on, so its BARs are not mapped and peers cannot reach it\n       \
+         remove those devices and {device}, and then add the peers; or use p2p-vmm, which isolates peers from other devices"
     )]
     WithoutBars { device: String },
     /// A device whose removal was requested and that the guest still has.
     #[error(
-        "{id} was asked back and the guest has not let go of it: in the VM's one IOMMU context it and the new device could \
-         reach each other\n       \
-         try again when the VM has said device-removed: then the device_tree of its vm.info has {id} no more"
+        "the removal of {id} was requested, and the guest has not released it: in the VM's one IOMMU context, it and the new device could reach each other\n       \
+         try again after the event device-removed, when the device_tree in vm.info no longer has {id}"
     )]
     Leaving { id: String },
     /// A running VM with too many address bits.
     #[error(
-        "the guest has {guest} address bits, and BARs at the top of them are out of reach: it may have {bits}\n       \
+        "the guest has {guest} address bits, and BARs at the top of this range cannot be reached: it may have {bits}\n       \
          start the VM with max_phys_bits={bits} in its cpus"
     )]
     Bits { guest: u8, bits: u8 },
     /// A device that is passed as a descriptor, so that its function is unknown.
     #[error(
-        "nothing can be said of a device that is handed over as a descriptor ({options}): p2p=on needs its path\n       \
+        "the PCI function behind a descriptor is unknown ({options}), so it cannot be checked\n       \
          give path=/sys/bus/pci/devices/… instead of fd="
     )]
     Descriptor { options: String },
     /// A vDPA device without a PCI function.
     #[error(
-        "nothing can be said of the vDPA device {}: no PCI function is behind it\n       \
-         add it at cloud-hypervisor's own socket, if what makes it may have all of the guest's memory",
+        "no PCI function is behind the vDPA device {}, so it cannot be checked\n       \
+         add it at cloud-hypervisor's own socket, if its provider may access all guest memory",
         path.display()
     )]
     Vdpa { path: PathBuf },
     /// A vDPA device that shares its IOMMU group.
     #[error(
-        "{function}, which is behind {}, cannot leave the host alone: {neighbour} in its IOMMU group is driven by {driver}\n       \
-         unbind {neighbour} from {driver}, or use a function with a group of its own",
+        "{function}, which is behind {}, shares its IOMMU group with {neighbour}, which is bound to {driver}\n       \
+         unbind {neighbour} from {driver}, or use a function that is alone in its group",
         path.display()
     )]
     VdpaNeighbour {
@@ -186,8 +191,8 @@ pub(crate) enum Limit {
     },
     /// The guest's memory size cannot be parsed.
     #[error(
-        "the guest's memory cannot be made out, and devices behind a switch need it to be clear of that switch's windows\n       \
-         give --memory size=, and a size to each --memory-zone"
+        "the size of the guest's memory is unknown, and for devices behind a switch it must be outside of the switch's windows\n       \
+         give --memory size=, and a size for each --memory-zone"
     )]
     UnknownMemory,
     /// Not enough address space.

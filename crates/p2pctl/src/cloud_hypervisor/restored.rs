@@ -20,54 +20,54 @@ const NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
 /// Why a snapshot is not restored.
 #[derive(Debug, Error)]
-pub(super) enum Unrestorable {
-    #[error("source_url is no file:// URL of a directory")]
+pub(super) enum RestoreError {
+    #[error("source_url is not the file:// URL of a directory")]
     NoDirectory,
     #[error(
-        "vfio_fds and iommufd_fd would replace devices by descriptors of which nothing is known: leave them out"
+        "vfio_fds and iommufd_fd would replace devices by descriptors of unknown devices: omit them"
     )]
     Descriptors,
     #[error(
-        "cannot read {path}: {source}\n       start the proxy with --snapshots and a directory that it is in"
+        "cannot read {path}: {source}\n       start the proxy with --snapshots and a directory that contains it"
     )]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("{path} describes no VM: {why}")]
+    #[error("{path} is not the configuration of a VM: {why}")]
     NoVm { path: PathBuf, why: String },
     #[error(
-        "others may change {path} after it was looked at\n       \
-         let it and all above it be root's, and writable by nobody else"
+        "others may change {path} after the check\n       \
+         it and all directories above it must belong to root, and no other user may write to them"
     )]
     Writable { path: PathBuf },
 }
 
 /// The configuration of the VM that a `vm.restore` request names, and its directory.
-pub(super) fn config(request: &Value) -> Result<(Value, PathBuf), Unrestorable> {
+pub(super) fn config(request: &Value) -> Result<(Value, PathBuf), RestoreError> {
     let given = |key: &str| {
         let value = request.get(key).unwrap_or(&Value::Null);
         !value.is_null() && value.as_array().is_none_or(|all| !all.is_empty())
     };
     if given("vfio_fds") || given("iommufd_fd") {
-        return Err(Unrestorable::Descriptors);
+        return Err(RestoreError::Descriptors);
     }
     let url = request.get("source_url").and_then(Value::as_str);
     let path = url.and_then(|url| url.strip_prefix(SCHEME));
     let directory = path.and_then(|path| fs::canonicalize(path).ok());
-    let directory = directory.ok_or(Unrestorable::NoDirectory)?;
+    let directory = directory.ok_or(RestoreError::NoDirectory)?;
     let path = directory.join(FILE);
     for part in path.ancestors() {
         if !is_ours(part)? {
             let path = part.to_owned();
-            return Err(Unrestorable::Writable { path });
+            return Err(RestoreError::Writable { path });
         }
     }
     let text = read(&path)?;
     match serde_json::from_slice(&text) {
         Ok(config @ Value::Object(_)) => Ok((config, directory)),
-        Ok(_) => Err(Unrestorable::NoVm {
+        Ok(_) => Err(RestoreError::NoVm {
             path,
-            why: "it is no JSON object".to_owned(),
+            why: "it is not a JSON object".to_owned(),
         }),
-        Err(error) => Err(Unrestorable::NoVm {
+        Err(error) => Err(RestoreError::NoVm {
             path,
             why: error.to_string(),
         }),
@@ -80,7 +80,7 @@ pub(super) fn url(directory: &Path) -> Value {
 }
 
 /// Whether only root and this process's user can replace the file or its contents.
-fn is_ours(path: &Path) -> Result<bool, Unrestorable> {
+fn is_ours(path: &Path) -> Result<bool, RestoreError> {
     const WRITABLE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     let status = fs::symlink_metadata(path).map_err(unreadable(path))?;
@@ -91,8 +91,8 @@ fn is_ours(path: &Path) -> Result<bool, Unrestorable> {
     Ok(known && kept && !status.is_symlink())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Unrestorable> {
-    let no_vm = |why: &str| Unrestorable::NoVm {
+fn read(path: &Path) -> Result<Vec<u8>, RestoreError> {
+    let no_vm = |why: &str| RestoreError::NoVm {
         path: path.to_owned(),
         why: why.to_owned(),
     };
@@ -101,7 +101,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Unrestorable> {
     let options = options.read(true).custom_flags(NONBLOCK);
     let file = options.open(path).map_err(unreadable(path))?;
     if !file.metadata().map_err(unreadable(path))?.is_file() {
-        return Err(no_vm("it is no file"));
+        return Err(no_vm("it is not a regular file"));
     }
     let mut text = Vec::new();
     let mut file = file.take(MAX_BYTES.saturating_add(1));
@@ -112,7 +112,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Unrestorable> {
     }
 }
 
-fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Unrestorable {
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
     let path = path.to_owned();
-    move |source| Unrestorable::Unreadable { path, source }
+    move |source| RestoreError::Unreadable { path, source }
 }

@@ -8,19 +8,19 @@ use iommu_group::assignment::{Exposed, has_unshared};
 use vmm_api::UNSHARED_TRANSFERS;
 
 use super::command_line::{CommandLine, Value};
-use super::device::{AskError, Asked};
+use super::constraints::{BitsReason, Host, Settings, VmOptions, bits_as_peers, required_settings};
+use super::device::{DeviceError, RequestedDevice};
 use super::json::{ALL_BARS, EXCLUDED};
 use super::memory::GuestMemory;
 use super::option_list::{OptionList, Unpaired, switch};
 use super::refusal::Limit;
-use super::rules::{BitsReason, Host, Settings, Wishes, bits_as_peers, settle};
 use super::version::Version;
 
 /// The devices that a command line requests.
-pub(crate) fn asked(line: &CommandLine) -> Result<Vec<Asked>, AskError> {
+pub(crate) fn requested(line: &CommandLine) -> Result<Vec<RequestedDevice>, DeviceError> {
     line.values("--device")
         .iter()
-        .map(|value| Asked::parse(&value.text))
+        .map(|value| RequestedDevice::parse(&value.text))
         .collect()
 }
 
@@ -62,48 +62,48 @@ impl Change {
 
 /// How BARs are isolated from devices that are not peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Apart {
+pub(crate) enum IsolationMode {
     /// For the VM's lifetime, with `vfio_p2p_dma=off`. The guest's accesses stay fast.
-    ForGood,
+    Permanent,
     /// Until the devices become peers: they are added without mapped BARs, and the guest's accesses are trapped.
-    ForNow,
+    UntilJoined,
 }
 
 /// Writes cloud-hypervisor's command line, or returns the limits that the request exceeds.
 pub(crate) fn rewrite(
     line: &CommandLine,
-    asked: &[Asked],
+    requested: &[RequestedDevice],
     host: &Host,
-    apart: Apart,
+    isolation: IsolationMode,
 ) -> Result<Rewritten, Vec<Limit>> {
-    let settings = settle(asked, &wishes(line), host)?;
+    let settings = required_settings(requested, &vm_options(line), host)?;
     // An explicit `off` is kept.
     let off = option(line, "--platform", "vfio_p2p_dma").is_some();
-    let exclude = settings.p2p_off && apart == Apart::ForNow && !off;
+    let exclude = settings.p2p_off && isolation == IsolationMode::UntilJoined && !off;
     let mut rewritten = Rewritten {
         line: line.clone(),
         changes: Vec::new(),
-        notes: notes(line, asked, host, &settings),
+        notes: notes(line, requested, host, &settings),
     };
-    rewritten.devices(asked, host, &settings, exclude);
+    rewritten.devices(requested, host, &settings, exclude);
     if settings.p2p_off && !exclude && !off {
         rewritten.set("--platform", "vfio_p2p_dma", "off");
         rewritten.changes.push(Change::new(
             "--platform vfio_p2p_dma=off",
-            "no two devices asked for P2P; without it every BAR is mapped for every device",
+            "no two devices have p2p=on; without this option every BAR is mapped for every device",
         ));
     }
     // Devices that may be joined later need as few address bits as peers do, and a VM keeps the bits it was started
     // with.
-    let later = exclude.then(|| bits_as_peers(asked, &wishes(line), host));
+    let later = exclude.then(|| bits_as_peers(requested, &vm_options(line), host));
     if let Some((bits, reason)) = later.flatten().or(settings.bits) {
         rewritten.set("--cpus", "max_phys_bits", &bits.to_string());
         let why = match reason {
             BitsReason::Iommu => {
-                format!("the IOMMU translates {bits} bits, and BARs are at the top")
+                format!("the IOMMU translates {bits} address bits, and BARs are placed at the top")
             }
             BitsReason::Windows => {
-                "BARs of peers must keep clear of windows that ports of the host route by address"
+                "BARs of peers must be outside of windows that ports of the host route by address"
                     .to_owned()
             }
         };
@@ -114,17 +114,32 @@ pub(crate) fn rewrite(
 }
 
 impl Rewritten {
-    fn devices(&mut self, asked: &[Asked], host: &Host, settings: &Settings, exclude: bool) {
-        for (at, (value, device)) in self.line.values("--device").iter().zip(asked).enumerate() {
+    fn devices(
+        &mut self,
+        requested: &[RequestedDevice],
+        host: &Host,
+        settings: &Settings,
+        exclude: bool,
+    ) {
+        for (at, (value, device)) in self
+            .line
+            .values("--device")
+            .iter()
+            .zip(requested)
+            .enumerate()
+        {
             let mut options = device.options.clone();
-            let facts = host.devices.get(at).and_then(Option::as_ref);
-            let name = facts.map_or_else(|| options.to_string(), |facts| facts.sbdf.to_string());
+            let properties = host.devices.get(at).and_then(Option::as_ref);
+            let name = properties.map_or_else(
+                || options.to_string(),
+                |properties| properties.sbdf.to_string(),
+            );
             if settings.cliques.contains(&at) {
                 // The VM's only domain has clique 0.
                 options.set("x_nv_gpudirect_clique", 0);
                 self.changes.push(Change::new(
                     format!("--device x_nv_gpudirect_clique=0 ({name})"),
-                    "its driver in the guest goes by this, not by the topology",
+                    "its driver in the guest uses this instead of the topology",
                 ));
             }
             if exclude {
@@ -132,8 +147,7 @@ impl Rewritten {
                 options.set(EXCLUDED, format_args!("[{all}]"));
                 self.changes.push(Change::new(
                     format!("--device {EXCLUDED}=[{all}] ({name})"),
-                    "no device reaches its BARs until it is joined; until then the guest's accesses are trapped, which \
-                     is slow",
+                    "its BARs are not mapped until it is joined; until then the guest's accesses are trapped, which is slow",
                 ));
             }
             let text = options.to_string();
@@ -159,11 +173,11 @@ impl Rewritten {
     }
 }
 
-fn wishes(line: &CommandLine) -> Wishes {
-    Wishes {
+fn vm_options(line: &CommandLine) -> VmOptions {
+    VmOptions {
         p2p_dma: option(line, "--platform", "vfio_p2p_dma").and_then(|text| switch(&text)),
         bits: option(line, "--cpus", "max_phys_bits").and_then(|text| text.parse().ok()),
-        memory: GuestMemory::asked_for(line),
+        memory: GuestMemory::requested_as(line),
     }
 }
 
@@ -173,46 +187,50 @@ pub(crate) fn option(line: &CommandLine, option: &str, key: &str) -> Option<Stri
     OptionList::parse(&value.text).ok()?.get(key)
 }
 
-fn notes(line: &CommandLine, asked: &[Asked], host: &Host, settings: &Settings) -> Vec<String> {
+fn notes(
+    line: &CommandLine,
+    requested: &[RequestedDevice],
+    host: &Host,
+    settings: &Settings,
+) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(version) = host.version.filter(|version| *version < Version::OLDEST) {
         notes.push(format!(
-            "cloud-hypervisor {version} is older than {}, the oldest that was tried",
+            "cloud-hypervisor {version} is older than {}, the oldest tested version",
             Version::OLDEST
         ));
     }
-    let peers = asked.iter().filter(|device| device.p2p).count();
+    let peers = requested.iter().filter(|device| device.p2p).count();
     let iommufd = option(line, "--platform", "iommufd").and_then(|text| switch(&text));
     if peers > 1 {
         notes.push(
-            "cloud-hypervisor shows a flat bus: drivers that go by the topology (Linux p2pdma) use P2P in a guest with \
-             an AMD Zen CPU only; p2p-vmm shows a switch"
+            "cloud-hypervisor shows a flat bus: drivers that depend on the topology (Linux p2pdma) use P2P only in a guest with an AMD Zen CPU; p2p-vmm shows a switch"
                 .to_owned(),
         );
     }
-    if host.accepts_any_p2pdma && has_unshared(asked.iter().map(Asked::domain_name)) {
+    if host.accepts_any_p2pdma && has_unshared(requested.iter().map(RequestedDevice::domain_name)) {
         notes.push(UNSHARED_TRANSFERS.to_owned());
     }
-    if !settings.p2p_off && !asked.is_empty() && iommufd == Some(true) {
+    if !settings.p2p_off && !requested.is_empty() && iommufd == Some(true) {
         notes.push(
             "with iommufd=on cloud-hypervisor maps BARs by address, which iommufd refuses (EFAULT)"
                 .to_owned(),
         );
     }
     if line.has("--restore") {
-        notes.push("devices of a VM that is restored are not looked at".to_owned());
+        notes.push("the devices of a restored VM are not checked".to_owned());
     }
-    notes.extend(told(host));
+    notes.extend(risks(host));
     if let Some(hole) = settings.doubtful.first() {
         notes.push(format!(
-            "guest memory will be at {hole}, unless the root complex does better than its ACS says; most do"
+            "guest memory will be at {hole}; most root complexes forward such requests nevertheless"
         ));
     }
     notes
 }
 
 /// Notes about accepted risks, and about all exposures that are possible at once.
-pub(crate) fn told(host: &Host) -> Vec<String> {
+pub(crate) fn risks(host: &Host) -> Vec<String> {
     let (accepted, possible): (Vec<&Exposed>, Vec<_>) = host
         .exposures
         .iter()
@@ -224,7 +242,7 @@ pub(crate) fn told(host: &Host) -> Vec<String> {
     if !functions.is_empty() {
         let functions: Vec<String> = functions.iter().map(Sbdf::to_string).collect();
         notes.push(format!(
-            "the root complex, or the device they are in, may route to these without the IOMMU: {}",
+            "the root complex, or their multifunction device, may route requests to these functions without the IOMMU: {}",
             functions.join(" ")
         ));
     }

@@ -13,16 +13,16 @@ use serde_json::Value;
 use super::refusal::{Limit, Refusal};
 
 /// The paths of the vDPA devices in a VM's configuration.
-pub(super) fn paths(config: &Value) -> Result<Vec<PathBuf>, &'static str> {
+pub(super) fn paths(config: &Value) -> Result<Vec<PathBuf>, String> {
     let devices = config.get("vdpa").and_then(Value::as_array);
     devices.into_iter().flatten().map(path).collect()
 }
 
 /// The path in the configuration of a vDPA device.
-pub(super) fn path(device: &Value) -> Result<PathBuf, &'static str> {
+pub(super) fn path(device: &Value) -> Result<PathBuf, String> {
     let path = device.get("path").and_then(Value::as_str);
     path.map(PathBuf::from)
-        .ok_or("a vdpa device needs its path")
+        .ok_or_else(|| "a vDPA device needs a path".to_owned())
 }
 
 /// The functions of vDPA devices. Each of them must be the only function with a driver in its IOMMU group.

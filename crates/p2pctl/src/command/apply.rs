@@ -10,25 +10,25 @@ use iommu_group::{Goals, Plan, PlanOptions};
 
 use super::forecast::{by_guest, forecast};
 use super::interrupt::Interrupt;
-use super::plan::{View, make, make_wish};
+use super::plan::{View, make, make_plan};
 use super::remote::{Daemon, Ended};
 use crate::answer::Answer;
 use crate::cli::{ChangeArgs, Global};
 use crate::goals::GoalArgs;
 use crate::host;
-use crate::json;
-use crate::progress::{Teller, seconds};
+use crate::json::{self, Reason, with_text};
+use crate::progress::{ProgressPrinter, seconds};
 use crate::show::{Line, Terminal, Text, Tone};
 use crate::source::Source;
 
 /// The source of a plan.
-pub(crate) enum What<'a> {
+pub(crate) enum Wanted<'a> {
     /// A plan in a file.
     File(&'a Path),
     /// The goals on the command line.
     Args(&'a GoalArgs),
     /// The changes that are needed to reach these goals, if any.
-    Wish {
+    State {
         goals: &'a Goals,
         options: &'a PlanOptions,
     },
@@ -36,7 +36,7 @@ pub(crate) enum What<'a> {
 
 /// Applies a plan, or shows its effects.
 pub(crate) fn run(
-    what: &What<'_>,
+    wanted: &Wanted<'_>,
     how: &ChangeArgs,
     global: &Global,
     terminal: &Terminal,
@@ -46,69 +46,51 @@ pub(crate) fn run(
     if source.topology().needs_privilege() {
         bail!("only root can change {}: run it as root", source.from);
     }
-    let mut view = View {
-        topology: source.topology(),
-        names: source.names,
-        width: terminal.width,
-        forecast: None,
-    };
-    let (goals, made) = match what {
-        What::File(file) => {
+    let mut view = View::new(&source, terminal.width);
+    let (goals, made) = match wanted {
+        Wanted::File(file) => {
             let text = fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
             let plan =
                 Plan::from_json(&text).with_context(|| format!("cannot use {}", file.display()))?;
             (plan.goals.clone(), Ok(plan))
         }
-        What::Args(args) => (args.goals(), make(&source, args)?),
-        What::Wish { goals, options } => {
-            let made = make_wish(&source, goals, options)?;
+        Wanted::Args(args) => (args.goals(), make(&source, args)?),
+        Wanted::State { goals, options } => {
+            let made = make_plan(&source, goals, options)?;
             ((*goals).clone(), made)
         }
     };
     let plan = match made {
         Ok(plan) => plan,
-        Err(refusal) => {
-            let answer = if global.json {
-                Answer::json(&json::plan::document(&Err(refusal), None)?)?
-            } else {
-                Answer::text(view.refusal(&goals, &refusal))
-            };
-            return Ok(answer.about(&source).refused_if(true));
-        }
+        Err(refusal) => return view.refused(&source, &goals, &refusal, global.json),
     };
-    let wish = matches!(what, What::Wish { .. });
-    if wish && plan.steps.is_empty() && plan.is_acceptable() {
-        return if global.json {
-            Answer::json(&json::apply::nothing())
-        } else {
-            Ok(Answer::text(view.plan(&plan)))
-        };
+    let state = matches!(wanted, Wanted::State { .. });
+    if state && plan.steps.is_empty() && plan.is_acceptable() {
+        return Answer::either(global.json, &json::nothing(), || view.plan(&plan));
     }
     if how.dry_run {
         view.forecast = forecast(global, &source, &plan, &how.at)?;
         return dry_run(&view, &source, &plan, global.json);
     }
-    let mut teller = Teller::new(source.names, terminal, global.json);
-    let mut blockers = Vec::new();
+    let mut printer = ProgressPrinter::new(source.names, terminal, global.json);
     let ended = match Daemon::at(&how.at.daemon.socket)? {
         Some(daemon) => {
             // The check comes before devices are unplugged.
             view.forecast = Some(daemon.check(&plan)?);
-            view.guests().into_iter().for_each(|line| teller.say(line));
+            view.guests()
+                .into_iter()
+                .for_each(|line| printer.print(line));
             let guest = Duration::from_secs(how.guest_timeout.into());
-            daemon.apply(plan.clone(), guest, &mut |progress| teller.tell(progress))?
+            daemon.apply(plan.clone(), guest, &mut printer)?
         }
         None => {
             let interrupt = Interrupt::hold_off()?;
             let regroup = Regroup::new(&host, &[], StateDir::new(&how.at.state.state_dir))
                 .until(interrupt.flag());
-            match regroup.apply(&plan, &mut |progress| teller.tell(progress)) {
+            match regroup.apply(&plan, &mut |progress| printer.record(progress)) {
                 Ok(report) => Ended::Report(Box::new(report)),
-                Err(RegroupError::Refused(refusal)) => {
-                    blockers = refusal.blockers;
-                    Ended::Refused(blockers.iter().map(ToString::to_string).collect())
-                }
+                Err(RegroupError::Refused(refusal)) => Ended::Refused(with_text(&refusal.blockers)),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -118,23 +100,13 @@ pub(crate) fn run(
             let failed = report.outcome != Outcome::New
                 || !report.remains.is_empty()
                 || report.open.is_some();
-            let answer = if global.json {
-                Answer::json(&json::apply::report(&report))?
-            } else {
-                let took = seconds(teller.elapsed());
-                Answer::text(told(&view, &report, &took))
-            };
-            Ok(answer.failed_if(failed))
+            Ok(ended_answer(&view, &report, &printer, global.json)?.failed_if(failed))
         }
         Ended::Refused(reasons) => {
-            let answer = if global.json {
-                Answer::json(&json::apply::refusal(&reasons, &blockers))?
-            } else {
+            let answer = Answer::either(global.json, &json::refusal(&reasons), || {
                 let mut text = refused(&view, &plan.goals, &reasons);
-                if blockers
-                    .iter()
-                    .any(|blocker| matches!(blocker, Blocker::InUse { .. }))
-                {
+                let in_use = |reason: &Reason| matches!(reason.value, Some(Blocker::InUse { .. }));
+                if reasons.iter().any(in_use) {
                     let socket = how.at.daemon.socket.display();
                     let next = format!(
                         "no daemon listens at {socket}, and only a daemon takes devices out of virtual machines \
@@ -142,12 +114,24 @@ pub(crate) fn run(
                     );
                     view.section(&mut text, "next", vec![next.into()]);
                 }
-                Answer::text(text)
-            };
+                text
+            })?;
             Ok(answer.about(&source).refused_if(true))
         }
-        Ended::Nothing => bail!("the daemon did nothing"),
+        Ended::Nothing => bail!("the daemon did not start the change"),
     }
+}
+
+/// The answer for a change that has ended.
+pub(super) fn ended_answer(
+    view: &View<'_>,
+    report: &Report,
+    printer: &ProgressPrinter,
+    json: bool,
+) -> Result<Answer> {
+    Answer::either(json, &json::report(report), || {
+        summary(view, report, &seconds(printer.elapsed()))
+    })
 }
 
 fn dry_run(view: &View<'_>, source: &Source, plan: &Plan, json: bool) -> Result<Answer> {
@@ -155,31 +139,28 @@ fn dry_run(view: &View<'_>, source: &Source, plan: &Plan, json: bool) -> Result<
     let blockers = forecast.map_or(&[][..], |forecast| &forecast.blockers);
     let refused = !blockers.is_empty();
     let answer = match (json, refused) {
-        (true, true) => {
-            let reasons: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-            Answer::json(&json::apply::refusal(&reasons, blockers))?
-        }
-        (true, false) => Answer::json(&json::plan::document(&Ok(plan.clone()), forecast)?)?,
+        (true, true) => Answer::json(&json::refusal(&with_text(blockers)))?,
+        (true, false) => Answer::json(&json::plan(&Ok(plan.clone()), forecast)?)?,
         (false, _) => Answer::text(view.plan(plan)),
     };
     Ok(answer.about(source).refused_if(refused))
 }
 
 /// The reasons for a refusal, one per line.
-fn refused(view: &View<'_>, goals: &Goals, reasons: &[String]) -> Text {
+fn refused(view: &View<'_>, goals: &Goals, reasons: &[Reason]) -> Text {
     let mut text = Text::new();
     let title = Line::new().strong(format_args!("{}: ", view.title(goals)));
     text.push(title.toned(Tone::Bad, "refused, and nothing was changed"));
     text.blank();
     let lines = reasons
         .iter()
-        .map(|reason| Line::new().toned(Tone::Bad, view.names.shorten(reason)));
+        .map(|reason| Line::new().toned(Tone::Bad, view.names.shorten(&reason.text)));
     view.section(&mut text, "blocked", lines.collect());
     text
 }
 
 /// The outcome, the current state, and the command that undoes the change.
-pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
+fn summary(view: &View<'_>, report: &Report, took: &str) -> Text {
     let mut text = Text::new();
     let plan = &report.plan;
     let title = Line::new().strong(format_args!("{}: ", view.title(&plan.goals)));
@@ -192,10 +173,7 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
         }
         (Outcome::Old, true) => title.toned(Tone::Warn, "undone: the host is as it was"),
         (Outcome::Old, false) => title.toned(Tone::Bad, "undone, but not all is as it was"),
-        (Outcome::Rebooted, _) => title.toned(
-            Tone::Warn,
-            "the machine was started anew meanwhile, which undid it",
-        ),
+        (Outcome::Rebooted, _) => title.toned(Tone::Warn, "undone, because the host was rebooted"),
     };
     text.push_wrapped(&end, view.width, 2);
     text.blank();
@@ -224,7 +202,7 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
             .collect();
         if !held.is_empty() {
             let line = format!(
-                "{} and the ports above are kept awake: asleep they would forget their ACS",
+                "{} and the ports above are kept awake: they would lose their ACS setting in sleep",
                 held.join(" ")
             );
             view.section(&mut text, "held", vec![line.into()]);
@@ -240,7 +218,7 @@ pub(super) fn told(view: &View<'_>, report: &Report, took: &str) -> Text {
     }
     if report.open.is_some() {
         let next =
-            "p2pctl recover   when that has been put right; until then nothing else is changed";
+            "p2pctl recover   after the cause is removed; until then no other change is possible";
         view.section(&mut text, "next", vec![next.into()]);
     }
     let journal = report.journal.display().to_string();

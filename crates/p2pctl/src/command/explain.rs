@@ -1,19 +1,20 @@
 //! `p2pctl explain A B`: the path between two functions, the verdict, its reasons and advice.
 
 mod advice;
-mod way;
+mod path;
 
 use anyhow::{Result, bail};
 use iommu_group::{
     BlockReason, Denial, Firmware, GroupModel, Groups, Kernel, P2pDma, P2pMapping, Reason,
-    RoutingModel, Sbdf, Scope, Topology, Verdict,
+    RoutingModel, Sbdf, Topology, Verdict,
 };
 
 use super::matrix::{Cell, common_switch};
 use crate::accepted;
 use crate::answer::Answer;
+use crate::cli::ExplainArgs;
+use crate::isolation_holes;
 use crate::json;
-use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
@@ -22,33 +23,22 @@ use crate::source::Source;
 const LABEL: usize = 10;
 
 /// Explains both directions. The exit status is that of the first direction.
-pub(crate) fn run(
-    source: &Source,
-    pair: [Sbdf; 2],
-    scope: Scope,
-    json: bool,
-    width: usize,
-) -> Result<Answer> {
-    let [from, to] = pair;
+pub(crate) fn run(source: &Source, args: &ExplainArgs, json: bool, width: usize) -> Result<Answer> {
+    let pair @ [from, to] = [args.initiator, args.target];
     source.must_have(&pair)?;
     if from == to {
-        bail!("{from} and {to} are one function: name two");
+        bail!("{from} and {to} are the same function: name two functions");
     }
     let topology = source.topology();
-    let pairs = source.host.pairs(scope);
+    let pairs = source.host.pairs(args.rules.policy);
     let (routing, groups) = (pairs.routing(), pairs.groups());
     let there = pairs.verdict(from, to);
     let refused = !there.is_allowed();
     let mut accepted = accepted::of(source, &pair);
     accepted.retain(|accepted| accepted::is_between(accepted, pair));
+    let holes = holes_between(routing, groups, pair);
     if json {
-        let request = json::matrix::Request {
-            pairs: &pairs,
-            functions: &pair,
-            leaks: &leaks_between(routing, groups, pair),
-            accepted: &accepted,
-        };
-        let document = json::matrix::explanation(&request);
+        let document = json::matrix("p2pctl/explain/1", &pairs, &pair, &holes, &accepted);
         return Ok(Answer::json(&document)?.refused_if(refused));
     }
     let explanation = Explanation {
@@ -70,28 +60,32 @@ pub(crate) fn run(
     } else {
         text.extend(explanation.direction(to, from, &back));
     }
-    let leaks = leaks_between(routing, groups, pair);
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source).refused_if(refused))
 }
 
 /// The isolation holes through which one of the two functions reaches the other.
-fn leaks_between(
+fn holes_between(
     routing: &RoutingModel<'_>,
     groups: &Groups,
     [a, b]: [Sbdf; 2],
 ) -> Vec<iommu_group::IsolationHole> {
-    let mut leaks = routing.isolation_holes(groups);
-    leaks.retain(|leak| {
-        let has = |from, to| leak.from.contains(&from) && leak.exposed.contains(&to);
+    let mut holes = routing.isolation_holes(groups);
+    holes.retain(|hole| {
+        let has = |from, to| hole.from.contains(&from) && hole.exposed.contains(&to);
         has(a, b) || has(b, a)
     });
-    for leak in &mut leaks {
-        leak.from.retain(|f| *f == a || *f == b);
-        leak.exposed.retain(|f| *f == a || *f == b);
+    for hole in &mut holes {
+        hole.from.retain(|f| *f == a || *f == b);
+        hole.exposed.retain(|f| *f == a || *f == b);
     }
-    leaks
+    holes
 }
 
 /// Whether the verdicts of both directions can be shown as one.
@@ -131,7 +125,7 @@ impl Explanation<'_> {
         text.push(self.answer(from, to, verdict));
         text.blank();
         self.section(&mut text, "group", self.group_lines(from, to));
-        self.section(&mut text, "way", vec![self.way(from, to, &path)]);
+        self.section(&mut text, "path", vec![self.path_line(from, to, &path)]);
         self.section(&mut text, "hardware", self.hardware(from, to, &path));
         let others = self.other_reasons(verdict);
         self.section(&mut text, "also", others);
@@ -201,7 +195,7 @@ impl Explanation<'_> {
                 .into_iter()
                 .filter(|(_, group)| group.is_none())
                 .map(|(sbdf, _)| {
-                    format!("{} has no IOMMU group: no IOMMU guards it", self.of(sbdf)).into()
+                    format!("{} has no IOMMU group: no IOMMU isolates it", self.of(sbdf)).into()
                 })
                 .collect(),
         }

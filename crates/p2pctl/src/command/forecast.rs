@@ -12,6 +12,7 @@ use super::plan::View;
 use super::remote::Daemon;
 use crate::cli::{Global, PlaceArgs};
 use crate::host;
+use crate::names::few;
 use crate::progress::seconds;
 use crate::show::{Line, Tone};
 use crate::source::Source;
@@ -109,7 +110,7 @@ impl View<'_> {
             .into_iter()
             .map(|(vm, devices)| {
                 Line::new().strong(vm).plain(format_args!(
-                    " loses {} meanwhile, and gets {} back {}",
+                    " loses {} during the change, and gets {} back {}",
                     self.devices(&devices),
                     if devices.len() == 1 { "it" } else { "them" },
                     self.coming_back(&devices, &forecast.plug)
@@ -121,19 +122,20 @@ impl View<'_> {
         }
         lines.push(match forecast.last_away_ms {
             Some(ms) => format!(
-                "for as long as the change takes: {} the last time",
+                "for the duration of the change: {} the last time",
                 seconds(Duration::from_millis(ms))
             )
             .into(),
             None => {
-                "for as long as the change takes; none was made here yet to tell how long".into()
+                "for the duration of the change, which is unknown: no earlier change is recorded"
+                    .into()
             }
         });
         let near = self.near(forecast);
         let staying = by_guest(&near);
         lines.extend(staying.into_iter().map(|(vm, devices)| {
             Line::new().strong(vm).plain(format_args!(
-                " keeps {} all the while",
+                " keeps {} during the change",
                 self.devices(&devices)
             ))
         }));
@@ -162,7 +164,7 @@ impl View<'_> {
             Some(device) => format!("{} ({})", self.names.of(*function), device.vm),
             None => self.names.of(*function),
         };
-        self.few(functions.into_iter().map(name).collect())
+        few(&functions.into_iter().map(name).collect::<Vec<_>>(), 16)
     }
 
     fn coming_back(&self, devices: &[&VmDevice], plug: &[VmDevice]) -> String {

@@ -9,45 +9,42 @@ use iommu_group::{
 };
 
 use crate::answer::Answer;
+use crate::cli::GroupsArgs;
 use crate::describe;
-use crate::json;
-use crate::leaks;
+use crate::isolation_holes;
+use crate::json::{self, Document};
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
 
-/// A query about groups.
-pub(crate) struct Request<'a> {
-    /// Functions whose groups are shown; all groups if empty.
-    pub(crate) of: &'a [Sbdf],
-    /// Whether to show why each function is in its group.
-    pub(crate) why: bool,
-}
-
 /// The groups after a fresh boot.
 struct Booted<'t> {
     model: GroupModel<'t>,
-    partition: Groups,
+    groups: Groups,
+}
+
+impl<'t> Booted<'t> {
+    fn new(topology: &'t Topology) -> Self {
+        let model = GroupModel::booted(topology, &Kernel::of(topology), Firmware::Cleared);
+        Self {
+            groups: model.groups(),
+            model,
+        }
+    }
+}
+
+/// The document of `groups`.
+pub(crate) fn document(topology: &Topology, of: &[Sbdf]) -> Document {
+    let booted = Booted::new(topology);
+    json::groups(topology, &by_group(topology, of), &booted.model)
 }
 
 /// Shows the groups.
-pub(crate) fn run(
-    source: &Source,
-    request: &Request<'_>,
-    json: bool,
-    width: usize,
-) -> Result<Answer> {
+pub(crate) fn run(source: &Source, args: &GroupsArgs, json: bool, width: usize) -> Result<Answer> {
     let topology = source.topology();
-    source.must_have(request.of)?;
-    let groups = by_group(topology, request.of);
-    let kernel = Kernel::of(topology);
-    let model = GroupModel::booted(topology, &kernel, Firmware::Cleared);
-    let booted = Booted {
-        partition: model.groups(),
-        model,
-    };
+    source.must_have(&args.of)?;
     if json {
-        return Answer::json(&json::groups::document(topology, &groups, &booted.model));
+        return Answer::json(&document(topology, &args.of));
     }
     if !topology.has_groups() {
         return Ok(Answer::text(Text::new()).note(format_args!(
@@ -56,17 +53,24 @@ pub(crate) fn run(
             source.from
         )));
     }
-    let reasons = request.why.then_some(&booted);
+    let groups = by_group(topology, &args.of);
+    let booted = Booted::new(topology);
+    let reasons = args.why.then_some(&booted);
     let mut text = show(&groups, source.names, reasons, width);
-    let shown: Vec<Sbdf> = match request.of {
+    let shown: Vec<Sbdf> = match args.of.as_slice() {
         [] => Vec::new(),
         _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
     };
-    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
-    let leaks = leaks::concerning(leaks, &shown);
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
+    let holes = isolation_holes::concerning(holes, &shown);
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     let answer = Answer::text(text).about(source);
-    let differences = Groups::found(topology).differences(&booted.partition);
+    let differences = Groups::found(topology).differences(&booted.groups);
     if differences.is_empty() || topology.needs_privilege() {
         return Ok(answer);
     }
@@ -75,19 +79,9 @@ pub(crate) fn run(
 
 /// Note about groups that differ from those after a fresh boot.
 fn different(differences: &[Difference], names: Names) -> String {
-    const FEW: usize = 8;
-    let mut who: Vec<String> = differences
-        .iter()
-        .take(FEW)
-        .map(|d| names.of(d.sbdf))
-        .collect();
-    if differences.len() > FEW {
-        who.push(format!("and {} more", differences.len() - FEW));
-    }
     format!(
-        "the groups of {} are not those that this kernel would make at boot: they were changed since, or this kernel \
-         groups in its own way",
-        who.join(" ")
+        "the groups of {} are not those that this kernel would make at boot: they were changed since, or this kernel has other rules",
+        names.list(differences.iter().map(|difference| &difference.sbdf))
     )
 }
 
@@ -141,17 +135,20 @@ fn show(
 /// A short reason why a function is in the group with these members.
 fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> Line {
     let reason = match booted.model.reason(function) {
-        Some(reason) if booted.partition.group_of(function) == Some(members) => reason,
-        _ => return Line::new().toned(Tone::Warn, "not so at boot: changed since"),
+        Some(reason) if booted.groups.group_of(function) == Some(members) => reason,
+        _ => return Line::new().toned(Tone::Warn, "differs at boot: changed since"),
     };
     let of = |sbdf| names.of(sbdf);
     let text = match reason {
         Reason::New if members.len() == 1 => "alone".to_owned(),
         Reason::New => "came first".to_owned(),
         Reason::NoIommu | Reason::Gone | Reason::Kept => reason.to_string(),
-        Reason::RequesterId { bridge } => format!("{} sends its requests", of(bridge)),
+        Reason::RequesterId { bridge } => format!("has the requester ID of {}", of(bridge)),
         Reason::ProvidedBy { provider } => {
-            format!("{} provides its bus and sends its requests", of(provider))
+            format!(
+                "has the requester ID of {}, which provides its bus",
+                of(provider)
+            )
         }
         Reason::NotIsolated {
             joins,
@@ -167,7 +164,7 @@ fn why(booted: &Booted<'_>, function: Sbdf, members: &[Sbdf], names: Names) -> L
         } => {
             format!("below {}; {} {lack}", of(joins), of(culprit))
         }
-        Reason::Alias { with, .. } => format!("may send with the id of {}", of(with)),
+        Reason::Alias { with, .. } => format!("may have the requester ID of {}", of(with)),
         Reason::SameDevice { lack, with, .. } => {
             format!("same device as {}, and {lack}", of(with))
         }

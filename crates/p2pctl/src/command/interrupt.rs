@@ -46,9 +46,9 @@ impl Interrupt {
 
 fn words(before: bool) -> &'static str {
     if before {
-        "still at it: a host that is left half-changed would have to be recovered (p2pctl recover)"
+        "the change is still running: a partial change would have to be recovered (p2pctl recover)"
     } else {
-        "told to stop: what was begun is undone, or finished if it is nearly done"
+        "stopping: the change is undone, or completed if it is nearly complete"
     }
 }
 
@@ -58,7 +58,7 @@ impl Drop for Interrupt {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            eprintln!("p2pctl: the thread that waits for signals had panicked");
+            eprintln!("p2pctl: the thread that waits for signals has panicked");
         }
     }
 }

@@ -3,72 +3,59 @@
 mod events;
 mod program;
 
-use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
-use iommu_group::Sbdf;
-use serde::Serialize;
+use serde_json::json;
 
 use crate::answer::Answer;
-use crate::cli::Global;
+use crate::cli::{Global, LaunchArgs};
 use crate::cloud_hypervisor::{
-    Apart, CommandLine, Question, Refusal, Rewritten, asked, look, rewrite, vdpa,
+    CheckError, CheckRequest, CommandLine, IsolationMode, Refusal, Rewritten, inspect, requested,
+    rewrite, vdpa,
 };
-use crate::confine;
 use crate::host;
+use crate::json::Document;
 use crate::policy_file;
 use crate::registry;
+use crate::sandbox;
 use crate::show::{Line, Terminal, Text, Tone};
 
 /// Name and version of the document that `--json` prints.
 const SCHEMA: &str = "p2pctl/launch/1";
 
-/// A launch request.
-pub(crate) struct Request<'a> {
-    pub(crate) command: &'a [OsString],
-    pub(crate) dry_run: bool,
-    /// How BARs are isolated from devices that are not peers.
-    pub(crate) apart: Apart,
-    /// The daemon's name for the VM.
-    pub(crate) name: Option<&'a str>,
-    /// The policy file.
-    pub(crate) policy: Option<&'a Path>,
-    /// Functions whose exposure is accepted.
-    pub(crate) expose: &'a [Sbdf],
-}
-
 /// Replaces this process by cloud-hypervisor, unless the request is refused. It returns only if cloud-hypervisor is not
 /// started.
-pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -> Result<Answer> {
+pub(crate) fn run(global: &Global, args: &LaunchArgs, terminal: &Terminal) -> Result<Answer> {
     if global.from.is_some() {
-        bail!("launch looks at the machine that it runs on: leave --from out");
+        bail!("launch reads the host that it runs on: omit --from");
     }
     let sysfs = host::root(global);
-    let mut rewritten = match prepare(&sysfs, request)? {
+    let mut rewritten = match prepare(&sysfs, args) {
         Ok(rewritten) => rewritten,
-        Err(refusal) if global.json => return refused_json(&refusal),
-        Err(refusal) => return Ok(refused(&refusal)),
+        Err(CheckError::Refused(refusal)) if global.json => return refused_json(&refusal),
+        Err(CheckError::Refused(refusal)) => return Ok(refused(&refusal)),
+        Err(CheckError::Failed(error)) => return Err(error),
     };
-    if let Some(change) = events::wanted(&rewritten.line) {
-        if !request.dry_run {
-            events::make_room(&change.path)?;
+    if let Some(file) = events::wanted(&rewritten.line) {
+        if !args.dry_run {
+            events::make_room(&file)?;
         }
-        change.apply(&mut rewritten);
+        events::add(&file, &mut rewritten);
     }
-    if request.dry_run {
+    if args.dry_run {
         return shown(&rewritten, global.json, terminal);
     }
     for note in &rewritten.notes {
         eprintln!("note: {note}");
     }
     if let Some(socket) = events::api_socket(&rewritten.line) {
-        registry::register(Path::new(registry::VMS), request.name, &socket)?;
-    } else if let Some(name) = request.name {
-        bail!("{name} would be a name for a socket that there is not: give --api-socket PATH");
+        registry::register(Path::new(registry::VMS), args.name.as_deref(), &socket)?;
+    } else if let Some(name) = &args.name {
+        bail!("--name {name} needs an API socket: give --api-socket PATH");
     }
     // `exec` returns only on failure.
     let line = &rewritten.line;
@@ -77,39 +64,40 @@ pub(crate) fn run(global: &Global, request: &Request<'_>, terminal: &Terminal) -
 }
 
 /// Computes the command line. Changes nothing.
-fn prepare(sysfs: &Path, request: &Request<'_>) -> Result<Result<Rewritten, Refusal>> {
-    let line = CommandLine::new(request.command.to_vec());
-    let (asked, vdpa) = (asked(&line)?, vdpa(&line).context("--vdpa")?);
-    if asked.is_empty() && vdpa.is_empty() {
-        let (changes, notes) = (Vec::new(), Vec::new());
-        return Ok(Ok(Rewritten {
+fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Rewritten, CheckError> {
+    let line = CommandLine::new(args.command.clone());
+    let requested = requested(&line).map_err(anyhow::Error::from)?;
+    let vdpa = vdpa(&line).context("--vdpa")?;
+    if requested.is_empty() && vdpa.is_empty() {
+        return Ok(Rewritten {
             line,
-            changes,
-            notes,
-        }));
+            changes: Vec::new(),
+            notes: Vec::new(),
+        });
     }
     let version = program::version(line.program())?;
-    let question = Question {
-        asked: &asked,
+    let request = CheckRequest {
+        requested: &requested,
         vdpa: &vdpa,
-        policy: policy_file::read(request.policy, request.expose)?,
+        policy: policy_file::read(args.consent.policy_file.as_deref(), &args.consent.expose)?,
         version,
         departed: None,
     };
     // The checks read host files and run confined. The program that is started keeps all rights of the caller.
-    let looked = thread::scope(|scope| {
-        let inspect = || {
-            confine::inspection(sysfs)?;
-            look(sysfs, question)
+    let inspected = thread::scope(|scope| {
+        let check = || {
+            sandbox::inspection(sysfs)?;
+            inspect(sysfs, request)
         };
-        scope.spawn(inspect).join()
+        scope.spawn(check).join()
     });
-    let looked = looked.map_err(|_| anyhow!("the thread that looks at the host has panicked"))?;
-    let host = match looked? {
-        Ok(host) => host,
-        Err(refusal) => return Ok(Err(refusal)),
+    let host = inspected.map_err(|_| anyhow!("the thread that checks the host has panicked"))??;
+    let isolation = if args.joinable {
+        IsolationMode::UntilJoined
+    } else {
+        IsolationMode::Permanent
     };
-    Ok(rewrite(&line, &asked, &host, request.apart).map_err(Refusal::Limits))
+    Ok(rewrite(&line, &requested, &host, isolation).map_err(Refusal::Limits)?)
 }
 
 fn refused(refusal: &Refusal) -> Answer {
@@ -119,40 +107,17 @@ fn refused(refusal: &Refusal) -> Answer {
             0 => Line::new().toned(Tone::Bad, "error").plain(": "),
             _ => Line::new(),
         };
-        answer.talk.push(line.plain(text));
+        answer.notes.push(line.plain(text));
     }
     answer
 }
 
-#[derive(Serialize)]
-struct Refused {
-    schema: &'static str,
-    refused: Vec<String>,
-}
-
 fn refused_json(refusal: &Refusal) -> Result<Answer> {
-    let document = Refused {
-        schema: SCHEMA,
-        refused: refusal.reasons(),
-    };
+    let document = Document::new(SCHEMA, json!({ "refused": refusal.reasons() }));
     Ok(Answer::json(&document)?.refused_if(true))
 }
 
-/// The document of `--dry-run`.
-#[derive(Serialize)]
-struct Shown<'a> {
-    schema: &'static str,
-    command: Vec<String>,
-    changes: Vec<ShownChange<'a>>,
-    notes: &'a [String],
-}
-
-#[derive(Serialize)]
-struct ShownChange<'a> {
-    what: &'a str,
-    why: &'a str,
-}
-
+/// The result of `--dry-run`.
 fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answer> {
     let words = rewritten.line.words().iter();
     let command: Vec<String> = words
@@ -160,17 +125,13 @@ fn shown(rewritten: &Rewritten, json: bool, terminal: &Terminal) -> Result<Answe
         .collect();
     let changes = rewritten.changes.iter();
     if json {
-        return Answer::json(&Shown {
-            schema: SCHEMA,
-            command,
-            changes: changes
-                .map(|change| ShownChange {
-                    what: &change.what,
-                    why: &change.why,
-                })
-                .collect(),
-            notes: &rewritten.notes,
+        let changes = changes.map(|change| json!({ "what": change.what, "why": change.why }));
+        let fields = json!({
+            "command": command,
+            "changes": changes.collect::<Vec<_>>(),
+            "notes": rewritten.notes,
         });
+        return Answer::json(&Document::new(SCHEMA, fields));
     }
     let mut text = Text::new();
     let quoted: Vec<String> = command.iter().map(|word| shell_word(word)).collect();

@@ -3,20 +3,25 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use iommu_group::assignment::PairRules;
+use iommu_group::assignment::{Exposed, PairRules};
 use iommu_group::{
-    BlockReason, Denial, PortType, Route, RoutingModel, Sbdf, Scope, Topology, Verdict,
+    BlockReason, Denial, IsolationHole, PortType, Route, RoutingModel, Sbdf, Scope, Topology,
+    Verdict,
 };
 
 use crate::accepted;
 use crate::answer::Answer;
+use crate::cli::MatrixArgs;
 use crate::describe;
-use crate::json;
-use crate::leaks;
+use crate::isolation_holes;
+use crate::json::{self, Document};
 use crate::names::Names;
 use crate::peers::Peers;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
+
+/// Name and version of the document.
+const MATRIX: &str = "p2pctl/matrix/1";
 
 /// A cell of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,54 +91,59 @@ impl Cell {
     }
 
     pub(crate) fn sign(self) -> char {
-        match self {
-            Self::Itself => '·',
-            Self::Direct => '●',
-            Self::DirectTranslated => '◐',
-            Self::ThroughIommu => '○',
-            Self::Groups => 'g',
-            Self::GroupsApart => 'i',
-            Self::Redirected => 'r',
-            Self::RootComplex => 'h',
-            Self::NoGroup => 'n',
-            Self::NoMemory => 'm',
-            Self::Blocked => 'x',
-            Self::Unknown => '?',
-        }
+        self.legend().0
     }
 
     pub(crate) fn tone(self) -> Tone {
-        match self {
-            Self::Itself => Tone::Dim,
-            Self::Direct | Self::DirectTranslated | Self::ThroughIommu => Tone::Good,
-            Self::Groups | Self::GroupsApart | Self::Redirected | Self::Unknown => Tone::Warn,
-            Self::RootComplex | Self::NoGroup | Self::NoMemory | Self::Blocked => Tone::Bad,
-        }
+        self.legend().1
     }
 
     /// The meaning of the sign, and advice.
     pub(crate) fn meaning(self) -> &'static str {
+        self.legend().2
+    }
+
+    fn legend(self) -> (char, Tone, &'static str) {
+        use Tone::{Bad, Dim, Good, Warn};
         match self {
-            Self::Itself => "",
-            Self::Direct => "allowed, direct in the switch",
-            Self::DirectTranslated => "allowed, direct in the switch by translated addresses (ATS)",
-            Self::ThroughIommu => "allowed, through the IOMMU",
-            Self::Groups => "refused: different IOMMU groups (p2pctl plan --join A B)",
-            Self::GroupsApart => {
+            Self::Itself => ('·', Dim, ""),
+            Self::Direct => ('●', Good, "allowed, direct in the switch"),
+            Self::DirectTranslated => (
+                '◐',
+                Good,
+                "allowed, direct in the switch by translated addresses (ATS)",
+            ),
+            Self::ThroughIommu => ('○', Good, "allowed, through the IOMMU"),
+            Self::Groups => (
+                'g',
+                Warn,
+                "refused: different IOMMU groups (p2pctl plan --join A B)",
+            ),
+            Self::GroupsApart => (
+                'i',
+                Warn,
                 "refused: different IOMMU groups, and no switch above both to join them; the IOMMU \
-                 would route it (--policy same-vm allows that)"
-            }
-            Self::Redirected => {
+                 would route it (--policy same-vm allows that)",
+            ),
+            Self::Redirected => (
+                'r',
+                Warn,
                 "refused: the switch redirects to a root complex that is not known to route P2P \
-                 (p2pctl plan --join A B)"
-            }
-            Self::RootComplex => {
-                "refused: only through a root complex that is not known to route P2P"
-            }
-            Self::NoGroup => "refused: no IOMMU group, so no IOMMU guards it",
-            Self::NoMemory => "refused: the receiver has no memory BAR",
-            Self::Blocked => "refused: something is in the way (p2pctl explain A B)",
-            Self::Unknown => "unknown: run as root",
+                 (p2pctl plan --join A B)",
+            ),
+            Self::RootComplex => (
+                'h',
+                Bad,
+                "refused: only through a root complex that is not known to route P2P",
+            ),
+            Self::NoGroup => ('n', Bad, "refused: no IOMMU group, so no IOMMU isolates it"),
+            Self::NoMemory => ('m', Bad, "refused: the target has no memory BAR"),
+            Self::Blocked => (
+                'x',
+                Bad,
+                "refused: the hardware or the policy prevents it (p2pctl explain A B)",
+            ),
+            Self::Unknown => ('?', Warn, "unknown: run as root"),
         }
     }
 }
@@ -178,33 +188,38 @@ pub(crate) fn common_switch(routing: &RoutingModel<'_>, from: Sbdf, to: Sbdf) ->
     (common.port_type() == PortType::SwitchUpstream).then(|| common.sbdf())
 }
 
-/// Shows the matrix.
-pub(crate) fn run(
+/// The document of `matrix` for all pairs of the named functions.
+pub(crate) fn document(source: &Source, named: &[Sbdf], scope: Scope) -> Result<Document> {
+    let peers = Peers::select(source, named)?;
+    let pairs = source.host.pairs(scope);
+    let (holes, accepted) = warnings(source, &pairs, named, &peers.functions);
+    let functions = &peers.functions;
+    Ok(json::matrix(MATRIX, &pairs, functions, &holes, &accepted))
+}
+
+/// The isolation holes and the accepted exposures of these functions; all of them if none is named.
+fn warnings(
     source: &Source,
+    pairs: &PairRules<'_>,
     named: &[Sbdf],
-    scope: Scope,
-    json: bool,
-    width: usize,
-) -> Result<Answer> {
+    functions: &[Sbdf],
+) -> (Vec<IsolationHole>, Vec<Exposed>) {
+    let concerned = if named.is_empty() { &[] } else { functions };
+    let holes =
+        isolation_holes::concerning(pairs.routing().isolation_holes(pairs.groups()), concerned);
+    (holes, accepted::of(source, concerned))
+}
+
+/// Shows the matrix.
+pub(crate) fn run(source: &Source, args: &MatrixArgs, json: bool, width: usize) -> Result<Answer> {
+    let (named, scope) = (&args.functions, args.rules.policy);
+    if json {
+        return Answer::json(&document(source, named, scope)?);
+    }
     let topology = source.topology();
     let peers = Peers::select(source, named)?;
     let pairs = source.host.pairs(scope);
-    let concerned = if named.is_empty() {
-        &[]
-    } else {
-        peers.functions.as_slice()
-    };
-    let leaks = leaks::concerning(pairs.routing().isolation_holes(pairs.groups()), concerned);
-    let accepted = accepted::of(source, concerned);
-    if json {
-        let request = json::matrix::Request {
-            pairs: &pairs,
-            functions: &peers.functions,
-            leaks: &leaks,
-            accepted: &accepted,
-        };
-        return Answer::json(&json::matrix::matrix(&request));
-    }
+    let (holes, accepted) = warnings(source, &pairs, named, &peers.functions);
     let matrix = Matrix::new(&pairs, peers.functions);
     let mut text = Text::new();
     if matrix.functions.is_empty() {
@@ -213,13 +228,18 @@ pub(crate) fn run(
     text.extend(table(topology, source.names, &matrix, width));
     text.blank();
     text.extend(legend(&matrix, width));
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     text.extend(accepted::lines(source, &accepted, width));
     let answer = Answer::text(text).about(source);
     Ok(match peers.left_out {
         0 => answer,
         count => answer.note(format_args!(
-            "{count} virtual or conventional functions are left out: name those that matter"
+            "{count} virtual or conventional functions are omitted: name them to include them"
         )),
     })
 }
@@ -308,7 +328,7 @@ fn numbered(labels: &[String], matrix: &Matrix) -> Text {
 fn legend(matrix: &Matrix, width: usize) -> Text {
     let mut text = Text::new();
     text.push_wrapped(
-        &Line::new().dim("rows reach for columns: who starts the request is at the left"),
+        &Line::new().dim("rows are initiators, columns are targets"),
         width,
         0,
     );

@@ -5,7 +5,6 @@ mod steps;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use hotplug::regroup::Forecast;
@@ -16,7 +15,7 @@ use iommu_group::{
 
 use super::forecast::forecast;
 use crate::answer::Answer;
-use crate::cli::{Global, PlaceArgs};
+use crate::cli::{Global, PlanArgs};
 use crate::goals::GoalArgs;
 use crate::json;
 use crate::names::Names;
@@ -26,43 +25,30 @@ use crate::source::Source;
 /// Width of the label column.
 const LABEL: usize = 11;
 
-/// A planning request.
-pub(crate) struct Request<'a> {
-    pub(crate) goals: &'a GoalArgs,
-    /// The output file.
-    pub(crate) output: Option<&'a Path>,
-    pub(crate) at: &'a PlaceArgs,
-}
-
 /// Computes a plan and shows it, or writes it to a file. It is refused if it is infeasible, if its warnings are not
 /// accepted, or if `apply` would refuse it now.
 pub(crate) fn run(
     source: &Source,
-    request: &Request<'_>,
+    args: &PlanArgs,
     global: &Global,
     width: usize,
 ) -> Result<Answer> {
-    let made = make(source, request.goals)?;
+    let made = make(source, &args.goals)?;
     let forecast = match &made {
-        Ok(plan) if !plan.steps.is_empty() => forecast(global, source, plan, request.at)?,
+        Ok(plan) if !plan.steps.is_empty() => forecast(global, source, plan, &args.at)?,
         _ => None,
     };
     let view = View {
-        topology: source.topology(),
-        names: source.names,
-        width,
         forecast,
+        ..View::new(source, width)
     };
     let refused = !made.as_ref().is_ok_and(Plan::is_acceptable) || view.is_blocked();
-    let mut answer = if global.json {
-        Answer::json(&json::plan::document(&made, view.forecast.as_ref())?)?
-    } else {
-        Answer::text(match &made {
-            Ok(plan) => view.plan(plan),
-            Err(refusal) => view.refusal(&request.goals.goals(), refusal),
-        })
-    };
-    if let Some(file) = request.output {
+    let document = json::plan(&made, view.forecast.as_ref())?;
+    let mut answer = Answer::either(global.json, &document, || match &made {
+        Ok(plan) => view.plan(plan),
+        Err(refusal) => view.refusal(&args.goals.goals(), refusal),
+    })?;
+    if let Some(file) = &args.output {
         answer = match &made {
             Ok(plan) if !refused => {
                 fs::write(file, plan.to_json())
@@ -87,24 +73,12 @@ pub(crate) fn kernel_args(
 ) -> Result<Answer> {
     let plan = match make(source, args)? {
         Ok(plan) => plan,
-        Err(refusal) if json => {
-            let document = json::plan::document(&Err(refusal), None)?;
-            return Ok(Answer::json(&document)?.refused_if(true));
-        }
         Err(refusal) => {
-            let view = View {
-                topology: source.topology(),
-                names: source.names,
-                width,
-                forecast: None,
-            };
-            return Ok(Answer::text(view.refusal(&args.goals(), &refusal))
-                .about(source)
-                .refused_if(true));
+            return View::new(source, width).refused(source, &args.goals(), &refusal, json);
         }
     };
     if json {
-        return Answer::json(&json::plan::boot(&plan));
+        return Answer::json(&json::kernel_args(&plan));
     }
     let Some(boot) = &plan.boot else {
         return Ok(Answer::text(Text::new())
@@ -114,13 +88,13 @@ pub(crate) fn kernel_args(
     let mut answer = Answer::raw(format!("{}\n", boot.argument));
     if !boot.joins {
         answer = answer.note(
-            "with it the functions are still not in one group after a boot: Linux needs the plan for that",
+            "with this argument the functions are not in one group after a boot: only the plan does that",
         );
     }
     if !boot.wider.is_empty() {
         let who: Vec<String> = boot.wider.iter().map(|f| source.names.of(*f)).collect();
         answer = answer.note(format_args!(
-            "with it {} get into the same group at boot; the plan leaves them alone",
+            "with this argument {} join the same group at boot; with the plan they do not",
             who.join(" ")
         ));
     }
@@ -129,12 +103,12 @@ pub(crate) fn kernel_args(
 
 pub(super) fn make(source: &Source, args: &GoalArgs) -> Result<Result<Plan, Refusal>> {
     if args.goals() == Goals::default() {
-        bail!("nothing to plan: say what is wanted with --join, --isolate or --acs");
+        bail!("nothing to plan: give --join, --isolate or --acs");
     }
-    make_wish(source, &args.goals(), &args.options())
+    make_plan(source, &args.goals(), &args.options())
 }
 
-pub(super) fn make_wish(
+pub(super) fn make_plan(
     source: &Source,
     goals: &Goals,
     options: &PlanOptions,
@@ -156,19 +130,20 @@ pub(super) struct View<'a> {
     pub(super) forecast: Option<Forecast>,
 }
 
+impl<'a> View<'a> {
+    pub(super) fn new(source: &'a Source, width: usize) -> Self {
+        Self {
+            topology: source.topology(),
+            names: source.names,
+            width,
+            forecast: None,
+        }
+    }
+}
+
 impl View<'_> {
     fn list<'f>(&self, functions: impl IntoIterator<Item = &'f Sbdf>) -> String {
-        self.few(functions.into_iter().map(|f| self.names.of(*f)).collect())
-    }
-
-    pub(super) fn few(&self, all: Vec<String>) -> String {
-        const FEW: usize = 16;
-        match all.get(..FEW) {
-            Some(few) if all.len() > FEW => {
-                format!("{} and {} more", few.join(" "), all.len() - FEW)
-            }
-            _ => all.join(" "),
-        }
+        self.names.list(functions)
     }
 
     pub(super) fn section(&self, text: &mut Text, label: &str, lines: Vec<Line>) {
@@ -203,7 +178,10 @@ impl View<'_> {
         let goals = &plan.goals;
         let title = Line::new().strong(format_args!("{}: ", self.title(goals)));
         if plan.steps.is_empty() && plan.is_acceptable() {
-            text.push(title.toned(Tone::Good, "nothing to do, it is so already"));
+            text.push(title.toned(
+                Tone::Good,
+                "nothing to do: the host is in this state already",
+            ));
             return text;
         }
         let options = self.options_to_accept(plan);
@@ -212,17 +190,17 @@ impl View<'_> {
             sets.into_iter()
                 .any(|set| set.contains(&change.from) && set.contains(&change.to))
         };
-        let no_way = plan
+        let is_blocked_route = plan
             .routes
             .iter()
             .filter(joined)
             .any(|change| matches!(change.after, Route::Blocked(_)));
         let answer = if plan.is_acceptable() && self.is_blocked() {
             title.toned(Tone::Bad, "refused while it is blocked")
-        } else if plan.is_acceptable() && no_way {
+        } else if plan.is_acceptable() && is_blocked_route {
             title.toned(
                 Tone::Warn,
-                "can be done, but requests between them would still not arrive",
+                "can be done, but requests between them would not arrive",
             )
         } else if plan.is_acceptable() {
             title.toned(Tone::Good, "can be done")
@@ -233,7 +211,7 @@ impl View<'_> {
         };
         text.push_wrapped(&answer, self.width, 2);
         text.blank();
-        self.section(&mut text, "refused", self.objections(plan));
+        self.section(&mut text, "refused", self.warnings(plan));
         self.section(&mut text, "blocked", self.blocked());
         self.section(&mut text, "guests", self.guests());
         self.section(&mut text, "unplug", self.unplug(plan));
@@ -280,7 +258,7 @@ impl View<'_> {
         words.join(" ")
     }
 
-    fn objections(&self, plan: &Plan) -> Vec<Line> {
+    fn warnings(&self, plan: &Plan) -> Vec<Line> {
         plan.objections
             .iter()
             .map(|objection| {
@@ -313,7 +291,7 @@ impl View<'_> {
             let joined: Vec<Sbdf> = goals.join.iter().flatten().copied().collect();
             words.push_str(&format!(" --isolate {}", self.list(&joined)));
         }
-        for set in self.parted(plan) {
+        for set in self.separated(plan) {
             words.push_str(&format!(" --join {}", self.list(&set)));
         }
         if goals.join.is_empty() && goals.isolate.is_empty() {
@@ -331,7 +309,7 @@ impl View<'_> {
     }
 
     /// The sets of devices that shared a group and of which some are isolated.
-    fn parted(&self, plan: &Plan) -> BTreeSet<Vec<Sbdf>> {
+    fn separated(&self, plan: &Plan) -> BTreeSet<Vec<Sbdf>> {
         let isolated = plan.goals.isolate.iter();
         let changes = isolated.filter_map(|function| {
             let mut changes = plan.groups.iter();
@@ -347,8 +325,21 @@ impl View<'_> {
             .collect()
     }
 
+    /// The answer for goals that cannot be reached.
+    pub(super) fn refused(
+        &self,
+        source: &Source,
+        goals: &Goals,
+        refusal: &Refusal,
+        json: bool,
+    ) -> Result<Answer> {
+        let document = json::plan(&Err(refusal.clone()), None)?;
+        let answer = Answer::either(json, &document, || self.refusal(goals, refusal))?;
+        Ok(answer.about(source).refused_if(true))
+    }
+
     /// Text for goals that cannot be reached.
-    pub(super) fn refusal(&self, goals: &Goals, refusal: &Refusal) -> Text {
+    fn refusal(&self, goals: &Goals, refusal: &Refusal) -> Text {
         let mut text = Text::new();
         text.push(
             Line::new()
@@ -359,7 +350,7 @@ impl View<'_> {
         let reasons = refusal.reasons.iter();
         let reasons = reasons.map(|reason| self.names.shorten(&reason.to_string()).into());
         self.section(&mut text, "why", reasons.collect());
-        let mut advice: Vec<&str> = refusal.reasons.iter().filter_map(way_out).collect();
+        let mut advice: Vec<&str> = refusal.reasons.iter().filter_map(hint).collect();
         advice.dedup();
         self.section(
             &mut text,
@@ -371,7 +362,7 @@ impl View<'_> {
 }
 
 /// Advice for a goal that cannot be reached.
-fn way_out(reason: &Infeasible) -> Option<&'static str> {
+fn hint(reason: &Infeasible) -> Option<&'static str> {
     Some(match reason {
         Infeasible::NoIommu | Infeasible::NoGroup { .. } => {
             "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel"
@@ -380,7 +371,7 @@ fn way_out(reason: &Infeasible) -> Option<&'static str> {
             "put the cards below one switch; routes through the IOMMU between two groups: p2pctl matrix --policy same-vm"
         }
         Infeasible::VirtualFunction { .. } => {
-            "name the physical function, or destroy and make the virtual functions (sriov_numvfs)"
+            "name the physical function, or remove and create the virtual functions (sriov_numvfs)"
         }
         Infeasible::NoAcs { .. } | Infeasible::NotImplemented { .. } => {
             "p2pctl topology shows what each port has"

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hotplug::regroup::{Forecast, Progress, Report, ResetDone, ResetOrder};
+use hotplug::regroup::{Forecast, Report, ResetDone, ResetOrder};
 use iommu_group::Plan;
 use serde_json::{Map, Value};
 use vmm_api::{Client, ClientError, Next, connect};
 
-use crate::daemon::{Apply, Began, Check, STEP, STUCK, Told};
+use crate::daemon::{Apply, Check, STEP, STUCK, StartedTransaction};
+use crate::json::Reason;
+use crate::progress::{ProgressEvent, ProgressPrinter};
 
 /// Timeout of one wait for an event.
 const TICK: Duration = Duration::from_secs(5);
@@ -26,7 +28,7 @@ pub(super) enum Ended {
     /// There was nothing to do.
     Nothing,
     /// The change was not started, for these reasons.
-    Refused(Vec<String>),
+    Refused(Vec<Reason>),
     /// The change was started and has ended.
     Report(Box<Report>),
 }
@@ -52,18 +54,18 @@ impl Daemon {
         Ok(serde_json::from_slice(&answer.unwrap_or_default())?)
     }
 
-    /// Applies a plan. `told` is called for every step.
+    /// Applies a plan and prints every step.
     pub(super) fn apply(
         &self,
         plan: Plan,
         guest: Duration,
-        told: &mut dyn FnMut(&Progress<'_>),
+        printer: &mut ProgressPrinter,
     ) -> Result<Ended> {
         let request = Apply {
             plan,
             guest_timeout_s: Some(guest.as_secs()),
         };
-        self.follow("apply", &serde_json::to_value(&request)?, told)
+        self.follow("apply", &serde_json::to_value(&request)?, printer)
     }
 
     /// Resets a function. The inner error holds the reasons of a refusal.
@@ -76,24 +78,22 @@ impl Daemon {
     }
 
     /// Recovers an interrupted change.
-    pub(super) fn recover(&self, told: &mut dyn FnMut(&Progress<'_>)) -> Result<Ended> {
-        self.follow("recover", &Value::Object(Map::new()), told)
+    pub(super) fn recover(&self, printer: &mut ProgressPrinter) -> Result<Ended> {
+        self.follow("recover", &Value::Object(Map::new()), printer)
     }
 
-    fn follow(
-        &self,
-        call: &str,
-        body: &Value,
-        told: &mut dyn FnMut(&Progress<'_>),
-    ) -> Result<Ended> {
+    fn follow(&self, call: &str, body: &Value, printer: &mut ProgressPrinter) -> Result<Ended> {
         // Subscribes before the call, so that no event is missed.
         let mut events = self.0.events()?;
         let answer = match self.0.put(call, body) {
             Ok(answer) => answer.unwrap_or_default(),
-            Err(ClientError::Refused { reasons, .. }) => return Ok(Ended::Refused(reasons)),
+            Err(ClientError::Refused { reasons, .. }) => {
+                let reasons = reasons.into_iter().map(Reason::text_only);
+                return Ok(Ended::Refused(reasons.collect()));
+            }
             Err(error) => return Err(error.into()),
         };
-        let began: Began = serde_json::from_slice(&answer)?;
+        let began: StartedTransaction = serde_json::from_slice(&answer)?;
         let Some(id) = began.transaction else {
             return Ok(Ended::Nothing);
         };
@@ -106,27 +106,22 @@ impl Daemon {
                     None => continue,
                 },
                 Next::End => bail!(
-                    "the daemon ended while change {id} was under way\n       \
-                     start it again: it brings the change to its end"
+                    "the daemon ended during change {id}\n       \
+                     start it again: it completes the change or rolls it back"
                 ),
             };
             let properties = record.properties.unwrap_or_default();
             if record.event == STUCK {
                 let error = properties.get("error").map_or("", String::as_str);
-                bail!("change {id} could not be brought to an end: {error} (p2pctl recover)");
+                bail!(
+                    "change {id} could neither be completed nor rolled back: {error} (p2pctl recover)"
+                );
             }
             if properties.get("transaction") != Some(&id) {
                 continue;
             }
             match record.event.as_str() {
-                STEP => {
-                    if let Some(step) = Told::of(&properties) {
-                        told(&Progress {
-                            record: &step.record,
-                            action: step.action.as_ref(),
-                        });
-                    }
-                }
+                STEP => printer.event(ProgressEvent::parse(&properties)?),
                 "transaction-ended" => {
                     let report = self.report(&id)?;
                     let report = report.with_context(|| format!("change {id} left no report"))?;

@@ -2,33 +2,35 @@
 
 use anyhow::Result;
 use hotplug::regroup::{Regroup, RegroupError, ResetDone, ResetOrder, StateDir};
+use iommu_group::Sbdf;
 
 use super::interrupt::Interrupt;
 use super::plan::View;
 use super::remote::Daemon;
 use crate::answer::Answer;
-use crate::cli::{Global, PlaceArgs};
+use crate::cli::{Global, ResetArgs};
 use crate::host;
 use crate::json;
 use crate::show::{Line, Text, Tone};
 use crate::source::Source;
 
 /// Resets a function, if the caller owns all affected functions and none of them is in use.
-pub(crate) fn run(
-    order: &ResetOrder,
-    at: &PlaceArgs,
-    global: &Global,
-    width: usize,
-) -> Result<Answer> {
+pub(crate) fn run(args: &ResetArgs, global: &Global, width: usize) -> Result<Answer> {
+    let order = ResetOrder {
+        function: args.function,
+        kinds: args.kind,
+        owned: args.owned.iter().copied().collect(),
+    };
+    let at = &args.at;
     let host = host::live(global)?;
     let source = Source::load(global)?;
     source.must_have(&[order.function])?;
     let result = match Daemon::at(&at.daemon.socket)? {
-        Some(daemon) => daemon.reset(order)?,
+        Some(daemon) => daemon.reset(&order)?,
         None => {
             let _held_off = Interrupt::hold_off()?;
             let regroup = Regroup::new(&host, &[], StateDir::new(&at.state.state_dir));
-            match regroup.reset(order) {
+            match regroup.reset(&order) {
                 Ok(done) => Ok(done),
                 Err(RegroupError::Refused(refusal)) => {
                     Err(refusal.blockers.iter().map(ToString::to_string).collect())
@@ -38,25 +40,18 @@ pub(crate) fn run(
         }
     };
     let refused = result.is_err();
-    let answer = if global.json {
-        Answer::json(&json::reset::result(order, &result))?
-    } else {
-        let view = View {
-            topology: source.topology(),
-            names: source.names,
-            width,
-            forecast: None,
-        };
-        Answer::text(told(&view, order, &result))
-    };
+    let document = json::reset(order.function, &result);
+    let answer = Answer::either(global.json, &document, || {
+        summary(&View::new(&source, width), order.function, &result)
+    })?;
     Ok(answer.about(&source).refused_if(refused))
 }
 
 /// The functions that were reset, or the reasons of a refusal.
-fn told(view: &View<'_>, order: &ResetOrder, result: &Result<ResetDone, Vec<String>>) -> Text {
+fn summary(view: &View<'_>, function: Sbdf, result: &Result<ResetDone, Vec<String>>) -> Text {
     let names = view.names;
     let mut text = Text::new();
-    let title = Line::new().strong(format_args!("reset {}: ", names.of(order.function)));
+    let title = Line::new().strong(format_args!("reset {}: ", names.of(function)));
     match result {
         Ok(done) => {
             text.push(title.toned(Tone::Good, format_args!("done, by {}", done.kind)));

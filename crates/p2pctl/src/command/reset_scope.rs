@@ -3,93 +3,53 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use iommu_group::{Kernel, Reset, ResetMask, Sbdf, Topology};
+use iommu_group::{Kernel, Reset, ResetMask, Sbdf};
 
+use super::plan::View;
 use crate::answer::Answer;
+use crate::cli::ResetScopeArgs;
 use crate::describe;
 use crate::json;
-use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone};
 use crate::source::Source;
-
-/// A query about the resets of a function.
-pub(crate) struct Request<'a> {
-    pub(crate) function: Sbdf,
-    /// The acceptable kinds; `None` lists all.
-    pub(crate) kind: Option<ResetMask>,
-    /// The functions that the caller owns.
-    pub(crate) owned: &'a [Sbdf],
-}
 
 /// Shows the resets of a function, or the one that would be chosen. Refused if there is none, or if it affects
 /// functions that the caller does not own.
 pub(crate) fn run(
     source: &Source,
-    request: &Request<'_>,
+    args: &ResetScopeArgs,
     json: bool,
     width: usize,
 ) -> Result<Answer> {
-    source.must_have(&[request.function])?;
-    source.must_have(request.owned)?;
+    source.must_have(&[args.function])?;
+    source.must_have(&args.owned)?;
     let topology = source.topology();
     let kernel = Kernel::of(topology);
-    let all = topology.resets(&kernel, request.function);
-    let chosen = topology.choose_reset(
-        &kernel,
-        request.function,
-        request.kind.unwrap_or(ResetMask::ANY),
-    );
-    let owned: BTreeSet<Sbdf> = request
-        .owned
-        .iter()
-        .copied()
-        .chain([request.function])
-        .collect();
+    let all = topology.resets(&kernel, args.function);
+    let chosen = topology.choose_reset(&kernel, args.function, args.kind.unwrap_or(ResetMask::ANY));
+    let owned: BTreeSet<Sbdf> = args.owned.iter().copied().chain([args.function]).collect();
     let foreign: Vec<Sbdf> = chosen
         .iter()
         .flat_map(|reset| reset.not_owned(&owned))
         .collect();
-    let asked = request.kind.is_some() || !request.owned.is_empty();
-    let refused = chosen.is_none() || (!request.owned.is_empty() && !foreign.is_empty());
+    let asked = args.kind.is_some() || !args.owned.is_empty();
+    let refused = chosen.is_none() || (!args.owned.is_empty() && !foreign.is_empty());
     if json {
-        let document = json::reset::document(request.function, &all, chosen.as_ref(), &foreign);
+        let document = json::reset_scope(args.function, &all, chosen.as_ref(), &foreign);
         return Ok(Answer::json(&document)?.refused_if(refused));
     }
-    let view = View {
-        topology,
-        names: source.names,
-        width,
-    };
+    let view = View::new(source, width);
     let text = match &chosen {
-        None => view.none(request, &all),
-        Some(chosen) if asked => view.one(request, chosen, &foreign),
-        Some(chosen) => view.all(request.function, &all, chosen),
+        None => view.no_reset(args, &all),
+        Some(chosen) if asked => view.chosen_reset(args, chosen, &foreign),
+        Some(chosen) => view.reset_kinds(args.function, &all, chosen),
     };
     Ok(Answer::text(text).about(source).refused_if(refused))
 }
 
-struct View<'a> {
-    topology: &'a Topology,
-    names: Names,
-    width: usize,
-}
-
 impl View<'_> {
-    fn list(&self, functions: &[Sbdf]) -> String {
-        const FEW: usize = 8;
-        let mut words: Vec<String> = functions
-            .iter()
-            .take(FEW)
-            .map(|f| self.names.of(*f))
-            .collect();
-        if functions.len() > FEW {
-            words.push(format!("and {} more", functions.len() - FEW));
-        }
-        words.join(" ")
-    }
-
     /// All kinds; the one that Linux would choose is marked.
-    fn all(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
+    fn reset_kinds(&self, function: Sbdf, all: &[Reset], chosen: &Reset) -> Text {
         let mut table = Table::new(["", "KIND", "BY", "HITS"]);
         for reset in all {
             let first = chosen.resets_function && reset.kind == chosen.kind;
@@ -107,7 +67,7 @@ impl View<'_> {
                 if reset.hits == [function] {
                     Line::new().toned(Tone::Good, "this function alone")
                 } else {
-                    self.list(&reset.hits).into()
+                    self.names.list(&reset.hits).into()
                 },
             ]);
         }
@@ -115,25 +75,25 @@ impl View<'_> {
         text.blank();
         let name = self.names.of(function);
         let line = if chosen.resets_function {
-            format!("→ is what a reset of {name} alone would use; the others have to be asked for")
+            format!("→ is the reset that Linux uses for {name} alone; the others must be requested")
         } else {
-            format!("no reset hits {name} alone: whoever resets it must own all that is hit")
+            format!("no reset hits {name} alone: the caller must own all functions that it hits")
         };
         text.push_wrapped(&Line::new().dim(line), self.width, 2);
         text
     }
 
     /// The reset that would be chosen, and all functions that it affects.
-    fn one(&self, request: &Request<'_>, chosen: &Reset, foreign: &[Sbdf]) -> Text {
+    fn chosen_reset(&self, args: &ResetScopeArgs, chosen: &Reset, foreign: &[Sbdf]) -> Text {
         let mut text = Text::new();
         let by = chosen
             .port
             .map_or_else(String::new, |port| format!(" by {}", self.names.of(port)));
-        let function = self.names.of(request.function);
+        let function = self.names.of(args.function);
         let head = Line::new().strong(format_args!("{function}: "));
         let reset = format!("{} reset{by}", chosen.kind);
-        let refused = !request.owned.is_empty() && !foreign.is_empty();
-        if chosen.hits == [request.function] {
+        let refused = !args.owned.is_empty() && !foreign.is_empty();
+        if chosen.hits == [args.function] {
             text.push(
                 head.plain(reset)
                     .toned(Tone::Good, " hits this function alone"),
@@ -145,8 +105,8 @@ impl View<'_> {
                 ", a {reset} hits {}",
                 count(
                     foreign.len(),
-                    "function that is not yours",
-                    "functions that are not yours"
+                    "function that you do not own",
+                    "functions that you do not own"
                 )
             ))
         } else {
@@ -165,7 +125,7 @@ impl View<'_> {
                 .group()
                 .map(|g| format!("g{g}"))
                 .unwrap_or_default();
-            let owned = request.owned.is_empty() || !foreign.contains(sbdf);
+            let owned = args.owned.is_empty() || !foreign.contains(sbdf);
             table.row(vec![
                 "  ".into(),
                 self.names.of(*sbdf).into(),
@@ -175,39 +135,39 @@ impl View<'_> {
                 if owned {
                     Line::new()
                 } else {
-                    Line::new().toned(Tone::Bad, "not yours")
+                    Line::new().toned(Tone::Bad, "not owned")
                 },
             ]);
         }
         text.extend(table.render(self.width));
         text.blank();
         let advice = if refused {
-            format!("own all that is hit, or ask for another kind: p2pctl reset-scope {function}")
+            format!(
+                "own all functions that it hits, or choose another kind: p2pctl reset-scope {function}"
+            )
         } else if foreign.is_empty() {
-            "all of them are yours".to_owned()
+            "you own all of them".to_owned()
         } else {
-            "whoever asks for it must own all of them (--owned says whom you own)".to_owned()
+            "the caller must own all of them (--owned lists the functions that you own)".to_owned()
         };
         text.push_wrapped(&Line::from(advice), self.width, 2);
         if !chosen.hit_ports.is_empty() {
-            let ports = self.list(&chosen.hit_ports);
-            let line = format!(
-                "ACS of {ports} is reset too: Linux then sets its defaults, whatever was set before"
-            );
+            let ports = self.names.list(&chosen.hit_ports);
+            let line = format!("ACS of {ports} is reset too: Linux then sets its defaults");
             text.push_wrapped(&Line::new().toned(Tone::Warn, line), self.width, 2);
         }
         text
     }
 
     /// Text for a function without an acceptable reset.
-    fn none(&self, request: &Request<'_>, all: &[Reset]) -> Text {
+    fn no_reset(&self, args: &ResetScopeArgs, all: &[Reset]) -> Text {
         let mut text = Text::new();
-        let function = self.names.of(request.function);
+        let function = self.names.of(args.function);
         let kinds: Vec<String> = all.iter().map(|reset| reset.kind.to_string()).collect();
         let line = Line::new()
             .strong(format_args!("{function}: "))
             .toned(Tone::Bad, "refused");
-        match request.kind {
+        match args.kind {
             Some(mask) if !kinds.is_empty() => {
                 text.push(line.plain(format_args!(
                     ", it has no reset of kind {}",
@@ -220,7 +180,7 @@ impl View<'_> {
             }
             _ => {
                 text.push(line.plain(", it cannot be reset"));
-                text.push("  a power cycle of the machine is the only reset it has");
+                text.push("  only a power cycle of the host resets it");
             }
         }
         text

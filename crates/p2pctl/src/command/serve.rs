@@ -3,7 +3,6 @@
 use std::env;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -14,31 +13,19 @@ use signal_hook::iterator::Signals;
 use vmm_api::{ApiServer, EventLog};
 
 use crate::answer::Answer;
-use crate::cli::Global;
-use crate::confine;
+use crate::cli::{Global, ServeArgs};
 use crate::daemon::{
-    Calls, Changes, Drift, Guests, Host, Judgement, NamedSocket, Places, STEP, ready,
+    Calls, CheckInputs, Drift, Guests, Host, STEP, TransactionRunner, VmSockets, ready,
 };
 use crate::host;
 use crate::policy_file;
 use crate::registry;
+use crate::sandbox;
 use crate::show::Text;
 use crate::source::Source;
 
-/// Options of the daemon.
-pub(crate) struct Request {
-    pub(crate) socket: PathBuf,
-    pub(crate) state: PathBuf,
-    pub(crate) guests: Vec<NamedSocket>,
-    pub(crate) guest_dir: Option<PathBuf>,
-    /// The policy file.
-    pub(crate) policy: Option<PathBuf>,
-    /// Whether to recover an interrupted change first.
-    pub(crate) recover: bool,
-}
-
 /// Serves until a signal, and then until a running change has ended.
-pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
+pub(crate) fn run(args: &ServeArgs, global: &Global) -> Result<Answer> {
     let host = host::live(global)?;
     if Source::load(global)?.topology().needs_privilege() {
         bail!("only root can change the host: run it as root");
@@ -46,54 +33,57 @@ pub(crate) fn run(request: Request, global: &Global) -> Result<Answer> {
     log_to_stderr();
     // Comes before other threads are started, because they would receive the signals.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
-    confine::daemon()?;
+    sandbox::daemon()?;
     let events = EventLog::new();
+    let registered = [registry::VMS.into()];
+    let socket = &args.at.daemon.socket;
     let host = Host {
         host,
         guests: Guests::new(
-            Places {
-                named: request.guests,
-                dirs: request
+            VmSockets {
+                named: args.guests.clone(),
+                dirs: args
                     .guest_dir
+                    .clone()
                     .into_iter()
-                    .chain([registry::VMS.into()])
+                    .chain(registered)
                     .collect(),
             },
-            Judgement {
+            CheckInputs {
                 sysfs: host::root(global),
-                policy: policy_file::read(request.policy.as_deref(), &[])?,
+                policy: policy_file::read(args.policy_file.as_deref(), &[])?,
             },
         ),
-        state: StateDir::new(request.state),
+        state: StateDir::new(&args.at.state.state_dir),
     };
-    let changes = Changes::new(host, events.clone());
-    if request.recover {
-        match changes.recover() {
+    let runner = TransactionRunner::new(host, events.clone());
+    if !args.no_recover {
+        match runner.recover() {
             Ok(Some(id)) => {
-                eprintln!("p2pctl: change {id} was interrupted and is brought to its end");
+                eprintln!("p2pctl: recovering the interrupted change {id}");
             }
             Ok(None) => {}
             // The daemon serves other requests anyway, and the operator must see the error.
             Err(error) => eprintln!("p2pctl: cannot recover: {}", error_text(&error)),
         }
     }
-    if let Some(dir) = request.socket.parent() {
+    if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let desk = Arc::new(Calls::new(changes.clone(), global.clone()));
-    let server = ApiServer::with_handler(&request.socket, &events, desk)?;
-    let drift = Drift::start(changes.clone(), global.clone())
-        .context("cannot start to look at the host")?;
+    let calls = Arc::new(Calls::new(runner.clone(), global.clone()));
+    let server = ApiServer::with_handler(socket, &events, calls)?;
+    let drift =
+        Drift::start(runner.clone(), global.clone()).context("cannot start to watch the host")?;
     if let Some(manager) = env::var_os("NOTIFY_SOCKET")
         && let Err(error) = ready(&manager)
     {
-        eprintln!("p2pctl: cannot tell the service manager that it listens: {error}");
+        eprintln!("p2pctl: cannot notify the service manager: {error}");
     }
-    eprintln!("p2pctl: listening at {}", request.socket.display());
+    eprintln!("p2pctl: listening at {}", socket.display());
     let signal = signals.forever().next();
     drop(server);
     drop(drift);
-    changes.settle();
+    runner.wait_idle();
     if signal == Some(SIGINT) {
         eprintln!();
     }

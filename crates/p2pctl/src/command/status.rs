@@ -19,11 +19,8 @@ pub(crate) fn run(global: &Global, state: &StateArgs, width: usize) -> Result<An
     let boot = Regroup::new(&host, &[], state.clone()).boot_id()?;
     let status = state.status(&boot)?;
     let interrupted = status.unfinished.is_some() && !status.busy;
-    let answer = if global.json {
-        Answer::json(&json::apply::status(&status))?
-    } else {
-        Answer::text(text(&status, width))
-    };
+    let document = json::status(&status);
+    let answer = Answer::either(global.json, &document, || text(&status, width))?;
     Ok(answer.failed_if(interrupted))
 }
 

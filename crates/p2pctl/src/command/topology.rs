@@ -5,9 +5,10 @@ use iommu_group::{Function, Groups, PortType, RootBus, RoutingModel, Sbdf, Topol
 
 use crate::accepted;
 use crate::answer::Answer;
+use crate::cli::TopologyArgs;
 use crate::describe;
+use crate::isolation_holes;
 use crate::json;
-use crate::leaks;
 use crate::names::Names;
 use crate::show::{Line, Table, Text, Tone, branches};
 use crate::source::Source;
@@ -15,24 +16,16 @@ use crate::source::Source;
 /// Up to this number, the virtual functions of a physical function are shown one per line.
 const FEW: usize = 4;
 
-/// The part of the tree to show, and the level of detail.
-pub(crate) struct Request<'a> {
-    /// Roots of the subtrees to show; all if empty.
-    pub(crate) below: &'a [Sbdf],
-    /// Whether to show every virtual function on its own line.
-    pub(crate) all: bool,
-}
-
 /// Shows the tree.
 pub(crate) fn run(
     source: &Source,
-    request: &Request<'_>,
+    args: &TopologyArgs,
     json: bool,
     width: usize,
 ) -> Result<Answer> {
-    source.must_have(request.below)?;
+    source.must_have(&args.below)?;
     let topology = source.topology();
-    let shown: Vec<Sbdf> = request
+    let shown: Vec<Sbdf> = args
         .below
         .iter()
         .flat_map(|top| {
@@ -42,31 +35,35 @@ pub(crate) fn run(
         .collect();
     let accepted = accepted::of(source, &shown);
     if json {
-        let document = json::topology::document(topology, request.below, &accepted);
-        return Answer::json(&document);
+        return Answer::json(&json::topology(topology, &args.below, &accepted));
     }
-    let mut text = show(topology, source.names, request);
-    let leaks = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
-    let leaks = leaks::concerning(leaks, &shown);
-    text.extend(leaks::warning(topology, source.names, &leaks, width));
+    let mut text = show(topology, source.names, args);
+    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
+    let holes = isolation_holes::concerning(holes, &shown);
+    text.extend(isolation_holes::warning(
+        topology,
+        source.names,
+        &holes,
+        width,
+    ));
     text.extend(accepted::lines(source, &accepted, width));
     Ok(Answer::text(text).about(source))
 }
 
 /// The tree as text.
-fn show(topology: &Topology, names: Names, request: &Request<'_>) -> Text {
+fn show(topology: &Topology, names: Names, args: &TopologyArgs) -> Text {
     let mut tree = Tree {
         topology,
         names,
-        all: request.all,
+        all: args.all,
         table: Table::default(),
     };
-    if request.below.is_empty() {
+    if args.below.is_empty() {
         for root in topology.root_buses() {
             tree.root(root);
         }
     } else {
-        for top in request.below.iter().filter_map(|sbdf| topology.get(*sbdf)) {
+        for top in args.below.iter().filter_map(|sbdf| topology.get(*sbdf)) {
             tree.function(top, &mut Vec::new());
         }
     }

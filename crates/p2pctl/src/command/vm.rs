@@ -11,29 +11,18 @@ use thiserror::Error;
 use vmm_api::{Client, ClientError, DeviceConfig};
 
 use crate::answer::Answer;
-use crate::cli::VmVerb;
+use crate::cli::{Socket, VmCommand};
 use crate::show::{Line, Terminal, Text, Tone};
 
 /// Runs a command for the VMM at the socket.
-pub(crate) fn run(verb: &VmVerb, json: bool, terminal: &Terminal) -> Result<Answer> {
-    let answer = match verb {
-        VmVerb::Info { at } => info::run(&Client::new(&at.api_socket), json, terminal.width),
-        VmVerb::P2p { at } => p2p::run(&Client::new(&at.api_socket), json, terminal.width),
-        VmVerb::Events { at } => events::run(&Client::new(&at.api_socket), json),
-        VmVerb::Add { at, device } => add(&Client::new(&at.api_socket), device, json),
-        VmVerb::Remove {
-            at,
-            id,
-            timeout,
-            force,
-        } => {
-            let request = remove::Request {
-                id,
-                timeout: std::time::Duration::from_secs((*timeout).into()),
-                force: *force,
-            };
-            remove::run(&Client::new(&at.api_socket), &request, json)
-        }
+pub(crate) fn run(command: &VmCommand, json: bool, terminal: &Terminal) -> Result<Answer> {
+    let client = |at: &Socket| Client::new(&at.api_socket);
+    let answer = match command {
+        VmCommand::Info { at } => info::run(&client(at), json, terminal.width),
+        VmCommand::P2p { at } => p2p::run(&client(at), json, terminal.width),
+        VmCommand::Events { at } => events::run(&client(at), json),
+        VmCommand::Add { at, device } => add(&client(at), device, json),
+        VmCommand::Remove(args) => remove::run(&client(&args.at), args, json),
     };
     match answer {
         Ok(answer) => Ok(answer),
@@ -55,17 +44,14 @@ pub(super) enum CallError {
 
 fn add(client: &Client, device: &DeviceConfig, json: bool) -> Result<Answer, CallError> {
     let added = client.add_device(device)?;
-    if json {
-        return Ok(Answer::json(&added)?);
-    }
-    let mut text = Text::new();
-    text.push(match added {
-        Some(added) => Line::new()
-            .strong(&added.id)
-            .plain(format_args!(" is {} in the guest", added.bdf)),
-        None => Line::new().plain("the device will be there when the VM boots"),
-    });
-    Ok(Answer::text(text))
+    Ok(Answer::either(json, &added, || match &added {
+        Some(added) => {
+            let line = Line::new().strong(&added.id);
+            line.plain(format_args!(" is {} in the guest", added.bdf))
+                .into()
+        }
+        None => "the device is added when the VM boots".into(),
+    })?)
 }
 
 /// A refusal: the reasons, each with a hint.
@@ -78,9 +64,11 @@ fn refused(reasons: &[String], json: bool) -> Result<Answer> {
         let mut lines = reason.lines();
         let first = lines.next().unwrap_or_default();
         let line = Line::new().toned(Tone::Bad, "refused: ").plain(first);
-        answer.talk.push(line);
+        answer.notes.push(line);
         for line in lines {
-            answer.talk.push(Line::new().plain("         ").plain(line));
+            answer
+                .notes
+                .push(Line::new().plain("         ").plain(line));
         }
     }
     Ok(answer)

@@ -9,31 +9,28 @@ use serde::Serialize;
 use serde_json::Value;
 use vmm_api::{ApiCall, Failure, Handler, HttpMethod};
 
-use super::changes::Changes;
-use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
-use crate::answer::{Answer, Body};
+use super::messages::{AcsRequest, Apply, Check, GuestList, Ping, PlanRequest, StartedTransaction};
+use super::transactions::TransactionRunner;
+use crate::accepted;
 use crate::cli::Global;
-use crate::command::{groups, matrix, topology};
+use crate::command::{groups, matrix};
 use crate::json;
 use crate::source::Source;
 
-/// Width of text that is not printed.
-const WIDTH: usize = 80;
-
 /// Handler of the API calls.
 pub(crate) struct Calls {
-    changes: Changes,
+    runner: TransactionRunner,
     global: Global,
 }
 
 impl Calls {
-    pub(crate) fn new(changes: Changes, global: Global) -> Self {
-        Self { changes, global }
+    pub(crate) fn new(runner: TransactionRunner, global: Global) -> Self {
+        Self { runner, global }
     }
 
     fn source(&self) -> Result<Source, Failure> {
         let source = Source::load(&self.global).map_err(|error| failed(&error))?;
-        let policy = self.changes.host().guests.policy().clone();
+        let policy = self.runner.host().guests.policy().clone();
         Ok(source.with_policy(policy))
     }
 
@@ -42,102 +39,94 @@ impl Calls {
         let topology = source.topology();
         let made = Plan::make(topology, &Kernel::of(topology), goals, options);
         let forecast = match &made {
-            Ok(plan) if !plan.steps.is_empty() => Some(self.changes.check(plan)?),
+            Ok(plan) if !plan.steps.is_empty() => Some(self.runner.check(plan)?),
             _ => None,
         };
-        let document = json::plan::document(&made, forecast.as_ref());
+        let document = json::plan(&made, forecast.as_ref());
         value(&document.map_err(|error| failed(&error))?)
     }
 
     /// Sets the ACS control of several ports in one transaction.
-    fn acs(&self, words: Words) -> Result<Value, Failure> {
+    fn acs(&self, request: AcsRequest) -> Result<Value, Failure> {
         let goals = Goals {
-            acs: words.ports,
+            acs: request.ports,
             ..Goals::default()
         };
         let source = self.source()?;
         let topology = source.topology();
-        let made = Plan::make(topology, &Kernel::of(topology), &goals, &words.options);
+        let made = Plan::make(topology, &Kernel::of(topology), &goals, &request.options);
         let plan = made.map_err(|refusal| Failure::Refused {
             reasons: refusal.reasons.iter().map(ToString::to_string).collect(),
         })?;
-        let transaction = self.changes.apply(plan, None)?;
-        value(&Began { transaction })
+        let transaction = self.runner.apply(plan, None)?;
+        value(&StartedTransaction { transaction })
     }
 
     fn apply(&self, request: Apply) -> Result<Value, Failure> {
         let guest = request.guest_timeout_s.map(Duration::from_secs);
-        let transaction = self.changes.apply(request.plan, guest)?;
-        value(&Began { transaction })
+        let transaction = self.runner.apply(request.plan, guest)?;
+        value(&StartedTransaction { transaction })
     }
 
     fn status(&self) -> Result<Value, Failure> {
-        let host = self.changes.host();
+        let host = self.runner.host();
         let state: &StateDir = &host.state;
         let boot = Regroup::new(&host.host, &[], state.clone()).boot_id();
         let boot = boot.map_err(|error| Failure::failed(&error))?;
         let status = state
             .status(&boot)
             .map_err(|error| Failure::failed(&error))?;
-        value(&json::apply::status(&status))
+        value(&json::status(&status))
     }
 
-    fn guests(&self) -> Known {
-        let sockets = self.changes.host().guests.sockets();
+    fn guests(&self) -> GuestList {
+        let sockets = self.runner.host().guests.sockets();
         let guests = sockets.into_iter();
         let guests: BTreeMap<String, String> = guests
             .map(|guest| (guest.name, guest.socket.display().to_string()))
             .collect();
-        Known { guests }
+        GuestList { guests }
     }
 
-    fn ask(&self, inquiry: &ApiCall) -> Result<Value, Failure> {
-        match inquiry.call {
+    fn handle(&self, call: &ApiCall) -> Result<Value, Failure> {
+        match call.call {
             "ping" => value(&Ping {
                 version: env!("CARGO_PKG_VERSION"),
                 pid: std::process::id(),
             }),
             "guests" => value(&self.guests()),
             "topology" => {
-                let request = topology::Request {
-                    below: &[],
-                    all: true,
-                };
-                document(topology::run(&self.source()?, &request, true, WIDTH))
+                let source = self.source()?;
+                let accepted = accepted::of(&source, &[]);
+                value(&json::topology(source.topology(), &[], &accepted))
             }
-            "groups" => {
-                let request = groups::Request {
-                    of: &[],
-                    why: false,
-                };
-                document(groups::run(&self.source()?, &request, true, WIDTH))
-            }
+            "groups" => value(&groups::document(self.source()?.topology(), &[])),
             "matrix" => {
-                let scope = Scope::SameGroup;
-                document(matrix::run(&self.source()?, &[], scope, true, WIDTH))
+                let document = matrix::document(&self.source()?, &[], Scope::SameGroup);
+                value(&document.map_err(|error| failed(&error))?)
             }
             "plan" => {
-                let wanted: Wanted = inquiry.json()?;
+                let wanted: PlanRequest = call.json()?;
                 self.plan(&wanted.goals, &wanted.options)
             }
             "check" => {
-                let check: Check = inquiry.json()?;
-                value(&self.changes.check(&check.plan)?)
+                let check: Check = call.json()?;
+                value(&self.runner.check(&check.plan)?)
             }
-            "reset" => value(&self.changes.reset(&inquiry.json()?)?),
-            "apply" => self.apply(inquiry.json()?),
-            "acs" => self.acs(inquiry.json()?),
+            "reset" => value(&self.runner.reset(&call.json()?)?),
+            "apply" => self.apply(call.json()?),
+            "acs" => self.acs(call.json()?),
             "recover" => {
-                inquiry.nothing()?;
-                value(&Began {
-                    transaction: self.changes.recover()?,
+                call.nothing()?;
+                value(&StartedTransaction {
+                    transaction: self.runner.recover()?,
                 })
             }
             "status" => self.status(),
             _ => {
-                let id = &inquiry.rest;
-                let report = self.changes.report(id).ok_or_else(|| {
-                    Failure::NotFound(format!("transaction {id} has not ended here"))
+                let id = &call.rest;
+                let report = self.runner.report(id).ok_or_else(|| {
+                    Failure::NotFound(format!("transaction {id} is unknown or has not ended"))
                 })?;
                 value(&report)
             }
@@ -167,18 +156,8 @@ impl Handler for Calls {
         CALLS
     }
 
-    fn answer(&self, inquiry: &ApiCall) -> Result<Option<Value>, Failure> {
-        self.ask(inquiry).map(Some)
-    }
-}
-
-/// The JSON document that a command prints with `--json`.
-fn document(answer: anyhow::Result<Answer>) -> Result<Value, Failure> {
-    match answer.map_err(|error| failed(&error))?.body {
-        Body::Raw(text) => serde_json::from_str(&text).map_err(|error| Failure::failed(&error)),
-        Body::Text(_) => Err(Failure::Failed {
-            messages: vec!["there is no document of this".to_owned()],
-        }),
+    fn answer(&self, call: &ApiCall) -> Result<Option<Value>, Failure> {
+        self.handle(call).map(Some)
     }
 }
 

@@ -2,47 +2,34 @@
 //!
 //! A test checks that `resources/openapi-daemon.json` is this document.
 
-use std::borrow::Cow;
-
 use hotplug::regroup::{Forecast, Report, ResetDone, ResetOrder};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde_json::Value;
 use vmm_api::{CallSpec, Description, Record};
 
-use super::messages::{Apply, Began, Check, Known, Ping, Wanted, Words};
-use crate::json::apply::StatusDocument;
+use super::messages::{AcsRequest, Apply, Check, GuestList, Ping, PlanRequest, StartedTransaction};
+use crate::json::StatusDocument;
 
 /// Error statuses and their meaning.
 const ERRORS: [(&str, &str); 5] = [
-    ("400", "The request is not what the call needs"),
-    ("404", "There is no such call or transaction"),
-    ("409", "Refused, for these reasons; nothing was changed"),
+    ("400", "The request is invalid"),
+    ("404", "The call or the transaction does not exist"),
+    ("409", "Refused for these reasons; nothing was changed"),
     (
         "4XX",
-        "Too long (413), too slow (408), too many at once (429)",
+        "Body too long (413), request too slow (408), too many requests at once (429)",
     ),
-    ("500", "It was tried and did not work"),
+    ("500", "The call failed"),
 ];
 
-/// A document that a command prints with `--json`, and that has a `schema` of its own.
-struct Printed;
-
-impl JsonSchema for Printed {
-    fn schema_name() -> Cow<'static, str> {
-        "Printed".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "object",
-            "description": "What the command of the same name prints with --json: crates/p2pctl/JSON.md",
-            "properties": { "schema": { "type": "string" } },
-            "required": ["schema"],
-        })
-    }
+/// The document that the command of the same name prints with --json: crates/p2pctl/JSON.md
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Printed {
+    schema: String,
 }
 
-/// Nothing is said in the body.
+/// An empty body.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Empty {}
@@ -50,46 +37,49 @@ struct Empty {}
 fn calls() -> Vec<CallSpec> {
     let put = CallSpec::put;
     vec![
-        CallSpec::get::<Ping>("ping", "Whether the daemon is there, and which it is"),
-        CallSpec::get::<Known>("guests", "The virtual machines that it knows"),
+        CallSpec::get::<Ping>("ping", "The daemon's release and process ID"),
+        CallSpec::get::<GuestList>("guests", "The virtual machines that the daemon knows"),
         CallSpec::get::<Printed>("topology", "The PCI functions of the host"),
-        CallSpec::get::<Printed>("groups", "The IOMMU groups, and who is in them"),
-        CallSpec::get::<Printed>("matrix", "Who may reach whom, and why not"),
+        CallSpec::get::<Printed>("groups", "The IOMMU groups and their members"),
+        CallSpec::get::<Printed>("matrix", "Which devices can reach each other, with reasons"),
         put(
             "plan",
-            "How goals are reached, and all that changes; changes nothing",
+            "The plan for goals, with all effects; changes nothing",
         )
-        .takes::<Wanted>()
+        .takes::<PlanRequest>()
         .gives::<Printed>(),
         put(
             "check",
-            "What carrying out a plan would mean now; changes nothing",
+            "The effects that a plan would have now; changes nothing",
         )
         .takes::<Check>()
         .gives::<Forecast>(),
-        put("apply", "Begin to carry out a plan")
+        put("apply", "Start to carry out a plan")
             .takes::<Apply>()
-            .gives::<Began>(),
+            .gives::<StartedTransaction>(),
         put(
             "acs",
-            "Begin to set the ACS of several ports, in one transaction",
+            "Start to set the ACS control of several ports, in one transaction",
         )
-        .takes::<Words>()
-        .gives::<Began>(),
+        .takes::<AcsRequest>()
+        .gives::<StartedTransaction>(),
         put(
             "reset",
-            "Reset a function, if all that this hits is the caller's and not in use",
+            "Reset a function, if the caller owns all affected functions and none is in use",
         )
         .takes::<ResetOrder>()
         .gives::<ResetDone>(),
-        put("recover", "Begin to bring to its end what was interrupted")
+        put("recover", "Start to recover an interrupted transaction")
             .may_take::<Empty>()
-            .gives::<Began>(),
-        CallSpec::get::<StatusDocument<'_>>("status", "Whether a change is under way"),
-        CallSpec::get::<Report>("transactions/{id}", "How a change ended; 404 until it has"),
+            .gives::<StartedTransaction>(),
+        CallSpec::get::<StatusDocument<'_>>("status", "Whether a change is running"),
+        CallSpec::get::<Report>(
+            "transactions/{id}",
+            "Result of a transaction; 404 until it has ended",
+        ),
         CallSpec::events::<Record>(
             "events",
-            "What is done and found, as server-sent events whose data are these objects",
+            "Events, as server-sent events whose data are these objects",
         ),
     ]
 }
@@ -152,7 +142,7 @@ mod tests {
         ] {
             let set = part(&format!("/components/schemas/{set}/uniqueItems"));
             assert_eq!(set, true);
-            let error = serde_json::from_str::<Wanted>(twice)
+            let error = serde_json::from_str::<PlanRequest>(twice)
                 .unwrap_err()
                 .to_string();
             assert!(error.starts_with("0000:03:00.0 is named twice"), "{error}");

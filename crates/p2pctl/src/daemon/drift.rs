@@ -3,11 +3,11 @@
 //!
 //! ```text
 //! guard:  ACS settings, four times a second ─▶ restore ────────────────────────┐
-//! looker: uevents of PCI functions ─▶ scan the whole host ─▶ differences ──────┴▶ alarm ─▶ worker, one per VM
+//! scanner: uevents of PCI functions ─▶ scan the whole host ─▶ differences ─────┴▶ alarm ─▶ worker, one per VM
 //!
 //! worker: close the mappings ─▶ check the host ─▶ reopen them, or unplug, check again, plug
 //! ```
-//! The guard and the looker never call a VMM, and each worker calls only its own VMM. A VMM that does not answer
+//! The guard and the scanner never call a VMM, and each worker calls only its own VMM. A VMM that does not answer
 //! therefore delays neither ACS nor other VMs. Events are written by another thread, so a log reader that blocks delays
 //! nothing either.
 //!
@@ -20,9 +20,9 @@ mod emitter;
 mod entry;
 mod guard;
 mod inbox;
-mod looker;
 mod recovery;
 mod response;
+mod scanner;
 mod schedule;
 mod snapshot;
 #[cfg(test)]
@@ -42,16 +42,16 @@ use hotplug::regroup::{DeviceFacts, Regroup, VmDevice, VmmError, WithheldDevice}
 use iommu_group::Exposure;
 use vmm_api::Client;
 
-use super::changes::Changes;
 use super::guests::{Guest, NamedSocket};
+use super::transactions::TransactionRunner;
 use crate::cli::Global;
 use crate::source::Source;
 use acs::Watch;
 use assessment::Alarm;
-use emitter::Telling;
+use emitter::DriftEvent;
 use inbox::Inbox;
 use snapshot::Snapshot;
-use worker::{Worker, World};
+use worker::{Worker, WorkerEnv};
 
 /// How long the daemon's shutdown waits for devices that are being returned to their VMs.
 const END: Duration = Duration::from_secs(10);
@@ -66,14 +66,14 @@ pub(crate) struct Drift {
 }
 
 impl Drift {
-    pub(crate) fn start(changes: Changes, global: Global) -> io::Result<Self> {
+    pub(crate) fn start(runner: TransactionRunner, global: Global) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            tellings: emitter::start(changes.events().clone())?,
-            changes,
+            drift_events: emitter::start(runner.events().clone())?,
+            runner,
             global,
             ended: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
-            poked: AtomicBool::new(false),
+            scan_requested: AtomicBool::new(false),
             watch: Mutex::default(),
             inboxes: Mutex::default(),
         });
@@ -81,12 +81,12 @@ impl Drift {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
         };
-        let (for_guard, for_looker) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (for_guard, for_scanner) = (Arc::clone(&shared), Arc::clone(&shared));
         let thread = |name: &str| thread::Builder::new().name(name.to_owned());
         let guard = thread("drift-acs").spawn(move || guard::run(for_guard))?;
         drift.threads.push(guard);
-        let looker = thread("drift").spawn(move || looker::run(for_looker))?;
-        drift.threads.push(looker);
+        let scanner = thread("drift").spawn(move || scanner::run(for_scanner))?;
+        drift.threads.push(scanner);
         let recovery = thread("drift-recovery").spawn(move || recovery::run(&shared))?;
         drift.threads.push(recovery);
         Ok(drift)
@@ -98,7 +98,7 @@ impl Drop for Drift {
         self.shared.ended.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                eprintln!("p2pctl: a thread that looks for drift had panicked");
+                eprintln!("p2pctl: a thread that watches for drift has panicked");
             }
         }
         let until = Instant::now() + END;
@@ -109,7 +109,7 @@ impl Drop for Drift {
             }
             if Instant::now() >= until {
                 eprintln!(
-                    "p2pctl: devices of {} are closed or unplugged yet because of drift",
+                    "p2pctl: devices of {} are still closed or unplugged because of drift",
                     left.join(", ")
                 );
                 break;
@@ -122,15 +122,15 @@ impl Drop for Drift {
 
 /// State that the threads share.
 struct Shared {
-    changes: Changes,
+    runner: TransactionRunner,
     global: Global,
     /// Queue of the events to report.
-    tellings: SyncSender<Telling>,
+    drift_events: SyncSender<DriftEvent>,
     ended: AtomicBool,
     /// Whether the workers must end as well.
     is_over: AtomicBool,
-    /// Whether the looker has a reason to scan.
-    poked: AtomicBool,
+    /// Whether the scanner has a reason to scan.
+    scan_requested: AtomicBool,
     /// The next watch for the guard.
     watch: Mutex<Option<Watch>>,
     /// The workers, by the sockets of their VMs.
@@ -146,23 +146,23 @@ impl Shared {
         lock(&self.watch).take()
     }
 
-    fn poke(&self) {
-        self.poked.store(true, Ordering::Release);
+    fn request_scan(&self) {
+        self.scan_requested.store(true, Ordering::Release);
     }
 
-    fn was_poked(&self) -> bool {
-        self.poked.swap(false, Ordering::AcqRel)
+    fn take_scan_request(&self) -> bool {
+        self.scan_requested.swap(false, Ordering::AcqRel)
     }
 
     /// Whether the policy file accepts an exposure, for any device.
     fn is_accepted(&self, exposure: &Exposure) -> bool {
-        let policy = self.changes.host().guests.policy();
+        let policy = self.runner.host().guests.policy();
         policy.consent(exposure.function).is_some()
     }
 
     /// Sends an alarm to the workers of all VMs, without waiting.
     fn alarm(self: &Arc<Self>, alarm: &Alarm) {
-        for at in self.changes.host().guests.sockets() {
+        for at in self.runner.host().guests.sockets() {
             self.deliver(at, |inbox| inbox.alarm(alarm));
         }
         lock(&self.inboxes).retain(|_, (_, inbox)| !inbox.is_closed());
@@ -177,11 +177,11 @@ impl Shared {
         }
         let inbox = Arc::new(Inbox::default());
         leave(&inbox);
-        let world = Arc::new(Vm {
+        let env = Arc::new(Vm {
             shared: Arc::clone(self),
             at: at.clone(),
         });
-        match Worker::start(at.name.clone(), world, Arc::clone(&inbox)) {
+        match Worker::start(at.name.clone(), env, Arc::clone(&inbox)) {
             Ok(()) => drop(inboxes.insert(at.socket, (at.name, inbox))),
             Err(error) => eprintln!("p2pctl: cannot start a thread for {}: {error}", at.name),
         }
@@ -207,27 +207,27 @@ struct Vm {
 
 impl Vm {
     fn regroup(&self) -> Regroup<'_> {
-        let host = self.shared.changes.host();
+        let host = self.shared.runner.host();
         Regroup::new(&host.host, &[], host.state.clone())
     }
 }
 
-impl World for Vm {
+impl WorkerEnv for Vm {
     fn reach(&self, patience: Duration) -> Result<Guest, VmmError> {
-        self.shared.changes.host().guests.reach(&self.at, patience)
+        self.shared.runner.host().guests.reach(&self.at, patience)
     }
 
-    fn look(&self) -> Option<Snapshot> {
+    fn scan(&self) -> Option<Snapshot> {
         let source = Source::load(&self.shared.global).ok()?;
         Some(Snapshot::of(Arc::new(source.host.into_topology())))
     }
 
     fn activity(&self) -> (bool, u64) {
-        self.shared.changes.activity()
+        self.shared.runner.activity()
     }
 
     fn given_back(&self, device: &VmDevice) -> Option<u64> {
-        self.shared.changes.given_back(device)
+        self.shared.runner.given_back(device)
     }
 
     fn is_accepted(&self, device: &VmDevice, exposure: &Exposure) -> bool {
@@ -255,7 +255,7 @@ impl World for Vm {
         self.shared.is_over.load(Ordering::Acquire)
     }
 
-    fn tellings(&self) -> SyncSender<Telling> {
-        self.shared.tellings.clone()
+    fn drift_events(&self) -> SyncSender<DriftEvent> {
+        self.shared.drift_events.clone()
     }
 }

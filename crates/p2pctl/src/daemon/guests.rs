@@ -15,7 +15,7 @@ use hotplug::regroup::{
 use iommu_group::policy::Policy;
 use vmm_api::Client;
 
-use crate::cloud_hypervisor::StockGate;
+use crate::cloud_hypervisor::CloudHypervisorFilter;
 use crate::registry;
 
 /// Timeout for a VMM's answer to a ping.
@@ -37,7 +37,7 @@ impl FromStr for NamedSocket {
                 name: name.to_owned(),
                 socket: socket.into(),
             }),
-            _ => Err("want NAME=SOCKET, such as web=/run/vm/web.sock".to_owned()),
+            _ => Err("expected NAME=SOCKET, such as web=/run/vm/web.sock".to_owned()),
         }
     }
 }
@@ -47,7 +47,7 @@ pub(crate) type Guest = Arc<dyn Vmm + Send + Sync>;
 
 /// Where to find virtual machines.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Places {
+pub(crate) struct VmSockets {
     pub(crate) named: Vec<NamedSocket>,
     /// Directories with a socket, or a link to one, per VM: `NAME.sock`.
     pub(crate) dirs: Vec<PathBuf>,
@@ -55,7 +55,7 @@ pub(crate) struct Places {
 
 /// Inputs of the checks for cloud-hypervisor devices.
 #[derive(Debug, Clone)]
-pub(crate) struct Judgement {
+pub(crate) struct CheckInputs {
     pub(crate) sysfs: PathBuf,
     pub(crate) policy: Policy,
 }
@@ -63,14 +63,14 @@ pub(crate) struct Judgement {
 /// The virtual machines. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Guests {
-    places: Places,
-    judgement: Judgement,
+    sockets: VmSockets,
+    check: CheckInputs,
     /// The cloud-hypervisor VMs by socket, with the process ID that answered there. The handles record state that the
     /// VMM does not report.
-    stock: Arc<Mutex<BTreeMap<PathBuf, (i64, CloudHypervisorVmm)>>>,
+    cloud_hypervisors: Arc<Mutex<BTreeMap<PathBuf, (i64, CloudHypervisorVmm)>>>,
 }
 
-impl Places {
+impl VmSockets {
     /// The current sockets. An explicit name takes precedence over a directory entry.
     pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
         let mut all = self.named.clone();
@@ -102,22 +102,22 @@ fn socket_at(path: &Path) -> Option<NamedSocket> {
 }
 
 impl Guests {
-    pub(crate) fn new(places: Places, judgement: Judgement) -> Self {
+    pub(crate) fn new(sockets: VmSockets, check: CheckInputs) -> Self {
         Self {
-            places,
-            judgement,
-            stock: Arc::default(),
+            sockets,
+            check,
+            cloud_hypervisors: Arc::default(),
         }
     }
 
     /// The policy for devices.
     pub(crate) fn policy(&self) -> &Policy {
-        &self.judgement.policy
+        &self.check.policy
     }
 
     /// The current sockets.
     pub(crate) fn sockets(&self) -> Vec<NamedSocket> {
-        self.places.sockets()
+        self.sockets.sockets()
     }
 
     /// The current virtual machines, including those that ended and left their sockets. Does not connect to them.
@@ -148,7 +148,7 @@ impl Guests {
         let client = Client::new(&at.socket).with_patience(PATIENCE);
         let known = self.lock().contains_key(&at.socket);
         if kind == VmmKind::CloudHypervisor && !known && client.ping().is_err() {
-            return Arc::new(self.stock_at(at, 0));
+            return Arc::new(self.cloud_hypervisor(at, 0));
         }
         self.guest(at)
     }
@@ -162,7 +162,7 @@ impl Guests {
         if ping.features.iter().any(|feature| feature == "p2p") {
             return Ok(Arc::new(RemoteVmm::new(&at.name, client)));
         }
-        let vmm = self.stock_at(at, ping.pid);
+        let vmm = self.cloud_hypervisor(at, ping.pid);
         Ok(Arc::new(vmm.with_patience(patience)))
     }
 
@@ -175,23 +175,25 @@ impl Guests {
     }
 
     /// The cloud-hypervisor with this process ID at a socket.
-    fn stock_at(&self, at: &NamedSocket, pid: i64) -> CloudHypervisorVmm {
+    fn cloud_hypervisor(&self, at: &NamedSocket, pid: i64) -> CloudHypervisorVmm {
         let client = Client::new(&at.socket);
-        let Judgement { sysfs, policy } = self.judgement.clone();
-        let gate = StockGate::new(sysfs, policy, client.clone()).for_regrouping();
-        let new = CloudHypervisorVmm::new(&at.name, client, Box::new(gate), registry::EVENTS);
-        let mut stock = self.lock();
-        match stock.get(&at.socket) {
+        let CheckInputs { sysfs, policy } = self.check.clone();
+        let filter = CloudHypervisorFilter::new(sysfs, policy, client.clone()).for_regrouping();
+        let new = CloudHypervisorVmm::new(&at.name, client, Box::new(filter), registry::EVENTS);
+        let mut cloud_hypervisors = self.lock();
+        match cloud_hypervisors.get(&at.socket) {
             Some((known, vmm)) if *known == pid => vmm.clone(),
             _ => {
-                stock.insert(at.socket.clone(), (pid, new.clone()));
+                cloud_hypervisors.insert(at.socket.clone(), (pid, new.clone()));
                 new
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (i64, CloudHypervisorVmm)>> {
-        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cloud_hypervisors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,7 +213,7 @@ impl AtSocket {
                 self.guests.lock().remove(&self.at.socket);
                 Ok(Arc::new(RemoteVmm::new(&self.at.name, self.client.clone())))
             }
-            Ok(ping) => Ok(Arc::new(self.guests.stock_at(&self.at, ping.pid))),
+            Ok(ping) => Ok(Arc::new(self.guests.cloud_hypervisor(&self.at, ping.pid))),
             Err(error) => match self.guests.lock().get(&self.at.socket) {
                 // The VMM does not answer, so its kind is assumed unchanged.
                 Some((_, vmm)) => Ok(Arc::new(vmm.clone())),
@@ -227,10 +229,10 @@ impl Vmm for AtSocket {
     }
 
     fn address(&self) -> Option<VmAddress> {
-        let stock = self.guests.lock().contains_key(&self.at.socket);
+        let is_known = self.guests.lock().contains_key(&self.at.socket);
         Some(VmAddress {
             socket: self.at.socket.clone(),
-            kind: match stock {
+            kind: match is_known {
                 true => VmmKind::CloudHypervisor,
                 false => VmmKind::P2pVmm,
             },
@@ -304,11 +306,11 @@ mod tests {
             symlink(target, registered.path().join(name)).unwrap();
         }
         let _linked = std::os::unix::net::UnixListener::bind(at("elsewhere/e")).unwrap();
-        let places = Places {
+        let sockets = VmSockets {
             named: vec![named("b=/elsewhere")],
             dirs: vec![dir.path().to_owned(), registered.path().to_owned()],
         };
-        let found = places.sockets();
+        let found = sockets.sockets();
         let names: Vec<_> = found.iter().map(|guest| guest.name.as_str()).collect();
         assert_eq!(names, ["b", "a", "d"], "each socket once");
         assert_eq!(found[0].socket, PathBuf::from("/elsewhere"));
@@ -319,15 +321,15 @@ mod tests {
     #[test]
     fn what_is_known_of_a_vm_goes_with_its_socket() {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places {
+        let sockets = VmSockets {
             named: Vec::new(),
             dirs: vec![dir.path().to_owned()],
         };
-        let judgement = Judgement {
+        let check = CheckInputs {
             sysfs: "/sys".into(),
             policy: Policy::default(),
         };
-        let guests = Guests::new(places, judgement);
+        let guests = Guests::new(sockets, check);
         for vm in 0..3 {
             let socket = dir.path().join(format!("{vm}.sock"));
             let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

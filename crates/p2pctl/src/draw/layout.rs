@@ -11,7 +11,7 @@ pub(super) const ROW: i32 = 44;
 pub(super) const BOX_HEIGHT: i32 = 34;
 /// Width of a port whose name has no segment, and of one whose name has.
 const PORT_WIDTH: i32 = 96;
-const PORT_WIDTH_WITH_DOMAIN: i32 = 136;
+const PORT_WIDTH_WITH_SEGMENT: i32 = 136;
 /// Distance between a port and the other end of its link, with space for the link's speed.
 const LINK: i32 = 76;
 /// Distance between the ports of a switch.
@@ -77,8 +77,8 @@ impl<'a> Layout<'a> {
         let builder = Builder {
             topology,
             all,
-            port_width: if names.have_domains() {
-                PORT_WIDTH_WITH_DOMAIN
+            port_width: if names.have_segments() {
+                PORT_WIDTH_WITH_SEGMENT
             } else {
                 PORT_WIDTH
             },

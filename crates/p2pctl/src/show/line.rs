@@ -210,6 +210,14 @@ pub(crate) struct Text {
     lines: Vec<Line>,
 }
 
+impl<T: Into<Line>> From<T> for Text {
+    fn from(line: T) -> Self {
+        Self {
+            lines: vec![line.into()],
+        }
+    }
+}
+
 impl Text {
     pub(crate) fn new() -> Self {
         Self::default()

@@ -21,7 +21,7 @@ pub(crate) struct Terminal {
     /// Whether to use colour on stdout.
     pub(crate) colour: bool,
     /// Whether to use colour on stderr.
-    pub(crate) talk_colour: bool,
+    pub(crate) stderr_colour: bool,
     /// Width in columns.
     pub(crate) width: usize,
 }
@@ -50,7 +50,7 @@ impl Terminal {
             .unwrap_or(USUAL);
         Self {
             colour: wanted(std::io::stdout().is_terminal()),
-            talk_colour: wanted(std::io::stderr().is_terminal()),
+            stderr_colour: wanted(std::io::stderr().is_terminal()),
             width: width.clamp(LEAST, MOST),
         }
     }

@@ -180,7 +180,7 @@ fn only_a_host_can_be_changed() {
     ] {
         let run = p2pctl(command.iter().copied().chain(from));
         assert_eq!((run.status, run.stdout.as_str()), (1, ""));
-        assert!(run.stderr.contains("leave --from out"), "{}", run.stderr);
+        assert!(run.stderr.contains("omit --from"), "{}", run.stderr);
     }
     let run = Bench::new().run(&["apply"]);
     assert_eq!(run.status, 1);
@@ -197,7 +197,7 @@ fn what_was_interrupted_is_said_and_has_to_be_recovered_first() {
     let nothing = bench.run(&["recover"]);
     assert_eq!(
         (nothing.status, nothing.stdout.as_str()),
-        (0, "nothing to recover: every change came to its end\n")
+        (0, "nothing to recover: no change was interrupted\n")
     );
     let journal = bench.state().join("running.jsonl");
     fs::write(&journal, "{\"at_ms\":1,\"rec").unwrap();

@@ -10,7 +10,6 @@
 mod applies;
 mod draw;
 mod fixtures;
-mod front;
 mod groups;
 mod interrupts;
 mod json;
@@ -18,6 +17,7 @@ mod launch;
 mod machine;
 mod machines;
 mod plans;
+mod proxy;
 mod readme;
 mod resets;
 mod routes;

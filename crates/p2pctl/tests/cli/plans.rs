@@ -21,18 +21,18 @@ fn a_plan_names_everything_it_does() {
              vfio-pci
   groups     03:00.0 04:00.0 together, with ports 01:00.0 02:00.0 02:01.0
   route      03:00.0 ↔ 04:00.0: direct in the switch, as it was
-  isolation  unchanged or better: nobody becomes reachable without the IOMMU
-  meanwhile  00:04.0 is without CR for the moment of the rescan, nothing alive
-             below it
+  isolation  unchanged or better: no function becomes reachable without the
+             IOMMU
+  meanwhile  00:04.0 is without CR during the rescan, nothing in use below it
   steps
     1  unplug 03:00.0 04:00.0
     2  keep 00:04.0 01:00.0 awake
     3  remove 02:00.0 02:01.0
-    4  00:04.0  ACS 001d → 0015  CR off: so that Linux joins what it finds
+    4  00:04.0  ACS 001d → 0015  CR off: so that Linux joins the groups
     5  rescan below 01:00.0
     6  00:04.0  ACS 0015 → 001d  CR on: as it was
     7  check the groups; undo if they are not as predicted
-    8  give 03:00.0 04:00.0 back
+    8  replug 03:00.0 04:00.0
   at boot    pci=config_acs=0x10101@0000:00:04.0
   back       p2pctl plan --isolate 03:00.0 04:00.0
 
@@ -144,7 +144,7 @@ fn a_goal_that_is_reached_needs_nothing() {
     let run = on("switch-joined", &["plan", "--join", "03:00.0", "04:00.0"]);
     assert_eq!(
         run.stdout,
-        "join 03:00.0 04:00.0: nothing to do, it is so already\n"
+        "join 03:00.0 04:00.0: nothing to do: the host is in this state already\n"
     );
     assert_eq!(run.status, 0);
 }
@@ -152,12 +152,12 @@ fn a_goal_that_is_reached_needs_nothing() {
 #[test]
 fn goals_that_make_no_sense_are_errors() {
     for (args, why) in [
-        (&["plan"][..], "say what is wanted"),
+        (&["plan"][..], "nothing to plan"),
         (
             &["plan", "--join", "03:00.0", "77:00.0"],
             "there is no PCI function 0000:77:00.0",
         ),
-        (&["plan", "--acs", "02:00.0"], "want PORT=BITS"),
+        (&["plan", "--acs", "02:00.0"], "expected PORT=BITS"),
         (
             &["plan", "--acs", "02:00.0=XX"],
             "`XX` is not an ACS control",
@@ -183,7 +183,7 @@ fn the_kernel_argument_is_data_and_its_limits_are_talk() {
     );
     assert!(
         run.stderr
-            .contains("with it 05:00.0 06:00.0 get into the same group"),
+            .contains("with this argument 05:00.0 06:00.0 join the same group"),
         "{}",
         run.stderr
     );

@@ -11,7 +11,7 @@ fn every_kind_is_listed() {
 →  flr   itself   this function alone
    slot  02:00.0  this function alone
 
-→ is what a reset of 03:00.0 alone would use; the others have to be asked for
+→ is the reset that Linux uses for 03:00.0 alone; the others must be requested
 "
     );
     assert_eq!(run.status, 0);
@@ -32,13 +32,14 @@ fn a_reset_that_hits_others_is_refused_to_who_does_not_own_them() {
     );
     assert_eq!(
         run.stdout,
-        "07:00.0: refused, a bus reset by 00:03.1 hits 1 function that is not yours
+        "07:00.0: refused, a bus reset by 00:03.1 hits 1 function that you do not own
 
     FUNCTION                   GROUP  DRIVER
     07:00.0   GPU 10de:2684    g8     nouveau
-    07:00.1   audio 10de:22ba  g8     snd_hda_intel  not yours
+    07:00.1   audio 10de:22ba  g8     snd_hda_intel  not owned
 
-own all that is hit, or ask for another kind: p2pctl reset-scope 07:00.0
+own all functions that it hits, or choose another kind: p2pctl reset-scope
+  07:00.0
 "
     );
     assert_eq!(run.status, 2);
@@ -47,11 +48,7 @@ own all that is hit, or ask for another kind: p2pctl reset-scope 07:00.0
         &["reset-scope", "07:00.0", "--owned", "07:00.1"],
     );
     assert_eq!(run.status, 0);
-    assert!(
-        run.stdout.contains("all of them are yours"),
-        "{}",
-        run.stdout
-    );
+    assert!(run.stdout.contains("you own all of them"), "{}", run.stdout);
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn the_matrix_of_a_switch_without_acs() {
 04:00.0     g        ·        h
 05:00.0     h        h        ·
 
-rows reach for columns: who starts the request is at the left
+rows are initiators, columns are targets
 g  refused: different IOMMU groups (p2pctl plan --join A B)
 h  refused: only through a root complex that is not known to route P2P
 
@@ -111,9 +111,9 @@ fn a_refusal_is_explained_with_the_way_out() {
   group     03:00.0 is in group 4, 04:00.0 in group 5
             03:00.0: in the group of 02:00.0, because that port has no ACS
             04:00.0: in the group of 02:01.0, because that port has no ACS
-  way       03:00.0 → 02:00.0 (no ACS) → [01:00.0] → 02:01.0 → 04:00.0
-  hardware  a request goes straight across switch 01:00.0, untranslated: 02:00.0
-            does not redirect it, the IOMMU does not see it
+  path      03:00.0 → 02:00.0 (no ACS) → [01:00.0] → 02:01.0 → 04:00.0
+  hardware  a request goes directly across switch 01:00.0, untranslated: 02:00.0
+            does not redirect it, so it bypasses the IOMMU
   kernel    p2pdma, for this kernel's own drivers: by bus address (distance 4)
   so        P2P needs one group: p2pctl plan --join 03:00.0 04:00.0
 
@@ -172,7 +172,11 @@ fn without_root_nothing_is_decided() {
 fn what_is_no_pair_of_devices_is_an_error() {
     let run = on("switch-without-acs", &["explain", "03:00.0", "03:00.0"]);
     assert_eq!(run.status, 1);
-    assert!(run.stderr.contains("are one function"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("are the same function"),
+        "{}",
+        run.stderr
+    );
     let run = on("switch-without-acs", &["explain", "03:00.0", "09:00.0"]);
     assert_eq!(run.status, 1);
     let run = on("switch-without-acs", &["explain", "03:00.0", "02:00.0"]);

@@ -157,3 +157,10 @@ fn completions_and_the_manual_page() {
         run.stderr
     );
 }
+
+#[test]
+fn front_is_a_hidden_name_of_proxy() {
+    let (old, new) = (p2pctl(["front", "--help"]), p2pctl(["proxy", "--help"]));
+    assert_eq!((old.status, &old.stdout), (0, &new.stdout));
+    assert!(!p2pctl(["--help"]).stdout.contains("front"));
+}

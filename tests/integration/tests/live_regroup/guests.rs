@@ -90,7 +90,7 @@ pub(crate) fn gains_p2p_and_loses_it_again_while_its_work_goes_on() {
     assert_eq!(transfers(&mut live), APART);
     let plan = ["p2pctl", "plan", "--join", FIRST, SECOND];
     let plan = words(&lab.run(plan).unwrap().ok().unwrap());
-    let lost = "web loses one (03:00.0), two (04:00.0) meanwhile, and gets them back as peers below one virtual switch";
+    let lost = "web loses one (03:00.0), two (04:00.0) during the change, and gets them back as peers below one virtual switch";
     assert!(plan.contains(lost), "{plan}");
     assert!(
         plan.contains("back p2pctl plan --isolate 03:00.0 04:00.0"),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use iommu_group::{HoleCause, MemoryHole};
 
-use super::super::rules::Facts;
+use super::super::constraints::DeviceProperties;
 use super::*;
 
 fn line(text: &str) -> CommandLine {
@@ -13,7 +13,7 @@ fn line(text: &str) -> CommandLine {
 
 /// A host with as many ordinary devices as the command line asks for; the IOMMU is as wide as given.
 fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Host {
-    let facts = |n: usize| Facts {
+    let properties = |n: usize| DeviceProperties {
         sbdf: format!("0000:{:02x}:00.0", n + 3).parse().unwrap(),
         wants_clique,
         bars_32: false,
@@ -21,7 +21,7 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
         holes: Vec::new(),
     };
     Host {
-        devices: (0..devices).map(|n| Some(facts(n))).collect(),
+        devices: (0..devices).map(|n| Some(properties(n))).collect(),
         by_bus_address: None,
         hidden: Vec::new(),
         iommu_bits: Some(iommu_bits),
@@ -35,16 +35,16 @@ fn host(devices: usize, iommu_bits: u8, version: &str, wants_clique: bool) -> Ho
 
 fn rewritten(text: &str, bits: u8, version: &str, gpus: bool) -> Rewritten {
     let line = line(text);
-    let asked = asked(&line).unwrap();
-    let host = host(asked.len(), bits, version, gpus);
-    rewrite(&line, &asked, &host, Apart::ForGood).unwrap()
+    let requested = requested(&line).unwrap();
+    let host = host(requested.len(), bits, version, gpus);
+    rewrite(&line, &requested, &host, IsolationMode::Permanent).unwrap()
 }
 
 fn joinable(text: &str, version: &str) -> Rewritten {
     let line = line(text);
-    let asked = asked(&line).unwrap();
-    let host = host(asked.len(), 48, version, false);
-    rewrite(&line, &asked, &host, Apart::ForNow).unwrap()
+    let requested = requested(&line).unwrap();
+    let host = host(requested.len(), 48, version, false);
+    rewrite(&line, &requested, &host, IsolationMode::UntilJoined).unwrap()
 }
 
 fn words(rewritten: &Rewritten) -> String {
@@ -100,11 +100,11 @@ fn command_lines_as_written_and_as_run() {
 #[test]
 fn what_may_be_joined_later_is_started_without_its_bars() {
     const ALL: &str = "x_exclude_mmap_bars=[0,1,2,3,4,5]";
-    let apart = format!("ch --device path=/a,{ALL} path=/b,{ALL}");
+    let isolation = format!("ch --device path=/a,{ALL} path=/b,{ALL}");
     for (written, version, run) in [
-        ("ch --device path=/a path=/b", "v53.0", apart.as_str()),
+        ("ch --device path=/a path=/b", "v53.0", isolation.as_str()),
         // One alone would be in reach of the other.
-        ("ch --device path=/a,p2p=on path=/b", "v53.0", &apart),
+        ("ch --device path=/a,p2p=on path=/b", "v53.0", &isolation),
         // Peers from the start are peers.
         (
             "ch --device path=/a,p2p=on path=/b,p2p=on",
@@ -129,7 +129,7 @@ fn what_may_be_joined_later_is_started_without_its_bars() {
 #[test]
 fn devices_that_may_be_joined_have_the_address_bits_of_peers() {
     let line = line("ch --device path=/a path=/b");
-    let asked = asked(&line).unwrap();
+    let requested = requested(&line).unwrap();
     let mut host = host(2, 48, "v53.0", false);
     host.devices[0].as_mut().unwrap().holes = vec![MemoryHole {
         range: 0x380_0000_0000..=0x380_3fff_ffff,
@@ -137,12 +137,12 @@ fn devices_that_may_be_joined_have_the_address_bits_of_peers() {
         cause: HoleCause::Switch,
         certain: true,
     }];
-    let bits = |apart| {
-        let rewritten = rewrite(&line, &asked, &host, apart).unwrap();
+    let bits = |isolation| {
+        let rewritten = rewrite(&line, &requested, &host, isolation).unwrap();
         option(&rewritten.line, "--cpus", "max_phys_bits")
     };
-    assert_eq!(bits(Apart::ForNow).as_deref(), Some("41"));
-    assert_eq!(bits(Apart::ForGood), None);
+    assert_eq!(bits(IsolationMode::UntilJoined).as_deref(), Some("41"));
+    assert_eq!(bits(IsolationMode::Permanent), None);
 }
 
 #[test]
@@ -233,12 +233,12 @@ fn what_cannot_be_held_but_was_not_asked_for_is_noted() {
 fn transfers_that_fail_silently_are_noted_where_the_cpu_lets_them() {
     let notes = |text: &str, accepts_any_p2pdma| {
         let line = line(text);
-        let asked = asked(&line).unwrap();
+        let requested = requested(&line).unwrap();
         let host = Host {
             accepts_any_p2pdma,
-            ..host(asked.len(), 48, "v53.0", false)
+            ..host(requested.len(), 48, "v53.0", false)
         };
-        let rewritten = rewrite(&line, &asked, &host, Apart::ForGood).unwrap();
+        let rewritten = rewrite(&line, &requested, &host, IsolationMode::Permanent).unwrap();
         rewritten.notes.join("\n").contains("silently wrong")
     };
     for (text, noted) in [

@@ -36,17 +36,17 @@ impl Explanation<'_> {
                 if !holes.is_empty() {
                     let holes = holes.join(", ");
                     lines.push(
-                        format!("{what} must keep clear of the windows of that switch: {holes}")
+                        format!("{what} must be outside of the windows of that switch: {holes}")
                             .into(),
                     );
                 }
                 lines
             }
-            Verdict::Denied { reasons } => self.way_out(from, to, reasons),
+            Verdict::Denied { reasons } => self.hint(from, to, reasons),
         }
     }
 
-    fn way_out(&self, from: Sbdf, to: Sbdf, reasons: &[Denial]) -> Vec<Line> {
+    fn hint(&self, from: Sbdf, to: Sbdf, reasons: &[Denial]) -> Vec<Line> {
         let (a, b) = (self.of(from), self.of(to));
         let switch = common_switch(self.routing, from, to).is_some();
         let command = |text: String| Line::new().strong(text);
@@ -60,12 +60,12 @@ impl Explanation<'_> {
             switch,
         );
         match cell {
-            Cell::Unknown => vec!["run as root: what decides is out of sight".into()],
+            Cell::Unknown => vec!["run as root: the deciding registers are not readable".into()],
             Cell::NoGroup => vec![
                 "switch the IOMMU on in the firmware, and boot with intel_iommu=on on Intel".into(),
             ],
             Cell::NoMemory => vec![
-                format!("try the other way round: {b} may be able to reach {a}").into(),
+                format!("try the other direction: {b} may be able to reach {a}").into(),
             ],
             Cell::Groups => vec![
                 Line::new()
@@ -75,12 +75,12 @@ impl Explanation<'_> {
             Cell::GroupsApart => vec![
                 "no switch is above both, so they cannot be joined at run time".into(),
                 Line::new()
-                    .plain("the route through the IOMMU exists; who accepts two groups may use it: ")
+                    .plain("the route through the IOMMU exists, if two groups are acceptable: ")
                     .then(&command(format!("p2pctl explain --policy same-vm {a} {b}"))),
             ],
             Cell::Redirected => vec![
                 Line::new()
-                    .plain("let the switch carry it: ")
+                    .plain("route it in the switch: ")
                     .then(&command(format!("p2pctl plan --join {a} {b} --route direct"))),
             ],
             Cell::RootComplex if groups => vec![
@@ -91,7 +91,7 @@ impl Explanation<'_> {
             Cell::RootComplex => vec![
                 "put both cards below one switch, or use a host whose root complex is known to route".into(),
             ],
-            Cell::Blocked => reasons.iter().filter_map(blocked_way_out).map(Line::from).collect(),
+            Cell::Blocked => reasons.iter().filter_map(blocked_hint).map(Line::from).collect(),
             _ => Vec::new(),
         }
     }
@@ -121,7 +121,7 @@ impl Explanation<'_> {
 }
 
 /// Advice for a refusal that no plan changes.
-fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
+fn blocked_hint(denial: &Denial) -> Option<&'static str> {
     let Denial::Route(block) = denial else {
         return None;
     };
@@ -129,9 +129,9 @@ fn blocked_way_out(denial: &Denial) -> Option<&'static str> {
         BlockReason::PciBridge { .. } => {
             Some("conventional PCI takes no part in P2P: use PCI Express cards below one switch")
         }
-        BlockReason::ProvidedBus { .. } => Some(
-            "have the firmware switch that off, so that the devices behind it stand on their own",
-        ),
+        BlockReason::ProvidedBus { .. } => {
+            Some("disable that in the firmware, so that the devices behind it are separate")
+        }
         _ => None,
     }
 }

@@ -12,17 +12,24 @@ use anyhow::{Context, Result};
 use crate::cloud_hypervisor::{Change, CommandLine, Rewritten, option};
 use crate::registry::EVENTS;
 
-/// An event monitor to add.
-pub(super) struct EventMonitor {
-    pub(super) path: PathBuf,
-}
-
-/// The event monitor to add, if the command line has none. Without an API nothing acts on events, so none is added.
-pub(super) fn wanted(line: &CommandLine) -> Option<EventMonitor> {
+/// The output file of the event monitor to add, if the command line has none. Without an API nothing acts on events, so
+/// none is added.
+pub(super) fn wanted(line: &CommandLine) -> Option<PathBuf> {
     api_socket(line)?;
     // `exec` keeps the process ID.
     let path = Path::new(EVENTS).join(process::id().to_string());
-    (!line.has("--event-monitor")).then_some(EventMonitor { path })
+    (!line.has("--event-monitor")).then_some(path)
+}
+
+/// Adds an event monitor that writes to this file.
+pub(super) fn add(file: &Path, rewritten: &mut Rewritten) {
+    let value = format!("path={}", file.display());
+    rewritten.line.append("--event-monitor", &value);
+    rewritten.changes.push(Change {
+        what: format!("--event-monitor {value}"),
+        why: "reports when the guest has released a device; a regular file loses no event"
+            .to_owned(),
+    });
 }
 
 /// The socket of the VMM: `--api-socket path=PATH`, or `PATH` alone.
@@ -33,18 +40,6 @@ pub(super) fn api_socket(line: &CommandLine) -> Option<PathBuf> {
     };
     let path = option(line, "--api-socket", "path").or_else(bare);
     path.map(PathBuf::from)
-}
-
-impl EventMonitor {
-    pub(super) fn apply(self, rewritten: &mut Rewritten) {
-        let value = format!("path={}", self.path.display());
-        rewritten.line.append("--event-monitor", &value);
-        rewritten.changes.push(Change {
-            what: format!("--event-monitor {value}"),
-            why: "says when the guest has let go of a device; a regular file loses nothing"
-                .to_owned(),
-        });
-    }
 }
 
 /// Creates the directory, and removes files of VMMs that have ended.

@@ -31,9 +31,7 @@ pub(super) fn version(program: &OsStr) -> Result<Option<Version>> {
         stdout
             .take(MOST_BYTES)
             .read_to_string(&mut text)
-            .with_context(|| {
-                format!("cannot read what {} says of its version", program.display())
-            })?;
+            .with_context(|| format!("cannot read the version of {}", program.display()))?;
     }
     Ok(Version::find(&text))
 }

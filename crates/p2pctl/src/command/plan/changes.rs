@@ -38,7 +38,7 @@ impl View<'_> {
             lines.push(Line::new().toned(
                 Tone::Bad,
                 format_args!(
-                    "lost: virtual functions {}; sriov_numvfs makes new ones, without drivers",
+                    "lost: virtual functions {}; sriov_numvfs creates new ones, without drivers",
                     self.list(&plan.lost)
                 ),
             ));
@@ -179,7 +179,7 @@ impl View<'_> {
             );
         }
         lines.push(if lines.is_empty() {
-            "unchanged or better: nobody becomes reachable without the IOMMU".into()
+            "unchanged or better: no function becomes reachable without the IOMMU".into()
         } else {
             Line::new().dim("unchanged  everything else")
         });
@@ -193,12 +193,12 @@ impl View<'_> {
             .map(|transient| {
                 let off = transient.from & !transient.to;
                 let alive = if transient.alive.is_empty() {
-                    "nothing alive below it".to_owned()
+                    "nothing in use below it".to_owned()
                 } else {
                     format!("{} keep running below it", self.whose(&transient.alive))
                 };
                 format!(
-                    "{} is without {off} for the moment of the rescan, {alive}",
+                    "{} is without {off} during the rescan, {alive}",
                     self.names.of(transient.port)
                 )
                 .into()
@@ -241,7 +241,7 @@ fn route(route: Route) -> (Tone, &'static str) {
         Route::HostBridge => (Tone::Good, "through the IOMMU"),
         Route::Blocked(BlockReason::RootComplex { .. }) => (
             Tone::Warn,
-            "up to a root complex that is not known to route it",
+            "to a root complex that is not known to route P2P",
         ),
         Route::Blocked(_) => (Tone::Warn, "blocked"),
     }

@@ -36,7 +36,7 @@ impl View<'_> {
                 .toned(tone(*purpose), difference(*from, *to))
                 .plain(format_args!(": {}", why(*purpose))),
             Step::SetEgress { port, .. } => format!(
-                "{}  egress control for the peers alone",
+                "{}  egress control: only the peers are reachable",
                 self.names.of(*port)
             )
             .into(),
@@ -45,7 +45,7 @@ impl View<'_> {
             Step::CheckGroups { .. } => {
                 "check the groups; undo if they are not as predicted".into()
             }
-            Step::Replug { functions } => format!("give {} back", self.list(functions)).into(),
+            Step::Replug { functions } => format!("replug {}", self.list(functions)).into(),
         }
     }
 }
@@ -65,10 +65,10 @@ fn difference(from: AcsBits, to: AcsBits) -> String {
 
 fn why(purpose: Purpose) -> &'static str {
     match purpose {
-        Purpose::CloseRoute => "requests no longer go straight",
-        Purpose::OpenForRescan => "so that Linux joins what it finds",
+        Purpose::CloseRoute => "requests no longer go directly",
+        Purpose::OpenForRescan => "so that Linux joins the groups",
         Purpose::Restore => "as it was",
-        Purpose::OpenRoute => "requests go straight across",
+        Purpose::OpenRoute => "requests go directly across",
         Purpose::Asked => "as asked",
     }
 }

@@ -34,7 +34,7 @@ struct Domain {
 
 impl Config {
     /// The goals and options of a plan.
-    pub(crate) fn wish(self) -> (Goals, PlanOptions) {
+    pub(crate) fn desired(self) -> (Goals, PlanOptions) {
         let goals = Goals {
             join: self.domain.into_iter().map(|d| d.functions).collect(),
             isolate: self.isolate,
@@ -54,9 +54,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_a_wish() {
+    fn a_file_gives_goals_and_options() {
         let text = include_str!("../../../../../resources/p2p-domains.toml");
-        let (goals, options) = toml::from_str::<Config>(text).unwrap().wish();
+        let (goals, options) = toml::from_str::<Config>(text).unwrap().desired();
         let at = |text: &str| text.parse::<Sbdf>().unwrap();
         assert_eq!(goals.join, [BTreeSet::from([at("03:00.0"), at("04:00.0")])]);
         assert_eq!(goals.isolate, BTreeSet::from([at("05:00.0")]));
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused() {
+    fn unknown_fields_are_refused() {
         assert!(toml::from_str::<Config>("domains = []").is_err());
         assert!(toml::from_str::<Config>("isolate = [\"x\"]").is_err());
         assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());

@@ -7,6 +7,7 @@ use vmm_api::Client;
 
 use super::CallError;
 use crate::answer::Answer;
+use crate::describe::size;
 use crate::show::{Line, Table, Text, Tone};
 
 pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, CallError> {
@@ -19,7 +20,7 @@ pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, C
     let mut text = Text::new();
     let state = text_at("/state").unwrap_or("unknown").to_lowercase();
     let vcpus = number_at("/config/cpus/boot_vcpus").unwrap_or(0);
-    let memory = bytes(number_at("/memory_actual_size").unwrap_or(0));
+    let memory = size(number_at("/memory_actual_size").unwrap_or(0));
     text.push(
         Line::new()
             .strong(&state)
@@ -87,19 +88,9 @@ fn bar(bar: &Value) -> String {
     format!(
         "{}:{}@{:#x}",
         number("index"),
-        bytes(number("size")),
+        size(number("size")),
         number("base")
     )
-}
-
-/// A size in the largest unit that divides it.
-pub(super) fn bytes(bytes: u64) -> String {
-    let units = [(30, "G"), (20, "M"), (10, "K")];
-    let fits = |shift: &u32| bytes > 0 && bytes.trailing_zeros() >= *shift;
-    match units.iter().find(|(shift, _)| fits(shift)) {
-        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
-        None => bytes.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -116,19 +107,5 @@ mod tests {
         );
         assert!(accepted(&device(serde_json::json!([]))).is_none());
         assert!(accepted(&device(Value::Null)).is_none());
-    }
-
-    #[test]
-    fn sizes_have_the_largest_unit_without_a_fraction() {
-        for (size, text) in [
-            (0, "0"),
-            (512, "512"),
-            (4096, "4K"),
-            (16 << 20, "16M"),
-            (1 << 30, "1G"),
-            (1536 << 20, "1536M"),
-        ] {
-            assert_eq!(bytes(size), text);
-        }
     }
 }

@@ -6,22 +6,19 @@ use vmm_api::{
 };
 
 use super::CallError;
-use super::info::bytes;
 use crate::answer::Answer;
+use crate::describe::size;
 use crate::show::{Line, Table, Text, Tone};
 
 pub(super) fn run(client: &Client, json: bool, width: usize) -> Result<Answer, CallError> {
     let info = client.p2p()?;
-    if json {
-        return Ok(Answer::json(&info)?);
-    }
-    Ok(Answer::text(show(&info, width)))
+    Ok(Answer::either(json, &info, || show(&info, width))?)
 }
 
 fn show(info: &P2pInfo, width: usize) -> Text {
     let mut text = Text::new();
     if info.domains.is_empty() {
-        text.push(Line::new().plain("no device has P2P: it is off unless asked for (p2p=on)"));
+        text.push(Line::new().plain("no device has P2P: it is off by default (p2p=on)"));
     }
     for domain in &info.domains {
         text.extend(members(domain, width));
@@ -63,7 +60,7 @@ fn members(domain: &P2pDomain, width: usize) -> Text {
 fn row(member: &P2pMember) -> Vec<Line> {
     let windows = member.windows.iter();
     let windows: Vec<String> = windows
-        .map(|window| format!("{}:{}@{:#x}", window.bar, bytes(window.size), window.base))
+        .map(|window| format!("{}:{}@{:#x}", window.bar, size(window.size), window.base))
         .collect();
     [
         member.id.clone(),
@@ -84,7 +81,7 @@ fn line(route: &P2pRoute) -> Line {
         P2pVerdict::Allowed => pair
             .toned(Tone::Good, "allowed")
             .plain(format_args!(", {way}")),
-        P2pVerdict::Apart => pair.plain(format_args!("kept apart, {reasons}")),
+        P2pVerdict::Apart => pair.plain(format_args!("isolated, {reasons}")),
         P2pVerdict::Denied => pair
             .toned(Tone::Bad, "denied")
             .plain(format_args!(", {reasons}")),
@@ -104,7 +101,7 @@ fn exposed(exposure: &P2pExposure) -> Line {
     match (&exposure.accepted, exposure.certain) {
         (Some(words), _) => line.toned(Tone::Warn, words),
         (None, true) => line.toned(Tone::Bad, "not accepted"),
-        (None, false) => line.plain("up to the root complex or the device"),
+        (None, false) => line.plain("depends on the root complex or the device"),
     }
 }
 

@@ -9,23 +9,15 @@ use vmm_api::{Client, ClientError, EventStream, Next, Record, RemoveDevice};
 
 use super::CallError;
 use crate::answer::Answer;
-use crate::show::{Line, Text};
-
-/// A removal request.
-pub(super) struct Request<'a> {
-    pub(super) id: &'a str,
-    /// Timeout of the guest.
-    pub(super) timeout: Duration,
-    pub(super) force: bool,
-}
+use crate::cli::RemoveArgs;
+use crate::show::Line;
 
 /// Additional time for the VMM to report the result after the guest's timeout.
 const GRACE: Duration = Duration::from_secs(10);
 /// Interval of progress output, and of polling a VMM without events.
 const TICK: Duration = Duration::from_millis(500);
 
-pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<Answer, CallError> {
-    let milliseconds = u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX);
+pub(super) fn run(client: &Client, args: &RemoveArgs, json: bool) -> Result<Answer, CallError> {
     // Subscribes before the call, so that no event is missed.
     let events = match client.events() {
         Ok(events) => Some(events),
@@ -35,59 +27,53 @@ pub(super) fn run(client: &Client, request: &Request<'_>, json: bool) -> Result<
     };
     let own = events.is_some();
     client.remove_device(&RemoveDevice {
-        id: request.id.to_owned(),
-        timeout_ms: own.then_some(milliseconds),
-        force: request.force,
+        id: args.id.clone(),
+        timeout_ms: own.then(|| u64::from(args.timeout) * 1000),
+        force: args.force,
     })?;
     let started = Instant::now();
-    let mut progress = Progress::start(request.id, request.timeout);
+    let mut progress = Progress::start(args);
     let ended = match events {
         // Without a guest the device is free at once.
-        _ if is_gone(client, request.id)? => Ok(()),
-        Some(events) => wait(events, request, &mut progress),
-        None => poll(client, request, &mut progress),
+        _ if is_gone(client, &args.id)? => Ok(()),
+        Some(events) => wait(events, args, &mut progress),
+        None => poll(client, args, &mut progress),
     };
     progress.end();
     ended?;
     let took = started.elapsed().as_secs_f64();
-    if json {
-        return Ok(Answer::json(
-            &json!({ "removed": request.id, "seconds": took }),
-        )?);
-    }
-    let mut text = Text::new();
-    text.push(
-        Line::new()
-            .strong(request.id)
-            .plain(format_args!(" is free for the host, after {took:.1} s")),
-    );
-    Ok(Answer::text(text))
+    let document = json!({ "removed": args.id, "seconds": took });
+    Ok(Answer::either(json, &document, || {
+        let line = Line::new().strong(&args.id);
+        line.plain(format_args!(" is free for the host, after {took:.1} s"))
+            .into()
+    })?)
 }
 
 /// Waits for the event that reports the result.
 fn wait(
     mut events: EventStream,
-    request: &Request<'_>,
-    progress: &mut Progress,
+    args: &RemoveArgs,
+    progress: &mut Progress<'_>,
 ) -> Result<(), CallError> {
-    let deadline = Instant::now() + request.timeout + GRACE;
+    let deadline = Instant::now() + timeout(args) + GRACE;
     while Instant::now() < deadline {
         match events.next(TICK)? {
             Next::Event(record) => {
-                if let Some(ended) = ended(&record, request.id) {
+                if let Some(ended) = ended(&record, &args.id) {
                     return Ok(ended?);
                 }
             }
             Next::Quiet => {}
             Next::End => {
-                let id = request.id;
+                let id = &args.id;
                 return Err(anyhow!("the VMM ended while {id} was being removed").into());
             }
         }
         progress.tick();
     }
-    let id = request.id;
-    Err(anyhow!("{id}: the VMM does not say what became of it").into())
+    let id = &args.id;
+    Err(anyhow!("{id}: the VMM did not report the result").into())
 }
 
 /// The result of the removal of `id`, if the event reports it.
@@ -99,8 +85,8 @@ fn ended(record: &Record, id: &str) -> Option<anyhow::Result<()>> {
     match record.event.as_str() {
         "device-removed" => Some(Ok(())),
         "device-unplug-timeout" => Some(Err(anyhow!(
-            "{id}: the guest did not let go in time; the device is still attached\n       \
-             see what the guest's kernel says, try again, or add --force to take it away"
+            "{id}: the guest did not release it in time; the device is still attached\n       \
+             check the guest's kernel log, try again, or add --force"
         ))),
         _ => None,
     }
@@ -114,49 +100,49 @@ fn is_gone(client: &Client, id: &str) -> Result<bool, ClientError> {
 }
 
 /// Polls until the device is gone.
-fn poll(client: &Client, request: &Request<'_>, progress: &mut Progress) -> Result<(), CallError> {
-    let deadline = Instant::now() + request.timeout;
+fn poll(client: &Client, args: &RemoveArgs, progress: &mut Progress<'_>) -> Result<(), CallError> {
+    let deadline = Instant::now() + timeout(args);
     while Instant::now() < deadline {
-        if is_gone(client, request.id)? {
+        if is_gone(client, &args.id)? {
             return Ok(());
         }
         progress.tick();
         std::thread::sleep(TICK);
     }
-    let id = request.id;
-    Err(anyhow!("{id}: the guest did not let go in time; the device is still attached").into())
+    let id = &args.id;
+    Err(anyhow!("{id}: the guest did not release it in time; the device is still attached").into())
+}
+
+fn timeout(args: &RemoveArgs) -> Duration {
+    Duration::from_secs(args.timeout.into())
 }
 
 /// Progress on stderr: a counter on a terminal, otherwise a single line.
-struct Progress {
-    id: String,
-    timeout: Duration,
+struct Progress<'a> {
+    args: &'a RemoveArgs,
     started: Instant,
     terminal: bool,
 }
 
-impl Progress {
-    fn start(id: &str, timeout: Duration) -> Self {
-        let this = Self {
-            id: id.to_owned(),
-            timeout,
-            started: Instant::now(),
-            terminal: std::io::stderr().is_terminal(),
-        };
-        let most = timeout.as_secs();
-        if !this.terminal {
-            eprintln!("{id}: the guest was asked to let go; waiting up to {most} s");
+impl<'a> Progress<'a> {
+    fn start(args: &'a RemoveArgs) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let RemoveArgs { id, timeout, .. } = args;
+        if !terminal {
+            eprintln!("{id}: asked the guest to release it; waiting up to {timeout} s");
         }
-        this
+        Self {
+            args,
+            started: Instant::now(),
+            terminal,
+        }
     }
 
     fn tick(&mut self) {
         if self.terminal {
-            let (past, most) = (self.started.elapsed().as_secs(), self.timeout.as_secs());
-            eprint!(
-                "\r{}: the guest was asked to let go  {past} of {most} s ",
-                self.id
-            );
+            let RemoveArgs { id, timeout, .. } = self.args;
+            let past = self.started.elapsed().as_secs();
+            eprint!("\r{id}: asked the guest to release it  {past} of {timeout} s ");
             let _ = std::io::stderr().flush();
         }
     }

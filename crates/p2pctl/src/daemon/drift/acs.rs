@@ -77,7 +77,7 @@ impl Watch {
 
 impl WatchedPort {
     /// The deviation of the port; `None` if there is none or if the port is suspended.
-    pub(super) fn look(&self, sysfs: &Sysfs) -> Option<Found> {
+    pub(super) fn check(&self, sysfs: &Sysfs) -> Option<Found> {
         // Reading a register would wake a suspended port and all devices below it.
         if sleeps(sysfs, self.register.port()) {
             return None;
@@ -168,31 +168,31 @@ mod tests {
     #[test]
     fn another_control_or_none_is_seen_and_a_port_that_sleeps_is_not_woken() {
         let (_dir, sysfs, watch) = machine(&["02:01.0"]);
-        let look = |port: &str| {
+        let check = |port: &str| {
             let mut ports = watch.ports.iter();
             let watched = ports.find(|other| other.register.port() == at(port));
-            watched.unwrap().look(&sysfs)
+            watched.unwrap().check(&sysfs)
         };
         let write = |port: &str, offset: u64, control: u8| {
             let path = sysfs.device_dir(at(port)).join("config");
             let file = fs::OpenOptions::new().write(true).open(path).unwrap();
             file.write_all_at(&[control], offset).unwrap();
         };
-        assert_eq!(look("02:00.0"), None);
+        assert_eq!(check("02:00.0"), None);
         write("02:00.0", 0x156, 0x11);
-        assert_eq!(look("02:00.0"), Some(Found::PutBack(setting("0011"))));
+        assert_eq!(check("02:00.0"), Some(Found::PutBack(setting("0011"))));
         write("02:00.0", 0x156, 0x1f);
-        assert_eq!(look("02:00.0"), Some(Found::Stricter(setting("001f"))));
+        assert_eq!(check("02:00.0"), Some(Found::Stricter(setting("001f"))));
         // A port that a transaction holds is restored in both directions.
         write("02:01.0", 0x156, 0x1f);
-        assert_eq!(look("02:01.0"), Some(Found::PutBack(setting("001f"))));
+        assert_eq!(check("02:01.0"), Some(Found::PutBack(setting("001f"))));
         let status = sysfs.device_dir(at("02:00.0")).join("power/runtime_status");
         fs::write(&status, "suspended\n").unwrap();
-        assert_eq!(look("02:00.0"), None);
+        assert_eq!(check("02:00.0"), None);
         fs::write(&status, "active\n").unwrap();
         write("02:00.0", 0, 0x87);
-        assert_eq!(look("02:00.0"), Some(Found::Gone), "it is another device");
+        assert_eq!(check("02:00.0"), Some(Found::Gone), "it is another device");
         fs::remove_dir_all(sysfs.device_dir(at("02:01.0"))).unwrap();
-        assert_eq!(look("02:01.0"), Some(Found::Gone));
+        assert_eq!(check("02:01.0"), Some(Found::Gone));
     }
 }

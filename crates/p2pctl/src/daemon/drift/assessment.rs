@@ -60,20 +60,20 @@ impl Alarm {
     }
 
     /// The affected devices, each with the reason: those that depend on changed state, and all peers of those.
-    pub(super) fn concerned<'d>(&self, devices: &'d [VmDevice]) -> Vec<(&'d VmDevice, String)> {
+    pub(super) fn affected<'d>(&self, devices: &'d [VmDevice]) -> Vec<(&'d VmDevice, String)> {
         let touched: Vec<(&VmDevice, String)> = devices
             .iter()
             .filter_map(|device| Some((device, self.reason(device)?)))
             .collect();
-        let mut concerned = touched.clone();
+        let mut affected = touched.clone();
         for device in devices {
             let is_in = |other: &(&VmDevice, String)| other.0.id == device.id;
             let peer = touched.iter().find(|(other, _)| are_peers(device, other));
-            if let Some((_, reason)) = peer.filter(|_| !concerned.iter().any(is_in)) {
-                concerned.push((device, reason.clone()));
+            if let Some((_, reason)) = peer.filter(|_| !affected.iter().any(is_in)) {
+                affected.push((device, reason.clone()));
             }
         }
-        concerned
+        affected
     }
 }
 
@@ -158,8 +158,8 @@ mod tests {
         ];
         let ids = |changed: &[&str]| -> Vec<String> {
             let alarm = alarm(changed);
-            let concerned = alarm.concerned(&devices);
-            concerned
+            let affected = alarm.affected(&devices);
+            affected
                 .iter()
                 .map(|(device, _)| device.id.clone())
                 .collect()

@@ -1,6 +1,7 @@
 //! Rate-limited events. A thread writes them, because writing to the log may block.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
@@ -18,11 +19,11 @@ const REFILL: Duration = Duration::from_secs(5);
 const QUEUE: usize = 256;
 
 /// An event to report, with its properties.
-pub(super) type Telling = (String, BTreeMap<String, String>);
+pub(super) type DriftEvent = (String, BTreeMap<String, String>);
 
 /// Starts the thread that writes events. It ends when all senders are dropped.
-pub(super) fn start(events: EventLog) -> io::Result<SyncSender<Telling>> {
-    let (sender, receiver) = sync_channel::<Telling>(QUEUE);
+pub(super) fn start(events: EventLog) -> io::Result<SyncSender<DriftEvent>> {
+    let (sender, receiver) = sync_channel::<DriftEvent>(QUEUE);
     let thread = thread::Builder::new().name("drift-events".to_owned());
     thread.spawn(move || {
         for (event, properties) in receiver {
@@ -35,14 +36,14 @@ pub(super) fn start(events: EventLog) -> io::Result<SyncSender<Telling>> {
 /// Reports events without blocking. Recurring events are reported at a limited rate, with a count of the suppressed
 /// ones.
 pub(super) struct Emitter {
-    to: SyncSender<Telling>,
+    to: SyncSender<DriftEvent>,
     left: u32,
     refilled: Instant,
     suppressed: u64,
 }
 
 impl Emitter {
-    pub(super) fn new(to: SyncSender<Telling>) -> Self {
+    pub(super) fn new(to: SyncSender<DriftEvent>) -> Self {
         Self {
             to,
             left: BURST,
@@ -51,22 +52,22 @@ impl Emitter {
         }
     }
 
-    pub(super) fn tell(&mut self, event: &str, properties: &[(&str, &str)]) {
-        if !self.may_tell(Instant::now()) {
+    pub(super) fn emit(&mut self, event: &str, properties: &[(&str, &dyn Display)]) {
+        if !self.may_emit(Instant::now()) {
             return;
         }
         let properties = properties.iter();
-        let properties = properties.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let properties = properties.map(|(key, value)| ((*key).to_owned(), value.to_string()));
         let suppressed = self.suppressed;
         let count = (suppressed > 0).then(|| ("suppressed".to_owned(), suppressed.to_string()));
-        let telling = (event.to_owned(), properties.chain(count).collect());
-        self.suppressed = match self.to.try_send(telling) {
+        let drift_event = (event.to_owned(), properties.chain(count).collect());
+        self.suppressed = match self.to.try_send(drift_event) {
             Ok(()) => 0,
             Err(_) => suppressed.saturating_add(1),
         };
     }
 
-    fn may_tell(&mut self, now: Instant) -> bool {
+    fn may_emit(&mut self, now: Instant) -> bool {
         while self.left < BURST && now.saturating_duration_since(self.refilled) >= REFILL {
             self.left = self.left.saturating_add(1);
             self.refilled += REFILL;
@@ -92,13 +93,13 @@ mod tests {
         let (sender, _receiver) = sync_channel(QUEUE);
         let mut emitter = Emitter::new(sender);
         let start = Instant::now();
-        let told = |emitter: &mut Emitter, at: Duration| -> usize {
-            (0..1000).filter(|_| emitter.may_tell(start + at)).count()
+        let emitted = |emitter: &mut Emitter, at: Duration| -> usize {
+            (0..1000).filter(|_| emitter.may_emit(start + at)).count()
         };
-        assert_eq!(told(&mut emitter, Duration::ZERO), 40);
+        assert_eq!(emitted(&mut emitter, Duration::ZERO), 40);
         assert_eq!(emitter.suppressed, 960);
-        assert_eq!(told(&mut emitter, REFILL * 3), 3);
-        assert_eq!(told(&mut emitter, REFILL * 1000), 40);
+        assert_eq!(emitted(&mut emitter, REFILL * 3), 3);
+        assert_eq!(emitted(&mut emitter, REFILL * 1000), 40);
     }
 
     #[test]
@@ -106,11 +107,11 @@ mod tests {
         let (sender, receiver) = sync_channel(2);
         let mut emitter = Emitter::new(sender);
         for _ in 0..5 {
-            emitter.tell("drift", &[("function", "0000:03:00.0")]);
+            emitter.emit("drift", &[("function", &"0000:03:00.0")]);
         }
         assert_eq!(emitter.suppressed, 3);
         assert_eq!(receiver.try_iter().count(), 2);
-        emitter.tell("drift", &[]);
+        emitter.emit("drift", &[]);
         let (event, properties) = receiver.recv().unwrap();
         assert_eq!(
             (event.as_str(), properties["suppressed"].as_str()),

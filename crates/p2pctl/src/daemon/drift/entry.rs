@@ -43,7 +43,7 @@ pub(super) struct Entry {
     /// How the VMM closed the mappings.
     pub(super) closed: Option<PeerMappings>,
     /// The last event that was reported; it is not repeated.
-    told: String,
+    reported: String,
     /// When the current state was entered.
     since: Instant,
     /// How often the device was closed recently.
@@ -73,7 +73,7 @@ impl Entry {
             due: now,
             tries: 0,
             closed: None,
-            told: String::new(),
+            reported: String::new(),
             since: now,
             strikes: 0,
         }
@@ -90,7 +90,7 @@ impl Entry {
         Self {
             good,
             state: if is_there { State::Kept } else { State::Away },
-            why: "it was taken away before this daemon was started".to_owned(),
+            why: "an earlier daemon unplugged it".to_owned(),
             ..Self::new(device, transactions, now)
         }
     }
@@ -143,7 +143,7 @@ impl Entry {
         };
         self.state = next;
         self.since = now;
-        self.told.clear();
+        self.reported.clear();
         if failed {
             self.put_off(now);
         }
@@ -168,9 +168,9 @@ impl Entry {
     }
 
     /// Whether this event has not been reported in the current state.
-    pub(super) fn is_news(&mut self, event: &str) -> bool {
-        let news = self.told != event;
-        event.clone_into(&mut self.told);
+    pub(super) fn is_new(&mut self, event: &str) -> bool {
+        let news = self.reported != event;
+        event.clone_into(&mut self.reported);
         news
     }
 

@@ -2,6 +2,7 @@
 //! for scans of the whole host.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,7 +38,7 @@ struct Done {
 impl Guard {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            emitter: Emitter::new(shared.tellings.clone()),
+            emitter: Emitter::new(shared.drift_events.clone()),
             shared,
             watch: Watch::default(),
             open: BTreeMap::new(),
@@ -51,14 +52,14 @@ impl Guard {
             let ports = &self.watch;
             self.open.retain(|port, _| ports.has(*port));
         }
-        let sysfs = self.shared.changes.host().host.sysfs();
+        let sysfs = self.shared.runner.host().host.sysfs();
         let mut done = Vec::new();
         for port in &self.watch.ports {
             let at = port.register.port();
             if !self.is_current() && !self.is_spared(at) {
                 continue;
             }
-            match port.look(sysfs) {
+            match port.check(sysfs) {
                 Some(found) => {
                     let result = self.put_back(port, found);
                     // Otherwise a transaction has started, and the deviation is its change.
@@ -72,16 +73,16 @@ impl Guard {
                     }
                 }
                 // Somebody else has restored the port.
-                None if self.open.remove(&at).is_some() => self.shared.poke(),
+                None if self.open.remove(&at).is_some() => self.shared.request_scan(),
                 None => {}
             }
         }
         let changed: BTreeMap<Sbdf, String> = done
             .into_iter()
-            .filter_map(|done| self.settle(done))
+            .filter_map(|done| self.report(done))
             .collect();
         if !changed.is_empty() {
-            self.shared.poke();
+            self.shared.request_scan();
             self.shared.alarm(&Alarm {
                 before: Arc::clone(&self.watch.normal),
                 changed,
@@ -91,13 +92,13 @@ impl Guard {
 
     /// Whether no transaction has started since the watch was made.
     fn is_current(&self) -> bool {
-        self.shared.changes.activity() == (false, self.watch.transactions)
+        self.shared.runner.activity() == (false, self.watch.transactions)
     }
 
     /// Whether the first transaction since then is running and does not touch the port.
     fn is_spared(&self, port: Sbdf) -> bool {
-        let changes = &self.shared.changes;
-        changes.spares(port, self.watch.transactions)
+        let runner = &self.shared.runner;
+        runner.spares(port, self.watch.transactions)
     }
 
     /// Restores a port if needed; `false` if a transaction may have started to change it.
@@ -105,7 +106,7 @@ impl Guard {
         let Found::PutBack(_) = found else {
             return Ok(true);
         };
-        let host = self.shared.changes.host();
+        let host = self.shared.runner.host();
         let regroup = Regroup::new(&host.host, &[], host.state.clone());
         if self.is_spared(port.register.port()) {
             let written = regroup.write_acs_beside(&port.register, &port.good);
@@ -115,7 +116,7 @@ impl Guard {
     }
 
     /// Reports a deviation and records it. Returns the change if it is new.
-    fn settle(&mut self, done: Done) -> Option<(Sbdf, String)> {
+    fn report(&mut self, done: Done) -> Option<(Sbdf, String)> {
         let Done {
             port,
             good,
@@ -126,39 +127,36 @@ impl Guard {
             // The scan of the whole host reports the consequences.
             Found::Gone => {
                 if self.open.insert(port, found) != Some(found) {
-                    self.shared.poke();
+                    self.shared.request_scan();
                 }
                 return None;
             }
             Found::PutBack(is) | Found::Stricter(is) => is,
         };
         let what = acs_change(port, good, is);
-        let function = port.to_string();
-        let told = [("function", &*function), ("what", &*what)];
+        let reported: [(&str, &dyn Display); 2] = [("function", &port), ("what", &what)];
         match (found, result) {
             (Found::PutBack(_), Ok(())) => {
                 self.open.remove(&port);
-                self.emitter.tell("drift", &told);
-                let to = good.to_string();
+                self.emitter.emit("drift", &reported);
                 self.emitter
-                    .tell("acs-restored", &[("function", &function), ("to", &to)]);
+                    .emit("acs-restored", &[("function", &port), ("to", &good)]);
             }
             (_, Err(error)) => {
                 // Each turn tries again.
                 if self.open.insert(port, found) == Some(found) {
                     return None;
                 }
-                self.emitter.tell("drift", &told);
-                let error = error.to_string();
+                self.emitter.emit("drift", &reported);
                 self.emitter
-                    .tell("drift-error", &[("function", &function), ("error", &error)]);
+                    .emit("drift-error", &[("function", &port), ("error", &error)]);
             }
             (_, Ok(())) => {
                 let mut ports = self.watch.ports.iter_mut();
                 if let Some(watched) = ports.find(|other| other.register.port() == port) {
                     watched.good = is;
                 }
-                self.emitter.tell("drift", &told);
+                self.emitter.emit("drift", &reported);
             }
         }
         Some((port, what))

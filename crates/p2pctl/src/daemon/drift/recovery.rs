@@ -19,10 +19,10 @@ const REST: Duration = Duration::from_millis(50);
 
 /// Runs until every VM is found or the daemon ends.
 pub(super) fn run(shared: &Arc<Shared>) {
-    let host = shared.changes.host();
+    let host = shared.runner.host();
     let regroup = Regroup::new(&host.host, &[], host.state.clone());
     let mut left = regroup.withheld().unwrap_or_else(|error| {
-        eprintln!("p2pctl: cannot tell which devices are to be given back: {error}");
+        eprintln!("p2pctl: cannot read which devices must be returned: {error}");
         Vec::new()
     });
     while !left.is_empty() {
@@ -51,7 +51,7 @@ fn find(
     device: &WithheldDevice,
 ) -> Result<bool, RegroupError> {
     let vm = &device.device.vm;
-    let sockets = shared.changes.host().guests.sockets();
+    let sockets = shared.runner.host().guests.sockets();
     let Some(at) = sockets.into_iter().find(|at| at.name == *vm) else {
         return Ok(false);
     };

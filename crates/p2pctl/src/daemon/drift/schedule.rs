@@ -28,35 +28,35 @@ pub(super) struct Moment {
     /// Whether a transaction is running.
     pub(super) busy: bool,
     /// How many transactions have started.
-    pub(super) changes: u64,
+    pub(super) transactions: u64,
 }
 
 /// State between decisions.
 #[derive(Debug)]
 pub(super) struct Schedule {
     /// Whether uevents are available.
-    told: bool,
+    has_uevents: bool,
     /// The first and the last event since the last scan.
     news: Option<(Duration, Duration)>,
     /// Time of the last scan.
-    looked: Duration,
+    scanned: Duration,
     /// The transaction count at the last scan; `None` before the first.
-    changes: Option<u64>,
+    transactions: Option<u64>,
 }
 
 impl Schedule {
-    pub(super) fn new(told: bool) -> Self {
+    pub(super) fn new(has_uevents: bool) -> Self {
         Self {
-            told,
+            has_uevents,
             news: None,
-            looked: Duration::ZERO,
-            changes: None,
+            scanned: Duration::ZERO,
+            transactions: None,
         }
     }
 
     /// Switches to polling.
-    pub(super) fn deafen(&mut self) {
-        self.told = false;
+    pub(super) fn poll(&mut self) {
+        self.has_uevents = false;
     }
 
     /// Records an event.
@@ -74,14 +74,16 @@ impl Schedule {
         let settled = self
             .news
             .is_some_and(|(first, last)| passed(last) >= QUIET || passed(first) >= STORM);
-        settled || self.changes != Some(at.changes) || (!self.told && passed(self.looked) >= PERIOD)
+        settled
+            || self.transactions != Some(at.transactions)
+            || (!self.has_uevents && passed(self.scanned) >= PERIOD)
     }
 
     /// Records a scan that starts at this moment.
-    pub(super) fn looked(&mut self, at: Moment) {
+    pub(super) fn scanned(&mut self, at: Moment) {
         self.news = None;
-        self.changes = Some(at.changes);
-        self.looked = at.now;
+        self.transactions = Some(at.transactions);
+        self.scanned = at.now;
     }
 
     /// How long to rest if no event comes.
@@ -90,10 +92,10 @@ impl Schedule {
             return BUSY;
         }
         let until = |due: Duration| due.saturating_sub(at.now);
-        let period = if self.told {
+        let period = if self.has_uevents {
             PERIOD
         } else {
-            until(self.looked + PERIOD)
+            until(self.scanned + PERIOD)
         };
         match self.news {
             Some((first, last)) => period.min(until((last + QUIET).min(first + STORM))),
@@ -110,15 +112,15 @@ mod tests {
         Moment {
             now: Duration::from_millis(ms),
             busy: false,
-            changes: 0,
+            transactions: 0,
         }
     }
 
     /// A schedule after the first scan.
-    fn schedule(told: bool) -> Schedule {
-        let mut schedule = Schedule::new(told);
+    fn schedule(has_uevents: bool) -> Schedule {
+        let mut schedule = Schedule::new(has_uevents);
         assert!(schedule.is_due(at(0)));
-        schedule.looked(at(0));
+        schedule.scanned(at(0));
         schedule
     }
 
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn without_the_kernels_events_it_is_looked_at_twice_a_second() {
         let mut schedule = schedule(true);
-        schedule.deafen();
+        schedule.poll();
         assert!(!schedule.is_due(at(499)));
         assert_eq!(schedule.rest(at(100)), Duration::from_millis(400));
         assert!(schedule.is_due(at(500)));
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(schedule.rest(at(130)), QUIET);
         assert!(!schedule.is_due(at(179)));
         assert!(schedule.is_due(at(180)));
-        schedule.looked(at(180));
+        schedule.scanned(at(180));
         assert!(!schedule.is_due(at(300)));
     }
 
@@ -167,18 +169,18 @@ mod tests {
         let mut schedule = schedule(true);
         let during = |ms| Moment {
             busy: true,
-            changes: 1,
+            transactions: 1,
             ..at(ms)
         };
         schedule.news(at(600).now);
         assert!(!schedule.is_due(during(2000)));
         assert_eq!(schedule.rest(during(2000)), BUSY);
         let after = |ms| Moment {
-            changes: 1,
+            transactions: 1,
             ..at(ms)
         };
         assert!(schedule.is_due(after(2050)));
-        schedule.looked(after(2050));
+        schedule.scanned(after(2050));
         assert!(!schedule.is_due(after(2100)));
     }
 }

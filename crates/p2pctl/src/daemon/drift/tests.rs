@@ -11,7 +11,7 @@ use hotplug::regroup::{LinuxHost, StateDir};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Sysfs};
 use vmm_api::{ApiServer, Client, EventLog, Next};
 
-use super::super::{Calls, Changes, Guests, Host, Judgement, NamedSocket, Places};
+use super::super::{Calls, CheckInputs, Guests, Host, NamedSocket, TransactionRunner, VmSockets};
 use super::Drift;
 use crate::cli::Global;
 use crate::show::Colour;
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 struct Daemon {
     _drift: Drift,
-    changes: Changes,
+    runner: TransactionRunner,
     events: Arc<Mutex<Vec<String>>>,
     _server: ApiServer,
     _socket: tempfile::TempDir,
@@ -42,18 +42,18 @@ impl Daemon {
             socket: vmm.socket(),
         });
         let guests = Guests::new(
-            Places {
+            VmSockets {
                 named: named.collect(),
                 dirs: Vec::new(),
             },
-            Judgement {
+            CheckInputs {
                 sysfs: host.sysfs(),
                 policy: iommu_group::policy::Policy::parse("policy.toml", policy).unwrap(),
             },
         );
         let log = EventLog::new();
         let proc = host.sysfs().with_file_name("proc");
-        let changes = Changes::new(
+        let runner = TransactionRunner::new(
             Host {
                 host: LinuxHost::new(Sysfs::new(host.sysfs()), proc),
                 guests,
@@ -69,15 +69,15 @@ impl Daemon {
         };
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api");
-        let desk = Arc::new(Calls::new(changes.clone(), global.clone()));
-        let server = ApiServer::with_handler(&socket, &log, desk).unwrap();
+        let calls = Arc::new(Calls::new(runner.clone(), global.clone()));
+        let server = ApiServer::with_handler(&socket, &log, calls).unwrap();
         let events = Arc::new(Mutex::new(Vec::new()));
         let mut stream = Client::new(&socket).events().unwrap();
-        let told = Arc::clone(&events);
+        let emitted = Arc::clone(&events);
         thread::spawn(move || {
             while let Ok(next) = stream.next(SOON) {
                 match next {
-                    Next::Event(record) => told.lock().unwrap().push(format!(
+                    Next::Event(record) => emitted.lock().unwrap().push(format!(
                         "{} {:?}",
                         record.event,
                         record.properties.unwrap_or_default()
@@ -88,8 +88,8 @@ impl Daemon {
             }
         });
         let daemon = Self {
-            _drift: Drift::start(changes.clone(), global).unwrap(),
-            changes,
+            _drift: Drift::start(runner.clone(), global).unwrap(),
+            runner,
             events,
             _server: server,
             _socket: dir,
@@ -103,7 +103,7 @@ impl Daemon {
         self.events.lock().unwrap().clone()
     }
 
-    fn told(&self, words: &[&str]) -> bool {
+    fn emitted(&self, words: &[&str]) -> bool {
         let events = self.events();
         events
             .iter()
@@ -121,7 +121,7 @@ fn acs_that_is_less_strict_above_an_assigned_device_is_put_back_within_a_second(
     host.set_acs("02:00.0", 0x11);
     within(SECOND, "put back", || host.acs("02:00.0") == 0x1d);
     within(SECOND, "told", || {
-        daemon.told(&["acs-restored", "0000:02:00.0", "001d"])
+        daemon.emitted(&["acs-restored", "0000:02:00.0", "001d"])
     });
 }
 
@@ -134,7 +134,7 @@ fn an_egress_vector_that_lets_more_pass_is_put_back_and_one_that_lets_less_pass_
     host.set_egress("02:00.0", 0b0101);
     within(SECOND, "put back", || host.egress("02:00.0") == 0b1101);
     within(SECOND, "told", || {
-        daemon.told(&[
+        daemon.emitted(&[
             "acs-restored",
             "0000:02:00.0",
             "0031 with egress vector 0000000d",
@@ -151,7 +151,7 @@ fn an_egress_vector_that_lets_more_pass_is_put_back_and_one_that_lets_less_pass_
     });
     host.set_egress("02:00.0", 0b1111);
     within(SECOND, "told", || {
-        daemon.told(&["drift", "0031 with egress vector 0000000f"])
+        daemon.emitted(&["drift", "0031 with egress vector 0000000f"])
     });
     thread::sleep(SECOND);
     assert_eq!(host.egress("02:00.0"), 0b1111);
@@ -166,7 +166,7 @@ fn a_function_that_arrives_where_a_device_can_reach_it_is_told_and_the_device_ta
     let daemon = Daemon::start(&host, &[("web", &vmm)]);
     host.add(at("04:00.0"));
     within(SOON, "told", || {
-        daemon.told(&[
+        daemon.emitted(&[
             "isolation-lost",
             "0000:03:00.0",
             "0000:04:00.0",
@@ -204,7 +204,7 @@ fn a_device_that_the_guest_keeps_stays_closed_until_it_lets_go() {
         vmm.log()
     );
     assert!(
-        daemon.told(&["device-kept-closed", "nvme0", "the guest keeps it"]),
+        daemon.emitted(&["device-kept-closed", "nvme0", "the guest keeps it"]),
         "{:?}",
         daemon.events()
     );
@@ -263,7 +263,11 @@ fn an_exposure_that_the_policy_accepts_is_none() {
     let daemon = Daemon::with_policy(&host, &[("web", &vmm)], policy);
     host.add(at("04:00.0"));
     thread::sleep(2 * SECOND);
-    assert!(!daemon.told(&["isolation-lost"]), "{:?}", daemon.events());
+    assert!(
+        !daemon.emitted(&["isolation-lost"]),
+        "{:?}",
+        daemon.events()
+    );
     assert!(vmm.log().is_empty(), "{:?}", vmm.log());
 }
 
@@ -281,12 +285,12 @@ fn acs_is_put_back_while_a_transaction_waits_for_a_vmm_unless_it_changes_the_por
     let plan = Plan::make(&topology, &kernel, &goals, &PlanOptions::default()).unwrap();
     vmm.stop(true);
     thread::scope(|scope| {
-        scope.spawn(|| daemon.changes.apply(plan, None));
-        within(SOON, "under way", || daemon.changes.activity().0);
+        scope.spawn(|| daemon.runner.apply(plan, None));
+        within(SOON, "under way", || daemon.runner.activity().0);
         host.set_acs("02:03.0", 0x11);
         host.set_acs("02:00.0", 0x11);
         within(SECOND, "put back", || host.acs("02:00.0") == 0x1d);
-        assert!(daemon.changes.activity().0);
+        assert!(daemon.runner.activity().0);
         assert_eq!(host.acs("02:03.0"), 0x11);
         vmm.stop(false);
     });
@@ -317,7 +321,7 @@ fn a_device_that_was_taken_away_is_given_back_by_the_next_daemon_when_a_check_al
 
     let daemon = Daemon::start(&host, &[("web", &vmm)]);
     within(SOON, "withheld", || {
-        daemon.told(&["device-withheld", "nvme0", "04:00.0"])
+        daemon.emitted(&["device-withheld", "nvme0", "04:00.0"])
     });
     assert_eq!(count(&vmm, "add nvme0"), 0, "it reaches the function yet");
     host.remove(at("04:00.0"));

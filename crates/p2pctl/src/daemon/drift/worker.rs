@@ -22,7 +22,7 @@ use iommu_group::{Exposure, Sbdf};
 
 use super::super::guests::Guest;
 use super::assessment::Alarm;
-use super::emitter::{Emitter, Telling};
+use super::emitter::{DriftEvent, Emitter};
 use super::entry::{AGAIN, Entry, patience};
 use super::inbox::{Inbox, Message};
 use super::response::{Action, Event, State};
@@ -41,12 +41,12 @@ const REST: Duration = Duration::from_millis(250);
 const GONE: u32 = 3;
 
 /// Interface of a worker to the host and the VM.
-pub(super) trait World: Send + Sync {
+pub(super) trait WorkerEnv: Send + Sync {
     /// The VM. Each request to its VMM times out after `patience`.
     fn reach(&self, patience: Duration) -> Result<Guest, VmmError>;
 
     /// The current host; `None` if it cannot be read.
-    fn look(&self) -> Option<Snapshot>;
+    fn scan(&self) -> Option<Snapshot>;
 
     /// Whether a transaction is running, and how many have started.
     fn activity(&self) -> (bool, u64);
@@ -67,12 +67,12 @@ pub(super) trait World: Send + Sync {
     fn has_ended(&self) -> bool;
 
     /// Queue of the events to report.
-    fn tellings(&self) -> SyncSender<Telling>;
+    fn drift_events(&self) -> SyncSender<DriftEvent>;
 }
 
 pub(super) struct Worker {
     vm: String,
-    world: Arc<dyn World>,
+    env: Arc<dyn WorkerEnv>,
     inbox: Arc<Inbox>,
     entries: BTreeMap<String, Entry>,
     /// The change to handle as soon as the VM's devices are known.
@@ -99,13 +99,13 @@ impl Worker {
     /// Starts the thread for a VM.
     pub(super) fn start(
         vm: String,
-        world: Arc<dyn World>,
+        env: Arc<dyn WorkerEnv>,
         inbox: Arc<Inbox>,
     ) -> std::io::Result<()> {
-        let emitter = Emitter::new(world.tellings());
+        let emitter = Emitter::new(env.drift_events());
         let worker = Self {
             vm,
-            world,
+            env,
             inbox,
             entries: BTreeMap::new(),
             alarm: None,
@@ -128,7 +128,7 @@ impl Worker {
         let mut wait = Duration::ZERO;
         loop {
             let mail = self.inbox.take(wait);
-            if self.world.has_ended() {
+            if self.env.has_ended() {
                 return;
             }
             let now = Instant::now();
@@ -139,7 +139,7 @@ impl Worker {
             for message in mail.messages {
                 self.receive(message, now);
             }
-            self.heed_transactions();
+            self.process_transactions();
             self.ask(now);
             self.begin(now);
             let has_checked = self.check(now);
@@ -160,7 +160,7 @@ impl Worker {
     fn alarmed(&mut self, alarm: Alarm, now: Instant) {
         let transactions = self.transactions();
         let known: Vec<VmDevice> = self.entries.values().map(|e| e.device.clone()).collect();
-        for (device, why) in alarm.concerned(&known) {
+        for (device, why) in alarm.affected(&known) {
             if let Some(entry) = self.entries.get_mut(&device.id) {
                 entry.drift(&alarm.before, why, transactions, now);
                 self.handled.insert(device.id.clone());
@@ -191,10 +191,10 @@ impl Worker {
         self.noted = withheld;
         let back: BTreeSet<String> = back;
         for id in back {
-            let (world, vm) = (Arc::clone(&self.world), self.vm.clone());
+            let (env, vm) = (Arc::clone(&self.env), self.vm.clone());
             let release = move || {
-                if let Err(error) = world.release(&id) {
-                    eprintln!("p2pctl: cannot note that {vm} has {id}: {error}");
+                if let Err(error) = env.release(&id) {
+                    eprintln!("p2pctl: cannot record that {vm} has {id}: {error}");
                 }
             };
             let thread = thread::Builder::new().name("drift-request".to_owned());
@@ -241,7 +241,7 @@ impl Worker {
         let Some(alarm) = self.alarm.take() else {
             return;
         };
-        for (device, why) in alarm.concerned(devices) {
+        for (device, why) in alarm.affected(devices) {
             let entry = self
                 .entries
                 .entry(device.id.clone())
@@ -275,16 +275,15 @@ impl Worker {
         self.gone = 0;
         self.silent = self.silent.saturating_add(1);
         if self.silent == 1 {
-            let (vm, error) = (self.vm.clone(), error.to_string());
             self.emitter
-                .tell("vmm-silent", &[("vm", &vm), ("error", &error)]);
+                .emit("vmm-silent", &[("vm", &self.vm), ("error", error)]);
         }
     }
 
     /// Devices that a transaction returned were checked by it, and it changed their dependencies intentionally.
-    fn heed_transactions(&mut self) {
+    fn process_transactions(&mut self) {
         for entry in self.entries.values_mut() {
-            let given = self.world.given_back(&entry.device);
+            let given = self.env.given_back(&entry.device);
             if let Some(given) = given.filter(|given| *given > entry.transactions) {
                 entry.rebase = true;
                 entry.transactions = given;
@@ -294,7 +293,7 @@ impl Worker {
 
     /// How many transactions have completed.
     fn transactions(&self) -> u64 {
-        let (is_busy, begun) = self.world.activity();
+        let (is_busy, begun) = self.env.activity();
         begun.saturating_sub(u64::from(is_busy))
     }
 
@@ -308,15 +307,15 @@ impl Worker {
         }
         self.is_asked = true;
         self.is_newer = false;
-        let world = Arc::clone(&self.world);
+        let env = Arc::clone(&self.env);
         let patience = patience(self.silent);
-        let request = move || Message::Devices(world.reach(patience).and_then(|vm| vm.devices()));
+        let request = move || Message::Devices(env.reach(patience).and_then(|vm| vm.devices()));
         self.spawn(request, |error| Message::Devices(Err(error)));
     }
 
     /// Starts the actions of all devices.
     fn begin(&mut self, now: Instant) {
-        let (is_busy, _) = self.world.activity();
+        let (is_busy, _) = self.env.activity();
         let mut begun = Vec::new();
         for (id, entry) in &mut self.entries {
             if entry.is_to_be_asked_again(now) {
@@ -337,10 +336,10 @@ impl Worker {
             if action == Action::Unplug {
                 self.noted.insert(id.clone());
             }
-            let world = Arc::clone(&self.world);
+            let env = Arc::clone(&self.env);
             let of = device.id.clone();
             let request = move || Message::Ended {
-                result: request::perform(&*world, action, &device, &good, patience),
+                result: request::perform(&*env, action, &device, &good, patience),
                 id,
                 action,
             };

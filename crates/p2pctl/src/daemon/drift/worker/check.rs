@@ -14,13 +14,13 @@ impl Worker {
     /// Checks the host for the devices that wait for it. Returns whether it was checked.
     pub(super) fn check(&mut self, now: Instant) -> bool {
         let waiting = self.waiting(now);
-        let activity = self.world.activity();
+        let activity = self.env.activity();
         // During a transaction the host is in an intermediate state.
         if waiting.is_empty() || activity.0 {
             return false;
         }
-        let host = self.world.look();
-        let Some(host) = host.filter(|_| self.world.activity() == activity) else {
+        let host = self.env.scan();
+        let Some(host) = host.filter(|_| self.env.activity() == activity) else {
             for id in waiting {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.due = now + AGAIN;
@@ -38,7 +38,7 @@ impl Worker {
             .filter_map(|id| Some((id.clone(), self.verdict(&id, &host)?)))
             .collect();
         for (id, verdict) in verdicts {
-            self.judge(&id, &verdict, now);
+            self.apply_verdict(&id, &verdict, now);
         }
         true
     }
@@ -83,11 +83,11 @@ impl Worker {
     fn verdict_of(&self, entry: &Entry, host: &Snapshot) -> Verdict {
         let mut own = self.functions.clone();
         own.extend(self.entries.values().map(|entry| entry.device.function));
-        let is_accepted = |exposure: &_| self.world.is_accepted(&entry.device, exposure);
+        let is_accepted = |exposure: &_| self.env.is_accepted(&entry.device, exposure);
         assess(&entry.device, &entry.good, host, &own, &is_accepted)
     }
 
-    fn judge(&mut self, id: &str, verdict: &Verdict, now: Instant) {
+    fn apply_verdict(&mut self, id: &str, verdict: &Verdict, now: Instant) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
@@ -105,8 +105,8 @@ impl Worker {
             entry.put_off(now);
         }
         match (was, verdict) {
-            (State::Away, Verdict::Exposed(_)) => self.tell_of(id, "device-withheld", &[]),
-            (State::Away, Verdict::Lost) => self.tell_of(id, "device-lost", &[]),
+            (State::Away, Verdict::Exposed(_)) => self.emit_for(id, "device-withheld", &[]),
+            (State::Away, Verdict::Lost) => self.emit_for(id, "device-lost", &[]),
             _ => {}
         }
     }

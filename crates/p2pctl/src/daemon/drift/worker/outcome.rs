@@ -1,5 +1,6 @@
 //! Results of requests, and their events.
 
+use std::fmt::Display;
 use std::time::Instant;
 
 use hotplug::regroup::{PeerMappings, VmmError};
@@ -31,7 +32,7 @@ impl Worker {
                     entry.closed = Some(windows);
                 }
                 entry.step(Event::Done, now);
-                self.tell_done(id, outcome);
+                self.emit_done(id, outcome);
             }
             Err(error) => {
                 if let VmmError::Gone { .. } = error {
@@ -47,37 +48,38 @@ impl Worker {
                 if entry.state.action() == action {
                     entry.retry(now);
                 }
-                self.tell_of(id, event, &[("error", &error.to_string())]);
+                self.emit_for(id, event, &[("error", &error)]);
             }
         }
     }
 
-    fn tell_done(&mut self, id: &str, outcome: Outcome) {
+    fn emit_done(&mut self, id: &str, outcome: Outcome) {
         let Some(entry) = self.entries.get(id) else {
             return;
         };
         match outcome {
             // The mappings must be closed again, or there are none.
             Outcome::Closed(_) if entry.state != State::Closed || !entry.device.p2p => {}
-            Outcome::Closed(PeerMappings::Closed) => self.tell_of(id, "windows-revoked", &[]),
+            Outcome::Closed(PeerMappings::Closed) => self.emit_for(id, "windows-revoked", &[]),
             Outcome::Closed(PeerMappings::OpenWhilePlugged) => {
-                self.tell_of(id, "windows-stay", &[])
+                self.emit_for(id, "windows-stay", &[])
             }
-            Outcome::Reopened if entry.device.p2p => self.tell_of(id, "windows-reopened", &[]),
+            Outcome::Reopened if entry.device.p2p => self.emit_for(id, "windows-reopened", &[]),
             Outcome::Reopened | Outcome::LetGo => {}
-            Outcome::Plugged(how) => self.tell_of(id, "device-replugged", &[("how", how)]),
+            Outcome::Plugged(how) => self.emit_for(id, "device-replugged", &[("how", &how)]),
         }
     }
 
     /// Reports an event of a device, once per state.
-    pub(super) fn tell_of(&mut self, id: &str, event: &str, more: &[(&str, &str)]) {
+    pub(super) fn emit_for(&mut self, id: &str, event: &str, more: &[(&str, &dyn Display)]) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
-        if entry.is_news(event) {
-            let of = [("vm", &*self.vm), ("id", id), ("why", &*entry.why)];
-            let all: Vec<(&str, &str)> = of.into_iter().chain(more.iter().copied()).collect();
-            self.emitter.tell(event, &all);
+        if entry.is_new(event) {
+            let of: [(&str, &dyn Display); 3] =
+                [("vm", &self.vm), ("id", &id), ("why", &entry.why)];
+            let all: Vec<_> = of.into_iter().chain(more.iter().copied()).collect();
+            self.emitter.emit(event, &all);
         }
     }
 }

@@ -7,14 +7,14 @@ use hotplug::regroup::{DeviceFacts, PeerMappings, VmDevice, VmmError};
 use super::super::super::guests::Guest;
 use super::super::inbox::Outcome;
 use super::super::response::Action;
-use super::World;
+use super::WorkerEnv;
 
 /// How long a guest may take to release a device whose peers have changed.
 const GUEST: Duration = Duration::from_secs(60);
 
 /// Carries out an action for a device.
 pub(super) fn perform(
-    world: &dyn World,
+    env: &dyn WorkerEnv,
     action: Action,
     device: &VmDevice,
     good: &DeviceFacts,
@@ -26,14 +26,14 @@ pub(super) fn perform(
         Action::Reopen if !device.p2p => return Ok(Outcome::Reopened),
         _ => {}
     }
-    let vm = world.reach(patience)?;
+    let vm = env.reach(patience)?;
     match action {
         Action::Revoke => vm.revoke(device).map(Outcome::Closed),
         Action::Unplug => {
             // The device must be removed even if a later daemon could not return it.
-            if let Err(error) = world.withhold(device, good) {
+            if let Err(error) = env.withhold(device, good) {
                 eprintln!(
-                    "p2pctl: a daemon that is started anew would not give {} back to {}: {error}",
+                    "p2pctl: a restarted daemon would not return {} to {}: {error}",
                     device.id, device.vm
                 );
             }

@@ -132,8 +132,8 @@ impl Fake {
         };
         let inbox = Arc::new(Inbox::default());
         assert!(inbox.alarm(&alarm));
-        let world = Arc::new(Reached(Arc::clone(self)));
-        Worker::start("web".to_owned(), world, Arc::clone(&inbox)).unwrap();
+        let env = Arc::new(Reached(Arc::clone(self)));
+        Worker::start("web".to_owned(), env, Arc::clone(&inbox)).unwrap();
         inbox
     }
 
@@ -233,7 +233,7 @@ impl Vmm for Connection {
     }
 }
 
-impl World for Reached {
+impl WorkerEnv for Reached {
     fn reach(&self, patience: Duration) -> Result<Guest, VmmError> {
         Ok(Arc::new(Connection {
             fake: Arc::clone(&self.0),
@@ -241,7 +241,7 @@ impl World for Reached {
         }))
     }
 
-    fn look(&self) -> Option<Snapshot> {
+    fn scan(&self) -> Option<Snapshot> {
         Some(self.0.host())
     }
 
@@ -278,7 +278,7 @@ impl World for Reached {
         Fake::is(&self.0.has_ended)
     }
 
-    fn tellings(&self) -> SyncSender<Telling> {
+    fn drift_events(&self) -> SyncSender<DriftEvent> {
         super::super::emitter::start(EventLog::new()).unwrap()
     }
 }
@@ -403,8 +403,8 @@ fn a_worker_of_another_daemon_gives_back_what_was_taken_away_or_checks_what_was_
         for device in &*fake.withheld.lock().unwrap() {
             assert!(inbox.withheld(device));
         }
-        let world = Arc::new(Reached(Arc::clone(&fake)));
-        Worker::start("web".to_owned(), world, Arc::clone(&inbox)).unwrap();
+        let env = Arc::new(Reached(Arc::clone(&fake)));
+        Worker::start("web".to_owned(), env, Arc::clone(&inbox)).unwrap();
         thread::sleep(Duration::from_secs(2));
         assert!(
             !fake.did("plug one") && !fake.did("open one"),

@@ -9,7 +9,7 @@ use crate::show::{Line, Tone};
 
 impl Explanation<'_> {
     /// The functions on the path, with the ACS of the ports.
-    pub(super) fn way(&self, from: Sbdf, to: Sbdf, path: &Path) -> Line {
+    pub(super) fn path_line(&self, from: Sbdf, to: Sbdf, path: &Path) -> Line {
         let chain = |start: Sbdf| -> Vec<Sbdf> {
             std::iter::once(start)
                 .chain(self.topology.ancestors(start).map(Function::sbdf))
@@ -72,19 +72,19 @@ impl Explanation<'_> {
         let switch = common_switch(self.routing, from, to).map(|f| self.of(f));
         let across = switch.map_or_else(
             || "inside the device".to_owned(),
-            |switch| format!("straight across switch {switch}"),
+            |switch| format!("directly across switch {switch}"),
         );
         let mut lines: Vec<Line> = match path.route {
             Route::SwitchLocal => vec![
                 format!(
-                    "a request goes {across}, untranslated: {ingress} does not redirect it, the IOMMU does not see it"
+                    "a request goes {across}, untranslated: {ingress} does not redirect it, so it bypasses the IOMMU"
                 )
                 .into(),
             ],
             Route::SwitchLocalTranslated => vec![
                 format!(
                     "translated requests go {across}: {} has ATS on and {ingress} has Direct Translated on; \
-                     the IOMMU decides what is reached",
+                     the IOMMU decides what they reach",
                     self.of(from)
                 )
                 .into(),
@@ -106,7 +106,10 @@ impl Explanation<'_> {
             Route::Blocked(block) => vec![self.names.shorten(&block.to_string()).into()],
         };
         if path.completions_detour {
-            lines.push("completions of reads take the way through the root complex (completion redirect is on)".into());
+            lines.push(
+                "completions of reads go through the root complex (completion redirect is on)"
+                    .into(),
+            );
         }
         lines
     }

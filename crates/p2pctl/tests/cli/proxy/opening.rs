@@ -95,6 +95,10 @@ fn a_device_of_which_only_a_descriptor_is_known_is_not_opened_again() {
         info
     });
     for call in CALLS {
-        refused(&stage, call, "nothing can be said of a device");
+        refused(
+            &stage,
+            call,
+            "the PCI function behind a descriptor is unknown",
+        );
     }
 }

@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 use iommu_group::Sbdf;
 use serde_json::Value;
 
-use super::device::Asked;
+use super::device::RequestedDevice;
 use super::json::{devices, excludes_all};
 
 /// Recorded state of one VM.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct RecordedState {
     /// Whether the VM had a device without mapped BARs, so that others may be like that.
     without_bars: bool,
     /// The requested settings of the devices that were added through the proxy, by path.
-    asked: BTreeMap<PathBuf, Asked>,
+    requested: BTreeMap<PathBuf, RequestedDevice>,
     /// The devices whose removal was requested, by ID, and whether their BARs are mapped. From then on cloud-hypervisor
     /// no longer lists them in the configuration, even while the guest still has them.
-    asked_back: BTreeMap<String, bool>,
+    removals: BTreeMap<String, bool>,
     /// Functions whose removal was requested, or that left otherwise. They count as the VM's own when they
     /// return.
     departed: BTreeSet<Sbdf>,
 }
 
-impl Seen {
+impl RecordedState {
     /// State of a VM that is known to have devices without mapped BARs.
     pub(super) fn without_bars() -> Self {
         Self {
@@ -39,36 +39,38 @@ impl Seen {
     }
 
     /// The requested settings of a device that was added through the proxy.
-    pub(super) fn asked_for(&self, path: &Path) -> Option<&Asked> {
-        self.asked.get(path)
+    pub(super) fn requested_as(&self, path: &Path) -> Option<&RequestedDevice> {
+        self.requested.get(path)
     }
 
     /// A device with P2P whose BARs are not mapped, so that peers cannot reach it. `config` is the VM's configuration.
     pub(super) fn peer_without_bars(&self, config: &Value) -> Option<String> {
         let paths = devices(config).filter(|device| excludes_all(device));
         let mut paths = paths.filter_map(|device| device.get("path")?.as_str());
-        let asked = |path: &&str| {
-            self.asked_for(Path::new(path))
-                .is_some_and(|asked| asked.p2p)
+        let requested = |path: &&str| {
+            self.requested_as(Path::new(path))
+                .is_some_and(|requested| requested.p2p)
         };
-        paths.find(asked).map(str::to_owned)
+        paths.find(requested).map(str::to_owned)
     }
 
-    /// Records that a new VM was created, which no device has left yet.
-    pub(super) fn created(&mut self) {
+    /// Records that a new VM with these devices was created, which no device has left yet.
+    pub(super) fn created(&mut self, config: &Value, requested: &[RequestedDevice]) {
         self.departed.clear();
+        self.record(config);
+        self.added(requested);
     }
 
     /// Records that these devices are added.
-    pub(super) fn come(&mut self, asked: &[Asked]) {
-        let by_path = asked
+    pub(super) fn added(&mut self, requested: &[RequestedDevice]) {
+        let by_path = requested
             .iter()
             .filter_map(|device| Some((device.path.clone()?, device.clone())));
-        self.asked.extend(by_path);
+        self.requested.extend(by_path);
     }
 
     /// Records facts from the VM's configuration before the VM is changed.
-    pub(super) fn look(&mut self, config: &Value) {
+    pub(super) fn record(&mut self, config: &Value) {
         self.without_bars |= devices(config).any(excludes_all);
     }
 
@@ -76,7 +78,7 @@ impl Seen {
     pub(super) fn removal(&mut self, config: &Value, id: &str) {
         let named = |device: &&Value| device.get("id").and_then(Value::as_str) == Some(id);
         if let Some(device) = devices(config).find(named) {
-            self.asked_back.insert(id.to_owned(), !excludes_all(device));
+            self.removals.insert(id.to_owned(), !excludes_all(device));
             let path = device.get("path").and_then(Value::as_str).map(Path::new);
             self.departed.extend(path.and_then(function));
         }
@@ -96,14 +98,14 @@ impl Seen {
     /// by it. `info` is the answer to `vm.info`; `mapped` is true if the BARs of the new device are mapped.
     pub(super) fn leaving(&mut self, info: &Value, mapped: bool) -> Option<String> {
         let there = info.get("device_tree").and_then(Value::as_object);
-        self.asked_back
+        self.removals
             .retain(|id, _| there.is_some_and(|there| there.contains_key(id)));
         let config = info.get("config").unwrap_or(&Value::Null);
         let again = |id: &str| {
             devices(config).any(|device| device.get("id").and_then(Value::as_str) == Some(id))
         };
         let reaching = self
-            .asked_back
+            .removals
             .iter()
             .find(|(id, open)| (mapped || **open) && !again(id));
         reaching.map(|(id, _)| id.clone())
@@ -132,54 +134,54 @@ mod tests {
 
     #[test]
     fn what_was_asked_back_is_there_until_the_tree_has_it_no_more() {
-        let mut seen = Seen::default();
+        let mut state = RecordedState::default();
         let device = json!({"id": "left", "path": "/sys/bus/pci/devices/0000:03:00.0"});
-        seen.removal(&json!({"devices": [&device]}), "left");
-        seen.removal(&json!({"devices": [&device]}), "disk");
-        let departed: Vec<String> = seen.departed().iter().map(Sbdf::to_string).collect();
+        state.removal(&json!({"devices": [&device]}), "left");
+        state.removal(&json!({"devices": [&device]}), "disk");
+        let departed: Vec<String> = state.departed().iter().map(Sbdf::to_string).collect();
         assert_eq!(departed, ["0000:03:00.0"]);
         // The removal failed: the device is listed as before.
         assert_eq!(
-            seen.leaving(&info(&[device], &["left", "disk"]), true),
+            state.leaving(&info(&[device], &["left", "disk"]), true),
             None
         );
-        let asked_back = info(&[], &["left", "disk"]);
+        let removals = info(&[], &["left", "disk"]);
         for mapped in [true, false] {
-            let leaving = seen.leaving(&asked_back, mapped);
+            let leaving = state.leaving(&removals, mapped);
             assert_eq!(leaving.as_deref(), Some("left"));
         }
-        assert_eq!(seen.leaving(&info(&[], &["disk"]), true), None);
-        assert_eq!(seen.leaving(&asked_back, true), None, "another of that id");
+        assert_eq!(state.leaving(&info(&[], &["disk"]), true), None);
+        assert_eq!(state.leaving(&removals, true), None, "another of that id");
     }
 
     #[test]
     fn a_peer_that_came_without_its_bars_stays_known() {
-        let mut seen = Seen::default();
+        let mut state = RecordedState::default();
         let device = |path: &str| json!({"path": path, EXCLUDED: ALL_BARS});
         let config = json!({"devices": [device("/stranger"), device("/peer"), {"path": "/open"}]});
         for (path, p2p) in [("/open", true), ("/stranger", false)] {
-            let asked = Asked::of_json(&json!({"path": path, "p2p": p2p}), false);
-            seen.come(&[asked.unwrap()]);
-            assert_eq!(seen.peer_without_bars(&config), None);
+            let requested = RequestedDevice::of_json(&json!({"path": path, "p2p": p2p}), false);
+            state.added(&[requested.unwrap()]);
+            assert_eq!(state.peer_without_bars(&config), None);
         }
         for (path, p2p) in [("/peer", true), ("/other", false)] {
-            let asked = Asked::of_json(&json!({"path": path, "p2p": p2p}), false);
-            seen.come(&[asked.unwrap()]);
-            assert_eq!(seen.peer_without_bars(&config).as_deref(), Some("/peer"));
+            let requested = RequestedDevice::of_json(&json!({"path": path, "p2p": p2p}), false);
+            state.added(&[requested.unwrap()]);
+            assert_eq!(state.peer_without_bars(&config).as_deref(), Some("/peer"));
         }
-        assert_eq!(seen.peer_without_bars(&json!({"devices": []})), None);
+        assert_eq!(state.peer_without_bars(&json!({"devices": []})), None);
     }
 
     #[test]
     fn without_bars_it_reaches_nobody_else_without_bars() {
-        let mut seen = Seen::default();
+        let mut state = RecordedState::default();
         let config = json!({"devices": [{"id": "left", EXCLUDED: ALL_BARS}]});
-        assert!(!seen.may_lack_bars());
-        seen.look(&config);
-        assert!(seen.may_lack_bars());
-        seen.removal(&config, "left");
-        let asked_back = info(&[], &["left"]);
-        assert_eq!(seen.leaving(&asked_back, false), None);
-        assert_eq!(seen.leaving(&asked_back, true).as_deref(), Some("left"));
+        assert!(!state.may_lack_bars());
+        state.record(&config);
+        assert!(state.may_lack_bars());
+        state.removal(&config, "left");
+        let removals = info(&[], &["left"]);
+        assert_eq!(state.leaving(&removals, false), None);
+        assert_eq!(state.leaving(&removals, true).as_deref(), Some("left"));
     }
 }

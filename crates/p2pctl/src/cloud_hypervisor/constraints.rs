@@ -3,7 +3,7 @@
 use iommu_group::assignment::{Exposed, UnsafeInterrupts};
 use iommu_group::{MemoryHole, Sbdf};
 
-use super::device::Asked;
+use super::device::RequestedDevice;
 use super::memory::{DEFAULT_BITS, GuestMemory, bars_32, overlap};
 use super::refusal::Limit;
 use super::version::Version;
@@ -13,7 +13,7 @@ const FEWEST_BITS: u8 = 36;
 
 /// Host facts about a device.
 #[derive(Debug, Clone)]
-pub(crate) struct Facts {
+pub(crate) struct DeviceProperties {
     pub(crate) sbdf: Sbdf,
     /// Whether its guest driver uses cliques.
     pub(crate) wants_clique: bool,
@@ -28,7 +28,7 @@ pub(crate) struct Facts {
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     /// The devices, in the order of the request; `None` for a device without a path.
-    pub(crate) devices: Vec<Option<Facts>>,
+    pub(crate) devices: Vec<Option<DeviceProperties>>,
     /// Two peers with a direct route across a switch that requires BARs at their bus addresses.
     pub(crate) by_bus_address: Option<(Sbdf, Sbdf)>,
     /// Devices whose BARs policy hides from their peers.
@@ -49,7 +49,7 @@ pub(crate) struct Host {
 
 /// The VM options that the constraints depend on.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Wishes {
+pub(crate) struct VmOptions {
     /// `--platform vfio_p2p_dma`.
     pub(crate) p2p_dma: Option<bool>,
     /// `--cpus max_phys_bits`.
@@ -81,14 +81,14 @@ pub(crate) enum BitsReason {
 }
 
 /// Computes the settings, or all limits that the request exceeds.
-pub(crate) fn settle(
-    asked: &[Asked],
-    wishes: &Wishes,
+pub(crate) fn required_settings(
+    requested: &[RequestedDevice],
+    vm_options: &VmOptions,
     host: &Host,
 ) -> Result<Settings, Vec<Limit>> {
     let vm = Vm {
-        devices: asked.iter().zip(&host.devices).collect(),
-        wishes,
+        devices: requested.iter().zip(&host.devices).collect(),
+        vm_options,
         host,
     };
     let mut limits = vm.domain_limits();
@@ -116,42 +116,45 @@ pub(crate) fn settle(
 /// The maximum of the guest's address bits if the devices are to become peers later; `None` if there is no limit, or if
 /// no number of bits works.
 pub(crate) fn bits_as_peers(
-    asked: &[Asked],
-    wishes: &Wishes,
+    requested: &[RequestedDevice],
+    vm_options: &VmOptions,
     host: &Host,
 ) -> Option<(u8, BitsReason)> {
-    let as_peer = |device: &Asked| Asked {
+    let as_peer = |device: &RequestedDevice| RequestedDevice {
         p2p: true,
         ..device.clone()
     };
-    let peers: Vec<Asked> = asked.iter().map(as_peer).collect();
+    let peers: Vec<RequestedDevice> = requested.iter().map(as_peer).collect();
     let vm = Vm {
         devices: peers.iter().zip(&host.devices).collect(),
-        wishes,
+        vm_options,
         host,
     };
     vm.bits().ok().flatten()
 }
 
 struct Vm<'a> {
-    devices: Vec<(&'a Asked, &'a Option<Facts>)>,
-    wishes: &'a Wishes,
+    devices: Vec<(&'a RequestedDevice, &'a Option<DeviceProperties>)>,
+    vm_options: &'a VmOptions,
     host: &'a Host,
 }
 
 impl Vm<'_> {
-    fn facts(&self) -> impl Iterator<Item = (&Asked, &Facts)> {
-        let known = |(asked, facts): &(&'_ Asked, &'_ Option<Facts>)| {
-            facts.is_some() && asked.path.is_some()
-        };
+    fn properties(&self) -> impl Iterator<Item = (&RequestedDevice, &DeviceProperties)> {
+        let known =
+            |(requested, properties): &(&'_ RequestedDevice, &'_ Option<DeviceProperties>)| {
+                properties.is_some() && requested.path.is_some()
+            };
         self.devices
             .iter()
             .filter(move |device| known(device))
-            .filter_map(|(asked, facts)| Some((*asked, facts.as_ref()?)))
+            .filter_map(|(requested, properties)| Some((*requested, properties.as_ref()?)))
     }
 
-    fn peers(&self) -> Vec<(&Asked, &Facts)> {
-        self.facts().filter(|(asked, _)| asked.p2p).collect()
+    fn peers(&self) -> Vec<(&RequestedDevice, &DeviceProperties)> {
+        self.properties()
+            .filter(|(requested, _)| requested.p2p)
+            .collect()
     }
 
     /// Whether BARs are not mapped at all. A single peer keeps its mapping because other peers may be added later,
@@ -165,10 +168,12 @@ impl Vm<'_> {
 
     fn cliques(&self) -> Vec<usize> {
         let devices = self.devices.iter().enumerate();
-        let needs = |(asked, facts): &(&Asked, &Option<Facts>)| {
-            asked.p2p
-                && asked.clique.is_none()
-                && facts.as_ref().is_some_and(|facts| facts.wants_clique)
+        let needs = |(requested, properties): &(&RequestedDevice, &Option<DeviceProperties>)| {
+            requested.p2p
+                && requested.clique.is_none()
+                && properties
+                    .as_ref()
+                    .is_some_and(|properties| properties.wants_clique)
         };
         let wanted = devices.filter(|(_, device)| !self.p2p_off() && needs(device));
         wanted.map(|(at, _)| at).collect()
@@ -177,22 +182,27 @@ impl Vm<'_> {
     /// Limits because a VM has one IOMMU context.
     fn domain_limits(&self) -> Vec<Limit> {
         let mut limits = Vec::new();
-        for (asked, facts) in &self.devices {
-            if asked.p2p && facts.is_none() {
-                let options = asked.options.to_string();
+        for (requested, properties) in &self.devices {
+            if requested.p2p && properties.is_none() {
+                let options = requested.options.to_string();
                 limits.push(Limit::Descriptor { options });
             }
         }
         let peers = self.peers();
-        for (asked, facts) in &peers {
-            if asked.viommu {
-                limits.push(Limit::VirtualIommu { device: facts.sbdf });
+        for (requested, properties) in &peers {
+            if requested.viommu {
+                limits.push(Limit::VirtualIommu {
+                    device: properties.sbdf,
+                });
             }
         }
         let [(first, peer), rest @ ..] = peers.as_slice() else {
             return limits;
         };
-        if let Some((_, other)) = rest.iter().find(|(asked, _)| asked.domain != first.domain) {
+        if let Some((_, other)) = rest
+            .iter()
+            .find(|(requested, _)| requested.domain != first.domain)
+        {
             limits.push(Limit::Domains {
                 a: peer.sbdf,
                 b: other.sbdf,
@@ -201,12 +211,14 @@ impl Vm<'_> {
         if rest.is_empty() {
             return limits;
         }
-        for (asked, facts) in self.devices.iter().filter(|(asked, _)| !asked.p2p) {
+        for (requested, properties) in self.devices.iter().filter(|(requested, _)| !requested.p2p) {
             limits.push(Limit::Outsider {
                 peer: peer.sbdf,
-                other: facts
+                other: properties
                     .as_ref()
-                    .map_or(asked.options.to_string(), |facts| facts.sbdf.to_string()),
+                    .map_or(requested.options.to_string(), |properties| {
+                        properties.sbdf.to_string()
+                    }),
             });
         }
         let hidden = self.host.hidden.iter();
@@ -227,17 +239,21 @@ impl Vm<'_> {
         {
             limits.push(Limit::AlwaysOn { version });
         }
-        match (self.wishes.p2p_dma, peers.as_slice()) {
+        match (self.vm_options.p2p_dma, peers.as_slice()) {
             (Some(true), peers) if several && peers.len() < 2 => limits.push(Limit::ForAll),
-            (Some(false), [_, (_, facts), ..]) => {
-                limits.push(Limit::SwitchedOff { device: facts.sbdf });
+            (Some(false), [_, (_, properties), ..]) => {
+                limits.push(Limit::SwitchedOff {
+                    device: properties.sbdf,
+                });
             }
             _ => {}
         }
         let odd = self
-            .facts()
-            .filter(|(asked, _)| !asked.p2p && asked.clique.is_some());
-        limits.extend(odd.map(|(_, facts)| Limit::Clique { device: facts.sbdf }));
+            .properties()
+            .filter(|(requested, _)| !requested.p2p && requested.clique.is_some());
+        limits.extend(odd.map(|(_, properties)| Limit::Clique {
+            device: properties.sbdf,
+        }));
         limits
     }
 
@@ -246,10 +262,10 @@ impl Vm<'_> {
         if self.devices.is_empty() {
             return Ok(None);
         }
-        let wanted = self.wishes.bits.unwrap_or(DEFAULT_BITS);
+        let wanted = self.vm_options.bits.unwrap_or(DEFAULT_BITS);
         let wanted = wanted.min(self.host.cpu_bits.unwrap_or(wanted));
         let most = wanted.min(self.host.iommu_bits.unwrap_or(wanted));
-        if let Some(memory) = self.wishes.memory
+        if let Some(memory) = self.vm_options.memory
             && memory.bars_64(most).is_none()
         {
             let memory_end = memory.ranges().last().map_or(0, |ram| *ram.end());
@@ -259,26 +275,26 @@ impl Vm<'_> {
             });
         }
         let narrow = (most < wanted).then_some((most, BitsReason::Iommu));
-        match self.astray(most) {
+        match self.misrouted(most) {
             None => Ok(narrow),
             Some(limit) => (FEWEST_BITS..most)
                 .rev()
-                .find(|bits| self.has_room(*bits) && self.astray(*bits).is_none())
+                .find(|bits| self.has_room(*bits) && self.misrouted(*bits).is_none())
                 .map(|bits| Some((bits, BitsReason::Windows)))
                 .ok_or(limit),
         }
     }
 
     fn has_room(&self, bits: u8) -> bool {
-        let memory = self.wishes.memory;
+        let memory = self.vm_options.memory;
         memory.is_none_or(|memory| memory.bars_64(bits).is_some())
     }
 
     /// A peer request that may be routed elsewhere, if BARs can be at any address of this many bits.
-    fn astray(&self, bits: u8) -> Option<Limit> {
+    fn misrouted(&self, bits: u8) -> Option<Limit> {
         let peers = self.peers();
         // Without the size of memory, 64-bit BARs may be anywhere above 4 GiB.
-        let memory = self.wishes.memory.unwrap_or(GuestMemory {
+        let memory = self.vm_options.memory.unwrap_or(GuestMemory {
             boot: 0,
             plugged: 0,
         });
@@ -305,8 +321,10 @@ impl Vm<'_> {
     /// Checks that requests for guest memory reach the IOMMU. Returns the addresses at which that is uncertain, as
     /// behind some root ports.
     fn memory_holes(&self) -> Result<Vec<MemoryHole>, Vec<Limit>> {
-        let Some(memory) = self.wishes.memory else {
-            let any = self.facts().any(|(_, facts)| !facts.holes.is_empty());
+        let Some(memory) = self.vm_options.memory else {
+            let any = self
+                .properties()
+                .any(|(_, properties)| !properties.holes.is_empty());
             return if any {
                 Err(vec![Limit::UnknownMemory])
             } else {
@@ -315,15 +333,15 @@ impl Vm<'_> {
         };
         let mut limits = Vec::new();
         let mut doubtful: Vec<MemoryHole> = Vec::new();
-        for (_, facts) in self.facts() {
+        for (_, properties) in self.properties() {
             for ram in memory.ranges() {
-                let certain = facts.holes.iter().filter(|hole| hole.certain);
+                let certain = properties.holes.iter().filter(|hole| hole.certain);
                 limits.extend(MemoryHole::worst(certain, &ram).map(|hole| Limit::Memory {
-                    device: facts.sbdf,
+                    device: properties.sbdf,
                     hole: hole.clone(),
                 }));
                 let hit = |hole: &&MemoryHole| overlap(&ram, &hole.range).is_some();
-                doubtful.extend(facts.holes.iter().filter(hit).cloned());
+                doubtful.extend(properties.holes.iter().filter(hit).cloned());
             }
         }
         doubtful.dedup();
@@ -336,5 +354,5 @@ impl Vm<'_> {
 }
 
 #[cfg(test)]
-#[path = "rules/tests.rs"]
+#[path = "constraints/tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! `p2pctl front`, before a program that answers as cloud-hypervisor v53 does.
+//! `p2pctl proxy`, for a program that answers as cloud-hypervisor v53 does.
 
 mod forms;
 mod opening;
@@ -23,11 +23,11 @@ use crate::run::OnDisk;
 /// Far more than any step takes, so that a hang fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A front before a VMM on a machine.
+/// A proxy for a VMM on a machine.
 struct Stage {
     machine: OnDisk,
     dir: TempDir,
-    front: Child,
+    proxy: Child,
     /// Bodies of what was to be changed, as the VMM got them.
     heard: Receiver<(String, Value)>,
     /// What the VMM answers to `vm.info`.
@@ -36,8 +36,8 @@ struct Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.front.kill().unwrap();
-        self.front.wait().unwrap();
+        self.proxy.kill().unwrap();
+        self.proxy.wait().unwrap();
     }
 }
 
@@ -48,11 +48,11 @@ impl Stage {
         let (_, machine) = all.iter().find(|(name, _)| *name == machine).unwrap();
         let machine = OnDisk::new(machine);
         let dir = tempfile::tempdir().unwrap();
-        let (vmm, listen) = (dir.path().join("vmm"), dir.path().join("front"));
+        let (vmm, listen) = (dir.path().join("vmm"), dir.path().join("proxy"));
         let info = Arc::new(Mutex::new(info(&machine)));
         let heard = vmm_at(&vmm, info.clone());
-        let front = Command::new(env!("CARGO_BIN_EXE_p2pctl"))
-            .args(["front", "--sysfs"])
+        let proxy = Command::new(env!("CARGO_BIN_EXE_p2pctl"))
+            .args(["proxy", "--sysfs"])
             .arg(machine.sys())
             .arg("--api-socket")
             .arg(&vmm)
@@ -65,13 +65,13 @@ impl Stage {
             .unwrap();
         let started = Instant::now();
         while UnixStream::connect(&listen).is_err() {
-            assert!(started.elapsed() < PATIENCE, "the front is not there");
+            assert!(started.elapsed() < PATIENCE, "the proxy does not listen");
             thread::sleep(Duration::from_millis(5));
         }
         Self {
             machine,
             dir,
-            front,
+            proxy,
             heard,
             info,
         }
@@ -88,7 +88,7 @@ impl Stage {
     }
 
     fn ask_raw(&self, verb: &str, call: &str, body: &str) -> (u16, Value) {
-        let mut stream = UnixStream::connect(self.dir.path().join("front")).unwrap();
+        let mut stream = UnixStream::connect(self.dir.path().join("proxy")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let length = body.len();
         let request = format!(
@@ -325,7 +325,8 @@ fn invariant_2_beside_a_device_that_the_guest_still_has_none_is_added() {
         let (status, answer) = stage.ask("PUT", "vm.add-device", &new);
         assert_eq!(status, 409, "{answer}");
         let answer = answer.to_string();
-        let words = format!("{gone} was asked back and the guest has not let go");
+        let words =
+            format!("the removal of {gone} was requested, and the guest has not released it");
         assert!(answer.contains(&words), "{answer}");
         let mut info = stage.info.lock().unwrap();
         info["device_tree"].as_object_mut().unwrap().remove(gone);

@@ -44,10 +44,10 @@ fn the_devices_of_a_snapshot_are_judged() {
         &stage,
         "vm.restore",
         &request,
-        "let every device of the VM reach all others",
+        "lets every device of the VM reach all others",
     );
     let request = snapshot(&stage, &json!({"devices": [[stage.path("0000:03:00.0")]]}));
-    assert_refused(&stage, "vm.restore", &request, "no list of objects");
+    assert_refused(&stage, "vm.restore", &request, "not a list of objects");
     let request = snapshot(&stage, &with(false));
     let (status, answer) = stage.ask("PUT", "vm.restore", &request);
     assert_eq!(status, 204, "{answer}");
@@ -70,18 +70,18 @@ fn a_snapshot_that_cannot_be_held_to_what_was_read_is_refused() {
         0,
     )
     .unwrap();
-    assert_refused(&stage, "vm.restore", &request, "it is no file");
+    assert_refused(&stage, "vm.restore", &request, "it is not a regular file");
     fs::remove_file(&file).unwrap();
     fs::write(&file, format!("{{}}{}", " ".repeat(1 << 20))).unwrap();
     assert_refused(&stage, "vm.restore", &request, "too long");
     fs::write(&file, "{}").unwrap();
     request["vfio_fds"] = json!([{"id": "x", "fd": 3}]);
-    assert_refused(&stage, "vm.restore", &request, "nothing is known");
+    assert_refused(&stage, "vm.restore", &request, "unknown devices");
     assert_refused(
         &stage,
         "vm.restore",
         &json!({"source_url": "tcp://x"}),
-        "no file:// URL",
+        "not the file:// URL",
     );
 }
 
@@ -93,6 +93,6 @@ fn a_vm_of_another_host_is_refused() {
         &stage,
         "vm.receive-migration",
         &request,
-        "comes from another host",
+        "migrated from another host",
     );
 }

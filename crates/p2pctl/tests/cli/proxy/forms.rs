@@ -77,13 +77,13 @@ fn a_device_that_comes_as_a_descriptor_is_judged_as_the_device_that_it_is() {
         format!("fd={},id=x", std::os::fd::AsRawFd::as_raw_fd(&open))
             .parse()
             .unwrap();
-    let client = vmm_api::Client::new(stage.dir.path().join("front"));
+    let client = vmm_api::Client::new(stage.dir.path().join("proxy"));
     let refused = |words: &str| {
         let error = client.add_device(&by_descriptor).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
         assert!(stage.heard.try_recv().is_err());
     };
-    refused("nothing can be said of a device");
+    refused("the PCI function behind a descriptor is unknown");
     // From now on /dev/null is the second drive.
     let number = stage.machine.sys().join("dev/char/1:3");
     std::fs::create_dir_all(&number).unwrap();

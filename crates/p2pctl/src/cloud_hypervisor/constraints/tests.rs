@@ -7,12 +7,12 @@ use super::*;
 const A: &str = "0000:03:00.0";
 const B: &str = "0000:04:00.0";
 
-fn asked(text: &str) -> Asked {
-    Asked::parse(text).unwrap()
+fn requested(text: &str) -> RequestedDevice {
+    RequestedDevice::parse(text).unwrap()
 }
 
-fn facts(sbdf: &str) -> Option<Facts> {
-    Some(Facts {
+fn properties(sbdf: &str) -> Option<DeviceProperties> {
+    Some(DeviceProperties {
         sbdf: sbdf.parse().unwrap(),
         wants_clique: false,
         bars_32: false,
@@ -32,7 +32,7 @@ fn hole(range: std::ops::RangeInclusive<u64>, certain: bool) -> MemoryHole {
 
 fn host(devices: &[&str]) -> Host {
     Host {
-        devices: devices.iter().map(|sbdf| facts(sbdf)).collect(),
+        devices: devices.iter().map(|sbdf| properties(sbdf)).collect(),
         by_bus_address: None,
         hidden: Vec::new(),
         iommu_bits: Some(48),
@@ -44,34 +44,38 @@ fn host(devices: &[&str]) -> Host {
     }
 }
 
-fn wishes() -> Wishes {
+fn vm_options() -> VmOptions {
     let memory = GuestMemory {
         boot: 1 << 30,
         plugged: 0,
     };
-    Wishes {
+    VmOptions {
         memory: Some(memory),
-        ..Wishes::default()
+        ..VmOptions::default()
     }
 }
 
-fn settled(devices: &[&str], wishes: &Wishes, host: &Host) -> Result<Settings, Vec<Limit>> {
-    let asked: Vec<_> = devices.iter().map(|text| asked(text)).collect();
-    settle(&asked, wishes, host)
+fn settings_for(
+    devices: &[&str],
+    vm_options: &VmOptions,
+    host: &Host,
+) -> Result<Settings, Vec<Limit>> {
+    let requested: Vec<_> = devices.iter().map(|text| requested(text)).collect();
+    required_settings(&requested, vm_options, host)
 }
 
 /// The one limit that there is.
-fn limit(devices: &[&str], wishes: &Wishes, host: &Host) -> Limit {
-    let mut limits = settled(devices, wishes, host).unwrap_err();
+fn limit(devices: &[&str], vm_options: &VmOptions, host: &Host) -> Limit {
+    let mut limits = settings_for(devices, vm_options, host).unwrap_err();
     assert_eq!(limits.len(), 1, "{limits:?}");
     limits.remove(0)
 }
 
 #[test]
 fn peers_of_one_domain_need_no_setting() {
-    let settings = settled(
+    let settings = settings_for(
         &["path=/a,p2p=on", "path=/b,p2p=on"],
-        &wishes(),
+        &vm_options(),
         &host(&[A, B]),
     );
     assert_eq!(settings, Ok(Settings::default()));
@@ -86,11 +90,11 @@ fn invariant_7_without_peers_no_bar_is_mapped() {
     ] {
         let host = host(&[A, B][..devices.len()]);
         assert!(
-            settled(devices, &wishes(), &host).unwrap().p2p_off,
+            settings_for(devices, &vm_options(), &host).unwrap().p2p_off,
             "{devices:?}"
         );
     }
-    let alone = settled(&["path=/a,p2p=on"], &wishes(), &host(&[A])).unwrap();
+    let alone = settings_for(&["path=/a,p2p=on"], &vm_options(), &host(&[A])).unwrap();
     assert!(!alone.p2p_off, "another may come");
 }
 
@@ -99,12 +103,12 @@ fn invariant_2_no_device_is_outside_of_the_one_context() {
     let three = host(&[A, B, "0000:05:00.0"]);
     let found = limit(
         &["path=/a,p2p=on", "path=/b,p2p=on", "path=/c"],
-        &wishes(),
+        &vm_options(),
         &three,
     );
     assert!(matches!(found, Limit::Outsider { other, .. } if other == "0000:05:00.0"));
     let domains = ["path=/a,p2p=on,p2p_domain=x", "path=/b,p2p=on"];
-    let found = limit(&domains, &wishes(), &host(&[A, B]));
+    let found = limit(&domains, &vm_options(), &host(&[A, B]));
     assert!(matches!(found, Limit::Domains { .. }));
 }
 
@@ -112,7 +116,7 @@ fn invariant_2_no_device_is_outside_of_the_one_context() {
 fn a_route_by_bus_address_cannot_be_had() {
     let mut host = host(&[A, B]);
     host.by_bus_address = Some((A.parse().unwrap(), B.parse().unwrap()));
-    let found = limit(&["path=/a,p2p=on", "path=/b,p2p=on"], &wishes(), &host);
+    let found = limit(&["path=/a,p2p=on", "path=/b,p2p=on"], &vm_options(), &host);
     assert!(matches!(found, Limit::BusAddress { .. }));
     assert!(
         found
@@ -125,7 +129,7 @@ fn a_route_by_bus_address_cannot_be_had() {
 fn a_device_that_policy_lets_initiate_only_cannot_hide_its_bars() {
     let mut host = host(&[A, B]);
     host.hidden = vec![B.parse().unwrap()];
-    let found = limit(&["path=/a,p2p=on", "path=/b,p2p=on"], &wishes(), &host);
+    let found = limit(&["path=/a,p2p=on", "path=/b,p2p=on"], &vm_options(), &host);
     assert_eq!(
         found,
         Limit::Hidden {
@@ -136,13 +140,13 @@ fn a_device_that_policy_lets_initiate_only_cannot_hide_its_bars() {
 
 #[test]
 fn what_contradicts_itself_is_refused() {
-    let on = Wishes {
+    let on = VmOptions {
         p2p_dma: Some(true),
-        ..wishes()
+        ..vm_options()
     };
-    let off = Wishes {
+    let off = VmOptions {
         p2p_dma: Some(false),
-        ..wishes()
+        ..vm_options()
     };
     let two = host(&[A, B]);
     assert_eq!(limit(&["path=/a", "path=/b"], &on, &two), Limit::ForAll);
@@ -153,17 +157,18 @@ fn what_contradicts_itself_is_refused() {
     ));
     let virtual_iommu = ["path=/a,p2p=on,iommu=on", "path=/b,p2p=on"];
     assert!(matches!(
-        limit(&virtual_iommu, &wishes(), &two),
+        limit(&virtual_iommu, &vm_options(), &two),
         Limit::VirtualIommu { .. }
     ));
     let clique = ["path=/a,x_nv_gpudirect_clique=0"];
     assert!(matches!(
-        limit(&clique, &wishes(), &host(&[A])),
+        limit(&clique, &vm_options(), &host(&[A])),
         Limit::Clique { .. }
     ));
     let mut no_path = host(&[A]);
     no_path.devices.push(None);
-    let found = settled(&["path=/a,p2p=on", "fd=3,p2p=on"], &wishes(), &no_path).unwrap_err();
+    let found =
+        settings_for(&["path=/a,p2p=on", "fd=3,p2p=on"], &vm_options(), &no_path).unwrap_err();
     assert!(matches!(found[0], Limit::Descriptor { .. }), "{found:?}");
 }
 
@@ -171,25 +176,28 @@ fn what_contradicts_itself_is_refused() {
 fn a_version_that_cannot_be_told_is_refused_where_it_matters() {
     let mut old = host(&[A, B]);
     old.version = Some(Version::new(51, 1));
-    let found = limit(&["path=/a", "path=/b"], &wishes(), &old);
+    let found = limit(&["path=/a", "path=/b"], &vm_options(), &old);
     assert!(matches!(found, Limit::AlwaysOn { .. }));
-    assert!(settled(&["path=/a,p2p=on", "path=/b,p2p=on"], &wishes(), &old).is_ok());
+    assert!(settings_for(&["path=/a,p2p=on", "path=/b,p2p=on"], &vm_options(), &old).is_ok());
     old.devices.truncate(1);
-    let one = settled(&["path=/a"], &wishes(), &old).unwrap();
+    let one = settings_for(&["path=/a"], &vm_options(), &old).unwrap();
     assert!(!one.p2p_off, "it does not know the switch");
 }
 
 #[test]
 fn gpus_get_the_clique_of_their_domain_unless_they_have_one() {
     let mut host = host(&[A, B]);
-    for facts in host.devices.iter_mut().flatten() {
-        facts.wants_clique = true;
+    for properties in host.devices.iter_mut().flatten() {
+        properties.wants_clique = true;
     }
     let gpus = ["path=/a,p2p=on", "path=/b,p2p=on,x_nv_gpudirect_clique=3"];
-    assert_eq!(settled(&gpus, &wishes(), &host).unwrap().cliques, [0]);
-    let apart = ["path=/a,p2p=on", "path=/b"];
+    assert_eq!(
+        settings_for(&gpus, &vm_options(), &host).unwrap().cliques,
+        [0]
+    );
+    let isolation = ["path=/a,p2p=on", "path=/b"];
     assert!(
-        settled(&apart, &wishes(), &host)
+        settings_for(&isolation, &vm_options(), &host)
             .unwrap()
             .cliques
             .is_empty()
@@ -208,11 +216,11 @@ fn a_narrow_iommu_narrows_the_guest() {
     ] {
         let mut host = host(&[A]);
         host.iommu_bits = iommu;
-        let wishes = Wishes {
+        let vm_options = VmOptions {
             bits: asked_bits,
-            ..wishes()
+            ..vm_options()
         };
-        let found = settled(&["path=/a"], &wishes, &host).unwrap().bits;
+        let found = settings_for(&["path=/a"], &vm_options, &host).unwrap().bits;
         assert_eq!(
             found,
             bits.map(|bits| (bits, BitsReason::Iommu)),
@@ -225,9 +233,16 @@ fn a_narrow_iommu_narrows_the_guest() {
 fn a_guest_has_no_more_bits_than_the_processors_anyway() {
     let mut host = host(&[A]);
     (host.iommu_bits, host.cpu_bits) = (Some(39), Some(39));
-    assert_eq!(settled(&["path=/a"], &wishes(), &host).unwrap().bits, None);
+    assert_eq!(
+        settings_for(&["path=/a"], &vm_options(), &host)
+            .unwrap()
+            .bits,
+        None
+    );
     host.cpu_bits = Some(40);
-    let bits = settled(&["path=/a"], &wishes(), &host).unwrap().bits;
+    let bits = settings_for(&["path=/a"], &vm_options(), &host)
+        .unwrap()
+        .bits;
     assert_eq!(bits, Some((39, BitsReason::Iommu)));
 }
 
@@ -235,12 +250,12 @@ fn a_guest_has_no_more_bits_than_the_processors_anyway() {
 fn memory_beyond_the_iommu_is_refused() {
     let mut host = host(&[A]);
     host.iommu_bits = Some(39);
-    let mut wishes = wishes();
-    wishes.memory = Some(GuestMemory {
+    let mut vm_options = vm_options();
+    vm_options.memory = Some(GuestMemory {
         boot: 1 << 39,
         plugged: 0,
     });
-    let found = limit(&["path=/a"], &wishes, &host);
+    let found = limit(&["path=/a"], &vm_options, &host);
     assert!(matches!(found, Limit::TooLarge { bits: 39, .. }));
 }
 
@@ -250,7 +265,7 @@ fn memory_that_requests_do_not_reach_is_refused_and_that_they_may_not_is_told() 
     for refused in [true, false] {
         let mut host = host(&[A]);
         host.devices[0].as_mut().unwrap().holes = vec![hole(window.clone(), refused)];
-        match settled(&["path=/a"], &wishes(), &host) {
+        match settings_for(&["path=/a"], &vm_options(), &host) {
             Ok(settings) => assert_eq!((settings.doubtful.len(), refused), (1, false)),
             Err(limits) => assert!(
                 refused && matches!(limits[0], Limit::Memory { .. }),
@@ -261,10 +276,12 @@ fn memory_that_requests_do_not_reach_is_refused_and_that_they_may_not_is_told() 
     let mut above = host(&[A]);
     above.devices[0].as_mut().unwrap().holes = vec![hole(0x8000_0000..=0x8fff_ffff, true)];
     assert_eq!(
-        settled(&["path=/a"], &wishes(), &above).unwrap().doubtful,
+        settings_for(&["path=/a"], &vm_options(), &above)
+            .unwrap()
+            .doubtful,
         []
     );
-    let unknown = Wishes::default();
+    let unknown = VmOptions::default();
     assert_eq!(limit(&["path=/a"], &unknown, &above), Limit::UnknownMemory);
 }
 
@@ -274,13 +291,13 @@ fn bars_of_peers_keep_below_windows_that_the_host_routes_by_address() {
     let mut host = host(&[A, B]);
     let high = 0x380_0000_0000..=0x380_ffff_ffff;
     host.devices[0].as_mut().unwrap().holes = vec![hole(high, false)];
-    let settings = settled(&peers, &wishes(), &host).unwrap();
+    let settings = settings_for(&peers, &vm_options(), &host).unwrap();
     assert_eq!(settings.bits, Some((41, BitsReason::Windows)));
     // Right above guest memory nothing is left.
     let near = 0x1_0000_0000..=0x380_ffff_ffff;
     host.devices[0].as_mut().unwrap().holes = vec![hole(near, false)];
     assert!(matches!(
-        limit(&peers, &wishes(), &host),
+        limit(&peers, &vm_options(), &host),
         Limit::Window { .. }
     ));
 }
@@ -289,13 +306,16 @@ fn bars_of_peers_keep_below_windows_that_the_host_routes_by_address() {
 fn bars_of_32_bits_have_one_place_only() {
     let peers = ["path=/a,p2p=on", "path=/b,p2p=on"];
     let mut host = host(&[A, B]);
-    for facts in host.devices.iter_mut().flatten() {
-        (facts.bars_32, facts.bars_64) = (true, false);
-        facts.holes = vec![hole(0xfe00_0000..=0xfebf_ffff, false)];
+    for properties in host.devices.iter_mut().flatten() {
+        (properties.bars_32, properties.bars_64) = (true, false);
+        properties.holes = vec![hole(0xfe00_0000..=0xfebf_ffff, false)];
     }
-    assert_eq!(settled(&peers, &wishes(), &host).unwrap().bits, None);
+    assert_eq!(
+        settings_for(&peers, &vm_options(), &host).unwrap().bits,
+        None
+    );
     host.devices[1].as_mut().unwrap().holes = vec![hole(0xc000_0000..=0xc00f_ffff, false)];
-    let found = limit(&peers, &wishes(), &host);
+    let found = limit(&peers, &vm_options(), &host);
     assert!(matches!(found, Limit::Window { from, .. } if from == B.parse().unwrap()));
 }
 

@@ -48,7 +48,7 @@ fn invariant_3_a_vdpa_device_is_judged_as_the_function_behind_it() {
     is_behind(&stage, "0000:03:00.0");
     refused(
         &stage,
-        "0000:04:00.0 in its IOMMU group is driven by vfio-pci",
+        "shares its IOMMU group with 0000:04:00.0, which is bound to vfio-pci",
     );
     let stage = Stage::new("switch-four-nvme", |_| Value::Null);
     is_behind(&stage, "0000:03:00.0");
@@ -62,7 +62,7 @@ fn invariant_3_a_vdpa_device_is_judged_as_the_function_behind_it() {
 #[test]
 fn a_vdpa_device_without_a_function_behind_it_is_refused() {
     let stage = Stage::new("switch-four-nvme", |_| Value::Null);
-    refused(&stage, "no PCI function is behind it");
+    refused(&stage, "no PCI function is behind");
 }
 
 #[test]

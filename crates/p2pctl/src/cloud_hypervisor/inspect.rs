@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::Context;
 use iommu_group::assignment::{
     Assignment, AssignmentRequest, DeviceInfo, HostSnapshot, check_assignment,
 };
 use iommu_group::policy::Policy;
 use iommu_group::{Cpu, Placement, RoutingModel, Sbdf, Space, Sysfs, SysfsError, Topology};
 
-use super::device::Asked;
-use super::refusal::Refusal;
-use super::rules::{Facts, Host};
+use super::constraints::{DeviceProperties, Host};
+use super::device::RequestedDevice;
+use super::refusal::{CheckError, Refusal};
 use super::vdpa;
 use super::version::Version;
 use crate::source;
@@ -23,9 +23,9 @@ const DISPLAY: u32 = 0x03;
 const NVIDIA: u16 = 0x10de;
 
 /// A VM to check.
-pub(crate) struct Question<'a> {
+pub(crate) struct CheckRequest<'a> {
     /// The requested devices.
-    pub(crate) asked: &'a [Asked],
+    pub(crate) requested: &'a [RequestedDevice],
     /// The device files of the requested vDPA devices.
     pub(crate) vdpa: &'a [PathBuf],
     pub(crate) policy: Policy,
@@ -35,26 +35,24 @@ pub(crate) struct Question<'a> {
 }
 
 /// Reads the devices and runs the checks that apply to all VMMs.
-pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, Refusal>> {
-    let Question {
-        asked,
+pub(crate) fn inspect(root: &Path, request: CheckRequest<'_>) -> Result<Host, CheckError> {
+    let CheckRequest {
+        requested,
         vdpa,
         policy,
         version,
         departed,
-    } = question;
+    } = request;
     let sysfs = Sysfs::new(root);
     let snapshot = HostSnapshot::new(source::scan(root)?, policy);
     let topology = snapshot.topology();
-    let read = |device: &Asked| -> Result<Option<DeviceInfo>, SysfsError> {
+    let read = |device: &RequestedDevice| -> Result<Option<DeviceInfo>, SysfsError> {
         let path = device.path.as_ref();
         path.map(|path| DeviceInfo::read(&snapshot, &sysfs, path, device.domain_name()))
             .transpose()
     };
-    let devices = match asked.iter().map(read).collect::<Result<Vec<_>, _>>() {
-        Ok(devices) => devices,
-        Err(error) => return Ok(Err(Refusal::Host { source: error })),
-    };
+    let devices = requested.iter().map(read).collect::<Result<Vec<_>, _>>();
+    let devices = devices.map_err(|source| Refusal::Host { source })?;
     let mut host = Host {
         devices: Vec::new(),
         by_bus_address: None,
@@ -72,32 +70,27 @@ pub(crate) fn look(root: &Path, question: Question<'_>) -> Result<Result<Host, R
     };
     for device in &devices {
         let sbdf = device.as_ref().map(|device| device.sbdf);
-        host.devices.push(sbdf.map(|sbdf| facts(topology, sbdf)));
+        host.devices
+            .push(sbdf.map(|sbdf| properties(topology, sbdf)));
         if let Some(bits) = sbdf.map(|sbdf| sysfs.iommu_address_bits(sbdf)) {
-            host.iommu_bits = bits?.into_iter().chain(host.iommu_bits).min();
+            let bits = bits.context("cannot read the address bits of the IOMMU")?;
+            host.iommu_bits = bits.into_iter().chain(host.iommu_bits).min();
         }
     }
-    let others = match vdpa::functions(&sysfs, &snapshot, vdpa) {
-        Ok(functions) => functions,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let named = asked.iter().flat_map(|device| &device.expose).copied();
+    let others = vdpa::functions(&sysfs, &snapshot, vdpa)?;
+    let named = requested.iter().flat_map(|device| &device.expose).copied();
     let request = AssignmentRequest {
         devices: devices.into_iter().flatten().collect(),
         others: &others.into_iter().collect(),
         expose: &named.collect(),
         departed,
     };
-    match check_assignment(&snapshot, request) {
-        Ok(assignment) => {
-            host.by_bus_address = by_bus_address(&assignment);
-            host.hidden = hidden(&assignment);
-            host.exposures = assignment.exposures;
-            host.unsafe_interrupts = assignment.unsafe_interrupts;
-            Ok(Ok(host))
-        }
-        Err(refusal) => Ok(Err(refusal.into())),
-    }
+    let assignment = check_assignment(&snapshot, request).map_err(Refusal::from)?;
+    host.by_bus_address = by_bus_address(&assignment);
+    host.hidden = hidden(&assignment);
+    host.exposures = assignment.exposures;
+    host.unsafe_interrupts = assignment.unsafe_interrupts;
+    Ok(host)
 }
 
 /// Physical address bits of the host's processors, from the `/proc/cpuinfo` that belongs to this sysfs.
@@ -110,12 +103,12 @@ fn cpu_bits(root: &Path) -> Option<u8> {
     sizes.split_whitespace().next()?.parse().ok()
 }
 
-fn facts(topology: &Topology, sbdf: Sbdf) -> Facts {
+fn properties(topology: &Topology, sbdf: Sbdf) -> DeviceProperties {
     let function = topology.get(sbdf);
     let bars = function
         .map(|function| topology.bars(function))
         .unwrap_or_default();
-    Facts {
+    DeviceProperties {
         sbdf,
         wants_clique: function
             .is_some_and(|f| f.ids().vendor == NVIDIA && f.class() >> 16 == DISPLAY),

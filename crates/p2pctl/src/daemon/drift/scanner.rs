@@ -1,6 +1,7 @@
 //! The thread that scans the whole host when the kernel reports that a function appeared or disappeared.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,7 @@ use super::schedule::{Moment, Schedule};
 use super::snapshot::{Snapshot, remedy};
 use crate::source::Source;
 
-pub(super) struct Looker {
+pub(super) struct Scanner {
     shared: Arc<Shared>,
     started: Instant,
     schedule: Schedule,
@@ -28,64 +29,64 @@ pub(super) struct Looker {
     /// The transaction count at the last scan, and the reference state of the host since.
     normal: Option<(u64, Arc<Snapshot>)>,
     /// Differences from the reference that were reported. They persist until ACS is restored.
-    told: BTreeSet<String>,
+    reported: BTreeSet<String>,
     /// Whether ACS had to be restored at the last scan.
     was_waiting: bool,
     emitter: Emitter,
 }
 
-impl Looker {
+impl Scanner {
     fn new(shared: Arc<Shared>) -> Self {
-        let mut looker = Self {
-            emitter: Emitter::new(shared.tellings.clone()),
+        let mut scanner = Self {
+            emitter: Emitter::new(shared.drift_events.clone()),
             shared,
             started: Instant::now(),
             schedule: Schedule::new(true),
             uevents: None,
             normal: None,
-            told: BTreeSet::new(),
+            reported: BTreeSet::new(),
             was_waiting: false,
         };
         // Uevents are about this host only.
-        let elsewhere = looker.shared.global.sysfs.clone();
+        let elsewhere = scanner.shared.global.sysfs.clone();
         match elsewhere.filter(|sysfs| sysfs != Path::new("/sys")) {
             None => match Uevents::open() {
-                Ok(uevents) => looker.uevents = Some(uevents),
-                Err(error) => looker.deafen(&error.to_string()),
+                Ok(uevents) => scanner.uevents = Some(uevents),
+                Err(error) => scanner.poll(&error.to_string()),
             },
-            Some(sysfs) => looker.deafen(&format!("{} is not /sys", sysfs.display())),
+            Some(sysfs) => scanner.poll(&format!("{} is not /sys", sysfs.display())),
         }
-        looker
+        scanner
     }
 
     /// Switches to polling because uevents are not available.
-    fn deafen(&mut self, why: &str) {
+    fn poll(&mut self, why: &str) {
         self.uevents = None;
-        self.schedule.deafen();
+        self.schedule.poll();
         eprintln!(
-            "p2pctl: the kernel does not tell what comes and goes ({why}): the whole host is looked at twice a second instead"
+            "p2pctl: uevents are not available ({why}): the whole host is scanned twice a second instead"
         );
-        self.emitter.tell("drift-polling", &[("why", why)]);
+        self.emitter.emit("drift-polling", &[("why", &why)]);
     }
 
     fn moment(&self) -> Moment {
-        let (busy, changes) = self.shared.changes.activity();
+        let (busy, transactions) = self.shared.runner.activity();
         Moment {
             now: self.started.elapsed(),
             busy,
-            changes,
+            transactions,
         }
     }
 
     /// Scans if there is a reason, and waits until there may be one.
     fn turn(&mut self) {
-        if self.shared.was_poked() {
+        if self.shared.take_scan_request() {
             self.schedule.news(self.started.elapsed());
         }
         let at = self.moment();
         if self.schedule.is_due(at) {
-            self.schedule.looked(at);
-            self.look(at.changes);
+            self.schedule.scanned(at);
+            self.scan(at.transactions);
         }
         let rest = self.schedule.rest(self.moment());
         let Some(uevents) = &self.uevents else {
@@ -95,11 +96,11 @@ impl Looker {
         match uevents.wait(rest) {
             Ok(true) => self.schedule.news(self.started.elapsed()),
             Ok(false) => {}
-            Err(error) => self.deafen(&error.to_string()),
+            Err(error) => self.poll(&error.to_string()),
         }
     }
 
-    fn look(&mut self, count: u64) {
+    fn scan(&mut self, count: u64) {
         // The scan fails if a function disappears meanwhile.
         let Ok(source) = Source::load(&self.shared.global) else {
             self.schedule.news(self.started.elapsed());
@@ -108,15 +109,15 @@ impl Looker {
         let topology = Arc::new(source.host.into_topology());
         let now = Arc::new(Snapshot::of(Arc::clone(&topology)));
         // A transaction that started meanwhile may have caused the differences.
-        if self.shared.changes.activity() != (false, count) {
+        if self.shared.runner.activity() != (false, count) {
             return;
         }
         let normal = match self.normal.take() {
             Some((then, normal)) if then == count => normal,
             Some((then, normal)) => {
-                self.told.clear();
+                self.reported.clear();
                 self.was_waiting = false;
-                match self.shared.changes.touched(then) {
+                match self.shared.runner.touched(then) {
                     Some(touched) => Arc::new(normal.after_changes(&now, &touched)),
                     None => Arc::clone(&now),
                 }
@@ -124,8 +125,7 @@ impl Looker {
             None => Arc::clone(&now),
         };
         let held = self.held().unwrap_or_else(|error| {
-            let error = error.to_string();
-            self.emitter.tell("drift-error", &[("error", &error)]);
+            self.emitter.emit("drift-error", &[("error", &error)]);
             BTreeSet::new()
         });
         let watch = Watch::new(count, Arc::clone(&normal), &topology, &held);
@@ -137,7 +137,7 @@ impl Looker {
             self.normal = Some((count, normal));
             self.shared.set_watch(watch);
         } else {
-            self.told.clear();
+            self.reported.clear();
             self.normal = Some((count, Arc::clone(&now)));
             self.shared
                 .set_watch(Watch::new(count, now, &topology, &held));
@@ -146,7 +146,7 @@ impl Looker {
 
     /// The ports whose ACS a transaction holds.
     fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
-        let host = self.shared.changes.host();
+        let host = self.shared.runner.host();
         Regroup::new(&host.host, &[], host.state.clone()).held()
     }
 
@@ -155,12 +155,11 @@ impl Looker {
         let normal = &watch.normal;
         let mut changed = BTreeMap::new();
         for (function, what) in normal.changes(now) {
-            if self.told.insert(what.clone()) {
+            if self.reported.insert(what.clone()) {
                 // The guard reports changes of these ports.
                 if !(watch.has(function) && now.acs.contains_key(&function)) {
-                    let function = function.to_string();
                     self.emitter
-                        .tell("drift", &[("function", &function), ("what", &what)]);
+                        .emit("drift", &[("function", &function), ("what", &what)]);
                 }
                 changed.insert(function, what);
             }
@@ -168,8 +167,9 @@ impl Looker {
         // While ACS is being restored, exposures may be temporary.
         if !is_waiting || self.was_waiting {
             for exposure in normal.lost(now) {
-                if !self.shared.is_accepted(&exposure) && self.told.insert(exposure.to_string()) {
-                    self.tell_lost(topology, &exposure);
+                if !self.shared.is_accepted(&exposure) && self.reported.insert(exposure.to_string())
+                {
+                    self.emit_lost(topology, &exposure);
                     let ends = exposure.to.iter().chain([&exposure.function]);
                     changed.extend(ends.map(|end| (*end, exposure.to_string())));
                 }
@@ -185,30 +185,31 @@ impl Looker {
         }
     }
 
-    fn tell_lost(&mut self, topology: &Topology, exposure: &Exposure) {
+    fn emit_lost(&mut self, topology: &Topology, exposure: &Exposure) {
         let list = |functions: &[Sbdf]| {
             let functions = functions.iter().map(ToString::to_string);
             functions.collect::<Vec<_>>().join(" ")
         };
-        let (function, from) = (exposure.function.to_string(), list(&exposure.to));
-        let (through, what) = (list(&exposure.through), exposure.to_string());
+        let (from, through) = (list(&exposure.to), list(&exposure.through));
         let remedy = remedy(topology, exposure);
-        let told = [
-            ("function", &*function),
-            ("from", &*from),
-            ("through", &*through),
-            ("what", &*what),
+        let reported: [(&str, &dyn Display); 4] = [
+            ("function", &exposure.function),
+            ("from", &from),
+            ("through", &through),
+            ("what", exposure),
         ];
-        let hint = remedy.as_deref().map(|remedy| ("remedy", remedy));
-        let told: Vec<_> = told.into_iter().chain(hint).collect();
-        self.emitter.tell("isolation-lost", &told);
+        let hint = remedy
+            .iter()
+            .map(|remedy| ("remedy", remedy as &dyn Display));
+        let reported: Vec<_> = reported.into_iter().chain(hint).collect();
+        self.emitter.emit("isolation-lost", &reported);
     }
 }
 
 /// Runs until the daemon ends.
 pub(super) fn run(shared: Arc<Shared>) {
-    let mut looker = Looker::new(Arc::clone(&shared));
+    let mut scanner = Scanner::new(Arc::clone(&shared));
     while !shared.ended.load(Ordering::Acquire) {
-        looker.turn();
+        scanner.turn();
     }
 }

@@ -11,7 +11,7 @@ use crate::show::{Line, Text, Tone};
 const FEW: usize = 8;
 
 /// The isolation holes of one switch.
-struct Hole {
+struct SwitchHoles {
     switch: Sbdf,
     ways: Vec<Way>,
 }
@@ -24,25 +24,25 @@ struct Way {
 }
 
 /// The isolation holes from or to these functions; all of them if no function is given.
-pub(crate) fn concerning(mut leaks: Vec<IsolationHole>, functions: &[Sbdf]) -> Vec<IsolationHole> {
+pub(crate) fn concerning(mut holes: Vec<IsolationHole>, functions: &[Sbdf]) -> Vec<IsolationHole> {
     if !functions.is_empty() {
-        leaks.retain(|leak| {
-            let mut ends = leak.from.iter().chain(&leak.exposed);
+        holes.retain(|hole| {
+            let mut ends = hole.from.iter().chain(&hole.exposed);
             ends.any(|end| functions.contains(end))
         });
     }
-    leaks
+    holes
 }
 
 /// A warning for every switch that routes between groups and bypasses the IOMMU. Empty if there is none.
 pub(crate) fn warning(
     topology: &Topology,
     names: Names,
-    leaks: &[IsolationHole],
+    holes: &[IsolationHole],
     width: usize,
 ) -> Text {
     let mut text = Text::new();
-    for hole in holes(leaks) {
+    for hole in by_switch(holes) {
         text.blank();
         for line in words(topology, names, &hole) {
             text.push_wrapped(&line, width, 2);
@@ -52,8 +52,8 @@ pub(crate) fn warning(
 }
 
 /// The warnings as plain sentences, for pictures.
-pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[IsolationHole]) -> Vec<String> {
-    holes(leaks)
+pub(crate) fn sentences(topology: &Topology, names: Names, holes: &[IsolationHole]) -> Vec<String> {
+    by_switch(holes)
         .iter()
         .flat_map(|hole| words(topology, names, hole))
         .map(|line| line.to_string())
@@ -61,38 +61,38 @@ pub(crate) fn sentences(topology: &Topology, names: Names, leaks: &[IsolationHol
         .collect()
 }
 
-fn holes(leaks: &[IsolationHole]) -> Vec<Hole> {
+fn by_switch(holes: &[IsolationHole]) -> Vec<SwitchHoles> {
     let mut by_switch: BTreeMap<Sbdf, Vec<&IsolationHole>> = BTreeMap::new();
-    for leak in leaks {
-        by_switch.entry(leak.switch).or_default().push(leak);
+    for hole in holes {
+        by_switch.entry(hole.switch).or_default().push(hole);
     }
     by_switch
         .into_iter()
-        .map(|(switch, leaks)| {
-            let ways: BTreeSet<(Sbdf, Sbdf)> = leaks.iter().map(|l| (l.port, l.into)).collect();
+        .map(|(switch, holes)| {
+            let ways: BTreeSet<(Sbdf, Sbdf)> = holes.iter().map(|l| (l.port, l.into)).collect();
             let ports: BTreeSet<Sbdf> = ways.iter().flat_map(|(a, b)| [*a, *b]).collect();
             let mutual = ways.len() == ports.len() * ports.len().saturating_sub(1);
             let ways = if mutual {
-                let ends = leaks.iter().flat_map(|l| l.from.iter().chain(&l.exposed));
+                let ends = holes.iter().flat_map(|l| l.from.iter().chain(&l.exposed));
                 let ends: BTreeSet<Sbdf> = ends.copied().collect();
                 vec![Way {
                     from: ends.into_iter().collect(),
                     to: Vec::new(),
                 }]
             } else {
-                one_way(&leaks)
+                one_way(&holes)
             };
-            Hole { switch, ways }
+            SwitchHoles { switch, ways }
         })
         .collect()
 }
 
 /// Combines the holes into as few sentences as possible.
-fn one_way(leaks: &[&IsolationHole]) -> Vec<Way> {
+fn one_way(holes: &[&IsolationHole]) -> Vec<Way> {
     let mut sources: BTreeMap<Sbdf, BTreeSet<Sbdf>> = BTreeMap::new();
-    for leak in leaks {
-        for exposed in &leak.exposed {
-            sources.entry(*exposed).or_default().extend(&leak.from);
+    for hole in holes {
+        for exposed in &hole.exposed {
+            sources.entry(*exposed).or_default().extend(&hole.from);
         }
     }
     let mut targets: BTreeMap<BTreeSet<Sbdf>, Vec<Sbdf>> = BTreeMap::new();
@@ -108,7 +108,7 @@ fn one_way(leaks: &[&IsolationHole]) -> Vec<Way> {
         .collect()
 }
 
-fn words(topology: &Topology, names: Names, hole: &Hole) -> Vec<Line> {
+fn words(topology: &Topology, names: Names, hole: &SwitchHoles) -> Vec<Line> {
     let switch = names.of(hole.switch);
     let mut lines = Vec::new();
     for Way { from, to } in &hole.ways {

@@ -7,14 +7,16 @@ use std::thread;
 use std::time::Duration;
 
 use hotplug::regroup::{
-    Forecast, LinuxHost, Outcome, Progress, Record, Regroup, RegroupError, Report, ResetDone,
-    ResetOrder, StateDir, StateError, VmDevice, Vmm,
+    Forecast, LinuxHost, Progress, Record, Regroup, RegroupError, Report, ResetDone, ResetOrder,
+    StateDir, StateError, VmDevice, Vmm,
 };
 use iommu_group::{Plan, Sbdf, Step};
 use vmm_api::{EventLog, Failure};
 
 use super::guests::{Guest, Guests};
-use super::messages::{STEP, STUCK, Told};
+use super::messages::{STEP, STUCK};
+use crate::json;
+use crate::progress::ProgressEvent;
 
 /// Number of reports that are kept.
 const KEPT: usize = 64;
@@ -32,7 +34,7 @@ pub(crate) struct Host {
 
 /// Runs transactions. Clones share their state.
 #[derive(Clone)]
-pub(crate) struct Changes {
+pub(crate) struct TransactionRunner {
     host: Arc<Host>,
     events: EventLog,
     now: Arc<Mutex<Now>>,
@@ -68,7 +70,7 @@ impl Now {
 pub(crate) type Touched = Option<BTreeSet<Sbdf>>;
 
 /// Name of a started transaction, `None` if there was nothing to do, or why it did not start.
-pub(crate) type Begun = Result<Option<String>, Failure>;
+pub(crate) type Started = Result<Option<String>, Failure>;
 
 /// The work of a transaction.
 enum Work {
@@ -76,7 +78,7 @@ enum Work {
     Recover,
 }
 
-impl Changes {
+impl TransactionRunner {
     pub(crate) fn new(host: Host, events: EventLog) -> Self {
         Self {
             host: Arc::new(host),
@@ -140,17 +142,19 @@ impl Changes {
     /// Resets a function, if no transaction is running.
     pub(crate) fn reset(&self, order: &ResetOrder) -> Result<ResetDone, Failure> {
         // A reset restores the ports that it changes.
-        self.occupy(Some(BTreeSet::new()))?;
+        self.reserve(Some(BTreeSet::new()))?;
         let result = self.regroup(|regroup| regroup.reset(order));
         self.lock().busy = false;
         let done = result.map_err(|error| failure(&error))?;
         let hits: Vec<String> = done.hits.iter().map(ToString::to_string).collect();
-        let what = BTreeMap::from([
-            ("function".to_owned(), order.function.to_string()),
-            ("kind".to_owned(), done.kind.to_string()),
-            ("hits".to_owned(), hits.join(" ")),
-        ]);
-        self.events.note("host", "reset", what);
+        self.emit(
+            "reset",
+            [
+                ("function", order.function.to_string()),
+                ("kind", done.kind.to_string()),
+                ("hits", hits.join(" ")),
+            ],
+        );
         Ok(done)
     }
 
@@ -163,10 +167,10 @@ impl Changes {
     }
 
     /// Marks the host as being changed, or fails if it is already.
-    fn occupy(&self, touches: Touched) -> Result<(), Failure> {
+    fn reserve(&self, touches: Touched) -> Result<(), Failure> {
         let mut now = self.lock();
         if now.busy {
-            let reasons = vec!["another change is under way (p2pctl watch)".to_owned()];
+            let reasons = vec!["another change is running (p2pctl watch)".to_owned()];
             return Err(Failure::Refused { reasons });
         }
         now.busy = true;
@@ -179,30 +183,30 @@ impl Changes {
     }
 
     /// Starts to apply a plan. Returns when the plan is in the journal, or is refused.
-    pub(crate) fn apply(&self, plan: Plan, guest: Option<Duration>) -> Begun {
+    pub(crate) fn apply(&self, plan: Plan, guest: Option<Duration>) -> Started {
         self.begin(Work::Apply(Box::new(plan)), guest)
     }
 
     /// Starts to recover an interrupted transaction; `None` if there is none.
-    pub(crate) fn recover(&self) -> Begun {
+    pub(crate) fn recover(&self) -> Started {
         self.begin(Work::Recover, None)
     }
 
     /// Waits until no transaction is running.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn wait_idle(&self) {
         const LOOK: Duration = Duration::from_millis(50);
         while self.lock().busy {
             thread::sleep(LOOK);
         }
     }
 
-    fn begin(&self, work: Work, guest: Option<Duration>) -> Begun {
+    fn begin(&self, work: Work, guest: Option<Duration>) -> Started {
         let touches = match &work {
             Work::Apply(plan) => Some(touches(plan)),
             Work::Recover => None,
         };
-        self.occupy(touches)?;
-        let (sender, begun) = channel();
+        self.reserve(touches)?;
+        let (sender, started) = channel();
         let this = self.clone();
         let spawned = thread::Builder::new()
             .name("transaction".to_owned())
@@ -213,11 +217,11 @@ impl Changes {
             self.lock().busy = false;
             return Err(Failure::failed(&error));
         }
-        begun.recv().unwrap_or(Err(Failure::Ending))
+        started.recv().unwrap_or(Err(Failure::Ending))
     }
 
-    fn carry_out(&self, work: Work, guest: Option<Duration>, begun: &Sender<Begun>) {
-        let result = self.transact(work, guest, begun);
+    fn carry_out(&self, work: Work, guest: Option<Duration>, started: &Sender<Started>) {
+        let result = self.transact(work, guest, started);
         let mut now = self.lock();
         now.busy = false;
         if let Ok(Some(report)) = &result {
@@ -233,16 +237,15 @@ impl Changes {
             Ok(report) => {
                 let id = report.as_ref().map(|report| report.id.clone());
                 if let Some(report) = report {
-                    self.tell_end(&report);
+                    self.emit_end(&report);
                 }
-                begun.send(Ok(id))
+                started.send(Ok(id))
             }
             Err(error) => {
                 if !matches!(error, RegroupError::Refused(_)) {
-                    let what = BTreeMap::from([("error".to_owned(), error.to_string())]);
-                    self.events.note("host", STUCK, what);
+                    self.emit(STUCK, [("error", error.to_string())]);
                 }
-                begun.send(Err(failure(&error)))
+                started.send(Err(failure(&error)))
             }
         };
     }
@@ -251,7 +254,7 @@ impl Changes {
         &self,
         work: Work,
         guest: Option<Duration>,
-        begun: &Sender<Begun>,
+        started: &Sender<Started>,
     ) -> Result<Option<Report>, RegroupError> {
         // A recovered transaction already has a name, and may have taken devices from virtual machines.
         let (mut id, guests) = match work {
@@ -276,11 +279,14 @@ impl Changes {
                 return;
             };
             if std::mem::take(&mut first) {
-                let what = BTreeMap::from([("transaction".to_owned(), id.clone())]);
-                self.events.note("host", "transaction-begun", what);
-                let _ = begun.send(Ok(Some(id.clone())));
+                self.emit("transaction-begun", [("transaction", id.clone())]);
+                let _ = started.send(Ok(Some(id.clone())));
             }
-            if let Some(properties) = Told::properties(id, progress) {
+            let event = ProgressEvent::of(progress);
+            if let Some(Ok(mut properties)) = event.map(|event| event.properties()) {
+                properties.insert("transaction".to_owned(), id.clone());
+                let text = progress.action.map(ToString::to_string);
+                properties.extend(text.map(|text| ("text".to_owned(), text)));
                 self.events.note("host", STEP, properties);
             }
         };
@@ -289,37 +295,40 @@ impl Changes {
             Work::Recover => {
                 let recovered = regroup.recover(&mut observe)?;
                 for lost in recovered.reset {
-                    let what = BTreeMap::from([("error".to_owned(), lost.to_string())]);
-                    self.events.note("host", "reset-incomplete", what);
+                    self.emit("reset-incomplete", [("error", lost.to_string())]);
                 }
                 Ok(recovered.report)
             }
         }
     }
 
-    fn tell_end(&self, report: &Report) {
-        let outcome = match report.outcome {
-            Outcome::New => "new",
-            Outcome::Old => "old",
-            Outcome::Rebooted => "rebooted",
-        };
-        let mut what = BTreeMap::from([
-            ("transaction".to_owned(), report.id.clone()),
-            ("outcome".to_owned(), outcome.to_owned()),
-        ]);
-        if let Some((action, error)) = &report.failure {
-            what.insert("failure".to_owned(), format!("{action}: {error}"));
-        }
+    fn emit_end(&self, report: &Report) {
+        let outcome = json::variant(&report.outcome).unwrap_or_default();
         let remains: Vec<String> = report.remains.iter().map(ToString::to_string).collect();
-        if !remains.is_empty() {
-            what.insert("remains".to_owned(), remains.join("; "));
-        }
-        let open = report.open.iter().map(|why| ("open", why));
-        let unrecorded = report.unrecorded.iter().map(|why| ("unrecorded", why));
-        for (key, why) in open.chain(unrecorded) {
-            what.insert(key.to_owned(), why.clone());
-        }
-        self.events.note("host", "transaction-ended", what);
+        let failure = report.failure.as_ref();
+        let more = [
+            (
+                "failure",
+                failure.map(|(action, error)| format!("{action}: {error}")),
+            ),
+            (
+                "remains",
+                Some(remains.join("; ")).filter(|text| !text.is_empty()),
+            ),
+            ("open", report.open.clone()),
+            ("unrecorded", report.unrecorded.clone()),
+        ];
+        let more = more
+            .into_iter()
+            .filter_map(|(key, text)| Some((key, text?)));
+        let always = [("transaction", report.id.clone()), ("outcome", outcome)];
+        self.emit("transaction-ended", always.into_iter().chain(more));
+    }
+
+    fn emit(&self, event: &str, properties: impl IntoIterator<Item = (&'static str, String)>) {
+        let properties = properties.into_iter();
+        let properties = properties.map(|(key, text)| (key.to_owned(), text));
+        self.events.note("host", event, properties.collect());
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
