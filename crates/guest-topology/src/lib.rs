@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod assignment;
+mod bar_maps;
 mod endpoint;
 mod fixed_bars;
 mod memory;
@@ -11,6 +12,7 @@ mod subtree;
 pub use assignment::{
     AssignError, Demands, GuestTopology, PlacedEndpoint, SizeAlign, assign_resources,
 };
+pub use bar_maps::{BarArea, BarChange, BarMaps, ConfigHeader, after_write};
 pub use endpoint::{BarError, Endpoint, EndpointError};
 pub use fixed_bars::{BarMove, FixedBars};
 pub use memory::{MemoryError, check_memory};
