@@ -15,7 +15,7 @@ pub use assignment::{
 pub use bar_maps::{BarArea, BarChange, BarMaps, ConfigHeader, after_write};
 pub use endpoint::{BarError, Endpoint, EndpointError};
 pub use fixed_bars::{BarMove, FixedBars};
-pub use memory::{MemoryError, check_memory};
+pub use memory::{MemoryError, check_memory, usable_apertures};
 pub use port::{BusNumbers, PortKind, VirtualPort};
 pub use resources::{Apertures, BusResources, SWITCH_SLOTS};
 pub use subtree::{Reserve, Subtree};
