@@ -1,4 +1,4 @@
-//! Checks that devices can reach guest memory.
+//! Where guest memory and BARs can be, so that devices reach them.
 
 use iommu_group::{Address, AddressRange, Gpa, Iova, MemoryHole};
 use thiserror::Error;
@@ -79,6 +79,43 @@ pub fn check_memory(
     Ok(())
 }
 
+/// The parts of `windows` where BARs without fixed addresses can be: those that the IOMMU translates, without the memory
+/// holes and fixed windows of `demands`. They are the apertures for
+/// [`assign_resources`](crate::assign_resources), in the order of the windows.
+#[must_use]
+pub fn usable_apertures(
+    windows: &[AddressRange<Gpa>],
+    iova_ranges: &[AddressRange<Iova>],
+    demands: &Demands,
+) -> Vec<AddressRange<Gpa>> {
+    let translated = |window: &AddressRange<Gpa>| {
+        let window = *window;
+        iova_ranges.iter().filter_map(move |iova| {
+            let [start, end] = [iova.start(), iova.end()].map(|at| Gpa::new(at.value()));
+            AddressRange::between(start, end)?.intersect(&window)
+        })
+    };
+    let holes = demands
+        .holes
+        .iter()
+        .map(|hole| (*hole.range.start(), hole.range.end().saturating_add(1)));
+    let fixed = demands.fixed_windows.iter();
+    let fixed = fixed.map(|window| (window.start().value(), window.end().value()));
+    let mut usable: Vec<_> = windows.iter().flat_map(translated).collect();
+    for (start, end) in holes.chain(fixed) {
+        let around = |range: AddressRange<Gpa>| {
+            let below = Gpa::new(start).min(range.end());
+            let above = Gpa::new(end).max(range.start());
+            [(range.start(), below), (above, range.end())]
+        };
+        let parts = usable.into_iter().flat_map(around);
+        usable = parts
+            .filter_map(|(start, end)| AddressRange::between(start, end))
+            .collect();
+    }
+    usable
+}
+
 #[cfg(test)]
 mod tests {
     use iommu_group::{HoleCause, Sbdf};
@@ -141,6 +178,27 @@ mod tests {
             };
             assert_eq!(found, expected, "{start:#x}..{end:#x}");
         }
+    }
+
+    #[test]
+    fn apertures_are_translated_and_clear_of_holes_and_fixed_windows() {
+        let demands = demands((0x4000, 0x5000), (0x8000, 0x9000));
+        let usable = |windows: &[(u64, u64)]| {
+            let windows: Vec<_> = windows.iter().map(|(a, b)| range(*a, *b)).collect();
+            let translated = [range(0, 0x1_0000), range(0x2_0000, 0x3_0000)];
+            let found = usable_apertures(&windows, &translated, &demands);
+            let bounds = found.iter().map(|r| (r.start().value(), r.end().value()));
+            bounds.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            usable(&[(0x3000, 0xa000)]),
+            [(0x3000, 0x4000), (0x5000, 0x8000), (0x9000, 0xa000)]
+        );
+        assert_eq!(
+            usable(&[(0xf000, 0x2_1000), (0x4800, 0x5800)]),
+            [(0xf000, 0x1_0000), (0x2_0000, 0x2_1000), (0x5000, 0x5800)]
+        );
+        assert_eq!(usable(&[(0x4000, 0x5000), (0x3_0000, 0x4_0000)]), []);
     }
 
     #[test]

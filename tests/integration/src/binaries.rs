@@ -26,6 +26,9 @@ pub const STATIC_BINARIES: [(&str, &str); 9] = [
     ("p2pctl", "p2pctl"),
 ];
 
+/// Package and name of every example that is copied into the lab.
+const EXAMPLES: [(&str, &str); 1] = [("guest-topology", "light")];
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "lab";
 
@@ -56,14 +59,14 @@ impl Binaries {
 
     fn build_now(progress: &Progress) -> Result<Self> {
         let _lock = lock(progress)?;
-        let built = cargo_build(PROFILE, &STATIC_BINARIES)?;
-        let paths = STATIC_BINARIES.map(|(_, name)| (name, built.join(name)));
+        let built = cargo_build(PROFILE, &STATIC_BINARIES, &EXAMPLES)?;
+        let programs = STATIC_BINARIES.map(|(_, name)| (name, built.join(name)));
+        let examples = EXAMPLES.map(|(_, name)| (name, built.join("examples").join(name)));
+        let paths: BTreeMap<_, _> = programs.into_iter().chain(examples).collect();
         for (name, path) in &paths {
             ensure_static(path).with_context(|| format!("{name} cannot run in the lab"))?;
         }
-        Ok(Self {
-            paths: paths.into(),
-        })
+        Ok(Self { paths })
     }
 
     /// Name and path of each program.
@@ -76,7 +79,7 @@ impl Binaries {
     /// Path of one program.
     ///
     /// # Errors
-    /// It is not one of [`STATIC_BINARIES`].
+    /// It is neither one of [`STATIC_BINARIES`] nor an example.
     pub fn path(&self, name: &str) -> Result<&Path> {
         self.paths
             .get(name)
@@ -91,7 +94,7 @@ impl Binaries {
 /// cargo fails; it has printed the reason to standard error.
 pub fn released(package: &str, name: &str) -> Result<PathBuf> {
     let _lock = lock(&Progress::new())?;
-    let path = cargo_build("release", &[(package, name)])?.join(name);
+    let path = cargo_build("release", &[(package, name)], &[])?.join(name);
     ensure_static(&path).with_context(|| format!("{name} cannot run in the lab"))?;
     Ok(path)
 }
@@ -107,7 +110,11 @@ fn lock(progress: &Progress) -> Result<FileLock> {
 }
 
 /// Builds static programs with cargo, without debug information. Returns their directory.
-fn cargo_build(profile: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
+fn cargo_build(
+    profile: &str,
+    programs: &[(&str, &str)],
+    examples: &[(&str, &str)],
+) -> Result<PathBuf> {
     let target_dir = paths::lab_dir().join("bin-target");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
@@ -126,6 +133,9 @@ fn cargo_build(profile: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     for (package, binary) in programs {
         cargo.args(["--package", package, "--bin", binary]);
+    }
+    for (package, example) in examples {
+        cargo.args(["--package", package, "--example", example]);
     }
     let status = cargo.status().context("cannot run cargo")?;
     if !status.success() {
