@@ -1,227 +1,178 @@
-//! Peer-to-peer DMA in a VMM that has its own guest memory, address allocator, memory slots, interrupt routes and PCI
-//! bus. Usage: `embed /sys/bus/pci/devices/0000:03:00.0 /sys/bus/pci/devices/0000:04:00.0`
-#![allow(unsafe_code, reason = "KVM is given host addresses")]
+//! Peer-to-peer DMA in a VMM whose VFIO devices are those of `p2p-vfio`: a `DeviceSet` owns them, the IOMMU contexts and
+//! the guest's PCI tree. The package `example-vmm` stands for the VMM without devices.
+//!
+//! Usage: `embed KERNEL INITRAMFS CMDLINE /sys/bus/pci/devices/0000:03:00.0[,p2p=on]…`
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::io;
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_topology::{Apertures, check_memory};
+use example_vmm::{BootSource, PciFunctions, Result, Routes, Slots, Vm};
+use guest_topology::{Apertures, check_memory, usable_apertures};
 use iommu_group::assignment::{DomainName, HostSnapshot};
 use iommu_group::policy::Policy;
-use iommu_group::{Address, AddressRange, Gpa};
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VmFd};
+use iommu_group::{AddressRange, Gpa, Sbdf};
 use p2p_vfio::{
-    DescriptorLimit, DeviceRequest, DeviceSet, GuestSpace, HostMemory, IommuOptions, MemorySlots,
-    MsiMessage, MsiRouter, RouteId, SlotId, VmHooks,
+    DescriptorLimit, DeviceRequest, DeviceSet, DeviceSetError, GuestSpace, HostMemory,
+    IommuOptions, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId, VmHooks,
 };
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The VMM's guest memory, with a bitmap of dirty pages.
-type Memory = GuestMemoryMmap<AtomicBitmap>;
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The VMM's memory slots.
-struct Slots {
-    vm: Arc<VmFd>,
-    used: Mutex<BTreeMap<u32, (Gpa, HostMemory)>>,
-}
-
-impl Slots {
-    /// A size of 0 removes the slot.
-    fn set(&self, slot: u32, gpa: Gpa, memory: &HostMemory, size: u64) -> io::Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: gpa.value(),
-            memory_size: size,
-            userspace_addr: memory.as_ptr() as u64,
-        };
-        // SAFETY: `used` keeps `memory`, which has this length, as long as KVM has the slot.
-        let set = unsafe { self.vm.set_user_memory_region(region) };
-        Ok(set?)
-    }
-}
-
-impl MemorySlots for Slots {
-    fn add(&self, gpa: Gpa, memory: HostMemory) -> io::Result<SlotId> {
-        let mut used = lock(&self.used);
-        let slot = (0..).find(|slot| !used.contains_key(slot)).unwrap_or(0);
-        self.set(slot, gpa, &memory, memory.len_bytes() as u64)?;
-        used.insert(slot, (gpa, memory));
-        Ok(SlotId(slot))
-    }
-
-    fn remove(&self, slot: SlotId) -> io::Result<()> {
-        let mut used = lock(&self.used);
-        let (gpa, memory) = used.get(&slot.0).ok_or(io::ErrorKind::NotFound)?;
-        self.set(slot.0, *gpa, memory, 0)?;
-        used.remove(&slot.0);
-        Ok(())
-    }
-}
-
-/// The VMM's interrupt routes: GSIs above those of its I/O APIC.
-struct Routes {
-    vm: Arc<VmFd>,
-    messages: Mutex<BTreeMap<u32, MsiMessage>>,
-}
-
-impl Routes {
-    /// Changes the table, in KVM first: if KVM refuses, the table is unchanged.
-    fn change<T>(&self, edit: impl FnOnce(&mut BTreeMap<u32, MsiMessage>) -> T) -> io::Result<T> {
-        let mut messages = lock(&self.messages);
-        let mut changed = messages.clone();
-        let result = edit(&mut changed);
-        let entry = |(gsi, message): (&u32, &MsiMessage)| {
-            let mut entry = kvm_irq_routing_entry {
-                gsi: *gsi,
-                type_: KVM_IRQ_ROUTING_MSI,
-                ..Default::default()
-            };
-            let [a, b, c, d, rest @ ..] = message.address.to_le_bytes();
-            entry.u.msi.address_lo = u32::from_le_bytes([a, b, c, d]);
-            entry.u.msi.address_hi = u32::from_le_bytes(rest);
-            entry.u.msi.data = message.data;
-            entry
-        };
-        let entries: Vec<_> = changed.iter().map(entry).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(io::Error::other)?;
-        self.vm.set_gsi_routing(&table)?;
-        *messages = changed;
-        Ok(result)
-    }
-}
-
-impl MsiRouter for Routes {
-    fn connect(&self, event: &EventFd, message: MsiMessage) -> io::Result<RouteId> {
-        let gsi = self.change(|messages| {
-            let gsi = (24..4096).find(|gsi| !messages.contains_key(gsi))?;
-            messages.insert(gsi, message);
-            Some(gsi)
-        })?;
-        let gsi = gsi.ok_or(io::ErrorKind::StorageFull)?;
-        if let Err(error) = self.vm.register_irqfd(event, gsi) {
-            self.change(|messages| messages.remove(&gsi))?;
-            return Err(error.into());
-        }
-        Ok(RouteId(gsi))
-    }
-
-    fn update(&self, route: RouteId, message: MsiMessage) -> io::Result<()> {
-        self.change(|messages| messages.insert(route.0, message))?;
-        Ok(())
-    }
-
-    fn disconnect(&self, route: RouteId, event: &EventFd) -> io::Result<()> {
-        self.vm.unregister_irqfd(event, route.0)?;
-        self.change(|messages| messages.remove(&route.0))?;
-        Ok(())
-    }
-}
-
-/// Assigns the devices at these sysfs paths to the VM.
-fn assign(
-    vm: &Arc<VmFd>,
-    memory: &Memory,
-    slots: &Arc<Slots>,
-    mut windows: Vec<AddressRange<Gpa>>,
-    paths: &[String],
-) -> Result<DeviceSet> {
-    let request = |path: &String| DeviceRequest {
-        tag: path.clone(),
-        path: path.into(),
-        domain: Some(DomainName::Unnamed),
+/// The request for a device, from the VMM's option `PATH[,p2p=on]`.
+fn request(option: &str) -> DeviceRequest {
+    let path = option.strip_suffix(",p2p=on");
+    DeviceRequest {
+        tag: option.to_owned(),
+        path: path.unwrap_or(option).into(),
+        domain: DomainName::requested(path.is_some(), None),
         expose: BTreeSet::new(),
-    };
-    let requests: Vec<_> = paths.iter().map(request).collect();
-    // Nothing is opened before the check.
+    }
+}
+
+/// Assigns devices to the VM. Returns them with the addresses that the host bridge forwards.
+fn assign(vm: &Vm, options: &[String]) -> Result<(DeviceSet, Vec<AddressRange<Gpa>>)> {
+    let requests: Vec<_> = options.iter().map(|option| request(option)).collect();
+    // The check. Nothing is opened before, and a refusal changes nothing.
     let plan = DeviceSet::plan(HostSnapshot::read(Policy::default())?, &requests)?;
     let demands = plan.demands()?;
     let open = plan.open(IommuOptions {
         interface: None,
-        kvm: Some(vm.clone()),
+        kvm: Some(vm.fd.clone()),
         preopened: Arc::default(),
         hotplug: false,
     })?;
-    // Memory must be where the IOMMU translates, outside of the ranges that a host switch routes to a device.
-    let regions = memory
-        .iter()
-        .filter_map(|region| AddressRange::new(Gpa::new(region.start_addr().0), region.len()));
-    check_memory(regions, &open.iova_ranges()?, &demands)?;
+    // Memory and BARs must be where the IOMMU translates, and where no host switch keeps requests from it.
+    let translated = open.iova_ranges()?;
+    check_memory(vm.ram(), &translated, &demands)?;
+    let windows = usable_apertures(&vm.pci_windows()?, &translated, &demands);
     let apertures = Apertures {
         memory: windows.clone(),
         prefetchable: windows.clone(),
     };
-    // Peers behind a switch that routes by bus address have their BARs there. The host bridge forwards these ranges.
-    windows.extend(demands.fixed_windows);
+    // Peers behind a switch that routes by bus address have their BARs there.
+    let forwarded: Vec<_> = windows.into_iter().chain(demands.fixed_windows).collect();
     let space = GuestSpace {
-        memory: HostMemory::of_guest(memory),
+        memory: HostMemory::of_guest(&vm.memory),
         apertures,
-        forwarded: windows,
+        forwarded: forwarded.clone(),
     };
-    let routes = Routes {
-        vm: vm.clone(),
-        messages: Mutex::default(),
+    let hooks = VmHooks {
+        slots: Arc::new(MemorySlotsOf::new(&vm.slots)),
+        msi: Arc::new(MessagesOf(vm.routes.clone())),
+        intx: None,
+        vector_fds: DescriptorLimit::NONE,
+        device_fds: DescriptorLimit::NONE,
     };
-    Ok(open.attach(
-        space,
-        VmHooks {
-            slots: slots.clone(),
-            msi: Arc::new(routes),
-            intx: None,
-            vector_fds: DescriptorLimit::NONE,
-            device_fds: DescriptorLimit::NONE,
-        },
-    )?)
+    Ok((open.attach(space, hooks)?, forwarded))
 }
 
-fn main() -> Result<()> {
-    const RAM_BYTES: usize = 512 << 20;
-    let vm = Arc::new(Kvm::new()?.create_vm()?);
-    vm.create_irq_chip()?;
-    let memory = Memory::from_ranges(&[(GuestAddress(0), RAM_BYTES)])?;
-    let slots = Arc::new(Slots {
-        vm: vm.clone(),
-        used: Mutex::default(),
-    });
-    for (gpa, region) in HostMemory::of_guest(&memory) {
-        slots.add(gpa, region)?;
-    }
-    let below_4g = AddressRange::new(Gpa::new(0xc000_0000), 0x2000_0000);
-    let above_4g = AddressRange::new(Gpa::new(1 << 38), 1 << 37);
-    let windows = [below_4g, above_4g].into_iter().flatten().collect();
-    let paths: Vec<String> = std::env::args().skip(1).collect();
-    let devices = assign(&vm, &memory, &slots, windows, &paths)?;
+/// The VMM's accesses to PCI functions go to the set.
+struct Functions(DeviceSet);
 
-    // The vCPUs would run here. The set serves their MMIO and configuration accesses.
-    for member in devices.members() {
-        let mut id = [0; 4];
-        devices.config_read(member.guest, 0, &mut id);
-        println!("{}: {:08x}", member.guest, u32::from_le_bytes(id));
-        devices.config_write(member.guest, 4, &[0x06]);
-        devices.with_device(&member.tag, |device| {
-            for (bar, iova) in device.peer_windows() {
-                println!("{}: peers reach BAR {bar} at {iova}", device.sbdf());
-            }
-        });
+impl PciFunctions for Functions {
+    fn config_read(&mut self, at: Sbdf, offset: u16, data: &mut [u8]) {
+        self.0.config_read(at, offset, data);
     }
-    let mut word = [0; 4];
-    devices.mmio_read(Gpa::new(0xc000_0000), &mut word);
-    devices.mmio_write(Gpa::new(0xc000_0000), &word);
-    // The VMM's event loop would wait for `devices.event_fd()`, which is readable when the host reports an event.
-    for event in devices.process_events() {
-        println!("{}: {:?}", event.host, event.kind);
+
+    fn config_write(&mut self, at: Sbdf, offset: u16, data: &[u8]) {
+        self.0.config_write(at, offset, data);
     }
-    Ok(())
+
+    fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) {
+        self.0.mmio_read(gpa, data);
+    }
+
+    fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) {
+        self.0.mmio_write(gpa, data);
+    }
+}
+
+/// The VMM's memory slots, for BARs.
+struct MemorySlotsOf {
+    slots: Slots,
+    /// What the guest sees, by number. The memory is kept as long as the guest sees it.
+    shown: Mutex<BTreeMap<u32, (AddressRange<Gpa>, HostMemory)>>,
+}
+
+impl MemorySlotsOf {
+    fn new(slots: &Slots) -> Self {
+        Self {
+            slots: slots.clone(),
+            shown: Mutex::default(),
+        }
+    }
+
+    fn shown(&self) -> MutexGuard<'_, BTreeMap<u32, (AddressRange<Gpa>, HostMemory)>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemorySlots for MemorySlotsOf {
+    #[allow(unsafe_code, reason = "KVM takes host addresses")]
+    fn add(&self, gpa: Gpa, memory: HostMemory) -> io::Result<SlotId> {
+        let mut shown = self.shown();
+        let range = AddressRange::new(gpa, memory.len_bytes() as u64);
+        let range = range.ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: `shown` keeps the memory until the slot is removed. This process makes no references into it.
+        unsafe { self.slots.add(range, memory.as_ptr()) }.map_err(other)?;
+        let slot = (0..).find(|slot| !shown.contains_key(slot)).unwrap_or(0);
+        shown.insert(slot, (range, memory));
+        Ok(SlotId(slot))
+    }
+
+    fn remove(&self, slot: SlotId) -> io::Result<()> {
+        let mut shown = self.shown();
+        let (range, _) = shown.get(&slot.0).ok_or(io::ErrorKind::NotFound)?;
+        self.slots.remove(*range).map_err(other)?;
+        shown.remove(&slot.0);
+        Ok(())
+    }
+}
+
+/// The VMM's interrupt routes, for message-signalled interrupts.
+struct MessagesOf(Routes);
+
+impl MsiRouter for MessagesOf {
+    fn connect(&self, event: &EventFd, message: MsiMessage) -> io::Result<RouteId> {
+        let MsiMessage { address, data } = message;
+        self.0
+            .connect(event, address, data)
+            .map(RouteId)
+            .map_err(other)
+    }
+
+    fn update(&self, route: RouteId, message: MsiMessage) -> io::Result<()> {
+        let MsiMessage { address, data } = message;
+        self.0.update(route.0, address, data).map_err(other)
+    }
+
+    fn disconnect(&self, route: RouteId, event: &EventFd) -> io::Result<()> {
+        self.0.disconnect(event, route.0).map_err(other)
+    }
+}
+
+fn other(error: Box<dyn std::error::Error>) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+fn start() -> Result<()> {
+    let (source, options) = BootSource::of_arguments()?;
+    let vm = Vm::new()?;
+    let (devices, windows) = assign(&vm, &options)?;
+    // A VMM with an event loop waits for `devices.event_fd()` there, and calls `process_events`.
+    vm.run(&source, &windows, &mut Functions(devices))
+}
+
+fn main() -> ExitCode {
+    let Err(error) = start() else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("error: {error}");
+    let refused = error.downcast_ref::<DeviceSetError>();
+    ExitCode::from(if refused.is_some_and(DeviceSetError::is_refusal) {
+        2
+    } else {
+        1
+    })
 }

@@ -52,6 +52,16 @@ impl Routes {
         Ok(gsi)
     }
 
+    /// Changes the message of a route.
+    ///
+    /// # Errors
+    /// KVM refuses the message.
+    pub fn update(&self, gsi: u32, address: u64, data: u32) -> Result<()> {
+        self.change(|messages| {
+            messages.insert(gsi, (address, data));
+        })
+    }
+
     /// Removes a route.
     ///
     /// # Errors

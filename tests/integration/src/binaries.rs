@@ -27,7 +27,7 @@ pub const STATIC_BINARIES: [(&str, &str); 9] = [
 ];
 
 /// Package and name of every example that is copied into the lab.
-const EXAMPLES: [(&str, &str); 1] = [("guest-topology", "light")];
+const EXAMPLES: [(&str, &str); 2] = [("guest-topology", "light"), ("p2p-vfio", "embed")];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "lab";

@@ -1,5 +1,5 @@
-//! The example `light`: a VMM with VFIO devices of its own, those of vfio-ioctls, which takes only `iommu-group` and
-//! `guest-topology`.
+//! The two ways to embed the crates. The example `light` is a VMM with VFIO devices of its own, those of vfio-ioctls, which
+//! takes only `iommu-group` and `guest-topology`. In the example `embed` a `p2p_vfio::DeviceSet` owns the devices.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
 use lab::{CMDLINE, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Lab, Output, SharedLab, Turn};
 
-/// The test program is built of this file twice, under two names: `embed_light_acs.rs` is it on ports with ACS. There the
+/// The test program is built of this file twice, under two names: `embed_acs.rs` is it on ports with ACS. There the
 /// IOMMU translates the requests between the drives; here a switch routes them directly, by bus address.
 const ACS: bool = lab::is_acs_variant(env!("CARGO_CRATE_NAME"));
 
@@ -45,10 +45,12 @@ fn lab() -> Turn<'static> {
     lab
 }
 
-/// Runs the probe in a guest of the example with these devices.
-fn run(lab: &Lab, devices: &[String]) -> Output {
+const EXAMPLES: [&str; 2] = ["light", "embed"];
+
+/// Runs the probe in a guest of an example with these devices.
+fn run(lab: &Lab, example: &str, devices: &[String]) -> Output {
     let cmdline = format!("{CMDLINE} -- run guest-probe p2pmem");
-    let words = ["light", GUEST_KERNEL, GUEST_INITRAMFS, &cmdline];
+    let words = [example, GUEST_KERNEL, GUEST_INITRAMFS, &cmdline];
     let words = words.into_iter().chain(devices.iter().map(String::as_str));
     lab.command(words).deadline(GUEST).run().unwrap()
 }
@@ -79,36 +81,40 @@ fn written(lab: &Lab, drive: &str) -> u64 {
 
 #[test]
 fn drives_of_one_group_do_p2pdma_both_ways() {
-    let lab = lab();
-    let output = run(&lab, &[peer(FIRST), peer(SECOND)]);
-    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
-    assert_eq!(
-        transfers(&output),
-        vec![(Outcome::Ok, None); 4],
-        "{output:#?}"
-    );
-    // Each block came out of the other drive's memory, which has the other number.
-    assert_eq!(written(&lab, "disk0"), PATTERN | 2);
-    assert_eq!(written(&lab, "disk1"), PATTERN | 1);
+    for example in EXAMPLES {
+        let lab = lab();
+        let output = run(&lab, example, &[peer(FIRST), peer(SECOND)]);
+        assert_eq!(output.exit, Exit::Code(0), "{example}: {output:#?}");
+        assert_eq!(
+            transfers(&output),
+            vec![(Outcome::Ok, None); 4],
+            "{example}: {output:#?}"
+        );
+        // Each block came out of the other drive's memory, which has the other number.
+        assert_eq!(written(&lab, "disk0"), PATTERN | 2, "{example}");
+        assert_eq!(written(&lab, "disk1"), PATTERN | 1, "{example}");
+    }
 }
 
 /// They are below root ports of their own, in a context without their BARs.
 #[test]
 fn drives_that_are_not_peers_transfer_nothing() {
-    let lab = lab();
-    let output = run(&lab, &[device(FIRST), device(SECOND)]);
-    assert_eq!(output.exit, Exit::Code(0), "{output:#?}");
-    let results = transfers(&output);
-    assert_eq!(results.len(), 4, "{output:#?}");
-    for (result, _) in results {
-        assert_ne!(result, Outcome::Ok, "{output:#?}");
-    }
-    for drive in ["disk0", "disk1"] {
-        let written = written(&lab, drive);
-        assert!(
-            ![PATTERN | 1, PATTERN | 2].contains(&written),
-            "{written:x}"
-        );
+    for example in EXAMPLES {
+        let lab = lab();
+        let output = run(&lab, example, &[device(FIRST), device(SECOND)]);
+        assert_eq!(output.exit, Exit::Code(0), "{example}: {output:#?}");
+        let results = transfers(&output);
+        assert_eq!(results.len(), 4, "{example}: {output:#?}");
+        for (result, _) in results {
+            assert_ne!(result, Outcome::Ok, "{example}: {output:#?}");
+        }
+        for drive in ["disk0", "disk1"] {
+            let written = written(&lab, drive);
+            assert!(
+                ![PATTERN | 1, PATTERN | 2].contains(&written),
+                "{example}: {written:x}"
+            );
+        }
     }
 }
 
@@ -117,14 +123,19 @@ fn drives_of_two_groups_are_refused_before_any_is_opened() {
     let lab = lab();
     // The kernel logs each device that a process opens.
     let log = || lab.sh("dmesg | grep -c vfio-pci || true").unwrap();
-    let before = log();
-    let output = run(&lab, &[peer(FIRST), peer(ELSEWHERE)]);
-    assert_eq!(output.exit, Exit::Code(2), "{output:#?}");
-    assert_eq!(output.stdout, "", "no guest was started");
-    assert_eq!(log(), before);
     let groups = [FIRST, ELSEWHERE].map(|bdf| format!("group {}", lab.group(bdf).unwrap()));
     assert_ne!(groups[0], groups[1]);
-    for word in [FIRST, ELSEWHERE, &groups[0], &groups[1]] {
-        assert!(output.stderr.contains(word), "{word}: {output:#?}");
+    for example in EXAMPLES {
+        let before = log();
+        let output = run(&lab, example, &[peer(FIRST), peer(ELSEWHERE)]);
+        assert_eq!(output.exit, Exit::Code(2), "{example}: {output:#?}");
+        assert_eq!(output.stdout, "", "no guest was started");
+        assert_eq!(log(), before, "{example}");
+        for word in [FIRST, ELSEWHERE, &groups[0], &groups[1]] {
+            assert!(
+                output.stderr.contains(word),
+                "{example}: {word}: {output:#?}"
+            );
+        }
     }
 }
