@@ -3,6 +3,8 @@
 
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/command_line.rs"]
 pub(crate) mod command_line;
+#[path = "../../crates/p2pctl/src/cloud_hypervisor/constraints.rs"]
+pub(crate) mod constraints;
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/device.rs"]
 pub(crate) mod device;
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/json.rs"]
@@ -13,12 +15,10 @@ pub(crate) mod memory;
 pub(crate) mod option_list;
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/refusal.rs"]
 pub(crate) mod refusal;
-#[path = "../../crates/p2pctl/src/cloud_hypervisor/rules.rs"]
-pub(crate) mod rules;
 #[path = "../../crates/p2pctl/src/cloud_hypervisor/version.rs"]
 pub(crate) mod version;
 
-/// The part of the configuration that does not have the form that other code expects.
-pub(crate) fn misshapen(config: &serde_json::Value) -> Option<String> {
-    json::misshapen(config)
+/// Checks the JSON types in a configuration.
+pub(crate) fn well_formed(config: &serde_json::Value) -> Result<(), String> {
+    json::well_formed(config)
 }

@@ -133,7 +133,7 @@ pub(crate) fn domains(input: &[u8]) {
     };
     match toml::from_str::<Config>(text) {
         Ok(config) => {
-            let (goals, _) = config.wish();
+            let (goals, _) = config.desired();
             assert!(goals.acs.is_empty());
         }
         Err(error) => assert!(!error.to_string().is_empty()),

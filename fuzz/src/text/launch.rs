@@ -6,13 +6,13 @@ use std::str;
 use serde_json::Value;
 
 use crate::cloud_hypervisor::command_line::CommandLine;
-use crate::cloud_hypervisor::device::Asked;
-use crate::cloud_hypervisor::json::{strip, wishes};
+use crate::cloud_hypervisor::constraints::{Host, VmOptions, required_settings};
+use crate::cloud_hypervisor::device::RequestedDevice;
+use crate::cloud_hypervisor::json::{strip, vm_options};
 use crate::cloud_hypervisor::memory::GuestMemory;
-use crate::cloud_hypervisor::misshapen;
 use crate::cloud_hypervisor::option_list::OptionList;
-use crate::cloud_hypervisor::rules::{Host, Wishes, settle};
 use crate::cloud_hypervisor::version::Version;
+use crate::cloud_hypervisor::well_formed;
 
 /// Keys that only this project uses; cloud-hypervisor refuses them.
 const OURS: [&str; 3] = ["p2p", "p2p_domain", "expose"];
@@ -33,15 +33,15 @@ pub(crate) fn launch(input: &[u8]) {
 
 fn command_line(text: &str) {
     let line = CommandLine::new(text.split('\n').map(OsString::from).collect());
-    let mut asked = Vec::new();
+    let mut requested = Vec::new();
     for value in line.values("--device") {
         option_list(&value.text);
-        match Asked::parse(&value.text) {
+        match RequestedDevice::parse(&value.text) {
             Ok(device) => {
                 for key in OURS {
                     assert_eq!(device.options.get(key), None, "{key} of {}", value.text);
                 }
-                asked.push(device);
+                requested.push(device);
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }
@@ -49,13 +49,13 @@ fn command_line(text: &str) {
         changed.replace(&value, &value.text);
         assert_eq!(changed, line, "replaced by itself");
     }
-    let memory = GuestMemory::asked_for(&line);
+    let memory = GuestMemory::from_command_line(&line);
     places(memory);
-    let wishes = Wishes {
+    let vm_options = VmOptions {
         memory,
-        ..Wishes::default()
+        ..VmOptions::default()
     };
-    rules(&asked, &wishes);
+    constraints(&requested, &vm_options);
 }
 
 fn option_list(text: &str) {
@@ -89,30 +89,30 @@ fn places(memory: Option<GuestMemory>) {
 }
 
 fn json(mut config: Value) {
-    let shape = misshapen(&config);
-    let wishes = wishes(&config);
-    places(wishes.memory);
-    let mut asked = Vec::new();
+    let shape = well_formed(&config);
+    let vm_options = vm_options(&config);
+    places(vm_options.memory);
+    let mut requested = Vec::new();
     if let Some(devices) = config.get_mut("devices").and_then(Value::as_array_mut) {
         for device in devices {
-            match Asked::of_json(device, false) {
-                Ok(device) => asked.push(device),
+            match RequestedDevice::of_json(device, false) {
+                Ok(device) => requested.push(device),
                 Err(why) => assert!(!why.is_empty()),
             }
             strip(device);
             for key in OURS {
                 assert!(device.get(key).is_none(), "{key} of {device}");
             }
-            assert!(device.is_object() || shape.is_some(), "{device}");
+            assert!(device.is_object() || shape.is_err(), "{device}");
         }
     }
-    rules(&asked, &wishes);
+    constraints(&requested, &vm_options);
 }
 
-/// Checks that the rules return settings or reasons for a refusal.
-fn rules(asked: &[Asked], wishes: &Wishes) {
+/// Checks that the constraints give settings or reasons for a refusal.
+fn constraints(requested: &[RequestedDevice], vm_options: &VmOptions) {
     let host = Host {
-        devices: vec![None; asked.len()],
+        devices: vec![None; requested.len()],
         by_bus_address: None,
         hidden: Vec::new(),
         iommu_bits: Some(39),
@@ -122,8 +122,8 @@ fn rules(asked: &[Asked], wishes: &Wishes) {
         exposures: Vec::new(),
         unsafe_interrupts: None,
     };
-    match settle(asked, wishes, &host) {
-        Ok(settings) => assert!(settings.cliques.iter().all(|at| *at < asked.len())),
+    match required_settings(requested, vm_options, &host) {
+        Ok(settings) => assert!(settings.cliques.iter().all(|at| *at < requested.len())),
         Err(limits) => assert!(!limits.is_empty()),
     }
 }
