@@ -21,7 +21,7 @@ mod version;
 
 pub(crate) use command_line::CommandLine;
 pub(crate) use filter::CloudHypervisorFilter;
-pub(crate) use inspect::{CheckRequest, inspect};
-pub(crate) use refusal::{CheckError, Refusal};
+pub(crate) use inspect::{CheckError, CheckRequest, inspect};
+pub(crate) use refusal::Refusal;
 pub(crate) use rewrite::{Change, IsolationMode, Rewritten, option, requested, rewrite, vdpa};
 pub(crate) use version::Version;

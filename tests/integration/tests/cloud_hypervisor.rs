@@ -211,9 +211,9 @@ fn wait_for_socket(lab: &Turn<'_>, socket: &str) {
         .unwrap();
 }
 
-/// A front before a socket.
+/// A proxy for the VMM at a socket.
 fn front<'lab>(lab: &'lab Turn<'_>, vmm: &str, listen: &str) -> Running<'lab> {
-    let front = ["p2pctl", "front", "--api-socket", vmm, "--listen", listen];
+    let front = ["p2pctl", "proxy", "--api-socket", vmm, "--listen", listen];
     let front = lab.command(front).deadline(GUEST).spawn().unwrap();
     wait_for_socket(lab, listen);
     front

@@ -16,10 +16,10 @@ use vmm_api::{Client, ClientError, Decision, FilteredCall, RequestFilter};
 
 use super::constraints::{Settings, VmOptions, required_settings};
 use super::device::RequestedDevice;
-use super::inspect::{CheckRequest, inspect};
+use super::inspect::{CheckError, CheckRequest, inspect};
 use super::json::{ALL_BARS, EXCLUDED, devices, excludes_all, strip, vm_options, well_formed};
 use super::memory::{DEFAULT_BITS, GuestMemory};
-use super::refusal::{CheckError, Limit, Refusal};
+use super::refusal::{Limit, Refusal};
 use super::restored;
 use super::rewrite::risks;
 use super::state::RecordedState;
@@ -83,10 +83,8 @@ impl CloudHypervisorFilter {
         }
         let listed = config.get_mut("vdpa").and_then(Value::as_array_mut);
         listed.into_iter().flatten().for_each(without_links);
-        let (requested, vdpa) = (
-            requested(&config).map_err(Decision::Malformed)?,
-            vdpa::paths(&config).map_err(Decision::Malformed)?,
-        );
+        let requested = requested(&config).map_err(Decision::Malformed)?;
+        let vdpa = vdpa::paths(&config).map_err(Decision::Malformed)?;
         if requested.is_empty() && vdpa.is_empty() {
             return Ok(config);
         }
@@ -123,10 +121,8 @@ impl CloudHypervisorFilter {
             reasons: vec![why.to_string()],
         })?;
         well_formed(&config).map_err(Decision::Malformed)?;
-        let (requested, vm_options) = (
-            requested(&config).map_err(Decision::Malformed)?,
-            vm_options(&config),
-        );
+        let requested = requested(&config).map_err(Decision::Malformed)?;
+        let vm_options = vm_options(&config);
         self.check_configured(
             &config,
             &requested,

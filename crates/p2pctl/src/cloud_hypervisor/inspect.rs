@@ -10,10 +10,11 @@ use iommu_group::assignment::{
 };
 use iommu_group::policy::Policy;
 use iommu_group::{Cpu, Placement, RoutingModel, Sbdf, Space, Sysfs, SysfsError, Topology};
+use thiserror::Error;
 
 use super::constraints::{DeviceProperties, Host};
 use super::device::RequestedDevice;
-use super::refusal::{CheckError, Refusal};
+use super::refusal::Refusal;
 use super::vdpa;
 use super::version::Version;
 use crate::source;
@@ -32,6 +33,16 @@ pub(crate) struct CheckRequest<'a> {
     pub(crate) version: Option<Version>,
     /// Set if the last device is added to a VM that has the others: the functions that left the VM.
     pub(crate) departed: Option<&'a BTreeSet<Sbdf>>,
+}
+
+/// Why the devices of a VM are not accepted.
+#[derive(Debug, Error)]
+pub(crate) enum CheckError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The check itself failed.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
 }
 
 /// Reads the devices and runs the checks that apply to all VMMs.

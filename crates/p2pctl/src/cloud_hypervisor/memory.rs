@@ -39,7 +39,7 @@ impl Default for GuestMemory {
 
 impl GuestMemory {
     /// Parses `--memory` and `--memory-zone`; `None` if a size is invalid.
-    pub(crate) fn requested_as(line: &CommandLine) -> Option<Self> {
+    pub(crate) fn from_command_line(line: &CommandLine) -> Option<Self> {
         let own = line.values("--memory");
         let mut memory = match own.as_slice() {
             [] => Self::default(),
@@ -127,7 +127,7 @@ mod tests {
 
     fn memory(words: &[&str]) -> Option<GuestMemory> {
         let words = ["ch"].iter().chain(words).map(|word| (*word).into());
-        GuestMemory::requested_as(&CommandLine::new(words.collect()))
+        GuestMemory::from_command_line(&CommandLine::new(words.collect()))
     }
 
     #[test]

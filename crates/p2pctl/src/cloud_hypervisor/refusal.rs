@@ -33,16 +33,6 @@ impl Refusal {
     }
 }
 
-/// Why the devices of a VM are not accepted.
-#[derive(Debug, Error)]
-pub(crate) enum CheckError {
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The check itself failed.
-    #[error(transparent)]
-    Failed(#[from] anyhow::Error),
-}
-
 fn hint(error: &SysfsError) -> &'static str {
     match error {
         SysfsError::NoGroup { .. } => {

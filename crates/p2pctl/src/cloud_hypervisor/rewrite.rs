@@ -177,7 +177,7 @@ fn vm_options(line: &CommandLine) -> VmOptions {
     VmOptions {
         p2p_dma: option(line, "--platform", "vfio_p2p_dma").and_then(|text| switch(&text)),
         bits: option(line, "--cpus", "max_phys_bits").and_then(|text| text.parse().ok()),
-        memory: GuestMemory::requested_as(line),
+        memory: GuestMemory::from_command_line(line),
     }
 }
 

@@ -121,7 +121,12 @@ impl Daemon {
                 continue;
             }
             match record.event.as_str() {
-                STEP => printer.event(ProgressEvent::parse(&properties)?),
+                // A daemon of another version may report other steps.
+                STEP => {
+                    if let Ok(event) = ProgressEvent::parse(&properties) {
+                        printer.event(event);
+                    }
+                }
                 "transaction-ended" => {
                     let report = self.report(&id)?;
                     let report = report.with_context(|| format!("change {id} left no report"))?;

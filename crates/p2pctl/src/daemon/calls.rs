@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hotplug::regroup::{Regroup, StateDir};
 use iommu_group::{Goals, Kernel, Plan, PlanOptions, Scope};
 use serde::Serialize;
 use serde_json::Value;
@@ -70,13 +69,12 @@ impl Calls {
 
     fn status(&self) -> Result<Value, Failure> {
         let host = self.runner.host();
-        let state: &StateDir = &host.state;
-        let boot = Regroup::new(&host.host, &[], state.clone()).boot_id();
+        let boot = host.regroup().boot_id();
         let boot = boot.map_err(|error| Failure::failed(&error))?;
-        let status = state
-            .status(&boot)
-            .map_err(|error| Failure::failed(&error))?;
-        value(&json::status(&status))
+        let status = host.state.status(&boot);
+        value(&json::status(
+            &status.map_err(|error| Failure::failed(&error))?,
+        ))
     }
 
     fn guests(&self) -> GuestList {

@@ -207,8 +207,7 @@ struct Vm {
 
 impl Vm {
     fn regroup(&self) -> Regroup<'_> {
-        let host = self.shared.runner.host();
-        Regroup::new(&host.host, &[], host.state.clone())
+        self.shared.runner.host().regroup()
     }
 }
 

@@ -32,6 +32,13 @@ pub(crate) struct Host {
     pub(crate) state: StateDir,
 }
 
+impl Host {
+    /// Access to the host without its virtual machines.
+    pub(crate) fn regroup(&self) -> Regroup<'_> {
+        Regroup::new(&self.host, &[], self.state.clone())
+    }
+}
+
 /// Runs transactions. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct TransactionRunner {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hotplug::regroup::{Host as _, Regroup, RegroupError};
+use hotplug::regroup::{Host as _, RegroupError};
 use iommu_group::{AcsSetting, Sbdf};
 
 use super::Shared;
@@ -106,8 +106,7 @@ impl Guard {
         let Found::PutBack(_) = found else {
             return Ok(true);
         };
-        let host = self.shared.runner.host();
-        let regroup = Regroup::new(&host.host, &[], host.state.clone());
+        let regroup = self.shared.runner.host().regroup();
         if self.is_spared(port.register.port()) {
             let written = regroup.write_acs_beside(&port.register, &port.good);
             return written.map(|()| true);

@@ -19,8 +19,7 @@ const REST: Duration = Duration::from_millis(50);
 
 /// Runs until every VM is found or the daemon ends.
 pub(super) fn run(shared: &Arc<Shared>) {
-    let host = shared.runner.host();
-    let regroup = Regroup::new(&host.host, &[], host.state.clone());
+    let regroup = shared.runner.host().regroup();
     let mut left = regroup.withheld().unwrap_or_else(|error| {
         eprintln!("p2pctl: cannot read which devices must be returned: {error}");
         Vec::new()

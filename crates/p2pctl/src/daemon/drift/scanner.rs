@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
-use hotplug::regroup::{Regroup, RegroupError};
+use hotplug::regroup::RegroupError;
 use iommu_group::{Exposure, Sbdf, Topology};
 
 use super::super::uevents::Uevents;
@@ -146,8 +146,7 @@ impl Scanner {
 
     /// The ports whose ACS a transaction holds.
     fn held(&self) -> Result<BTreeSet<Sbdf>, RegroupError> {
-        let host = self.shared.runner.host();
-        Regroup::new(&host.host, &[], host.state.clone()).held()
+        self.shared.runner.host().regroup().held()
     }
 
     /// Reports the differences and sends an alarm for those that are new.
