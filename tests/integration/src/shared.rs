@@ -14,6 +14,7 @@ pub struct SharedLab {
     name: &'static str,
     systemd: bool,
     acs: bool,
+    trace: bool,
     lab: OnceLock<Result<Lab, String>>,
     turn: Mutex<()>,
 }
@@ -40,6 +41,7 @@ impl SharedLab {
             name,
             systemd: false,
             acs: false,
+            trace: false,
             lab: OnceLock::new(),
             turn: Mutex::new(()),
         }
@@ -60,6 +62,13 @@ impl SharedLab {
         self
     }
 
+    /// Makes [`Lab::trace`] return the routes of requests.
+    #[must_use]
+    pub const fn with_trace(mut self) -> Self {
+        self.trace = true;
+        self
+    }
+
     /// Waits for this test's turn.
     ///
     /// # Panics
@@ -70,6 +79,7 @@ impl SharedLab {
             Profile::named(self.profile)
                 .and_then(|mut profile| {
                     profile.machine.systemd |= self.systemd;
+                    profile.machine.trace |= self.trace;
                     if self.acs {
                         profile.give_acs();
                     }

@@ -8,13 +8,15 @@ use std::os::unix::fs::FileExt;
 
 use lab::protocol::Exit;
 use lab::report::{Finding, Outcome};
-use lab::{CMDLINE, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Lab, Output, SharedLab, Turn};
+use lab::{CMDLINE, GUEST, GUEST_INITRAMFS, GUEST_KERNEL, Lab, Output, SharedLab, Turn, Way};
 
 /// The test program is built of this file twice, under two names: `embed_acs.rs` is it on ports with ACS. There the
 /// IOMMU translates the requests between the drives; here a switch routes them directly, by bus address.
 const ACS: bool = lab::is_acs_variant(env!("CARGO_CRATE_NAME"));
 
-static LAB: SharedLab = SharedLab::new("two-domains", env!("CARGO_CRATE_NAME")).with_acs(ACS);
+static LAB: SharedLab = SharedLab::new("two-domains", env!("CARGO_CRATE_NAME"))
+    .with_acs(ACS)
+    .with_trace();
 
 /// Two drives in one group, and one in another group.
 const FIRST: &str = "0000:05:00.0";
@@ -93,6 +95,13 @@ fn drives_of_one_group_do_p2pdma_both_ways() {
         // Each block came out of the other drive's memory, which has the other number.
         assert_eq!(written(&lab, "disk0"), PATTERN | 2, "{example}");
         assert_eq!(written(&lab, "disk1"), PATTERN | 1, "{example}");
+        // Nothing failed, such as a mapping of a BAR where another is.
+        assert_eq!(output.stderr, "", "{example}");
+    }
+    let trace = LAB.turn().trace().unwrap();
+    for bdf in [FIRST, SECOND].map(|bdf| bdf.parse().unwrap()) {
+        let mut requests = trace.iter().filter(|request| request.from == bdf);
+        assert_eq!(requests.any(|request| request.way == Way::Straight), !ACS);
     }
 }
 
