@@ -1,4 +1,5 @@
-//! The VMM's own PCI bus. The ports of `guest-topology` are functions on it like all others.
+//! The VMM's own PCI bus. The ports of `guest-topology` are functions on it like all others. The guest keeps the bus
+//! numbers that it finds; a VMM that allows other numbers routes by [`VirtualPort::buses`].
 
 use std::collections::BTreeMap;
 

@@ -48,8 +48,12 @@ pub(crate) fn iova_ranges(container: &VfioContainer) -> Result<Vec<AddressRange<
     while at != 0 && word(at) & 0xffff != VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE {
         at = index(word(at + 1))?;
     }
-    let ranges = (0..index(word(at + 2) * 4)?).map(|n| at + 4 + n * 4);
-    let range = |at| AddressRange::between(Iova::new(long(at)), Iova::new(long(at + 2) + 1));
+    if at == 0 {
+        return Err("the kernel does not tell which I/O addresses it translates".into());
+    }
+    let ranges = (0..usize::try_from(word(at + 2))?).map(|n| at + 4 + n * 4);
+    let end = |at| Iova::new(long(at + 2).saturating_add(1));
+    let range = |at| AddressRange::between(Iova::new(long(at)), end(at));
     Ok(ranges.filter_map(range).collect())
 }
 
