@@ -84,7 +84,7 @@ pub use memory::HostMemory;
 pub use peers::{PeerBars, PublishedArea};
 pub use preopened::{PreopenedDevices, PreopenedError};
 #[cfg(feature = "vfio-ioctls")]
-pub use vfio_ops::VfioOpsDma;
+pub use vfio_ops::{VfioOpsDma, container_iova_ranges};
 pub use vmm::{
     AddressClaims, EventSink, IntxLine, MemorySlots, MsiMessage, MsiRouter, RouteId, SlotId,
 };

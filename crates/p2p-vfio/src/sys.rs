@@ -34,6 +34,8 @@ pub(crate) use cdev::Cdev;
 pub(crate) use dmabuf_probe::probe_dmabuf;
 pub(crate) use ioas::{Ioas, Iommufd};
 pub(crate) use type1::Type1;
+#[cfg(feature = "vfio-ioctls")]
+pub(crate) use type1::container_ranges;
 pub(crate) use vfio_pci::VfioPci;
 
 /// The number of a VFIO ioctl (linux include/uapi/linux/vfio.h: `_IO(VFIO_TYPE, VFIO_BASE + nr)`).

@@ -6,11 +6,12 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use iommu_group::{Address, AddressRange, Iova};
-use vfio_ioctls::{VfioError, VfioOps};
+use vfio_ioctls::{VfioContainer, VfioError, VfioOps};
 
 use crate::dma::{DmaBackend, DmaError};
 use crate::lock::lock;
 use crate::memory::HostMemory;
+use crate::sys::container_ranges;
 
 /// The DMA mappings of one [`VfioOps`], which is one IOMMU context.
 ///
@@ -32,6 +33,15 @@ impl VfioOpsDma {
             mapped: Mutex::default(),
         }
     }
+}
+
+/// I/O addresses that the IOMMU translates for the devices of a container, ascending. Call it when the container has a
+/// device. vfio-ioctls has no call for it.
+///
+/// # Errors
+/// The errno of `VFIO_IOMMU_GET_INFO`; `ENODATA` if the kernel reports no ranges.
+pub fn container_iova_ranges(container: &VfioContainer) -> io::Result<Vec<AddressRange<Iova>>> {
+    container_ranges(container)
 }
 
 impl Drop for VfioOpsDma {

@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::dma::DmaBackend;
 use crate::memory::HostMemory;
 use crate::sys::BarMmap;
-use crate::vfio_ops::VfioOpsDma;
+use crate::vfio_ops::{VfioOpsDma, container_iova_ranges};
 
 use super::edu::{self, Registers};
 use super::{Failure, Results, Rig, checks, run};
@@ -24,6 +24,7 @@ const WORD_AT: u64 = 0x8000_0000;
 
 struct OpsRig {
     dma: VfioOpsDma,
+    container: Arc<VfioContainer>,
     device: VfioDevice,
     word: GuestMemoryMmap,
 }
@@ -52,11 +53,16 @@ pub fn run_on_vfio_ioctls(sbdf: Sbdf) -> Result<Results, String> {
     let device = VfioDevice::new(&path, container.clone(), false).map_err(|e| text(&e))?;
     let word = GuestMemoryMmap::from_ranges(&[(GuestAddress(WORD_AT), 4096)]);
     let word = word.map_err(|e| text(&e))?;
-    let dma = VfioOpsDma::new(container);
+    let dma = VfioOpsDma::new(container.clone());
     for (gpa, memory) in HostMemory::of_guest(&word) {
         dma.map(Iova::of_guest(gpa), memory).map_err(|e| text(&e))?;
     }
-    let rig = OpsRig { dma, device, word };
+    let rig = OpsRig {
+        dma,
+        container,
+        device,
+        word,
+    };
     rig.decode(true);
     Ok(run::<dyn Rig>(&checks::ALL, &rig))
 }
@@ -66,11 +72,8 @@ impl Rig for OpsRig {
         &self.dma
     }
 
-    /// What every VT-d unit translates: vfio-ioctls does not tell the ranges.
     fn ranges(&self) -> Vec<AddressRange<Iova>> {
-        let range = |start: u64, end: u64| AddressRange::between(Iova::new(start), Iova::new(end));
-        let ranges = [range(0, 0xfee0_0000), range(0xfef0_0000, 1 << 39)];
-        ranges.into_iter().flatten().collect()
+        container_iova_ranges(&self.container).unwrap_or_default()
     }
 
     fn bar(&self) -> HostMemory {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use iommu_group::{AddressRange, GroupId, Iova};
@@ -72,21 +73,26 @@ impl Type1 {
         Ok(group)
     }
 
-    /// I/O address ranges that can be mapped, ascending, without reserved regions (MSI doorbells, RMRR) and within the
-    /// IOMMU's width (linux drivers/vfio/vfio_iommu_type1.c: vfio_iommu_iova_build_caps()). Call it when a group has
-    /// joined.
-    ///
-    /// # Errors
-    /// The errno of `VFIO_IOMMU_GET_INFO`; `ENODATA` if the kernel reports no ranges.
+    /// As [`container_ranges`].
     pub(crate) fn iova_ranges(&self) -> io::Result<Vec<AddressRange<Iova>>> {
-        // struct vfio_iommu_type1_info: argsz, flags, page sizes, cap_offset, padding.
-        let info = Info::get(&*self.container, IOMMU_GET_INFO, &[0; 6])?;
-        ranges(&info).ok_or(io::Error::from_raw_os_error(libc::ENODATA))
+        container_ranges(&*self.container)
     }
 
     fn lock_mapped(&self) -> std::sync::MutexGuard<'_, BTreeMap<AddressRange<Iova>, HostMemory>> {
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// I/O address ranges that can be mapped in a container, ascending, without reserved regions (MSI doorbells, RMRR) and
+/// within the IOMMU's width (linux drivers/vfio/vfio_iommu_type1.c: vfio_iommu_iova_build_caps()). Call it when a group
+/// has joined.
+///
+/// # Errors
+/// The errno of `VFIO_IOMMU_GET_INFO`; `ENODATA` if the kernel reports no ranges.
+pub(crate) fn container_ranges(container: &impl AsRawFd) -> io::Result<Vec<AddressRange<Iova>>> {
+    // struct vfio_iommu_type1_info: argsz, flags, page sizes, cap_offset, padding.
+    let info = Info::get(container, IOMMU_GET_INFO, &[0; 6])?;
+    ranges(&info).ok_or(io::Error::from_raw_os_error(libc::ENODATA))
 }
 
 fn ranges(info: &Info) -> Option<Vec<AddressRange<Iova>>> {
