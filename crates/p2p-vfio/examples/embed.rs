@@ -168,7 +168,7 @@ fn main() -> ExitCode {
     let Err(error) = start() else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("error: {error}");
+    eprintln!("error: {error:#}");
     let refused = error.downcast_ref::<DeviceSetError>();
     ExitCode::from(if refused.is_some_and(DeviceSetError::is_refusal) {
         2

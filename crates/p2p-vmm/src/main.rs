@@ -30,6 +30,7 @@ mod slots;
 mod vcpu;
 mod vm;
 
+use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -54,8 +55,14 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     let (is_refusal, hint) = (error.is_refusal(), error.hint());
-    // With all its causes.
-    eprintln!("error: {:#}", anyhow::Error::from(error));
+    // With its hints and all its causes.
+    eprint!("error: {error:#}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
     if let Some(hint) = hint {
         eprintln!("       {hint}");
     }

@@ -187,6 +187,6 @@ fn main() -> ExitCode {
     let Err(error) = start() else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("error: {error}");
+    eprintln!("error: {error:#}");
     ExitCode::from(if error.is::<Refusal>() { 2 } else { 1 })
 }

@@ -11,7 +11,6 @@ use crate::{AddressRange, Denial, DriverKind, Gpa, GroupId, MemoryHole, Sbdf, Un
 
 /// A refused assignment. Nothing was changed.
 #[derive(Debug, Error)]
-#[error("{}", Lines(reasons))]
 pub struct Refusal {
     /// Every reason, most fundamental first; never empty.
     pub reasons: Vec<Reason>,
@@ -35,21 +34,23 @@ impl From<Reason> for Refusal {
     }
 }
 
-struct Lines<'a>(&'a [Reason]);
-
-impl fmt::Display for Lines<'_> {
+impl fmt::Display for Refusal {
+    /// Writes a line for each reason; `{:#}` adds hints, which name commands of this project.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, reason) in self.0.iter().enumerate() {
-            if n > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "{reason}")?;
+        const HINT: &str = "       ";
+        let texts: Vec<String> = self.reasons.iter().map(ToString::to_string).collect();
+        let with_hints = f.alternate();
+        let lines = texts.iter().flat_map(|text| text.lines());
+        let lines = lines.filter(|line| with_hints || !line.starts_with(HINT));
+        for (n, line) in lines.enumerate() {
+            let end = if n > 0 { "\n" } else { "" };
+            write!(f, "{end}{line}")?;
         }
         Ok(())
     }
 }
 
-/// One reason of a [`Refusal`]. Its text ends with advice.
+/// One reason of a [`Refusal`]. Its text ends with hints, in lines that are indented.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Reason {
     /// A function is requested twice, possibly by different paths.

@@ -69,7 +69,7 @@ fn invariant_1_what_the_hardware_does_not_carry_is_refused() {
     };
     let refusal = decide(pair, one_way, Vec::new()).unwrap_err();
     assert_eq!(refusal.reasons.len(), 1);
-    let text = refusal.to_string();
+    let text = format!("{refusal:#}");
     assert!(
         text.contains("0000:04:00.0 cannot reach 0000:03:00.0"),
         "{text}"
@@ -192,7 +192,9 @@ fn beside_a_target_its_partner_is_hidden() {
 #[test]
 fn policy_refuses_by_device_and_rule() {
     let pair = vec![ruled("03:00.0", Role::Never), device("04:00.0", 6, true)];
-    let text = check(pair).unwrap_err().to_string();
+    let text = check(pair)
+        .map_err(|refusal| format!("{refusal:#}"))
+        .unwrap_err();
     for part in ["0000:03:00.0", "measured", "built-in rule"] {
         assert!(text.contains(part), "{part} is not named in: {text}");
     }
@@ -248,7 +250,7 @@ fn invariant_1_peers_of_two_groups_are_refused_naming_both() {
     let a = device("03:00.0", 6, true);
     let b = device("04:00.0", 7, true);
     let refusal = check(vec![a, b]).unwrap_err();
-    let text = refusal.to_string();
+    let text = format!("{refusal:#}");
     for part in ["0000:03:00.0", "0000:04:00.0", "group 6", "group 7"] {
         assert!(text.contains(part), "{part} is not named in: {text}");
     }
@@ -324,7 +326,9 @@ fn a_device_of_the_host_is_refused() {
 fn a_neighbour_of_the_host_is_refused_by_name() {
     let mut a = device("03:00.0", 6, false);
     a.members.push(member("04:00.0", Some("e1000e")));
-    let text = check(vec![a]).unwrap_err().to_string();
+    let text = check(vec![a])
+        .map_err(|refusal| format!("{refusal:#}"))
+        .unwrap_err();
     assert!(
         text.contains("0000:04:00.0") && text.contains("e1000e"),
         "{text}"
@@ -416,8 +420,7 @@ fn memory_that_is_there_first_must_be_out_of_every_hole() {
         let (sbdf, hole) = (device.sbdf, hole.clone());
         assert_eq!(refusal.reasons, [Reason::Memory { sbdf, memory, hole }]);
         assert!(
-            refusal
-                .to_string()
+            format!("{refusal:#}")
                 .contains("0x80000000-0x803fffff, which the switch at 0000:01:00.0"),
             "{refusal}"
         );

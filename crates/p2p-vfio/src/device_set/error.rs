@@ -1,5 +1,6 @@
 //! Why devices cannot be used as requested.
 
+use std::fmt;
 use std::io;
 
 use guest_topology::{AssignError, EndpointError};
@@ -12,7 +13,7 @@ use crate::context::ContextError;
 use crate::device::{AttachError, BarMappingError};
 use crate::host_iommu::IommufdError;
 
-/// The devices cannot be used as requested. Nothing is changed.
+/// The devices cannot be used as requested. Nothing is changed. `{}` writes the reason, `{:#}` adds hints.
 #[derive(Debug, Error)]
 pub enum DeviceSetError {
     /// The VM may not have the devices as requested.
@@ -37,10 +38,7 @@ pub enum DeviceSetError {
     #[error("cannot create the KVM-VFIO device (is KVM built with VFIO support?): {0}")]
     KvmVfio(kvm_ioctls::Error),
     /// No descriptors are left for the device.
-    #[error(
-        "no file descriptors are left for {sbdf}: {error}\n       \
-         raise the hard limit of open files (RLIMIT_NOFILE) of the VMM"
-    )]
+    #[error(fmt = no_descriptors)]
     Descriptors {
         /// The device.
         sbdf: Sbdf,
@@ -73,10 +71,7 @@ pub enum DeviceSetError {
         gap: AddressRange<Gpa>,
     },
     /// The device's IOMMU does not translate guest memory.
-    #[error(
-        "{sbdf} cannot reach guest memory at {memory}: its IOMMU does not translate these addresses\n       \
-         give it to the VM when it starts, so that memory is laid out for it"
-    )]
+    #[error(fmt = untranslated)]
     Untranslated {
         /// The device.
         sbdf: Sbdf,
@@ -92,19 +87,13 @@ pub enum DeviceSetError {
         range: AddressRange<Gpa>,
     },
     /// The device requires its peers at their bus addresses, and they are elsewhere.
-    #[error(
-        "the peers of {sbdf} are not at their bus addresses, which it requires\n       \
-         unplug them first, then add all of them again"
-    )]
+    #[error(fmt = peers_elsewhere)]
     PeersElsewhere {
         /// The device.
         sbdf: Sbdf,
     },
     /// Requests of the device to a BAR of a peer would not reach the IOMMU.
-    #[error(
-        "{sbdf} cannot reach BAR {bar} of {peer} at {hole}\n       \
-         unplug {peer} first, then add both again"
-    )]
+    #[error(fmt = peer_hole)]
     PeerHole {
         /// The device.
         sbdf: Sbdf,
@@ -118,6 +107,55 @@ pub enum DeviceSetError {
     /// The events of devices cannot be waited for.
     #[error("cannot wait for events of devices: {0}")]
     Events(io::Error),
+}
+
+fn no_descriptors(sbdf: &Sbdf, error: &io::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "no file descriptors are left for {sbdf}: {error}")?;
+    let hint = "raise the hard limit of open files (RLIMIT_NOFILE) of the VMM";
+    hinted(f, format_args!("{hint}"))
+}
+
+fn untranslated(
+    sbdf: &Sbdf,
+    memory: &AddressRange<Gpa>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(
+        f,
+        "{sbdf} cannot reach guest memory at {memory}: its IOMMU does not translate these addresses"
+    )?;
+    let hint = "give it to the VM when it starts, so that memory is laid out for it";
+    hinted(f, format_args!("{hint}"))
+}
+
+fn peers_elsewhere(sbdf: &Sbdf, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(
+        f,
+        "the peers of {sbdf} are not at their bus addresses, which it requires"
+    )?;
+    hinted(
+        f,
+        format_args!("unplug them first, then add all of them again"),
+    )
+}
+
+fn peer_hole(
+    sbdf: &Sbdf,
+    peer: &Sbdf,
+    bar: &u8,
+    hole: &MemoryHole,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "{sbdf} cannot reach BAR {bar} of {peer} at {hole}")?;
+    hinted(f, format_args!("unplug {peer} first, then add both again"))
+}
+
+/// Writes a hint, if it is wanted.
+fn hinted(f: &mut fmt::Formatter<'_>, hint: fmt::Arguments<'_>) -> fmt::Result {
+    match f.alternate() {
+        true => write!(f, "\n       {hint}"),
+        false => Ok(()),
+    }
 }
 
 impl DeviceSetError {
@@ -143,6 +181,28 @@ impl DeviceSetError {
             | Self::BarMapping(_)
             | Self::Bus(_)
             | Self::Events(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu_group::assignment::Reason;
+
+    use super::*;
+
+    #[test]
+    fn hints_are_written_on_request() {
+        let sbdf: Sbdf = "0000:03:00.0".parse().unwrap();
+        let twice = DeviceSetError::from(Refusal::from(Reason::Twice(sbdf)));
+        let elsewhere = DeviceSetError::PeersElsewhere { sbdf };
+        for error in [twice, elsewhere] {
+            let (reason, all) = (format!("{error}"), format!("{error:#}"));
+            assert!(
+                reason.contains("0000:03:00.0") && !reason.contains('\n'),
+                "{reason}"
+            );
+            assert!(all.starts_with(&format!("{reason}\n       ")), "{all}");
         }
     }
 }

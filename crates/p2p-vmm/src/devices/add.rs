@@ -34,7 +34,7 @@ impl Devices {
         if let Err(error) = &added {
             self.pending_events.push(Event::DeviceAddFailed {
                 id: config.id.clone().unwrap_or_default(),
-                reason: error.to_string(),
+                reason: format!("{error:#}"),
             });
         }
         added

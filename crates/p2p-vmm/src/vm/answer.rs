@@ -70,7 +70,7 @@ pub(super) fn failure(error: VmmError) -> Failure {
         }
         VmmError::Devices(DeviceSetError::Interface(error)) => Failure::failed(&error),
         VmmError::Devices(error) if error.is_refusal() => Failure::Refused {
-            reasons: vec![trimmed(&error.to_string())],
+            reasons: vec![trimmed(&format!("{error:#}"))],
         },
         VmmError::Descriptor(error) => Failure::NoSuchDevice(error.to_string()),
         VmmError::Remove(RemoveError::Unknown(id)) => Failure::UnknownDevice(id),

@@ -102,7 +102,7 @@ fn prepare(sysfs: &Path, args: &LaunchArgs) -> Result<Rewritten, CheckError> {
 
 fn refused(refusal: &Refusal) -> Answer {
     let mut answer = Answer::text(Text::new()).refused_if(true);
-    for (n, text) in refusal.to_string().lines().enumerate() {
+    for (n, text) in format!("{refusal:#}").lines().enumerate() {
         let line = match n {
             0 => Line::new().toned(Tone::Bad, "error").plain(": "),
             _ => Line::new(),

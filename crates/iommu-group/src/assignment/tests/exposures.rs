@@ -39,7 +39,7 @@ fn invariant_3_a_device_that_reaches_the_hosts_drive_is_refused() {
     let refusal = check(&host, "03:00.0", "").unwrap_err();
     assert!(matches!(refusal.reasons[..], [Reason::Exposed(_)]));
     assert_eq!(
-        refusal.to_string(),
+        format!("{refusal:#}"),
         "0000:03:00.0 reaches 0000:04:00.0 without the IOMMU, through 0000:02:00.0, and 0000:04:00.0 is the host's \
          (driver nvme)\n       \
          p2pctl explain 0000:03:00.0 0000:04:00.0   says why\n       \
@@ -76,7 +76,9 @@ fn invariant_3_peers_that_reach_their_neighbours_are_refused_and_so_are_the_neig
 fn an_exposure_that_can_be_closed_is_refused_with_the_command_that_closes_it() {
     let topology = WITH_ACS.replace("5f001d", "5f0011");
     let host = host(&topology, Policy::default());
-    let refusal = check(&host, "03:00.0", "").unwrap_err().to_string();
+    let refusal = check(&host, "03:00.0", "")
+        .map_err(|refusal| format!("{refusal:#}"))
+        .unwrap_err();
     for part in [
         "p2pctl apply --isolate 0000:03:00.0",
         "0000:04:00.0 may be another VM's",
@@ -143,7 +145,9 @@ fn what_changed_around_others_does_not_keep_a_newcomer_out() {
 #[test]
 fn what_could_not_be_read_is_refused_with_who_can_read_it() {
     let host = host(UNPRIVILEGED, Policy::default());
-    let refusal = check(&host, "03:00.0", "").unwrap_err().to_string();
+    let refusal = check(&host, "03:00.0", "")
+        .map_err(|refusal| format!("{refusal:#}"))
+        .unwrap_err();
     for part in [
         "0000:03:00.0 may reach 0000:04:00.0 without the IOMMU, through 0000:01:00.0, which could not be read",
         "run as root if 0000:01:00.0 cannot be read",
