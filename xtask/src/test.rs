@@ -11,7 +11,7 @@ use xshell::{Cmd, Shell, cmd};
 const OF_DEVICES: [&str; 8] = [
     "confined",
     "device",
-    "dma_contract",
+    "dma_conformance",
     "nvme",
     "one_group",
     "policy",

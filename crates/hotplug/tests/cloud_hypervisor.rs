@@ -1,7 +1,7 @@
 //! Replays recorded sessions with releases of cloud-hypervisor: an unplug and a replug make the same calls and parse
 //! the answers.
 //!
-//! `resources/cloud-hypervisor/VERSION.jsonl` has one call per line, recorded by `vmm-contract record` in the lab.
+//! `resources/cloud-hypervisor/VERSION.jsonl` has one call per line, recorded by `vmm-conformance record` in the lab.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]

@@ -131,7 +131,7 @@ impl IommuContext {
     }
 
     /// The DMA mappings of this context.
-    #[cfg(feature = "contract")]
+    #[cfg(feature = "conformance")]
     pub(crate) fn dma(&self) -> Arc<dyn DmaBackend> {
         self.backend.dma()
     }

@@ -199,7 +199,7 @@ impl AssignedDevice {
 
     /// The eventfds by which VFIO reports an error, or requests the device back. A VMM waits for them and calls
     /// [`process_events`](Self::process_events).
-    pub fn notices(&self) -> impl Iterator<Item = &EventFd> {
+    pub fn host_events(&self) -> impl Iterator<Item = &EventFd> {
         self.vfio_events.events()
     }
 

@@ -52,7 +52,7 @@ pub enum DmaError {
 /// the BAR again makes a new mapping. The backends share guest RAM between contexts: they recognise the memory that
 /// they are given.
 ///
-/// The suite in `contract` checks the requirements of all backends: on the fake in unit tests, and on the kernel in the
+/// The suite in `conformance` checks the requirements of all backends: on the fake in unit tests, and on the kernel in the
 /// lab.
 pub trait DmaBackend: Send + Sync {
     /// Maps `memory` at `iova`, so that the devices can read and write it.

@@ -30,9 +30,9 @@
 
 mod bus;
 mod claims;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod context;
-#[cfg(any(test, feature = "contract"))]
-pub mod contract;
 mod descriptors;
 mod device;
 mod device_set;

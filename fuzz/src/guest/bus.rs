@@ -41,7 +41,7 @@ struct Endpoint {
     slot: Slot,
 }
 
-struct Rig {
+struct Bench {
     host: FakeHost,
     bus: PciBus,
     endpoints: Vec<Endpoint>,
@@ -54,7 +54,7 @@ struct Rig {
 /// and the peers see what the registers of devices say, within the windows of the bridges above.
 pub(crate) fn bus(input: &[u8]) {
     let mut bytes = Bytes::new(input);
-    let Some(mut rig) = Rig::new(&mut bytes) else {
+    let Some(mut rig) = Bench::new(&mut bytes) else {
         return;
     };
     rig.check();
@@ -93,7 +93,7 @@ fn port(kind: PortKind, number: u8, buses: [u8; 3], window: AddressRange<Gpa>) -
     Arc::new(Mutex::new(port))
 }
 
-impl Rig {
+impl Bench {
     /// Sets up the bus; `None` if a function cannot be assigned.
     fn new(bytes: &mut Bytes<'_>) -> Option<Self> {
         let host = FakeHost::new(1);

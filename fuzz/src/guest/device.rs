@@ -30,7 +30,7 @@ struct Slot {
 }
 
 /// Devices of one VM, and a host whose calls can fail.
-struct Rig {
+struct Bench {
     host: FakeHost,
     slots: Vec<Slot>,
     /// Whether calls may fail. While they may, the state is not checked.
@@ -43,7 +43,7 @@ struct Rig {
 /// peers see what the registers say, and that nothing is left when the devices are closed.
 pub(crate) fn device(input: &[u8]) {
     let mut bytes = Bytes::new(input);
-    let mut rig = Rig {
+    let mut rig = Bench {
         host: FakeHost::new(2),
         slots: Vec::new(),
         failing: false,
@@ -75,7 +75,7 @@ pub(crate) fn device(input: &[u8]) {
     rig.end();
 }
 
-impl Rig {
+impl Bench {
     fn step(&mut self, bytes: &mut Bytes<'_>) {
         let op = bytes.next();
         let count = self.slots.len();

@@ -17,11 +17,11 @@ use crate::progress::Progress;
 pub const STATIC_BINARIES: [(&str, &str); 9] = [
     ("lab", "lab-agent"),
     ("lab", "guest-probe"),
-    ("lab", "dma-contract"),
+    ("lab", "dma-conformance"),
     ("lab", "at-limit"),
     ("lab", "ram-hazard"),
     ("lab", "vm-call"),
-    ("lab", "vmm-contract"),
+    ("lab", "vmm-conformance"),
     ("p2p-vmm", "p2p-vmm"),
     ("p2pctl", "p2pctl"),
 ];

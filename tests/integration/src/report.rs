@@ -1,5 +1,5 @@
 //! Results that the lab's programs report: `guest-probe` in a guest, one JSON object per line of its output, and
-//! contract checks in a host.
+//! conformance checks in a host.
 
 use std::process::ExitCode;
 
@@ -202,7 +202,7 @@ impl Finding {
     }
 }
 
-/// Prints the results of the checks of a contract, one per line. The exit code says whether all succeeded.
+/// Prints the results of conformance checks, one per line. The exit code says whether all succeeded.
 #[must_use]
 pub fn tell(results: &[(&str, Result<(), String>)]) -> ExitCode {
     let mut code = ExitCode::SUCCESS;

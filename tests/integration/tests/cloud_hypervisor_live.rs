@@ -34,8 +34,8 @@ const ALL: &str = "0000:03:00.0,0000:04:00.0,0000:05:00.0,0000:06:00.0";
 const JOIN: [&str; 5] = ["--join", LEFT, RIGHT, "--expose", ALL];
 const ISOLATE: [&str; 5] = ["--isolate", LEFT, RIGHT, "--expose", ALL];
 
-/// How long the contract may take, with a guest that has to let go.
-const CONTRACT: Duration = Duration::from_secs(900);
+/// How long the conformance checks may take, with a guest that has to let go.
+const CONFORMANCE: Duration = Duration::from_secs(900);
 
 /// The lab with cloud-hypervisor and ch-remote in it, and all devices bound to vfio-pci.
 fn lab() -> Turn<'static> {
@@ -195,12 +195,12 @@ fn what_cloud_hypervisor_could_not_hold_is_refused_before_anything_is_changed() 
 
 #[test]
 #[ignore = "needs CH_BIN, a static cloud-hypervisor of v52 or newer, and CH_REMOTE"]
-fn cloud_hypervisor_keeps_the_contract() {
+fn cloud_hypervisor_conforms() {
     let lab = lab();
     let live = Live::boot_stock(&lab, &guest(&["cloud-hypervisor"], &[("left", LEFT)]));
-    let contract = ["vmm-contract", "record", API_SOCKET, "left"];
-    let contract = lab.command(contract).deadline(CONTRACT);
-    let recorded = contract.run().unwrap().ok().unwrap();
+    let conformance = ["vmm-conformance", "record", API_SOCKET, "left"];
+    let conformance = lab.command(conformance).deadline(CONFORMANCE);
+    let recorded = conformance.run().unwrap().ok().unwrap();
     assert!(recorded.contains("vm.remove-device"), "{recorded}");
     // Where the library's tests take it from: resources/cloud-hypervisor.
     if let Some(file) = std::env::var_os("CH_RECORDING") {

@@ -166,7 +166,7 @@ fn a_peer_that_the_host_resets_is_reached_after_all_the_same() {
 fn a_bar_is_shared_with_another_process_until_its_device_is_reset() {
     let lab = lab();
     let output = lab
-        .run(["dma-contract", "share", LEFT[0], RIGHT[0]])
+        .run(["dma-conformance", "share", LEFT[0], RIGHT[0]])
         .unwrap();
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let passed = output.stdout.lines().filter(|l| l.starts_with("ok "));
@@ -175,9 +175,9 @@ fn a_bar_is_shared_with_another_process_until_its_device_is_reset() {
 
 #[test]
 #[ignore = "needs a kernel with iommufd: cargo xtask test --iommufd"]
-fn iommufd_keeps_the_contract() {
+fn iommufd_conforms() {
     let lab = lab();
-    let output = lab.run(["dma-contract", "iommufd", LEFT[0]]).unwrap();
+    let output = lab.run(["dma-conformance", "iommufd", LEFT[0]]).unwrap();
     assert_eq!(output.code(), Some(0), "{output:#?}");
     let passed = output.stdout.lines().filter(|l| l.starts_with("ok "));
     assert!(passed.count() >= 15, "{output:#?}");

@@ -5,7 +5,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod two_guests {
-    mod contract;
+    mod conformance;
     mod eight;
     mod killed;
     mod stopped;

@@ -15,17 +15,20 @@ use super::action::list;
 #[serde(tag = "blocker", rename_all = "kebab-case")]
 pub enum Blocker {
     /// The plan does something that was not requested.
-    #[error("{objection}{}", remedy(objection))]
-    Objection {
+    #[error("{warning}{}", remedy(warning))]
+    #[serde(rename = "objection")]
+    Warning {
         /// The effect.
-        objection: Warning,
+        #[serde(rename = "objection")]
+        warning: Warning,
     },
     /// The same goals result in a different plan now.
     #[error("the host has changed since the plan was made (make a new plan: p2pctl plan)")]
     Stale,
     /// The goals are no longer possible.
     #[error("the host has changed: {reason}")]
-    Impossible {
+    #[serde(rename = "impossible")]
+    Infeasible {
         /// The cause.
         reason: String,
     },
@@ -204,8 +207,8 @@ pub enum Blocker {
     AcsOverride,
 }
 
-fn remedy(objection: &Warning) -> String {
-    let remedy = objection.remedy();
+fn remedy(warning: &Warning) -> String {
+    let remedy = warning.remedy();
     remedy.map_or_else(String::new, |(option, function)| {
         format!(" (accept it: --{option} {function})")
     })

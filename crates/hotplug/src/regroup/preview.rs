@@ -32,15 +32,15 @@ impl<'t> Preview<'t> {
         let kernel = Kernel::of(topology);
         let (blockers, after) = match Plan::preview(topology, &kernel, &plan.goals, &plan.options) {
             Err(refusal) => {
-                let blocker = |reason: &iommu_group::Infeasible| Blocker::Impossible {
+                let blocker = |reason: &iommu_group::Infeasible| Blocker::Infeasible {
                     reason: reason.to_string(),
                 };
                 (refusal.reasons.iter().map(blocker).collect(), None)
             }
             Ok(now) if now.plan != *plan => (vec![Blocker::Stale], None),
             Ok(now) => {
-                let objections = now.plan.objections.into_iter();
-                let blockers = objections.map(|objection| Blocker::Objection { objection });
+                let warnings = now.plan.objections.into_iter();
+                let blockers = warnings.map(|warning| Blocker::Warning { warning });
                 let after = After {
                     groups: now.after.groups(),
                     routing: RoutingModel::of(&now.after),

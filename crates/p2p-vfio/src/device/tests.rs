@@ -26,7 +26,7 @@ const MMIO: u64 = 0xc000_0000;
 const BAR0: u64 = MMIO;
 const BAR1: u64 = MMIO + (1 << 20);
 
-struct Rig {
+struct TestDevice {
     vm: Arc<FakeVm>,
     hardware: Arc<Mutex<FakeHardware>>,
     device: AssignedDevice,
@@ -113,34 +113,34 @@ fn params(vm: &Arc<FakeVm>, vector_fds: DescriptorLimit) -> DeviceParams {
     }
 }
 
-fn rig_of(pci: FakePci, vm: &Arc<FakeVm>, p2p: bool) -> Rig {
-    Rig {
+fn rig_of(pci: FakePci, vm: &Arc<FakeVm>, p2p: bool) -> TestDevice {
+    TestDevice {
         vm: vm.clone(),
         hardware: pci.hardware.clone(),
         device: attach(pci, vm, p2p).unwrap(),
     }
 }
 
-fn rig(p2p: bool) -> Rig {
+fn rig(p2p: bool) -> TestDevice {
     let vm = Arc::new(FakeVm::default());
     rig_of(pci(&vm), &vm, p2p)
 }
 
 /// BARs are placed, decode is off.
-fn placed(p2p: bool) -> Rig {
+fn placed(p2p: bool) -> TestDevice {
     let mut rig = rig(p2p);
     rig.place(BAR0, BAR1);
     rig
 }
 
 /// BARs are placed and decoded, in a P2P domain.
-fn running() -> Rig {
+fn running() -> TestDevice {
     let mut rig = placed(true);
     rig.device.enable_memory().unwrap();
     rig
 }
 
-impl Rig {
+impl TestDevice {
     fn bar(&self, index: usize) -> Bar {
         self.device.bars()[index]
     }

@@ -16,7 +16,7 @@ use crate::lock::lock;
 use crate::memory::HostMemory;
 
 use super::contexts::{Contexts, within};
-use super::plug::Plugged;
+use super::plug::SlotContents;
 use super::{DeviceRequest, DeviceSet, DeviceSetError};
 
 /// A device of the VM, from the addition until it is closed.
@@ -96,7 +96,7 @@ impl Watch {
 
     /// Adds the events by which VFIO reports errors and requests the device back.
     pub(super) fn add_device(&self, device: &AssignedDevice) {
-        if let Err(error) = device.notices().try_for_each(|event| self.add(event)) {
+        if let Err(error) = device.host_events().try_for_each(|event| self.add(event)) {
             log::error!(
                 "{}: cannot wait for events of the host: {error}",
                 device.sbdf()
@@ -105,7 +105,7 @@ impl Watch {
     }
 
     pub(super) fn remove_device(&self, device: &AssignedDevice) {
-        for event in device.notices() {
+        for event in device.host_events() {
             let none = EpollEvent::new(EventSet::empty(), 0);
             let removed = self
                 .0
@@ -118,7 +118,7 @@ impl Watch {
 }
 
 impl Member {
-    pub(super) fn new(request: DeviceRequest, info: DeviceInfo, plugged: Plugged) -> Self {
+    pub(super) fn new(request: DeviceRequest, info: DeviceInfo, plugged: SlotContents) -> Self {
         Self {
             request,
             info,

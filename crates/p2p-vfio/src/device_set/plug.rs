@@ -31,7 +31,7 @@ pub(super) struct Opened {
 }
 
 /// A device that is plugged into the guest.
-pub(super) struct Plugged {
+pub(super) struct SlotContents {
     pub(super) device: Arc<Mutex<AssignedDevice>>,
     /// The slot of the port directly above it.
     pub(super) slot: Slot,
@@ -72,9 +72,9 @@ impl Guest {
         opened: Vec<Opened>,
         topology: GuestTopology,
         bus: SlotBus,
-    ) -> Result<Vec<Plugged>, DeviceSetError> {
+    ) -> Result<Vec<SlotContents>, DeviceSetError> {
         let GuestTopology { ports, endpoints } = topology;
-        let mut plugged: Vec<Plugged> = Vec::new();
+        let mut plugged: Vec<SlotContents> = Vec::new();
         let mut tops = BTreeSet::new();
         let mut functions: Vec<(Sbdf, SharedFunction)> = Vec::new();
         for (opened, place) in opened.into_iter().zip(endpoints) {
@@ -85,7 +85,7 @@ impl Guest {
             let device = Arc::new(Mutex::new(device));
             functions.push((place.sbdf, device.clone()));
             tops.insert(top);
-            plugged.push(Plugged {
+            plugged.push(SlotContents {
                 device,
                 slot,
                 announced_slot: top,

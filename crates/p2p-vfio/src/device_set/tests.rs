@@ -24,7 +24,7 @@ fn range(start: u64, len_bytes: u64) -> AddressRange<Gpa> {
 }
 
 /// Functions with one 32-bit BAR, below a switch and outside of it.
-struct Rig {
+struct TestSet {
     vm: Arc<FakeVm>,
     set: DeviceSet,
     hardware: Vec<Arc<Mutex<FakeHardware>>>,
@@ -64,7 +64,7 @@ fn empty(vm: &Arc<FakeVm>, memory: Vec<(Gpa, HostMemory)>) -> DeviceSet {
     open.attach(space, hooks).unwrap()
 }
 
-impl Rig {
+impl TestSet {
     /// Two devices below a switch, named a and b, and one beside it, named c.
     fn new() -> Self {
         let vm = Arc::new(FakeVm::default());
@@ -149,7 +149,7 @@ impl Rig {
 
 #[test]
 fn members_are_in_their_slots_and_the_guest_finds_them() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let members = rig.set.members();
     let tags: Vec<&str> = members.iter().map(|one| one.tag.as_str()).collect();
     assert_eq!(tags, ["a", "b", "c"]);
@@ -171,7 +171,7 @@ fn members_are_in_their_slots_and_the_guest_finds_them() {
 
 #[test]
 fn the_last_member_of_a_switch_leaves_with_the_switch() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let (a, b) = (rig.slot("a"), rig.slot("b"));
     let root = rig.set.member("a").unwrap().announced_slot;
     assert_eq!(rig.set.slot_to_eject("a"), Some(a));
@@ -191,7 +191,7 @@ fn the_last_member_of_a_switch_leaves_with_the_switch() {
 
 #[test]
 fn both_members_leave_and_the_switch_is_empty_until_it_is_ejected() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let root = rig.set.member("a").unwrap().announced_slot;
     for tag in ["a", "b"] {
         rig.set.eject(rig.slot(tag));
@@ -207,7 +207,7 @@ fn both_members_leave_and_the_switch_is_empty_until_it_is_ejected() {
 
 #[test]
 fn an_ejected_device_is_off_the_bus_at_once_and_holds_nothing_when_it_is_closed() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let c = rig.set.member("c").unwrap();
     rig.set.eject(c.slot);
     assert_eq!(rig.id(c.guest), u32::MAX);
@@ -236,7 +236,7 @@ fn an_ejected_device_is_off_the_bus_at_once_and_holds_nothing_when_it_is_closed(
 
 #[test]
 fn a_device_that_a_vcpu_accesses_is_closed_later() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let slot = rig.slot("c");
     let (entered, leave) = (Barrier::new(2), Barrier::new(2));
     thread::scope(|scope| {
@@ -257,7 +257,7 @@ fn a_device_that_a_vcpu_accesses_is_closed_later() {
 
 #[test]
 fn a_device_that_is_taken_away_decodes_nothing() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let c = rig.set.member("c").unwrap();
     assert_eq!(rig.hardware[2].lock().unwrap().config[4] & 2, 2);
     assert_eq!(rig.set.unplug(c.slot), ["c"]);
@@ -276,7 +276,7 @@ fn a_device_that_is_taken_away_decodes_nothing() {
 
 #[test]
 fn events_carry_the_tag_of_their_device() {
-    let rig = Rig::new();
+    let rig = TestSet::new();
     let signal = |number: usize, kind: u8| {
         let hardware = rig.hardware[number].lock().unwrap();
         hardware.notices[&kind].write(1).unwrap();

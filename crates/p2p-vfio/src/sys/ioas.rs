@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-#[cfg(feature = "contract")]
+#[cfg(feature = "conformance")]
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,7 +113,7 @@ impl Ioas {
     ///
     /// # Errors
     /// The kernel's error.
-    #[cfg(feature = "contract")]
+    #[cfg(feature = "conformance")]
     pub(crate) fn map_shared(
         &self,
         range: AddressRange<Iova>,
@@ -126,7 +126,7 @@ impl Ioas {
     ///
     /// # Errors
     /// The kernel's error.
-    #[cfg(feature = "contract")]
+    #[cfg(feature = "conformance")]
     pub(crate) fn unmap_shared(&self, range: AddressRange<Iova>) -> io::Result<()> {
         self.iommufd.file.unmap(self.id, range)
     }

@@ -98,7 +98,7 @@ impl View<'_> {
         let forecast = self.forecast.iter();
         forecast
             .flat_map(|forecast| &forecast.blockers)
-            .filter(|blocker| !matches!(blocker, Blocker::Objection { .. }))
+            .filter(|blocker| !matches!(blocker, Blocker::Warning { .. }))
     }
 
     /// The devices that virtual machines lose and for how long, and the devices nearby that keep running.

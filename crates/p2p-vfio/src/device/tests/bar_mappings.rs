@@ -196,7 +196,7 @@ fn two_devices_swap_with_decode_off() {
     two.decode(true);
     assert_eq!((vm.dma(), vm.slots()), (before.clone(), before));
     assert!(vm.told().is_empty());
-    let start = |rig: &Rig| rig.device.live_bars().next().unwrap().1.start().value();
+    let start = |rig: &TestDevice| rig.device.live_bars().next().unwrap().1.start().value();
     assert_eq!((start(&one), start(&two)), (0xd000_0000, BAR0));
 }
 
@@ -293,10 +293,10 @@ fn an_address_that_the_iommu_cannot_translate_is_refused_and_told() {
 }
 
 /// A switch of the host reaches BAR 0 by bus address, and there it is.
-fn at_home(p2p: bool) -> Rig {
+fn at_home(p2p: bool) -> TestDevice {
     let vm = Arc::new(FakeVm::default());
     let pci = pci(&vm);
-    let mut rig = Rig {
+    let mut rig = TestDevice {
         vm: vm.clone(),
         hardware: pci.hardware.clone(),
         device: attach_at(pci, &vm, p2p, &[(0, BAR0)]).unwrap(),

@@ -41,7 +41,7 @@ fn with_few_descriptors(test: &str, body: impl FnOnce()) {
     assert!(ran.contains("1 passed"), "{ran}");
 }
 
-fn rig_with_vectors(vm: &Arc<FakeVm>, dynamic: bool) -> Rig {
+fn rig_with_vectors(vm: &Arc<FakeVm>, dynamic: bool) -> TestDevice {
     let mut bytes = config();
     let control = VECTORS - 1;
     bytes[0x62..0x64].copy_from_slice(&control.to_le_bytes());
@@ -52,7 +52,7 @@ fn rig_with_vectors(vm: &Arc<FakeVm>, dynamic: bool) -> Rig {
     let hardware = pci.hardware.clone();
     let limit = DescriptorLimit::leaving(RESERVED, LIMIT);
     let device = attach_within(pci, vm, limit).unwrap();
-    Rig {
+    TestDevice {
         vm: vm.clone(),
         hardware,
         device,
@@ -60,7 +60,7 @@ fn rig_with_vectors(vm: &Arc<FakeVm>, dynamic: bool) -> Rig {
 }
 
 /// The guest programs every vector, unmasked, and then turns MSI-X on.
-fn enable_all(rig: &mut Rig, at: u64) {
+fn enable_all(rig: &mut TestDevice, at: u64) {
     rig.place(at, at + (1 << 20));
     rig.device.enable_memory().unwrap();
     for vector in 0..u64::from(VECTORS) {
@@ -74,7 +74,7 @@ fn enable_all(rig: &mut Rig, at: u64) {
 }
 
 /// Its descriptors are free then, and not when vectors take their place.
-fn disable_pin(rig: &mut Rig) {
+fn disable_pin(rig: &mut TestDevice) {
     rig.device.config_write(0x05, &[0x04]);
 }
 
@@ -97,7 +97,7 @@ fn a_guest_that_enables_every_vector_leaves_descriptors_to_clients_and_unplugs()
         || {
             for dynamic in [true, false] {
                 let vm = Arc::new(FakeVm::default());
-                let mut rigs: Vec<Rig> = (0..DEVICES)
+                let mut rigs: Vec<TestDevice> = (0..DEVICES)
                     .map(|_| rig_with_vectors(&vm, dynamic))
                     .collect();
                 for (rig, at) in rigs.iter_mut().zip((MMIO..).step_by(2 << 20)) {

@@ -22,7 +22,7 @@ const HIDDEN: [(u16, u16); 8] = [
 ];
 
 /// A function with all of them, each between two capabilities that the guest sees, and where each hidden one is.
-fn device_with_all() -> (Rig, Vec<Range<u16>>) {
+fn device_with_all() -> (TestDevice, Vec<Range<u16>>) {
     let mut bytes = config();
     bytes.resize(4096, FILLING);
     let mut places = Vec::new();

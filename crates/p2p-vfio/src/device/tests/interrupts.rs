@@ -14,7 +14,7 @@ fn message(data: u32) -> MsiMessage {
 }
 
 /// The guest programs vector `n` of the MSI-X table.
-fn program(rig: &mut Rig, n: u64, data: u32, masked: bool) {
+fn program(rig: &mut TestDevice, n: u64, data: u32, masked: bool) {
     let entry = TABLE + n * 16;
     let mut dword = |at: u64, value: u32| {
         assert!(
@@ -27,7 +27,7 @@ fn program(rig: &mut Rig, n: u64, data: u32, masked: bool) {
     dword(12, u32::from(masked));
 }
 
-fn vectors(rig: &Rig) -> Option<(VectorKind, u32, Vec<u32>)> {
+fn vectors(rig: &TestDevice) -> Option<(VectorKind, u32, Vec<u32>)> {
     rig.hardware().vectors.clone()
 }
 

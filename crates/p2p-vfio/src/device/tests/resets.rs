@@ -5,7 +5,7 @@ use super::*;
 const FLR: u16 = 0x89;
 const POWER: u16 = 0x74;
 
-fn restore(rig: &mut Rig) {
+fn restore(rig: &mut TestDevice) {
     rig.write32(0x10, 0xc000_0000);
     rig.write32(0x14, 0xc010_0000);
     rig.decode(true);

@@ -5,9 +5,9 @@ use super::*;
 /// Runs `act` on a new rig of `start` once for every call in it that can fail. `act` says what it
 /// reported; `check` sees the rig after.
 fn each_failure(
-    start: impl Fn() -> Rig,
-    act: impl Fn(&mut Rig) -> Vec<String>,
-    check: impl Fn(u32, &mut Rig, Vec<String>),
+    start: impl Fn() -> TestDevice,
+    act: impl Fn(&mut TestDevice) -> Vec<String>,
+    check: impl Fn(u32, &mut TestDevice, Vec<String>),
 ) -> u32 {
     for calls in 0.. {
         let mut rig = start();
@@ -24,7 +24,7 @@ fn each_failure(
 }
 
 /// The device is taken away, at the second try at the latest, and nothing is left.
-fn assert_leaves_nothing(rig: &mut Rig, context: &str) {
+fn assert_leaves_nothing(rig: &mut TestDevice, context: &str) {
     rig.device.detach().unwrap();
     assert!(rig.vm.is_empty(), "{context}");
     let hardware = rig.hardware();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn signal(rig: &Rig, request: bool) {
+fn signal(rig: &TestDevice, request: bool) {
     rig.hardware().notices[&u8::from(request)].write(1).unwrap();
 }
 
@@ -10,7 +10,7 @@ fn signal(rig: &Rig, request: bool) {
 fn an_error_stops_the_device_and_is_told() {
     let mut rig = running();
     rig.write32(0x40, 0x0001_0000);
-    assert_eq!(rig.device.notices().count(), 2);
+    assert_eq!(rig.device.host_events().count(), 2);
     signal(&rig, false);
     rig.device.process_events();
     assert!(rig.vm.told()[0].contains("uncorrectable error"));
@@ -45,7 +45,7 @@ fn a_device_that_reads_all_ones_is_gone() {
 
 #[test]
 fn a_device_that_the_kernel_does_not_know_any_more_is_gone() {
-    type Access = fn(&mut Rig);
+    type Access = fn(&mut TestDevice);
     let accesses: [Access; 4] = [
         |rig| assert_eq!(rig.read32(0x08), u32::MAX),
         |rig| rig.write32(0x3c, 0),

@@ -2,15 +2,15 @@
 //!
 //! | N | what | where |
 //! |---|---|---|
-//! | 1 | nobody looks at groups and topology | `admission` |
-//! | 2 | all BARs for all devices | here, `admission` |
+//! | 1 | nobody looks at groups and topology | `assignment` |
+//! | 2 | all BARs for all devices | here, `assignment` |
 //! | 3 | a memory slot is left when the IOMMU refuses | here |
-//! | 4, 5 | a context without guest memory after a failure or the last device | `contract::type1` |
+//! | 4, 5 | a context without guest memory after a failure or the last device | `conformance::type1` |
 //! | 6 | a failed attach keeps addresses | here |
 //! | 7 | moves that are no transactions | here |
 //! | 8 | two answers to where a BAR is | here |
 //! | 9 | windows that survive memory decode | here |
-//! | 10, 11 | BARs that cannot be mapped, addresses that cannot be translated | `contract` |
+//! | 10, 11 | BARs that cannot be mapped, addresses that cannot be translated | `conformance` |
 //! | 12 | nobody hears the host; a vanished device brings the VMM down | here |
 //! | 13 | no quiescence before the end | here |
 //! | 14 | a clique that nobody checks | `device::clique` |
@@ -110,7 +110,7 @@ fn weakness_9_peers_do_not_survive_memory_decode() {
 #[test]
 fn weakness_12_the_host_is_heard_and_dropping_a_vanished_device_does_not_panic() {
     let mut rig = running();
-    assert_eq!(rig.device.notices().count(), 2);
+    assert_eq!(rig.device.host_events().count(), 2);
     rig.hardware().gone = Some(libc::ENODEV);
     rig.read32(0);
     drop(rig.device);

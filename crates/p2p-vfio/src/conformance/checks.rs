@@ -4,12 +4,12 @@ use crate::dma::DmaError;
 use crate::memory::HostMemory;
 use iommu_group::{Address, AddressRange, Iova};
 
-use super::{Check, Failure, PAGE, Ram, Rig};
+use super::{Check, Failure, PAGE, Ram, TestBackend};
 
 /// I/O address at which checks map: every IOMMU can translate it.
 const HERE: u64 = 0x10_0000;
 
-pub(super) const ALL: [Check<dyn Rig>; 12] = [
+pub(super) const ALL: [Check<dyn TestBackend>; 12] = [
     check("a_device_reaches_what_is_mapped", reaches),
     check("a_device_does_not_reach_what_was_unmapped", stops),
     check("the_same_place_can_be_mapped_again", again),
@@ -29,8 +29,8 @@ pub(super) const ALL: [Check<dyn Rig>; 12] = [
 
 const fn check(
     name: &'static str,
-    run: fn(&(dyn Rig + 'static), &Ram) -> Result<(), Failure>,
-) -> Check<dyn Rig> {
+    run: fn(&(dyn TestBackend + 'static), &Ram) -> Result<(), Failure>,
+) -> Check<dyn TestBackend> {
     Check { name, run }
 }
 
@@ -38,24 +38,24 @@ fn iova(value: u64) -> Iova {
     Iova::new(value)
 }
 
-fn map(rig: &dyn Rig, at: u64, memory: HostMemory) -> Result<AddressRange<Iova>, Failure> {
+fn map(rig: &dyn TestBackend, at: u64, memory: HostMemory) -> Result<AddressRange<Iova>, Failure> {
     let mapped = rig.backend().map(iova(at), memory);
     mapped.map_err(|error| error.to_string())
 }
 
-fn unmap(rig: &dyn Rig, range: AddressRange<Iova>) -> Result<(), Failure> {
+fn unmap(rig: &dyn TestBackend, range: AddressRange<Iova>) -> Result<(), Failure> {
     let unmapped = rig.backend().unmap(range);
     unmapped.map_err(|error| error.to_string())
 }
 
 /// Checks that a mapping is refused with this errno.
-fn refused(rig: &dyn Rig, at: u64, memory: HostMemory, errno: i32) -> Result<(), Failure> {
+fn refused(rig: &dyn TestBackend, at: u64, memory: HostMemory, errno: i32) -> Result<(), Failure> {
     refused_with_any(rig, at, memory, &[errno])
 }
 
 /// Checks that a mapping is refused with one of these errnos.
 fn refused_with_any(
-    rig: &dyn Rig,
+    rig: &dyn TestBackend,
     at: u64,
     memory: HostMemory,
     errnos: &[i32],
@@ -74,7 +74,7 @@ fn refused_with_any(
     }
 }
 
-fn not_mapped(rig: &dyn Rig, range: Option<AddressRange<Iova>>) -> Result<(), Failure> {
+fn not_mapped(rig: &dyn TestBackend, range: Option<AddressRange<Iova>>) -> Result<(), Failure> {
     let range = range.ok_or("not a range")?;
     match rig.backend().unmap(range) {
         Err(DmaError::NotMapped(told)) if told == range => Ok(()),
@@ -94,7 +94,7 @@ fn expect<T: PartialEq + std::fmt::Debug>(
     Err(format!("{what}: {found:?} instead of {expected:?}"))
 }
 
-fn reaches(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn reaches(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(2)?)?;
     expect(
         "range",
@@ -107,7 +107,7 @@ fn reaches(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("what arrived", word?, 0x1234_5678)
 }
 
-fn stops(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn stops(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(1)?)?;
     rig.store(iova(HERE), 1);
     expect("what arrived while mapped", ram.word(1, 0)?, 1)?;
@@ -116,7 +116,7 @@ fn stops(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("what is there after", ram.word(1, 0)?, 1)
 }
 
-fn again(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn again(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(1)?)?;
     unmap(rig, range)?;
     let range = map(rig, HERE, ram.pages(2)?)?;
@@ -126,7 +126,7 @@ fn again(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("the second memory", ram.word(2, 0)?, 7)
 }
 
-fn twice(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn twice(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let one = map(rig, HERE, ram.pages(1)?)?;
     let two = map(rig, HERE + PAGE, ram.pages(1)?)?;
     unmap(rig, one)?;
@@ -135,7 +135,7 @@ fn twice(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("what arrived through the second", ram.word(1, 0)?, 9)
 }
 
-fn overlaps(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn overlaps(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(2)?)?;
     for (at, pages) in [
         (HERE, 2),
@@ -152,7 +152,7 @@ fn overlaps(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("what is there", ram.word(2, 0)?, 3)
 }
 
-fn nothing(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn nothing(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(1)?)?;
     refused(rig, HERE - 4 * PAGE, ram.pages(16)?, libc::EEXIST)?;
     not_mapped(rig, AddressRange::new(iova(HERE - 4 * PAGE), 16 * PAGE))?;
@@ -165,7 +165,7 @@ fn nothing(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     Ok(())
 }
 
-fn exactly(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn exactly(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let range = map(rig, HERE, ram.pages(2)?)?;
     for (at, len_bytes) in [
         (HERE, PAGE),
@@ -181,14 +181,14 @@ fn exactly(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("what is there", ram.word(2, 0)?, 4)
 }
 
-fn absent(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn absent(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     not_mapped(rig, AddressRange::new(iova(HERE), PAGE))?;
     let range = map(rig, HERE, ram.pages(1)?)?;
     unmap(rig, range)?;
     not_mapped(rig, Some(range))
 }
 
-fn neighbours(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn neighbours(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let one = map(rig, HERE, ram.pages(1)?)?;
     let two = map(rig, HERE + PAGE, ram.pages(2)?)?;
     let three = map(rig, HERE + 3 * PAGE, ram.pages(16)?)?;
@@ -202,7 +202,7 @@ fn neighbours(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     expect("what arrived", words, [5, 0, 5])
 }
 
-fn outside(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn outside(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     let ranges = rig.ranges();
     let (first, last) = (ranges.first(), ranges.last());
     let (Some(first), Some(last)) = (first, last) else {
@@ -222,7 +222,7 @@ fn outside(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
     unmap(rig, range)
 }
 
-fn decoding(rig: &dyn Rig, _ram: &Ram) -> Result<(), Failure> {
+fn decoding(rig: &dyn TestBackend, _ram: &Ram) -> Result<(), Failure> {
     rig.decode(false);
     let off = refused_with_any(rig, HERE, rig.bar(), &[libc::EFAULT, libc::ENODEV]);
     rig.decode(true);
@@ -232,7 +232,7 @@ fn decoding(rig: &dyn Rig, _ram: &Ram) -> Result<(), Failure> {
     unmap(rig, range)
 }
 
-fn sleeping(rig: &dyn Rig, ram: &Ram) -> Result<(), Failure> {
+fn sleeping(rig: &dyn TestBackend, ram: &Ram) -> Result<(), Failure> {
     rig.decode(true);
     let range = map(rig, HERE, rig.bar())?;
     rig.decode(false);

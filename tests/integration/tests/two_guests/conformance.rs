@@ -1,4 +1,4 @@
-//! The contract of VMMs, on p2p-vmm through its API.
+//! Conformance of VMMs, on p2p-vmm through its API.
 
 use lab::Lab;
 use lab::live::{Live, api_socket};
@@ -9,7 +9,7 @@ use crate::{ENGINES, lab, name, peer, vm};
 /// What must hold of a VM of this kind, with this device.
 fn keeps(lab: &Lab, kind: &str, vm: &str, bdf: &str, p2p: &str) {
     let socket = api_socket(vm);
-    let words = ["vmm-contract", kind, vm, &socket, name(bdf), bdf, p2p];
+    let words = ["vmm-conformance", kind, vm, &socket, name(bdf), bdf, p2p];
     let command = lab
         .command(words)
         .deadline(std::time::Duration::from_secs(900));
@@ -20,7 +20,7 @@ fn keeps(lab: &Lab, kind: &str, vm: &str, bdf: &str, p2p: &str) {
 }
 
 #[test]
-fn a_vm_behind_its_api_keeps_the_contract() {
+fn a_vm_behind_its_api_conforms() {
     let lab = lab();
     let [a, b, c, d, ..] = ENGINES;
     let willing = Live::boot_vm(&lab, &peer(vm(&[a], None), b));

@@ -13,7 +13,7 @@ use crate::memory::HostMemory;
 use crate::pci::{PciBackend, Region};
 use crate::sys::VfioPci;
 
-use super::{Check, Failure, Ram, Results, Rig, checks, edu, run};
+use super::{Check, Failure, Ram, Results, TestBackend, checks, edu, run};
 
 /// Command register: memory decode and bus mastering.
 const COMMAND: u64 = 0x04;
@@ -22,7 +22,7 @@ const OFF: [u8; 1] = [0x04];
 /// I/O address of the word that a device writes.
 const WORD_AT: u64 = 0x8000_0000;
 
-struct KernelRig {
+struct KernelBackend {
     context: IommuContext,
     peers: Arc<dyn DmaBackend>,
     sbdf: Sbdf,
@@ -42,13 +42,13 @@ pub fn run_on_kernel(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result
         "weakness_4_a_failed_first_device_does_not_poison_the_context",
         failed_first(interface, sbdf, group),
     )];
-    let rig = KernelRig::open(interface, sbdf, group)?;
-    results.extend(run::<dyn Rig>(&checks::ALL, &rig));
+    let rig = KernelBackend::open(interface, sbdf, group)?;
+    results.extend(run::<dyn TestBackend>(&checks::ALL, &rig));
     results.extend(run(&OWN, &rig));
     Ok(results)
 }
 
-const OWN: [Check<KernelRig>; 2] = [
+const OWN: [Check<KernelBackend>; 2] = [
     Check {
         name: "weakness_5_guest_memory_is_mapped_when_the_last_device_has_gone_and_another_comes",
         run: rejoin,
@@ -59,7 +59,7 @@ const OWN: [Check<KernelRig>; 2] = [
     },
 ];
 
-impl KernelRig {
+impl KernelBackend {
     fn open(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<Self, Failure> {
         let text = |error: &dyn std::error::Error| error.to_string();
         let context = new_context(interface)?;
@@ -95,7 +95,7 @@ impl KernelRig {
     }
 }
 
-impl Rig for KernelRig {
+impl TestBackend for KernelBackend {
     fn backend(&self) -> &dyn DmaBackend {
         &*self.peers
     }
@@ -160,7 +160,7 @@ fn failed_first(interface: Interface, sbdf: Sbdf, group: GroupId) -> Result<(), 
     Ok(())
 }
 
-fn rejoin(rig: &KernelRig, ram: &Ram) -> Result<(), Failure> {
+fn rejoin(rig: &KernelBackend, ram: &Ram) -> Result<(), Failure> {
     let at = Iova::new(0x20_0000);
     let mapped = rig.peers.map(at, ram.pages(2)?);
     let range = mapped.map_err(|error| error.to_string())?;
@@ -175,7 +175,7 @@ fn rejoin(rig: &KernelRig, ram: &Ram) -> Result<(), Failure> {
     }
 }
 
-fn bar_of_a_device(rig: &KernelRig, _ram: &Ram) -> Result<(), Failure> {
+fn bar_of_a_device(rig: &KernelBackend, _ram: &Ram) -> Result<(), Failure> {
     let mapped = rig.peers.map(Iova::new(0x20_0000), rig.bar());
     let range = mapped.map_err(|error| error.to_string())?;
     rig.peers.unmap(range).map_err(|error| error.to_string())

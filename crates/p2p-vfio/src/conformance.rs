@@ -1,16 +1,16 @@
 //! Conformance suite for IOMMU contexts. It runs on the fake of the unit tests and on the kernel.
 //!
-//! The feature `contract` makes [`run_on_kernel`] public for a program on a host with an IOMMU, and the two ends of a
+//! The feature `conformance` makes [`run_on_kernel`] public for a program on a host with an IOMMU, and the two ends of a
 //! shared BAR: [`Exporter`] and [`Importer`].
 
 mod checks;
-#[cfg(feature = "contract")]
+#[cfg(feature = "conformance")]
 mod edu;
-#[cfg(feature = "contract")]
+#[cfg(feature = "conformance")]
 mod kernel;
-#[cfg(all(feature = "contract", feature = "vfio-ioctls"))]
+#[cfg(all(feature = "conformance", feature = "vfio-ioctls"))]
 mod ops;
-#[cfg(feature = "contract")]
+#[cfg(feature = "conformance")]
 mod share;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -19,11 +19,11 @@ use crate::dma::DmaBackend;
 use crate::memory::HostMemory;
 use iommu_group::{Address, AddressRange, Gpa, Iova};
 
-#[cfg(feature = "contract")]
+#[cfg(feature = "conformance")]
 pub use kernel::run_on_kernel;
-#[cfg(all(feature = "contract", feature = "vfio-ioctls"))]
+#[cfg(all(feature = "conformance", feature = "vfio-ioctls"))]
 pub use ops::run_on_vfio_ioctls;
-#[cfg(feature = "contract")]
+#[cfg(feature = "conformance")]
 pub use share::{Exporter, Importer};
 
 /// Reason for the failure of a check.
@@ -39,7 +39,7 @@ pub(crate) struct Check<R: ?Sized> {
 }
 
 /// A context under test, with a device that can do DMA in it.
-pub(crate) trait Rig {
+pub(crate) trait TestBackend {
     fn backend(&self) -> &dyn DmaBackend;
 
     /// I/O addresses that the IOMMU can translate.
@@ -112,13 +112,13 @@ mod tests {
     use crate::fake::{FakeHardware, FakePci, FakeVm, iova_ranges};
     use crate::pci::{PciBackend, Region};
 
-    struct FakeRig {
+    struct FakeBackend {
         vm: Arc<FakeVm>,
         hardware: Arc<Mutex<FakeHardware>>,
         bar: HostMemory,
     }
 
-    impl Rig for FakeRig {
+    impl TestBackend for FakeBackend {
         fn backend(&self) -> &dyn DmaBackend {
             &*self.vm
         }
@@ -141,17 +141,17 @@ mod tests {
     }
 
     #[test]
-    fn the_fake_keeps_the_contract() {
+    fn the_fake_conforms() {
         let vm = Arc::new(FakeVm::default());
         let pci = FakePci::new(&vm, vec![0; 256], [1 << 20, 0, 0, 0, 0, 0]);
         let hardware = pci.hardware.clone();
         let bar = pci.map(Region::Bar(0), 0, 4096).unwrap();
-        let rig = FakeRig {
+        let rig = FakeBackend {
             vm,
             hardware,
             bar: HostMemory::of_bar(Arc::new(bar)),
         };
-        for (name, result) in run::<dyn Rig>(&checks::ALL, &rig) {
+        for (name, result) in run::<dyn TestBackend>(&checks::ALL, &rig) {
             assert_eq!(result, Ok(()), "{name}");
         }
         assert!(rig.vm.dma().is_empty(), "every check cleans up");

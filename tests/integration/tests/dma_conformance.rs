@@ -1,4 +1,4 @@
-//! The contract of IOMMU contexts, on the kernel's VFIO container, opened by us and by vfio-ioctls; and what a narrow IOMMU does not reach.
+//! Conformance of IOMMU contexts, on the kernel's VFIO container, opened by us and by vfio-ioctls; and what a narrow IOMMU does not reach.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,12 +7,12 @@ use lab::{Lab, Profile, Vm};
 const DEVICE: &str = "0000:03:00.0";
 const NEIGHBOUR: &str = "0000:04:00.0";
 
-fn contract(lab: &Lab, neighbours: &[&str]) {
+fn conformance(lab: &Lab, neighbours: &[&str]) {
     for bdf in [DEVICE].iter().chain(neighbours) {
         lab.bind_vfio(bdf).unwrap();
     }
     for (way, least) in [("type1", 15), ("vfio-ioctls", 12)] {
-        let output = lab.run(["dma-contract", way, DEVICE]).unwrap();
+        let output = lab.run(["dma-conformance", way, DEVICE]).unwrap();
         assert_eq!(output.code(), Some(0), "{output:#?}");
         let passed = output.stdout.lines().filter(|l| l.starts_with("ok "));
         assert!(passed.count() >= least, "{output:#?}");
@@ -20,20 +20,20 @@ fn contract(lab: &Lab, neighbours: &[&str]) {
 }
 
 #[test]
-fn type1_keeps_the_contract() {
+fn type1_conforms() {
     let profile = Profile::named("edu-one-group").unwrap();
-    contract(&Lab::boot(&profile, "contract").unwrap(), &[NEIGHBOUR]);
+    conformance(&Lab::boot(&profile, "conformance").unwrap(), &[NEIGHBOUR]);
 }
 
 /// A server's processor, whose firmware puts 64-bit BARs at 768 GiB, with an IOMMU that reaches 512 GiB.
 #[test]
-fn on_an_iommu_of_39_bits_the_contract_is_kept_and_peers_beyond_are_refused() {
+fn on_an_iommu_of_39_bits_contexts_conform_and_peers_beyond_are_refused() {
     const DRIVES: [&str; 2] = ["0000:05:00.0", "0000:06:00.0"];
     const MEMORY: &str = "0000:07:00.0";
     let mut profile = Profile::named("two-domains").unwrap();
     profile.machine.address_bits = None;
-    let lab = Lab::boot(&profile, "contract-39").unwrap();
-    contract(&lab, &[NEIGHBOUR, DRIVES[0], DRIVES[1], MEMORY]);
+    let lab = Lab::boot(&profile, "conformance-39").unwrap();
+    conformance(&lab, &[NEIGHBOUR, DRIVES[0], DRIVES[1], MEMORY]);
 
     let drives = |p2p: bool| {
         let vm = Vm::new("true");

@@ -35,7 +35,7 @@ impl Recorder {
         thread::spawn(move || {
             for client in listener.incoming().filter_map(Result::ok) {
                 if let Err(error) = this.relay(client, &socket) {
-                    eprintln!("vmm-contract: {error:#}");
+                    eprintln!("vmm-conformance: {error:#}");
                 }
             }
         });

@@ -1,8 +1,8 @@
 //! Checks that the kernel behaves as p2p-vfio expects for IOMMU contexts and shared BARs.
 //!
 //! ```text
-//! dma-contract type1|iommufd|vfio-ioctls BDF    checks the contract with an edu device that is bound to vfio-pci
-//! dma-contract share BDF BDF                     maps a BAR of the first device for the second one in another process
+//! dma-conformance type1|iommufd|vfio-ioctls BDF    checks conformance with an edu device that is bound to vfio-pci
+//! dma-conformance share BDF BDF                     maps a BAR of the first device for the second one in another process
 //! ```
 //!
 //! Prints one line per check; exit code 0 if all succeeded.
@@ -19,20 +19,21 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use iommu_group::{GroupId, Sbdf, Sysfs};
 use lab::report::tell;
 use p2p_vfio::Interface;
-use p2p_vfio::contract::{Exporter, Importer, Results, run_on_kernel, run_on_vfio_ioctls};
+use p2p_vfio::conformance::{Exporter, Importer, Results, run_on_kernel, run_on_vfio_ioctls};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-const USAGE: &str = "usage: dma-contract type1 BDF | iommufd BDF | vfio-ioctls BDF | share BDF BDF";
+const USAGE: &str =
+    "usage: dma-conformance type1 BDF | iommufd BDF | vfio-ioctls BDF | share BDF BDF";
 
 fn main() -> Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let results = match words.as_slice() {
-        ["type1", bdf] => contract(Interface::Type1, bdf)?,
-        ["iommufd", bdf] => contract(Interface::Iommufd, bdf)?,
+        ["type1", bdf] => conformance(Interface::Type1, bdf)?,
+        ["iommufd", bdf] => conformance(Interface::Iommufd, bdf)?,
         ["vfio-ioctls", bdf] => {
             run_on_vfio_ioctls(device(bdf)?.0).map_err(|error| anyhow!(error))?
         }
@@ -52,7 +53,7 @@ fn device(bdf: &str) -> Result<(Sbdf, GroupId)> {
     Ok((sbdf, sysfs.group_of(sbdf)?))
 }
 
-fn contract(interface: Interface, bdf: &str) -> Result<Results> {
+fn conformance(interface: Interface, bdf: &str) -> Result<Results> {
     let (sbdf, group) = device(bdf)?;
     run_on_kernel(interface, sbdf, group).map_err(|error| anyhow!(error))
 }

@@ -15,14 +15,14 @@ use crate::sys::BarMmap;
 use crate::vfio_ops::{VfioOpsDma, container_iova_ranges};
 
 use super::edu::{self, Registers};
-use super::{Failure, Results, Rig, checks, run};
+use super::{Failure, Results, TestBackend, checks, run};
 
 /// Command register: memory decode and bus mastering.
 const COMMAND: u64 = 0x04;
 /// I/O address of the word that the device writes.
 const WORD_AT: u64 = 0x8000_0000;
 
-struct OpsRig {
+struct OpsBackend {
     dma: VfioOpsDma,
     container: Arc<VfioContainer>,
     device: VfioDevice,
@@ -57,17 +57,17 @@ pub fn run_on_vfio_ioctls(sbdf: Sbdf) -> Result<Results, String> {
     for (gpa, memory) in HostMemory::of_guest(&word) {
         dma.map(Iova::of_guest(gpa), memory).map_err(|e| text(&e))?;
     }
-    let rig = OpsRig {
+    let rig = OpsBackend {
         dma,
         container,
         device,
         word,
     };
     rig.decode(true);
-    Ok(run::<dyn Rig>(&checks::ALL, &rig))
+    Ok(run::<dyn TestBackend>(&checks::ALL, &rig))
 }
 
-impl Rig for OpsRig {
+impl TestBackend for OpsBackend {
     fn backend(&self) -> &dyn DmaBackend {
         &self.dma
     }

@@ -1,8 +1,8 @@
 //! Checks that a VM behaves as a transaction expects, through the API of its VMM.
 //!
 //! ```text
-//! vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off     a device of a p2p-vmm VM, and whether it is a peer
-//! vmm-contract record SOCKET ID                                   a device of a cloud-hypervisor VM whose guest
+//! vmm-conformance willing|unwilling|dead VM SOCKET ID BDF on|off     a device of a p2p-vmm VM, and whether it is a peer
+//! vmm-conformance record SOCKET ID                                   a device of a cloud-hypervisor VM whose guest
 //!                                                                 releases devices; also prints each call with its
 //!                                                                 answer as one line of JSON
 //! ```
@@ -27,9 +27,9 @@ use vmm_api::{Client, Decision, FilteredCall, RequestFilter};
 use crate::recorder::Recorder;
 
 const USAGE: &str =
-    "usage: vmm-contract willing|unwilling|dead VM SOCKET ID BDF on|off, or record SOCKET ID";
+    "usage: vmm-conformance willing|unwilling|dead VM SOCKET ID BDF on|off, or record SOCKET ID";
 
-/// A filter that permits everything: policy is not part of the contract.
+/// A filter that permits everything: policy is not part of conformance.
 struct Open;
 
 impl RequestFilter for Open {
@@ -73,7 +73,7 @@ fn main() -> Result<ExitCode> {
     Ok(tell(&results))
 }
 
-/// Checks the contract of a cloud-hypervisor, and prints the calls and answers.
+/// Checks the conformance of a cloud-hypervisor, and prints the calls and answers.
 fn record(socket: &Path, id: &str) -> Result<Results> {
     let recorder = Recorder::default();
     let client = Client::new(recorder.stand_before(socket)?);
