@@ -53,7 +53,7 @@ fn a_function_of_a_snapshot_is_an_endpoint() {
 
 #[test]
 fn a_virtual_function_has_its_own_bars_and_no_pin() {
-    let topology = topology("sriov-1000.json");
+    let topology = test_machine::hosts::sriov_1000().topology();
     let endpoint = Endpoint::of_function(&topology, sbdf("01:07.1")).unwrap();
     let [bar] = endpoint.bars() else {
         panic!("one BAR: {endpoint:?}");

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::machines::small;
+use test_machine::hosts;
+
 use crate::run::{OnDisk, Run, fixture, p2pctl};
 
 /// Two drives below a switch; nvme has the second one.
@@ -14,7 +15,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let machine = OnDisk::new(&small::switch_without_acs());
+        let machine = OnDisk::new(&hosts::named("switch-without-acs"));
         let proc = machine.sys().join("../proc");
         fs::create_dir_all(proc.join("sys/kernel/random")).unwrap();
         fs::write(proc.join("sys/kernel/random/boot_id"), "first\n").unwrap();

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::run::on;
+use test_machine::hosts;
+
+use crate::run::{OnDisk, on};
 
 #[test]
 fn a_picture_names_devices_and_groups() {
@@ -32,11 +34,12 @@ fn a_picture_names_devices_and_groups() {
 fn a_picture_can_go_to_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("machine.svg");
-    let run = on("sriov-1000", &["draw", "-o", file.to_str().unwrap()]);
+    let machine = OnDisk::new(&hosts::sriov_1000());
+    let run = machine.run(&["draw", "-o", file.to_str().unwrap()]);
     assert_eq!((run.status, run.stdout.as_str()), (0, ""));
     let svg = fs::read_to_string(&file).unwrap();
     assert!(svg.contains("1000 VFs"));
-    let run = on("sriov-1000", &["draw", "-o", "/no/such/dir/machine.svg"]);
+    let run = machine.run(&["draw", "-o", "/no/such/dir/machine.svg"]);
     assert_eq!(run.status, 1);
     assert!(
         run.stderr.contains("cannot write /no/such/dir/machine.svg"),

@@ -2,19 +2,15 @@
 
 use std::fs;
 
-use crate::machines;
+use test_machine::hosts;
+
 use crate::run::{OnDisk, Run, p2pctl};
 
 const SET: &str = "allow_unsafe_interrupts of vfio_iommu_type1 is set";
 
 /// A machine whose kernel has that parameter.
 fn machine(value: &str) -> OnDisk {
-    let all = machines::all();
-    let (_, machine) = all
-        .iter()
-        .find(|(name, _)| *name == "switch-four-nvme")
-        .unwrap();
-    let machine = OnDisk::new(machine);
+    let machine = OnDisk::new(&hosts::named("switch-four-nvme"));
     let parameters = machine.sys().join("module/vfio_iommu_type1/parameters");
     fs::create_dir_all(&parameters).unwrap();
     fs::write(parameters.join("allow_unsafe_interrupts"), value).unwrap();

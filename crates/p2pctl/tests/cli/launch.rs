@@ -5,9 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use test_machine::hosts;
 
-use crate::machine::Machine;
-use crate::machines;
 use crate::run::{OnDisk, Run, p2pctl};
 
 /// A machine and a program.
@@ -18,8 +17,6 @@ struct Stage {
 
 impl Stage {
     fn new(machine: &str) -> Self {
-        let all = machines::all();
-        let (_, machine): &(&str, Machine) = all.iter().find(|(name, _)| *name == machine).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("cloud-hypervisor");
         // It ends as nothing else here does, so that its own end can be told.
@@ -28,7 +25,7 @@ impl Stage {
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         Self {
-            machine: OnDisk::new(machine),
+            machine: OnDisk::new(&hosts::named(machine)),
             dir,
         }
     }

@@ -14,8 +14,6 @@ mod groups;
 mod interrupts;
 mod json;
 mod launch;
-mod machine;
-mod machines;
 mod plans;
 mod proxy;
 mod readme;

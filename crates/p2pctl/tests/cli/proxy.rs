@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use test_machine::hosts;
 
-use crate::machines;
 use crate::run::OnDisk;
 
 /// Far more than any step takes, so that a hang fails.
@@ -44,9 +44,7 @@ impl Drop for Stage {
 impl Stage {
     /// `info` is what the VMM answers to `vm.info` at first.
     fn new(machine: &str, info: impl Fn(&OnDisk) -> Value) -> Self {
-        let all = machines::all();
-        let (_, machine) = all.iter().find(|(name, _)| *name == machine).unwrap();
-        let machine = OnDisk::new(machine);
+        let machine = OnDisk::new(&hosts::named(machine));
         let dir = tempfile::tempdir().unwrap();
         let (vmm, listen) = (dir.path().join("vmm"), dir.path().join("proxy"));
         let info = Arc::new(Mutex::new(info(&machine)));

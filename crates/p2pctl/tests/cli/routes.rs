@@ -1,6 +1,8 @@
 //! `p2pctl matrix` and `p2pctl explain`.
 
-use crate::run::on;
+use test_machine::hosts;
+
+use crate::run::{OnDisk, on};
 
 #[test]
 fn the_matrix_of_a_switch_without_acs() {
@@ -89,7 +91,7 @@ fn a_port_stands_for_the_devices_below_it() {
     assert_eq!(json["schema"], "p2pctl/matrix/1");
     assert_eq!(json["functions"].as_array().unwrap().len(), 5);
     assert_eq!(json["pairs"].as_array().unwrap().len(), 20);
-    let run = on("sriov-1000", &["matrix", "00:01.0"]);
+    let run = OnDisk::new(&hosts::sriov_1000()).run(&["matrix", "00:01.0"]);
     assert_eq!(run.status, 1);
     assert!(
         run.stderr.contains("1001 functions are too many"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::machine::Machine;
+use test_machine::Machine;
 
 /// Far more than any run takes: it is there so that a hang fails instead of hanging.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -64,9 +64,7 @@ pub(crate) struct OnDisk(TempDir);
 
 impl OnDisk {
     pub(crate) fn new(machine: &Machine) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        machine.write(dir.path());
-        Self(dir)
+        Self(machine.tree())
     }
 
     pub(crate) fn sys(&self) -> PathBuf {

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use test_machine::hosts;
 use vmm_api::{Client, connect};
 
-use crate::machines::small;
 use crate::run::OnDisk;
 
 /// How long an answer may take that does not concern the stopped VMM.
@@ -38,7 +38,7 @@ impl Drop for Daemon {
 impl Daemon {
     /// With one VM that has the first drive of two, and one that is stopped.
     fn start() -> Self {
-        let machine = OnDisk::new(&small::switch_without_acs());
+        let machine = OnDisk::new(&hosts::named("switch-without-acs"));
         let random = machine.sys().join("../proc/sys/kernel/random");
         fs::create_dir_all(&random).unwrap();
         fs::write(random.join("boot_id"), "first\n").unwrap();

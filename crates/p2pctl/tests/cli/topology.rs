@@ -3,9 +3,8 @@
 use std::fs;
 
 use serde_json::Value;
+use test_machine::{Machine, hosts};
 
-use crate::machine::Machine;
-use crate::machines;
 use crate::run::{OnDisk, on, p2pctl};
 
 #[test]
@@ -89,10 +88,11 @@ fn only_what_is_below_a_port() {
 
 #[test]
 fn a_thousand_virtual_functions_take_one_line_unless_asked_for() {
-    let run = on("sriov-1000", &["topology"]);
+    let machine = OnDisk::new(&hosts::sriov_1000());
+    let run = machine.run(&["topology"]);
     assert!(run.stdout.contains("1000 VFs 15b3:101e"), "{}", run.stdout);
     assert!(run.stdout.lines().count() < 10);
-    let run = on("sriov-1000", &["topology", "--all"]);
+    let run = machine.run(&["topology", "--all"]);
     assert!(run.stdout.lines().count() > 1000);
 }
 
@@ -118,7 +118,7 @@ fn domains_show_where_there_are_several() {
 #[test]
 fn ten_thousand_functions() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), in_domains(&machines::many(100), 100)).unwrap();
+    fs::write(file.path(), in_domains(&hosts::many(100), 100)).unwrap();
     let run = |args: &[&str]| {
         let from = ["--from", file.path().to_str().unwrap()];
         p2pctl(args.iter().copied().chain(from))
@@ -174,7 +174,7 @@ fn in_domains(machine: &Machine, domains: u32) -> String {
 
 #[test]
 fn configuration_space_that_was_cut_short() {
-    let machine = OnDisk::new(&machines::many(40));
+    let machine = OnDisk::new(&hosts::many(40));
     let device = machine.sys().join("bus/pci/devices/0000:00:01.0/config");
     let bytes = fs::read(&device).unwrap();
     for len in [0, 1, 3, 17, 63, 64, 100, 255, 256, 0x102, 0x153] {

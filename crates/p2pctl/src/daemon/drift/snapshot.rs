@@ -302,8 +302,8 @@ mod tests {
 
     #[test]
     fn arrivals_beside_many_assigned_functions_are_looked_at_in_little_time() {
-        let text = include_str!("../../../../../resources/topologies/sriov-1000.json");
-        let mut document: serde_json::Value = serde_json::from_str(text).unwrap();
+        let text = test_machine::hosts::sriov_1000().fixture();
+        let mut document: serde_json::Value = serde_json::from_str(&text).unwrap();
         let functions = document["functions"].as_object_mut().unwrap();
         for function in functions.values_mut() {
             function["driver"] = "vfio-pci".into();

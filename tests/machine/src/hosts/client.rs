@@ -1,10 +1,10 @@
 //! Desktops and what hangs on their cables.
 
 use super::parts::{chipset, nvme, qemu_port, switch};
-use crate::machine::function::{
-    BarKind, Function, Group, Kind, MIB, downstream, host_bridge, root_port, upstream,
+use crate::{
+    BarKind, Builder, Function, Group, Kind, MIB, Machine, downstream, host_bridge, root_port,
+    upstream,
 };
-use crate::machine::{Cpu, Machine};
 
 const DRIVE: (u16, u16) = (0x144d, 0xa80a);
 
@@ -25,8 +25,8 @@ fn graphics_card() -> (Function, Function) {
 }
 
 /// A desktop with an Intel CPU: integrated devices without ACS share a group by slot.
-pub(crate) fn intel() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn intel() -> Machine {
+    let mut machine = Builder::new();
     let root = machine.root(0, 0, -1);
     machine.add(root, host_bridge((0x8086, 0xa700)));
     let port = machine.add(root, root_port((0x8086, 0xa70d)).at(1, 0).link(5, 16));
@@ -63,12 +63,12 @@ pub(crate) fn intel() -> Machine {
             .flr()
             .driver("igc"),
     );
-    machine
+    machine.build()
 }
 
 /// A desktop with an AMD CPU whose chipset is a switch without ACS: all of it is one group.
-pub(crate) fn amd() -> Machine {
-    let mut machine = Machine::new().cpu(Cpu::Zen);
+pub(super) fn amd() -> Machine {
+    let mut machine = Builder::new();
     let root = machine.root(0, 0, -1);
     machine.add(root, host_bridge((0x1022, 0x1480)));
     machine.add(
@@ -129,12 +129,12 @@ pub(crate) fn amd() -> Machine {
     let (card, sound) = graphics_card();
     machine.add(port, card);
     machine.add(port, sound);
-    machine
+    machine.build().cpu("AuthenticAMD", 25).iommu("amd")
 }
 
 /// Six switches one below the other, as cables make it, with ACS in some of their ports; a drive at each.
-pub(crate) fn deep_bridges() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn deep_bridges() -> Machine {
+    let mut machine = Builder::new();
     let root = machine.root(0, 0, -1);
     machine.add(root, host_bridge((0x8086, 0x29c0)));
     let mut port = machine.add(root, qemu_port().at(7, 0).link(3, 4));
@@ -179,5 +179,5 @@ pub(crate) fn deep_bridges() -> Machine {
         );
         port = machine.add(up, leg(1));
     }
-    machine
+    machine.build()
 }

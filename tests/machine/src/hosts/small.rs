@@ -1,16 +1,15 @@
 //! Small machines, each for one thing, and one that is large for no reason.
 
 use super::parts::{conventional_nic, leg, nvme_cmb, q35, qemu_port, switch};
-use crate::machine::Machine;
-use crate::machine::function::{BarKind, Function, Group, Kind, downstream};
+use crate::{BarKind, Builder, Function, Group, Kind, Machine, downstream};
 
 const UP: (u16, u16) = (0x104c, 0x8232);
 const DOWN: (u16, u16) = (0x104c, 0x8233);
 
 /// A switch whose downstream ports have no ACS: Linux puts the drives into two groups, the switch does not keep
 /// them apart. Beside it a network card at a root port of its own.
-pub(crate) fn switch_without_acs() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn switch_without_acs() -> Machine {
+    let mut machine = Builder::new();
     let root = q35(&mut machine);
     let port = machine.add(root, qemu_port().at(4, 0));
     let up = switch(&mut machine, port, UP, (1, 1));
@@ -35,12 +34,12 @@ pub(crate) fn switch_without_acs() -> Machine {
             .flr()
             .driver("igb"),
     );
-    machine
+    machine.build()
 }
 
 /// A switch with ACS in its downstream ports and four drives: every function in a group of its own.
-pub(crate) fn switch_four_nvme() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn switch_four_nvme() -> Machine {
+    let mut machine = Builder::new();
     let root = q35(&mut machine);
     let port = machine.add(root, qemu_port().at(4, 0));
     let up = switch(&mut machine, port, UP, (1, 1));
@@ -48,12 +47,12 @@ pub(crate) fn switch_four_nvme() -> Machine {
         let down = leg(&mut machine, up, DOWN, device, (1, 1));
         machine.add(down, nvme_cmb());
     }
-    machine
+    machine.build()
 }
 
 /// The same switch after two of its drives were joined: one group, redirect off between them.
-pub(crate) fn switch_joined() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn switch_joined() -> Machine {
+    let mut machine = Builder::new();
     let root = q35(&mut machine);
     let port = machine.add(root, qemu_port().at(4, 0));
     let up = switch(&mut machine, port, UP, (1, 1));
@@ -71,12 +70,12 @@ pub(crate) fn switch_joined() -> Machine {
         let group = if joined { Group::OfPort } else { Group::Own };
         machine.add(down, nvme_cmb().group(group));
     }
-    machine
+    machine.build()
 }
 
 /// Conventional network cards behind a PCIe-to-PCI bridge, two of them behind a second bridge.
-pub(crate) fn pcie_to_pci_bridge() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn pcie_to_pci_bridge() -> Machine {
+    let mut machine = Builder::new();
     let root = q35(&mut machine);
     let port = machine.add(root, qemu_port().at(4, 0));
     let bridge = machine.add(
@@ -94,16 +93,16 @@ pub(crate) fn pcie_to_pci_bridge() -> Machine {
     machine.add(second, conventional_nic().at(1, 0));
     let port = machine.add(root, qemu_port().at(5, 0));
     machine.add(port, nvme_cmb());
-    machine
+    machine.build()
 }
 
 /// The machine with the switch without ACS, as somebody without root sees it.
-pub(crate) fn unprivileged() -> Machine {
+pub(super) fn unprivileged() -> Machine {
     switch_without_acs().unprivileged()
 }
 
-pub(crate) fn many(functions: usize) -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn many(functions: usize) -> Machine {
+    let mut machine = Builder::new();
     let mut left = functions;
     let mut bus = 0;
     // 5 ports, 4 switches of 1 + 31 ports, 31 endpoints each: 250 buses in use per domain.
@@ -138,5 +137,5 @@ pub(crate) fn many(functions: usize) -> Machine {
             }
         }
     }
-    machine
+    machine.build()
 }

@@ -1,17 +1,16 @@
 //! Servers.
 
 use super::parts::{chipset, gpu, leg, nvme, rdma_nic, switch};
-use crate::machine::function::{
-    BarKind, Function, Group, Kind, MIB, Virtual, host_bridge, root_port,
+use crate::{
+    BarKind, Builder, Function, Group, Kind, MIB, Machine, Root, Virtual, host_bridge, root_port,
 };
-use crate::machine::{Cpu, Machine, Root};
 
 const SWITCH: (u16, u16) = (0x1000, 0xc030);
 const XEON_PORT: (u16, u16) = (0x8086, 0x352a);
 const DRIVE: (u16, u16) = (0x144d, 0xa80a);
 
 /// What every stack of a Xeon has at its first device; its id is one of those that p2pdma trusts.
-fn xeon_stack(machine: &mut Machine, bus: u8, numa: i32) -> Root {
+fn xeon_stack(machine: &mut Builder, bus: u8, numa: i32) -> Root {
     let root = machine.root(0, bus, numa);
     machine.add(
         root,
@@ -28,8 +27,8 @@ fn xeon_stack(machine: &mut Machine, bus: u8, numa: i32) -> Root {
 
 /// Two sockets; per socket two PCIe switches, each with two GPUs, two RDMA NICs and a drive; a drive to boot from
 /// and a BMC.
-pub(crate) fn gpu_server() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn gpu_server() -> Machine {
+    let mut machine = Builder::new();
     let root = xeon_stack(&mut machine, 0x00, 0);
     let port = machine.add(root, root_port((0x8086, 0x1bb8)).at(0x1c, 0).link(3, 1));
     let bridge = machine.add(
@@ -70,12 +69,12 @@ pub(crate) fn gpu_server() -> Machine {
         let port = machine.add(root, root_port(XEON_PORT).at(3, 0).link(4, 4));
         machine.add(port, nvme(DRIVE));
     }
-    machine
+    machine.build()
 }
 
 /// One socket whose CPU routes between root ports; four GPUs and two NICs, each at a root port, no switch.
-pub(crate) fn epyc() -> Machine {
-    let mut machine = Machine::new().cpu(Cpu::Zen);
+pub(super) fn epyc() -> Machine {
+    let mut machine = Builder::new();
     for (index, bus) in [0x00, 0x40, 0x80, 0xc0].into_iter().enumerate() {
         let root = machine.root(0, bus, i32::try_from(index).unwrap());
         machine.add(root, host_bridge((0x1022, 0x14a4)));
@@ -99,12 +98,12 @@ pub(crate) fn epyc() -> Machine {
             machine.add(port, rdma_nic().degraded_to(4, 8));
         }
     }
-    machine
+    machine.build().cpu("AuthenticAMD", 25).iommu("amd")
 }
 
 /// A network card with 1000 virtual functions.
-pub(crate) fn sriov_1000() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn sriov_1000() -> Machine {
+    let mut machine = Builder::new();
     let root = xeon_stack(&mut machine, 0x00, 0);
     let port = machine.add(root, root_port(XEON_PORT).at(1, 0).link(5, 16));
     machine.add(
@@ -114,16 +113,18 @@ pub(crate) fn sriov_1000() -> Machine {
             device: 0x101e,
             bar_size: MIB,
             driver: Some("vfio-pci"),
+            first: 2,
+            stride: 1,
         }),
     );
     let port = machine.add(root, root_port(XEON_PORT).at(3, 0).link(4, 4));
     machine.add(port, nvme(DRIVE));
-    machine
+    machine.build()
 }
 
 /// Drives behind a Volume Management Device, in a domain above `0xffff`.
-pub(crate) fn vmd() -> Machine {
-    let mut machine = Machine::new();
+pub(super) fn vmd() -> Machine {
+    let mut machine = Builder::new();
     let root = xeon_stack(&mut machine, 0x00, 0);
     let vmd = machine.add(
         root,
@@ -146,5 +147,5 @@ pub(crate) fn vmd() -> Machine {
         );
         machine.add(port, nvme(DRIVE).group(Group::OfPort));
     }
-    machine
+    machine.build()
 }

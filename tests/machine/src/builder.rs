@@ -1,26 +1,25 @@
-//! A machine, put together function by function, and written as the sysfs tree that Linux would show of it.
-//!
-//! Bus numbers, addresses and group numbers are handed out as firmware and Linux do; what is in whose group is said
-//! by who describes the machine.
+//! Machines that are built function by function.
 
-mod config;
-pub(crate) mod function;
-mod sysfs;
+use iommu_group::Sbdf;
+use serde_json::json;
 
-use function::{BarKind, Function, Group};
+use super::function::{BarKind, Function, Group, MIB};
+use super::{Machine, Placed, PlacedBar};
 
 /// A root bus of a machine.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Root(usize);
+pub struct Root(usize);
 
 /// A function of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Node(usize);
+pub struct Node(usize);
 
-/// Where something hangs.
+/// What a function is below.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Parent {
+pub enum Parent {
+    /// A root bus.
     Root(Root),
+    /// A bridge.
     Port(Node),
 }
 
@@ -44,86 +43,21 @@ struct RootBus {
     behind: Option<Node>,
 }
 
-/// The CPU of a machine.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) enum Cpu {
-    #[default]
-    Intel,
-    Zen,
-}
-
+/// A machine that is built function by function.
 #[derive(Debug, Default)]
-pub(crate) struct Machine {
+pub struct Builder {
     roots: Vec<RootBus>,
     functions: Vec<(Parent, Function)>,
-    /// Whether only what an unprivileged reader sees is to be written.
-    unprivileged: bool,
-    cpu: Cpu,
 }
 
-/// A BAR that has an address.
-#[derive(Debug, Clone, Copy)]
-struct PlacedBar {
-    index: u16,
-    kind: BarKind,
-    address: u64,
-    size: u64,
-}
-
-/// A function that has its numbers.
-#[derive(Debug, Clone)]
-struct Placed {
-    function: Function,
-    domain: u32,
-    bus: u8,
-    devfn: u8,
-    /// The directory of its parent, relative to `devices`.
-    dir: String,
-    numa: i32,
-    multifunction: bool,
-    link_up: bool,
-    is_virtual: bool,
-    physical: Option<String>,
-    secondary: Option<u8>,
-    subordinate: u8,
-    bars: Vec<PlacedBar>,
-    window: Option<(u64, u64)>,
-    prefetch_window: Option<(u64, u64)>,
-    first_virtual: u16,
-    virtual_bars: Option<u64>,
-    group: Option<u32>,
-}
-
-impl Placed {
-    fn name(&self) -> String {
-        format!(
-            "{:04x}:{:02x}:{:02x}.{}",
-            self.domain,
-            self.bus,
-            self.devfn >> 3,
-            self.devfn & 7
-        )
-    }
-}
-
-impl Machine {
-    pub(crate) fn new() -> Self {
+impl Builder {
+    /// A machine without functions.
+    pub fn new() -> Self {
         Self::default()
     }
 
-    /// Shows only the first 64 bytes of each configuration space.
-    pub(crate) fn unprivileged(mut self) -> Self {
-        self.unprivileged = true;
-        self
-    }
-
-    /// Says which CPU, and so which IOMMU, the machine has.
-    pub(crate) fn cpu(mut self, cpu: Cpu) -> Self {
-        self.cpu = cpu;
-        self
-    }
-
-    pub(crate) fn root(&mut self, domain: u32, bus: u8, numa: i32) -> Root {
+    /// Adds a root bus.
+    pub fn root(&mut self, domain: u32, bus: u8, numa: i32) -> Root {
         self.roots.push(RootBus {
             domain,
             bus,
@@ -134,13 +68,14 @@ impl Machine {
     }
 
     /// A root bus that a function provides, as Intel's VMD does.
-    pub(crate) fn root_behind(&mut self, domain: u32, bus: u8, behind: Node) -> Root {
+    pub fn root_behind(&mut self, domain: u32, bus: u8, behind: Node) -> Root {
         let root = self.root(domain, bus, 0);
         self.roots[root.0].behind = Some(behind);
         root
     }
 
-    pub(crate) fn add(&mut self, parent: impl Into<Parent>, function: Function) -> Node {
+    /// Adds a function.
+    pub fn add(&mut self, parent: impl Into<Parent>, function: Function) -> Node {
         self.functions.push((parent.into(), function));
         Node(self.functions.len() - 1)
     }
@@ -164,11 +99,11 @@ impl Machine {
         (on_roots, below)
     }
 
-    /// Everything in place, in the order in which Linux adds it.
-    fn place(&self) -> Vec<Placed> {
+    /// The machine, with its functions in the order in which Linux adds them. It has an Intel CPU and IOMMU.
+    pub fn build(&self) -> Machine {
         let (on_roots, below) = self.children();
         let mut layout = Layout {
-            machine: self,
+            builder: self,
             below: &below,
             placed: Vec::new(),
             dirs: vec![String::new(); self.functions.len()],
@@ -187,7 +122,13 @@ impl Machine {
             };
             layout.bus(&on_roots[index], *root, root.bus, &dir, &mut cursor);
         }
-        layout.placed
+        let machine = Machine {
+            functions: layout.placed,
+            host: json!({ "kernel_release": "7.2.12-amd64", "iommu": "intel" }),
+        };
+        machine
+            .arguments("root=/dev/vda1 intel_iommu=on iommu=pt")
+            .cpu("GenuineIntel", 6)
     }
 }
 
@@ -202,10 +143,8 @@ fn align(value: u64, to: u64) -> u64 {
     value.next_multiple_of(to)
 }
 
-const MIB: u64 = function::MIB;
-
 struct Layout<'a> {
-    machine: &'a Machine,
+    builder: &'a Builder,
     below: &'a [Vec<Node>],
     placed: Vec<Placed>,
     dirs: Vec<String>,
@@ -220,7 +159,7 @@ impl Layout<'_> {
             .map(|node| self.function(root, *node, nodes, bus, dir, cursor))
             .collect();
         for (node, slot) in nodes.iter().zip(slots) {
-            if !self.machine.functions[node.0].1.kind.is_bridge() {
+            if !self.builder.functions[node.0].1.kind.is_bridge() {
                 continue;
             }
             cursor.bus += 1;
@@ -237,8 +176,7 @@ impl Layout<'_> {
             let window = used(start.0, &mut cursor.memory);
             let prefetch_window = used(start.1, &mut cursor.prefetch);
             let placed = &mut self.placed[slot];
-            placed.secondary = Some(secondary);
-            placed.subordinate = cursor.bus;
+            placed.buses = Some((secondary, cursor.bus));
             placed.window = window;
             placed.prefetch_window = prefetch_window;
         }
@@ -254,15 +192,15 @@ impl Layout<'_> {
         dir: &str,
         cursor: &mut Cursor,
     ) -> usize {
-        let (parent, function) = &self.machine.functions[node.0];
-        let functions = &self.machine.functions;
+        let (parent, function) = &self.builder.functions[node.0];
+        let functions = &self.builder.functions;
         let same_device = |other: &&Node| functions[other.0].1.device == function.device;
         let first = siblings.iter().find(same_device).copied().unwrap_or(node);
         let group = match function.group {
             Group::None => None,
             Group::OfPort => match parent {
                 Parent::Port(port) => self.groups[port.0],
-                Parent::Root(root) => self.machine.roots[root.0]
+                Parent::Root(root) => self.builder.roots[root.0]
                     .behind
                     .and_then(|node| self.groups[node.0]),
             },
@@ -291,28 +229,16 @@ impl Layout<'_> {
                 }
             })
             .collect();
-        let placed = Placed {
-            function: function.clone(),
-            domain: root.domain,
-            bus,
-            devfn: function.device << 3 | function.number,
-            dir: dir.to_owned(),
-            numa: root.numa,
-            multifunction: siblings.iter().filter(same_device).count() > 1,
-            link_up: function.link.0 != 0
-                && (!function.kind.is_bridge() || !self.below[node.0].is_empty()),
-            is_virtual: false,
-            physical: None,
-            secondary: None,
-            subordinate: 0,
-            bars,
-            window: None,
-            prefetch_window: None,
-            first_virtual: 2,
-            virtual_bars: None,
-            group,
-        };
-        self.dirs[node.0] = format!("{dir}/{}", placed.name());
+        let devfn = function.device << 3 | function.number;
+        let sbdf = Sbdf::from_devfn(root.domain, bus, devfn);
+        let mut placed = Placed::new(function.clone(), sbdf, dir.to_owned());
+        placed.numa = root.numa;
+        placed.multifunction = siblings.iter().filter(same_device).count() > 1;
+        placed.link_up =
+            function.link.0 != 0 && (!function.kind.is_bridge() || !self.below[node.0].is_empty());
+        placed.bars = bars;
+        placed.group = group;
+        self.dirs[node.0] = format!("{dir}/{sbdf}");
         self.placed.push(placed);
         let slot = self.placed.len() - 1;
         self.virtual_functions(slot, cursor);
@@ -327,14 +253,14 @@ impl Layout<'_> {
         let start = align(cursor.prefetch, all.bar_size);
         cursor.prefetch = start + all.bar_size * u64::from(all.count);
         self.placed[slot].virtual_bars = Some(start);
-        let rid = u16::from_be_bytes([physical.bus, physical.devfn]) + physical.first_virtual;
+        let rid = u16::from_be_bytes([physical.sbdf.bus(), physical.sbdf.devfn()]) + all.first;
         for index in 0..all.count {
-            let [bus, devfn] = (rid + index).to_be_bytes();
+            let [bus, devfn] = (rid + index * all.stride).to_be_bytes();
             cursor.bus = cursor.bus.max(bus);
             self.next_group += 1;
             let mut function = physical.function.clone();
             function.ids.1 = all.device;
-            function.driver = all.driver;
+            function.driver = all.driver.map(str::to_owned);
             function.virtual_functions = None;
             function.acs = None;
             let bar = PlacedBar {
@@ -345,10 +271,8 @@ impl Layout<'_> {
             };
             self.placed.push(Placed {
                 function,
-                bus,
-                devfn,
-                is_virtual: true,
-                physical: Some(physical.name()),
+                sbdf: Sbdf::from_devfn(physical.sbdf.domain(), bus, devfn),
+                physical: Some(physical.sbdf),
                 multifunction: false,
                 bars: vec![bar],
                 group: Some(self.next_group - 1),
