@@ -5,8 +5,6 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/machine.rs"]
-mod machine;
 #[path = "common/random.rs"]
 mod random;
 
@@ -15,8 +13,8 @@ use std::collections::BTreeSet;
 use iommu_group::{
     Exposure, Function, GroupModel, Groups, Kernel, RoutingModel, Sbdf, Topology, UntranslatedReach,
 };
-use machine::{Machine, bdf};
 use random::Random;
+use test_machine::{Machine, bdf};
 
 /// A switch with three devices in groups of their own: a guest's, the host's drive and one for another guest.
 fn switch(port0: &str, port1: &str, port2: &str) -> String {

@@ -6,14 +6,11 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/machine.rs"]
-mod machine;
-
 use iommu_group::{
     AcsBits, AcsDeficiency, Firmware, GroupModel, Groups, Kernel, Reason, Rules, Sbdf, Topology,
     Uncertainty, Unreadable,
 };
-use machine::{Machine, bdf};
+use test_machine::{Machine, bdf};
 
 fn short(sbdf: &Sbdf) -> String {
     let text = sbdf.to_string();

@@ -7,8 +7,6 @@
 
 #[path = "common/addresses.rs"]
 mod addresses;
-#[path = "common/machine.rs"]
-mod machine;
 #[path = "common/random.rs"]
 mod random;
 #[path = "common/walk.rs"]
@@ -20,8 +18,8 @@ use std::slice;
 use iommu_group::{
     AcsBits, Address, GroupModel, HoleCause, Kernel, MemoryHole, RoutingModel, Sbdf, Topology,
 };
-use machine::{Machine, bdf};
 use random::Random;
+use test_machine::{Machine, bdf};
 use walk::{End, Walk};
 
 /// A switch with three endpoints. The windows of its ports leave a part of its own unclaimed.

@@ -8,8 +8,6 @@
 
 #[path = "common/carry_out.rs"]
 mod carry_out;
-#[path = "common/machine.rs"]
-mod machine;
 #[path = "common/random.rs"]
 mod random;
 
@@ -19,8 +17,8 @@ use carry_out::{as_topology, carry_out};
 use iommu_group::{
     AcsBits, Goals, Groups, Kernel, Plan, PlanOptions, RoutePreference, Sbdf, Topology, Warning,
 };
-use machine::Machine;
 use random::Random;
+use test_machine::Machine;
 
 struct OnPanic<'a>(u64, &'a str, String);
 

@@ -7,8 +7,6 @@
 
 #[path = "common/carry_out.rs"]
 mod carry_out;
-#[path = "common/machine.rs"]
-mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +15,7 @@ use iommu_group::{
     Goals, Infeasible, Kernel, Plan, PlanError, PlanOptions, Route, RoutePreference, Sbdf, Step,
     Topology, Warning,
 };
-use machine::{Machine, bdf};
+use test_machine::{Machine, bdf};
 
 /// A switch with four live endpoints; `{port}` is what its downstream ports have, `{ep}` what the endpoints have.
 fn switch(port: &str, ep: &str) -> String {

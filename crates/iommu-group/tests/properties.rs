@@ -5,16 +5,14 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/machine.rs"]
-mod machine;
 #[path = "common/random.rs"]
 mod random;
 
 use std::collections::BTreeSet;
 
 use iommu_group::{AcsBits, Firmware, GroupModel, Groups, Kernel, Sbdf, Topology};
-use machine::Machine;
 use random::Random;
+use test_machine::Machine;
 
 /// Calls `check` with machines of many seeds; a failure names its seed.
 fn for_machines(seeds: u64, check: impl Fn(&Topology, &mut Random)) {

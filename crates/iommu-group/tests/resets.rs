@@ -5,13 +5,10 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/machine.rs"]
-mod machine;
-
 use std::collections::BTreeSet;
 
 use iommu_group::{Kernel, ResetKind, ResetMask, Topology};
-use machine::{Machine, bdf};
+use test_machine::{Machine, bdf};
 
 /// The resets of a function: kind, `!` if the kernel uses it for the function alone, and whom it hits.
 fn resets(topology: &Topology, function: &str) -> Vec<String> {

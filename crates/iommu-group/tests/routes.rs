@@ -5,16 +5,13 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/machine.rs"]
-mod machine;
-
 use iommu_group::assignment::HostSnapshot;
 use iommu_group::policy::{Policy, Role};
 use iommu_group::{
     BlockReason, Denial, Firmware, GroupModel, Groups, Kernel, P2pMapping, Placement, Route,
     RoutingModel, Scope, Topology, Unreadable, UntranslatedReach, Verdict,
 };
-use machine::{Machine, bdf};
+use test_machine::{Machine, bdf};
 
 /// A switch with three endpoints; `{0}` and `{1}` are the ports of the first two, `{rp}` is the root port.
 fn switch(root_port: &str, port0: &str, port1: &str) -> String {

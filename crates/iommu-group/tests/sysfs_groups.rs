@@ -6,53 +6,36 @@
 )]
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::PathBuf;
 
-use iommu_group::{GroupId, Sbdf, Sysfs, SysfsError};
+use iommu_group::{GroupId, Sysfs, SysfsError};
 use tempfile::TempDir;
+use test_machine::{Machine, bdf};
 
-/// A host with a root port (group 2, pcieport), an endpoint below it (group 6, vfio-pci), a second function without a
-/// driver in the same group, and a function without a group.
-fn host() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
-    let port = "devices/pci0000:00/0000:00:04.0";
-    for (path, group, driver) in [
-        (port.to_owned(), Some(2), Some("pcieport")),
-        (format!("{port}/0000:01:00.0"), Some(6), Some("vfio-pci")),
-        (format!("{port}/0000:01:00.1"), Some(6), None),
-        ("devices/pci0000:00/0000:00:1f.0".to_owned(), None, None),
-        ("devices/platform/arm-smmu".to_owned(), Some(6), None),
-    ] {
-        add(root, &path, group, driver);
+/// The `/sys` of a host with a root port (group 2, pcieport), an endpoint below it (group 6, vfio-pci), a second function
+/// without a driver in the same group, a function without a group, and a platform device in group 6.
+struct Host(TempDir);
+
+impl Host {
+    fn path(&self) -> PathBuf {
+        self.0.path().join("sys")
     }
-    dir
 }
 
-fn add(root: &Path, path: &str, group: Option<u32>, driver: Option<&str>) {
-    let device = root.join(path);
+fn host() -> Host {
+    let machine = Machine::new(
+        "
+         00:04.0 root-port group=2 driver=pcieport
+           01:00.0 endpoint group=6 driver=vfio-pci
+           01:00.1 endpoint group=6
+         00:1f.0 host",
+    );
+    let host = Host(machine.tree());
+    let device = host.path().join("devices/platform/arm-smmu");
     fs::create_dir_all(&device).unwrap();
-    let name = device.file_name().unwrap();
-    if path.contains("pci0000") {
-        let list = root.join("bus/pci/devices");
-        fs::create_dir_all(&list).unwrap();
-        symlink(&device, list.join(name)).unwrap();
-    }
-    if let Some(group) = group {
-        let group = root.join(format!("kernel/iommu_groups/{group}"));
-        fs::create_dir_all(group.join("devices")).unwrap();
-        symlink(&device, group.join("devices").join(name)).unwrap();
-        symlink(&group, device.join("iommu_group")).unwrap();
-    }
-    if let Some(driver) = driver {
-        let driver = root.join("bus/pci/drivers").join(driver);
-        fs::create_dir_all(&driver).unwrap();
-        symlink(&driver, device.join("driver")).unwrap();
-    }
-}
-
-fn bdf(text: &str) -> Sbdf {
-    text.parse().unwrap()
+    let members = host.path().join("kernel/iommu_groups/6/devices");
+    symlink(&device, members.join("arm-smmu")).unwrap();
+    host
 }
 
 #[test]
@@ -122,7 +105,7 @@ fn a_group_link_that_is_no_group_is_odd() {
 #[test]
 fn every_way_to_a_device_leads_to_its_address() {
     let host = host();
-    let root = host.path();
+    let root = &host.path();
     let sysfs = Sysfs::new(root);
     let net = root.join("devices/pci0000:00/0000:00:04.0/0000:01:00.0/net/eth0");
     fs::create_dir_all(&net).unwrap();
@@ -151,7 +134,7 @@ fn every_way_to_a_device_leads_to_its_address() {
 #[test]
 fn what_is_no_pci_function_is_refused() {
     let host = host();
-    let root = host.path();
+    let root = &host.path();
     let sysfs = Sysfs::new(root);
     for path in [
         "devices/pci0000:00",

@@ -5,16 +5,13 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/machine.rs"]
-mod machine;
-
 use std::fs;
 
 use iommu_group::{
     Acs, AcsBits, Address, BusAddress, Host, PortType, Sbdf, Space, Sysfs, SysfsError, Topology,
     Unreadable,
 };
-use machine::{Machine, bdf};
+use test_machine::{Machine, bdf};
 
 const HOST: &str = "
 00:00.0 host id=8086:29c0 group=0
@@ -293,11 +290,7 @@ fn a_copy_without_links_is_put_together_by_bus_numbers() {
             .join("bus/pci/devices")
             .join(function.sbdf().to_string());
         fs::create_dir_all(&dir).unwrap();
-        fs::write(
-            dir.join("config"),
-            machine.config(&function.sbdf().to_string()),
-        )
-        .unwrap();
+        fs::write(dir.join("config"), machine.config(function.sbdf())).unwrap();
     }
     let topology = Topology::scan(&Sysfs::new(flat.path()), Host::default()).unwrap();
     let up: Vec<_> = topology
