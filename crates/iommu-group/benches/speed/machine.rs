@@ -1,80 +1,67 @@
-//! Machines of any size, as a directory in the shape of sysfs.
-
-mod config;
-mod sysfs;
+//! Machines of any size, on disk.
 
 use std::path::PathBuf;
 
-use config::Kind;
 use tempfile::TempDir;
+use test_machine::{
+    BarKind, Builder, Function, Group, Kind, MIB, Machine, Node, Virtual, downstream, host_bridge,
+    root_port, upstream,
+};
 
-/// Root ports of a root complex; with all that is below them it stays within the 256 buses of a domain.
+/// Root ports of a root complex. With all that is below them it has fewer than 256 buses.
 const PORTS: u8 = 28;
+/// Functions of a root complex: a host bridge, and 34 at and below each root port.
+const SEGMENT: usize = 1 + PORTS as usize * 34;
 
-/// One PCI function.
-pub(crate) struct Function {
-    /// Its address, as sysfs has it.
-    pub(crate) name: String,
-    /// Its directory, below `devices`.
-    pub(crate) dir: String,
-    kind: Kind,
-    ids: (u16, u16),
-    class: u32,
-    /// The numbers of its own bus and of the bus below it.
-    buses: (u8, u8),
-    first_bar: u64,
-    group: usize,
-    driver: &'static str,
-    /// The directory name of the physical function of a virtual one.
-    physical: Option<String>,
-}
-
-/// A machine in a directory of its own, which goes when it is dropped.
-pub(crate) struct Machine {
+/// A machine in a directory.
+pub(crate) struct OnDisk {
     dir: TempDir,
-    pub(crate) functions: Vec<Function>,
+    /// Number of functions.
+    pub(crate) functions: usize,
 }
 
-impl Machine {
-    /// Servers full of switches, one domain after the other, until there are `count` functions: below each root port
-    /// a switch with an accelerator, a drive, a network card with virtual functions, and a device of eight functions.
+impl OnDisk {
+    fn new(machine: &Machine) -> Self {
+        Self {
+            dir: machine.tree(),
+            functions: machine.functions(),
+        }
+    }
+
+    /// Servers full of switches with `count` functions. Below each root port is a switch with an accelerator, a drive, a
+    /// network card with virtual functions, and a device of eight functions.
     pub(crate) fn of_functions(count: usize) -> Self {
-        let mut builder = Builder::default();
-        for domain in 0.. {
-            let root = builder.root_complex(domain);
+        let mut builder = Builder::new();
+        for segment in 0..u32::try_from(count.div_ceil(SEGMENT)).expect("few segments") {
+            let root = builder.root(segment, 0, 0);
+            builder.add(root, host_bridge((0x8086, 0x09a2)));
             for device in 1..=PORTS {
-                if builder.functions.len() >= count {
-                    builder.functions.truncate(count);
-                    return builder.write();
+                let port = builder.add(root, port().at(device, 0));
+                let legs = add_switch(&mut builder, port, 4);
+                builder.add(legs[0], accelerator());
+                builder.add(legs[0], accelerator().at(0, 1).group(Group::OfDevice));
+                builder.add(legs[1], drive());
+                builder.add(legs[2], network_card());
+                for number in 0..8 {
+                    builder.add(legs[3], drive().at(0, number).group(Group::OfDevice));
                 }
-                let port = builder.port(&root, device, Kind::RootPort);
-                let upstream = builder.upstream(&port);
-                let leg = builder.port(&upstream, 0, Kind::Downstream);
-                builder.device(&leg, 2, Kind::Accelerator);
-                let leg = builder.port(&upstream, 1, Kind::Downstream);
-                builder.device(&leg, 1, Kind::Drive);
-                let leg = builder.port(&upstream, 2, Kind::Downstream);
-                builder.network_card(&leg, 16);
-                let leg = builder.port(&upstream, 3, Kind::Downstream);
-                builder.device(&leg, 8, Kind::Drive);
             }
         }
-        builder.write()
+        Self::new(&builder.build().first(count))
     }
 
     /// A host with 64 devices that may be peers: eight switches with eight accelerators each.
     pub(crate) fn of_64_peers() -> Self {
-        let mut builder = Builder::default();
-        let root = builder.root_complex(0);
+        let mut builder = Builder::new();
+        let root = builder.root(0, 0, 0);
+        builder.add(root, host_bridge((0x8086, 0x09a2)));
         for device in 1..=8 {
-            let port = builder.port(&root, device, Kind::RootPort);
-            let upstream = builder.upstream(&port);
-            for device in 0..8 {
-                let leg = builder.port(&upstream, device, Kind::Downstream);
-                builder.device(&leg, 1, Kind::Accelerator);
+            let port = builder.add(root, port().at(device, 0));
+            for leg in add_switch(&mut builder, port, 8) {
+                builder.add(leg, accelerator());
             }
         }
-        builder.write()
+        Self::new(&builder.build())
     }
 
     /// The directory that stands for `/sys`.
@@ -83,99 +70,48 @@ impl Machine {
     }
 }
 
-/// A place that functions can be put in: a directory and the bus that it stands for.
-struct Place {
-    dir: String,
-    domain: u32,
-    bus: u8,
+/// The downstream ports of a switch below a port.
+fn add_switch(builder: &mut Builder, port: Node, legs: u8) -> Vec<Node> {
+    const SWITCH: (u16, u16) = (0x1000, 0xc030);
+    let up = builder.add(port, upstream(SWITCH).link(5, 16));
+    let leg = |device| downstream(SWITCH).at(device, 0).link(5, 16);
+    (0..legs)
+        .map(|device| builder.add(up, leg(device)))
+        .collect()
 }
 
-#[derive(Default)]
-struct Builder {
-    functions: Vec<Function>,
-    next_bus: u8,
-    groups: usize,
-    next_bar: u64,
+fn port() -> Function {
+    root_port((0x8086, 0x352a)).link(5, 16)
 }
 
-impl Builder {
-    fn root_complex(&mut self, domain: u32) -> Place {
-        self.next_bus = 1;
-        self.next_bar = 0x1000_0000_0000;
-        let root = Place {
-            dir: format!("pci{domain:04x}:00"),
-            domain,
-            bus: 0,
-        };
-        self.groups += 1;
-        self.add(&root, 0, Kind::HostBridge, 0);
-        root
-    }
+fn endpoint(ids: (u16, u16), class: u32) -> Function {
+    Function::new(Kind::Endpoint, ids, class)
+        .bar(0, BarKind::Prefetchable64, MIB)
+        .link(5, 16)
+        .ats(true)
+        .ari()
+        .flr()
+}
 
-    fn add(&mut self, place: &Place, devfn: u8, kind: Kind, secondary: u8) -> &mut Function {
-        let name = format!(
-            "{:04x}:{:02x}:{:02x}.{}",
-            place.domain,
-            place.bus,
-            devfn >> 3,
-            devfn & 7
-        );
-        let (ids, class, driver) = kind.identity();
-        self.next_bar += 1 << 32;
-        self.functions.push(Function {
-            dir: format!("{}/{name}", place.dir),
-            name,
-            kind,
-            ids,
-            class,
-            buses: (place.bus, secondary),
-            first_bar: self.next_bar,
-            group: self.groups,
-            driver,
-            physical: None,
-        });
-        self.functions.last_mut().expect("it was just added")
-    }
+fn accelerator() -> Function {
+    endpoint((0x10de, 0x2330), 0x03_0200).driver("vfio-pci")
+}
 
-    fn port(&mut self, place: &Place, device: u8, kind: Kind) -> Place {
-        let bus = self.next_bus;
-        self.next_bus += 1;
-        self.groups += 1;
-        let dir = self.add(place, device << 3, kind, bus).dir.clone();
-        Place {
-            dir,
-            domain: place.domain,
-            bus,
-        }
-    }
+fn drive() -> Function {
+    endpoint((0x144d, 0xa80a), 0x01_0802).driver("nvme")
+}
 
-    fn upstream(&mut self, place: &Place) -> Place {
-        self.port(place, 0, Kind::Upstream)
-    }
-
-    fn device(&mut self, place: &Place, functions: u8, kind: Kind) {
-        self.groups += 1;
-        for devfn in 0..functions {
-            self.add(place, devfn, kind, 0);
-        }
-    }
-
-    fn network_card(&mut self, place: &Place, virtual_functions: u8) {
-        self.groups += 1;
-        let physical = self.add(place, 0, Kind::NetworkCard, 0).name.clone();
-        for index in 0..virtual_functions {
-            self.groups += 1;
-            self.add(place, 0x80 + index, Kind::VirtualFunction, 0)
-                .physical = Some(physical.clone());
-        }
-    }
-
-    fn write(self) -> Machine {
-        let dir = tempfile::tempdir().expect("a directory for the machine");
-        sysfs::write(&dir.path().join("sys"), &self.functions).expect("writing the machine");
-        Machine {
-            dir,
-            functions: self.functions,
-        }
-    }
+fn network_card() -> Function {
+    let virtual_functions = Virtual {
+        count: 16,
+        device: 0x101e,
+        bar_size: MIB,
+        driver: Some("vfio-pci"),
+        first: 0x80,
+        stride: 1,
+    };
+    endpoint((0x15b3, 0x1021), 0x02_0700)
+        .acs(0x5f, 0x1d)
+        .driver("mlx5_core")
+        .virtual_functions(virtual_functions)
 }

@@ -9,7 +9,7 @@ mod scan;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use machine::Machine;
+use machine::OnDisk;
 
 /// Numbers of functions.
 const SIZES: [usize; 4] = [1_000, 2_000, 5_000, LARGEST];
@@ -25,14 +25,14 @@ fn config() -> Criterion {
 
 fn sizes(criterion: &mut Criterion) {
     for size in SIZES {
-        let machine = Machine::of_functions(size);
+        let machine = OnDisk::of_functions(size);
         let topology = scan::bench(criterion, &machine, size == LARGEST);
         decide::groups(criterion, &topology);
     }
 }
 
 fn peers(criterion: &mut Criterion) {
-    decide::peers(criterion, &scan::scan(&Machine::of_64_peers()));
+    decide::peers(criterion, &scan::scan(&OnDisk::of_64_peers()));
 }
 
 criterion_group! {
