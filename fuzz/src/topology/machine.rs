@@ -2,6 +2,7 @@
 
 use iommu_group::{Firmware, GroupModel, Kernel, PortType, Topology};
 use serde_json::{Map, Value, json};
+use test_machine::config::{Space, text};
 
 use crate::bytes::Bytes;
 
@@ -29,71 +30,6 @@ const IDS: [(u16, u16); 16] = [
 ];
 
 const ACS_BITS: [u16; 8] = [0x00, 0x1d, 0x5f, 0x7f, 0x11, 0x15, 0x3d, 0x1f];
-
-/// A configuration space under construction.
-struct Space {
-    bytes: Vec<u8>,
-    /// Offset at which the pointer to the next capability is written.
-    pointer: usize,
-    next: usize,
-    extended: usize,
-    next_extended: usize,
-}
-
-impl Space {
-    fn new() -> Self {
-        Self {
-            bytes: vec![0; 0x300],
-            pointer: 0x34,
-            next: 0x40,
-            extended: 0,
-            next_extended: 0x100,
-        }
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn capability(&mut self, id: u8, body: &[u8]) {
-        let at = self.next;
-        self.bytes[self.pointer] = u8::try_from(at).unwrap_or(0);
-        self.put(at, &[id, 0]);
-        self.put(at + 2, body);
-        self.pointer = at + 1;
-        self.next = (at + 2 + body.len()).next_multiple_of(4);
-    }
-
-    fn extended(&mut self, id: u16, body: &[u8]) {
-        let at = self.next_extended;
-        if self.extended != 0 {
-            let pointer = u16::try_from(at << 4).unwrap_or(0) | 1;
-            self.put(self.extended + 2, &pointer.to_le_bytes());
-        }
-        self.put(at, &(u32::from(id) | 1 << 16).to_le_bytes());
-        self.put(at + 4, body);
-        self.extended = at;
-        self.next_extended = (at + 4 + body.len()).next_multiple_of(4);
-    }
-
-    fn text(&self, visible: usize) -> Value {
-        let shown = visible.min(self.bytes.len());
-        let mut text = Map::new();
-        text.insert("visible".into(), json!(visible));
-        if let Some(last) = shown.checked_sub(1) {
-            text.insert("read".into(), json!(format!("000-{last:03x}")));
-        } else {
-            text.insert("read".into(), json!(""));
-        }
-        for (row, line) in self.bytes[..shown].chunks(16).enumerate() {
-            if line.iter().any(|byte| *byte != 0) {
-                let hex: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
-                text.insert(format!("{:03x}", row * 16), json!(hex));
-            }
-        }
-        Value::Object(text)
-    }
-}
 
 /// The text of a topology file for a machine that the bytes describe.
 pub(crate) fn machine(bytes: &[u8]) -> String {
@@ -240,7 +176,7 @@ fn some_of<'a>(bytes: &mut Bytes<'_>, names: &'a [String]) -> Option<&'a String>
 }
 
 fn config(bytes: &mut Bytes<'_>) -> Value {
-    let mut space = Space::new();
+    let mut space = Space::new(0x300);
     let (vendor, device) = bytes.pick(&IDS);
     space.put(0, &vendor.to_le_bytes());
     space.put(2, &device.to_le_bytes());
@@ -268,8 +204,15 @@ fn config(bytes: &mut Bytes<'_>) -> Value {
         body[5] = if flags & 4 != 0 { 0x10 } else { 0 };
         body[0x0d] = bytes.next();
         body[0x26] = if flags & 8 != 0 { 0x20 } else { 0 };
-        space.capability(0x10, &body);
+        space.capability(0x40, 0x10);
+        space.put(0x42, &body);
     }
+    let mut next = 0x100;
+    let mut extended = |space: &mut Space, id, body: &[u8]| {
+        space.extended(next, id, 1);
+        space.put(next + 4, body);
+        next += 4 + body.len();
+    };
     if flags & 0x10 != 0 {
         let (capability, control) = (bytes.pick(&ACS_BITS), bytes.pick(&ACS_BITS));
         let mut body = [0; 12];
@@ -277,18 +220,22 @@ fn config(bytes: &mut Bytes<'_>) -> Value {
         body[1] = bytes.pick(&[0, 8, 33, 0xff]);
         body[2..4].copy_from_slice(&control.to_le_bytes());
         body[4] = bytes.next();
-        space.extended(0x0d, &body);
+        extended(&mut space, 0x0d, &body);
     }
     if flags & 0x20 != 0 {
-        space.extended(0x0f, &[0x20, 0, 0, bytes.pick(&[0x80, 0])]);
+        extended(&mut space, 0x0f, &[0x20, 0, 0, bytes.pick(&[0x80, 0])]);
     }
     if flags & 0x40 != 0 {
-        space.extended(0x0e, &[bytes.next(), bytes.next(), bytes.next(), 0]);
+        extended(
+            &mut space,
+            0x0e,
+            &[bytes.next(), bytes.next(), bytes.next(), 0],
+        );
     }
     if flags & 0x80 != 0 {
         let mut body = [0; 60];
         body[8..].fill(bytes.next());
-        space.extended(0x10, &body);
+        extended(&mut space, 0x10, &body);
     }
     let visible = bytes.pick(&[4096, 4096, 4096, 4096, 256, 64, 0, 0x104]);
     match bytes.next() {
@@ -300,5 +247,6 @@ fn config(bytes: &mut Bytes<'_>) -> Value {
         }
         _ => {}
     }
-    space.text(visible)
+    let shown = &space.bytes[..visible.min(space.bytes.len())];
+    text(shown, visible)
 }

@@ -11,6 +11,7 @@ const MSI_X: usize = 0x50;
 const EXPRESS: usize = 0x60;
 const ADVANCED_FEATURES: usize = 0xa0;
 const ERRORS: usize = 0x100;
+// With room for an egress vector of 32 ports if the function also has one of the next three, else for 256.
 const ACS: usize = 0x150;
 const ARI: usize = 0x160;
 const ATS: usize = 0x170;
