@@ -5,15 +5,12 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/random.rs"]
-mod random;
-
 use std::collections::BTreeSet;
 
 use iommu_group::{
     Exposure, Function, GroupModel, Groups, Kernel, RoutingModel, Sbdf, Topology, UntranslatedReach,
 };
-use random::Random;
+use test_machine::random::{self, Random};
 use test_machine::{Machine, bdf};
 
 /// A switch with three devices in groups of their own: a guest's, the host's drive and one for another guest.

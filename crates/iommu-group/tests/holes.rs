@@ -7,8 +7,6 @@
 
 #[path = "common/addresses.rs"]
 mod addresses;
-#[path = "common/random.rs"]
-mod random;
 #[path = "common/walk.rs"]
 mod walk;
 
@@ -18,7 +16,7 @@ use std::slice;
 use iommu_group::{
     AcsBits, Address, GroupModel, HoleCause, Kernel, MemoryHole, RoutingModel, Sbdf, Topology,
 };
-use random::Random;
+use test_machine::random::{self, Random};
 use test_machine::{Machine, bdf};
 use walk::{End, Walk};
 
@@ -200,7 +198,7 @@ fn interesting(topology: &Topology, random: &mut Random) -> Vec<u64> {
     // Not all of them: there are many in a large machine, and many machines.
     let some = (0..60).map(|_| random.pick(&all));
     let mut some: Vec<u64> = some.collect();
-    some.extend((0..20).map(|_| 0x7000_0000 + random.next() % 0x9000_0000));
+    some.extend((0..20).map(|_| 0x7000_0000 + random.number() % 0x9000_0000));
     some
 }
 

@@ -8,8 +8,6 @@
 
 #[path = "common/carry_out.rs"]
 mod carry_out;
-#[path = "common/random.rs"]
-mod random;
 
 use std::collections::BTreeSet;
 
@@ -17,8 +15,8 @@ use carry_out::{as_topology, carry_out};
 use iommu_group::{
     AcsBits, Goals, Groups, Kernel, Plan, PlanOptions, RoutePreference, Sbdf, Topology, Warning,
 };
-use random::Random;
 use test_machine::Machine;
+use test_machine::random::{self, Random};
 
 struct OnPanic<'a>(u64, &'a str, String);
 

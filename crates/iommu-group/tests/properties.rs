@@ -5,14 +5,11 @@
     reason = "a test that cannot set up its machine should stop"
 )]
 
-#[path = "common/random.rs"]
-mod random;
-
 use std::collections::BTreeSet;
 
 use iommu_group::{AcsBits, Firmware, GroupModel, Groups, Kernel, Sbdf, Topology};
-use random::Random;
 use test_machine::Machine;
+use test_machine::random::{self, Random};
 
 /// Calls `check` with machines of many seeds; a failure names its seed.
 fn for_machines(seeds: u64, check: impl Fn(&Topology, &mut Random)) {

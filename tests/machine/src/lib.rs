@@ -19,6 +19,7 @@ pub mod config;
 mod dump;
 mod function;
 pub mod hosts;
+pub mod random;
 mod sysfs;
 #[cfg(test)]
 mod tests;

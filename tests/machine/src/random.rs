@@ -1,19 +1,19 @@
 //! Machines drawn from a seed.
 
-#![allow(dead_code, reason = "each test uses its part")]
-
 use std::fmt::Write;
 
 /// A small generator of numbers: the same seed gives the same numbers everywhere.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A generator with a seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -21,22 +21,23 @@ impl Random {
     }
 
     /// A number below `end`.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap_or(0) % end.max(1)
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.number() >> 33).unwrap_or(0) % end.max(1)
     }
 
     /// True once in `times` on average.
-    pub(crate) fn once_in(&mut self, times: usize) -> bool {
+    pub fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    /// One element of `from`.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 }
 
 /// A machine with root ports, switches up to three levels deep, bridges, and devices of all kinds.
-pub(crate) fn machine(random: &mut Random) -> String {
+pub fn machine(random: &mut Random) -> String {
     let mut text = String::from("\n00:00.0 host id=8086:29c0\n");
     let mut bus = 0;
     let ports = 1 + random.below(6);

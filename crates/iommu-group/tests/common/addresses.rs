@@ -1,6 +1,6 @@
 //! Addresses for machines that have none: BARs for functions, and windows for bridges around them.
 
-use super::random::Random;
+use test_machine::random::Random;
 
 /// Units of windows.
 const MIB: u64 = 1 << 20;
@@ -43,7 +43,7 @@ fn assign(lines: &mut [String], at: usize, next: &mut u64, random: &mut Random) 
         bar(&mut lines[at], next);
     }
     if lines[at].contains("acs=7f/1d") && random.once_in(2) {
-        let vector = random.next() & 0xf;
+        let vector = random.number() & 0xf;
         lines[at] = lines[at].replace(
             "acs=7f/1d",
             &format!("acs=7f/3d vector=8 egress={vector:x}"),
