@@ -5,7 +5,7 @@
 //!                              ▲                            │
 //!                              └──────────── Reply ─────────┘
 //! ```
-//! The API thread makes no decisions: the owner of the VM answers one [`Call`] after the other. A VMM needs the feature
+//! The API thread makes no decisions: the owner of the VM answers one `Call` after the other. A VMM needs the feature
 //! `server`; a client needs only the [types](VmInfo). The feature `schema` adds the OpenAPI
 //! description.
 //!
