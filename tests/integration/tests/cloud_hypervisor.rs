@@ -246,7 +246,6 @@ const CALLS: &[&[&str]] = &[
     &["add-fs", "tag=none,socket=/none"],
     &["add-pmem", "file=/none"],
     &["add-user-device", "socket=/none"],
-    &["add-vdpa", "path=/none"],
     &["add-vsock", "cid=1,socket=/none"],
     &["add-generic-vhost-user", "socket=/none"],
     &["coredump", "file:///none/core"],
@@ -290,6 +289,10 @@ fn every_call_of_ch_remote_is_answered_behind_the_front_as_without_it() {
             // The proxy checks the devices of these calls and answers with a reason of its own.
             for (words, reason) in [
                 (["add-device", NOWHERE], "lspci -D lists them"),
+                (
+                    ["add-vdpa", "path=/none"],
+                    "no PCI function is behind the vDPA device /none",
+                ),
                 (
                     ["restore", "source_url=file:///none"],
                     "is not the file:// URL of a directory",
