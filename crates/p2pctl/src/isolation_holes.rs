@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_group::{GroupId, IsolationHole, Sbdf, Topology};
+use iommu_group::{GroupId, Groups, IsolationHole, RoutingModel, Sbdf, Topology};
 
 use crate::names::Names;
 use crate::show::{Line, Text, Tone};
@@ -32,6 +32,12 @@ pub(crate) fn concerning(mut holes: Vec<IsolationHole>, functions: &[Sbdf]) -> V
         });
     }
     holes
+}
+
+/// The warnings about the current holes from or to these functions; all of them if no function is given.
+pub(crate) fn current(topology: &Topology, names: Names, functions: &[Sbdf], width: usize) -> Text {
+    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
+    warning(topology, names, &concerning(holes, functions), width)
 }
 
 /// A warning for every switch that routes between groups and bypasses the IOMMU. Empty if there is none.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use iommu_group::{
-    Difference, Firmware, Function, GroupId, GroupModel, Groups, Kernel, Reason, RoutingModel,
-    Sbdf, Topology,
+    Difference, Firmware, Function, GroupId, GroupModel, Groups, Kernel, Reason, Sbdf, Topology,
 };
 
 use crate::answer::Answer;
@@ -61,12 +60,10 @@ pub(crate) fn run(source: &Source, args: &GroupsArgs, json: bool, width: usize) 
         [] => Vec::new(),
         _ => groups.values().flatten().map(|f| f.sbdf()).collect(),
     };
-    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
-    let holes = isolation_holes::concerning(holes, &shown);
-    text.extend(isolation_holes::warning(
+    text.extend(isolation_holes::current(
         topology,
         source.names,
-        &holes,
+        &shown,
         width,
     ));
     let answer = Answer::text(text).about(source);

@@ -1,7 +1,7 @@
 //! `p2pctl topology`: the tree of functions.
 
 use anyhow::Result;
-use iommu_group::{Function, Groups, PortType, RootBus, RoutingModel, Sbdf, Topology};
+use iommu_group::{Function, PortType, RootBus, RoutingModel, Sbdf, Topology};
 
 use crate::accepted;
 use crate::answer::Answer;
@@ -38,12 +38,10 @@ pub(crate) fn run(
         return Answer::json(&json::topology(topology, &args.below, &accepted));
     }
     let mut text = show(topology, source.names, args);
-    let holes = RoutingModel::found(topology).isolation_holes(&Groups::found(topology));
-    let holes = isolation_holes::concerning(holes, &shown);
-    text.extend(isolation_holes::warning(
+    text.extend(isolation_holes::current(
         topology,
         source.names,
-        &holes,
+        &shown,
         width,
     ));
     text.extend(accepted::lines(source, &accepted, width));
