@@ -48,14 +48,17 @@ impl Devices {
     ) -> Result<Poll<Sbdf>, VmmError> {
         let request = request(config)?;
         let host = context.host.view()?;
-        self.set.check_added(&host, &request, context.departed)?;
         if self.set.needs_switch(request.domain.as_ref()) {
             // An empty switch holds windows that a new switch may need.
             self.process_ejected();
-            if self.has_empty_switches() && Instant::now() < deadline {
-                return Ok(Poll::Pending);
+            if self.has_empty_switches() {
+                // A refusal does not wait for the guest, and no switch is removed for it.
+                self.set.check_added(&host, &request, context.departed)?;
+                if Instant::now() < deadline {
+                    return Ok(Poll::Pending);
+                }
+                self.remove_empty_switches();
             }
-            self.remove_empty_switches();
         }
         let added = self.set.add(&host, request, context.departed)?;
         let mut device = GuestDevice::new(config.clone(), &added.member);
